@@ -1,0 +1,1 @@
+"""Images with labels, and the order in which training sees them."""

@@ -1,0 +1,25 @@
+"""Mistakes the user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Shown as one line, without a traceback; the command ends with exit code 2.
+
+    Args:
+        given: what was found, with its value.
+        expected: what would have been right.
+        do: the next thing to try.
+    """
+
+    def __init__(self, given: str, expected: str, do: str):
+        self.given, self.expected, self.do = given, expected, do
+        super().__init__(f"{given}; expected {expected}; {do}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names, those most like `name` first: "did you mean A or B?" for an error's last part."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Scores of samples against a reference, with the protocol that makes them comparable."""
