@@ -1,0 +1,250 @@
+"""What a user can choose: frozen dataclasses, the one source for flags, `--help`, JSON and docs.
+
+The string under a field is its help text. Defaults are the digits example, small enough for a laptop.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dit.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a class-conditional Diffusion Transformer on the latents of images."""
+
+    preset: str = "digits"
+    """Named configuration that gives the defaults of all other flags: digits, imagenet-256, imagenet-256-flow."""
+
+    # -- data ------------------------------------------------------------------------------------------------
+    data: str = "digits"
+    """`digits` (1,797 handwritten digits, ships with scikit-learn), a folder with one subfolder of images per
+    class, or a folder of latents written by `dit encode`."""
+    vae: str = "digits"
+    """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a
+    local folder in diffusers' layout."""
+    image_size: int = 32
+    """Height and width of the images in pixels."""
+    num_classes: int | None = None
+    """Number of classes; counted in the data unless given."""
+    flip: bool | None = None
+    """Random horizontal flips; unless given, on where the data allows it (never for digits)."""
+    latent_norm: Literal["vae", "data"] = "vae"
+    """Scale latents by the autoencoder's own constants, or to zero mean and unit deviation per channel as
+    measured on the data."""
+
+    # -- network ---------------------------------------------------------------------------------------------
+    model: str = "DiT-Ti/2"
+    """Size and patch: DiT-{Ti,S,B,L,XL}/{2,4,8}."""
+
+    # -- diffusion -------------------------------------------------------------------------------------------
+    process: Literal["flow", "linear", "cosine"] = "flow"
+    """Noise process: flow matching, or DDPM's 1000 steps with linear or cosine betas."""
+    objective: Literal["eps", "x0", "v"] = "v"
+    """What the network predicts: the noise, the data, or the velocity."""
+    learn_sigma: bool = False
+    """Predict the variance too, trained by the variational bound (DDPM processes only)."""
+    time_sampling: Literal["uniform", "logit-normal"] = "logit-normal"
+    """Distribution of training times (flow only; DDPM is always uniform)."""
+    time_shift: float = 1.0
+    """Shifts flow times towards noise: t -> s t / (1 + (s - 1) t), in training and in sampling."""
+    min_snr_gamma: float | None = None
+    """Clamp of the min-SNR loss weighting (2303.09556), usually 5; off unless given."""
+    label_dropout: float = 0.1
+    """Chance that a label is replaced by the null class, for classifier-free guidance."""
+
+    # -- optimisation ----------------------------------------------------------------------------------------
+    steps: int = 1600
+    """Optimizer steps in all."""
+    epochs: float | None = None
+    """Passes over the data; overrides --steps."""
+    global_batch_size: int = 64
+    """Images per optimizer step, over all ranks and accumulation steps."""
+    grad_accum: int = 1
+    """Micro-batches per optimizer step and rank."""
+    lr: float = 4e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    beta2: float = 0.99
+    """Second-moment decay of AdamW."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    cooldown: float = 0.5
+    """Last share of the steps over which the learning rate falls linearly to zero; 0 keeps it constant."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 never clips."""
+    ema: float = 0.999
+    """Decay of the exponential moving average of the weights, which sampling uses."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    compile: bool | None = None
+    """Compile the network with torch.compile; unless given, on for CUDA and off on CPU."""
+    seed: int = 0
+    """Seed of initial weights, order of data, times, noise and label drops."""
+
+    # -- the run ---------------------------------------------------------------------------------------------
+    out: Path | None = None
+    """Run directory; unless given, the next free runs/NNN-DATA-MODEL."""
+    resume: str | None = None
+    """Continue a run: its directory, or `auto` to continue --out where it has a checkpoint and start it where not."""
+    sample_every: int = 400
+    """Steps between sample grids; 0 = never."""
+    ckpt_every: int = 800
+    """Steps between checkpoints; 0 = only at the end."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl; 0 = never."""
+    keep: int = 2
+    """How many checkpoints to keep, newest first."""
+    dry_run: bool = False
+    """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
+
+    def __post_init__(self) -> None:
+        positive = ("image_size", "global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep")
+        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "seed")
+        _require_range(self, positive, lambda v: v > 0, "a number above 0")
+        _require_range(self, not_negative, lambda v: v >= 0, "0 or more")
+        _require_range(self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)")
+        _require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
+        _require_range(self, ("num_classes", "epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
+        if self.process == "flow" and self.objective == "eps":
+            raise UserError("--process flow with --objective eps", "--objective v or x0 with flow matching",
+                            "pure noise tells nothing of the data at t = 1: pass --objective v")  # fmt: skip
+        if self.process == "flow" and self.learn_sigma:
+            raise UserError("--process flow with --learn-sigma", "--process linear or cosine with --learn-sigma",
+                            "a flow has no variance to learn: drop --learn-sigma")  # fmt: skip
+        if self.global_batch_size % self.grad_accum:
+            raise UserError(f"--global-batch-size {self.global_batch_size} and --grad-accum {self.grad_accum}",
+                            "a batch that the accumulation steps divide", "change one of them")  # fmt: skip
+
+
+SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How noise becomes an image."""
+
+    sampler: Literal["auto", "ddpm", "ddim", "euler", "heun", "dpmpp_2m"] = "auto"
+    """auto: heun for flow matching, ddpm for the DDPM processes."""
+    steps: int | None = None
+    """Sampling steps (heun calls the network twice in each); unless given, 25, and 250 for ddpm."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance: 1 is none."""
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    """Guide only at times in this interval: 0 is data, 1 is noise (2404.07724)."""
+    cfg_channels: int | None = None
+    """Guide only the first channels; 3 is what the original DiT release does; all unless given."""
+    eta: float = 0.0
+    """DDIM's noise: 0 is deterministic, 1 is ancestral."""
+    variance: Literal["auto", "small", "large", "learned"] = "auto"
+    """Variance of ddpm steps; auto: learned where the network has it, else small."""
+    seed: int = 0
+    """Image i is made from (seed, i) alone, whatever the batch size or the number of ranks."""
+    batch_size: int = 64
+    """Images per network call and rank; does not change the images."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 on CUDA, fp32 on CPU."""
+
+    def __post_init__(self) -> None:
+        _require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
+        _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        _require_range(self, ("cfg_scale", "eta", "seed"), lambda v: v >= 0, "0 or more")
+        _require_range(self, ("cfg_interval",), lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1")
+        _require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(SamplerConfig):
+    """Sample images from a trained run: a labelled grid, or many images in a folder or an .npz file."""
+
+    run: Path
+    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    classes: str | None = None
+    """Class ids such as 0,1,2, taken in turn; all classes unless given."""
+    num_samples: int | None = None
+    """Number of images for --out; unless given, a grid with some images of each class."""
+    per_class: int = 8
+    """Images of each class in the grid."""
+    out: Path | None = None
+    """Grid: a .png file (default: in the run's samples/). With --num-samples: the folder to fill."""
+    format: Literal["png", "npz"] = "png"
+    """With --num-samples: one .png an image, or one samples.npz."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(SamplerConfig):
+    """Score samples against a reference and write report.json, report.md and report.html."""
+
+    run: Path | None = None
+    """Run to sample from and score."""
+    samples: Path | None = None
+    """Images to score instead: a folder or an .npz file."""
+    reference: str | None = None
+    """`digits`, a folder of images, or an .npz file of statistics (mu, sigma); the run's own data unless given."""
+    num_samples: int | None = None
+    """Images to sample from the run; unless given, as many as the reference has, at most 50,000."""
+    extractor: Literal["auto", "inception", "digits-cnn"] = "auto"
+    """Feature network; auto: digits-cnn for digits, else inception."""
+    weights: Path | None = None
+    """Local file of Inception's weights, where they can not be downloaded."""
+    out: Path | None = None
+    """Folder of the report; unless given, evaluation/ in the run or beside the samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """Encode an image folder to latents once, so that training need not; continues where it was interrupted."""
+
+    data: str
+    """`digits`, or a folder with one subfolder of images per class."""
+    out: Path
+    """Folder for the latent shards."""
+    vae: str = "digits"
+    """Autoencoder, as in train.py."""
+    image_size: int = 256
+    """Height and width of the images in pixels."""
+    flip: bool | None = None
+    """Store the mirrored image too; unless given, on where the data allows it (never for digits)."""
+    batch_size: int = 64
+    """Images per call of the encoder and rank."""
+    shard_size: int = 10_000
+    """Images in one shard file."""
+
+
+Config = TypeVar("Config")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_json(cls: type[Config], values: dict[str, Any]) -> Config:
+    """The inverse of `to_json`.
+
+    Raises:
+        UserError: a key that `cls` does not have.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UserError(f"unknown setting {key!r} in a saved {cls.__name__}", "a setting of this version",
+                            nearest(key, fields))  # fmt: skip
+    return cls(**{k: _from_plain(fields[k].type, v) for k, v in values.items()})
+
+
+def _from_plain(kind: Any, value: Any) -> Any:
+    if value is not None and "Path" in str(kind):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str) -> None:
+    for name in names:
+        if not holds(getattr(config, name)):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {getattr(config, name)}", expected, f"change {flag}")

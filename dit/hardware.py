@@ -1,0 +1,77 @@
+"""Where the work runs: ranks, devices, precision."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers; one process alone is rank 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank prints, draws and writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    def share(self, value: Value) -> Value:
+        """Rank 0's `value`, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values` over ranks, on every rank."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """Join the process group that torchrun announces (nccl on CUDA, gloo on CPU); alone without torchrun."""
+    cuda = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Ranks(device=device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products run faster than float32 ones here."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Mixed precision: `fp32`, `bf16`, or `auto` for bf16 where it is fast."""
+    enabled = precision == "bf16" or (precision == "auto" and fast_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
