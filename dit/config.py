@@ -38,7 +38,7 @@ class TrainConfig:
 
     # -- network ---------------------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
-    """Size and patch: DiT-{Ti,S,B,L,XL}/{2,4,8}."""
+    """Size and patch: DiT-{Ti,S,B,L,XL}/{1,2,4,8}."""
 
     # -- diffusion -------------------------------------------------------------------------------------------
     process: Literal["flow", "linear", "cosine"] = "flow"

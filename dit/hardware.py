@@ -45,6 +45,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest of `values` over ranks, on every rank."""
+        if self.world > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: install quickstart quickstart-fast test test-slow lint types bench clean
+
+quickstart: $(READY)       ## train, sample and evaluate on handwritten digits: 4 minutes on 2 CPU cores
+	$(BIN)/python -m benchmarks.quickstart
+
+quickstart-fast: $(READY)  ## the same road with 40 training steps, to see that it is open
+	$(BIN)/python -m benchmarks.quickstart --out runs/quickstart-fast --train-steps 40 --num-samples 100
+
+install: $(READY)          ## create .venv with everything
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet -r requirements.txt
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $(READY)
+
+test: $(READY)             ## all quick tests, under 6 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)        ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)            ## measured speed and quality, into benchmarks/results/
+	$(BIN)/python -m benchmarks.training_speed
+	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,190 @@
+"""From configuration to objects: the only file that knows both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dit.config import SamplerConfig, TrainConfig
+from dit.data.images import load_images
+from dit.diffusion import samplers
+from dit.diffusion.denoiser import Denoise, Denoiser
+from dit.diffusion.guidance import cfg
+from dit.diffusion.process import DDPM, Flow, Process
+from dit.errors import UserError
+from dit.latents.autoencoder import Autoencoder, load_autoencoder
+from dit.latents.store import Latents, LatentStore, MemoryLatents, OnlineLatents, holds_latents
+from dit.models.dit import create_model
+from dit.runs import Card, NetworkSpec, Weights, find_weights, read_weights
+
+
+def build_process(config: TrainConfig) -> Process:
+    """The noise process of a run."""
+    if config.process == "flow":
+        return Flow(config.time_sampling, config.time_shift)
+    return DDPM(config.process)
+
+
+def build_network(spec: NetworkSpec) -> nn.Module:
+    """A fresh network."""
+    return create_model(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
+                        num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)  # fmt: skip
+
+
+def build_denoiser(config: TrainConfig, network: nn.Module) -> Denoiser:
+    """Network and process as one."""
+    return Denoiser(network, build_process(config), config.objective, config.learn_sigma)
+
+
+def build_source(config: TrainConfig, autoencoder: Autoencoder) -> Latents:
+    """The latents to train on: stored ones, digits encoded now, or a folder's images encoded as they come."""
+    if holds_latents(Path(config.data)):
+        return open_store(config, autoencoder)
+    images = load_images(config.data, config.image_size)
+    flips = images.flips if config.flip is None else config.flip
+    if config.data == "digits":
+        return MemoryLatents.encode(images, autoencoder, flips)
+    return OnlineLatents(images, autoencoder, flips)
+
+
+def open_store(config: TrainConfig, autoencoder: Autoencoder) -> LatentStore:
+    """Stored latents, if they are what this configuration would encode.
+
+    Raises:
+        UserError: encoded by another autoencoder, at another size, or without the flips asked for.
+    """
+    store = LatentStore(config.data)
+    again = f"encode again: dit encode --data IMAGES --out OTHER --vae {config.vae} --image-size {config.image_size}"
+    if store.checksum != autoencoder.checksum:
+        raise UserError(f"--data {config.data} was encoded by {store.vae}, not by --vae {config.vae}",
+                        "the autoencoder of the latents", f"pass --vae {store.vae}, or {again}")
+    if store.image_size != config.image_size:
+        raise UserError(f"--data {config.data} was encoded at {store.image_size} px, not --image-size "
+                        f"{config.image_size}", "the size of the latents", f"pass --image-size {store.image_size}")
+    if config.flip and not store.flips:
+        raise UserError(f"--flip with --data {config.data}, which holds no mirrored images", "latents with flips",
+                        f"drop --flip, or {again} --flip")
+    return store
+
+
+def build_card(config: TrainConfig, source: Latents) -> Card:
+    """Describe the network that this configuration trains on this data.
+
+    Raises:
+        UserError: more classes in the data than --num-classes.
+    """
+    num_classes = config.num_classes or len(source.classes)
+    if num_classes < len(source.classes):
+        raise UserError(f"--num-classes {num_classes} for data with {len(source.classes)} classes",
+                        f"{len(source.classes)} or more", "drop --num-classes to count them in the data")  # fmt: skip
+    names = [*source.classes, *(str(i) for i in range(len(source.classes), num_classes))]
+    channels, size, _ = source.shape
+    spec = NetworkSpec(model=config.model, input_size=size, in_channels=channels, num_classes=num_classes,
+                       learn_sigma=config.learn_sigma)  # fmt: skip
+    card = Card(config=config, network=spec, classes=names)
+    if config.latent_norm == "vae":
+        return card
+    mean, std = source.statistics()
+    return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
+
+
+def build_autoencoder(card: Card, device: torch.device) -> Autoencoder:
+    """The autoencoder of a run, with the run's own normalisation."""
+    return normalised(load_autoencoder(card.config.vae, device), card)
+
+
+def normalised(autoencoder: Autoencoder, card: Card) -> Autoencoder:
+    """The autoencoder with the latent statistics of the data, where the run measured them."""
+    if card.latent_mean is None or card.latent_std is None:
+        return autoencoder
+    return autoencoder.with_statistics(card.latent_mean, card.latent_std)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network, ready to sample from."""
+
+    weights: Weights
+    denoise: Denoiser
+    autoencoder: Autoencoder
+    device: torch.device
+
+    @property
+    def card(self) -> Card:
+        """What the network is."""
+        return self.weights.card
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        spec = self.card.network
+        return spec.in_channels, spec.input_size, spec.input_size
+
+
+def load_run(path: Path, device: torch.device) -> Run:
+    """The EMA of a run directory, a checkpoint directory or a weights file.
+
+    Raises:
+        UserError: missing, damaged, or its autoencoder is missing.
+    """
+    weights = read_weights(find_weights(path))
+    with device:
+        network = build_network(weights.card.network)
+    network.load_state_dict(weights.state_dict)
+    network.eval().requires_grad_(False)
+    denoise = build_denoiser(weights.card.config, network)
+    return Run(weights, denoise, build_autoencoder(weights.card, device), device)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """A sampler with its guidance and times: what `generate` runs on each batch."""
+
+    denoise: Denoise
+    process: Process
+    sampler: samplers.Sampler
+    name: str
+    times: torch.Tensor
+
+
+def build_sampling(denoise: Denoiser, card: Card, config: SamplerConfig) -> SamplingPlan:
+    """Choose sampler, steps and guidance; `auto` is resolved here.
+
+    Raises:
+        UserError: a sampler or variance that the network can not serve.
+    """
+    flow = card.config.process == "flow"
+    name = config.sampler if config.sampler != "auto" else "heun" if flow else "ddpm"
+    variance = config.variance if config.variance != "auto" else "learned" if denoise.learn_sigma else "small"
+    if variance == "learned" and not denoise.learn_sigma:
+        raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
+    steps = config.steps or (250 if name == "ddpm" else 25)
+    if not flow and steps > denoise.process.end:
+        raise UserError(f"--steps {steps}", f"at most {denoise.process.end:.0f} for DDPM", "pass fewer --steps")
+    channels = config.cfg_channels
+    if channels is not None and channels > card.network.in_channels:
+        raise UserError(f"--cfg-channels {channels}", f"at most {card.network.in_channels} latent channels",
+                        "pass fewer, or drop it to guide all")  # fmt: skip
+    guided = cfg(denoise, denoise.process, config.cfg_scale, card.network.num_classes,
+                 interval=config.cfg_interval, channels=channels)  # fmt: skip
+    options = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
+    sampler = partial(getattr(samplers, name), **options.get(name, {}))
+    return SamplingPlan(guided, denoise.process, sampler, name, denoise.process.times(steps))
+
+
+def class_ids(text: str | None, num_classes: int) -> list[int]:
+    """Class ids from a flag such as `0,1,2`; all of them for None.
+
+    Raises:
+        UserError: not numbers, or out of range.
+    """
+    if text is None:
+        return list(range(num_classes))
+    ids: Sequence[str] = text.split(",")
+    if not all(i.strip().isdigit() and int(i) < num_classes for i in ids):
+        raise UserError(f"--classes {text}", f"class ids from 0 to {num_classes - 1}, separated by commas",
+                        "see `dit info RUN` for the classes of a run")  # fmt: skip
+    return [int(i) for i in ids]

@@ -1,0 +1,263 @@
+"""The commands: `dit train|sample|evaluate|encode|info`, and train.py, sample.py, evaluate.py.
+
+Flags come from the dataclasses of `dit.config`. torch is imported only once the flags are right, so that `--help`
+and mistakes answer at once.
+"""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from dit.config import EncodeConfig, EvalConfig, SampleConfig, TrainConfig
+from dit.errors import UserError, nearest
+
+MISTAKE, INTERRUPTED = 2, 130  # exit codes
+PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+Config = TypeVar("Config")
+
+
+# -- commands --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Tell what a run, a checkpoint or a file of weights is, and whether it is intact."""
+
+    path: tyro.conf.Positional[Path]
+    """Run directory, checkpoint directory, .safetensors file, or a .pt file of the original DiT release."""
+
+
+def _train(config: TrainConfig) -> None:
+    from dit.hardware import ranks
+    from dit.training.trainer import train
+
+    with ranks() as joined:
+        train(config, joined)
+
+
+def _sample(config: SampleConfig) -> None:
+    from dit.hardware import ranks
+    from dit.sample import sample
+
+    with ranks() as joined:
+        sample(config, joined)
+
+
+def _evaluate(config: EvalConfig) -> None:
+    from dit.evaluation.evaluate import evaluate
+    from dit.hardware import ranks
+
+    with ranks() as joined:
+        evaluate(config, joined)
+
+
+def _encode(config: EncodeConfig) -> None:
+    from dit.encode import encode
+    from dit.hardware import ranks
+
+    with ranks() as joined:
+        encode(config, joined)
+
+
+def _info(config: InfoConfig) -> None:
+    from dit.info import info
+
+    print(info(config.path))
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (TrainConfig, _train),
+    "sample": (SampleConfig, _sample),
+    "evaluate": (EvalConfig, _evaluate),
+    "encode": (EncodeConfig, _encode),
+    "info": (InfoConfig, _info),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command `dit`; its exit code."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name not in COMMANDS:
+        return _report(UserError(f"unknown command {name!r}", " | ".join(COMMANDS), nearest(name, COMMANDS)))
+    return _run(name, rest, f"dit {name}")
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """train.py; its exit code."""
+    return _run("train", argv, "train.py")
+
+
+def sample(argv: Sequence[str] | None = None) -> int:
+    """sample.py; its exit code."""
+    return _run("sample", argv, "sample.py")
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """evaluate.py; its exit code."""
+    return _run("evaluate", argv, "evaluate.py")
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {_first_line(config)}" for name, (config, _) in COMMANDS.items()]
+    return "\n".join(["usage: dit COMMAND [FLAGS]", "", *lines, "", "`dit COMMAND --help` lists the flags."])
+
+
+def _first_line(config: type) -> str:
+    return (config.__doc__ or "").split("\n")[0]
+
+
+def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
+    """Parse flags, run the command, turn what went wrong into one line and an exit code."""
+    kind, work = COMMANDS[name]
+    try:
+        work(parse(kind, sys.argv[1:] if argv is None else list(argv), prog))
+    except UserError as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        return _report(UserError(str(error), "a writable disk with free space",
+                                 "free some space or choose another --out"))  # fmt: skip
+    return 0
+
+
+def _report(error: UserError) -> int:
+    """Print a mistake once, however many ranks made it."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank:
+        time.sleep(PATIENCE)  # here afterwards: rank 0 made no mistake
+    where = f" (rank {rank})" if rank else ""
+    print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return MISTAKE
+
+
+# -- flags -----------------------------------------------------------------------------------------------------
+
+
+def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
+    """Flags as a configuration; exits with code 0 after `--help`.
+
+    Raises:
+        UserError: an unknown flag, a missing one, or a value that does not fit.
+    """
+    _check_flags(kind, argv, prog)
+    default = _train_default(argv) if kind is TrainConfig else None
+    flags = _flags(kind)
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            given = tyro.cli(flags, prog=prog, args=argv, default=default and flags(**_values(default)),
+                             config=(tyro.conf.DisallowNone,))  # fmt: skip
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(_one_line(complaint.getvalue()), f"flags and values as {prog} --help lists them",
+                        "correct the command line") from None  # fmt: skip
+    return kind(**_values(given))
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _flags(kind: type) -> Any:
+    """`kind`, with help texts that do not call the absence of a value "(default: None)"."""
+    annotation = tyro.conf.arg(help_behavior_hint=lambda text: "" if text == "None" else f"(default: {text})")
+    optional = [
+        (f.name, Annotated[f.type, annotation], dataclasses.field(default=f.default))
+        for f in dataclasses.fields(kind)
+        if f.default is not dataclasses.MISSING
+    ]
+    return dataclasses.make_dataclass(kind.__name__, optional, bases=(kind,), namespace={"__doc__": kind.__doc__},
+                                      frozen=True, kw_only=True)  # fmt: skip
+
+
+def _check_flags(kind: type, argv: list[str], prog: str) -> None:
+    """Refuse unknown flags, with the nearest known ones, which tyro does only for some."""
+    known = ["--help"]
+    for field in dataclasses.fields(kind):
+        flag = field.name.replace("_", "-")
+        known += [f"--{flag}", *([f"--no-{flag}"] if "bool" in str(field.type) else [])]
+    for arg in argv:
+        flag = arg.split("=")[0].replace("_", "-")
+        if arg.startswith("--") and flag not in known:
+            close = nearest(flag, known)
+            hint = close if close.startswith("did you mean") else f"see {prog} --help"
+            raise UserError(f"unknown flag {flag}", f"a flag of {prog}", hint)
+
+
+def _one_line(box: str) -> str:
+    """What a boxed complaint of tyro says, without its frame, title and advice."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
+    said = []
+    for line in lines:
+        if line.startswith("──"):
+            break
+        said.append(line)
+    short = " ".join(" ".join(said).split()).removeprefix("Error parsing ").rstrip(".")
+    return short or " ".join(text.split())
+
+
+def _train_default(argv: list[str]) -> TrainConfig | None:
+    """What flags not given stand for: the settings of the run to --resume, or of the --preset."""
+    resume, preset = _value(argv, "--resume"), _value(argv, "--preset")
+    if resume not in (None, "auto"):
+        return _settings_of(Path(resume))  # type: ignore[arg-type]
+    return None if preset is None else _preset(preset)
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """The last value given for `flag`, as `--flag value` or `--flag=value`."""
+    found = None
+    for i, arg in enumerate(argv):
+        if arg == flag:
+            found = argv[i + 1] if i + 1 < len(argv) else None
+        elif arg.startswith(f"{flag}="):
+            found = arg.split("=", 1)[1]
+    return found
+
+
+def _preset(name: str) -> TrainConfig:
+    from dit.presets import PRESETS
+
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}", nearest(name, PRESETS))
+    return dataclasses.replace(PRESETS[name](), preset=name)
+
+
+def _settings_of(run: Path) -> TrainConfig:
+    from dit.runs import Card, latest
+
+    if latest(run) is None or not (run / "config.json").exists():
+        raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
+                        "check the path, or start a run with --out RUN --resume auto")  # fmt: skip
+    card = Card.from_json(json.loads((run / "config.json").read_text()))
+    return dataclasses.replace(card.config, resume=str(run), out=run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

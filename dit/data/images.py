@@ -1,0 +1,212 @@
+"""Labelled images: the digits that ship with scikit-learn, or a folder with one subfolder per class."""
+
+import difflib
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dit.errors import UserError, nearest
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+DIGIT_SIDE, DIGIT_MAX = 8, 16  # scikit-learn's digits are 8x8 with values 0..16
+
+
+class Images(Protocol):
+    """Images of one size with their classes."""
+
+    image_size: int
+    labels: np.ndarray  # [N] int64
+    classes: list[str]
+    flips: bool  # whether a mirrored image is still one of its class
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...  # [3, S, S] uint8
+
+    @property
+    def fingerprint(self) -> str: ...  # the same for the same images in the same order
+
+
+class Digits:
+    """The 1,797 handwritten digits of scikit-learn, 8x8, enlarged to `image_size`.
+
+    The enlargement is bicubic, corrected so that averaging the areas of the 8x8 grid gives the digit back (see
+    `to_digits`): smooth pictures that lose nothing of the originals.
+
+    Attributes:
+        images: [1797, 3, S, S] uint8; the three channels share their memory.
+        labels: [1797] int64.
+    """
+
+    flips = False  # a mirrored 2 is no digit
+
+    def __init__(self, image_size: int):
+        from sklearn.datasets import load_digits
+
+        if image_size < DIGIT_SIDE:
+            raise UserError(f"--image-size {image_size} with digits", f"at least {DIGIT_SIDE} pixels",
+                            "change --image-size")  # fmt: skip
+        data = load_digits()
+        self.image_size = image_size
+        self.labels = data.target.astype(np.int64)
+        self.classes = [str(name) for name in data.target_names]
+        digits = torch.from_numpy(data.images).float()[:, None]  # [N, 1, 8, 8]
+        gray = torch.cat([_enlarge(part, image_size) for part in digits.split(256)])
+        self.images = gray.expand(-1, 3, -1, -1)  # [N, 3, S, S]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """The data set's name: its content never changes."""
+        return "digits"
+
+
+def _enlarge(digits: Tensor, size: int) -> Tensor:
+    """[B, 1, 8, 8] in 0..16 -> [B, 1, S, S] uint8, whose area averages are the digits again."""
+
+    def enlarge(x: Tensor) -> Tensor:
+        return F.interpolate(x, (size, size), mode="bicubic", align_corners=False).clamp(0, DIGIT_MAX)
+
+    source = digits
+    for _ in range(8):  # fixed-point iteration, for the clamp has no closed inverse
+        source = source + digits - F.adaptive_avg_pool2d(enlarge(source), DIGIT_SIDE)
+    return (enlarge(source) * (255 / DIGIT_MAX)).round().to(torch.uint8)
+
+
+def to_digits(images: Tensor) -> Tensor:
+    """Images of digits back to scikit-learn's features: uint8 [B, 3, S, S] -> float32 [B, 64] in 0..16."""
+    gray = images.float().mean(dim=1, keepdim=True) * (DIGIT_MAX / 255)
+    return F.adaptive_avg_pool2d(gray, DIGIT_SIDE).flatten(1)
+
+
+class ImageFolder:
+    """Images in `root/CLASS/FILE`, classes and files in alphabetical order, decoded when asked for.
+
+    Images are turned as their EXIF tag says, laid on white where they are transparent, and cropped as in ADM
+    (see `center_crop`).
+
+    Raises:
+        UserError: the folder is missing, empty, without class folders, or a class folder has no images; when
+            an image is asked for: the file can not be read.
+    """
+
+    flips = True
+
+    def __init__(self, root: str | Path, image_size: int):
+        self.root = Path(root)
+        self.image_size = image_size
+        self.classes = _class_folders(self.root)
+        files = [_image_files(self.root, name) for name in self.classes]
+        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(names) for names in files])
+        self._files = [name for names in files for name in names]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, index: int) -> Path:
+        """Where image `index` is stored."""
+        return self.root / self.classes[self.labels[index]] / self._files[index]
+
+    def __getitem__(self, index: int) -> Tensor:
+        path = self.path(index)
+        try:
+            with Image.open(path) as image:
+                pixels = center_crop(_to_rgb(ImageOps.exif_transpose(image)), self.image_size)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} can not be read as an image ({error})", "an intact image file",
+                            "replace or delete the file") from error  # fmt: skip
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names of classes and files, in order."""
+        digest = hashlib.sha256()
+        for label, name in zip(self.labels, self._files, strict=True):
+            digest.update(f"{self.classes[label]}/{name}\n".encode())
+        return digest.hexdigest()
+
+
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """ADM's crop (2105.05233): halve by box filter down to under twice `size`, then bicubic, then the middle.
+
+    Returns:
+        [S, S, 3] uint8 for an RGB image of any size.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.array(image)[top : top + size, left : left + size]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip to white
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _class_folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder", "a folder with one subfolder of images per class",
+                        "check the path")  # fmt: skip
+    with os.scandir(root) as scan:
+        entries = [entry for entry in scan if not entry.name.startswith(".")]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    if folders:
+        return folders
+    images = sum(_is_image(entry.name) for entry in entries)
+    if images:
+        raise UserError(f"{images} images directly in {root}", "one subfolder of images per class",
+                        f"move them to a subfolder, such as {root / 'all'}, if they are of one class")  # fmt: skip
+    raise UserError(f"{root} has no subfolders", "one subfolder of images per class", "check the path")
+
+
+def _image_files(root: Path, name: str) -> list[str]:
+    with os.scandir(root / name) as scan:
+        entries = list(scan)
+    files = sorted(entry.name for entry in entries if _is_image(entry.name))
+    if files:
+        return files
+    if any(entry.is_dir() for entry in entries):
+        do = f"pass {root / name} if that folder holds the classes"
+    else:
+        do = f"add images ({', '.join(sorted(EXTENSIONS))}) or delete the folder"
+    raise UserError(f"class folder {root / name} has no images", "images in every class folder", do)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def load_images(data: str, image_size: int) -> Digits | ImageFolder:
+    """The images that `--data` names: `digits`, or a folder with one subfolder per class.
+
+    Raises:
+        UserError: neither of the two; or as `Digits` and `ImageFolder` do.
+    """
+    if data == "digits":
+        return Digits(image_size)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return ImageFolder(path, image_size)
+    beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    likely = difflib.get_close_matches(data, beside, n=3)
+    raise UserError(f"--data {data} is neither `digits` nor a folder", "an existing folder",
+                    nearest(data, [*likely, "digits"]))  # fmt: skip

@@ -1,0 +1,148 @@
+"""Noise processes: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 at the data.
+
+Every process has a tangent (d_alpha, d_sigma) with alpha d_sigma - sigma d_alpha = 1, which defines the velocity
+v = d_alpha x0 + d_sigma eps and inverts alike for all: x0 = d_sigma x_t - sigma v, eps = -d_alpha x_t + alpha v.
+Times are float64, on CPU and without dimensions while sampling, [B] while training.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    """Of the process at some times, each in the times' shape."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+
+class Process(Protocol):
+    """What samplers and losses need to know of a noise process."""
+
+    end: float  # the time of pure noise
+    slope: str  # what is constant while x0 and eps are: the derivative that ODE solvers average
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Coefficients at times `t`, float64."""
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Times as the network's embedding gets them, about 0 … 1000."""
+
+    def sample_time(self, n: int, generator: torch.Generator) -> Tensor:
+        """Training times [n], float64."""
+
+    def times(self, steps: int) -> Tensor:
+        """Sampling times [steps + 1], from `end` down to 0, float64."""
+
+
+class DDPM:
+    """Discrete variance-preserving diffusion: t counts noising steps, 0 … 1000.
+
+    `linear`: beta from 1e-4 to 0.02 (2006.11239, section 4). `cosine`: 2102.09672, equation 17.
+    """
+
+    slope = "eps"  # of x / alpha against sigma / alpha
+
+    def __init__(self, schedule: str = "linear", steps: int = 1000):
+        self.end = float(steps)
+        betas = linear_betas(steps) if schedule == "linear" else cosine_betas(steps)
+        alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
+        self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        alpha, sigma = self.alpha[t.long().cpu()], self.sigma[t.long().cpu()]
+        return Coefficients(alpha, sigma, -sigma, alpha)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t - 1  # published networks count the least noisy step as 0
+
+    def sample_time(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(1, int(self.end) + 1, (n,), generator=generator).double()
+
+    def times(self, steps: int) -> Tensor:
+        """Evenly spaced, both ends included, as the DiT release respaces (250 of 1000)."""
+        last = torch.zeros(1, dtype=torch.float64)
+        return torch.cat([1 + torch.linspace(self.end - 1, 0, steps, dtype=torch.float64).round(), last])
+
+
+class Flow:
+    """Flow matching on straight lines (2210.02747, 2209.03003): alpha = 1 - t, sigma = t, v = eps - x0.
+
+    Args:
+        time_sampling: density of training times, `uniform` or `logit-normal` (2403.03206, section 3.1).
+        shift: moves times towards noise, t -> s t / (1 + (s - 1) t) (2403.03206, equation 23).
+    """
+
+    end = 1.0
+    slope = "v"  # of x against t
+
+    def __init__(self, time_sampling: str = "uniform", shift: float = 1.0):
+        self.time_sampling, self.shift = time_sampling, shift
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        t = t.double()
+        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 1000 * t
+
+    def sample_time(self, n: int, generator: torch.Generator) -> Tensor:
+        if self.time_sampling == "uniform":
+            return self._shifted(torch.rand(n, generator=generator, dtype=torch.float64))
+        return self._shifted(torch.randn(n, generator=generator, dtype=torch.float64).sigmoid())
+
+    def times(self, steps: int) -> Tensor:
+        return self._shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+
+    def _shifted(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+
+def linear_betas(steps: int) -> Tensor:
+    """Betas [steps] of 2006.11239, scaled so that fewer steps end in the same noise."""
+    return torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+
+
+def cosine_betas(steps: int) -> Tensor:
+    """Betas [steps] of 2102.09672, equation 17, clipped at 0.999."""
+    f = torch.cos((torch.linspace(0, 1, steps + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+
+
+class Posterior(NamedTuple):
+    """q(x_s | x_t, x0), a Gaussian, with the two variances between which a learned one lies."""
+
+    mean: Tensor
+    var_min: Tensor  # the true posterior's, "fixed small"
+    var_max: Tensor  # of the forward step from s to t, "fixed large"
+
+
+def posterior(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Posterior:
+    """Of any time s < t (2006.11239, equations 6 and 7; 2102.09672, section 3.2); images [B, ...], times [] or [B].
+
+    As both times are free, respacing 1000 steps to 250 is a choice of times.
+    """
+    at_t, at_s = process.coefficients(t), process.coefficients(s)
+    step = at_t.alpha / at_s.alpha  # of the forward step s -> t
+    var_max = at_t.sigma**2 - step**2 * at_s.sigma**2
+    var_min = var_max * at_s.sigma**2 / at_t.sigma**2
+    to_x_t = step * at_s.sigma**2 / at_t.sigma**2
+    to_x0 = at_s.alpha * var_max / at_t.sigma**2
+    mean = like(to_x_t, x_t) * x_t + like(to_x0, x_t) * x0
+    return Posterior(mean, like(var_min, x_t), like(var_max, x_t))
+
+
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient [] or [B] in the precision of `x` [B, ...], on its device, shaped to multiply it."""
+    return coefficient.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def add_noise(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t = alpha(t) x0 + sigma(t) eps."""
+    at = process.coefficients(t)
+    return like(at.alpha, x0) * x0 + like(at.sigma, x0) * eps

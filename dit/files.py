@@ -1,0 +1,36 @@
+"""Files: hashes, and writing so that a half-written file is never seen."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A name beside `file` to write to; it takes the place of `file` when the block ends well."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield beside
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Readable, strict JSON (NaN is an error), written whole or not at all."""
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,165 @@
+"""What a run, a checkpoint or a file of weights is, as a table of plain text."""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit.build import build_network
+from dit.convert import read_release
+from dit.errors import UserError
+from dit.models.dit import parameters
+from dit.runs import WEIGHTS, Card, NetworkSpec, Weights, checkpoints, read_weights, verify
+
+Rows = list[tuple[str, str]]
+WIDTH = 100  # columns of the table
+
+
+def info(path: Path) -> str:
+    """The table for a run directory, a checkpoint directory, a .safetensors file or a .pt file of the DiT release.
+
+    Raises:
+        UserError: none of these, or weights that can not be read.
+    """
+    if path.is_file():
+        return table(_weights_rows(path) if path.suffix == ".safetensors" else _release_rows(path))
+    if (path / "meta.json").exists():
+        return table(_checkpoint_rows(path))
+    if (path / "config.json").exists() or checkpoints(path):
+        return table(_run_rows(path))
+    what = f"{path} has neither config.json nor meta.json" if path.is_dir() else f"nothing at {path}"
+    raise UserError(what, "a run directory, a checkpoint directory, or a file of weights (.safetensors, .pt)",
+                    "check the path")  # fmt: skip
+
+
+def table(rows: Rows) -> str:
+    """Names on the left, values, wrapped, on the right."""
+    left = max(len(name) for name, _ in rows) + 2
+    lines = []
+    for name, value in rows:
+        wrapped = textwrap.wrap(value, WIDTH - left, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += [f"{name:<{left}}{wrapped[0]}", *(" " * left + line for line in wrapped[1:])]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _run_rows(run: Path) -> Rows:
+    found = checkpoints(run)
+    if (run / "config.json").exists():
+        card = Card.from_json(json.loads((run / "config.json").read_text()))
+    else:
+        card = read_weights(next(found[-1].glob(WEIGHTS))).card
+    rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card)]
+    return [*rows, *((f"checkpoint {c.name.removeprefix('step-').lstrip('0') or '0'}", _health(c)) for c in found)]
+
+
+def _checkpoint_rows(checkpoint: Path) -> Rows:
+    rows = [("checkpoint", str(checkpoint)), ("files", _health(checkpoint))]
+    try:
+        return [*rows, *_header_rows(read_weights(next(checkpoint.glob(WEIGHTS), checkpoint / WEIGHTS)))]
+    except UserError as error:
+        return [*rows, ("weights", error.given)]
+
+
+def _weights_rows(file: Path) -> Rows:
+    return [("weights", f"{file}, {_size(file.stat().st_size)}"), *_header_rows(read_weights(file))]
+
+
+def _header_rows(weights: Weights) -> Rows:
+    return [("step", f"{weights.step:,}"), *card_rows(weights.card)]
+
+
+def _release_rows(file: Path) -> Rows:
+    spec, state_dict = read_release(file)
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state_dict.values()})
+    return [
+        ("weights", f"{file}, {_size(file.stat().st_size)}, of the original DiT release"),
+        *_network_rows(spec),
+        ("stored as", ", ".join(kinds)),
+    ]
+
+
+def card_rows(card: Card) -> Rows:
+    """What a network is and how it was trained."""
+    config, spec = card.config, card.network
+    objective = f"{config.objective} prediction" + (", learned variance" if config.learn_sigma else "")
+    times = f", {config.time_sampling} times shifted by {config.time_shift:g}" if config.process == "flow" else ""
+    process = "flow matching" if config.process == "flow" else f"DDPM, {config.process} betas"
+    norm = "the autoencoder's constants" if card.latent_mean is None else f"mean {_numbers(card.latent_mean)}, "
+    norm += "" if card.latent_std is None else f"deviation {_numbers(card.latent_std)}, measured on the data"
+    return [
+        *_network_rows(spec),
+        ("images", f"{config.image_size} x {config.image_size} pixels"),
+        ("autoencoder", config.vae),
+        ("latents scaled by", norm),
+        ("data", config.data),
+        ("class names", _names(card.classes)),
+        ("process", process + times),
+        ("objective", objective),
+        ("label dropout", f"{config.label_dropout:g}"),
+        ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
+        ("EMA decay", f"{config.ema:g}"),
+        ("precision", config.precision),
+        ("seed", str(config.seed)),
+    ]
+
+
+def _network_rows(spec: NetworkSpec) -> Rows:
+    with torch.device("meta"):
+        count = parameters(build_network(spec))
+    return [
+        ("model", spec.model),
+        ("parameters", f"{count:,}"),
+        ("latents", f"{spec.in_channels} x {spec.input_size} x {spec.input_size}"),
+        ("classes", str(spec.num_classes)),
+        ("learned variance", "yes" if spec.learn_sigma else "no"),
+    ]
+
+
+def _progress_rows(run: Path, card: Card) -> Rows:
+    last = _last_metrics(run / "metrics.jsonl")
+    goal = f"{card.config.epochs:g} epochs" if card.config.epochs else f"{card.config.steps:,} steps"
+    if last is None:
+        return [("trained", f"no step logged, of {goal}")]
+    loss = f"{last['loss']:.4f}" if isinstance(last.get("loss"), float) else "not logged"
+    return [("trained", f"{last['step']:,} steps logged, of {goal}"), ("last loss", loss)]
+
+
+def _last_metrics(file: Path) -> dict[str, Any] | None:
+    """The last whole line: a run that was killed may have left half a line."""
+    for text in reversed(file.read_text().splitlines() if file.exists() else []):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            return line
+    return None
+
+
+def _health(checkpoint: Path) -> str:
+    """Size of a checkpoint's files, and whether they are as they were written."""
+    size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
+    try:
+        files = verify(checkpoint)["files"]
+    except UserError as error:
+        return f"{_size(size)}, DAMAGED: {error.given}; expected {error.expected}"
+    return f"{_size(size)}, {len(files)} file{'s' * (len(files) != 1)}, checksums verified"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
+
+
+def _names(classes: list[str], most: int = 20) -> str:
+    shown = ", ".join(classes[:most])
+    return shown if len(classes) <= most else f"{shown}, … ({len(classes) - most} more)"

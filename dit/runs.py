@@ -1,0 +1,136 @@
+"""A run directory and what lies in it.
+
+    config.json                 the Card: settings, network, classes
+    metrics.jsonl               one line per logged step
+    samples/step-0000400.png    grids from the EMA
+    checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample from), meta.json (checksums)
+
+A weights file carries the Card in its header, so that it can be used without the run.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dit.config import TrainConfig, from_json, to_json
+from dit.errors import UserError
+from dit.files import sha256
+
+WEIGHTS = "ema-*.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """What a network is made from, data and autoencoder known."""
+
+    model: str
+    input_size: int
+    in_channels: int
+    num_classes: int
+    learn_sigma: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """All that one needs to use a network: settings, shapes, class names, latent statistics."""
+
+    config: TrainConfig
+    network: NetworkSpec
+    classes: list[str]
+    latent_mean: list[float] | None = None  # of --latent-norm data
+    latent_std: list[float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**dataclasses.asdict(self), "config": to_json(self.config)}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Card":
+        """The inverse of `to_json`."""
+        config, network = from_json(TrainConfig, values["config"]), NetworkSpec(**values["network"])
+        return Card(**{**values, "config": config, "network": network})
+
+
+@dataclass(frozen=True)
+class Weights:
+    """EMA weights with their origin."""
+
+    path: Path
+    card: Card
+    step: int
+    state_dict: dict[str, Tensor]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Finished checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/meta.json"))
+
+
+def latest(run: Path) -> Path | None:
+    """The newest finished checkpoint of a run."""
+    return max(checkpoints(run), default=None)
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's meta.json, after comparing every file with it.
+
+    Raises:
+        UserError: a file that is missing, truncated or changed.
+    """
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    for name, recorded in meta["files"].items():
+        file = checkpoint / name
+        found = {"bytes": file.stat().st_size, "sha256": sha256(file)} if file.exists() else {"bytes": 0}
+        for what, value in recorded.items():
+            if found.get(what) != value:
+                raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says",
+                                f"remove {checkpoint} to go on from the checkpoint before it")  # fmt: skip
+    return meta
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file that a run, a checkpoint or a file stands for.
+
+    Raises:
+        UserError: there is none, or its checkpoint is damaged.
+    """
+    if path.is_file():
+        return path
+    checkpoint = path if (path / "meta.json").exists() else latest(path)
+    if checkpoint is None:
+        raise UserError(f"no checkpoint in {path}", "a run directory, a checkpoint directory or a .safetensors file",
+                        "train one: python train.py --out RUN")  # fmt: skip
+    verify(checkpoint)
+    return next(checkpoint.glob(WEIGHTS))
+
+
+def write_weights(file: Path, state_dict: dict[str, Tensor], card: Card, step: int) -> None:
+    """EMA weights with the card in the header."""
+    header = json.dumps({**card.to_json(), "step": step})
+    save_file({k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, file, {"dit": header})
+
+
+def read_weights(file: Path) -> Weights:
+    """The inverse of `write_weights`.
+
+    Raises:
+        UserError: not such a file, or truncated.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get("dit")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} can not be read ({error})", "a complete .safetensors file of EMA weights",
+                        "copy it again, or take another checkpoint") from None  # fmt: skip
+    if header is None:
+        raise UserError(f"{file} has no network description", "EMA weights written by train.py",
+                        "pass a file from RUN/checkpoints/")  # fmt: skip
+    values = json.loads(header)
+    step = values.pop("step")
+    return Weights(file, Card.from_json(values), step, load_file(file))

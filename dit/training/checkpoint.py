@@ -1,0 +1,129 @@
+"""Checkpoints: written beside and renamed, checksummed, and free of pickles.
+
+`state/` is torch.distributed.checkpoint in safetensors; `ema-DECAY.safetensors` is what sampling reads.
+"""
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from dit.errors import UserError
+from dit.files import sha256, write_json
+from dit.hardware import Ranks
+from dit.runs import Card, checkpoints, latest, verify, write_weights
+from dit.training.ema import EMA
+from dit.training.metrics_log import Window
+
+
+@dataclass(frozen=True)
+class State:
+    """All that changes in training. Its tensors are a checkpoint; everything else derives from the step number."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA
+    window: Window
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, in place: loading into them restores the state."""
+        if not self.optimizer.state:
+            _create_moments(self.optimizer)
+        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        moments = {
+            f"optimizer.{names[parameter]}.{key}": value
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+        }
+        networks = {"network": self.network, "ema": self.ema.network}
+        weights = {f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()}
+        return {**weights, **moments, "window": self.window.sums}
+
+
+def _create_moments(optimizer: torch.optim.Optimizer) -> None:
+    """An optimizer makes its state in its first step: take one that changes no weight."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        group["lr"] *= 0
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks) -> Path:
+    """Write checkpoints/step-N on all ranks and remove all but the newest `keep`.
+
+    Raises:
+        UserError: the disk is full or read-only; earlier checkpoints are as they were.
+    """
+    final = run / "checkpoints" / f"step-{step:07d}"
+    beside = final.with_name(f".{final.name}")
+    with _clear_errors(final):
+        if ranks.main:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+        ranks.barrier()
+        writer = dcp.HuggingFaceStorageWriter(str(beside / "state"), save_distributed=ranks.world > 1)
+        with _one_process_is_meant():
+            dcp.save(state.tensors(), storage_writer=writer, no_dist=ranks.world == 1)
+        if ranks.main:
+            ema = f"ema-{state.ema.decay:g}.safetensors"
+            write_weights(beside / ema, state.ema.network.state_dict(), card, step)
+            _seal(beside, step)
+            shutil.rmtree(final, ignore_errors=True)
+            beside.rename(final)
+            for old in checkpoints(run)[:-keep]:
+                shutil.rmtree(old)
+    ranks.barrier()
+    return final
+
+
+def _seal(folder: Path, step: int) -> None:
+    """Write meta.json, with size and hash of every file."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    listed = {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+    write_json(folder / "meta.json", {"step": step, "torch": torch.__version__, "files": listed})
+
+
+@contextmanager
+def _clear_errors(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        shutil.rmtree(checkpoint.with_name(f".{checkpoint.name}"), ignore_errors=True)
+        before = latest(checkpoint.parent.parent)
+        kept = f"{before} is intact" if before else "there is no earlier checkpoint"
+        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        cause = " ".join(str(first).split())
+        do = f"make room and continue with --resume {checkpoint.parent.parent} ({kept})"
+        given = f"{checkpoint} could not be written ({cause})"
+        raise UserError(given, "a writable disk with free space", do) from error
+
+
+def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
+    """Restore `state` in place from a verified checkpoint; the number of steps done.
+
+    Raises:
+        UserError: a file of the checkpoint is missing, truncated or changed.
+    """
+    meta = verify(checkpoint)
+    reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
+    with _one_process_is_meant():
+        dcp.load(state.tensors(), storage_reader=reader, no_dist=ranks.world == 1)
+    return meta["step"]
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """Silence the warning that there is no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield

@@ -1,0 +1,81 @@
+"""What training writes down: metrics.jsonl and TensorBoard."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit.hardware import Ranks
+
+
+class Window:
+    """Sums of what is logged, since the last line of the log.
+
+    They stay on the device, so that no step waits for them, and go into checkpoints, so that a resumed run logs the
+    same lines. The last two entries count steps and hold the first step whose numbers were not finite.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device):
+        self.names = names
+        self.sums = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
+
+    def add(self, step: int, values: Sequence[Tensor]) -> None:
+        """One step's numbers, in the order of the names."""
+        now = torch.stack([v.detach().double() for v in values])
+        first_bad = torch.where((self.sums[-1] == 0) & ~now.isfinite().all(), step, self.sums[-1])
+        self.sums[:-2] += now
+        self.sums[-2] += 1
+        self.sums[-1] = first_bad
+
+    def first_bad_step(self, ranks: Ranks) -> int:
+        """The last over ranks of their first steps with a number that is not finite; 0 if there was none."""
+        return int(ranks.maximum(self.sums[-1].clone()))
+
+    def close(self, ranks: Ranks) -> dict[str, float]:
+        """Means over steps and ranks; starts the next window."""
+        sums = ranks.total(self.sums.clone()).tolist()
+        self.sums.zero_()
+        return {name: value / sums[-2] for name, value in zip(self.names, sums[:-2], strict=True)}
+
+
+class MetricsLog:
+    """Appends a line per logged step; lines after `start`, of steps that a resumed run does again, are dropped."""
+
+    def __init__(self, run: Path, start: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.file = run / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.file) if line["step"] <= start]
+        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One step's numbers."""
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def image(self, step: int, picture: Any) -> None:
+        """A sample grid (a PIL image) for TensorBoard."""
+        import numpy as np
+
+        self.board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        self.board.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

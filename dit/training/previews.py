@@ -1,0 +1,44 @@
+"""Pictures of a run as it learns: the same seeds and classes every time."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from dit import pictures
+from dit.build import Run, build_denoiser
+from dit.config import SamplerConfig
+from dit.generate import sample_grid
+from dit.latents.autoencoder import Autoencoder
+from dit.runs import Card, Weights
+from dit.training.ema import EMA
+
+SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20, cfg_scale=1.5)
+CLASSES, PER_CLASS = 10, 4
+
+
+class Previews:
+    """Grids from the EMA in samples/, and the strip of them all."""
+
+    def __init__(self, run: Path, card: Card, ema: EMA, autoencoder: Autoencoder):
+        self.folder, self.card, self.ema, self.autoencoder = run / "samples", card, ema, autoencoder
+
+    def draw(self, step: int) -> Image.Image:
+        """Sample a grid and write samples/step-N.png."""
+        denoise = build_denoiser(self.card.config, self.ema.network)
+        run = Run(Weights(self.folder, self.card, step, {}), denoise, self.autoencoder, self.autoencoder.device)
+        classes = list(range(min(CLASSES, len(self.card.classes))))
+        images, _ = sample_grid(run, SETTINGS, classes, PER_CLASS)
+        names = [self.card.classes[i] for i in classes]
+        picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(images.shape[-1]))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture.save(self.folder / f"step-{step:07d}.png")
+        return picture
+
+    def finish(self) -> None:
+        """How the picture formed: samples/strip.png and samples/strip.gif."""
+        files = sorted(self.folder.glob("step-*.png"))
+        if files:
+            grids = [Image.open(file) for file in files]
+            captions = [f"step {int(file.stem.removeprefix('step-'))}" for file in files]
+            pictures.strip(grids, captions).save(self.folder / "strip.png")
+            pictures.gif(grids, self.folder / "strip.gif")

@@ -1,0 +1,61 @@
+"""Which directory a run lives in, and whether it starts there or goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from dit.config import to_json
+from dit.errors import UserError
+from dit.files import write_json
+from dit.hardware import Ranks
+from dit.runs import Card, latest
+
+FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
+        "dry_run", "compile", "grad_accum"}  # fmt: skip
+"""Settings that may differ when a run goes on. `data` and `vae` may have moved: their classes and shapes may not."""
+
+
+def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
+    """The run directory, with its config.json written, and the checkpoint to go on from, if any.
+
+    Raises:
+        UserError: it exists and --resume was not given, nothing to resume, or another configuration.
+    """
+    config = card.config
+    run = ranks.share(config.out or _next_free(card))
+    last = ranks.share(latest(run))
+    exists = (run / "config.json").exists()
+    ranks.barrier()
+    if last is None and config.resume not in (None, "auto"):
+        raise UserError(f"--resume {config.resume}: no checkpoint there", "a run directory with checkpoints/",
+                        "drop --resume to start a run")  # fmt: skip
+    if exists:
+        _require_same(run, card)
+        if config.resume is None:
+            raise UserError(f"run directory {run} exists", "a new directory", f"pass --resume {run} to go on with it, "
+                            "or another --out")  # fmt: skip
+    if ranks.main:
+        write_json(run / "config.json", card.to_json())
+    return run, last
+
+
+def _next_free(card: Card) -> Path:
+    name = f"{Path(card.config.data).name}-{card.config.model.replace('/', '-')}"
+    taken = [int(p.name[:3]) for p in Path("runs").glob("[0-9][0-9][0-9]-*")]
+    return Path("runs") / f"{max(taken, default=-1) + 1:03d}-{name}"
+
+
+def _require_same(run: Path, card: Card) -> None:
+    before = Card.from_json(json.loads((run / "config.json").read_text()))
+    old, new = _identity(before), _identity(card)
+    different = [f"{key} {old[key]} there, {new[key]} now" for key in new if old[key] != new[key]]
+    if different:
+        raise UserError(f"run directory {run} has another configuration ({'; '.join(different)})",
+                        "the same settings", "use another --out, or the same flags")  # fmt: skip
+
+
+def _identity(card: Card) -> dict[str, object]:
+    settings = {k: v for k, v in to_json(card.config).items() if k not in FREE}
+    return {**settings, **dataclasses.asdict(card.network), "classes": card.classes}
+
+

@@ -1,0 +1,227 @@
+"""The training loop."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from dit.build import build_card, build_denoiser, build_network, build_source, normalised
+from dit.config import TrainConfig
+from dit.data.order import batch_indices, generator
+from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.objective import diffusion_loss, drop_labels
+from dit.errors import UserError
+from dit.hardware import Ranks, autocast
+from dit.latents.autoencoder import Autoencoder, load_autoencoder
+from dit.latents.store import Latents
+from dit.pictures import loss_curve
+from dit.runs import Card, latest
+from dit.training import checkpoint
+from dit.training.checkpoint import State
+from dit.training.dry_run import describe
+from dit.training.ema import EMA
+from dit.training.metrics_log import MetricsLog, Window
+from dit.training.previews import Previews
+from dit.training.run_directory import open_run
+from dit.training.schedule import learning_rate, total_steps
+from dit.training.signals import Stop, stop_on_signals
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run about to start: what the loop needs, and where it starts."""
+
+    run: Path
+    card: Card
+    ranks: Ranks
+    source: Latents
+    autoencoder: Autoencoder
+    state: State
+    denoise: Denoiser  # around the network as DDP and the compiler wrap it
+    start: int
+    steps: int
+
+    @property
+    def config(self) -> TrainConfig:
+        """Settings of the run."""
+        return self.card.config
+
+
+def train(config: TrainConfig, ranks: Ranks) -> Path | None:
+    """Train, or continue, a run; its directory (None after a dry run).
+
+    Raises:
+        UserError: settings, data or files that do not fit; numbers that are not finite.
+    """
+    share = ranks.world * config.grad_accum
+    if config.global_batch_size % share:
+        raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
+                        f"{config.grad_accum}", f"a multiple of {share}", "change one of them")  # fmt: skip
+    autoencoder = load_autoencoder(config.vae, ranks.device)
+    source = build_source(config, autoencoder)
+    card = build_card(config, source)
+    if config.dry_run:
+        if ranks.main:
+            print(describe(card, source, autoencoder, ranks))
+        return None
+    job = prepare(card, source, normalised(autoencoder, card), ranks)
+    with stop_on_signals(ranks) as stop:
+        done = loop(job, stop)
+    if ranks.main:
+        farewell(job, done)
+    return job.run
+
+
+def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks) -> Job:
+    """Network, optimizer and EMA, fresh or as the checkpoint left them."""
+    config = card.config
+    run, last = open_run(card, ranks)
+    torch.manual_seed(config.seed)
+    network = build_network(card.network).to(ranks.device)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
+    logged = ("loss", "grad_norm", "mse", *(["vb"] if config.learn_sigma else []))
+    state = State(network, optimizer, EMA(network, config.ema), Window(logged, ranks.device))
+    start = checkpoint.load(last, state, ranks) if last else 0
+    denoise = build_denoiser(config, parallel(network, config, ranks))
+    return Job(run, card, ranks, source, autoencoder, state, denoise, start, total_steps(config, len(source.labels)))
+
+
+def parallel(network: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    """The network as the loop calls it: averaging gradients over ranks, and compiled."""
+    wrapped = DistributedDataParallel(network) if ranks.world > 1 else network
+    compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
+    return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
+
+
+def loop(job: Job, stop: Stop) -> int:
+    """All steps from the start, with their logs, pictures and checkpoints; the number of steps done."""
+    config, main = job.config, job.ranks.main
+    log = MetricsLog(job.run, job.start) if main else None
+    previews = Previews(job.run, job.card, job.state.ema, job.autoencoder)
+    size, step, since = config.global_batch_size, job.start, time.monotonic()
+    with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
+              disable=not main) as bar:  # fmt: skip
+        for step, batch in enumerate(batches(job), start=job.start + 1):
+            train_step(job, batch, step)
+            bar.update(size)
+            last = stop.now(step) or step == job.steps
+            if due(step, config.ckpt_every) or step % 10 == 0 or last:
+                require_finite(job)
+            if due(step, config.log_every) or step == job.steps:
+                values = job.state.window.close(job.ranks)
+                bar.set_postfix(step=step, loss=f"{values['loss']:.4f}")
+                if log:
+                    speed = size * (config.log_every or step) / (time.monotonic() - since)
+                    log.write(step, {**values, "lr": learning_rate(config, step - 1, job.steps), "img_per_s": speed})
+                since = time.monotonic()
+            if main and log and (due(step, config.sample_every) or (step == job.steps and config.sample_every)):
+                log.image(step, previews.draw(step))
+            if due(step, config.ckpt_every) or last:
+                checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks)
+            if last:
+                break
+    if log:
+        log.close()
+        previews.finish()
+        loss_curve(log.file, job.run / "loss.png")
+    return step
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0 = never) happens after this one."""
+    return every > 0 and step % every == 0
+
+
+class Batch(NamedTuple):
+    """This rank's share of a step: stored moments [B, 2C, h, w], class ids [B], dropped ones null, and times [B]."""
+
+    moments: Tensor
+    labels: Tensor
+    t: Tensor
+
+
+def batches(job: Job) -> Iterator[Batch]:
+    """The batch of each step from the start, read while the step before it computes."""
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        coming = ahead.submit(draw_batch, job, job.start)
+        for step in range(job.start, job.steps):
+            batch = coming.result()
+            coming = ahead.submit(draw_batch, job, step + 1)
+            yield batch
+
+
+def draw_batch(job: Job, step: int) -> Batch:
+    """A function of (seed, step) and of the place in the global batch, whatever the number of ranks."""
+    config, source, n = job.config, job.source, job.config.global_batch_size
+    share = n // job.ranks.world
+    mine = slice(job.ranks.rank * share, (job.ranks.rank + 1) * share)
+    random = generator(config.seed, step)
+    indices = batch_indices(step, len(source.labels), n, config.seed)[mine]
+    t = job.denoise.process.sample_time(n, random)[mine]
+    drop = (torch.rand(n, generator=random) < config.label_dropout)[mine]
+    flip = (torch.rand(n, generator=random) < 0.5)[mine] & (source.flips and config.flip is not False)
+    labels = drop_labels(torch.as_tensor(source.labels[indices]), drop, job.card.network.num_classes)
+    return Batch(source.read(indices, flip.numpy()), labels, t)
+
+
+def train_step(job: Job, batch: Batch, step: int) -> None:
+    """Noise, loss, gradients over all micro-batches, one optimizer step, EMA. `step` counts from 1."""
+    config, state, device = job.config, job.state, job.ranks.device
+    mean = batch.moments.chunk(2, dim=1)[0]
+    random = generator(config.seed, step - 1, 1 + job.ranks.rank, device=device)
+    posterior_noise, eps = torch.randn(2, *mean.shape, generator=random, device=device)
+    x0 = job.autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
+    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), batch.t.to(device), eps)]
+    logged = torch.zeros(len(state.window.names) - 1, device=device)
+    for i, micro in enumerate(zip(*parts, strict=True)):
+        with synchronised(job.denoise.network, i == config.grad_accum - 1), autocast(device, config.precision):
+            loss = diffusion_loss(job.denoise, *micro, min_snr_gamma=config.min_snr_gamma)
+        (loss.total / config.grad_accum).backward()
+        logged += torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())]) / config.grad_accum
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf"))
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step - 1, job.steps)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.ema.update(state.network, step)
+    state.window.add(step, (logged[0], norm, *logged[1:]))
+
+
+def synchronised(network: object, last: bool):  # type: ignore[no-untyped-def]
+    """Let ranks average gradients in the last micro-batch only."""
+    wrapped = getattr(network, "_orig_mod", network)  # under the compiler
+    return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
+
+
+def require_finite(job: Job) -> None:
+    """Stop a run whose loss or gradient is NaN or infinite.
+
+    Raises:
+        UserError: on all ranks, with the step and the last good checkpoint.
+    """
+    bad = job.state.window.first_bad_step(job.ranks)
+    if bad:
+        good = latest(job.run)
+        kept = f"{good} is the last good checkpoint" if good else "no checkpoint was written yet"
+        raise UserError(f"loss or gradient is not finite at step {bad}", "finite numbers",
+                        f"lower --lr, or pass --precision fp32; {kept}")  # fmt: skip
+
+
+def farewell(job: Job, done: int) -> None:
+    """Tell where everything is."""
+    if done < job.steps:
+        print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {job.run}")
+        return
+    print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
+    if job.config.sample_every:
+        print(f"samples     {job.run / 'samples'}")
+    print(f"next        python sample.py --run {job.run}")

@@ -1,0 +1,59 @@
+"""A trained run in miniature: random weights, so that nothing has to be trained."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothing from threads; before torch comes in
+
+import pytest
+import torch
+
+from dit.build import build_network
+from dit.config import TrainConfig
+from dit.files import sha256, write_json
+from dit.runs import Card, NetworkSpec, write_weights
+
+TINY: dict[str, Any] = dict(vae="identity", image_size=8, model="DiT-Ti/4")
+DIGITS = [str(i) for i in range(10)]
+
+
+def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
+    """A run directory with one checkpoint, without state/, of an untrained network that is not zero."""
+    config = TrainConfig(**{**TINY, **settings})
+    spec = NetworkSpec(model=config.model, input_size=config.image_size, in_channels=3, num_classes=10,
+                       learn_sigma=config.learn_sigma)  # fmt: skip
+    card = Card(config=config, network=spec, classes=DIGITS)
+    checkpoint = root / "checkpoints" / f"step-{step:07d}"
+    checkpoint.mkdir(parents=True)
+    weights = checkpoint / f"ema-{config.ema:g}.safetensors"
+    write_weights(weights, random_weights(spec), card, step)
+    listed = {weights.name: {"bytes": weights.stat().st_size, "sha256": sha256(weights)}}
+    write_json(checkpoint / "meta.json", {"step": step, "files": listed})
+    write_json(root / "config.json", card.to_json())
+    return root
+
+
+def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
+    """Of a network whose output depends on image, time and class (a fresh one's is zero)."""
+    torch.manual_seed(0)
+    network = build_network(spec)
+    for name, parameter in network.named_parameters():
+        if "adaLN" in name or "final_layer" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+        if "y_embedder" in name:
+            torch.nn.init.normal_(parameter, std=1.0)
+    return network.state_dict()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run shared by all tests: read it only."""
+    return write_run(tmp_path_factory.mktemp("shared") / "run")
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a run of one's own: `make_run(name="run", step=3, **settings of TrainConfig)`."""
+    return lambda name="run", **settings: write_run(tmp_path / name, **settings)

@@ -1,0 +1,172 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit import cli
+from dit.cli import main, parse
+from dit.config import EvalConfig, SampleConfig, TrainConfig, from_json
+from dit.errors import UserError
+from dit.presets import PRESETS
+
+ROOT = Path(__file__).parent.parent
+
+
+def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that must fail as a user's mistake."""
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("trian", ["unknown command 'trian'", "did you mean train"]),
+        ("train --modle DiT-S/4", ["unknown flag --modle", "did you mean --model"]),
+        ("train --model", ["--model", "train --help"]),
+        ("train --lr fast", ["--lr", "fast"]),
+        ("train --lr -1", ["--lr -1.0", "a number above 0"]),
+        ("train --process floww", ["floww", "'flow', 'linear', 'cosine'"]),
+        ("train stray", ["stray"]),
+        ("train --preset imagenet-265", ["unknown preset 'imagenet-265'", "did you mean imagenet-256"]),
+        ("train --resume nowhere", ["--resume nowhere: no checkpoint there"]),
+        ("train --process linear --learn-sigma --process flow", ["--process flow with --learn-sigma"]),
+        ("sample", ["--run"]),
+        ("sample --run nowhere", ["no checkpoint in nowhere"]),
+        ("info nowhere", ["nothing at nowhere"]),
+    ],
+)
+def test_mistakes_get_one_line(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]):
+    said = complaint_of(command.split(), capsys)
+    for part in parts:
+        assert part in said
+
+
+def test_unknown_model_names_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    said = complaint_of(["train", "--model", "DiT-S/3", "--out", str(tmp_path / "run"), "--vae", "identity"], capsys)
+    assert "unknown model 'DiT-S/3'" in said
+    assert "DiT-S/2" in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_class_id_out_of_range(tiny_run: Path, capsys: pytest.CaptureFixture[str]):
+    assert "class ids from 0 to 9" in complaint_of(["sample", "--run", str(tiny_run), "--classes", "11"], capsys)
+
+
+def test_overview_lists_all_commands(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in out
+    assert main([]) == 0
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_help_is_readable(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: dit {name}" in out
+    assert "{None}" not in out
+    assert "(default: None)" not in out
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
+def test_scripts_answer_help_at_once(script: str):
+    code = ("import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "finally: print('torch' in sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"usage: {script}" in done.stdout
+    assert done.stdout.endswith("False\n"), "importing torch takes seconds"
+
+
+def test_script_exit_code(tmp_path: Path):
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--steps", "0"], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --steps 0; expected a number above 0; change --steps\n"
+
+
+# -- flags to configurations ---------------------------------------------------------------------------------------
+
+
+def test_flags_become_a_configuration():
+    argv = "--model DiT-S/4 --lr 1e-3 --no-flip --resume auto --out runs/x --num-classes=7 --global_batch_size 8"
+    given = parse(TrainConfig, argv.split(), "train.py")
+    assert given == TrainConfig(model="DiT-S/4", lr=1e-3, flip=False, resume="auto", out=Path("runs/x"), num_classes=7,
+                                global_batch_size=8)  # fmt: skip
+    assert type(given) is TrainConfig
+    sampled = parse(SampleConfig, ["--run", "r", "--cfg-interval", "0.1", "0.8", "--classes", "0,1,2"], "sample.py")
+    assert sampled == SampleConfig(run=Path("r"), cfg_interval=(0.1, 0.8), classes="0,1,2")
+    assert parse(EvalConfig, [], "evaluate.py") == EvalConfig()
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_preset_gives_the_defaults(name: str):
+    assert parse(TrainConfig, ["--preset", name], "train.py") == PRESETS[name]()
+    assert PRESETS[name]().preset == name
+    changed = parse(TrainConfig, [f"--preset={name}", "--steps", "7"], "train.py")
+    assert changed.steps == 7
+    assert changed.model == PRESETS[name]().model
+
+
+def test_resume_takes_the_settings_of_the_run(make_run):
+    home = make_run(lr=0.5, steps=9)
+    again = parse(TrainConfig, ["--resume", str(home), "--log-every", "3"], "train.py")
+    saved = json.loads((home / "config.json").read_text())["config"]
+    assert again == from_json(TrainConfig, {**saved, "resume": str(home), "out": str(home), "log_every": 3})
+    assert (again.lr, again.steps) == (0.5, 9)
+
+
+def test_resume_without_a_finished_checkpoint(make_run):
+    home = make_run()
+    next(home.glob("checkpoints/*/meta.json")).unlink()
+    with pytest.raises(UserError, match="no checkpoint there"):
+        parse(TrainConfig, ["--resume", str(home)], "train.py")
+
+
+# -- how a command ends --------------------------------------------------------------------------------------------
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    def work(config: object) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (TrainConfig, work))
+    return main(["train"])
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert ending(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_disk_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert ending(monkeypatch, OSError(28, "No space left on device", "/x/y")) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ZeroDivisionError):
+        ending(monkeypatch, ZeroDivisionError())
+    with pytest.raises(FileNotFoundError):
+        ending(monkeypatch, FileNotFoundError(2, "no such file"))
+
+
+def test_other_ranks_wait_before_they_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    assert ending(monkeypatch, UserError("a", "b", "c")) == 2
+    assert waited == [cli.PATIENCE]
+    assert capsys.readouterr().err == "error (rank 1): a; expected b; c\n"

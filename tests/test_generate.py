@@ -1,0 +1,276 @@
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit import generate as module
+from dit.build import Run, SamplingPlan, build_sampling, load_run
+from dit.config import SampleConfig, SamplerConfig
+from dit.errors import UserError
+from dit.generate import ImageNoise, arithmetic, generate, sample_folder, sample_grid, sample_latents
+from dit.hardware import Ranks
+from dit.sample import sample
+
+CPU, ALONE = torch.device("cpu"), Ranks()
+ROOT = Path(__file__).parent.parent
+QUICK = SamplerConfig(steps=3, cfg_scale=2.0, seed=5, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path) -> Run:
+    return load_run(tiny_run, CPU)
+
+
+def planned(run: Run, config: SamplerConfig) -> SamplingPlan:
+    return build_sampling(run.denoise, run.card, config)
+
+
+def fill(run: Run, out: Path, count: int, format: str = "png", config: SamplerConfig = QUICK) -> Path:
+    return sample_folder(run, config, [3, 1, 4], count, out, format, ALONE)
+
+
+def pixels(folder: Path) -> torch.Tensor:
+    """The images of a folder in order, [N, S, S, 3] as integers that can be subtracted."""
+    if (folder / "samples.npz").exists():
+        return torch.from_numpy(np.load(folder / "samples.npz")["arr_0"]).int()
+    return torch.stack([torch.from_numpy(np.array(Image.open(f))).int() for f in sorted(folder.glob("*.png"))])
+
+
+def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+# -- noise and tensors ---------------------------------------------------------------------------------------------
+
+
+def test_noise_of_an_image_depends_on_seed_and_index_alone():
+    many = ImageNoise(7, range(1000), (3, 4, 4), CPU)
+    few = ImageNoise(7, torch.tensor([41, 3]), (3, 4, 4), CPU)
+    first, second = many(), many()
+    assert torch.equal(few(), first[[41, 3]])
+    assert torch.equal(few(), second[[41, 3]])
+    assert first.dtype == torch.float32
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, ImageNoise(8, range(1000), (3, 4, 4), CPU)())
+    assert len(first.flatten(1).unique(dim=0)) == 1000
+    assert first.mean().abs() < 0.02
+    assert abs(first.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ddpm"])
+def test_images_do_not_depend_on_batch_size(run: Run, sampler: str):
+    config = dataclasses.replace(QUICK, sampler=sampler)
+    labels, indices = torch.arange(7) % 3, torch.arange(7)
+    plan = planned(run, config)
+    together = sample_latents(run, plan, config, labels, indices)
+    alone = torch.cat([sample_latents(run, plan, config, labels[i : i + 1], indices[i : i + 1]) for i in range(7)])
+    assert largest_difference(together, alone) < 1e-4
+    assert together[0].sub(together[3]).abs().max() > 0.1, "two images of a class are the same"
+    images = [generate(run, plan, dataclasses.replace(config, batch_size=b), labels, indices) for b in (1, 4, 7)]
+    assert images[0].dtype == torch.uint8
+    assert images[0].shape == (7, 3, 8, 8)
+    assert largest_difference(images[0].int(), images[1].int()) <= 1
+    assert largest_difference(images[0].int(), images[2].int()) <= 1
+
+
+def test_class_and_seed_change_the_image(run: Run):
+    plan, zero = planned(run, QUICK), torch.zeros(1, dtype=torch.long)
+    latents = sample_latents(run, plan, QUICK, zero, zero)
+    assert largest_difference(latents, sample_latents(run, plan, QUICK, zero + 1, zero)) > 1e-2
+    other = dataclasses.replace(QUICK, seed=6)
+    assert largest_difference(latents, sample_latents(run, plan, other, zero, zero)) > 1e-2
+
+
+def test_auto_precision_is_exact_on_the_cpu():
+    assert arithmetic(SamplerConfig(), CPU) == "fp32"
+    assert arithmetic(SamplerConfig(precision="bf16"), CPU) == "bf16"
+
+
+def test_nan_names_the_image(run: Run):
+    plan = planned(run, QUICK)
+
+    def poisoned(denoise, process, x, y, times, noise):
+        x = plan.sampler(denoise, process, x, y, times, noise)
+        return torch.where((y == 7).view(-1, 1, 1, 1), torch.nan, x)
+
+    with pytest.raises(UserError, match=r"image 25 \(class 7\) came out as NaN.*--precision fp32"):
+        generate(run, dataclasses.replace(plan, sampler=poisoned), QUICK, torch.tensor([1, 2, 3, 4, 5, 7]),
+                 torch.arange(20, 26))  # fmt: skip
+
+
+def test_grid_has_each_class_in_turn(run: Run):
+    images, labels = sample_grid(run, QUICK, [4, 2], 3)
+    assert labels.tolist() == [4, 4, 4, 2, 2, 2]
+    assert images.shape == (6, 3, 8, 8)
+
+
+# -- folders -------------------------------------------------------------------------------------------------------
+
+
+def test_folder_of_pngs(run: Run, tmp_path: Path):
+    out = fill(run, tmp_path / "new" / "folder", 5)
+    assert sorted(f.name for f in out.iterdir()) == [*(f"00000{i}.png" for i in range(5)), "labels.csv", "samples.json"]
+    rows = list(csv.DictReader((out / "labels.csv").open()))
+    assert [row["file"] for row in rows] == [f"00000{i}.png" for i in range(5)]
+    assert [row["label"] for row in rows] == ["3", "1", "4", "3", "1"]
+    assert rows[0]["class"] == "3"
+    direct = generate(run, planned(run, QUICK), QUICK, torch.tensor([3, 1, 4, 3, 1]), torch.arange(5))
+    assert largest_difference(pixels(out), direct.permute(0, 2, 3, 1).int()) <= 1
+    record = json.loads((out / "samples.json").read_text())
+    expected = dict(num_samples=5, cfg_scale=2.0, seed=5, sampler="heun", steps=3, step=3, precision="fp32",
+                    classes=[3, 1, 4], vae="identity", image_size=8, eta=None)  # fmt: skip
+    assert {key: record[key] for key in expected} == expected
+    assert len(record["weights_sha256"]) == 64
+    assert record["versions"]["torch"] == version("torch")
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_interrupted_folder_continues(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str):
+    made: list[int] = []
+
+    def breaking(run, plan, config, labels, indices):
+        if len(made) >= breaks_at:
+            raise KeyboardInterrupt
+        made.extend(indices.tolist())
+        return generate(run, plan, config, labels, indices)
+
+    monkeypatch.setattr(module, "generate", breaking)
+    breaks_at, out = 8, tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        fill(run, out, 14, format)
+    assert made == list(range(8))
+    assert not (out / "labels.csv").exists()
+    before = {f: f.stat().st_mtime_ns for f in [*out.glob("*.png"), *out.glob("parts/*")]}
+    breaks_at = 99
+    fill(run, out, 14, format, dataclasses.replace(QUICK, batch_size=5))
+    assert made == list(range(14))
+    assert all(f.stat().st_mtime_ns == time for f, time in before.items() if f.exists())
+    assert largest_difference(pixels(out), pixels(fill(run, tmp_path / "whole", 14, format))) <= 1
+    made.clear()
+    stamps = {f: f.stat().st_mtime_ns for f in out.iterdir() if f.name != "samples.json"}
+    fill(run, out, 14, format)
+    assert made == []
+    assert all(f.stat().st_mtime_ns == time for f, time in stamps.items())
+    breaks_at = 0
+    with pytest.raises(KeyboardInterrupt):
+        fill(run, out, 17, format)  # more of them
+    assert not (out / "labels.csv").exists(), "labels of 14 images beside a folder of 17"
+    breaks_at = 99
+    fill(run, out, 17, format)
+    assert made == [14, 15, 16]
+    assert len(pixels(out)) == 17
+
+
+def test_damaged_images_are_made_again(run: Run, tmp_path: Path):
+    out = fill(run, tmp_path / "out", 6)
+    whole, good = pixels(out), (out / "000000.png").stat().st_mtime_ns
+    (out / "000002.png").unlink()
+    cut = out / "000004.png"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    (out / ".000001.png.4711").write_bytes(b"half")
+    fill(run, out, 6)
+    assert not list(out.glob(".*"))
+    assert (out / "000000.png").stat().st_mtime_ns == good
+    assert largest_difference(pixels(out), whole) <= 1
+
+
+def test_npz_layout(run: Run, tmp_path: Path):
+    out = fill(run, tmp_path / "out", 10, "npz")
+    with np.load(out / "samples.npz") as archive:
+        assert set(archive.files) == {"arr_0", "arr_1"}
+        assert archive["arr_0"].dtype == np.uint8
+        assert archive["arr_0"].shape == (10, 8, 8, 3)
+        assert archive["arr_1"].tolist() == [3, 1, 4, 3, 1, 4, 3, 1, 4, 3]
+    assert sorted(f.name for f in out.iterdir()) == ["samples.json", "samples.npz"]
+    assert largest_difference(pixels(out), pixels(fill(run, tmp_path / "png", 10))) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (dict(cfg_scale=3.0), r"cfg_scale 3.0 .* made with 2.0"),
+        (dict(seed=6), r"seed 6 .* made with 5"),
+        (dict(steps=4), r"steps 4 .* made with 3"),
+        (dict(sampler="euler"), r'sampler "euler" .* made with "heun"'),
+    ],
+)
+def test_other_settings_are_refused(run: Run, tmp_path: Path, change: dict, complaint: str):
+    out = fill(run, tmp_path / "out", 2)
+    before = pixels(out)
+    with pytest.raises(UserError, match=complaint):
+        fill(run, out, 4, config=dataclasses.replace(QUICK, **change))
+    assert torch.equal(pixels(out), before)
+
+
+def test_other_weights_are_refused(run: Run, tmp_path: Path, make_run):
+    out = fill(run, tmp_path / "out", 2)
+    other = load_run(make_run(step=4), CPU)
+    with pytest.raises(UserError, match="weights_sha256"):
+        fill(other, out, 4)
+
+
+def test_folders_that_are_not_ours(run: Run, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    with pytest.raises(UserError, match=r"holds cat.jpg and no samples.json"):
+        fill(run, tmp_path / "photos", 2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        fill(run, tmp_path / "file", 2)
+    out = fill(run, tmp_path / "out", 4)
+    with pytest.raises(UserError, match=r"--num-samples 2 .* already holds 4 images"):
+        fill(run, out, 2)
+    with pytest.raises(UserError, match=r'format "npz" .* made with "png"'):
+        fill(run, out, 4, "npz")
+
+
+def test_two_ranks_make_the_same_images(run: Run, tiny_run: Path, tmp_path: Path):
+    alone, both = fill(run, tmp_path / "alone", 7), tmp_path / "both"
+    flags = ["--cfg-scale=2", "--steps=3", "--seed=5", "--batch-size=3", "--classes=3,1,4", "--num-samples=7"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    done = subprocess.run([*torchrun, "sample.py", "--run", tiny_run, "--out", both, *flags], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("7 images in") == 1
+    assert (both / "labels.csv").read_text() == (alone / "labels.csv").read_text()
+    assert largest_difference(pixels(both), pixels(alone)) <= 1
+    one, two = (json.loads((folder / "samples.json").read_text()) for folder in (alone, both))
+    assert one == two
+
+
+# -- what the user asks for ----------------------------------------------------------------------------------------
+
+
+def test_grid_goes_to_the_run(make_run, capsys: pytest.CaptureFixture[str]):
+    home = make_run()
+    out = sample(SampleConfig(run=home, steps=2, classes="0,7", per_class=3, cfg_scale=4), ALONE)
+    assert out == home / "samples" / "grid-step-0000003-cfg-4-seed-0.png"
+    assert str(out) in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.width > picture.height > 16
+    assert sample(SampleConfig(run=home, steps=2, per_class=1, out=home / "my.png"), ALONE).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (dict(num_samples=3), "--num-samples without --out"),
+        (dict(num_samples=0, out=Path("x")), "--num-samples 0"),
+        (dict(out=Path("folder")), "a .png file for the grid"),
+        (dict(per_class=0), "--per-class 0"),
+        (dict(classes="0,10"), "class ids from 0 to 9"),
+        (dict(run=Path("nowhere")), "no checkpoint in nowhere"),
+    ],
+)
+def test_flags_that_do_not_fit(tiny_run: Path, flags: dict, complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        sample(SampleConfig(**{"run": tiny_run, **flags}), ALONE)

@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dit.cli import main
+from dit.errors import UserError
+from dit.info import info, table
+from dit.models.dit import create_model, parameters
+
+
+def rows(text: str) -> dict[str, str]:
+    """The table as a mapping; wrapped lines are joined."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            name, value = line.split("  ", 1)
+            found[name] = value.strip()
+        else:
+            found[name] += " " + line.strip()
+    return found
+
+
+def test_run(make_run):
+    home = make_run(lr=0.01)
+    (home / "metrics.jsonl").write_text('{"step": 2, "loss": 0.5}\n{"step": 3, "loss": 0.25}\n{"step": 4, "lo')
+    said = rows(info(home))
+    network = create_model("DiT-Ti/4", input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
+    assert said["model"] == "DiT-Ti/4"
+    assert said["parameters"] == f"{parameters(network):,}"
+    assert said["latents"] == "3 x 8 x 8"
+    assert said["images"] == "8 x 8 pixels"
+    assert said["class names"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert said["autoencoder"] == "identity"
+    assert said["process"].startswith("flow matching")
+    assert said["EMA decay"] == "0.999"
+    assert said["trained"] == "3 steps logged, of 1,600 steps"
+    assert said["last loss"] == "0.2500"
+    assert said["checkpoint 3"].endswith("1 file, checksums verified")
+
+
+def test_damage_is_told(make_run):
+    home = make_run()
+    weights = next(home.glob("checkpoints/*/ema-*"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "DAMAGED" in rows(info(home))["checkpoint 3"]
+    assert "DAMAGED" in rows(info(weights.parent))["files"]
+
+
+def test_checkpoint_and_file_tell_the_same(tiny_run: Path):
+    checkpoint = next(tiny_run.glob("checkpoints/*"))
+    by_folder, by_file = rows(info(checkpoint)), rows(info(next(checkpoint.glob("ema-*"))))
+    assert by_file["step"] == "3"
+    assert {k: v for k, v in by_folder.items() if k not in ("checkpoint", "files")} == {
+        k: v for k, v in by_file.items() if k != "weights"
+    }
+
+
+def test_release_file(tmp_path: Path):
+    network = create_model("DiT-Ti/4", input_size=8, in_channels=4, num_classes=5, learn_sigma=True)
+    torch.save(network.state_dict(), tmp_path / "DiT.pt")
+    said = rows(info(tmp_path / "DiT.pt"))
+    assert "original DiT release" in said["weights"]
+    assert (said["model"], said["classes"], said["learned variance"]) == ("DiT-Ti/4", "5", "yes")
+    assert said["stored as"] == "float32"
+
+
+def test_what_is_no_checkpoint(tmp_path: Path, tiny_run: Path):
+    with pytest.raises(UserError, match="nothing at"):
+        info(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"neither config.json nor meta.json"):
+        info(tmp_path)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(next(tiny_run.glob("checkpoints/*/ema-*")).read_bytes()[:100])
+    with pytest.raises(UserError, match="can not be read"):
+        info(cut)
+
+
+def test_run_without_checkpoint(make_run):
+    home = make_run()
+    for file in home.glob("checkpoints/*/*"):
+        file.unlink()
+    said = rows(info(home))
+    assert said["trained"].startswith("no step logged")
+    assert not any(name.startswith("checkpoint") for name in said)
+
+
+def test_table_wraps():
+    text = table([("short", "a"), ("a longer name", "word " * 40)])
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert text.splitlines()[0] == "short          a"
+    assert rows(text)["a longer name"].count("word") == 40
+
+
+def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["info", str(tiny_run)]) == 0
+    assert rows(capsys.readouterr().out)["model"] == "DiT-Ti/4"
+    assert json.loads((tiny_run / "config.json").read_text())["network"]["model"] == "DiT-Ti/4"

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from dit.data.order import batch_indices, generator, permute
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100, 1000, 1797, 4096, 65537])
+def test_permute_is_a_bijection(size):
+    np.testing.assert_array_equal(np.sort(permute(np.arange(size), size, 7, 0)), np.arange(size))
+
+
+@pytest.mark.parametrize("size", [(1 << 32) + 1, (1 << 40) - 3, (1 << 62) + 5])
+def test_permute_reaches_beyond_32_bits_without_collision(size):
+    positions = np.unique(np.linspace(0, size - 1, 5000).astype(np.int64).clip(0, size - 1))
+    taken = permute(positions, size, 0, 0)
+    assert taken.min() >= 0
+    assert taken.max() < size
+    assert len(np.unique(taken)) == len(positions)
+    assert 0.4 * size < taken.astype(float).mean() < 0.6 * size
+
+
+@pytest.mark.parametrize(("size", "batch"), [(1797, 64), (10, 64), (7, 7), (1, 5), (1000, 333)])
+def test_every_pass_holds_each_sample_once_and_runs_on_across_batches(size, batch):
+    stream = np.concatenate([batch_indices(step, size, batch, 3) for step in range(-(-3 * size // batch))])
+    passes = stream[: 3 * size].reshape(3, size)
+    np.testing.assert_array_equal(np.sort(passes, axis=1), np.tile(np.arange(size), (3, 1)))
+
+
+def test_passes_and_seeds_have_their_own_order():
+    first, second = (batch_indices(step, 1000, 1000, 0) for step in (0, 1))
+    other = batch_indices(0, 1000, 1000, 1)
+    for a, b in [(first, second), (first, other), (first, np.arange(1000))]:
+        assert (a == b).mean() < 0.01  # 0.001 by chance
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("batch", [1, 6, 48, 96])
+def test_the_stream_does_not_depend_on_the_batch_size(batch):
+    whole = batch_indices(0, 37, 96, 5)
+    pieces = np.concatenate([batch_indices(step, 37, batch, 5) for step in range(96 // batch)])
+    np.testing.assert_array_equal(pieces, whole)
+
+
+def test_orders_are_equally_likely():
+    firsts = np.bincount([int(permute(np.arange(1), 10, 0, epoch)[0]) for epoch in range(5000)], minlength=10)
+    assert ((firsts - 500) ** 2 / 500).sum() < 27.9  # chi-squared with 9 degrees of freedom, p = 0.001
+    orders = [tuple(permute(np.arange(3), 3, 0, epoch).tolist()) for epoch in range(3000)]
+    counts = np.array([orders.count(order) for order in set(orders)])
+    assert len(counts) == 6
+    assert ((counts - 500) ** 2 / 500).sum() < 20.5  # 5 degrees of freedom, p = 0.001
+
+
+def test_neighbours_are_scattered():
+    order = permute(np.arange(10_000), 10_000, 0, 0)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.04  # 4 deviations
+
+
+def _draw(*stream: int) -> list[float]:
+    return torch.rand(8, generator=generator(*stream)).tolist()
+
+
+def test_generators_depend_on_every_number_and_on_all_its_bits():
+    streams = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (1 << 32,), (1, 1 << 32), (1, 1 << 40)]
+    draws = {tuple(_draw(*stream)) for stream in streams}
+    assert len(draws) == len(streams)
+    assert _draw(3, 4, 5) == _draw(3, 4, 5)
+
+
+def test_neighbouring_generators_are_independent():
+    a, b = (torch.randn(20_000, generator=generator(0, i)) for i in (1, 2))
+    assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.03

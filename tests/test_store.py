@@ -1,0 +1,263 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dit.config import EncodeConfig
+from dit.data.images import ImageFolder
+from dit.encode import encode
+from dit.errors import UserError
+from dit.hardware import Ranks
+from dit.latents import store
+from dit.latents.autoencoder import load_autoencoder
+from dit.latents.store import LatentStore, MemoryLatents, MomentSums, OnlineLatents, holds_latents
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """20 smooth pictures of two classes."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("ant", "bee"):
+        (root / name).mkdir()
+        for i in range(COUNT // 2):
+            small = np.random.default_rng([i, len(name), ord(name[0])]).integers(0, 256, (4, 4, 3), np.uint8)
+            Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return load_autoencoder("digits")
+
+
+@pytest.fixture
+def cfg(data, tmp_path):
+    return EncodeConfig(data=str(data), out=tmp_path / "latents", image_size=32, batch_size=4, shard_size=6)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    return encode(EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6), Ranks())
+
+
+def everything(source, flip):
+    return source.read(np.arange(COUNT), np.full(COUNT, flip))
+
+
+def copy_of(finished, tmp_path):
+    for path in finished.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_stored_moments_are_those_of_the_image_or_its_mirror(finished, data, autoencoder, flip):
+    images = torch.stack([ImageFolder(data, 32)[i] for i in range(COUNT)])
+    direct = autoencoder.encode(images.flip(-1) if flip else images)
+    stored = everything(LatentStore(finished), flip)
+    assert stored.dtype == torch.float32
+    torch.testing.assert_close(stored, direct, rtol=1e-3, atol=1e-4)  # float16 keeps 11 bits
+
+
+def test_read_takes_any_order_across_shards(finished):
+    latents = LatentStore(finished)
+    whole = torch.stack([everything(latents, False), everything(latents, True)], 1)
+    indices = np.random.default_rng(0).integers(0, COUNT, 50)
+    flip = np.random.default_rng(1).random(50) < 0.5
+    assert torch.equal(latents.read(indices, flip), whole[torch.from_numpy(indices), torch.from_numpy(flip).long()])
+
+
+def test_store_describes_itself(finished, autoencoder):
+    latents = LatentStore(finished)
+    assert holds_latents(finished)
+    assert latents.shape == (4, 8, 8)
+    assert latents.classes == ["ant", "bee"]
+    np.testing.assert_array_equal(latents.labels, [0] * 10 + [1] * 10)
+    assert latents.flips is True
+    assert (latents.vae, latents.checksum, latents.image_size) == ("digits", autoencoder.checksum, 32)
+
+
+def test_sources_agree(finished, data, autoencoder):
+    images = ImageFolder(data, 32)
+    sources = [LatentStore(finished), MemoryLatents.encode(images, autoencoder, True, batch_size=7),
+               OnlineLatents(images, autoencoder, True)]  # fmt: skip
+    indices, flip = np.array([3, 19, 0, 3]), np.array([True, False, False, False])
+    stored, *others = [source.read(indices, flip) for source in sources]
+    for other in others:
+        torch.testing.assert_close(stored, other, rtol=1e-3, atol=1e-4)
+    expected = sources[0].statistics()
+    for source in sources[1:]:
+        assert source.shape == (4, 8, 8)
+        torch.testing.assert_close(source.statistics(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_are_those_of_drawn_latents():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(500, 2, 4, 4, generator=generator) * torch.tensor([1.0, 3.0])[:, None, None] + 5
+    std = torch.rand(500, 2, 4, 4, generator=generator)
+    drawn = mean + std * torch.randn(500, 2, 4, 4, generator=generator)
+    measured = MomentSums.of(torch.cat([mean, std], 1)).statistics()
+    torch.testing.assert_close(measured[0], drawn.mean((0, 2, 3)), atol=0.03, rtol=0)
+    torch.testing.assert_close(measured[1], drawn.std((0, 2, 3)), atol=0.03, rtol=0)
+
+
+def test_without_flips_one_view_is_stored(cfg):
+    latents = LatentStore(encode(replace(cfg, flip=False), Ranks()))
+    assert latents.flips is False
+    assert np.load(cfg.out / "shard-00000.npy", mmap_mode="r").shape == (6, 1, 8, 8, 8)
+
+
+def test_rerun_makes_only_what_is_missing_or_damaged(finished, tmp_path, cfg):
+    out = copy_of(finished, tmp_path)
+    whole = everything(LatentStore(out), True)
+    (out / "shard-00001.npy").unlink()
+    damaged = bytearray((out / "shard-00002.npy").read_bytes())
+    damaged[-100] ^= 255
+    (out / "shard-00002.npy").write_bytes(damaged)
+    (out / "index.json").unlink()
+    kept = {k: (out / f"shard-0000{k}.npy").stat().st_mtime_ns for k in range(4) if k != 1}
+    encode(replace(cfg, out=out), Ranks())
+    made = {k for k, time_ns in kept.items() if (out / f"shard-0000{k}.npy").stat().st_mtime_ns != time_ns}
+    assert made == {2}
+    assert torch.equal(everything(LatentStore(out), True), whole)
+
+
+SLOW_ENCODE = """
+import sys, time
+from pathlib import Path
+from dit.config import EncodeConfig
+from dit.data.images import ImageFolder
+from dit.encode import encode
+from dit.hardware import Ranks
+read = ImageFolder.__getitem__
+ImageFolder.__getitem__ = lambda self, index: (time.sleep(0.3 if index > 6 else 0), read(self, index))[1]
+encode(EncodeConfig(data=sys.argv[1], out=Path(sys.argv[2]), image_size=32, batch_size=2, shard_size=6), Ranks())
+"""
+
+
+def test_killed_run_is_continued(cfg, finished):
+    process = subprocess.Popen([sys.executable, "-c", SLOW_ENCODE, cfg.data, str(cfg.out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (cfg.out / "shard-00001.npy.tmp").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (cfg.out / "shard-00001.npy.tmp").exists()
+    with pytest.raises(UserError, match="run dit encode again to finish"):
+        LatentStore(cfg.out)
+    before = (cfg.out / "shard-00000.npy").stat().st_mtime_ns
+    encode(cfg, Ranks())
+    assert (cfg.out / "shard-00000.npy").stat().st_mtime_ns == before
+    assert not list(cfg.out.glob("*.tmp"))
+    torch.testing.assert_close(everything(LatentStore(cfg.out), True), everything(LatentStore(finished), True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 16}, "image_size 32, not 16"),
+        ({"flip": False}, "flips True, not False"),
+        ({"vae": "identity"}, "vae digits, not identity|checksum"),
+        ({"shard_size": 7}, "shard_size 6, not 7"),
+        ({"data": "digits"}, "count 20, not 1797|flips"),
+    ],
+)
+def test_another_encoding_is_refused(finished, data, change, message):
+    same = EncodeConfig(data=str(data), out=finished, image_size=32, batch_size=4, shard_size=6)
+    before = (finished / "index.json").read_bytes()
+    with pytest.raises(UserError, match=message):
+        encode(replace(same, **change), Ranks())
+    assert (finished / "index.json").read_bytes() == before
+
+
+def test_other_files_of_the_same_number_are_refused(finished, data, tmp_path):
+    for path in data.rglob("*.png"):
+        target = tmp_path / path.parent.name / f"other-{path.name}"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    cfg = EncodeConfig(data=str(tmp_path), out=finished, image_size=32, batch_size=4, shard_size=6)
+    with pytest.raises(UserError, match="fingerprint"):
+        encode(cfg, Ranks())
+
+
+def test_damage_is_named(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    shard = out / "shard-00002.npy"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"shard-00002\.npy is missing or damaged"):
+        LatentStore(out)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"shard-00002\.npy is missing or damaged"):
+        LatentStore(out)
+    shard.write_bytes((out / "shard-00003.npy").read_bytes())
+    with pytest.raises(UserError, match=r"shard-00002\.npy holds float16 \[2, 2, 8, 8, 8\]"):
+        LatentStore(out)
+    with pytest.raises(UserError, match="is not a folder of latents"):
+        LatentStore(tmp_path / "none")
+
+
+def test_full_disk_is_foreseen(cfg, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="latents need"):
+        encode(cfg, Ranks())
+
+
+def test_unreadable_image_stops_with_its_name(cfg, tmp_path):
+    root = tmp_path / "broken"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"bad\.png can not be read"):
+        encode(replace(cfg, data=str(root)), Ranks())
+
+
+TWO_RANKS = """
+import sys
+from pathlib import Path
+from dit.config import EncodeConfig
+from dit.encode import encode
+from dit.hardware import ranks
+with ranks() as r:
+    assert r.world == 2
+    encode(EncodeConfig(data=sys.argv[1], out=Path(sys.argv[2]), image_size=32, batch_size=4, shard_size=6), r)
+"""
+
+
+def test_two_ranks_make_the_same_store(cfg, finished, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.getcwd()}
+    result = subprocess.run([*command, cfg.data, str(cfg.out)], env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = LatentStore(finished), LatentStore(cfg.out)
+    for flip in (False, True):
+        torch.testing.assert_close(everything(one, flip), everything(two, flip), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(one.statistics(), two.statistics(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(one.labels, two.labels)
+
+
+def test_decode_batches_keeps_order(data):
+    images = ImageFolder(data, 32)
+    batches = list(store.decode_batches(images, np.arange(3, 14), 4))
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in range(3, 14)]))

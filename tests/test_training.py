@@ -1,0 +1,324 @@
+"""Training: exact resume after a kill, clean stops, and faults that lose nothing."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dit.config import TrainConfig
+from dit.errors import UserError
+from dit.hardware import Ranks
+from dit.runs import checkpoints, latest, verify
+from dit.training.ema import EMA
+from dit.training.metrics_log import Window, read_metrics
+from dit.training.schedule import learning_rate, total_steps
+from dit.training.trainer import Job, draw_batch, prepare, train
+
+ROOT = Path(__file__).parent.parent
+TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
+                   sample_every=0, ckpt_every=0, log_every=2, precision="fp32")  # fmt: skip
+FLAGS = ["--model", "DiT-Ti/4", "--vae", "identity", "--image-size", "8", "--global-batch-size", "128",
+         "--sample-every", "0", "--log-every", "3"]  # fmt: skip
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*flags: object) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *FLAGS, *map(str, flags)]
+
+
+def start(*flags: object, **options: object) -> subprocess.Popen:
+    return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, cwd=ROOT,
+                            **options)  # fmt: skip
+
+
+def run(*flags: object, **options: object) -> tuple[int, str, str]:
+    process = start(*flags, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def error_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.002)
+
+
+def all_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {f"{f.parent.name}:{k}": v for f in checkpoint.rglob("*.safetensors") for k, v in load_file(f).items()}
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    left, right = all_tensors(latest(a)), all_tensors(latest(b))
+    assert left.keys() == right.keys()
+    assert {"network", "ema", "optimizer"} <= {k.split(":")[1].split(".")[0] for k in left}
+    assert [k for k in left if not torch.equal(left[k], right[k])] == []
+    logs = [[(m["step"], m["loss"], m["grad_norm"]) for m in read_metrics(r / "metrics.jsonl")] for r in (a, b)]
+    assert logs[0] == logs[1]
+    assert logs[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 20 steps that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    code, _, err = run("--steps", 20, "--ckpt-every", 10, "--keep", 5, "--out", out)
+    assert code == 0, err
+    return out
+
+
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(whole, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--steps", 20, "--ckpt-every", 10, "--keep", 5, "--out", out, "--resume", "auto")
+    process = start(*flags)
+    wait_for(out / "checkpoints" / "step-0000010", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert latest(out).name == "step-0000010"
+    code, _, err = run(*flags)
+    assert code == 0, err
+    assert_same_run(whole, out)
+
+
+def test_resuming_by_name_takes_the_settings_of_the_run(whole, tmp_path):
+    out = tmp_path / "run"
+    assert run("--steps", 10, "--ckpt-every", 10, "--out", out, "--cooldown", 0)[0] == 0
+    code, text, err = subprocess_train("--resume", out, "--steps", 12)
+    assert code == 0, err
+    assert latest(out).name == "step-0000012"
+    assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [3, 6, 9, 10, 12]
+
+
+def subprocess_train(*flags: object) -> tuple[int, str, str]:
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, flags)], capture_output=True, text=True,
+                          env=ENV, cwd=ROOT, timeout=300)  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_end_cleanly(number, tmp_path):
+    out = tmp_path / "run"
+    process = start("--steps", 100_000, "--ckpt-every", 0, "--out", out)
+    wait_for(out / "metrics.jsonl", process)
+    while not read_metrics(out / "metrics.jsonl"):
+        time.sleep(0.01)
+    process.send_signal(number)
+    text, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"--resume {out}" in text
+    verify(latest(out))
+
+
+def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    flags = ("--ckpt-every", 2, "--warmup", 0, "--cooldown", 0, "--clip", 0, "--steps", 60, "--out", out)
+    code, _, err = run("--lr", "1e36", *flags)
+    assert code == 2
+    message = error_line(err)
+    bad = int(message.split("at step ")[1].split(";")[0])
+    good = latest(out)
+    assert str(good) in message if good else "no checkpoint was written" in message
+    assert all(int(c.name.removeprefix("step-")) < bad for c in checkpoints(out))
+    assert all(t.isfinite().all() for c in checkpoints(out) for t in all_tensors(c).values())
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    assert run("--steps", 4, "--out", out)[0] == 0
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    process = subprocess.run([sys.executable, str(ROOT / "train.py"), "--resume", str(out), "--steps", "8"],
+                             capture_output=True, text=True, env=ENV, cwd=ROOT, preexec_fn=small_disk)  # fmt: skip
+    assert process.returncode == 2, process.stderr
+    assert f"{out}/checkpoints/step-0000004 is intact" in error_line(process.stderr)
+    assert [c.name for c in checkpoints(out)] == ["step-0000004"]
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-0000004"]
+    verify(latest(out))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_damaged_checkpoint_is_named(damage, tmp_path):
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run"), Ranks())
+    file = next(latest(out).glob("state/*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    changed = {"truncated": bytes(content[:-100]), "flipped": bytes(content)}.get(damage)
+    file.unlink() if changed is None else file.write_bytes(changed)
+    with pytest.raises(UserError, match=file.name):
+        train(dataclasses.replace(TINY, out=out, resume=str(out), steps=8), Ranks())
+
+
+def test_existing_run_needs_resume_and_the_same_configuration(tmp_path):
+    first = dataclasses.replace(TINY, out=tmp_path / "run")
+    train(first, Ranks())
+    before = sorted(p for p in (tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match="--resume"):
+        train(first, Ranks())
+    with pytest.raises(UserError, match=r"lr 0.004 there, 0.001 now"):
+        train(dataclasses.replace(first, lr=1e-3, resume="auto"), Ranks())
+    assert sorted(p for p in (tmp_path / "run").rglob("*")) == before
+
+
+def test_resume_from_nothing(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        train(dataclasses.replace(TINY, out=tmp_path / "run", resume=str(tmp_path / "run")), Ranks())
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_that_ranks_do_not_divide():
+    with pytest.raises(UserError, match=r"--global-batch-size 16 on 3 ranks"):
+        train(TINY, Ranks(world=3))
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    train(dataclasses.replace(TINY, out=tmp_path / "run", dry_run=True), Ranks())
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("parameters", "multiply-adds", "GiB", "4 tokens", "1,797 images", "lr 0.004"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_keep_removes_the_oldest(tmp_path):
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", ckpt_every=2, keep=2), Ranks())
+    assert [c.name for c in checkpoints(out)] == ["step-0000004", "step-0000006"]
+
+
+def test_never_means_never(tmp_path):
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", log_every=0), Ranks())
+    assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [6]
+    assert not (out / "samples").exists()
+
+
+def test_previews_and_strip(tmp_path):
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=4, sample_every=2), Ranks())
+    names = {p.name for p in (out / "samples").iterdir()}
+    assert names == {"step-0000002.png", "step-0000004.png", "strip.png", "strip.gif"}
+
+
+def a_job(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> Job:
+    from dit.build import build_card, build_source
+    from dit.latents.autoencoder import load_autoencoder
+
+    config = dataclasses.replace(TINY, out=tmp_path / "job", **changes)
+    autoencoder = load_autoencoder(config.vae)
+    source = build_source(config, autoencoder)
+    return prepare(build_card(config, source), source, autoencoder, ranks or Ranks())
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path):
+    runs = [train(dataclasses.replace(TINY, out=tmp_path / str(n), grad_accum=n, steps=3), Ranks()) for n in (1, 4)]
+    a, b = (all_tensors(latest(r)) for r in runs)
+    worst = max((a[k] - b[k]).abs().max().item() for k in a if "exp_avg" in k or "grad" in k)
+    assert worst < 1e-5
+
+
+def test_ranks_see_the_same_batch_as_one(tmp_path):
+    job = a_job(tmp_path)
+    whole = draw_batch(job, 3)
+    parts = [draw_batch(dataclasses.replace(job, ranks=Ranks(rank, 4)), 3) for rank in range(4)]
+    for i, name in enumerate(whole._fields):
+        assert torch.equal(torch.cat([p[i] for p in parts]), whole[i]), name
+    assert not torch.equal(whole.t, draw_batch(job, 4).t)
+
+
+def test_labels_are_dropped_as_often_as_asked(tmp_path):
+    job = a_job(tmp_path, label_dropout=0.3, global_batch_size=256)
+    dropped = torch.cat([draw_batch(job, s).labels == 10 for s in range(40)]).float().mean()
+    assert abs(dropped - 0.3) < 0.015
+
+
+def test_digits_are_never_flipped(tmp_path):
+    job = a_job(tmp_path)
+    indices = [job.source.read(torch.arange(4).numpy(), torch.zeros(4, dtype=torch.bool).numpy()) for _ in range(2)]
+    assert torch.equal(*indices)
+    assert not job.source.flips
+
+
+def test_two_ranks_train_and_resume(tmp_path):
+    out = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py")]
+    flags = [*FLAGS, "--out", str(out), "--resume", "auto", "--ckpt-every", "4", "--cooldown", "0"]
+    for steps in ("4", "8"):
+        done = subprocess.run([*torchrun, *flags, "--steps", steps], capture_output=True, text=True, env=ENV, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert latest(out).name == "step-0000008"
+    verify(latest(out))
+    losses = [m["loss"] for m in read_metrics(out / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+
+
+def test_loss_falls(tmp_path):
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=60, log_every=20, lr=1e-3), Ranks())
+    losses = [m["loss"] for m in read_metrics(out / "metrics.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_learned_variance_trains(tmp_path):
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", process="linear", objective="eps", learn_sigma=True,
+                                    min_snr_gamma=5.0), Ranks())  # fmt: skip
+    assert {"mse", "vb"} <= read_metrics(out / "metrics.jsonl")[-1].keys()
+
+
+def test_ema_follows_with_warm_up():
+    network = torch.nn.Linear(2, 2)
+    ema = EMA(network, 0.5)
+    with torch.no_grad():
+        start = network.weight.clone()
+        network.weight.add_(1)
+    ema.update(network, step=1)
+    assert torch.allclose(ema.network.weight, start + (1 - 2 / 11))
+    for _ in range(20):
+        ema.update(network, step=1000)
+    assert torch.allclose(ema.network.weight, network.weight, atol=1e-5)
+
+
+def test_learning_rate_rises_holds_and_falls():
+    config = dataclasses.replace(TINY, lr=1.0, warmup=10, cooldown=0.5)
+    rates = [learning_rate(config, s, 100) for s in range(100)]
+    assert rates[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
+    assert rates[15:45] == [1.0] * 30
+    assert all(a > b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert 0 < rates[-1] < 0.03
+    constant = dataclasses.replace(config, cooldown=0.0, warmup=0)
+    assert {learning_rate(constant, s, 100) for s in range(100)} == {1.0}
+
+
+def test_epochs_become_steps():
+    assert total_steps(dataclasses.replace(TINY, epochs=2.0), 100) == 13
+
+
+def test_window_names_the_first_bad_step():
+    window = Window(("loss",), torch.device("cpu"))
+    for step, value in enumerate([1.0, 2.0, float("nan"), float("inf")], start=5):
+        window.add(step, [torch.tensor(value)])
+    assert window.first_bad_step(Ranks()) == 7
+    window = Window(("loss",), torch.device("cpu"))
+    window.add(1, [torch.tensor(1.0)])
+    window.add(2, [torch.tensor(3.0)])
+    assert window.first_bad_step(Ranks()) == 0
+    assert window.close(Ranks()) == {"loss": 2.0}
+
+
+def test_metrics_lines_cut_short_are_left_out(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    assert [m["step"] for m in read_metrics(file)] == [1]

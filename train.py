@@ -1,0 +1,8 @@
+"""Train a Diffusion Transformer: python train.py --help, or torchrun --nproc-per-node N train.py …"""
+
+import sys
+
+from dit.cli import train
+
+if __name__ == "__main__":
+    sys.exit(train())
