@@ -56,7 +56,7 @@ def main() -> None:
         print(f"{what:<12}{where}")
     if args.record:
         print(record("quickstart", shlex.join(["python", "-m", "benchmarks.quickstart", *sys.argv[1:]]),
-                     figures(seconds, report)))  # fmt: skip
+                     figures(seconds, report)))
 
 
 def places(run: Path) -> dict[str, Path]:

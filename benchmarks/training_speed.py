@@ -2,8 +2,8 @@
 
     python -m benchmarks.training_speed [--batch 32] [--rounds 5]
 
-A step is forward, loss (with learned variance), backward, AdamW and EMA. All variants take turns in every round, so that
-a noisy machine disturbs them alike; the figure is the median over rounds, the ratio that of medians.
+A step is forward, loss (with learned variance), backward, AdamW and EMA. All variants take turns in every round, so
+that a noisy machine disturbs them alike; the figure is the median over rounds, the ratio that of medians.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.record import record
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM
-from dit.hardware import autocast
+from dit.hardware import autocast, suit_attention
 from dit.models.dit import create_model, multiply_adds
 from dit.training.ema import EMA
 
@@ -40,18 +40,22 @@ class Diffusers(nn.Module):
         self.model = DiTTransformer2DModel(
             num_attention_heads=6, attention_head_dim=64, num_layers=12, in_channels=4, out_channels=8,
             sample_size=32, patch_size=4, num_embeds_ada_norm=1000, norm_type="ada_norm_zero",
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """As in `dit.models`."""
         return self.model(x, timestep=t.long(), class_labels=y).sample
 
 
-def step_of(network: nn.Module, batch: int, precision: str, compiled: bool, fused: bool, device: str) -> Callable[[], None]:
+def step_of(
+    network: nn.Module, batch: int, precision: str, compiled: bool, fused: bool, device: str
+) -> Callable[[], None]:
     """One training step as a function."""
     network.to(device).train()
+    suit_attention(network, torch.device(device), precision)
     ema = EMA(network, 0.9999)
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-4, fused=fused, foreach=False)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-4, fused=fused, foreach=False)
     called = torch.compile(network) if compiled else network
     denoise = Denoiser(called, DDPM("linear"), "eps", learn_sigma=True)
     x0, eps = torch.randn(2, batch, 4, 32, 32, device=device)

@@ -31,7 +31,7 @@ def build_process(config: TrainConfig) -> Process:
 def build_network(spec: NetworkSpec) -> nn.Module:
     """A fresh network."""
     return create_model(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
-                        num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)  # fmt: skip
+                        num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
 
 
 def build_denoiser(config: TrainConfig, network: nn.Module) -> Denoiser:
@@ -79,11 +79,11 @@ def build_card(config: TrainConfig, source: Latents) -> Card:
     num_classes = config.num_classes or len(source.classes)
     if num_classes < len(source.classes):
         raise UserError(f"--num-classes {num_classes} for data with {len(source.classes)} classes",
-                        f"{len(source.classes)} or more", "drop --num-classes to count them in the data")  # fmt: skip
+                        f"{len(source.classes)} or more", "drop --num-classes to count them in the data")
     names = [*source.classes, *(str(i) for i in range(len(source.classes), num_classes))]
     channels, size, _ = source.shape
     spec = NetworkSpec(model=config.model, input_size=size, in_channels=channels, num_classes=num_classes,
-                       learn_sigma=config.learn_sigma)  # fmt: skip
+                       learn_sigma=config.learn_sigma)
     card = Card(config=config, network=spec, classes=names)
     if config.latent_norm == "vae":
         return card
@@ -157,7 +157,7 @@ def build_sampling(denoise: Denoiser, card: Card, config: SamplerConfig) -> Samp
         UserError: a sampler or variance that the network can not serve.
     """
     flow = card.config.process == "flow"
-    name = config.sampler if config.sampler != "auto" else "heun" if flow else "ddpm"
+    name = config.sampler if config.sampler != "auto" else "dpmpp_2m" if flow else "ddpm"
     variance = config.variance if config.variance != "auto" else "learned" if denoise.learn_sigma else "small"
     if variance == "learned" and not denoise.learn_sigma:
         raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
@@ -167,10 +167,10 @@ def build_sampling(denoise: Denoiser, card: Card, config: SamplerConfig) -> Samp
     channels = config.cfg_channels
     if channels is not None and channels > card.network.in_channels:
         raise UserError(f"--cfg-channels {channels}", f"at most {card.network.in_channels} latent channels",
-                        "pass fewer, or drop it to guide all")  # fmt: skip
+                        "pass fewer, or drop it to guide all")
     guided = cfg(denoise, denoise.process, config.cfg_scale, card.network.num_classes,
-                 interval=config.cfg_interval, channels=channels)  # fmt: skip
-    options = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
+                 interval=config.cfg_interval, channels=channels)
+    options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     return SamplingPlan(guided, denoise.process, sampler, name, denoise.process.times(steps))
 
@@ -186,5 +186,5 @@ def class_ids(text: str | None, num_classes: int) -> list[int]:
     ids: Sequence[str] = text.split(",")
     if not all(i.strip().isdigit() and int(i) < num_classes for i in ids):
         raise UserError(f"--classes {text}", f"class ids from 0 to {num_classes - 1}, separated by commas",
-                        "see `dit info RUN` for the classes of a run")  # fmt: skip
+                        "see `dit info RUN` for the classes of a run")
     return [int(i) for i in ids]

@@ -1,4 +1,4 @@
-"""The commands: `dit train|sample|evaluate|encode|info`, and train.py, sample.py, evaluate.py.
+"""The commands: `dit train|sample|evaluate|encode|convert|info`, and train.py, sample.py, evaluate.py.
 
 Flags come from the dataclasses of `dit.config`. torch is imported only once the flags are right, so that `--help`
 and mistakes answer at once.
@@ -6,21 +6,21 @@ and mistakes answer at once.
 
 import dataclasses
 import errno
+import importlib
 import io
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from dit.config import EncodeConfig, EvalConfig, SampleConfig, TrainConfig
+from dit.config import ConvertConfig, EncodeConfig, EvalConfig, InfoConfig, SampleConfig, TrainConfig
 from dit.errors import UserError, nearest
 
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
@@ -33,59 +33,15 @@ Config = TypeVar("Config")
 # -- commands --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class InfoConfig:
-    """Tell what a run, a checkpoint or a file of weights is, and whether it is intact."""
-
-    path: tyro.conf.Positional[Path]
-    """Run directory, checkpoint directory, .safetensors file, or a .pt file of the original DiT release."""
-
-
-def _train(config: TrainConfig) -> None:
-    from dit.hardware import ranks
-    from dit.training.trainer import train
-
-    with ranks() as joined:
-        train(config, joined)
-
-
-def _sample(config: SampleConfig) -> None:
-    from dit.hardware import ranks
-    from dit.sample import sample
-
-    with ranks() as joined:
-        sample(config, joined)
-
-
-def _evaluate(config: EvalConfig) -> None:
-    from dit.evaluation.evaluate import evaluate
-    from dit.hardware import ranks
-
-    with ranks() as joined:
-        evaluate(config, joined)
-
-
-def _encode(config: EncodeConfig) -> None:
-    from dit.encode import encode
-    from dit.hardware import ranks
-
-    with ranks() as joined:
-        encode(config, joined)
-
-
-def _info(config: InfoConfig) -> None:
-    from dit.info import info
-
-    print(info(config.path))
-
-
-COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "train": (TrainConfig, _train),
-    "sample": (SampleConfig, _sample),
-    "evaluate": (EvalConfig, _evaluate),
-    "encode": (EncodeConfig, _encode),
-    "info": (InfoConfig, _info),
+COMMANDS: dict[str, tuple[type, str]] = {
+    "train": (TrainConfig, "dit.training.trainer:train"),
+    "sample": (SampleConfig, "dit.sample:sample"),
+    "evaluate": (EvalConfig, "dit.evaluation.evaluate:evaluate"),
+    "encode": (EncodeConfig, "dit.encode:encode"),
+    "convert": (ConvertConfig, "dit.convert:convert"),
+    "info": (InfoConfig, "dit.info:show"),
 }
+"""Flags of each command, and the function (config, ranks) that does the work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,9 +81,10 @@ def _first_line(config: type) -> str:
 
 def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     """Parse flags, run the command, turn what went wrong into one line and an exit code."""
-    kind, work = COMMANDS[name]
+    kind, target = COMMANDS[name]
     try:
-        work(parse(kind, sys.argv[1:] if argv is None else list(argv), prog))
+        config: Any = parse(kind, sys.argv[1:] if argv is None else list(argv), prog)
+        _work(config, target)
     except UserError as error:
         return _report(error)
     except KeyboardInterrupt:
@@ -140,8 +97,16 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
         if error.errno not in DISK:
             raise
         return _report(UserError(str(error), "a writable disk with free space",
-                                 "free some space or choose another --out"))  # fmt: skip
+                                 "free some space or choose another --out"))
     return 0
+
+
+def _work(config: Any, target: str) -> None:
+    from dit.hardware import ranks
+
+    module, function = target.split(":")
+    with ranks() as joined:
+        getattr(importlib.import_module(module), function)(config, joined)
 
 
 def _report(error: UserError) -> int:
@@ -170,12 +135,12 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     try:
         with redirect_stderr(complaint):
             given = tyro.cli(flags, prog=prog, args=argv, default=default and flags(**_values(default)),
-                             config=(tyro.conf.DisallowNone,))  # fmt: skip
+                             config=(tyro.conf.DisallowNone,))
     except SystemExit as end:
         if not end.code:
             raise
         raise UserError(_one_line(complaint.getvalue()), f"flags and values as {prog} --help lists them",
-                        "correct the command line") from None  # fmt: skip
+                        "correct the command line") from None
     return kind(**_values(given))
 
 
@@ -192,7 +157,7 @@ def _flags(kind: type) -> Any:
         if f.default is not dataclasses.MISSING
     ]
     return dataclasses.make_dataclass(kind.__name__, optional, bases=(kind,), namespace={"__doc__": kind.__doc__},
-                                      frozen=True, kw_only=True)  # fmt: skip
+                                      frozen=True, kw_only=True)
 
 
 def _check_flags(kind: type, argv: list[str], prog: str) -> None:
@@ -254,7 +219,7 @@ def _settings_of(run: Path) -> TrainConfig:
 
     if latest(run) is None or not (run / "config.json").exists():
         raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
-                        "check the path, or start a run with --out RUN --resume auto")  # fmt: skip
+                        "check the path, or start a run with --out RUN --resume auto")
     card = Card.from_json(json.loads((run / "config.json").read_text()))
     return dataclasses.replace(card.config, resume=str(run), out=run)
 

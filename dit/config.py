@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tyro.conf import Positional
+
 from dit.errors import UserError, nearest
 
 
@@ -112,13 +114,13 @@ class TrainConfig:
         _require_range(self, ("num_classes", "epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
         if self.process == "flow" and self.objective == "eps":
             raise UserError("--process flow with --objective eps", "--objective v or x0 with flow matching",
-                            "pure noise tells nothing of the data at t = 1: pass --objective v")  # fmt: skip
+                            "pure noise tells nothing of the data at t = 1: pass --objective v")
         if self.process == "flow" and self.learn_sigma:
             raise UserError("--process flow with --learn-sigma", "--process linear or cosine with --learn-sigma",
-                            "a flow has no variance to learn: drop --learn-sigma")  # fmt: skip
+                            "a flow has no variance to learn: drop --learn-sigma")
         if self.global_batch_size % self.grad_accum:
             raise UserError(f"--global-batch-size {self.global_batch_size} and --grad-accum {self.grad_accum}",
-                            "a batch that the accumulation steps divide", "change one of them")  # fmt: skip
+                            "a batch that the accumulation steps divide", "change one of them")
 
 
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m")
@@ -129,7 +131,7 @@ class SamplerConfig:
     """How noise becomes an image."""
 
     sampler: Literal["auto", "ddpm", "ddim", "euler", "heun", "dpmpp_2m"] = "auto"
-    """auto: heun for flow matching, ddpm for the DDPM processes."""
+    """auto: dpmpp_2m for flow matching, ddpm for the DDPM processes."""
     steps: int | None = None
     """Sampling steps (heun calls the network twice in each); unless given, 25, and 250 for ddpm."""
     cfg_scale: float = 1.0
@@ -164,7 +166,8 @@ class SampleConfig(SamplerConfig):
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     classes: str | None = None
-    """Class ids such as 0,1,2, taken in turn; all classes unless given."""
+    """Class ids such as 0,1,2, taken in turn; all classes (in a grid at most 16)
+    unless given."""
     num_samples: int | None = None
     """Number of images for --out; unless given, a grid with some images of each class."""
     per_class: int = 8
@@ -215,6 +218,26 @@ class EncodeConfig:
     """Images in one shard file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Turn a .pt file of the original DiT release into weights that sample.py and evaluate.py take."""
+
+    file: Positional[Path]
+    """The .pt file; no code in it is run."""
+    out: Positional[Path]
+    """The .safetensors file to write."""
+    vae: str = "stabilityai/sd-vae-ft-ema"
+    """Autoencoder of the network's latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Tell what a run, a checkpoint or a file of weights is, and whether it is intact."""
+
+    path: Positional[Path]
+    """Run directory, checkpoint directory, .safetensors file, or a .pt file of the original DiT release."""
+
+
 Config = TypeVar("Config")
 
 
@@ -233,7 +256,7 @@ def from_json(cls: type[Config], values: dict[str, Any]) -> Config:
     for key in values:
         if key not in fields:
             raise UserError(f"unknown setting {key!r} in a saved {cls.__name__}", "a setting of this version",
-                            nearest(key, fields))  # fmt: skip
+                            nearest(key, fields))
     return cls(**{k: _from_plain(fields[k].type, v) for k, v in values.items()})
 
 

@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit.config import TrainConfig
+from dit.config import ConvertConfig, TrainConfig
 from dit.errors import UserError
 from dit.files import replacing
+from dit.hardware import Ranks
 from dit.models.dit import PATCHES, SIZES, create_model
 from dit.models.layers import position_embedding
 from dit.runs import Card, NetworkSpec, write_weights
 
 StateDict = dict[str, Tensor]
+
+
+def convert(config: ConvertConfig, ranks: Ranks) -> None:
+    """The command `dit convert`."""
+    if ranks.main:
+        card = import_release(config.file, config.out, config.vae)
+        print(f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
+              f"python sample.py --run {config.out} --cfg-scale 4 --cfg-channels 3")
 
 
 def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema") -> Card:
@@ -45,7 +54,7 @@ def release_config(spec: NetworkSpec, vae: str) -> TrainConfig:
         flip=True, model=spec.model, process="linear", objective="eps", learn_sigma=spec.learn_sigma,
         time_sampling="uniform", label_dropout=0.1, steps=400_000, global_batch_size=256, lr=1e-4, weight_decay=0.0,
         beta2=0.999, warmup=0, cooldown=0.0, clip=0.0, ema=0.9999,
-    )  # fmt: skip
+    )
 
 
 def read_release(file: Path) -> tuple[NetworkSpec, StateDict]:
@@ -63,7 +72,7 @@ def read_release(file: Path) -> tuple[NetworkSpec, StateDict]:
             break
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{file} has no named tensors", "a state dict, alone or under `ema` or `model`",
-                        "pass a .pt file of the DiT release")  # fmt: skip
+                        "pass a .pt file of the DiT release")
     spec = infer_spec(loaded)
     _check_shapes(loaded, spec)
     return spec, loaded
@@ -76,7 +85,7 @@ def infer_spec(state_dict: StateDict) -> NetworkSpec:
         UserError: missing tensors, or no network of this package.
     """
     axes = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.embedding_table.weight": 2,
-            "final_layer.linear.weight": 2}  # fmt: skip
+            "final_layer.linear.weight": 2}
     for name, ndim in axes.items():
         if name not in state_dict:
             raise _odd(f"no {name} among the tensors")
@@ -89,10 +98,10 @@ def infer_spec(state_dict: StateDict) -> NetworkSpec:
     if not names or patch not in PATCHES:
         raise UserError(f"a network of {depth} blocks, width {width} and patch size {patch}",
                         f"a size among {', '.join(SIZES)} and a patch among {', '.join(map(str, PATCHES))}",
-                        "only these can be imported")  # fmt: skip
+                        "only these can be imported")
     return NetworkSpec(model=f"DiT-{names[0]}/{patch}", input_size=round(tokens**0.5) * patch, in_channels=channels,
                        num_classes=len(state_dict["y_embedder.embedding_table.weight"]) - 1,
-                       learn_sigma=out == 2 * channels * patch**2)  # fmt: skip
+                       learn_sigma=out == 2 * channels * patch**2)
 
 
 def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:
         num_attention_heads=size["num_heads"], attention_head_dim=size["hidden_size"] // size["num_heads"],
         num_layers=size["depth"], sample_size=spec.input_size, patch_size=patch, in_channels=spec.in_channels,
         out_channels=spec.in_channels * (1 + spec.learn_sigma), num_embeds_ada_norm=spec.num_classes, norm_eps=1e-6,
-    )  # fmt: skip
+    )
 
 
 def to_diffusers(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
@@ -197,15 +206,15 @@ def _load_pickle(file: Path) -> Any:
     except Exception as error:  # a damaged pickle can fail in any way
         if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL (\S+)", str(error))):
             raise UserError(f"{file} would run code when it is loaded ({code[1]})", "tensors and plain values only",
-                            "do not trust this file; ask for weights in .safetensors") from None  # fmt: skip
+                            "do not trust this file; ask for weights in .safetensors") from None
         raise UserError(f"{file} can not be read", "a complete .pt file written by torch.save",
-                        "download it again and compare its size") from None  # fmt: skip
+                        "download it again and compare its size") from None
 
 
 def _shapes(spec: NetworkSpec) -> dict[str, torch.Size]:
     with torch.device("meta"):
         network = create_model(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
-                               num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)  # fmt: skip
+                               num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 

@@ -86,4 +86,4 @@ def _check_space(root: Path, count: int, view: tuple[int, ...]) -> None:
         needed *= size
     if needed > free:
         raise UserError(f"the latents need {needed / 1e9:.1f} GB and {root} has {free / 1e9:.1f} GB",
-                        "room for all of them", "free some space or pass another --out")  # fmt: skip
+                        "room for all of them", "free some space or pass another --out")

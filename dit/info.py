@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from dit.build import build_network
+from dit.config import InfoConfig
 from dit.convert import read_release
 from dit.errors import UserError
+from dit.hardware import Ranks
 from dit.models.dit import parameters
 from dit.runs import WEIGHTS, Card, NetworkSpec, Weights, checkpoints, read_weights, verify
 
@@ -31,7 +33,13 @@ def info(path: Path) -> str:
         return table(_run_rows(path))
     what = f"{path} has neither config.json nor meta.json" if path.is_dir() else f"nothing at {path}"
     raise UserError(what, "a run directory, a checkpoint directory, or a file of weights (.safetensors, .pt)",
-                    "check the path")  # fmt: skip
+                    "check the path")
+
+
+def show(config: InfoConfig, ranks: Ranks) -> None:
+    """Print the table of `dit info`."""
+    if ranks.main:
+        print(info(config.path))
 
 
 def table(rows: Rows) -> str:

@@ -90,7 +90,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         for what, value in recorded.items():
             if found.get(what) != value:
                 raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says",
-                                f"remove {checkpoint} to go on from the checkpoint before it")  # fmt: skip
+                                f"remove {checkpoint} to go on from the checkpoint before it")
     return meta
 
 
@@ -105,7 +105,7 @@ def find_weights(path: Path) -> Path:
     checkpoint = path if (path / "meta.json").exists() else latest(path)
     if checkpoint is None:
         raise UserError(f"no checkpoint in {path}", "a run directory, a checkpoint directory or a .safetensors file",
-                        "train one: python train.py --out RUN")  # fmt: skip
+                        "train one: python train.py --out RUN")
     verify(checkpoint)
     return next(checkpoint.glob(WEIGHTS))
 
@@ -127,10 +127,10 @@ def read_weights(file: Path) -> Weights:
             header = (opened.metadata() or {}).get("dit")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} can not be read ({error})", "a complete .safetensors file of EMA weights",
-                        "copy it again, or take another checkpoint") from None  # fmt: skip
+                        "copy it again; a .pt file of the DiT release goes through `dit convert`") from None
     if header is None:
         raise UserError(f"{file} has no network description", "EMA weights written by train.py",
-                        "pass a file from RUN/checkpoints/")  # fmt: skip
+                        "pass a file from RUN/checkpoints/")
     values = json.loads(header)
     step = values.pop("step")
     return Weights(file, Card.from_json(values), step, load_file(file))

@@ -6,9 +6,10 @@ from dit.build import Run, class_ids, load_run
 from dit.config import SampleConfig
 from dit.errors import UserError
 from dit.files import replacing
-from dit.generate import sample_folder, sample_grid
+from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid
+from dit.sample_folder import sample_folder
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
 
@@ -45,7 +46,7 @@ def _check(config: SampleConfig) -> None:
     if config.num_samples is None:
         if config.out is not None and (config.out.suffix.lower() != ".png" or config.out.is_dir()):
             raise UserError(f"--out {config.out} without --num-samples", "a .png file for the grid",
-                            "name a .png file, or add --num-samples for a folder of images")  # fmt: skip
+                            "name a .png file, or add --num-samples for a folder of images")
         return
     if config.num_samples < 1:
         raise UserError(f"--num-samples {config.num_samples}", "a number above 0", "change --num-samples")

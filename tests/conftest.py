@@ -23,7 +23,7 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
     """A run directory with one checkpoint, without state/, of an untrained network that is not zero."""
     config = TrainConfig(**{**TINY, **settings})
     spec = NetworkSpec(model=config.model, input_size=config.image_size, in_channels=3, num_classes=10,
-                       learn_sigma=config.learn_sigma)  # fmt: skip
+                       learn_sigma=config.learn_sigma)
     card = Card(config=config, network=spec, classes=DIGITS)
     checkpoint = root / "checkpoints" / f"step-{step:07d}"
     checkpoint.mkdir(parents=True)

@@ -16,6 +16,7 @@ LEVELS = [
     {"runs", "presets"},
     {"build", "convert"},
     {"generate", "encode"},
+    {"sample_folder"},
     {"training", "evaluation", "sample", "info"},
     {"cli"},
 ]

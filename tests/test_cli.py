@@ -84,7 +84,7 @@ def test_help_is_readable(name: str, capsys: pytest.CaptureFixture[str]):
 def test_scripts_answer_help_at_once(script: str):
     code = ("import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
             "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "finally: print('torch' in sys.modules)")  # fmt: skip
+            "finally: print('torch' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert f"usage: {script}" in done.stdout
     assert done.stdout.endswith("False\n"), "importing torch takes seconds"
@@ -92,7 +92,7 @@ def test_scripts_answer_help_at_once(script: str):
 
 def test_script_exit_code(tmp_path: Path):
     done = subprocess.run([sys.executable, ROOT / "train.py", "--steps", "0"], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+                          text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --steps 0; expected a number above 0; change --steps\n"
 
@@ -104,7 +104,7 @@ def test_flags_become_a_configuration():
     argv = "--model DiT-S/4 --lr 1e-3 --no-flip --resume auto --out runs/x --num-classes=7 --global_batch_size 8"
     given = parse(TrainConfig, argv.split(), "train.py")
     assert given == TrainConfig(model="DiT-S/4", lr=1e-3, flip=False, resume="auto", out=Path("runs/x"), num_classes=7,
-                                global_batch_size=8)  # fmt: skip
+                                global_batch_size=8)
     assert type(given) is TrainConfig
     sampled = parse(SampleConfig, ["--run", "r", "--cfg-interval", "0.1", "0.8", "--classes", "0,1,2"], "sample.py")
     assert sampled == SampleConfig(run=Path("r"), cfg_interval=(0.1, 0.8), classes="0,1,2")

@@ -30,9 +30,9 @@ def test_torch_fidelity_has_what_we_import():
     from torch_fidelity.utils import create_feature_extractor
 
     functions = (fid_features_to_statistics, fid_statistics_to_metric, isc_features_to_metric, kid_features_to_metric,
-                 prc_features_to_metric, register_feature_extractor, create_feature_extractor)  # fmt: skip
+                 prc_features_to_metric, register_feature_extractor, create_feature_extractor)
     keys = (KEY_METRIC_FID, KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD,
-            KEY_METRIC_PRECISION, KEY_METRIC_RECALL)  # fmt: skip
+            KEY_METRIC_PRECISION, KEY_METRIC_RECALL)
     assert all(callable(f) for f in functions)
     assert all(isinstance(key, str) for key in keys)
     assert issubclass(FeatureExtractorInceptionV3, FeatureExtractorBase)

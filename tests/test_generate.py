@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dit import generate as module
+from dit import sample_folder as module
 from dit.build import Run, SamplingPlan, build_sampling, load_run
 from dit.config import SampleConfig, SamplerConfig
 from dit.errors import UserError
-from dit.generate import ImageNoise, arithmetic, generate, sample_folder, sample_grid, sample_latents
+from dit.generate import ImageNoise, arithmetic, generate, sample_grid, sample_latents
 from dit.hardware import Ranks
 from dit.sample import sample
+from dit.sample_folder import sample_folder
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,7 @@ def test_nan_names_the_image(run: Run):
 
     with pytest.raises(UserError, match=r"image 25 \(class 7\) came out as NaN.*--precision fp32"):
         generate(run, dataclasses.replace(plan, sampler=poisoned), QUICK, torch.tensor([1, 2, 3, 4, 5, 7]),
-                 torch.arange(20, 26))  # fmt: skip
+                 torch.arange(20, 26))
 
 
 def test_grid_has_each_class_in_turn(run: Run):
@@ -127,7 +128,7 @@ def test_folder_of_pngs(run: Run, tmp_path: Path):
     assert largest_difference(pixels(out), direct.permute(0, 2, 3, 1).int()) <= 1
     record = json.loads((out / "samples.json").read_text())
     expected = dict(num_samples=5, cfg_scale=2.0, seed=5, sampler="heun", steps=3, step=3, precision="fp32",
-                    classes=[3, 1, 4], vae="identity", image_size=8, eta=None)  # fmt: skip
+                    classes=[3, 1, 4], vae="identity", image_size=8, eta=None)
     assert {key: record[key] for key in expected} == expected
     assert len(record["weights_sha256"]) == 64
     assert record["versions"]["torch"] == version("torch")
@@ -238,7 +239,7 @@ def test_two_ranks_make_the_same_images(run: Run, tiny_run: Path, tmp_path: Path
     flags = ["--cfg-scale=2", "--steps=3", "--seed=5", "--batch-size=3", "--classes=3,1,4", "--num-samples=7"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     done = subprocess.run([*torchrun, "sample.py", "--run", tiny_run, "--out", both, *flags], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("7 images in") == 1
     assert (both / "labels.csv").read_text() == (alone / "labels.csv").read_text()

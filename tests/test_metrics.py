@@ -68,7 +68,7 @@ def test_scores_equal_calculate_metrics_of_torch_fidelity(halves, extractor, sco
         fid=True, kid=True, isc=True, prc=True,
         kid_subsets=10, kid_subset_size=metrics.kid_subset_size(600, 600), isc_splits=1, samples_shuffle=False,
         cuda=False, cache=False, save_cpu_ram=True, verbose=False,
-    )  # fmt: skip
+    )
     assert scores["fd"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
     assert scores["is"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
     assert scores["precision"].value == pytest.approx(theirs["precision"], rel=1e-6)
@@ -83,7 +83,7 @@ def test_kid_is_float64(features):
 
     real, fake = features
     theirs = kid_features_to_metric(fake.values.double(), real.values.double(), kid_subsets=10, kid_subset_size=300,
-                                    verbose=False)  # fmt: skip
+                                    verbose=False)
     ours = metrics.kernel_distance(fake.values, real.values)
     assert ours.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-12)
 

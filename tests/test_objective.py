@@ -124,7 +124,7 @@ def test_bound_trains_the_variance_alone():
     total = diffusion_loss(denoise, *args).total
     with_bound = torch.autograd.grad(total, [network.mean, network.var], retain_graph=True)
     without = torch.autograd.grad(diffusion_loss(Denoiser(lambda *a: network(*a)[:, :2], DDPM(), "eps"), *args).total,
-                                  [network.mean])  # fmt: skip
+                                  [network.mean])
     assert with_bound[0].item() == pytest.approx(without[0].item(), rel=1e-12)
     assert with_bound[1].abs() > 1e-6
 
@@ -161,7 +161,7 @@ def test_min_snr_makes_all_objectives_one_loss(process):
     noise = (x_t - alpha * guess) / sigma
     told = {"eps": noise, "x0": guess, "v": d_alpha * guess + d_sigma * noise}
     losses = [diffusion_loss(Denoiser(lambda *_, o=out: o, process, kind), x0, y, t, eps, min_snr_gamma=5.0)
-              for kind, out in told.items()]  # fmt: skip
+              for kind, out in told.items()]
     snr = (process.coefficients(t).alpha / process.coefficients(t).sigma) ** 2
     expected = (snr.clamp(max=5) * (guess - x0).square().flatten(1).mean(1)).mean()
     assert [loss.total.item() for loss in losses] == pytest.approx([expected.item()] * 3, rel=1e-9)

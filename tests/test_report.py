@@ -22,7 +22,7 @@ def make(digits=None, figures=True):
     }
     floor = {"fd": Score("FD(digits-cnn)", 0.5, "lower", 898, 898)}
     protocol = {"sampling": {"sampler": "heun", "steps": 25, "cfg_scale": 1.5, "cfg_interval": [0.0, 1.0], "eta": None,
-                             "vae": "<script>alert(1)</script>", "classes": list(range(1000))}}  # fmt: skip
+                             "vae": "<script>alert(1)</script>", "classes": list(range(1000))}}
     pictures = {"Samples": Image.new("RGB", (64, 32), "red")} if figures else {}
     return report.Report("Evaluation of runs/000", scores, floor, protocol, digits, pictures)
 
@@ -92,7 +92,7 @@ def test_page_is_self_contained_and_well_formed():
 def test_page_shows_values_reasons_floor_and_protocol():
     text = " ".join(Page(report.to_html(make())).text.split())
     for wanted in ("1.235", "0.5000 (N = 898)", "1,000 / 1,797", f"not available: {MISSING}", "± 0.1000", "heun",
-                   "cfg_interval", "1000 values, 0 … 999"):  # fmt: skip
+                   "cfg_interval", "1000 values, 0 … 999"):
         assert wanted in text
     assert "nan" not in text.lower()
     assert "FID" not in text
@@ -138,6 +138,6 @@ def test_numbers_have_four_digits(value, text):
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "none"), (True, "yes"), (0.1 + 0.2, "0.3"), ([1, 2.5], "1, 2.5"),
-                                             ({"a": 1}, "a 1"), (50000, "50000")])  # fmt: skip
+                                             ({"a": 1}, "a 1"), (50000, "50000")])
 def test_protocol_entries_are_readable(value, text):
     assert report.show(value) == text

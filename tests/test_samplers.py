@@ -76,7 +76,7 @@ def order(sampler, process, coarse, fine):
     """How often the error halves when the steps double, over two lists of times."""
     x = normal(1, 1, 1, 50)
     errors = [(ALL[sampler](exact(process), process, x, Y, times, no_noise) - solution(process, x, times)).abs().max()
-              for times in (coarse, fine)]  # fmt: skip
+              for times in (coarse, fine)]
     return torch.log2(errors[0] / errors[1]).item()
 
 
@@ -197,7 +197,7 @@ def test_eta_scales_the_noise():
     denoise, a = exact(process), process.coefficients(times).alpha ** 2
     for eta in (0.3, 1.0):
         drawn, still = (samplers.ddim(denoise, process, x, Y, times, lambda v=v: v * torch.ones_like(x), eta=eta)
-                        for v in (1.0, 0.0))  # fmt: skip
+                        for v in (1.0, 0.0))
         sigma = eta * ((1 - a[1]) / (1 - a[0])).sqrt() * (1 - a[0] / a[1]).sqrt()
         assert (drawn - still - sigma).abs().max() < 1e-12
         said = denoise(x, times[0], Y)

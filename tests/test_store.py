@@ -98,7 +98,7 @@ def test_store_describes_itself(finished, autoencoder):
 def test_sources_agree(finished, data, autoencoder):
     images = ImageFolder(data, 32)
     sources = [LatentStore(finished), MemoryLatents.encode(images, autoencoder, True, batch_size=7),
-               OnlineLatents(images, autoencoder, True)]  # fmt: skip
+               OnlineLatents(images, autoencoder, True)]
     indices, flip = np.array([3, 19, 0, 3]), np.array([True, False, False, False])
     stored, *others = [source.read(indices, flip) for source in sources]
     for other in others:

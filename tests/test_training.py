@@ -25,9 +25,9 @@ from dit.training.trainer import Job, draw_batch, prepare, train
 
 ROOT = Path(__file__).parent.parent
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
-                   sample_every=0, ckpt_every=0, log_every=2, precision="fp32")  # fmt: skip
+                   sample_every=0, ckpt_every=0, log_every=2, precision="fp32")
 FLAGS = ["--model", "DiT-Ti/4", "--vae", "identity", "--image-size", "8", "--global-batch-size", "128",
-         "--sample-every", "0", "--log-every", "3"]  # fmt: skip
+         "--sample-every", "0", "--log-every", "3"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -36,8 +36,8 @@ def command(*flags: object) -> list[str]:
 
 
 def start(*flags: object, **options: object) -> subprocess.Popen:
-    return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, cwd=ROOT,
-                            **options)  # fmt: skip
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command(*flags), env=ENV, cwd=ROOT, **pipes, **options)
 
 
 def run(*flags: object, **options: object) -> tuple[int, str, str]:
@@ -101,7 +101,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(whole, tmp_path):
 def test_resuming_by_name_takes_the_settings_of_the_run(whole, tmp_path):
     out = tmp_path / "run"
     assert run("--steps", 10, "--ckpt-every", 10, "--out", out, "--cooldown", 0)[0] == 0
-    code, text, err = subprocess_train("--resume", out, "--steps", 12)
+    code, _, err = subprocess_train("--resume", out, "--steps", 12)
     assert code == 0, err
     assert latest(out).name == "step-0000012"
     assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [3, 6, 9, 10, 12]
@@ -109,7 +109,7 @@ def test_resuming_by_name_takes_the_settings_of_the_run(whole, tmp_path):
 
 def subprocess_train(*flags: object) -> tuple[int, str, str]:
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, flags)], capture_output=True, text=True,
-                          env=ENV, cwd=ROOT, timeout=300)  # fmt: skip
+                          env=ENV, cwd=ROOT, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -148,7 +148,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     process = subprocess.run([sys.executable, str(ROOT / "train.py"), "--resume", str(out), "--steps", "8"],
-                             capture_output=True, text=True, env=ENV, cwd=ROOT, preexec_fn=small_disk)  # fmt: skip
+                             capture_output=True, text=True, env=ENV, cwd=ROOT, preexec_fn=small_disk)
     assert process.returncode == 2, process.stderr
     assert f"{out}/checkpoints/step-0000004 is intact" in error_line(process.stderr)
     assert [c.name for c in checkpoints(out)] == ["step-0000004"]
@@ -193,7 +193,8 @@ def test_batch_that_ranks_do_not_divide():
 def test_dry_run_writes_nothing(tmp_path, capsys):
     train(dataclasses.replace(TINY, out=tmp_path / "run", dry_run=True), Ranks())
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("parameters", "multiply-adds", "GiB", "4 tokens", "1,797 images", "lr 0.004"))
+    for words in ("parameters", "multiply-adds", "GiB", "4 tokens", "1,797 images", "lr 0.004"):
+        assert words in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -255,8 +256,8 @@ def test_digits_are_never_flipped(tmp_path):
 
 def test_two_ranks_train_and_resume(tmp_path):
     out = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py")]
-    flags = [*FLAGS, "--out", str(out), "--resume", "auto", "--ckpt-every", "4", "--cooldown", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = [str(ROOT / "train.py"), *FLAGS, "--out", str(out), "--resume", "auto", "--ckpt-every", "4", "--cooldown", "0"]
     for steps in ("4", "8"):
         done = subprocess.run([*torchrun, *flags, "--steps", steps], capture_output=True, text=True, env=ENV, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -274,7 +275,7 @@ def test_loss_falls(tmp_path):
 
 def test_learned_variance_trains(tmp_path):
     out = train(dataclasses.replace(TINY, out=tmp_path / "run", process="linear", objective="eps", learn_sigma=True,
-                                    min_snr_gamma=5.0), Ranks())  # fmt: skip
+                                    min_snr_gamma=5.0), Ranks())
     assert {"mse", "vb"} <= read_metrics(out / "metrics.jsonl")[-1].keys()
 
 

@@ -53,7 +53,7 @@ class Digits:
 
         if image_size < DIGIT_SIDE:
             raise UserError(f"--image-size {image_size} with digits", f"at least {DIGIT_SIDE} pixels",
-                            "change --image-size")  # fmt: skip
+                            "change --image-size")
         data = load_digits()
         self.image_size = image_size
         self.labels = data.target.astype(np.int64)
@@ -127,7 +127,7 @@ class ImageFolder:
                 pixels = center_crop(_to_rgb(ImageOps.exif_transpose(image)), self.image_size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} can not be read as an image ({error})", "an intact image file",
-                            "replace or delete the file") from error  # fmt: skip
+                            "replace or delete the file") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     @cached_property
@@ -165,7 +165,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder", "a folder with one subfolder of images per class",
-                        "check the path")  # fmt: skip
+                        "check the path")
     with os.scandir(root) as scan:
         entries = [entry for entry in scan if not entry.name.startswith(".")]
     folders = sorted(entry.name for entry in entries if entry.is_dir())
@@ -174,7 +174,7 @@ def _class_folders(root: Path) -> list[str]:
     images = sum(_is_image(entry.name) for entry in entries)
     if images:
         raise UserError(f"{images} images directly in {root}", "one subfolder of images per class",
-                        f"move them to a subfolder, such as {root / 'all'}, if they are of one class")  # fmt: skip
+                        f"move them to a subfolder, such as {root / 'all'}, if they are of one class")
     raise UserError(f"{root} has no subfolders", "one subfolder of images per class", "check the path")
 
 
@@ -209,4 +209,4 @@ def load_images(data: str, image_size: int) -> Digits | ImageFolder:
     beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     likely = difflib.get_close_matches(data, beside, n=3)
     raise UserError(f"--data {data} is neither `digits` nor a folder", "an existing folder",
-                    nearest(data, [*likely, "digits"]))  # fmt: skip
+                    nearest(data, [*likely, "digits"]))

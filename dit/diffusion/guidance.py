@@ -10,7 +10,7 @@ from dit.diffusion.process import Process
 def cfg(
     denoise: Denoise, process: Process, scale: float, null_label: int, *,
     interval: tuple[float, float] = (0.0, 1.0), channels: int | None = None,
-) -> Denoise:  # fmt: skip
+) -> Denoise:
     """Classifier-free guidance (2207.12598): unconditional + scale * (conditional - unconditional).
 
     Args:

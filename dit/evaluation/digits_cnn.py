@@ -34,7 +34,7 @@ class DigitsCNN(nn.Module):
             nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.SiLU(),  # [B, 32, 16, 16]
             nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.SiLU(),  # [B, 64, 8, 8]
             nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.SiLU(),  # [B, 64, 4, 4]
-        )  # fmt: skip
+        )
         self.features = nn.Linear(64 * 4 * 4, WIDTH)
         self.logits = nn.Linear(WIDTH, 10)
         self.register_buffer("scale", torch.ones(()))

@@ -32,8 +32,8 @@ from dit.evaluation.features import (
     read_statistics,
     show_size,
 )
-from dit.generate import sample_folder
 from dit.hardware import Ranks
+from dit.sample_folder import sample_folder
 
 MOST_SAMPLES = 50_000
 GRID_CLASSES, GRID_COLUMNS, GRID_WIDTH = 10, 10, 900
@@ -102,7 +102,7 @@ def _check_flags(cfg: EvalConfig) -> None:
         if of_sampling and setting.name != "batch_size" and value != setting.default:
             flag = "--" + setting.name.replace("_", "-")
             raise UserError(f"{flag} {value} with --samples", f"{flag} with --run only, for these images are made",
-                            f"drop {flag}")  # fmt: skip
+                            f"drop {flag}")
 
 
 def _reference(cfg: EvalConfig, run: Run | None, given: ImageSet | None) -> Reference:
@@ -111,13 +111,13 @@ def _reference(cfg: EvalConfig, run: Run | None, given: ImageSet | None) -> Refe
     data = run.card.config.data if run else _settings(cfg.samples).get("data")
     if cfg.reference is None and data is None:
         raise UserError(f"no --reference for {cfg.samples}", "digits, a folder of images, or an .npz file",
-                        "pass --reference")  # fmt: skip
+                        "pass --reference")
     name = cfg.reference or str(data)
     path = Path(name).expanduser()
     if name == "digits":
         if size[0] != size[1]:
             raise UserError(f"samples of {show_size(size)} with the reference digits", "square samples",
-                            "pass another --reference")  # fmt: skip
+                            "pass another --reference")
         return Reference(name, from_data(Digits(size[0]), name), None)
     if path.suffix == ".npz":
         return _archive(path)
@@ -139,7 +139,7 @@ def _own_data(data: str, size: tuple[int, int]) -> ImageSet:
         return from_data(load_images(data, size[0]), data)
     except UserError as error:
         raise UserError(f"the run's own data can not be the reference: {error.given}", error.expected,
-                        "pass --reference") from error  # fmt: skip
+                        "pass --reference") from error
 
 
 def _extractor(cfg: EvalConfig, reference: Reference, ranks: Ranks) -> Extractor:
@@ -157,7 +157,7 @@ def _check_sizes(samples: ImageSet, reference: Reference) -> None:
     if reference.images and reference.images.size != samples.size:
         raise UserError(f"samples of {show_size(samples.size)} in {samples.name}, reference of "
                         f"{show_size(reference.images.size)} in {reference.name}", "one size for both",
-                        "crop the reference to the samples' size, or sample at the reference's")  # fmt: skip
+                        "crop the reference to the samples' size, or sample at the reference's")
     if len(samples) < 2:
         raise UserError(f"{len(samples)} sample in {samples.name}", "at least 2, better thousands", "add samples")
 
@@ -174,7 +174,7 @@ def _default_out(cfg: EvalConfig) -> Path:
 
 
 def _sample(cfg: EvalConfig, run: Run | None, reference: Reference, out: Path, ranks: Ranks
-            ) -> tuple[ImageSet, dict[str, Any]]:  # fmt: skip
+            ) -> tuple[ImageSet, dict[str, Any]]:
     """Sample from the run into a folder named by the settings, so that other settings need not begin again."""
     assert run
     count = cfg.num_samples or min(MOST_SAMPLES, len(reference.images) if reference.images else MOST_SAMPLES)
@@ -191,7 +191,7 @@ def _check_run_size(run: Run, reference: ImageSet) -> None:
     size = run.card.config.image_size
     if reference.size != (size, size):
         raise UserError(f"a run of {size}x{size} images and a reference of {show_size(reference.size)} in "
-                        f"{reference.name}", "one size for both", "pass a reference of the run's size")  # fmt: skip
+                        f"{reference.name}", "one size for both", "pass a reference of the run's size")
 
 
 def _settings(samples: Path | None) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def _recognise(samples: ImageSet) -> report.Digits:
 
 
 def _protocol(samples: ImageSet, settings: dict[str, Any], reference: Reference, extractor: Extractor, found: Found,
-              ranks: Ranks) -> dict[str, dict[str, Any]]:  # fmt: skip
+              ranks: Ranks) -> dict[str, dict[str, Any]]:
     shown = {**dict.fromkeys(SAMPLING, report.UNKNOWN), **{k: v for k, v in settings.items() if k != "versions"}}
     if shown["cfg_channels"] is None:
         shown["cfg_channels"] = "all"
@@ -271,7 +271,7 @@ def _protocol(samples: ImageSet, settings: dict[str, Any], reference: Reference,
                      "reference images (precision, recall)": f"at most {metrics.PRC_REFERENCE}",
                      "subset seed": metrics.SEED},
         "software": _software(ranks.device),
-    }  # fmt: skip
+    }
 
 
 def _balance(labels: Sequence[str] | None) -> str:
@@ -292,7 +292,7 @@ def _software(device: torch.device) -> dict[str, Any]:
 
 
 def _write(samples: ImageSet, settings: dict[str, Any], protocol: dict[str, dict[str, Any]], found: Found,
-           cfg: EvalConfig, out: Path) -> None:  # fmt: skip
+           cfg: EvalConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     grid = draw_grid(samples)
     grid.save(out / "grid.png")
@@ -338,7 +338,7 @@ def _loss_figure(run: Path | None, out: Path) -> dict[str, Image.Image]:
 def _table(rows: Sequence[report.Row]) -> str:
     head = ("score", "value", "real against real", "N")
     body = [(row.name, f"{row.value} {row.deviation}".strip() if row.value else f"not available: {row.remark}",
-             row.floor if row.value else "", row.count if row.value else "") for row in rows]  # fmt: skip
+             row.floor if row.value else "", row.count if row.value else "") for row in rows]
     widths = [max(len(line[i]) for line in (head, *(b for b in body if b[3] or i == 0))) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in (head, *body))  # fmt: skip
+                     for line in (head, *body))

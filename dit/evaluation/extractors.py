@@ -58,7 +58,7 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
     if name == DIGITS_CNN:
         if weights is not None:
             raise UserError(f"--weights {weights} with the extractor digits-cnn", "--weights with inception only",
-                            "drop --weights or pass --extractor inception")  # fmt: skip
+                            "drop --weights or pass --extractor inception")
         register_digits_cnn()
         return _create(DIGITS_CNN, ["features", "logits"], digits_cnn_weights(), device)
     path = check_inception(weights) if weights is not None else find_inception()
@@ -154,7 +154,7 @@ def find_inception() -> Path:
             raise UserError(f"Inception's weights {INCEPTION_FILE} are not here and can not be downloaded ({error})",
                             f"the file {path}",
                             f"download {URL_INCEPTION_V3} elsewhere, and put it there or pass it as --weights FILE",
-                            ) from error  # fmt: skip
+                            ) from error
     return check_inception(path)
 
 
@@ -179,7 +179,7 @@ def check_inception(path: Path) -> Path:
         wrong = next(k for k in [*wanted, *given] if given.get(k) != wanted.get(k))
         raise UserError(f"weights {path} are not Inception's: tensor {wrong} is {given.get(wrong, 'missing')}",
                         f"{wanted.get(wrong, 'no such tensor')}, as in {INCEPTION_FILE}",
-                        "pass that file as --weights")  # fmt: skip
+                        "pass that file as --weights")
     return path
 
 

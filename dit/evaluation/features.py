@@ -102,7 +102,7 @@ def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None
     _check_pixels(array, name)
     if labels is not None and len(labels) != len(array):
         raise UserError(f"{len(labels)} labels for {len(array)} images in {name}", "one label for each image",
-                        "write arr_1 again")  # fmt: skip
+                        "write arr_1 again")
     return ImageSet(
         name=name,
         count=len(array),
@@ -133,7 +133,7 @@ def read_statistics(path: Path) -> Statistics | None:
     expected = "mu [D] and sigma [D, D], finite numbers"
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(f"mu {list(mean.shape)} and sigma {list(covariance.shape)} in {path}", expected,
-                        "pass the statistics file of your feature network")  # fmt: skip
+                        "pass the statistics file of your feature network")
     if not (_is_finite(mean) and _is_finite(covariance)):
         raise UserError(f"mu or sigma in {path} is not finite", expected, "compute the statistics again")
     return Statistics(mean.astype(np.float64), covariance.astype(np.float64), str(path), sha256(path))
@@ -161,18 +161,18 @@ def _open_npz(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} can not be read ({error})", "an .npz file written by numpy.savez",
-                        "check the path or write the file again") from error  # fmt: skip
+                        "check the path or write the file again") from error
 
 
 def _array(file: Any, path: Path, key: str) -> np.ndarray:
     if key not in file.files:
         raise UserError(f"{path} holds {', '.join(file.files) or 'nothing'}", f"an array {key}",
-                        "images: arr_0 [N, H, W, 3]; statistics: mu [D] and sigma [D, D]")  # fmt: skip
+                        "images: arr_0 [N, H, W, 3]; statistics: mu [D] and sigma [D, D]")
     try:
         return file[key]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{key} in {path} can not be read ({error})", "an intact array of plain numbers",
-                        "write the file again; pickled objects are never loaded") from error  # fmt: skip
+                        "write the file again; pickled objects are never loaded") from error
 
 
 def _read_folder(root: Path) -> ImageSet:
@@ -181,7 +181,7 @@ def _read_folder(root: Path) -> ImageSet:
     inside = [(path, folder.name) for folder in entries if folder.is_dir() for path in _image_paths(folder)]
     if paths and inside:
         raise UserError(f"{root} has images both directly ({paths[0].name}) and in subfolders ({inside[0][0]})",
-                        "one or the other", "move one of the two kinds away")  # fmt: skip
+                        "one or the other", "move one of the two kinds away")
     if paths:
         labels = _read_labels(root / "labels.csv", [path.name for path in paths])
     else:
@@ -189,14 +189,14 @@ def _read_folder(root: Path) -> ImageSet:
     if not paths:
         return _read_only_npz(root, [entry for entry in entries if entry.suffix == ".npz"])
     return ImageSet(name=str(root), count=len(paths), size=_common_size(paths), read=lambda i: _read_file(paths[i]),
-                    labels=labels)  # fmt: skip
+                    labels=labels)
 
 
 def _read_only_npz(root: Path, archives: list[Path]) -> ImageSet:
     if len(archives) == 1:
         return _read_npz(archives[0])
     raise UserError(f"{root} has no images", f"image files ({', '.join(sorted(EXTENSIONS))}) or one .npz file",
-                    "check the path")  # fmt: skip
+                    "check the path")
 
 
 def _image_paths(folder: Path) -> list[Path]:
@@ -215,7 +215,7 @@ def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
     for name in names:
         if not labels.get(name):
             raise UserError(f"{path} has no label for {name}", "a line for each image",
-                            "add it, or remove the image or labels.csv")  # fmt: skip
+                            "add it, or remove the image or labels.csv")
     return [labels[name] for name in names]
 
 
@@ -226,7 +226,7 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
         size = _header(path)
         if size != first:
             raise UserError(f"images of different sizes: {paths[0]} is {show_size(first)}, {path} is {show_size(size)}",
-                            "images of one size", "crop them to one size")  # fmt: skip
+                            "images of one size", "crop them to one size")
     return first
 
 
@@ -318,4 +318,4 @@ def _check_finite(values: Tensor, logits: Tensor, first: int, name: str) -> None
     bad = ~(values.isfinite().all(dim=1) & logits.isfinite().all(dim=1))
     if bad.any():
         raise UserError(f"NaN in features of image {first + int(bad.int().argmax())} of {name}", "finite features",
-                        "look at that image and at the weights of the feature network")  # fmt: skip
+                        "look at that image and at the weights of the feature network")

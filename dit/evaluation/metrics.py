@@ -53,7 +53,7 @@ def score_names(extractor: str) -> dict[str, str]:
 
 
 def compute_scores(samples: Features, reference: Features | None, statistics: Statistics | None, extractor: str
-                   ) -> dict[str, Score]:  # fmt: skip
+                   ) -> dict[str, Score]:
     """All scores of `samples`: fd, kid, precision, recall, is.
 
     Args:
@@ -64,7 +64,7 @@ def compute_scores(samples: Features, reference: Features | None, statistics: St
     fd = frechet_to_statistics(samples.values, statistics) if statistics else frechet(samples.values, values)
     precision, recall = precision_recall(samples.values, values)
     scores = {"fd": fd, "kid": kernel_distance(samples.values, values), "precision": precision, "recall": recall,
-              "is": inception_score(samples.logits)}  # fmt: skip
+              "is": inception_score(samples.logits)}
     return _rename(scores, extractor)
 
 
@@ -77,7 +77,7 @@ def compute_floor(reference: Features | None, extractor: str) -> dict[str, Score
     one, other = reference.values[order[:half]], reference.values[order[half : 2 * half]]
     precision, recall = precision_recall(one, other)
     scores = {"fd": frechet(one, other), "kid": kernel_distance(one, other), "precision": precision, "recall": recall,
-              "is": inception_score(reference.logits)}  # fmt: skip
+              "is": inception_score(reference.logits)}
     return _rename(scores, extractor)
 
 
@@ -141,7 +141,7 @@ def kernel_distance(samples: Tensor, reference: Tensor | None) -> Score:
     check_widths(samples.shape[1], reference.shape[1])
     size = kid_subset_size(len(samples), len(reference))
     found = kid_features_to_metric(samples.double(), reference.double(), kid_subsets=KID_SUBSETS, kid_subset_size=size,
-                                   rng_seed=SEED, verbose=False)  # fmt: skip
+                                   rng_seed=SEED, verbose=False)
     note = f"{KID_SUBSETS} subsets of {size}"
     return _with(score, found[KEY_METRIC_KID_MEAN], deviation=found[KEY_METRIC_KID_STD], note=note)
 
@@ -164,7 +164,7 @@ def precision_recall(samples: Tensor, reference: Tensor | None) -> tuple[Score, 
         return _without(scores[0], reason), _without(scores[1], reason)
     check_widths(samples.shape[1], reference.shape[1])
     found = prc_features_to_metric(samples.double(), reference.double(), prc_neighborhood=NEIGHBOURS,
-                                   prc_batch_size=PRC_BLOCK, save_cpu_ram=True, verbose=False)  # fmt: skip
+                                   prc_batch_size=PRC_BLOCK, save_cpu_ram=True, verbose=False)
     return _with(scores[0], found[KEY_METRIC_PRECISION]), _with(scores[1], found[KEY_METRIC_RECALL])
 
 
@@ -217,7 +217,7 @@ def check_widths(samples: int, reference: int) -> None:
     """Refuse features of different networks."""
     if samples != reference:
         raise UserError(f"{samples} features of the samples and {reference} of the reference", "the same number",
-                        "choose the feature network of the reference with --extractor")  # fmt: skip
+                        "choose the feature network of the reference with --extractor")
 
 
 # -- digits ------------------------------------------------------------------------------------------------------

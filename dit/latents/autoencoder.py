@@ -1,6 +1,5 @@
 """Pixels <-> latents, by an autoencoder that is loaded and never trained."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dit.errors import UserError
+from dit.files import sha256
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -106,7 +106,7 @@ class Autoencoder:
         shift, deviation = _per_channel(mean, self.device), _per_channel(std, self.device)
         if not (deviation > 0).all():
             raise UserError(f"deviations {deviation.flatten().tolist()} of the latents' channels", "all above 0",
-                            "check that the images are not all alike, or pass --latent-norm vae")  # fmt: skip
+                            "check that the images are not all alike, or pass --latent-norm vae")
         return replace(self, shift=shift, scale=1 / deviation)
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
@@ -117,7 +117,7 @@ class Autoencoder:
         """
         if image_size % self.factor:
             raise UserError(f"--image-size {image_size} with --vae {self.name}, which shrinks by {self.factor}",
-                            f"a multiple of {self.factor}", "change --image-size")  # fmt: skip
+                            f"a multiple of {self.factor}", "change --image-size")
         return self.channels, image_size // self.factor, image_size // self.factor
 
 
@@ -171,14 +171,14 @@ def _locate(name: str) -> Path:
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
             raise UserError(f"--vae {name} is not a folder",
                             "`digits`, `identity`, a folder in diffusers' layout, or a hub name OWNER/NAME",
-                            "check the path")  # fmt: skip
+                            "check the path")
         path = _download(name)
     if (path / CONFIG).is_file():
         return path
     if (path / "vae" / CONFIG).is_file():
         return path / "vae"
     raise UserError(f"--vae {name} has no {CONFIG}", f"{CONFIG} and {WEIGHTS} in the folder or in its subfolder vae",
-                    "check that the folder is an autoencoder in diffusers' layout")  # fmt: skip
+                    "check that the folder is an autoencoder in diffusers' layout")
 
 
 def _download(name: str) -> Path:
@@ -193,7 +193,7 @@ def _download(name: str) -> Path:
         raise UserError(f"--vae {name} is neither a folder here nor to be had from the hub ({reason})",
                         f"a folder {name} or network access",
                         f"copy the model's {CONFIG} and {WEIGHTS} into a local folder and pass --vae FOLDER, or fill "
-                        "the hub's cache on a connected machine and set HF_HOME to it") from error  # fmt: skip
+                        "the hub's cache on a connected machine and set HF_HOME to it") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
     if kind != "AutoencoderKL" or channels != 3:
         raise UserError(f"{folder / CONFIG} describes {kind} with {channels} image channels",
-                        "an AutoencoderKL with 3 image channels", "choose another --vae")  # fmt: skip
+                        "an AutoencoderKL with 3 image channels", "choose another --vae")
     return config
 
 
@@ -214,24 +214,15 @@ def _read_network(folder: Path) -> Any:
 
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"no {WEIGHTS} in {folder}", "weights in safetensors format",
-                        "copy that file there; pickled .bin weights are not read")  # fmt: skip
+                        "copy that file there; pickled .bin weights are not read")
     try:
         network, info = AutoencoderKL.from_pretrained(
             folder, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # safetensors', diffusers' and torch's kinds of damage
         raise UserError(f"{folder / WEIGHTS} can not be loaded ({' '.join(str(error).split())[:200]})",
-                        "intact weights of the network in its config.json", "copy them again") from error  # fmt: skip
+                        "intact weights of the network in its config.json", "copy them again") from error
     if info["missing_keys"]:
         raise UserError(f"{folder / WEIGHTS} lacks {len(info['missing_keys'])} weights, as {info['missing_keys'][0]}",
-                        "all weights of the network in its config.json", "copy it again")  # fmt: skip
+                        "all weights of the network in its config.json", "copy it again")
     return network
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

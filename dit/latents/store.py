@@ -26,7 +26,8 @@ from torch import Tensor
 
 from dit.data.images import Images
 from dit.errors import UserError
-from dit.latents.autoencoder import Autoencoder, sha256
+from dit.files import sha256, write_json
+from dit.latents.autoencoder import Autoencoder
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 SAMPLE_FOR_STATISTICS = 2048  # images that OnlineLatents.statistics encodes
@@ -184,7 +185,7 @@ def claim(root: Path, encoding: Encoding) -> None:
     """Say in an empty folder what is going to be in it; where that is said already, leave it."""
     root.mkdir(parents=True, exist_ok=True)
     if not (root / ENCODING).exists():
-        _write_json(root / ENCODING, dataclasses.asdict(encoding))
+        write_json(root / ENCODING, dataclasses.asdict(encoding))
 
 
 def check_claim(root: Path, encoding: Encoding) -> None:
@@ -199,7 +200,7 @@ def check_claim(root: Path, encoding: Encoding) -> None:
         if not same_weights and found.get(name) != value:
             raise UserError(f"{root} holds latents with {name} {found.get(name)}, not {value}",
                             "an empty folder, or one begun with the same data and settings",
-                            "pass another --out, or delete the folder")  # fmt: skip
+                            "pass another --out, or delete the folder")
 
 
 def is_complete(root: Path, shard: int) -> bool:
@@ -226,7 +227,7 @@ def write_shard(root: Path, shard: int, batches: Iterator[Tensor], shape: tuple[
     beside.replace(path)
     total = sum(sums[1:], sums[0])
     note = {"file": path.name, "count": shape[0], "sha256": sha256(path), "values": total.count}
-    _write_json(_note_path(root, shard), note | {"first": total.first.tolist(), "second": total.second.tolist()})
+    write_json(_note_path(root, shard), note | {"first": total.first.tolist(), "second": total.second.tolist()})
 
 
 def write_index(root: Path, encoding: Encoding, images: Images, shape: tuple[int, int, int]) -> None:
@@ -237,7 +238,7 @@ def write_index(root: Path, encoding: Encoding, images: Images, shape: tuple[int
     np.save(root / LABELS, images.labels)
     shards = [{key: note[key] for key in ("file", "count", "sha256")} for note in notes]
     index = {"shape": shape, "classes": images.classes, "mean": mean.tolist(), "std": std.tolist(), "shards": shards}
-    _write_json(root / INDEX, dataclasses.asdict(encoding) | index)
+    write_json(root / INDEX, dataclasses.asdict(encoding) | index)
 
 
 def holds_latents(root: Path) -> bool:
@@ -292,7 +293,7 @@ def _read_index(root: Path) -> dict[str, Any]:
         return _read_json(root / INDEX)
     if holds_latents(root):
         raise UserError(f"the latents in {root} are unfinished", f"{INDEX}, which `dit encode` writes at the end",
-                        "run dit encode again to finish")  # fmt: skip
+                        "run dit encode again to finish")
     raise UserError(f"{root} is not a folder of latents", "a folder written by `dit encode`", "check the path")
 
 
@@ -314,12 +315,6 @@ def _shard_path(root: Path, shard: int) -> Path:
 
 def _note_path(root: Path, shard: int) -> Path:
     return root / f"shard-{shard:05d}.json"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    beside = path.with_suffix(".json.tmp")
-    beside.write_text(json.dumps(value, indent=1))
-    beside.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

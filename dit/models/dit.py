@@ -39,11 +39,11 @@ class DiT(nn.Module):
     def __init__(
         self, *, input_size: int, patch_size: int, in_channels: int, hidden_size: int, depth: int, num_heads: int,
         num_classes: int, learn_sigma: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__()
         if input_size % patch_size:
             raise UserError(f"latents of {input_size} x {input_size} with patch size {patch_size}",
-                            "a patch size that divides the latents", "change --model or --image-size")  # fmt: skip
+                            "a patch size that divides the latents", "change --model or --image-size")
         self.patch_size = patch_size
         self.num_classes = num_classes
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
@@ -84,7 +84,7 @@ def create_model(name: str, **sizes: Any) -> DiT:
     """
     if name not in NAMES:
         raise UserError(f"unknown model {name!r}", f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
-                        nearest(name, NAMES))  # fmt: skip
+                        nearest(name, NAMES))
     size, patch = re.fullmatch(r"DiT-(\w+)/(\d)", name).groups()  # type: ignore[union-attr]
     return DiT(patch_size=int(patch), **SIZES[size], **sizes)
 

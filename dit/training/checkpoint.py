@@ -37,7 +37,7 @@ class State:
         """Every tensor by name, in place: loading into them restores the state."""
         if not self.optimizer.state:
             _create_moments(self.optimizer)
-        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.network.named_parameters()}
         moments = {
             f"optimizer.{names[parameter]}.{key}": value
             for parameter, values in self.optimizer.state.items()
@@ -115,6 +115,8 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
         UserError: a file of the checkpoint is missing, truncated or changed.
     """
     meta = verify(checkpoint)
+    if not (checkpoint / "state").is_dir():
+        raise UserError(f"{checkpoint} has no state/", "a checkpoint written by train.py", "resume from another one")
     reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
     with _one_process_is_meant():
         dcp.load(state.tensors(), storage_reader=reader, no_dist=ranks.world == 1)

@@ -1,7 +1,7 @@
 """What a configuration would train, without training it."""
 
 from dit.config import TrainConfig
-from dit.hardware import Ranks, fast_bf16
+from dit.hardware import Ranks, uses_bf16
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
 from dit.models.dit import SIZES, multiply_adds, parameters
@@ -21,9 +21,9 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     size, patch = config.model.removeprefix("DiT-").split("/")
     tokens = (spec.input_size // int(patch)) ** 2
     macs = multiply_adds(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
-                         num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)  # fmt: skip
+                         num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast_bf16(ranks.device))
+    bf16 = uses_bf16(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
     memory = weights_bytes(parameters(network)) + micro * activation_bytes(tokens, **SIZES[size], bf16=bf16)
     flips = "on" if source.flips else "off"
@@ -38,7 +38,7 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
         "diffusion": f"{config.process}, predicts {config.objective}{variance}, label dropout {config.label_dropout:g}",
         "schedule": schedule(config, steps, len(source.labels)),
         "hardware": f"{ranks.world} x {ranks.device.type}, {'bf16' if bf16 else 'fp32'}, {micro} images a rank at once",
-    }  # fmt: skip
+    }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
 
 
@@ -47,7 +47,7 @@ def schedule(config: TrainConfig, steps: int, size: int) -> str:
     epochs = steps * config.global_batch_size / size
     cool = f", then linearly to 0 over the last {config.cooldown * steps:.0f}" if config.cooldown else ""
     return (f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); AdamW, lr {config.lr:g} after "
-            f"{config.warmup} steps{cool}; EMA {config.ema:g}")  # fmt: skip
+            f"{config.warmup} steps{cool}; EMA {config.ema:g}")
 
 
 def weights_bytes(count: int) -> int:

@@ -11,7 +11,7 @@ from dit.hardware import Ranks
 from dit.runs import Card, latest
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
-        "dry_run", "compile", "grad_accum"}  # fmt: skip
+        "dry_run", "compile", "grad_accum"}
 """Settings that may differ when a run goes on. `data` and `vae` may have moved: their classes and shapes may not."""
 
 
@@ -28,12 +28,12 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     ranks.barrier()
     if last is None and config.resume not in (None, "auto"):
         raise UserError(f"--resume {config.resume}: no checkpoint there", "a run directory with checkpoints/",
-                        "drop --resume to start a run")  # fmt: skip
+                        "drop --resume to start a run")
     if exists:
         _require_same(run, card)
         if config.resume is None:
             raise UserError(f"run directory {run} exists", "a new directory", f"pass --resume {run} to go on with it, "
-                            "or another --out")  # fmt: skip
+                            "or another --out")
     if ranks.main:
         write_json(run / "config.json", card.to_json())
     return run, last
@@ -51,7 +51,7 @@ def _require_same(run: Path, card: Card) -> None:
     different = [f"{key} {old[key]} there, {new[key]} now" for key in new if old[key] != new[key]]
     if different:
         raise UserError(f"run directory {run} has another configuration ({'; '.join(different)})",
-                        "the same settings", "use another --out, or the same flags")  # fmt: skip
+                        "the same settings", "use another --out, or the same flags")
 
 
 def _identity(card: Card) -> dict[str, object]:

@@ -19,7 +19,7 @@ from dit.data.order import batch_indices, generator
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss, drop_labels
 from dit.errors import UserError
-from dit.hardware import Ranks, autocast
+from dit.hardware import Ranks, autocast, suit_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.pictures import loss_curve
@@ -64,7 +64,7 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
-                        f"{config.grad_accum}", f"a multiple of {share}", "change one of them")  # fmt: skip
+                        f"{config.grad_accum}", f"a multiple of {share}", "change one of them")
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder)
     card = build_card(config, source)
@@ -86,6 +86,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks)
     run, last = open_run(card, ranks)
     torch.manual_seed(config.seed)
     network = build_network(card.network).to(ranks.device)
+    suit_attention(network, ranks.device, config.precision)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
     logged = ("loss", "grad_norm", "mse", *(["vb"] if config.learn_sigma else []))
@@ -109,7 +110,7 @@ def loop(job: Job, stop: Stop) -> int:
     previews = Previews(job.run, job.card, job.state.ema, job.autoencoder)
     size, step, since = config.global_batch_size, job.start, time.monotonic()
     with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
-              disable=not main) as bar:  # fmt: skip
+              disable=not main) as bar:
         for step, batch in enumerate(batches(job), start=job.start + 1):
             train_step(job, batch, step)
             bar.update(size)
@@ -184,7 +185,7 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     logged = torch.zeros(len(state.window.names) - 1, device=device)
     for i, micro in enumerate(zip(*parts, strict=True)):
         with synchronised(job.denoise.network, i == config.grad_accum - 1), autocast(device, config.precision):
-            loss = diffusion_loss(job.denoise, *micro, min_snr_gamma=config.min_snr_gamma)
+            loss = diffusion_loss(job.denoise, *micro, min_snr_gamma=config.min_snr_gamma)  # type: ignore[misc]
         (loss.total / config.grad_accum).backward()
         logged += torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())]) / config.grad_accum
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf"))
@@ -213,7 +214,7 @@ def require_finite(job: Job) -> None:
         good = latest(job.run)
         kept = f"{good} is the last good checkpoint" if good else "no checkpoint was written yet"
         raise UserError(f"loss or gradient is not finite at step {bad}", "finite numbers",
-                        f"lower --lr, or pass --precision fp32; {kept}")  # fmt: skip
+                        f"lower --lr, or pass --precision fp32; {kept}")
 
 
 def farewell(job: Job, done: int) -> None:

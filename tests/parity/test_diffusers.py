@@ -123,7 +123,7 @@ def test_posterior(make, schedule, steps):
         assert (found.var_max - large).abs().max() < 1e-12
     draw = noises()
     assert (scheduler.step(x0, int(times[0]) - 1, x_t).prev_sample - posterior(process, x_t, x0, *times[:2]).mean
-            - posterior(process, x_t, x0, *times[:2]).var_min.sqrt() * draw()).abs().max() < 1e-9  # fmt: skip
+            - posterior(process, x_t, x0, *times[:2]).var_min.sqrt() * draw()).abs().max() < 1e-9
 
 
 OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -136,7 +136,7 @@ def test_ddpm(make, schedule, objective, variance):
     process, x = DDPM(schedule), normal(0)
     times = process.times(12)
     scheduler = make("DDPM", prediction_type=OBJECTIVES[objective], variance_type=f"fixed_{variance}",
-                     clip_sample=False, **SCHEDULES[schedule])  # fmt: skip
+                     clip_sample=False, **SCHEDULES[schedule])
     scheduler.set_timesteps(timesteps=whole(times))
     found = ours(samplers.ddpm, process, objective, x, times, variance=variance)
     assert furthest(found, trajectory(scheduler, x, network())) < 1e-9
@@ -158,7 +158,7 @@ def test_ddpm_with_learned_variance(make, schedule):
 def test_ddim(make, schedule, objective, eta):
     process, x = DDPM(schedule), normal(0)
     scheduler = make("DDIM", prediction_type=OBJECTIVES[objective], clip_sample=False, timestep_spacing="leading",
-                     **SCHEDULES[schedule])  # fmt: skip
+                     **SCHEDULES[schedule])
     scheduler.set_timesteps(10)
     times = torch.tensor([*(scheduler.timesteps + 1), 0], dtype=torch.float64)  # 901, 801, … 1, 0
     found = ours(samplers.ddim, process, objective, x, times, eta=eta)

@@ -1,0 +1,279 @@
+"""Folders of samples: filled across ranks, continued where they were interrupted."""
+
+import csv
+import dataclasses
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dit.build import Run, SamplingPlan, build_sampling
+from dit.config import SamplerConfig
+from dit.errors import UserError
+from dit.files import replacing, sha256, write_json
+from dit.generate import arithmetic, generate
+from dit.hardware import Ranks
+
+LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
+RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
+LEFTOVER = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
+PNG_END = b"IEND\xaeB`\x82"
+WRITERS = 4  # threads that compress PNGs
+
+Value = TypeVar("Value")
+
+
+def sample_folder(
+    run: Run, config: SamplerConfig, classes: Sequence[int], num_samples: int, out: Path, format: str, ranks: Ranks
+) -> Path:
+    """Fill a folder with images; image i has class `classes[i % len(classes)]`.
+
+    `png`: 000000.png, …, and labels.csv once all are there. `npz`: samples.npz in ADM's layout (arr_0 uint8
+    [N, S, S, 3], arr_1 int64 [N]), collected from parts. Beside them samples.json, the settings. A folder that
+    was interrupted, or made with a smaller `num_samples`, is completed; rank r makes the images i % world == r.
+
+    Raises:
+        UserError: the folder holds something else, other settings, or more images; an image is not finite.
+    """
+    plan = build_sampling(run.denoise, run.card, config)
+    folder = (PngFolder if format == "png" else NpzFolder)(out, classes, run.card.classes)
+    missing = _on_main(
+        ranks, lambda: _prepare(folder, {**protocol(run, plan, config, classes), "format": format}, num_samples)
+    )
+    mine = torch.tensor([i for i in missing if i % ranks.world == ranks.rank], dtype=torch.int64)
+    there = num_samples - len(missing)
+    with tqdm(total=num_samples, initial=there, unit="img", disable=not ranks.main, desc="sampling") as bar:
+        for done, indices in _batches(mine, config.batch_size):
+            labels = torch.tensor(classes)[indices % len(classes)]
+            folder.write(indices.tolist(), generate(run, plan, config, labels, indices))
+            bar.update(there + round(len(missing) * done / len(mine)) - bar.n)  # as if all ranks went at our pace
+    ranks.barrier()
+    if ranks.main and not folder.complete(num_samples):
+        folder.finish(num_samples)
+    ranks.barrier()
+    return out
+
+
+def _batches(indices: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Parts of `indices`, each with the number of indices up to its end."""
+    for start in range(0, len(indices), size):
+        part = indices[start : start + size]
+        yield start + len(part), part
+
+
+def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int]) -> dict[str, Any]:
+    """All that the images depend on, as plain JSON values; what two sets of images must share to be one."""
+    weights, card = run.weights, run.card
+    options: dict[str, Any] = getattr(plan.sampler, "keywords", {})
+    return {
+        "weights": weights.path.name,
+        "weights_sha256": sha256(weights.path),
+        "step": weights.step,
+        "ema": card.config.ema,
+        "network": dataclasses.asdict(card.network),
+        "data": card.config.data,
+        "vae": run.autoencoder.name,
+        "vae_sha256": run.autoencoder.checksum,
+        "image_size": card.network.input_size * run.autoencoder.factor,
+        "process": card.config.process,
+        "objective": card.config.objective,
+        "sampler": plan.name,
+        "steps": len(plan.times) - 1,
+        "cfg_scale": config.cfg_scale,
+        "cfg_interval": list(config.cfg_interval),
+        "cfg_channels": config.cfg_channels,
+        "eta": options.get("eta"),  # none of another sampler's business
+        "variance": options.get("variance"),
+        "seed": config.seed,
+        "precision": arithmetic(config, run.device),
+        "classes": list(classes),
+        "versions": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _on_main(ranks: Ranks, work: Callable[[], Value]) -> Value:
+    """Rank 0's result of `work`, or its UserError, on every rank."""
+    outcome: tuple[Value | None, tuple[str, str, str] | None] = (None, None)
+    if ranks.main:
+        try:
+            outcome = work(), None
+        except UserError as error:
+            outcome = None, (error.given, error.expected, error.do)
+    value, failed = ranks.share(outcome)
+    if failed:
+        raise UserError(*failed)
+    return value  # type: ignore[return-value]
+
+
+class SampleFolder(Protocol):
+    """How images lie in a folder."""
+
+    out: Path
+
+    def done(self) -> set[int]:
+        """Indices of the images that are there, whole."""
+
+    def write(self, indices: list[int], images: Tensor) -> None:
+        """Add images, uint8 [B, 3, S, S]; each is there whole or not at all."""
+
+    def complete(self, num_samples: int) -> bool:
+        """Whether `finish` has been done."""
+
+    def finish(self, num_samples: int) -> None:
+        """Bring the folder into its last form, once all images are there."""
+
+
+def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -> list[int]:
+    """Claim the folder for these settings; which images it lacks."""
+    record = folder.out / RECORD
+    _check_folder(folder.out)
+    if record.exists():
+        _check_settings(json.loads(record.read_text()), settings, record)
+    for leftover in folder.out.rglob(".*"):
+        if LEFTOVER.fullmatch(leftover.name):
+            leftover.unlink()
+    done = folder.done()
+    if max(done, default=-1) >= num_samples:
+        raise UserError(f"--num-samples {num_samples} for {folder.out}, which already holds {len(done)} images",
+                        f"{max(done) + 1} or more", "choose another --out")
+    write_json(record, {**settings, "num_samples": num_samples})
+    missing = [i for i in range(num_samples) if i not in done]
+    if missing:
+        (folder.out / LABELS).unlink(missing_ok=True)  # of a smaller folder: while there are labels, it is complete
+    return missing
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file", "a folder, new or made by sample.py", "choose another --out")
+    if not out.exists() or (out / RECORD).exists():
+        return
+    for path in out.iterdir():
+        if not LEFTOVER.fullmatch(path.name):
+            raise UserError(f"--out {out} holds {path.name} and no {RECORD}",
+                            "a folder that is new, empty or made by sample.py", "choose another --out")
+
+
+def _check_settings(recorded: dict[str, Any], settings: dict[str, Any], record: Path) -> None:
+    for key in [*settings, *recorded]:
+        old, new = recorded.get(key), settings.get(key)
+        if key != "num_samples" and old != new:
+            raise UserError(f"{key} {json.dumps(new)} for images that {record} says were made with {json.dumps(old)}",
+                            "the same settings for all images of a folder",
+                            "choose another --out, or sample with the settings of before")
+
+
+class PngFolder:
+    """One PNG an image, and a table of labels."""
+
+    def __init__(self, out: Path, classes: Sequence[int], names: Sequence[str]):
+        self.out, self.classes, self.names = out, classes, names
+
+    def done(self) -> set[int]:
+        return {int(file.stem) for file in self.out.glob("*.png") if file.stem.isdigit() and _is_whole(file)}
+
+    def write(self, indices: list[int], images: Tensor) -> None:
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(_write_png, [self.out / _png_name(i) for i in indices], images))
+
+    def complete(self, num_samples: int) -> bool:
+        return (self.out / LABELS).exists() and len((self.out / LABELS).read_text().splitlines()) == num_samples + 1
+
+    def finish(self, num_samples: int) -> None:
+        """Write labels.csv: file, label, class."""
+        labels = [self.classes[i % len(self.classes)] for i in range(num_samples)]
+        with replacing(self.out / LABELS) as beside, beside.open("w", newline="") as opened:
+            table = csv.writer(opened)
+            table.writerow(["file", "label", "class"])
+            table.writerows([_png_name(i), label, self.names[label]] for i, label in enumerate(labels))
+
+
+def _png_name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def _write_png(file: Path, image: Tensor) -> None:
+    with replacing(file) as beside:
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(beside, format="PNG")
+
+
+def _is_whole(png: Path) -> bool:
+    """Whether the file has its last bytes: a crash of the machine can leave it without."""
+    with png.open("rb") as opened:
+        opened.seek(0, 2)
+        opened.seek(max(0, opened.tell() - len(PNG_END)))
+        return opened.read() == PNG_END
+
+
+class NpzFolder:
+    """One archive in ADM's layout; while it grows, `parts/part-FIRST.npz` with the arrays `indices` and `images`."""
+
+    def __init__(self, out: Path, classes: Sequence[int], names: Sequence[str]):
+        self.out, self.classes = out, classes
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.out / PARTS).glob("part-*.npz"))
+
+    def _archived(self) -> int:
+        """How many images samples.npz has."""
+        if not (self.out / ARCHIVE).exists():
+            return 0
+        with np.load(self.out / ARCHIVE) as archive:
+            return len(archive["arr_1"])
+
+    def done(self) -> set[int]:
+        done = set(range(self._archived()))
+        for part in self._parts():
+            try:
+                with np.load(part) as arrays:
+                    done.update(arrays["indices"].tolist())
+            except (OSError, ValueError, zipfile.BadZipFile):
+                part.unlink()  # cut short by a crash of the machine
+        return done
+
+    def write(self, indices: list[int], images: Tensor) -> None:
+        with replacing(self.out / PARTS / f"part-{indices[0]:06d}.npz") as beside, beside.open("wb") as opened:
+            np.savez(opened, indices=np.array(indices), images=images.permute(0, 2, 3, 1).numpy())
+
+    def complete(self, num_samples: int) -> bool:
+        return self._archived() == num_samples and not (self.out / PARTS).exists()
+
+    def finish(self, num_samples: int) -> None:
+        """Collect the parts in samples.npz and remove them."""
+        labels = np.array([self.classes[i % len(self.classes)] for i in range(num_samples)], dtype=np.int64)
+        if self._archived() < num_samples:
+            with replacing(self.out / ARCHIVE) as beside, beside.open("wb") as opened:
+                np.savez(opened, arr_0=self._collect(num_samples), arr_1=labels)
+        for part in self._parts():
+            part.unlink()
+        if (self.out / PARTS).exists():
+            (self.out / PARTS).rmdir()
+
+    def _collect(self, num_samples: int) -> np.ndarray:
+        """[N, S, S, 3] uint8."""
+        pieces = [(slice(0, self._archived()), self.out / ARCHIVE, "arr_0")] if self._archived() else []
+        images: np.ndarray | None = None
+        for where, file, name in [*pieces, *((None, part, "images") for part in self._parts())]:
+            with np.load(file) as arrays:
+                piece = arrays[name]
+                images = np.empty((num_samples, *piece.shape[1:]), np.uint8) if images is None else images
+                images[arrays["indices"] if where is None else where] = piece
+        assert images is not None, "no images"
+        return images
