@@ -19,14 +19,13 @@ from benchmarks.record import record
 CFG_SCALE = "1.5"
 
 
-def commands(run: Path, train_steps: int | None, num_samples: int | None) -> dict[str, list[str]]:
+def commands(run: Path, train_steps: int | None, num_samples: int) -> dict[str, list[str]]:
     """The commands of each stage."""
     steps = [] if train_steps is None else ["--steps", str(train_steps)]
-    samples = [] if num_samples is None else ["--num-samples", str(num_samples)]
     return {
         "train": ["train.py", "--model", "DiT-Ti/2", "--data", "digits", "--out", str(run), "--resume", "auto", *steps],
         "sample": ["sample.py", "--run", str(run), "--cfg-scale", CFG_SCALE, "--out", str(run / "grid.png")],
-        "evaluate": ["evaluate.py", "--run", str(run), "--cfg-scale", CFG_SCALE, *samples],
+        "evaluate": ["evaluate.py", "--run", str(run), "--cfg-scale", CFG_SCALE, "--num-samples", str(num_samples)],
     }
 
 
@@ -45,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run directory")
     parser.add_argument("--train-steps", type=int, help="train for fewer steps")
-    parser.add_argument("--num-samples", type=int, help="score fewer samples")
+    parser.add_argument("--num-samples", type=int, default=500, help="how many samples to score")
     parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/")
     args = parser.parse_args()
     stages = commands(args.out, args.train_steps, args.num_samples)

@@ -59,7 +59,7 @@ class TrainConfig:
     """Chance that a label is replaced by the null class, for classifier-free guidance."""
 
     # -- optimisation ----------------------------------------------------------------------------------------
-    steps: int = 1600
+    steps: int = 560
     """Optimizer steps in all."""
     epochs: float | None = None
     """Passes over the data; overrides --steps."""
@@ -73,7 +73,7 @@ class TrainConfig:
     """Decoupled weight decay of AdamW."""
     beta2: float = 0.99
     """Second-moment decay of AdamW."""
-    warmup: int = 100
+    warmup: int = 50
     """Steps of linear warm-up."""
     cooldown: float = 0.5
     """Last share of the steps over which the learning rate falls linearly to zero; 0 keeps it constant."""
@@ -93,9 +93,9 @@ class TrainConfig:
     """Run directory; unless given, the next free runs/NNN-DATA-MODEL."""
     resume: str | None = None
     """Continue a run: its directory, or `auto` to continue --out where it has a checkpoint and start it where not."""
-    sample_every: int = 400
+    sample_every: int = 140
     """Steps between sample grids; 0 = never."""
-    ckpt_every: int = 800
+    ckpt_every: int = 280
     """Steps between checkpoints; 0 = only at the end."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl; 0 = never."""
@@ -149,7 +149,7 @@ class SamplerConfig:
     batch_size: int = 64
     """Images per network call and rank; does not change the images."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto takes bf16 on CUDA, fp32 on CPU."""
+    """Arithmetic of the network; auto takes bf16 where the hardware has it. Images of fp32 and bf16 differ slightly."""
 
     def __post_init__(self) -> None:
         _require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")

@@ -9,7 +9,7 @@ from torch import Tensor
 from dit.build import Run, SamplingPlan, build_sampling
 from dit.config import SamplerConfig
 from dit.errors import UserError
-from dit.hardware import autocast, uses_bf16
+from dit.hardware import autocast
 
 
 class ImageNoise:
@@ -67,15 +67,8 @@ def _generate_batch(run: Run, plan: SamplingPlan, config: SamplerConfig, labels:
 def sample_latents(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
     """One batch of normalised latents, float32 [B, C, h, w], for labels [B] and indices [B]."""
     noise = ImageNoise(config.seed, indices, run.latent_shape, run.device)
-    with autocast(run.device, arithmetic(config, run.device)):
+    with autocast(run.device, config.precision):
         return plan.sampler(plan.denoise, plan.process, noise(), labels.to(run.device), plan.times, noise)
-
-
-def arithmetic(config: SamplerConfig, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto` is bf16 on a CUDA device that has it, so that the CPU's images are exact."""
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if device.type == "cuda" and uses_bf16(device, "auto") else "fp32"
 
 
 def sample_grid(run: Run, config: SamplerConfig, classes: Sequence[int], per_class: int) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,8 @@ from dit.build import Run, SamplingPlan, build_sampling
 from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
-from dit.generate import arithmetic, generate
-from dit.hardware import Ranks
+from dit.generate import generate
+from dit.hardware import Ranks, uses_bf16
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
@@ -95,7 +95,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "eta": options.get("eta"),  # none of another sampler's business
         "variance": options.get("variance"),
         "seed": config.seed,
-        "precision": arithmetic(config, run.device),
+        "precision": "bf16" if uses_bf16(run.device, config.precision) else "fp32",
         "classes": list(classes),
         "versions": {name: _version(name) for name in LIBRARIES},
     }

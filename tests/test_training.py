@@ -257,7 +257,8 @@ def test_digits_are_never_flipped(tmp_path):
 def test_two_ranks_train_and_resume(tmp_path):
     out = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    flags = [str(ROOT / "train.py"), *FLAGS, "--out", str(out), "--resume", "auto", "--ckpt-every", "4", "--cooldown", "0"]
+    flags = [str(ROOT / "train.py"), *FLAGS, "--out", str(out), "--resume", "auto", "--ckpt-every", "4",
+             "--cooldown", "0"]
     for steps in ("4", "8"):
         done = subprocess.run([*torchrun, *flags, "--steps", steps], capture_output=True, text=True, env=ENV, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-3000:]
