@@ -19,7 +19,7 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 test: $(READY)             ## all quick tests, under 6 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)        ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

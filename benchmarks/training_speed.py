@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import record
+from dit.convert import diffusers_config
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM
 from dit.hardware import autocast, suit_attention
 from dit.models.dit import create_model, multiply_adds
+from dit.runs import NetworkSpec
 from dit.training.ema import EMA
 
 SHAPE = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
@@ -37,10 +39,7 @@ class Diffusers(nn.Module):
         super().__init__()
         from diffusers import DiTTransformer2DModel
 
-        self.model = DiTTransformer2DModel(
-            num_attention_heads=6, attention_head_dim=64, num_layers=12, in_channels=4, out_channels=8,
-            sample_size=32, patch_size=4, num_embeds_ada_norm=1000, norm_type="ada_norm_zero",
-        )
+        self.model = DiTTransformer2DModel(**diffusers_config(NetworkSpec(model="DiT-S/4", **SHAPE)))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """As in `dit.models`."""

@@ -34,6 +34,24 @@ def build_network(spec: NetworkSpec) -> nn.Module:
                         num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
 
 
+def initialise(network: nn.Module, spec: NetworkSpec, weights: Path) -> None:
+    """Start a network from another run's EMA; with another number of classes all but the null label starts afresh.
+
+    Raises:
+        UserError: no weights there, or of another network.
+    """
+    found = read_weights(find_weights(weights))
+    theirs = found.card.network
+    if replace(theirs, num_classes=spec.num_classes) != spec:
+        raise UserError(f"--init {weights} is {theirs}", f"{spec}", "give the flags that the weights were trained with")
+    state_dict, table = found.state_dict, "y_embedder.embedding_table.weight"
+    if theirs.num_classes != spec.num_classes:
+        fresh = network.state_dict()[table].clone()
+        fresh[-1] = state_dict[table][-1]
+        state_dict = {**state_dict, table: fresh}
+    network.load_state_dict(state_dict)
+
+
 def build_denoiser(config: TrainConfig, network: nn.Module) -> Denoiser:
     """Network and process as one."""
     return Denoiser(network, build_process(config), config.objective, config.learn_sigma)

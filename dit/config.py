@@ -91,6 +91,9 @@ class TrainConfig:
     # -- the run ---------------------------------------------------------------------------------------------
     out: Path | None = None
     """Run directory; unless given, the next free runs/NNN-DATA-MODEL."""
+    init: Path | None = None
+    """Start from the EMA of another run (directory, checkpoint or weights file), also with other classes: the label
+    embeddings start afresh where their number differs."""
     resume: str | None = None
     """Continue a run: its directory, or `auto` to continue --out where it has a checkpoint and start it where not."""
     sample_every: int = 140

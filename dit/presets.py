@@ -13,7 +13,7 @@ def digits() -> TrainConfig:
 def imagenet_256() -> TrainConfig:
     """The recipe of 2212.09748 for ImageNet at 256 px; pass --data with encoded latents or an image folder.
 
-    DiT-XL/2 costs 712 GFLOP per training image, 1.8e8 images for the 400K-step FIDs of the paper (XL/2 19.5, S/2 and
+    DiT-XL/2 costs 712 GFLOP per training image, 1.0e8 images for the 400K-step FIDs of the paper (XL/2 19.5, S/2 and
     B/4 68.4 without guidance) and 1.8e9 for its final 9.62, 2.27 with CFG 1.5.
     """
     return TrainConfig(

@@ -139,10 +139,10 @@ def test_resume_without_a_finished_checkpoint(make_run):
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
-    def work(config: object) -> None:
+    def work(config: object, ranks: object) -> None:
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "train", (TrainConfig, work))
+    monkeypatch.setattr("dit.training.trainer.train", work)
     return main(["train"])
 
 

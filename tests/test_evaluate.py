@@ -48,7 +48,7 @@ def refused(**flags):
 
 def test_folder_of_real_digits_scores_like_real_digits(samples, capsys):
     out = evaluate(EvalConfig(samples=samples, reference="digits"), Ranks())
-    assert out == samples.parent / "evaluation"
+    assert out == samples.with_name(f"{samples.name}-evaluation")
     values = json.loads((out / "report.json").read_text())
     assert values["digits_recognised"]["found"]["accuracy"] > 0.98
     assert values["scores"]["precision"]["value"] > 0.9
@@ -177,8 +177,9 @@ def test_nothing_is_sampled_before_reference_and_weights_are_known_to_be_good(ru
 
 def test_data_that_are_no_images_ask_for_a_reference(run, tmp_path):
     (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "encoding.json").write_text("{}")
     run.card.config = TrainConfig(data=str(tmp_path / "latents"))
-    assert "the run's own data can not be the reference" in refused(run=run.path)
+    assert "latents, which can not be the reference" in refused(run=run.path)
 
 
 def test_number_of_samples_follows_the_reference(run, tmp_path):

@@ -22,7 +22,7 @@ from dit.sample_folder import sample_folder
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 ROOT = Path(__file__).parent.parent
-QUICK = SamplerConfig(precision="fp32", steps=3, cfg_scale=2.0, seed=5, batch_size=4)
+QUICK = SamplerConfig(sampler="heun", precision="fp32", steps=3, cfg_scale=2.0, seed=5, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +231,8 @@ def test_folders_that_are_not_ours(run: Run, tmp_path: Path):
 
 def test_two_ranks_make_the_same_images(run: Run, tiny_run: Path, tmp_path: Path):
     alone, both = fill(run, tmp_path / "alone", 7), tmp_path / "both"
-    flags = ["--precision=fp32", "--cfg-scale=2", "--steps=3", "--seed=5", "--batch-size=3", "--classes=3,1,4",
-             "--num-samples=7"]
+    flags = ["--sampler=heun", "--precision=fp32", "--cfg-scale=2", "--steps=3", "--seed=5", "--batch-size=3",
+             "--classes=3,1,4", "--num-samples=7"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     done = subprocess.run([*torchrun, "sample.py", "--run", tiny_run, "--out", both, *flags], cwd=ROOT,
                           capture_output=True, text=True, timeout=120)

@@ -35,7 +35,7 @@ def test_run(make_run):
     assert said["autoencoder"] == "identity"
     assert said["process"].startswith("flow matching")
     assert said["EMA decay"] == "0.999"
-    assert said["trained"] == "3 steps logged, of 1,600 steps"
+    assert said["trained"] == "3 steps logged, of 560 steps"
     assert said["last loss"] == "0.2500"
     assert said["checkpoint 3"].endswith("1 file, checksums verified")
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.runs import checkpoints, latest, verify
+from dit.runs import checkpoints, find_weights, latest, verify
 from dit.training.ema import EMA
 from dit.training.metrics_log import Window, read_metrics
 from dit.training.schedule import learning_rate, total_steps
@@ -176,7 +176,21 @@ def test_existing_run_needs_resume_and_the_same_configuration(tmp_path):
         train(first, Ranks())
     with pytest.raises(UserError, match=r"lr 0.004 there, 0.001 now"):
         train(dataclasses.replace(first, lr=1e-3, resume="auto"), Ranks())
+    with pytest.raises(UserError, match=r"seed 0 there, 1 now"):
+        train(dataclasses.replace(first, seed=1, resume=str(first.out)), Ranks())
     assert sorted(p for p in (tmp_path / "run").rglob("*")) == before
+
+
+def test_resuming_by_name_may_change_the_optimisation(tmp_path):
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run"), Ranks())
+    train(dataclasses.replace(TINY, out=out, resume=str(out), steps=8, lr=1e-3), Ranks())
+    assert latest(out).name == "step-0000008"
+
+
+@pytest.mark.parametrize("wrong", [dict(resume="auto"), dict(resume="one", out=Path("other"))])
+def test_resume_and_out_must_agree(wrong):
+    with pytest.raises(UserError, match="--out"):
+        train(dataclasses.replace(TINY, **wrong), Ranks())
 
 
 def test_resume_from_nothing(tmp_path):
@@ -252,6 +266,18 @@ def test_digits_are_never_flipped(tmp_path):
     indices = [job.source.read(torch.arange(4).numpy(), torch.zeros(4, dtype=torch.bool).numpy()) for _ in range(2)]
     assert torch.equal(*indices)
     assert not job.source.flips
+
+
+def test_a_run_starts_from_the_weights_of_another_with_other_classes(tmp_path):
+    first = train(dataclasses.replace(TINY, out=tmp_path / "first", num_classes=12), Ranks())
+    job = a_job(tmp_path, init=first)
+    ours, theirs = job.state.network.state_dict(), load_file(find_weights(first))
+    table = "y_embedder.embedding_table.weight"
+    assert [k for k in ours if k != table and not torch.equal(ours[k], theirs[k])] == []
+    assert ours[table].shape[0] == 11
+    assert torch.equal(ours[table][10], theirs[table][12])
+    with pytest.raises(UserError, match="--init"):
+        a_job(tmp_path / "other", init=first, model="DiT-Ti/2")
 
 
 def test_two_ranks_train_and_resume(tmp_path):

@@ -87,7 +87,3 @@ def dpmpp_2m(denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Te
         x = like(sigma[i + 1] / sigma[i], x) * x - like(alpha[i + 1] * torch.expm1(-h[i]), x) * d
         previous = x0
     return x
-
-
-def _mix(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    return add_noise(process, x0, eps, t)

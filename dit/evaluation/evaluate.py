@@ -33,6 +33,7 @@ from dit.evaluation.features import (
     show_size,
 )
 from dit.hardware import Ranks
+from dit.latents.store import holds_latents
 from dit.sample_folder import sample_folder
 
 MOST_SAMPLES = 50_000
@@ -114,6 +115,9 @@ def _reference(cfg: EvalConfig, run: Run | None, given: ImageSet | None) -> Refe
                         "pass --reference")
     name = cfg.reference or str(data)
     path = Path(name).expanduser()
+    if holds_latents(path):
+        raise UserError(f"{name} holds latents, which can not be the reference", "images, or an .npz file",
+                        "pass --reference with the folder of images that was encoded")
     if name == "digits":
         if size[0] != size[1]:
             raise UserError(f"samples of {show_size(size)} with the reference digits", "square samples",
@@ -121,8 +125,8 @@ def _reference(cfg: EvalConfig, run: Run | None, given: ImageSet | None) -> Refe
         return Reference(name, from_data(Digits(size[0]), name), None)
     if path.suffix == ".npz":
         return _archive(path)
-    if data is not None and path.is_dir() and path.resolve() == Path(data).expanduser().resolve():
-        return Reference(name, _own_data(name, size), None)
+    if run and path.is_dir() and any(p.is_dir() for p in path.iterdir()):
+        return Reference(name, _cropped(name, size), None)
     return Reference(name, read_images(path), None)
 
 
@@ -133,13 +137,13 @@ def _archive(path: Path) -> Reference:
     return Reference(str(path), images, statistics)
 
 
-def _own_data(data: str, size: tuple[int, int]) -> ImageSet:
-    """The images a run was trained on, cropped as in training."""
+def _cropped(data: str, size: tuple[int, int]) -> ImageSet:
+    """The images of class folders, cropped as they are for training."""
     try:
         return from_data(load_images(data, size[0]), data)
     except UserError as error:
-        raise UserError(f"the run's own data can not be the reference: {error.given}", error.expected,
-                        "pass --reference") from error
+        raise UserError(f"{data} can not be the reference: {error.given}", error.expected,
+                        "pass another --reference") from error
 
 
 def _extractor(cfg: EvalConfig, reference: Reference, ranks: Ranks) -> Extractor:
@@ -164,7 +168,7 @@ def _check_sizes(samples: ImageSet, reference: Reference) -> None:
 
 def _default_out(cfg: EvalConfig) -> Path:
     if cfg.samples:
-        return cfg.samples.resolve().parent / "evaluation"
+        return cfg.samples.resolve().with_name(f"{cfg.samples.stem}-evaluation")
     assert cfg.run
     inside = next((p for p in (cfg.run, *cfg.run.resolve().parents) if (p / "config.json").is_file()), None)
     return (inside or cfg.run.parent) / "evaluation"
@@ -177,7 +181,8 @@ def _sample(cfg: EvalConfig, run: Run | None, reference: Reference, out: Path, r
             ) -> tuple[ImageSet, dict[str, Any]]:
     """Sample from the run into a folder named by the settings, so that other settings need not begin again."""
     assert run
-    count = cfg.num_samples or min(MOST_SAMPLES, len(reference.images) if reference.images else MOST_SAMPLES)
+    images = reference.images if reference.statistics is None else None  # statistics tell of more images than are there
+    count = cfg.num_samples or min(MOST_SAMPLES, len(images) if images else MOST_SAMPLES)
     if reference.images:
         _check_run_size(run, reference.images)
     sampler = SamplerConfig(**{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplerConfig)})

@@ -141,6 +141,8 @@ def encode(network: Any, images: Tensor, batch_size: int) -> Tensor:
 @torch.no_grad()
 def measure(network: Any, images: Tensor, cfg: FirstStageConfig) -> Quality:
     """The quality of reconstruction of uint8 images [N, 3, S, S] that training did not see."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     device = next(network.parameters()).device
     moments = encode(network, images, cfg.batch_size)
     mean, std = moments.chunk(2, dim=1)
@@ -151,8 +153,7 @@ def measure(network: Any, images: Tensor, cfg: FirstStageConfig) -> Quality:
 
     def psnr(z: Tensor) -> float:
         output = torch.cat([network.decode(part.to(device)).sample.cpu() for part in z.split(cfg.batch_size)])
-        error = (output.clamp(-1, 1) - to_unit(images)) / 2
-        return float(-10 * error.square().mean().log10())
+        return float(peak_signal_noise_ratio(output.clamp(-1, 1), to_unit(images), data_range=2.0))
 
     return Quality(psnr(mean), psnr(drawn), psnr(noisy), float((std / spread).mean()))
 

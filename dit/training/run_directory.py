@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from dit.config import to_json
+from dit.config import TrainConfig, to_json
 from dit.errors import UserError
 from dit.files import write_json
 from dit.hardware import Ranks
@@ -13,6 +13,8 @@ from dit.runs import Card, latest
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum"}
 """Settings that may differ when a run goes on. `data` and `vae` may have moved: their classes and shapes may not."""
+OPTIMISATION = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout"}
+"""Settings that may differ too when --resume names the run: the user means it."""
 
 
 def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
@@ -22,12 +24,13 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
         UserError: it exists and --resume was not given, nothing to resume, or another configuration.
     """
     config = card.config
+    _check_flags(config)
     run = ranks.share(config.out or _next_free(card))
     last = ranks.share(latest(run))
     exists = (run / "config.json").exists()
     ranks.barrier()
     if last is None and config.resume not in (None, "auto"):
-        raise UserError(f"--resume {config.resume}: no checkpoint there", "a run directory with checkpoints/",
+        raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
                         "drop --resume to start a run")
     if exists:
         _require_same(run, card)
@@ -39,6 +42,14 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     return run, last
 
 
+def _check_flags(config: TrainConfig) -> None:
+    if config.resume == "auto" and config.out is None:
+        raise UserError("--resume auto without --out", "a run directory to continue or start", "add --out RUN")
+    if config.resume not in (None, "auto") and config.out != Path(config.resume or ""):
+        raise UserError(f"--resume {config.resume} with --out {config.out}", "one run directory",
+                        "drop --out: a run goes on where it is")
+
+
 def _next_free(card: Card) -> Path:
     name = f"{Path(card.config.data).name}-{card.config.model.replace('/', '-')}"
     taken = [int(p.name[:3]) for p in Path("runs").glob("[0-9][0-9][0-9]-*")]
@@ -48,14 +59,14 @@ def _next_free(card: Card) -> Path:
 def _require_same(run: Path, card: Card) -> None:
     before = Card.from_json(json.loads((run / "config.json").read_text()))
     old, new = _identity(before), _identity(card)
-    different = [f"{key} {old[key]} there, {new[key]} now" for key in new if old[key] != new[key]]
+    free = FREE | (OPTIMISATION if card.config.resume not in (None, "auto") else set())
+    different = [f"{key} {old[key]} there, {new[key]} now" for key in new if key not in free and old[key] != new[key]]
     if different:
         raise UserError(f"run directory {run} has another configuration ({'; '.join(different)})",
                         "the same settings", "use another --out, or the same flags")
 
 
 def _identity(card: Card) -> dict[str, object]:
-    settings = {k: v for k, v in to_json(card.config).items() if k not in FREE}
-    return {**settings, **dataclasses.asdict(card.network), "classes": card.classes}
+    return {**to_json(card.config), **dataclasses.asdict(card.network), "classes": card.classes}
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dit.build import build_card, build_denoiser, build_network, build_source, normalised
+from dit.build import build_card, build_denoiser, build_network, build_source, initialise, normalised
 from dit.config import TrainConfig
 from dit.data.order import batch_indices, generator
 from dit.diffusion.denoiser import Denoiser
@@ -86,6 +86,8 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks)
     run, last = open_run(card, ranks)
     torch.manual_seed(config.seed)
     network = build_network(card.network).to(ranks.device)
+    if config.init and not last:
+        initialise(network, card.network, config.init)
     suit_attention(network, ranks.device, config.precision)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
@@ -108,7 +110,7 @@ def loop(job: Job, stop: Stop) -> int:
     config, main = job.config, job.ranks.main
     log = MetricsLog(job.run, job.start) if main else None
     previews = Previews(job.run, job.card, job.state.ema, job.autoencoder)
-    size, step, since = config.global_batch_size, job.start, time.monotonic()
+    size, step, watch = config.global_batch_size, job.start, Stopwatch()
     with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
               disable=not main) as bar:
         for step, batch in enumerate(batches(job), start=job.start + 1):
@@ -121,13 +123,13 @@ def loop(job: Job, stop: Stop) -> int:
                 values = job.state.window.close(job.ranks)
                 bar.set_postfix(step=step, loss=f"{values['loss']:.4f}")
                 if log:
-                    speed = size * (config.log_every or step) / (time.monotonic() - since)
-                    log.write(step, {**values, "lr": learning_rate(config, step - 1, job.steps), "img_per_s": speed})
-                since = time.monotonic()
-            if main and log and (due(step, config.sample_every) or (step == job.steps and config.sample_every)):
-                log.image(step, previews.draw(step))
-            if due(step, config.ckpt_every) or last:
-                checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks)
+                    lr = learning_rate(config, step - 1, job.steps)
+                    log.write(step, {**values, "lr": lr, "img_per_s": size * watch.steps_per_second(step - job.start)})
+            with watch.paused():
+                if log and (due(step, config.sample_every) or (step == job.steps and config.sample_every)):
+                    log.image(step, previews.draw(step))
+                if due(step, config.ckpt_every) or last:
+                    checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks)
             if last:
                 break
     if log:
@@ -135,6 +137,27 @@ def loop(job: Job, stop: Stop) -> int:
         previews.finish()
         loss_curve(log.file, job.run / "loss.png")
     return step
+
+
+class Stopwatch:
+    """Speed of training since it was last asked for, pictures and checkpoints not counted."""
+
+    def __init__(self) -> None:
+        self.since, self.steps = time.monotonic(), 0
+
+    def steps_per_second(self, steps: int) -> float:
+        """Speed up to step number `steps` of this start."""
+        now = time.monotonic()
+        speed = (steps - self.steps) / (now - self.since)
+        self.since, self.steps = now, steps
+        return speed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count."""
+        begin = time.monotonic()
+        yield
+        self.since += time.monotonic() - begin
 
 
 def due(step: int, every: int) -> bool:
