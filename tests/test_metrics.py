@@ -110,9 +110,12 @@ def test_distance_to_itself_is_zero(features):
     assert itself["precision"].value == itself["recall"].value == 1
 
 
-def test_floor_is_half_against_half(features, scores):
+def test_floor_is_real_against_real_at_the_same_number(features, scores):
     real, _ = features
-    floor = metrics.compute_floor(real, "digits-cnn")
+    few = metrics.compute_floor(real, 100, "digits-cnn")
+    assert (few["fd"].samples, few["fd"].reference) == (100, 500)
+    floor = metrics.compute_floor(real, 1000, "digits-cnn")
+    assert few["fd"].value > floor["fd"].value
     assert set(floor) == {"fd", "kid", "precision", "recall", "is"}
     assert (floor["is"].samples, floor["is"].reference) == (600, None)
     del floor["is"]
@@ -156,7 +159,7 @@ def test_statistics_give_frechet_distance_only(features):
     for key in ("kid", "precision", "recall"):
         assert scores[key].value is None
         assert "statistics only" in scores[key].reason
-    assert metrics.compute_floor(None, "digits-cnn") == {}
+    assert metrics.compute_floor(None, 10, "digits-cnn") == {}
 
 
 def test_statistics_of_another_network_are_refused(features):

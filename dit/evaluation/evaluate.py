@@ -236,7 +236,7 @@ def _score(samples: ImageSet, reference: Reference, extractor: Extractor, batch_
         return Found(empty, empty, None, ours.digest, digest)
     return Found(
         scores=metrics.compute_scores(ours, real, reference.statistics, extractor.name),
-        floor=metrics.compute_floor(real, extractor.name),
+        floor=metrics.compute_floor(real, len(samples), extractor.name),
         digits=_recognise(samples) if reference.digits else None,
         samples_digest=ours.digest,
         reference_digest=digest,

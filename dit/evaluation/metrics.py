@@ -68,13 +68,13 @@ def compute_scores(samples: Features, reference: Features | None, statistics: St
     return _rename(scores, extractor)
 
 
-def compute_floor(reference: Features | None, extractor: str) -> dict[str, Score]:
-    """What real images score: one half of the reference against the other, and the `is` of all of it."""
+def compute_floor(reference: Features | None, count: int, extractor: str) -> dict[str, Score]:
+    """What real images score: `count` of the reference, at most half, against the rest; and the `is` of all of it."""
     if reference is None or len(reference) < 2:
         return {}
     order = np.random.default_rng(SEED).permutation(len(reference))
-    half = len(reference) // 2
-    one, other = reference.values[order[:half]], reference.values[order[half : 2 * half]]
+    first = min(count, len(reference) // 2)
+    one, other = reference.values[order[:first]], reference.values[order[first:]]
     precision, recall = precision_recall(one, other)
     scores = {"fd": frechet(one, other), "kid": kernel_distance(one, other), "precision": precision, "recall": recall,
               "is": inception_score(reference.logits)}
