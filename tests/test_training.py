@@ -116,10 +116,9 @@ def subprocess_train(*flags: object) -> tuple[int, str, str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_end_cleanly(number, tmp_path):
     out = tmp_path / "run"
-    process = start("--steps", 100_000, "--ckpt-every", 0, "--out", out)
-    wait_for(out / "metrics.jsonl", process)
-    while not read_metrics(out / "metrics.jsonl"):
-        time.sleep(0.01)
+    process = start("--steps", 100_000, "--ckpt-every", 0, "--log-every", 10_000, "--out", out)
+    wait_for(out / "tensorboard", process)
+    time.sleep(0.5)
     process.send_signal(number)
     text, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -191,6 +190,16 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path):
 def test_resume_and_out_must_agree(wrong):
     with pytest.raises(UserError, match="--out"):
         train(dataclasses.replace(TINY, **wrong), Ranks())
+
+
+def test_a_run_without_checkpoint_starts_again(tmp_path):
+    out = tmp_path / "run"
+    (out / "samples").mkdir(parents=True)
+    (out / "samples" / "step-0000900.png").write_bytes(b"stale")
+    (out / "metrics.jsonl").write_text('{"step": 900, "loss": 1.0}\n')
+    train(dataclasses.replace(TINY, out=out), Ranks())
+    assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [2, 4, 6]
+    assert not (out / "samples" / "step-0000900.png").exists()
 
 
 def test_resume_from_nothing(tmp_path):

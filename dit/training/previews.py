@@ -17,10 +17,17 @@ CLASSES, PER_CLASS = 10, 4
 
 
 class Previews:
-    """Grids from the EMA in samples/, and the strip of them all."""
+    """Grids from the EMA in samples/, and the strip of them all; grids after `start` are of steps done again."""
 
-    def __init__(self, run: Path, card: Card, ema: EMA, autoencoder: Autoencoder):
+    def __init__(self, run: Path, card: Card, ema: EMA, autoencoder: Autoencoder, start: int):
         self.folder, self.card, self.ema, self.autoencoder = run / "samples", card, ema, autoencoder
+        for step, file in self.grids().items():
+            if step > start:
+                file.unlink()
+
+    def grids(self) -> dict[int, Path]:
+        """The grids drawn so far, by step."""
+        return {int(f.stem.removeprefix("step-")): f for f in sorted(self.folder.glob("step-*.png"))}
 
     def draw(self, step: int) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
@@ -36,9 +43,7 @@ class Previews:
 
     def finish(self) -> None:
         """How the picture formed: samples/strip.png and samples/strip.gif."""
-        files = sorted(self.folder.glob("step-*.png"))
-        if files:
-            grids = [Image.open(file) for file in files]
-            captions = [f"step {int(file.stem.removeprefix('step-'))}" for file in files]
-            pictures.strip(grids, captions).save(self.folder / "strip.png")
+        if files := self.grids():
+            grids = [Image.open(file) for file in files.values()]
+            pictures.strip(grids, [f"step {step}" for step in files]).save(self.folder / "strip.png")
             pictures.gif(grids, self.folder / "strip.gif")

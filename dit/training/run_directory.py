@@ -20,23 +20,24 @@ OPTIMISATION = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "pr
 def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     """The run directory, with its config.json written, and the checkpoint to go on from, if any.
 
+    A run that ended before its first checkpoint starts again.
+
     Raises:
-        UserError: it exists and --resume was not given, nothing to resume, or another configuration.
+        UserError: it has checkpoints and --resume was not given, nothing to resume, or another configuration.
     """
     config = card.config
     _check_flags(config)
     run = ranks.share(config.out or _next_free(card))
     last = ranks.share(latest(run))
-    exists = (run / "config.json").exists()
-    ranks.barrier()
     if last is None and config.resume not in (None, "auto"):
         raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
                         "drop --resume to start a run")
-    if exists:
+    if last:
         _require_same(run, card)
         if config.resume is None:
-            raise UserError(f"run directory {run} exists", "a new directory", f"pass --resume {run} to go on with it, "
-                            "or another --out")
+            raise UserError(f"run directory {run} has checkpoints", "a new directory",
+                            f"pass --resume {run} to go on with it, or another --out")
+    ranks.barrier()  # all have read what was there
     if ranks.main:
         write_json(run / "config.json", card.to_json())
     return run, last

@@ -28,7 +28,7 @@ from dit.training import checkpoint
 from dit.training.checkpoint import State
 from dit.training.dry_run import describe
 from dit.training.ema import EMA
-from dit.training.metrics_log import MetricsLog, Window
+from dit.training.metrics_log import MetricsLog, Window, read_metrics
 from dit.training.previews import Previews
 from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
@@ -109,7 +109,7 @@ def loop(job: Job, stop: Stop) -> int:
     """All steps from the start, with their logs, pictures and checkpoints; the number of steps done."""
     config, main = job.config, job.ranks.main
     log = MetricsLog(job.run, job.start) if main else None
-    previews = Previews(job.run, job.card, job.state.ema, job.autoencoder)
+    previews = Previews(job.run, job.card, job.state.ema, job.autoencoder, job.start) if main else None
     size, step, watch = config.global_batch_size, job.start, Stopwatch()
     with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
               disable=not main) as bar:
@@ -126,16 +126,17 @@ def loop(job: Job, stop: Stop) -> int:
                     lr = learning_rate(config, step - 1, job.steps)
                     log.write(step, {**values, "lr": lr, "img_per_s": size * watch.steps_per_second(step - job.start)})
             with watch.paused():
-                if log and (due(step, config.sample_every) or (step == job.steps and config.sample_every)):
+                if log and previews and (due(step, config.sample_every) or (step == job.steps and config.sample_every)):
                     log.image(step, previews.draw(step))
                 if due(step, config.ckpt_every) or last:
                     checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks)
             if last:
                 break
-    if log:
+    if log and previews:
         log.close()
         previews.finish()
-        loss_curve(log.file, job.run / "loss.png")
+        if read_metrics(log.file):
+            loss_curve(log.file, job.run / "loss.png")
     return step
 
 
@@ -204,7 +205,7 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     random = generator(config.seed, step - 1, 1 + job.ranks.rank, device=device)
     posterior_noise, eps = torch.randn(2, *mean.shape, generator=random, device=device)
     x0 = job.autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
-    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), batch.t.to(device), eps)]
+    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), batch.t, eps)]  # t is looked up on CPU
     logged = torch.zeros(len(state.window.names) - 1, device=device)
     for i, micro in enumerate(zip(*parts, strict=True)):
         with synchronised(job.denoise.network, i == config.grad_accum - 1), autocast(device, config.precision):
