@@ -202,6 +202,13 @@ def test_a_run_without_checkpoint_starts_again(tmp_path):
     assert not (out / "samples" / "step-0000900.png").exists()
 
 
+@pytest.mark.parametrize("wrong", [dict(model="DiT-X/4"), dict(model="DiT-Ti/8", image_size=12), dict(init=Path("no"))])
+def test_a_mistake_leaves_no_run_directory(wrong, tmp_path):
+    with pytest.raises(UserError):
+        train(dataclasses.replace(TINY, out=tmp_path / "run", **wrong), Ranks())
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_from_nothing(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         train(dataclasses.replace(TINY, out=tmp_path / "run", resume=str(tmp_path / "run")), Ranks())

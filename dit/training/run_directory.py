@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dit.config import TrainConfig, to_json
 from dit.errors import UserError
-from dit.files import write_json
 from dit.hardware import Ranks
 from dit.runs import Card, latest
 
@@ -18,7 +17,7 @@ OPTIMISATION = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "pr
 
 
 def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
-    """The run directory, with its config.json written, and the checkpoint to go on from, if any.
+    """The run directory, and the checkpoint to go on from, if any; nothing is written.
 
     A run that ended before its first checkpoint starts again.
 
@@ -37,9 +36,6 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
         if config.resume is None:
             raise UserError(f"run directory {run} has checkpoints", "a new directory",
                             f"pass --resume {run} to go on with it, or another --out")
-    ranks.barrier()  # all have read what was there
-    if ranks.main:
-        write_json(run / "config.json", card.to_json())
     return run, last
 
 

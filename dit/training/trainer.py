@@ -19,6 +19,7 @@ from dit.data.order import batch_indices, generator
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss, drop_labels
 from dit.errors import UserError
+from dit.files import write_json
 from dit.hardware import Ranks, autocast, suit_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
@@ -73,6 +74,8 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
             print(describe(card, source, autoencoder, ranks))
         return None
     job = prepare(card, source, normalised(autoencoder, card), ranks)
+    if ranks.main:
+        write_json(job.run / "config.json", card.to_json())
     with stop_on_signals(ranks) as stop:
         done = loop(job, stop)
     if ranks.main:
