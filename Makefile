@@ -8,6 +8,7 @@ quickstart: $(READY)       ## train, sample and evaluate on handwritten digits: 
 	$(BIN)/python -m benchmarks.quickstart
 
 quickstart-fast: $(READY)  ## the same road with 40 training steps, to see that it is open
+	rm -rf runs/quickstart-fast
 	$(BIN)/python -m benchmarks.quickstart --out runs/quickstart-fast --train-steps 40 --num-samples 100
 
 install: $(READY)          ## create .venv with everything
@@ -32,6 +33,7 @@ types: $(READY)
 
 bench: $(READY)            ## measured speed and quality, into benchmarks/results/
 	$(BIN)/python -m benchmarks.training_speed
+	rm -rf runs/bench-quickstart
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
 
 clean:

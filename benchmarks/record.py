@@ -4,11 +4,12 @@ import json
 import platform
 import subprocess
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dit.hardware import versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,7 +24,7 @@ def record(name: str, command: str, results: Any) -> Path:
         "date": date.today().isoformat(),
         "commit": commit + ("+" if changed else ""),
         "hardware": {"device": device, "processor": processor(), "cores": torch.get_num_threads()},
-        "versions": {p: version(p) for p in ("torch", "timm", "diffusers", "torch-fidelity")},
+        "versions": versions("torch", "timm", "diffusers", "torch-fidelity"),
         "results": results,
     }
     RESULTS.mkdir(exist_ok=True)

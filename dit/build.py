@@ -34,16 +34,22 @@ def build_network(spec: NetworkSpec) -> nn.Module:
                         num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
 
 
-def initialise(network: nn.Module, spec: NetworkSpec, weights: Path) -> None:
+def initialise(network: nn.Module, card: Card, weights: Path) -> None:
     """Start a network from another run's EMA; with another number of classes all but the null label starts afresh.
 
     Raises:
         UserError: no weights there, or of another network.
     """
+    config, spec = card.config, card.network
     found = read_weights(find_weights(weights))
     theirs = found.card.network
     if replace(theirs, num_classes=spec.num_classes) != spec:
         raise UserError(f"--init {weights} is {theirs}", f"{spec}", "give the flags that the weights were trained with")
+    for name in ("process", "objective", "vae", "latent_norm"):
+        old, new = getattr(found.card.config, name), getattr(config, name)
+        if old != new:
+            raise UserError(f"--init {weights} was trained with {name} {old}, not {new}", "the same for both",
+                            f"pass --{name.replace('_', '-')} {old}")
     state_dict, table = found.state_dict, "y_embedder.embedding_table.weight"
     if theirs.num_classes != spec.num_classes:
         fresh = network.state_dict()[table].clone()
@@ -180,8 +186,9 @@ def build_sampling(denoise: Denoiser, card: Card, config: SamplerConfig) -> Samp
     if variance == "learned" and not denoise.learn_sigma:
         raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
     steps = config.steps or (250 if name == "ddpm" else 25)
-    if not flow and steps > denoise.process.end:
-        raise UserError(f"--steps {steps}", f"at most {denoise.process.end:.0f} for DDPM", "pass fewer --steps")
+    if isinstance(denoise.process, DDPM) and steps > denoise.process.start:
+        raise UserError(f"--steps {steps}", f"at most {denoise.process.start} with {card.config.process} betas",
+                        "pass fewer --steps")
     channels = config.cfg_channels
     if channels is not None and channels > card.network.in_channels:
         raise UserError(f"--cfg-channels {channels}", f"at most {card.network.in_channels} latent channels",

@@ -121,12 +121,6 @@ class TrainConfig:
         if self.process == "flow" and self.learn_sigma:
             raise UserError("--process flow with --learn-sigma", "--process linear or cosine with --learn-sigma",
                             "a flow has no variance to learn: drop --learn-sigma")
-        if self.global_batch_size % self.grad_accum:
-            raise UserError(f"--global-batch-size {self.global_batch_size} and --grad-accum {self.grad_accum}",
-                            "a batch that the accumulation steps divide", "change one of them")
-
-
-SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,10 @@ class UserError(Exception):
 
     def __init__(self, given: str, expected: str, do: str):
         self.given, self.expected, self.do = given, expected, do
-        super().__init__(f"{given}; expected {expected}; {do}")
+        super().__init__(given, expected, do)  # so that it can go from rank to rank
+
+    def __str__(self) -> str:
+        return f"{self.given}; expected {self.expected}; {self.do}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

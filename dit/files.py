@@ -30,6 +30,15 @@ def replacing(file: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk, to outlast a power failure."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def write_json(file: Path, values: Any) -> None:
     """Readable, strict JSON (NaN is an error), written whole or not at all."""
     with replacing(file) as beside:

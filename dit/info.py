@@ -3,7 +3,6 @@
 import json
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from dit.convert import read_release
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.models.dit import parameters
-from dit.runs import WEIGHTS, Card, NetworkSpec, Weights, checkpoints, read_weights, verify
+from dit.runs import WEIGHTS, Card, NetworkSpec, Weights, checkpoints, read_metrics, read_weights, verify
 
 Rows = list[tuple[str, str]]
 WIDTH = 100  # columns of the table
@@ -126,24 +125,11 @@ def _network_rows(spec: NetworkSpec) -> Rows:
 
 
 def _progress_rows(run: Path, card: Card) -> Rows:
-    last = _last_metrics(run / "metrics.jsonl")
+    lines = read_metrics(run / "metrics.jsonl")
     goal = f"{card.config.epochs:g} epochs" if card.config.epochs else f"{card.config.steps:,} steps"
-    if last is None:
+    if not lines:
         return [("trained", f"no step logged, of {goal}")]
-    loss = f"{last['loss']:.4f}" if isinstance(last.get("loss"), float) else "not logged"
-    return [("trained", f"{last['step']:,} steps logged, of {goal}"), ("last loss", loss)]
-
-
-def _last_metrics(file: Path) -> dict[str, Any] | None:
-    """The last whole line: a run that was killed may have left half a line."""
-    for text in reversed(file.read_text().splitlines() if file.exists() else []):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            return line
-    return None
+    return [("trained", f"{lines[-1]['step']:,} steps logged, of {goal}"), ("last loss", f"{lines[-1]['loss']:.4f}")]
 
 
 def _health(checkpoint: Path) -> str:

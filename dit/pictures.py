@@ -1,6 +1,5 @@
 """Pictures of a run: labelled grids, the strip and film of how a picture forms, the loss curve."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-
-from dit.errors import UserError
 
 PAPER, INK = (255, 255, 255), (40, 44, 52)
 GAP = 4  # pixels between cells
@@ -69,16 +66,16 @@ def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> No
     padded[0].save(out, save_all=True, append_images=padded[1:], duration=durations, loop=0)
 
 
-def loss_curve(metrics_jsonl: Path, out: Path) -> None:
+def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
     """Draw training loss (raw and smoothed) over steps, with the learning rate behind it.
 
-    Raises:
-        UserError: the log has no line with a step and a finite loss.
+    Args:
+        lines: of a run's log, each with `step`, `loss` and `lr`; at least one.
+        out: the PNG to write.
     """
     from matplotlib.figure import Figure
 
-    lines = _read_losses(metrics_jsonl)
-    steps, losses = list(lines), [line["loss"] for line in lines.values()]
+    steps, losses = [int(line["step"]) for line in lines], [line["loss"] for line in lines]
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     axis = figure.add_subplot(xlabel="step", ylabel="loss")
     axis.plot(steps, losses, color="#9db7d5", linewidth=1, label="loss")
@@ -86,8 +83,7 @@ def loss_curve(metrics_jsonl: Path, out: Path) -> None:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    if all("lr" in line for line in lines.values()):
-        _draw_lr(axis, steps, [line["lr"] for line in lines.values()])
+    _draw_lr(axis, steps, [line["lr"] for line in lines])
     figure.savefig(out)
 
 
@@ -98,21 +94,6 @@ def _draw_lr(axis: Any, steps: Sequence[int], rates: Sequence[float]) -> None:
     behind.tick_params(colors="#c98b4b")
     behind.set_ylim(bottom=0)
     behind.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _read_losses(path: Path) -> dict[int, dict[str, Any]]:
-    """step -> line, in order; a step logged twice (after a resume) counts once, a line cut short not at all."""
-    found: dict[int, dict[str, Any]] = {}
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line and math.isfinite(line.get("loss", math.nan)):
-            found[line["step"]] = line
-    if not found:
-        raise UserError(f"{path} has no loss in it", "lines with a step and a loss", "train with --log-every above 0")
-    return dict(sorted(found.items()))
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -11,6 +11,7 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,25 @@ class Weights:
 
 def checkpoints(run: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/meta.json"))
+    found = (path.parent for path in (run / "checkpoints").glob("step-*/meta.json"))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def latest(run: Path) -> Path | None:
     """The newest finished checkpoint of a run."""
-    return max(checkpoints(run), default=None)
+    return next(reversed(checkpoints(run)), None)
 
 
-def verify(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's meta.json, after comparing every file with it.
+def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
+    """The checkpoint's meta.json, after comparing every file that fits the pattern with it.
 
     Raises:
         UserError: a file that is missing, truncated or changed.
     """
     meta = json.loads((checkpoint / "meta.json").read_text())
     for name, recorded in meta["files"].items():
+        if not fnmatch(name, pattern):
+            continue
         file = checkpoint / name
         found = {"bytes": file.stat().st_size, "sha256": sha256(file)} if file.exists() else {"bytes": 0}
         for what, value in recorded.items():
@@ -106,7 +110,7 @@ def find_weights(path: Path) -> Path:
     if checkpoint is None:
         raise UserError(f"no checkpoint in {path}", "a run directory, a checkpoint directory or a .safetensors file",
                         "train one: python train.py --out RUN")
-    verify(checkpoint)
+    verify(checkpoint, WEIGHTS)
     return next(checkpoint.glob(WEIGHTS))
 
 
@@ -134,3 +138,14 @@ def read_weights(file: Path) -> Weights:
     values = json.loads(header)
     step = values.pop("step")
     return Weights(file, Card.from_json(values), step, load_file(file))
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -5,11 +5,10 @@ import dataclasses
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,15 +21,13 @@ from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
 from dit.generate import generate
-from dit.hardware import Ranks, uses_bf16
+from dit.hardware import Ranks, uses_bf16, versions
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 LEFTOVER = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
 PNG_END = b"IEND\xaeB`\x82"
 WRITERS = 4  # threads that compress PNGs
-
-Value = TypeVar("Value")
 
 
 def sample_folder(
@@ -47,9 +44,8 @@ def sample_folder(
     """
     plan = build_sampling(run.denoise, run.card, config)
     folder = (PngFolder if format == "png" else NpzFolder)(out, classes, run.card.classes)
-    missing = _on_main(
-        ranks, lambda: _prepare(folder, {**protocol(run, plan, config, classes), "format": format}, num_samples)
-    )
+    settings = {**protocol(run, plan, config, classes), "format": format}
+    missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
     mine = torch.tensor([i for i in missing if i % ranks.world == ranks.rank], dtype=torch.int64)
     there = num_samples - len(missing)
     with tqdm(total=num_samples, initial=there, unit="img", disable=not ranks.main, desc="sampling") as bar:
@@ -97,29 +93,8 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "seed": config.seed,
         "precision": "bf16" if uses_bf16(run.device, config.precision) else "fp32",
         "classes": list(classes),
-        "versions": {name: _version(name) for name in LIBRARIES},
+        "versions": versions(*LIBRARIES),
     }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
-
-
-def _on_main(ranks: Ranks, work: Callable[[], Value]) -> Value:
-    """Rank 0's result of `work`, or its UserError, on every rank."""
-    outcome: tuple[Value | None, tuple[str, str, str] | None] = (None, None)
-    if ranks.main:
-        try:
-            outcome = work(), None
-        except UserError as error:
-            outcome = None, (error.given, error.expected, error.do)
-    value, failed = ranks.share(outcome)
-    if failed:
-        raise UserError(*failed)
-    return value  # type: ignore[return-value]
 
 
 class SampleFolder(Protocol):

@@ -50,7 +50,6 @@ def test_unknown_setting_is_named_with_the_nearest():
         (dict(steps=0), "--steps 0"),
         (dict(process="flow", objective="eps"), "--objective eps"),
         (dict(process="flow", learn_sigma=True), "--learn-sigma"),
-        (dict(global_batch_size=10, grad_accum=3), "--grad-accum 3"),
     ],
 )
 def test_wrong_settings_are_named(wrong, named):

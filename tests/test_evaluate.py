@@ -138,6 +138,7 @@ def run(tmp_path, monkeypatch):
     (directory / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 1.0, "lr": 0.1}\n{"step": 2, "loss": 0.5, "lr": 0.1}\n'
     )
+    (directory / "ema.safetensors").write_bytes(b"weights")
     card = SimpleNamespace(config=TrainConfig(), network=SimpleNamespace(num_classes=10))
     fake = SimpleNamespace(card=card, weights=SimpleNamespace(path=directory / "ema.safetensors"))
     calls = []

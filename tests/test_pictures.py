@@ -1,13 +1,11 @@
 """Grids, strips, films and curves."""
 
-import json
 
 import pytest
 import torch
 from PIL import Image
 
 from dit import pictures
-from dit.errors import UserError
 
 
 def colours(n, size=8):
@@ -69,23 +67,11 @@ def test_gif_has_all_frames_and_never_ends(tmp_path):
         assert film.info["loop"] == 0
 
 
-def test_loss_curve_takes_what_a_killed_run_left(tmp_path):
-    lines = [{"step": s, "loss": 1 / (s + 1), "lr": 1e-3} for s in (0, 20, 40, 20)]
-    log = "\n".join([*map(json.dumps, lines), '{"event": "sample"}', '{"step": 60, "loss": NaN}', '{"step": 80, "lo'])
-    (tmp_path / "metrics.jsonl").write_text(log)
-    assert list(pictures._read_losses(tmp_path / "metrics.jsonl")) == [0, 20, 40]
-    pictures.loss_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+def test_loss_curve(tmp_path):
+    lines = [{"step": s, "loss": 1 / (s + 1), "lr": 1e-3} for s in (0, 20, 40)]
+    pictures.loss_curve(lines, tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.width == 960
-
-
-@pytest.mark.parametrize("text", [None, "", '{"event": "start"}\n'])
-def test_loss_curve_without_losses_is_a_user_error(tmp_path, text):
-    path = tmp_path / "metrics.jsonl"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match="no loss"):
-        pictures.loss_curve(path, tmp_path / "loss.png")
 
 
 def test_smoothing_has_no_bias_and_follows():

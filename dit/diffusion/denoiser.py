@@ -35,7 +35,7 @@ class Denoiser:
     learn_sigma: bool = False
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        time = self.process.network_time(t).to(x_t.device, x_t.dtype).expand(len(x_t))
+        time = self.process.network_time(t).to(x_t.device, x_t.dtype, non_blocking=True).expand(len(x_t))
         out = self.network(x_t, time, y).to(x_t.dtype)
         out, var = out.chunk(2, dim=1) if self.learn_sigma else (out, None)
         x0, eps = to_x0_eps(self.process, self.objective, out, x_t, t)

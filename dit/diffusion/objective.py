@@ -67,7 +67,7 @@ def variational_bound(process: Process, x0: Tensor, x_t: Tensor, t: Tensor, said
     log_var = said.var_fraction * true.var_max.log() + (1 - said.var_fraction) * floor.log()
     kl = normal_kl(true.mean, floor.log(), mean, log_var)
     nll = -discretized_log_likelihood(x0, mean, log_var / 2)
-    first = (t == 1).to(x0.device).reshape(-1, *[1] * (x0.ndim - 1))
+    first = (t == 1).to(x0.device, non_blocking=True).reshape(-1, *[1] * (x0.ndim - 1))
     return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
 
 

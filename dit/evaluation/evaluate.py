@@ -8,7 +8,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,10 @@ from dit.evaluation.features import (
     read_statistics,
     show_size,
 )
-from dit.hardware import Ranks
+from dit.files import sha256
+from dit.hardware import Ranks, versions
 from dit.latents.store import holds_latents
+from dit.runs import read_metrics
 from dit.sample_folder import sample_folder
 
 MOST_SAMPLES = 50_000
@@ -186,7 +187,8 @@ def _sample(cfg: EvalConfig, run: Run | None, reference: Reference, out: Path, r
     if reference.images:
         _check_run_size(run, reference.images)
     sampler = SamplerConfig(**{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplerConfig)})
-    key = hashlib.sha256(json.dumps([dataclasses.asdict(sampler), count, str(run.weights.path)]).encode()).hexdigest()
+    settings = json.dumps([dataclasses.asdict(sampler), count, sha256(run.weights.path)])
+    key = hashlib.sha256(settings.encode()).hexdigest()
     folder = out / f"samples-{key[:8]}"
     sample_folder(run, sampler, range(run.card.network.num_classes), count, folder, "png", ranks)
     return read_images(folder), _settings(folder)
@@ -292,7 +294,7 @@ def _software(device: torch.device) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        **{name: version(name) for name in LIBRARIES},
+        **versions(*LIBRARIES),
     }
 
 
@@ -329,13 +331,10 @@ def draw_grid(samples: ImageSet) -> Image.Image:
 def _loss_figure(run: Path | None, out: Path) -> dict[str, Image.Image]:
     """The run's loss curve, where it has logged one."""
     places = (run, *run.resolve().parents[:3]) if run else ()
-    log = next((p / "metrics.jsonl" for p in places if (p / "metrics.jsonl").is_file()), None)
-    if log is None:
+    lines = next((found for p in places if (found := read_metrics(p / "metrics.jsonl"))), None)
+    if lines is None:
         return {}
-    try:
-        pictures.loss_curve(log, out / "loss.png")
-    except UserError:  # a log without a loss yet
-        return {}
+    pictures.loss_curve(lines, out / "loss.png")
     with Image.open(out / "loss.png") as picture:
         return {"Training loss": picture.convert("RGB")}
 

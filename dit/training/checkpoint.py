@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dit.errors import UserError
-from dit.files import sha256, write_json
+from dit.files import flush, sha256, write_json
 from dit.hardware import Ranks
 from dit.runs import Card, checkpoints, latest, verify, write_weights
 from dit.training.ema import EMA
@@ -49,11 +49,10 @@ class State:
 
 
 def _create_moments(optimizer: torch.optim.Optimizer) -> None:
-    """An optimizer makes its state in its first step: take one that changes no weight."""
+    """An optimizer makes its state in its first step: take one, before the checkpoint is loaded over it."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-        group["lr"] *= 0
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -64,11 +63,13 @@ def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks
     Raises:
         UserError: the disk is full or read-only; earlier checkpoints are as they were.
     """
+    state.window.share(ranks)
     final = run / "checkpoints" / f"step-{step:07d}"
     beside = final.with_name(f".{final.name}")
     with _clear_errors(final):
         if ranks.main:
-            shutil.rmtree(beside, ignore_errors=True)
+            for left in final.parent.glob(".step-*"):  # by a kill
+                shutil.rmtree(left, ignore_errors=True)
             beside.mkdir(parents=True)
         ranks.barrier()
         writer = dcp.HuggingFaceStorageWriter(str(beside / "state"), save_distributed=ranks.world > 1)
@@ -80,17 +81,21 @@ def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks
             _seal(beside, step)
             shutil.rmtree(final, ignore_errors=True)
             beside.rename(final)
-            for old in checkpoints(run)[:-keep]:
-                shutil.rmtree(old)
+            flush(final.parent)
+    if ranks.main:
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
     ranks.barrier()
     return final
 
 
 def _seal(folder: Path, step: int) -> None:
-    """Write meta.json, with size and hash of every file."""
+    """Write meta.json, with size and hash of every file, and bring all to the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     listed = {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
     write_json(folder / "meta.json", {"step": step, "torch": torch.__version__, "files": listed})
+    for path in (*files, folder / "meta.json", folder / "state", folder):
+        flush(path)
 
 
 @contextmanager
@@ -114,7 +119,7 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
     Raises:
         UserError: a file of the checkpoint is missing, truncated or changed.
     """
-    meta = verify(checkpoint)
+    meta = ranks.on_main(lambda: verify(checkpoint))
     if not (checkpoint / "state").is_dir():
         raise UserError(f"{checkpoint} has no state/", "a checkpoint written by train.py", "resume from another one")
     reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))

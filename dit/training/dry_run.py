@@ -1,5 +1,8 @@
 """What a configuration would train, without training it."""
 
+import torch
+
+from dit.build import build_network
 from dit.config import TrainConfig
 from dit.hardware import Ranks, uses_bf16
 from dit.latents.autoencoder import Autoencoder
@@ -11,10 +14,6 @@ from dit.training.schedule import total_steps
 
 def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks) -> str:
     """A table of network, cost, data and schedule."""
-    import torch
-
-    from dit.build import build_network
-
     config, spec = card.config, card.network
     with torch.device("meta"):
         network = build_network(spec)

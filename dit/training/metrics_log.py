@@ -1,7 +1,9 @@
 """What training writes down: metrics.jsonl and TensorBoard."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dit.hardware import Ranks
+from dit.runs import read_metrics
 
 
 class Window:
@@ -33,6 +36,10 @@ class Window:
     def first_bad_step(self, ranks: Ranks) -> int:
         """The last over ranks of their first steps with a number that is not finite; 0 if there was none."""
         return int(ranks.maximum(self.sums[-1].clone()))
+
+    def share(self, ranks: Ranks) -> None:
+        """Spread the sums evenly over ranks, whose checkpoint holds them once."""
+        ranks.total(self.sums[:-1]).div_(ranks.world)
 
     def close(self, ranks: Ranks) -> dict[str, float]:
         """Means over steps and ranks; starts the next window."""
@@ -70,12 +77,22 @@ class MetricsLog:
         self.board.close()
 
 
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+class Stopwatch:
+    """Speed of training since it was last asked for, pictures and checkpoints not counted."""
+
+    def __init__(self) -> None:
+        self.since, self.steps = time.monotonic(), 0
+
+    def steps_per_second(self, steps: int) -> float:
+        """Speed up to step number `steps` of this start."""
+        now = time.monotonic()
+        speed = (steps - self.steps) / (now - self.since)
+        self.since, self.steps = now, steps
+        return speed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count."""
+        begin = time.monotonic()
+        yield
+        self.since += time.monotonic() - begin

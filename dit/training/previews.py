@@ -1,5 +1,6 @@
 """Pictures of a run as it learns: the same seeds and classes every time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +13,8 @@ from dit.latents.autoencoder import Autoencoder
 from dit.runs import Card, Weights
 from dit.training.ema import EMA
 
-SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20, cfg_scale=1.5)
+SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
+CFG_SCALE = 1.5
 CLASSES, PER_CLASS = 10, 4
 
 
@@ -34,7 +36,10 @@ class Previews:
         denoise = build_denoiser(self.card.config, self.ema.network)
         run = Run(Weights(self.folder, self.card, step, {}), denoise, self.autoencoder, self.autoencoder.device)
         classes = list(range(min(CLASSES, len(self.card.classes))))
-        images, _ = sample_grid(run, SETTINGS, classes, PER_CLASS)
+        config = self.card.config
+        scale = CFG_SCALE if config.label_dropout else 1.0  # without dropped labels there is no null class
+        settings = replace(SETTINGS, precision=config.precision, cfg_scale=scale)
+        images, _ = sample_grid(run, settings, classes, PER_CLASS)
         names = [self.card.classes[i] for i in classes]
         picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(images.shape[-1]))
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,10 @@
 """Which directory a run lives in, and whether it starts there or goes on."""
 
 import dataclasses
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
@@ -37,6 +40,27 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
             raise UserError(f"run directory {run} has checkpoints", "a new directory",
                             f"pass --resume {run} to go on with it, or another --out")
     return run, last
+
+
+@contextmanager
+def alone_in(run: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep other processes from training in the same directory; a lock of the system, which dies with the process.
+
+    Raises:
+        UserError: one does already.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+
+        def lock() -> None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process trains in {run}", "a run directory for each",
+                                "wait for it, or pass another --out") from None
+
+        ranks.on_main(lock)
+        yield
 
 
 def _check_flags(config: TrainConfig) -> None:

@@ -1,0 +1,45 @@
+"""What each step trains on: a function of (seed, step), whatever the number of ranks."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dit.data.order import batch_indices, generator
+from dit.diffusion.objective import drop_labels
+from dit.training.job import Job
+
+
+class Batch(NamedTuple):
+    """This rank's share of a step: stored moments [B, 2C, h, w], class ids [B], dropped ones null, and times [B]."""
+
+    moments: Tensor
+    labels: Tensor
+    t: Tensor
+
+
+def batches(job: Job) -> Iterator[Batch]:
+    """The batch of each step from the start, read while the step before it computes."""
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        coming = deque([ahead.submit(draw_batch, job, job.start)])
+        for step in range(job.start, job.steps):
+            if step + 1 < job.steps:
+                coming.append(ahead.submit(draw_batch, job, step + 1))
+            yield coming.popleft().result()
+
+
+def draw_batch(job: Job, step: int) -> Batch:
+    """This rank's share of the batch of a step, counted from 0."""
+    config, source, n = job.config, job.source, job.config.global_batch_size
+    share = n // job.ranks.world
+    mine = slice(job.ranks.rank * share, (job.ranks.rank + 1) * share)
+    random = generator(config.seed, step)
+    indices = batch_indices(step, len(source.labels), n, config.seed)[mine]
+    t = job.denoise.process.sample_time(n, random)[mine]
+    drop = (torch.rand(n, generator=random) < config.label_dropout)[mine]
+    flip = (torch.rand(n, generator=random) < 0.5)[mine] & (source.flips and config.flip is not False)
+    labels = drop_labels(torch.as_tensor(source.labels[indices]), drop, job.card.network.num_classes)
+    return Batch(source.read(indices, flip.numpy()), labels, t)
