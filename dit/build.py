@@ -1,12 +1,11 @@
 """From configuration to objects: the only file that knows both."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import load_images
@@ -55,7 +54,21 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
         fresh = network.state_dict()[table].clone()
         fresh[-1] = state_dict[table][-1]
         state_dict = {**state_dict, table: fresh}
-    network.load_state_dict(state_dict)
+    load_weights(network, state_dict, found.path)
+
+
+def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) -> None:
+    """Fill a network.
+
+    Raises:
+        UserError: tensors missing, unknown or of other shapes.
+    """
+    try:
+        network.load_state_dict(state_dict)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split("\n", 1)[-1].split())[:200]
+        raise UserError(f"{file} does not fit its network ({cause})", "all of the network's tensors, in their shapes",
+                        "take another checkpoint") from None
 
 
 def build_denoiser(config: TrainConfig, network: nn.Module) -> Denoiser:
@@ -104,11 +117,10 @@ def build_card(config: TrainConfig, source: Latents) -> Card:
     if num_classes < len(source.classes):
         raise UserError(f"--num-classes {num_classes} for data with {len(source.classes)} classes",
                         f"{len(source.classes)} or more", "drop --num-classes to count them in the data")
-    names = [*source.classes, *(str(i) for i in range(len(source.classes), num_classes))]
     channels, size, _ = source.shape
     spec = NetworkSpec(model=config.model, input_size=size, in_channels=channels, num_classes=num_classes,
                        learn_sigma=config.learn_sigma)
-    card = Card(config=config, network=spec, classes=names)
+    card = Card(config=config, network=spec, classes=source.classes)
     if config.latent_norm == "vae":
         return card
     mean, std = source.statistics()
@@ -157,7 +169,7 @@ def load_run(path: Path, device: torch.device) -> Run:
     weights = read_weights(find_weights(path))
     with device:
         network = build_network(weights.card.network)
-    network.load_state_dict(weights.state_dict)
+    load_weights(network, weights.state_dict, weights.path)
     network.eval().requires_grad_(False)
     denoise = build_denoiser(weights.card.config, network)
     return Run(weights, denoise, build_autoencoder(weights.card, device), device)
@@ -200,16 +212,16 @@ def build_sampling(denoise: Denoiser, card: Card, config: SamplerConfig) -> Samp
     return SamplingPlan(guided, denoise.process, sampler, name, denoise.process.times(steps))
 
 
-def class_ids(text: str | None, num_classes: int) -> list[int]:
-    """Class ids from a flag such as `0,1,2`; all of them for None.
+def class_ids(text: str | None, card: Card) -> list[int]:
+    """Class ids from a flag such as `0,1,2`; for None all that the network was trained on.
 
     Raises:
         UserError: not numbers, or out of range.
     """
     if text is None:
-        return list(range(num_classes))
-    ids: Sequence[str] = text.split(",")
-    if not all(i.strip().isdigit() and int(i) < num_classes for i in ids):
+        return list(range(len(card.classes)))
+    ids, num_classes = text.split(","), card.network.num_classes
+    if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
         raise UserError(f"--classes {text}", f"class ids from 0 to {num_classes - 1}, separated by commas",
                         "see `dit info RUN` for the classes of a run")
     return [int(i) for i in ids]

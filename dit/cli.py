@@ -8,7 +8,6 @@ import dataclasses
 import errno
 import importlib
 import io
-import json
 import os
 import re
 import sys
@@ -25,7 +24,8 @@ from dit.errors import UserError, nearest
 
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EEXIST, errno.ENOTDIR,
+        errno.EISDIR}
 
 Config = TypeVar("Config")
 
@@ -96,8 +96,8 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        return _report(UserError(str(error), "a writable disk with free space",
-                                 "free some space or choose another --out"))
+        return _report(UserError(str(error), "a writable place with free space",
+                                 "free some space or choose another path"))
     return 0
 
 
@@ -191,6 +191,9 @@ def _train_default(argv: list[str]) -> TrainConfig | None:
     """What flags not given stand for: the settings of the run to --resume, or of the --preset."""
     resume, preset = _value(argv, "--resume"), _value(argv, "--preset")
     if resume not in (None, "auto"):
+        if preset is not None:
+            raise UserError(f"--preset {preset} with --resume {resume}", "one of the two",
+                            "drop --preset: a run goes on with its own settings")
         return _settings_of(Path(resume))  # type: ignore[arg-type]
     return None if preset is None else _preset(preset)
 
@@ -217,11 +220,10 @@ def _preset(name: str) -> TrainConfig:
 def _settings_of(run: Path) -> TrainConfig:
     from dit.runs import Card, latest
 
-    if latest(run) is None or not (run / "config.json").exists():
+    if latest(run) is None:
         raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
                         "check the path, or start a run with --out RUN --resume auto")
-    card = Card.from_json(json.loads((run / "config.json").read_text()))
-    return dataclasses.replace(card.config, resume=str(run), out=run)
+    return dataclasses.replace(Card.read(run).config, resume=str(run), out=run)
 
 
 if __name__ == "__main__":

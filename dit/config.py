@@ -5,6 +5,7 @@ The string under a field is its help text. Defaults are the digits example, smal
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -109,12 +110,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = ("image_size", "global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep")
-        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "seed")
+        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every")
+        _require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         _require_range(self, positive, lambda v: v > 0, "a number above 0")
         _require_range(self, not_negative, lambda v: v >= 0, "0 or more")
         _require_range(self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)")
         _require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
         _require_range(self, ("num_classes", "epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
+        _require_range(self, ("num_classes",), lambda v: v is None or v <= 10**7, "at most ten million")
         if self.process == "flow" and self.objective == "eps":
             raise UserError("--process flow with --objective eps", "--objective v or x0 with flow matching",
                             "pure noise tells nothing of the data at t = 1: pass --objective v")
@@ -151,7 +154,8 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         _require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
         _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
-        _require_range(self, ("cfg_scale", "eta", "seed"), lambda v: v >= 0, "0 or more")
+        _require_range(self, ("cfg_scale", "eta"), lambda v: v >= 0, "0 or more")
+        _require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         _require_range(self, ("cfg_interval",), lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1")
         _require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
 
@@ -192,7 +196,11 @@ class EvalConfig(SamplerConfig):
     weights: Path | None = None
     """Local file of Inception's weights, where they can not be downloaded."""
     out: Path | None = None
-    """Folder of the report; unless given, evaluation/ in the run or beside the samples."""
+    """Folder of the report; unless given, evaluation/ in the run or SAMPLES-evaluation beside the samples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_range(self, ("num_samples",), lambda v: v is None or v > 1, "2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +221,9 @@ class EncodeConfig:
     """Images per call of the encoder and rank."""
     shard_size: int = 10_000
     """Images in one shard file."""
+
+    def __post_init__(self) -> None:
+        _require_range(self, ("image_size", "batch_size", "shard_size"), lambda v: v > 0, "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +276,7 @@ def _from_plain(kind: Any, value: Any) -> Any:
 
 def _require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str) -> None:
     for name in names:
-        if not holds(getattr(config, name)):
+        value = getattr(config, name)
+        if not holds(value) or value in (math.inf, -math.inf):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {getattr(config, name)}", expected, f"change {flag}")
+            raise UserError(f"{flag} {value}", expected, f"change {flag}")

@@ -14,7 +14,7 @@ from dit.config import ConvertConfig, TrainConfig
 from dit.errors import UserError
 from dit.files import replacing
 from dit.hardware import Ranks
-from dit.models.dit import PATCHES, SIZES, create_model
+from dit.models.dit import PATCHES, SIZES, create_model, split_name
 from dit.models.layers import position_embedding
 from dit.runs import Card, NetworkSpec, write_weights
 
@@ -65,6 +65,9 @@ def read_release(file: Path) -> tuple[NetworkSpec, StateDict]:
     Raises:
         UserError: not such a file, truncated, would run code, or with tensors missing or of odd shapes.
     """
+    if file.suffix == ".safetensors":
+        raise UserError(f"{file} is a safetensors file", "a .pt file of the DiT release",
+                        f"pass it as it is: python sample.py --run {file}")
     loaded = _load_pickle(file)
     for wrapper in ("ema", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -106,7 +109,8 @@ def infer_spec(state_dict: StateDict) -> NetworkSpec:
 
 def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:
     """Arguments of the `DiTTransformer2DModel` that takes what `to_diffusers` gives."""
-    size, patch = SIZES[spec.model[4:].split("/")[0]], int(spec.model.split("/")[1])
+    name, patch = split_name(spec.model)
+    size = SIZES[name]
     return dict(
         num_attention_heads=size["num_heads"], attention_head_dim=size["hidden_size"] // size["num_heads"],
         num_layers=size["depth"], sample_size=spec.input_size, patch_size=patch, in_channels=spec.in_channels,
@@ -182,7 +186,7 @@ def _foreign_names(name: str, spec: NetworkSpec) -> list[str]:
     module, kind = name.rsplit(".", 1)
     found = re.match(r"blocks\.(\d+)\.", module)
     own = re.sub(r"blocks\.\d+\.", "blocks.{block}.", module)
-    depth = SIZES[spec.model[4:].split("/")[0]]["depth"]
+    depth = SIZES[split_name(spec.model)[0]]["depth"]
     blocks = [int(found[1])] if found else list(range(depth)) if _is_shared(name) else [0]
     return [f"{foreign.format(block=block)}.{kind}" for block in blocks for foreign in FOREIGN[own]]
 
@@ -192,8 +196,8 @@ def _is_shared(name: str) -> bool:
 
 
 def _positions(spec: NetworkSpec) -> Tensor:
-    size, patch = spec.model[4:].split("/")
-    return position_embedding(SIZES[size]["hidden_size"], spec.input_size // int(patch))[None]
+    size, patch = split_name(spec.model)
+    return position_embedding(SIZES[size]["hidden_size"], spec.input_size // patch)[None]
 
 
 def _load_pickle(file: Path) -> Any:

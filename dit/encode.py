@@ -1,15 +1,18 @@
 """Encode images to latents once, so that training need not."""
 
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import EncodeConfig
-from dit.data.images import Images, load_images
+from dit.data.images import ImageFolder, Images, load_images
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents import store
@@ -19,37 +22,45 @@ from dit.latents.autoencoder import Autoencoder, load_autoencoder
 def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     """Write the folder of latents that `cfg` asks for; complete shards of an earlier run are kept.
 
-    Every rank calls this and makes its share of the missing shards.
+    Every rank calls this and makes its share of the missing shards. All is checked before anything is written.
 
     Returns:
         The folder, which `store.LatentStore` opens.
 
     Raises:
-        UserError: bad images, autoencoder or sizes; the folder holds something else; the disk is too small.
+        UserError: bad images, autoencoder or sizes; the folder holds something else, or another process
+            encodes there; the disk is too small.
     """
     images = load_images(cfg.data, cfg.image_size)
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
     shape = autoencoder.latent_shape(cfg.image_size)
     encoding = describe(cfg, images, autoencoder)
-    if ranks.main:
-        store.claim(cfg.out, encoding)
-    ranks.barrier()
-    store.check_claim(cfg.out, encoding)
-    missing = _missing(cfg.out, encoding, ranks)
-    view = (2 if encoding.flips else 1, 2 * shape[0], *shape[1:])
-    _check_space(cfg.out, encoding.images_in(missing), view)
-    own = missing[ranks.rank :: ranks.world]
-    name = "encode" if ranks.world == 1 else f"encode, rank 0 of {ranks.world}"
-    with tqdm(total=encoding.images_in(own), unit="img", desc=name, disable=not ranks.main) as bar:
-        for shard in own:
-            indices = encoding.indices(shard)
-            decoded = store.decode_batches(images, indices, cfg.batch_size)
-            batches = _encoded(decoded, autoencoder, encoding.flips, bar)
-            store.write_shard(cfg.out, shard, batches, (len(indices), *view))
-    ranks.barrier()
-    if ranks.main:
-        store.write_index(cfg.out, encoding, images, shape)
-    ranks.barrier()
+    if isinstance(images, ImageFolder) and cfg.out.resolve().parent == images.root.resolve():
+        raise UserError(f"--out {cfg.out} lies in --data {cfg.data}", "a folder elsewhere: there it would be a class",
+                        "choose another --out")
+    ranks.on_main(lambda: store.check_folder(cfg.out, encoding))
+    with ranks.alone_in(cfg.out):
+        missing = _missing(cfg.out, encoding, ranks)
+        view = (2 if encoding.flips else 1, 2 * shape[0], *shape[1:])
+        _check_space(cfg.out, encoding.images_in(missing), view)
+        own = missing[ranks.rank :: ranks.world]
+        quiet = not (ranks.main and own)
+        if isinstance(images, ImageFolder):
+            _check_images(images, cfg.out, [encoding.indices(shard).tolist() for shard in own], ranks)
+        ranks.on_main(lambda: store.claim(cfg.out, encoding))
+        name = "encode" if ranks.world == 1 else f"encode, rank 0 of {ranks.world}"
+        with tqdm(total=encoding.images_in(own), unit="img", desc=name, disable=quiet) as bar:
+            for shard in own:
+                indices = encoding.indices(shard)
+                decoded = store.decode_batches(images, indices, cfg.batch_size)
+                batches = _encoded(decoded, autoencoder, encoding.flips, bar)
+                store.write_shard(cfg.out, shard, batches, (len(indices), *view))
+        ranks.barrier()
+        if ranks.main:
+            store.write_index(cfg.out, encoding, images, shape)
+            print(f"{len(images):,} latents {' x '.join(map(str, shape))} in {cfg.out}; next: "
+                  f"python train.py --data {cfg.out} --vae {cfg.vae} --image-size {cfg.image_size}")
+        ranks.barrier()
     return cfg.out
 
 
@@ -78,6 +89,40 @@ def _encoded(batches: Iterator[Tensor], autoencoder: Autoencoder, flips: bool, b
     for images in batches:
         yield store.encode_views(images, autoencoder, flips)
         bar.update(len(images))
+
+
+def _check_images(images: ImageFolder, root: Path, parts: list[list[int]], ranks: Ranks) -> None:
+    """Each rank looks at the images of its `parts`; all raise the same error."""
+    bad = torch.zeros(len(images), device=ranks.device)
+    total = sum(map(len, parts))
+    with (ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
+          tqdm(total=total, unit="img", desc="checking", disable=not (ranks.main and total)) as bar):
+        for part in parts:
+            for index, damage in zip(part, pool.map(_damage, map(images.path, part)), strict=True):
+                if damage:
+                    bad[index] = 1
+                bar.update()
+    found = [images.path(index) for index in ranks.total(bad).nonzero().flatten().tolist()]
+    if found:
+        names = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
+        begun = store.holds_latents(root)  # then the names and the order of the images must stay
+        raise UserError(f"{len(found)} of {len(images)} images can not be read: {names} ({_damage(found[0])})",
+                        "intact image files", "replace them by images of the same names" if begun else
+                        "replace or delete them: no shard is written yet")
+
+
+def _damage(path: Path) -> str:
+    """What keeps an image from being read; nothing if it is intact. Cheaper than decoding it."""
+    try:
+        with Image.open(path) as image:
+            if image.format == "PNG":
+                image.verify()  # its checksums; does nothing for most other formats
+            else:
+                image.draft("RGB", (1, 1))  # an eighth of a JPEG's size
+                image.load()
+    except Exception as error:  # Pillow's readers raise many kinds
+        return str(error) or repr(error)
+    return ""
 
 
 def _check_space(root: Path, count: int, view: tuple[int, ...]) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LOCK = ".lock"  # in folders that one process at a time may write to
+
 
 def sha256(file: Path) -> str:
     """Of a file's content, in hexadecimal."""

@@ -1,17 +1,20 @@
 """Where the work runs: ranks, devices, precision."""
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dit.errors import UserError
+from dit.files import LOCK
 
 Value = TypeVar("Value")
 
@@ -67,6 +70,26 @@ class Ranks:
         if failed:
             raise failed
         return value  # type: ignore[return-value]
+
+    @contextmanager
+    def alone_in(self, folder: Path) -> Iterator[None]:
+        """Keep other processes out of a folder, by a lock of the system, which dies with the process.
+
+        Raises:
+            UserError: one is at work there.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("w") as file:
+
+            def lock() -> None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(f"another process is at work in {folder}", "a folder for each",
+                                    "wait for it, or pass another --out") from None
+
+            self.on_main(lock)
+            yield
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a run, a checkpoint or a file of weights is, as a table of plain text."""
 
-import json
 import textwrap
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def table(rows: Rows) -> str:
 def _run_rows(run: Path) -> Rows:
     found = checkpoints(run)
     if (run / "config.json").exists():
-        card = Card.from_json(json.loads((run / "config.json").read_text()))
+        card = Card.read(run)
     else:
         card = read_weights(next(found[-1].glob(WEIGHTS))).card
     rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card)]

@@ -10,6 +10,9 @@ A weights file carries the Card in its header, so that it can be used without th
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -43,9 +46,13 @@ class Card:
 
     config: TrainConfig
     network: NetworkSpec
-    classes: list[str]
+    classes: list[str]  # names of those in the data; the network may have room for more
     latent_mean: list[float] | None = None  # of --latent-norm data
     latent_std: list[float] | None = None
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, its id where the data had none of it."""
+        return self.classes[label] if label < len(self.classes) else str(label)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -57,6 +64,17 @@ class Card:
         config, network = from_json(TrainConfig, values["config"]), NetworkSpec(**values["network"])
         return Card(**{**values, "config": config, "network": network})
 
+    @staticmethod
+    def read(run: Path) -> "Card":
+        """From a run's config.json.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        file = run / "config.json"
+        with damaged(file, "the configuration that train.py wrote", "copy it again, or start another run"):
+            return Card.from_json(json.loads(file.read_text()))
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -66,6 +84,15 @@ class Weights:
     card: Card
     step: int
     state_dict: dict[str, Tensor]
+
+
+@contextmanager
+def damaged(file: Path, expected: str, do: str) -> Iterator[None]:
+    """Say of any failure to read and understand `file` that it is damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is missing or damaged ({type(error).__name__}: {error})", expected, do) from None
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -85,17 +112,19 @@ def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
     Raises:
         UserError: a file that is missing, truncated or changed.
     """
-    meta = json.loads((checkpoint / "meta.json").read_text())
-    for name, recorded in meta["files"].items():
+    do = f"remove {checkpoint} to go on from the checkpoint before it"
+    with damaged(checkpoint / "meta.json", "the list of files that train.py wrote", do):
+        meta = json.loads((checkpoint / "meta.json").read_text())
+        step, files = int(meta["step"]), dict(meta["files"])
+    for name, recorded in files.items():
         if not fnmatch(name, pattern):
             continue
         file = checkpoint / name
         found = {"bytes": file.stat().st_size, "sha256": sha256(file)} if file.exists() else {"bytes": 0}
         for what, value in recorded.items():
             if found.get(what) != value:
-                raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says",
-                                f"remove {checkpoint} to go on from the checkpoint before it")
-    return meta
+                raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do)
+    return {"step": step, "files": files}
 
 
 def find_weights(path: Path) -> Path:
@@ -118,6 +147,8 @@ def write_weights(file: Path, state_dict: dict[str, Tensor], card: Card, step: i
     """EMA weights with the card in the header."""
     header = json.dumps({**card.to_json(), "step": step})
     save_file({k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, file, {"dit": header})
+    os.umask(umask := os.umask(0))
+    file.chmod(0o666 & ~umask)  # safetensors keeps its files private
 
 
 def read_weights(file: Path) -> Weights:
@@ -135,9 +166,11 @@ def read_weights(file: Path) -> Weights:
     if header is None:
         raise UserError(f"{file} has no network description", "EMA weights written by train.py",
                         "pass a file from RUN/checkpoints/")
-    values = json.loads(header)
-    step = values.pop("step")
-    return Weights(file, Card.from_json(values), step, load_file(file))
+    with damaged(file, "EMA weights written by train.py", "take another checkpoint"):
+        values = json.loads(header)
+        step = int(values.pop("step"))
+        card = Card.from_json(values)
+    return Weights(file, card, step, load_file(file))
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

@@ -22,7 +22,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     """
     _check(config)
     run = load_run(config.run, ranks.device)
-    classes = class_ids(config.classes, run.card.network.num_classes)
+    classes = class_ids(config.classes, run.card)
     if config.classes is None and config.num_samples is None:
         classes = _spread(classes, GRID_CLASSES)
     if config.num_samples is not None:
@@ -62,7 +62,7 @@ def _spread(classes: list[int], most: int) -> list[int]:
 
 def _write_grid(run: Run, config: SampleConfig, classes: list[int], out: Path) -> None:
     images, _ = sample_grid(run, config, classes, config.per_class)
-    names = [run.card.classes[c] for c in classes]
+    names = [run.card.class_name(c) for c in classes]
     sheet = grid(images, names, config.per_class, fitting_scale(images.shape[-1]))
     with replacing(out) as beside:
         sheet.save(beside, format="PNG")

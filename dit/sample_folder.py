@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
 from dit.generate import generate
 from dit.hardware import Ranks, uses_bf16, versions
+from dit.runs import damaged
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
@@ -43,7 +44,7 @@ def sample_folder(
         UserError: the folder holds something else, other settings, or more images; an image is not finite.
     """
     plan = build_sampling(run.denoise, run.card, config)
-    folder = (PngFolder if format == "png" else NpzFolder)(out, classes, run.card.classes)
+    folder = (PngFolder if format == "png" else NpzFolder)(out, classes, {c: run.card.class_name(c) for c in classes})
     settings = {**protocol(run, plan, config, classes), "format": format}
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
     mine = torch.tensor([i for i in missing if i % ranks.world == ranks.rank], dtype=torch.int64)
@@ -120,7 +121,7 @@ def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -
     record = folder.out / RECORD
     _check_folder(folder.out)
     if record.exists():
-        _check_settings(json.loads(record.read_text()), settings, record)
+        _check_settings(_read_record(record), settings, record)
     for leftover in folder.out.rglob(".*"):
         if LEFTOVER.fullmatch(leftover.name):
             leftover.unlink()
@@ -146,6 +147,11 @@ def _check_folder(out: Path) -> None:
                             "a folder that is new, empty or made by sample.py", "choose another --out")
 
 
+def _read_record(record: Path) -> dict[str, Any]:
+    with damaged(record, "the settings that sample.py wrote", "choose another --out"):
+        return dict(json.loads(record.read_text()))
+
+
 def _check_settings(recorded: dict[str, Any], settings: dict[str, Any], record: Path) -> None:
     for key in [*settings, *recorded]:
         old, new = recorded.get(key), settings.get(key)
@@ -158,7 +164,7 @@ def _check_settings(recorded: dict[str, Any], settings: dict[str, Any], record: 
 class PngFolder:
     """One PNG an image, and a table of labels."""
 
-    def __init__(self, out: Path, classes: Sequence[int], names: Sequence[str]):
+    def __init__(self, out: Path, classes: Sequence[int], names: Mapping[int, str]):
         self.out, self.classes, self.names = out, classes, names
 
     def done(self) -> set[int]:
@@ -200,7 +206,7 @@ def _is_whole(png: Path) -> bool:
 class NpzFolder:
     """One archive in ADM's layout; while it grows, `parts/part-FIRST.npz` with the arrays `indices` and `images`."""
 
-    def __init__(self, out: Path, classes: Sequence[int], names: Sequence[str]):
+    def __init__(self, out: Path, classes: Sequence[int], names: Mapping[int, str]):
         self.out, self.classes = out, classes
 
     def _parts(self) -> list[Path]:
@@ -210,8 +216,12 @@ class NpzFolder:
         """How many images samples.npz has."""
         if not (self.out / ARCHIVE).exists():
             return 0
-        with np.load(self.out / ARCHIVE) as archive:
-            return len(archive["arr_1"])
+        with damaged(self.out / ARCHIVE, "an intact archive", "remove it to sample again"):
+            try:
+                with np.load(self.out / ARCHIVE) as archive:
+                    return len(archive["arr_1"])
+            except zipfile.BadZipFile as error:
+                raise ValueError(error) from None
 
     def done(self) -> set[int]:
         done = set(range(self._archived()))

@@ -139,7 +139,8 @@ def run(tmp_path, monkeypatch):
         '{"step": 1, "loss": 1.0, "lr": 0.1}\n{"step": 2, "loss": 0.5, "lr": 0.1}\n'
     )
     (directory / "ema.safetensors").write_bytes(b"weights")
-    card = SimpleNamespace(config=TrainConfig(), network=SimpleNamespace(num_classes=10))
+    card = SimpleNamespace(config=TrainConfig(), network=SimpleNamespace(num_classes=10),
+                           classes=[str(i) for i in range(10)])
     fake = SimpleNamespace(card=card, weights=SimpleNamespace(path=directory / "ema.safetensors"))
     calls = []
 

@@ -1,4 +1,6 @@
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,12 +224,92 @@ def test_full_disk_is_foreseen(cfg, monkeypatch):
         encode(cfg, Ranks())
 
 
-def test_unreadable_image_stops_with_its_name(cfg, tmp_path):
+def test_unreadable_images_are_named_before_anything_is_written(cfg, data, tmp_path):
     root = tmp_path / "broken"
-    (root / "a").mkdir(parents=True)
-    (root / "a" / "bad.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"bad\.png can not be read"):
-        encode(replace(cfg, data=str(root)), Ranks())
+    shutil.copytree(data, root)
+    Image.open(root / "ant" / "0.png").resize((200, 200)).save(root / "bee" / "cut.jpg")
+    for name in ("ant/3.png", "bee/8.png", "bee/cut.jpg"):
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) * 2 // 3])
+    (root / "bee" / "9.png").write_bytes(b"no image")
+    cfg = replace(cfg, data=str(root))
+    with pytest.raises(UserError, match=r"4 of 21 images .*ant/3\.png, .*8\.png, .*9\.png, .*cut\.jpg .* or delete"):
+        encode(cfg, Ranks())
+    assert [path.name for path in cfg.out.iterdir()] == [".lock"]
+    for name in ("ant/3.png", "bee/8.png", "bee/9.png", "bee/cut.jpg"):
+        (root / name).unlink()
+    assert len(LatentStore(encode(cfg, Ranks())).labels) == 17
+    (cfg.out / "shard-00000.npy").unlink()
+    (root / "ant" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="replace them by images of the same names"):
+        encode(cfg, Ranks())
+
+
+def test_changed_files_of_an_unfinished_folder_are_told(finished, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    (root / "ant" / "3.png").unlink()
+    (tmp_path / "out").mkdir()
+    out = copy_of(finished, tmp_path / "out")
+    (out / "index.json").unlink()
+    with pytest.raises(UserError, match=r"image files changed .*\(20 then, 19 now\).*choose another --out"):
+        encode(EncodeConfig(data=str(root), out=out, image_size=32, shard_size=6), Ranks())
+
+
+def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
+    (tmp_path / "file").touch()
+    for out, message in [(data, "holds (ant|bee) and no encoding"), (tmp_path / "file", "is a file"),
+                         (data / "latents", "lies in --data")]:
+        with pytest.raises(UserError, match=f"{message}.*choose another --out"):
+            encode(replace(cfg, out=out), Ranks())
+    assert sorted(path.name for path in data.iterdir()) == ["ant", "bee"]
+
+
+def test_bad_settings_leave_no_folder(cfg):
+    for name in ("image_size", "batch_size", "shard_size"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0; expected a number above 0"):
+            replace(cfg, **{name: 0})
+    with pytest.raises(UserError, match="--image-size 33"):
+        encode(replace(cfg, image_size=33), Ranks())
+    assert not cfg.out.exists()
+
+
+def test_the_end_tells_the_next_command(cfg, capsys):
+    for _ in range(2):  # the second time nothing is left to do
+        encode(cfg, Ranks())
+        assert capsys.readouterr().out == (f"20 latents 4 x 8 x 8 in {cfg.out}; next: "
+                                           f"python train.py --data {cfg.out} --vae digits --image-size 32\n")
+
+
+def test_two_processes_do_not_share_a_folder(cfg):
+    cfg.out.mkdir()
+    with (cfg.out / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at work in"):
+            encode(cfg, Ranks())
+    encode(cfg, Ranks())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
+def test_damaged_json_is_named_and_mended(finished, data, tmp_path, content):
+    out = copy_of(finished, tmp_path)
+    for name in ("shard-00000.json", "index.json"):
+        (out / name).write_text(content)
+    with pytest.raises(UserError, match=r"index\.json is damaged .*run dit encode again"):
+        LatentStore(out)
+    cfg = EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6)
+    encode(cfg, Ranks())
+    assert torch.equal(everything(LatentStore(out), True), everything(LatentStore(finished), True))
+    (out / "encoding.json").write_text(content)
+    with pytest.raises(UserError, match="choose another --out"):
+        encode(cfg, Ranks())
+
+
+def test_labels_beyond_the_classes_are_refused(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    np.save(out / "labels.npy", np.arange(COUNT))
+    with pytest.raises(UserError, match=r"labels\.npy holds labels 0 to 19; expected 0 to 1"):
+        LatentStore(out)
 
 
 TWO_RANKS = """

@@ -22,7 +22,6 @@ from dit.training.batches import draw_batch
 from dit.training.ema import EMA
 from dit.training.job import Job
 from dit.training.metrics_log import Window
-from dit.training.run_directory import alone_in
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.trainer import prepare, train
 
@@ -190,7 +189,7 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path):
 
 
 def test_one_process_a_run_directory(tmp_path):
-    with alone_in(tmp_path / "run", Ranks()), pytest.raises(UserError, match="another process"):
+    with Ranks().alone_in(tmp_path / "run"), pytest.raises(UserError, match="another process"):
         train(dataclasses.replace(TINY, out=tmp_path / "run"), Ranks())
 
 

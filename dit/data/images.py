@@ -127,7 +127,7 @@ class ImageFolder:
                 pixels = center_crop(_to_rgb(ImageOps.exif_transpose(image)), self.image_size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} can not be read as an image ({error})", "an intact image file",
-                            "replace or delete the file") from error
+                            "replace the file") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     @cached_property

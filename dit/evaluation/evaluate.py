@@ -77,6 +77,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     if reference.statistics:
         metrics.check_widths(extractor.width, len(reference.statistics.mean))
     out = cfg.out or _default_out(cfg)
+    out.mkdir(parents=True, exist_ok=True)
     samples, settings = (given, _settings(cfg.samples)) if given else _sample(cfg, run, reference, out, ranks)
     _check_sizes(samples, reference)
     found = _score(samples, reference, extractor, cfg.batch_size, ranks)
@@ -190,7 +191,7 @@ def _sample(cfg: EvalConfig, run: Run | None, reference: Reference, out: Path, r
     settings = json.dumps([dataclasses.asdict(sampler), count, sha256(run.weights.path)])
     key = hashlib.sha256(settings.encode()).hexdigest()
     folder = out / f"samples-{key[:8]}"
-    sample_folder(run, sampler, range(run.card.network.num_classes), count, folder, "png", ranks)
+    sample_folder(run, sampler, range(len(run.card.classes)), count, folder, "png", ranks)
     return read_images(folder), _settings(folder)
 
 

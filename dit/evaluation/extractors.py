@@ -170,7 +170,7 @@ def check_inception(path: Path) -> Path:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(
-            f"weights {path} are no plain file of tensors ({str(error).splitlines()[0]})",
+            f"weights {path} are no plain file of tensors",
             f"an intact {INCEPTION_FILE}",
             "download the file again; nothing in it was run",
         ) from error

@@ -158,6 +158,9 @@ def has_images(path: Path) -> bool:
 
 def _open_npz(path: Path) -> Any:
     try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                raise ValueError("not a zip archive")
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} can not be read ({error})", "an .npz file written by numpy.savez",

@@ -26,10 +26,12 @@ from torch import Tensor
 
 from dit.data.images import Images
 from dit.errors import UserError
-from dit.files import sha256, write_json
+from dit.files import LOCK, sha256, write_json
 from dit.latents.autoencoder import Autoencoder
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
+NOTE_KEYS = {"file", "count", "sha256", "values", "first", "second"}
+AGAIN = "run dit encode again: it makes damaged files anew"
 SAMPLE_FOR_STATISTICS = 2048  # images that OnlineLatents.statistics encodes
 
 
@@ -182,31 +184,55 @@ class Encoding:
 
 
 def claim(root: Path, encoding: Encoding) -> None:
-    """Say in an empty folder what is going to be in it; where that is said already, leave it."""
-    root.mkdir(parents=True, exist_ok=True)
-    if not (root / ENCODING).exists():
+    """Say in an empty folder what is going to be in it; where that is said already, leave it.
+
+    Raises:
+        UserError: as `check_folder`.
+    """
+    check_folder(root, encoding)
+    if not holds_latents(root):
         write_json(root / ENCODING, dataclasses.asdict(encoding))
 
 
-def check_claim(root: Path, encoding: Encoding) -> None:
-    """Whether the folder holds, or will hold, this encoding.
+def check_folder(root: Path, encoding: Encoding) -> None:
+    """Whether this encoding may go there: a new folder, an empty one, or one that it was begun in.
 
     Raises:
-        UserError: it holds another one; named with both values.
+        UserError: a file, a folder of something else, or of another encoding, which is named with both values.
     """
-    found = _read_json(root / ENCODING)
-    for name, value in dataclasses.asdict(encoding).items():
-        same_weights = name == "vae" and encoding.checksum is not None  # the checksum decides, wherever the file lies
-        if not same_weights and found.get(name) != value:
-            raise UserError(f"{root} holds latents with {name} {found.get(name)}, not {value}",
-                            "an empty folder, or one begun with the same data and settings",
-                            "pass another --out, or delete the folder")
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--out {root} is a file", "a folder, new or made by dit encode", "choose another --out")
+    if holds_latents(root):
+        _check_same(root, encoding)
+        return
+    for path in root.iterdir() if root.exists() else ():
+        if path.name != LOCK and not path.name.startswith(f".{ENCODING}."):  # what a killed process leaves
+            raise UserError(f"--out {root} holds {path.name} and no {ENCODING}",
+                            "a folder that is new, empty or made by dit encode", "choose another --out")
+
+
+def _check_same(root: Path, encoding: Encoding) -> None:
+    found, values = _read_json(root / ENCODING, "choose another --out"), dataclasses.asdict(encoding)
+    different = [name for name in values if found.get(name) != values[name]]
+    if encoding.checksum is not None and "vae" in different:
+        different.remove("vae")  # the checksum decides, wherever the file lies
+    if different and {"count", "fingerprint"}.issuperset(different) and not (root / INDEX).exists():
+        raise UserError(f"the image files changed since the unfinished latents in {root} were begun "
+                        f"({found.get('count')} then, {encoding.count} now)", "files of the same names, to continue",
+                        "put back what was deleted, renamed or added, or choose another --out to begin again")
+    for name in different:
+        raise UserError(f"{root} holds latents with {name} {found.get(name)}, not {values[name]}",
+                        "an empty folder, or one begun with the same data and settings", "choose another --out")
 
 
 def is_complete(root: Path, shard: int) -> bool:
     """Whether the shard is there and has the bytes that were written."""
-    path, note = _shard_path(root, shard), _note_path(root, shard)
-    return path.is_file() and note.is_file() and _read_json(note)["sha256"] == sha256(path)
+    path = _shard_path(root, shard)
+    try:
+        note = _read_json(_note_path(root, shard))
+    except (OSError, UserError):
+        return False
+    return path.is_file() and note.keys() >= NOTE_KEYS and note["sha256"] == sha256(path)
 
 
 def write_shard(root: Path, shard: int, batches: Iterator[Tensor], shape: tuple[int, ...]) -> None:
@@ -249,6 +275,9 @@ def holds_latents(root: Path) -> bool:
 class LatentStore:
     """Latents written by `dit encode`, read straight from disk.
 
+    Opening compares shapes, not checksums, which would take a reading of everything: a bit that flipped in a shard
+    goes unnoticed here. `dit encode` run again compares each shard's SHA-256 and makes those that differ anew.
+
     Attributes:
         vae, checksum, image_size: what the latents were made with.
 
@@ -271,6 +300,9 @@ class LatentStore:
         self._shards = [_open_array(self.root / s["file"], (s["count"], *view), "<f2") for s in index["shards"]]
         self._shard_size: int = index["shard_size"]
         self.labels = np.array(_open_array(self.root / LABELS, (index["count"],), "<i8"))
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise UserError(f"{self.root / LABELS} holds labels {self.labels.min()} to {self.labels.max()}",
+                            f"0 to {len(self.classes) - 1}", AGAIN)
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         """Moments float32 [B, 2C, h, w] of samples [B], those mirrored where `flip` [B] says so."""
@@ -290,7 +322,11 @@ class LatentStore:
 
 def _read_index(root: Path) -> dict[str, Any]:
     if (root / INDEX).is_file():
-        return _read_json(root / INDEX)
+        index = _read_json(root / INDEX)
+        names = {field.name for field in dataclasses.fields(Encoding)} | {"shape", "classes", "mean", "std", "shards"}
+        if lacks := sorted(names - index.keys()):
+            raise UserError(f"{root / INDEX} is damaged (no {lacks[0]})", f"{len(names)} entries", AGAIN)
+        return index
     if holds_latents(root):
         raise UserError(f"the latents in {root} are unfinished", f"{INDEX}, which `dit encode` writes at the end",
                         "run dit encode again to finish")
@@ -299,13 +335,12 @@ def _read_index(root: Path) -> dict[str, Any]:
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """A memory map of an .npy file that must have this shape."""
-    do = "run dit encode again: it makes damaged shards anew"
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error})", f"an array {list(shape)}", do) from error
+        raise UserError(f"{path} is missing or damaged ({error})", f"an array {list(shape)}", AGAIN) from error
     if array.shape != shape or array.dtype != np.dtype(dtype):
-        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}", f"{dtype} {list(shape)}", do)
+        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}", f"{dtype} {list(shape)}", AGAIN)
     return array
 
 
@@ -317,8 +352,11 @@ def _note_path(root: Path, shard: int) -> Path:
     return root / f"shard-{shard:05d}.json"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, do: str = AGAIN) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error})", "a JSON file", "delete it and run dit encode again") from error
+        raise UserError(f"{path} is damaged ({error})", "a JSON file", do) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (a {type(values).__name__})", "a JSON object", do)
+    return values

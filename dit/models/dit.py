@@ -1,6 +1,5 @@
 """The Diffusion Transformer (arXiv 2212.09748) with the state-dict names and shapes of its original release."""
 
-import re
 from typing import Any
 
 import torch
@@ -82,11 +81,21 @@ def create_model(name: str, **sizes: Any) -> DiT:
     Raises:
         UserError: unknown name, or a patch that does not divide the latents.
     """
+    size, patch = split_name(name)
+    return DiT(patch_size=patch, **SIZES[size], **sizes)
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """Size and patch of a name: `DiT-S/4` -> (`S`, 4).
+
+    Raises:
+        UserError: unknown, with the nearest names.
+    """
     if name not in NAMES:
         raise UserError(f"unknown model {name!r}", f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
                         nearest(name, NAMES))
-    size, patch = re.fullmatch(r"DiT-(\w+)/(\d)", name).groups()  # type: ignore[union-attr]
-    return DiT(patch_size=int(patch), **SIZES[size], **sizes)
+    size, patch = name.removeprefix("DiT-").split("/")
+    return size, int(patch)
 
 
 def parameters(network: nn.Module) -> int:

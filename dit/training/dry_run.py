@@ -7,7 +7,7 @@ from dit.config import TrainConfig
 from dit.hardware import Ranks, uses_bf16
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
-from dit.models.dit import SIZES, multiply_adds, parameters
+from dit.models.dit import SIZES, multiply_adds, parameters, split_name
 from dit.runs import Card
 from dit.training.schedule import total_steps
 
@@ -17,8 +17,8 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     config, spec = card.config, card.network
     with torch.device("meta"):
         network = build_network(spec)
-    size, patch = config.model.removeprefix("DiT-").split("/")
-    tokens = (spec.input_size // int(patch)) ** 2
+    size, patch = split_name(spec.model)
+    tokens = (spec.input_size // patch) ** 2
     macs = multiply_adds(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
                          num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size

@@ -40,7 +40,7 @@ class Previews:
         scale = CFG_SCALE if config.label_dropout else 1.0  # without dropped labels there is no null class
         settings = replace(SETTINGS, precision=config.precision, cfg_scale=scale)
         images, _ = sample_grid(run, settings, classes, PER_CLASS)
-        names = [self.card.classes[i] for i in classes]
+        names = [self.card.class_name(i) for i in classes]
         picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(images.shape[-1]))
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"step-{step:07d}.png")

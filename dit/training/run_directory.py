@@ -1,10 +1,6 @@
 """Which directory a run lives in, and whether it starts there or goes on."""
 
 import dataclasses
-import fcntl
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
@@ -42,27 +38,6 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     return run, last
 
 
-@contextmanager
-def alone_in(run: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep other processes from training in the same directory; a lock of the system, which dies with the process.
-
-    Raises:
-        UserError: one does already.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
-
-        def lock() -> None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process trains in {run}", "a run directory for each",
-                                "wait for it, or pass another --out") from None
-
-        ranks.on_main(lock)
-        yield
-
-
 def _check_flags(config: TrainConfig) -> None:
     if config.resume == "auto" and config.out is None:
         raise UserError("--resume auto without --out", "a run directory to continue or start", "add --out RUN")
@@ -78,8 +53,7 @@ def _next_free(card: Card) -> Path:
 
 
 def _require_same(run: Path, card: Card) -> None:
-    before = Card.from_json(json.loads((run / "config.json").read_text()))
-    old, new = _identity(before), _identity(card)
+    old, new = _identity(Card.read(run)), _identity(card)
     free = FREE | (OPTIMISATION if card.config.resume not in (None, "auto") else set())
     different = [f"{key} {old[key]} there, {new[key]} now" for key in new if key not in free and old[key] != new[key]]
     if different:

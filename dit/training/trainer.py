@@ -17,6 +17,7 @@ from dit.files import write_json
 from dit.hardware import Ranks, autocast, uses_bf16
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
+from dit.models.dit import split_name
 from dit.pictures import loss_curve
 from dit.runs import Card, latest, read_metrics
 from dit.training import checkpoint
@@ -27,7 +28,7 @@ from dit.training.ema import EMA
 from dit.training.job import Job
 from dit.training.metrics_log import MetricsLog, Stopwatch, Window
 from dit.training.previews import Previews
-from dit.training.run_directory import alone_in, open_run
+from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Stop, stop_on_signals
 
@@ -38,6 +39,7 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
+    split_name(config.model)  # a wrong one is told before anything is loaded
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
@@ -50,7 +52,10 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
             print(describe(card, source, autoencoder, ranks))
         return None
     job = prepare(card, source, normalised(autoencoder, card), ranks)
-    with alone_in(job.run, ranks), stop_on_signals(ranks) as stop:
+    if job.start > job.steps:
+        raise UserError(f"--steps {job.steps} for {job.run}, which has done {job.start}", "more steps than that",
+                        "pass more --steps")
+    with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             write_json(job.run / "config.json", card.to_json())
         done = loop(job, stop)
@@ -92,11 +97,12 @@ def loop(job: Job, stop: Stop) -> int:
     config, main = job.config, job.ranks.main
     log = MetricsLog(job.run, job.start) if main else None
     previews = Previews(job.run, job.card, job.state.ema, job.autoencoder, job.start) if main else None
-    size, step, watch = config.global_batch_size, job.start, Stopwatch()
+    size, step, shown, watch = config.global_batch_size, job.start, "–", Stopwatch()
     with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
               disable=not main) as bar:
         for step, batch in enumerate(batches(job), start=job.start + 1):
             train_step(job, batch, step)
+            bar.set_postfix(step=step, loss=shown, refresh=False)
             bar.update(size)
             last = stop.now(step) or step == job.steps
             logs = due(step, config.log_every) or (step == job.steps and config.log_every > 0)
@@ -106,7 +112,7 @@ def loop(job: Job, stop: Stop) -> int:
                 require_finite(job)
             if logs:
                 values = job.state.window.close(job.ranks)
-                bar.set_postfix(step=step, loss=f"{values['loss']:.4f}")
+                shown = f"{values['loss']:.4f}"
                 if log:
                     lr = learning_rate(config, step - 1, job.steps)
                     log.write(step, {**values, "lr": lr, "img_per_s": size * watch.steps_per_second(step - job.start)})

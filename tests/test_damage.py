@@ -1,0 +1,103 @@
+"""Damaged files and impossible numbers: one clear mistake each, never a traceback of ours."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from dit.build import class_ids, load_run
+from dit.cli import main, parse
+from dit.config import EvalConfig, SampleConfig, TrainConfig
+from dit.errors import UserError
+from dit.hardware import Ranks
+from dit.runs import WEIGHTS, Card, checkpoints, find_weights, latest, read_weights, verify
+
+CPU = Ranks().device
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "null", '{"step": 1, "files": 3}'])
+def test_damaged_meta_names_the_file(make_run, text):
+    checkpoint = latest(make_run())
+    (checkpoint / "meta.json").write_text(text)
+    with pytest.raises(UserError, match=r"meta\.json is missing or damaged"):
+        verify(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"config": {}, "network": {}}'])
+def test_damaged_configuration_names_the_file(make_run, text, capsys):
+    run = make_run()
+    (run / "config.json").write_text(text)
+    for arguments in (["train", "--resume", str(run)], ["info", str(run)]):
+        assert main(arguments) == 2
+        assert "config.json is missing or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("header", ["{", "{}", '{"step": "many"}'])
+def test_damaged_header_of_weights(make_run, header):
+    file = find_weights(make_run())
+    save_file(load_file(file), file, {"dit": header})
+    with pytest.raises(UserError, match="missing or damaged"):
+        read_weights(file)
+
+
+def test_weights_that_lack_a_tensor(make_run, tmp_path):
+    weights = read_weights(find_weights(make_run()))
+    state_dict = {k: v for k, v in weights.state_dict.items() if k != "final_layer.linear.weight"}
+    save_file(state_dict, tmp_path / "w.safetensors", {"dit": json.dumps({**weights.card.to_json(), "step": 1})})
+    with pytest.raises(UserError, match=r"final_layer\.linear\.weight"):
+        load_run(tmp_path / "w.safetensors", CPU)
+
+
+def test_weights_can_be_read_by_others(make_run):
+    file = find_weights(make_run())
+    beside = file.with_name("plain")
+    beside.write_text("")
+    assert file.stat().st_mode == beside.stat().st_mode
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    for step in (9_999_999, 10_000_000, 5):
+        folder = tmp_path / "checkpoints" / f"step-{step:07d}"
+        folder.mkdir(parents=True)
+        (folder / "meta.json").write_text("{}")
+    assert [int(c.name[5:]) for c in checkpoints(tmp_path)] == [5, 9_999_999, 10_000_000]
+
+
+def test_only_trained_classes_are_sampled_unless_asked_for(tiny_run):
+    card = read_weights(find_weights(tiny_run)).card
+    roomy = Card(**{**vars(card), "classes": card.classes[:3]})
+    assert class_ids(None, roomy) == [0, 1, 2]
+    assert class_ids("7", roomy) == [7]
+    assert roomy.class_name(7) == "7"
+    with pytest.raises(UserError, match="--classes"):
+        class_ids("²", roomy)
+
+
+def test_weights_of_our_own_are_not_converted(tiny_run, tmp_path, capsys):
+    file = next(latest(tiny_run).glob(WEIGHTS))
+    assert main(["convert", str(file), str(tmp_path / "out.safetensors")]) == 2
+    assert f"sample.py --run {file}" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_preset_does_not_go_with_a_run(tiny_run):
+    with pytest.raises(UserError, match="--preset digits with --resume"):
+        parse(TrainConfig, ["--resume", str(tiny_run), "--preset", "digits"], "train.py")
+
+
+@pytest.mark.parametrize("name", ["lr", "clip", "weight_decay", "time_shift", "epochs", "min_snr_gamma"])
+def test_infinity_is_no_setting(name):
+    with pytest.raises(UserError, match="inf"):
+        TrainConfig(**{name: float("inf")})
+
+
+def test_impossible_counts():
+    for wrong in (dict(seed=2**70), dict(seed=-1), dict(num_classes=10**11)):
+        with pytest.raises(UserError):
+            TrainConfig(**wrong)
+    with pytest.raises(UserError, match="--seed"):
+        SampleConfig(run=Path("x"), seed=2**64)
+    for count in (-1, 0):
+        with pytest.raises(UserError, match="--num-samples"):
+            EvalConfig(run=Path("x"), num_samples=count)
