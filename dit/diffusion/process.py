@@ -40,7 +40,7 @@ class Process(Protocol):
         """Sampling times [steps + 1], from `end` down to 0, float64."""
 
 
-LEAST_SIGNAL = 0.005  # alpha at which sampling may begin
+LEAST_SIGNAL = {"linear": 0.0, "cosine": 0.03}  # alpha from which sampling may begin
 
 
 class DDPM:
@@ -56,7 +56,7 @@ class DDPM:
         betas = linear_betas(steps) if schedule == "linear" else cosine_betas(steps)
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
         self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        self.start = int((self.alpha >= LEAST_SIGNAL).sum()) - 1
+        self.start = int((self.alpha >= LEAST_SIGNAL[schedule]).sum()) - 1
 
     def coefficients(self, t: Tensor) -> Coefficients:
         alpha, sigma = self.alpha[t.long().cpu()], self.sigma[t.long().cpu()]
@@ -71,8 +71,9 @@ class DDPM:
     def times(self, steps: int) -> Tensor:
         """Evenly spaced from `start`, both ends included, as the DiT release respaces (250 of 1000).
 
-        `start` is the last time with a signal left: 1000 for linear betas. The cosine's last alphas are so small (5e-5)
-        that x0 from a predicted eps would be 20,000 times its error; papers clip x0 there, which latents do not allow.
+        `start` is 1000 for linear betas. The cosine's last alphas are so small (5e-5) that x0 from a predicted eps would
+        be off by 20,000 times the error of eps; papers clip x0 there, which latents do not allow. So cosine sampling
+        starts at 980, where pure noise and noised data can still hardly be told apart (alpha 0.03).
         """
         last = torch.zeros(1, dtype=torch.float64)
         return torch.cat([1 + torch.linspace(self.start - 1, 0, steps, dtype=torch.float64).round(), last])

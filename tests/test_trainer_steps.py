@@ -1,0 +1,356 @@
+"""What one step of training does, on one rank and on two, and what training writes down."""
+
+import copy
+import dataclasses
+import io
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_run
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dit import pictures
+from dit.build import Run, build_card, build_denoiser, build_sampling, build_source, load_run
+from dit.config import SamplerConfig, TrainConfig
+from dit.generate import sample_grid, sample_latents
+from dit.hardware import Ranks
+from dit.latents.autoencoder import load_autoencoder
+from dit.latents.store import MemoryLatents
+from dit.models.dit import SIZES
+from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify
+from dit.training import previews, trainer
+from dit.training.batches import Batch, draw_batch
+from dit.training.job import Job
+from dit.training.schedule import learning_rate
+from dit.training.trainer import prepare, train, train_step
+
+ROOT = Path(__file__).parent.parent
+TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
+                   sample_every=0, ckpt_every=0, log_every=2, precision="fp32")
+SMALL = dict(depth=2, hidden_size=64, num_heads=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks():
+    """DiT-Ti is smaller in this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Ti", SMALL)
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, small_networks):
+    """A run whose weights are not zero, to start from."""
+    return write_run(tmp_path_factory.mktemp("weights") / "run")
+
+
+def a_job(tmp_path: Path, **changes: object) -> Job:
+    config = dataclasses.replace(TINY, out=tmp_path / "job", **changes)
+    autoencoder = load_autoencoder(config.vae)
+    source = build_source(config, autoencoder)
+    return prepare(build_card(config, source), source, autoencoder, Ranks())
+
+
+def do_step(job: Job, step: int = 1) -> Job:
+    train_step(job, draw_batch(job, step - 1), step)
+    return job
+
+
+def flat(job: Job) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in job.state.network.parameters()])
+
+
+def first_moment(job: Job) -> Tensor:
+    """AdamW's running mean of the gradient: (1 - beta1) times the gradient after one step."""
+    return torch.cat([values["exp_avg"].flatten() for values in job.state.optimizer.state.values()])
+
+
+# -- one step ----------------------------------------------------------------------------------------------------
+
+
+def test_every_rank_and_step_draws_its_own_noise(tmp_path, monkeypatch):
+    job, seen, loss = a_job(tmp_path), [], trainer.diffusion_loss
+
+    def spy(denoise, x0, y, t, eps, **options):
+        seen.extend([x0, eps])
+        return loss(denoise, x0, y, t, eps, **options)
+
+    monkeypatch.setattr(trainer, "diffusion_loss", spy)
+    unit = torch.cat([torch.zeros(64, 3, 8, 8), torch.ones(64, 3, 8, 8)], dim=1)  # x0 is the posterior's noise
+    batch = Batch(unit, torch.zeros(64, dtype=torch.long), torch.full((64,), 0.5, dtype=torch.float64))
+    for rank, step in [(0, 1), (1, 1), (0, 2), (1, 2), (0, 1)]:
+        train_step(dataclasses.replace(job, ranks=Ranks(rank, 2)), batch, step)
+    *draws, x0_again, eps_again = torch.stack(seen).flatten(1)
+    assert torch.equal(draws[0], x0_again)
+    assert torch.equal(draws[1], eps_again)
+    correlations = torch.corrcoef(torch.stack(draws))
+    assert (correlations - torch.eye(8)).abs().max() < 0.05
+    assert all(abs(d.std() - 1) < 0.03 and abs(d.mean()) < 0.04 for d in draws)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, weights):
+    """Without clipping, which would hide a wrong scale."""
+    whole, parts = (do_step(a_job(tmp_path, init=weights, clip=0, grad_accum=n)) for n in (1, 4))
+    expected = first_moment(whole)
+    assert expected.norm() > 0.1
+    assert (first_moment(parts) - expected).norm() < 1e-5 * expected.norm()
+    assert torch.allclose(parts.state.window.sums, whole.state.window.sums, rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient_and_the_log_has_its_norm_before(tmp_path, weights):
+    clipped, free = (do_step(a_job(tmp_path, init=weights, clip=clip)) for clip in (1e-3, 0.0))
+    assert first_moment(clipped).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    norm = first_moment(free).norm().item() / 0.1
+    assert norm > 1
+    for window in (clipped.state.window, free.state.window):
+        assert window.sums[window.names.index("grad_norm")].item() == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("step", [1, 3, 10])
+def test_the_schedule_sets_the_size_of_the_step(step, tmp_path):
+    """AdamW's first step moves a weight by its learning rate, whatever the gradient."""
+    job = a_job(tmp_path, steps=10, lr=1e-3, warmup=4, cooldown=0.5)
+    before, rate = flat(job), learning_rate(job.config, step - 1, 10)
+    assert rate < 0.7e-3
+    assert (flat(do_step(job, step)) - before).abs().max().item() == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize(("views", "flip", "low", "high"),
+                         [(2, None, 0.44, 0.56), (2, True, 0.44, 0.56), (2, False, 0, 0), (1, None, 0, 0)])
+def test_half_of_the_images_are_mirrored_where_data_and_user_allow_it(views, flip, low, high, tmp_path):
+    job = a_job(tmp_path, flip=flip, global_batch_size=64)
+    moments = torch.arange(views).reshape(1, -1, 1, 1, 1).expand(100, views, 6, 8, 8)
+    job = dataclasses.replace(job, source=MemoryLatents(moments, np.zeros(100, np.int64), job.source.classes))
+    drawn = torch.stack([draw_batch(job, step).moments[:, 0, 0, 0] for step in range(30)])  # 1 where mirrored
+    assert low <= drawn.mean() <= high
+    if high:
+        assert drawn.std(dim=0).min() > 0  # every place of the batch, now and then
+        assert drawn.mean(dim=1).min() > 0.1
+
+
+# -- two ranks ---------------------------------------------------------------------------------------------------
+
+TWO_RANKS = """
+import dataclasses, sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dit.config import TrainConfig
+from dit.hardware import Ranks, ranks
+from dit.models.dit import SIZES
+from dit.training import trainer
+
+SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
+
+out, init = map(Path, sys.argv[1:])
+loss, loop = trainer.diffusion_loss, trainer.loop
+
+
+def noise(time, shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(time * 2**31)))
+
+
+def loss_with_noise_of_the_image(denoise, x0, y, t, eps, **options):
+    return loss(denoise, x0, y, t, torch.stack([noise(time, x0.shape[1:]) for time in t.tolist()]), **options)
+
+
+def loop_then_save(job, stop):
+    done = loop(job, stop)
+    torch.save(job.state.network.state_dict(), out / f"world-{job.ranks.world}-rank-{job.ranks.rank}.pt")
+    return done
+
+
+trainer.diffusion_loss, trainer.loop = loss_with_noise_of_the_image, loop_then_save
+torch.optim.AdamW = partial(torch.optim.AdamW, eps=1.0)  # steps in proportion to gradients: rounding stays small
+config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=3, warmup=0, lr=1.0,
+                     clip=0, cooldown=0, sample_every=0, log_every=1, precision="fp32", compile=False, init=init)
+with ranks() as group:
+    trainer.train(dataclasses.replace(config, out=out / "two", grad_accum=2), group)
+if group.main:
+    trainer.train(dataclasses.replace(config, out=out / "one"), Ranks())
+"""
+
+
+def test_two_ranks_learn_what_one_process_learns(tmp_path, weights):
+    script = tmp_path / "script.py"
+    script.write_text(TWO_RANKS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*torchrun, str(script), str(tmp_path), str(weights)], env=environment, cwd=tmp_path,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, first, second = (torch.load(tmp_path / f"world-{name}.pt") for name in ("1-rank-0", "2-rank-0", "2-rank-1"))
+    assert [k for k in one if not torch.equal(first[k], second[k])] == []
+    assert max((first[k] - one[k]).abs().max() for k in one) < 1e-5
+    start = read_weights(next(weights.glob("checkpoints/*/*.safetensors"))).state_dict
+    assert max((first[k] - start[k]).abs().max() for k in one) > 0.01
+    logs = [[(m["loss"], m["grad_norm"]) for m in read_metrics(tmp_path / run / "metrics.jsonl")]
+            for run in ("one", "two")]
+    assert np.allclose(*logs, rtol=1e-5)
+
+
+# -- what a run writes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, weights):
+    """Four steps from weights that are not zero, with all checkpoints and pictures."""
+    out = tmp_path_factory.mktemp("steps") / "run"
+    return train(dataclasses.replace(TINY, out=out, init=weights, steps=4, ckpt_every=1, keep=4, sample_every=2),
+                 Ranks())
+
+
+def state(checkpoint: Path, what: str) -> dict[str, Tensor]:
+    tensors = {k: v for file in checkpoint.glob("state/*.safetensors") for k, v in load_file(file).items()}
+    return {k.removeprefix(f"{what}."): v for k, v in tensors.items() if k.startswith(f"{what}.")}
+
+
+def test_ema_in_the_checkpoint_follows_the_trained_weights(run, weights):
+    expected = read_weights(next(weights.glob("checkpoints/*/*.safetensors"))).state_dict
+    for step, checkpoint in enumerate(checkpoints(run), start=1):
+        trained, decay = state(checkpoint, "network"), min(TINY.ema, (1 + step) / (10 + step))
+        expected = {k: decay * v + (1 - decay) * trained[k] for k, v in expected.items()}
+        for ema in (state(checkpoint, "ema"), read_weights(checkpoint / "ema-0.999.safetensors").state_dict):
+            assert ema.keys() == expected.keys()
+            assert max((ema[k] - v).abs().max() for k, v in expected.items()) < 1e-6
+    assert step == 4
+    assert max((trained[k] - v).abs().max() for k, v in expected.items()) > 1e-4
+
+
+def test_previews_are_samples_of_the_ema(run):
+    loaded = load_run(run, torch.device("cpu"))
+    network = copy.deepcopy(loaded.denoise.network)
+    network.load_state_dict(state(latest(run), "network"))
+    trained = dataclasses.replace(loaded, denoise=build_denoiser(loaded.card.config, network))
+    drawn = np.asarray(Image.open(run / "samples" / "step-0000004.png")).astype(int)
+    of_ema, of_trained = (np.abs(drawn - preview(r)).mean() for r in (loaded, trained))
+    assert of_ema < 0.05
+    assert of_trained > 0.5
+
+
+def preview(run: Run) -> np.ndarray:
+    settings = dataclasses.replace(previews.SETTINGS, precision="fp32", cfg_scale=previews.CFG_SCALE)
+    images, _ = sample_grid(run, settings, range(10), previews.PER_CLASS)
+    scale = pictures.fitting_scale(images.shape[-1])
+    return np.asarray(pictures.grid(images, run.card.classes, previews.PER_CLASS, scale)).astype(int)
+
+
+def test_tensorboard_has_the_numbers_of_the_log_and_the_pictures(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4]
+    for name in ("loss", "grad_norm", "lr"):
+        scalars = [(event.step, event.value) for event in board.Scalars(name)]
+        assert scalars == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines]
+    images = board.Images("samples")
+    assert [event.step for event in images] == [2, 4]
+    picture = Image.open(io.BytesIO(images[-1].encoded_image_string))
+    assert np.array_equal(np.asarray(picture), np.asarray(Image.open(run / "samples" / "step-0000004.png")))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
+def test_compiled_training_on_cpu_has_the_losses_of_eager(tmp_path, weights):
+    config = dataclasses.replace(TINY, init=weights, log_every=1)
+    runs = [train(dataclasses.replace(config, out=tmp_path / str(c), compile=c), Ranks()) for c in (False, True)]
+    eager, compiled = ([line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in runs)
+    assert len(eager) == 6
+    assert compiled == pytest.approx(eager, rel=1e-3)
+    assert compiled != eager, "not compiled"
+    names = [sorted(state(latest(run), "network")) for run in runs]
+    assert names[0] == names[1], "the compiler's names of weights must not get into checkpoints"
+
+
+# -- a kill in the midst of a checkpoint -------------------------------------------------------------------------
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
+    processes = multiprocessing.get_context("forkserver")  # real processes that need not import torch each
+    processes.set_forkserver_preload(["dit.training.trainer", "torch.utils.tensorboard", "sklearn.datasets", "pytest"])
+    out, dice = tmp_path / "run", random.Random(0)
+    config = dataclasses.replace(TINY, out=out, resume="auto", ckpt_every=1, keep=2, steps=10_000)
+    for _ in range(3):
+        before = latest(out)
+        process = processes.Process(target=train_small, args=(config,))
+        process.start()
+        try:
+            for _ in range(20):  # a process held still leaves what a killed one leaves
+                os.kill(process.pid, signal.SIGCONT)
+                stop_while_writing(process, out, before, dice.uniform(0, 0.08))
+                verify(latest(out))
+        finally:
+            process.kill()
+            process.join()
+        assert list((out / "checkpoints").glob(".step-*")), "not killed while writing"
+        assert verify(latest(out))["step"] > (step_of(before) if before else 0)
+    done = step_of(latest(out))
+    train(dataclasses.replace(config, steps=done + 2), Ranks())
+    assert [verify(c)["step"] for c in checkpoints(out)] == [done + 1, done + 2]
+    steps = [line["step"] for line in read_metrics(out / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+
+
+def train_small(config: TrainConfig) -> None:
+    SIZES["Ti"] = SMALL
+    train(config, Ranks())
+
+
+def stop_while_writing(process: multiprocessing.Process, out: Path, before: Path | None, delay: float) -> None:
+    """Hold the process still at some moment in a checkpoint, later than its first."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.is_alive()
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.005)  # until a system call under way has ended
+        if latest(out) not in (None, before) and list((out / "checkpoints").glob(".step-*")):
+            return
+        os.kill(process.pid, signal.SIGCONT)
+    raise AssertionError("no checkpoint was ever being written")
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+# -- what can be trained -----------------------------------------------------------------------------------------
+
+STEPS = 100
+COMBINATIONS = [("linear", "eps", False), ("linear", "x0", False), ("linear", "v", False), ("linear", "eps", True),
+                ("linear", "v", True), ("cosine", "eps", False), ("cosine", "x0", False), ("cosine", "v", False),
+                ("cosine", "v", True), ("flow", "x0", False), ("flow", "v", False)]
+
+
+@pytest.mark.parametrize(("process", "objective", "learn_sigma"), COMBINATIONS)
+def test_every_process_and_objective_trains_into_latents_of_sound_size(process, objective, learn_sigma, tmp_path):
+    job = a_job(tmp_path, process=process, objective=objective, learn_sigma=learn_sigma, global_batch_size=64, lr=2e-3,
+                steps=STEPS, warmup=10, cooldown=0.5)
+    for step in range(1, STEPS + 1):
+        do_step(job, step)
+    denoise = build_denoiser(job.config, job.state.ema.network)
+    run = Run(Weights(job.run, job.card, STEPS, {}), denoise, job.autoencoder, job.ranks.device)
+    settings = SamplerConfig(steps=100, precision="fp32")
+    labels = torch.arange(30) % 10
+    latents = sample_latents(run, build_sampling(denoise, job.card, settings), settings, labels, torch.arange(30))
+    data = job.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
+    assert latents.isfinite().all()
+    # a predicted eps errs most: its x0 at the start is 158 times its error, and cosine alphas then rise fast
+    assert 0.4 < latents.std() < (6 if (process, objective) == ("cosine", "eps") else 3)
+    assert abs(latents.mean() - data.mean()) < 0.5 * data.std()
