@@ -71,8 +71,8 @@ class DDPM:
     def times(self, steps: int) -> Tensor:
         """Evenly spaced from `start`, both ends included, as the DiT release respaces (250 of 1000).
 
-        `start` is 1000 for linear betas. The cosine's last alphas are so small (5e-5) that x0 from a predicted eps would
-        be off by 20,000 times the error of eps; papers clip x0 there, which latents do not allow. So cosine sampling
+        `start` is 1000 for linear betas. The cosine's last alphas are so small (5e-5) that x0 from a predicted eps is
+        off by 20,000 times the error of eps; papers clip x0 there, which latents do not allow. So cosine sampling
         starts at 980, where pure noise and noised data can still hardly be told apart (alpha 0.03).
         """
         last = torch.zeros(1, dtype=torch.float64)
