@@ -117,7 +117,8 @@ def main() -> None:
     print(f"{'':<26}{'img/s':>8}{'ratio':>8}{'GFLOP/s':>10}{'spread':>8}")
     for name, r in results.items():
         print(f"{name:<26}{r['img_per_s']:>8}{r['ratio_to_plain']:>8}{r['gflop_per_s']:>10}{r['spread']:>8}")
-    print(record("training-speed", f"python -m benchmarks.training_speed --batch {args.batch} --rounds {args.rounds}", results))
+    command = f"python -m benchmarks.training_speed --batch {args.batch} --rounds {args.rounds}"
+    print(record("training-speed", command, results))
 
 
 if __name__ == "__main__":

@@ -167,8 +167,7 @@ class SampleConfig(SamplerConfig):
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     classes: str | None = None
-    """Class ids such as 0,1,2, taken in turn; all classes (in a grid at most 16)
-    unless given."""
+    """Class ids such as 0,1,2, taken in turn; unless given, all (in a grid at most 16)."""
     num_samples: int | None = None
     """Number of images for --out; unless given, a grid with some images of each class."""
     per_class: int = 8

@@ -102,8 +102,6 @@ def loop(job: Job, stop: Stop) -> int:
               disable=not main) as bar:
         for step, batch in enumerate(batches(job), start=job.start + 1):
             train_step(job, batch, step)
-            bar.set_postfix(step=step, loss=shown, refresh=False)
-            bar.update(size)
             last = stop.now(step) or step == job.steps
             logs = due(step, config.log_every) or (step == job.steps and config.log_every > 0)
             draws = due(step, config.sample_every) or (step == job.steps and config.sample_every > 0)
@@ -116,6 +114,8 @@ def loop(job: Job, stop: Stop) -> int:
                 if log:
                     lr = learning_rate(config, step - 1, job.steps)
                     log.write(step, {**values, "lr": lr, "img_per_s": size * watch.steps_per_second(step - job.start)})
+            bar.set_postfix(step=step, loss=shown, refresh=False)
+            bar.update(size)
             with watch.paused():
                 if log and previews and draws:
                     log.image(step, previews.draw(step))
