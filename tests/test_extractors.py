@@ -9,9 +9,10 @@ import torch
 
 from dit.data.images import Digits
 from dit.errors import UserError
-from dit.evaluation import extractors
+from dit.evaluation import extractors, inception
 from dit.evaluation.digits_cnn import accuracy, held_out, to_gray
-from dit.evaluation.extractors import INCEPTION_FILE, check_inception, load_extractor
+from dit.evaluation.extractors import load_extractor
+from dit.evaluation.inception import INCEPTION_FILE, check_inception
 from dit.files import sha256
 
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ def test_pickle_that_would_run_code_is_refused(tmp_path, zipped):
 
 
 def test_unsafe_file_in_the_cache_is_refused_too(home):
-    path = extractors.inception_cache()
+    path = inception.inception_cache()
     path.parent.mkdir(parents=True)
     torch.save({"fc.weight": Bomb(home / "ran")}, path)
     with pytest.raises(UserError, match="no plain file of tensors"):
@@ -161,7 +162,7 @@ def random_weights(tmp_path_factory):
     """A file with Inception's names and shapes, and random values."""
     generator = torch.Generator().manual_seed(0)
     state = {}
-    for name, shape in extractors._inception_shapes().items():
+    for name, shape in inception._inception_shapes().items():
         spread = 1 / max(1, torch.Size(shape[1:]).numel()) ** 0.5 if len(shape) > 1 else 0.0
         state[name] = torch.randn(shape, generator=generator) * spread + (0.0 if len(shape) > 1 else 1.0)
     path = tmp_path_factory.mktemp("weights") / "weights.pth"

@@ -9,7 +9,9 @@ from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation import metrics
 from dit.evaluation.extractors import load_extractor
-from dit.evaluation.features import Features, Statistics, extract, from_data
+from dit.evaluation.features import Features, extract
+from dit.evaluation.images import from_data
+from dit.evaluation.statistics import Statistics
 from dit.hardware import Ranks
 
 CPU = torch.device("cpu")

@@ -21,16 +21,9 @@ from dit.data.images import Digits, load_images
 from dit.errors import UserError
 from dit.evaluation import metrics, report
 from dit.evaluation.extractors import DIGITS_CNN, Extractor, load_extractor
-from dit.evaluation.features import (
-    ImageSet,
-    Statistics,
-    extract,
-    from_data,
-    has_images,
-    read_images,
-    read_statistics,
-    show_size,
-)
+from dit.evaluation.features import extract
+from dit.evaluation.images import ImageSet, from_data, has_images, read_images, show_size
+from dit.evaluation.statistics import Statistics, read_statistics
 from dit.files import sha256
 from dit.hardware import Ranks, versions
 from dit.latents.store import holds_latents

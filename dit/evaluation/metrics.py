@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dit.data.images import to_digits
 from dit.errors import UserError
-from dit.evaluation.extractors import INCEPTION
-from dit.evaluation.features import Features, Statistics
+from dit.evaluation.features import Features
+from dit.evaluation.inception import INCEPTION
+from dit.evaluation.statistics import Statistics
 
 KID_SUBSETS, KID_SUBSET_SIZE, KID_LEAST = 100, 1000, 20
 NEIGHBOURS = 3  # of precision and recall, as ADM has it (1904.06991, 2105.05233)
