@@ -1,0 +1,1 @@
+"""Feature networks: what they are, where they come from, and how they are checked."""

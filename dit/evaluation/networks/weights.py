@@ -1,0 +1,57 @@
+"""Weights read from files that others made: as plain tensors, so that no code in them runs, and compared by shape."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_tensors(path: Path, wanted: str) -> dict[str, Tensor]:
+    """The tensors in a .safetensors file or a pickle of torch.save; they stay on disk until they are used.
+
+    Raises:
+        UserError: damaged, or a pickle that holds more than tensors; `wanted` is the file that was expected.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file can fail in any way
+        raise UserError(f"weights {path} are no plain file of tensors", f"an intact {wanted}",
+                        "download the file again; nothing in it was run") from error
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether torch.load would hand the file to torch.jit.load, which unpickles no Python objects."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(name.partition("/")[2] == "constants.pkl" for name in file.namelist())
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, without the batch counters that PyTorch fills in where a file lacks them."""
+    return {k: tuple(v.shape) for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+
+
+def check_shapes(path: Path, given: Shapes, expected: Shapes, whose: str, wanted: str) -> None:
+    """Refuse tensors that are not those of `whose` network, naming the first that differs."""
+    wrong: Any = next((k for k in [*expected, *given] if given.get(k) != expected.get(k)), None)
+    if wrong is not None:
+        raise UserError(f"weights {path} are not {whose}: tensor {wrong} is {given.get(wrong, 'missing')}",
+                        f"{expected.get(wrong, 'no such tensor')}, as in {wanted}", "pass that file as --weights")
+
+
+def reason(error: BaseException) -> str:
+    """An exception of any kind, in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].rstrip(": ")
