@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import struct
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 from dit.errors import UserError, nearest
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # of Pillow
 DIGIT_SIDE, DIGIT_MAX = 8, 16  # scikit-learn's digits are 8x8 with values 0..16
 
 
@@ -109,7 +111,7 @@ class ImageFolder:
         self.root = Path(root)
         self.image_size = image_size
         self.classes = _class_folders(self.root)
-        files = [_image_files(self.root, name) for name in self.classes]
+        files = [image_files(self.root, name) for name in self.classes]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(names) for names in files])
         self._files = [name for names in files for name in names]
 
@@ -121,13 +123,7 @@ class ImageFolder:
         return self.root / self.classes[self.labels[index]] / self._files[index]
 
     def __getitem__(self, index: int) -> Tensor:
-        path = self.path(index)
-        try:
-            with Image.open(path) as image:
-                pixels = center_crop(_to_rgb(ImageOps.exif_transpose(image)), self.image_size)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} can not be read as an image ({error})", "an intact image file",
-                            "replace the file") from error
+        pixels = center_crop(read_rgb(self.path(index)), self.image_size)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     @cached_property
@@ -137,6 +133,20 @@ class ImageFolder:
         for label, name in zip(self.labels, self._files, strict=True):
             digest.update(f"{self.classes[label]}/{name}\n".encode())
         return digest.hexdigest()
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """An image file in RGB, turned as its EXIF tag says, laid on white where it is transparent.
+
+    Raises:
+        UserError: it can not be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except READ_ERRORS as error:
+        raise UserError(f"{path} can not be read as an image ({error})", "an intact image file",
+                        "replace or delete the file") from error
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -171,17 +181,22 @@ def _class_folders(root: Path) -> list[str]:
     folders = sorted(entry.name for entry in entries if entry.is_dir())
     if folders:
         return folders
-    images = sum(_is_image(entry.name) for entry in entries)
+    images = sum(is_image(entry.name) for entry in entries)
     if images:
         raise UserError(f"{images} images directly in {root}", "one subfolder of images per class",
                         f"move them to a subfolder, such as {root / 'all'}, if they are of one class")
     raise UserError(f"{root} has no subfolders", "one subfolder of images per class", "check the path")
 
 
-def _image_files(root: Path, name: str) -> list[str]:
+def image_files(root: Path, name: str) -> list[str]:
+    """Names of the image files in the class folder `root/name`, in alphabetical order.
+
+    Raises:
+        UserError: there are none.
+    """
     with os.scandir(root / name) as scan:
         entries = list(scan)
-    files = sorted(entry.name for entry in entries if _is_image(entry.name))
+    files = sorted(entry.name for entry in entries if is_image(entry.name))
     if files:
         return files
     if any(entry.is_dir() for entry in entries):
@@ -191,7 +206,8 @@ def _image_files(root: Path, name: str) -> list[str]:
     raise UserError(f"class folder {root / name} has no images", "images in every class folder", do)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 

@@ -1,6 +1,7 @@
 """Images in, features out, across ranks."""
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,53 +11,62 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.errors import UserError
-from dit.evaluation.extractors import Extractor
-from dit.evaluation.images import ImageSet
+from dit.evaluation.inputs.images import ImageSet
+from dit.evaluation.networks.base import Extractor, Outputs
 from dit.hardware import Ranks
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a feature network says of N images: values [N, D], logits [N, K], and a SHA-256 over all pixels."""
+    """What one feature network says of N images: values [N, D], logits [N, K] and spatial [N, S], or None."""
 
     values: Tensor
-    logits: Tensor
-    digest: str
+    logits: Tensor | None = None
+    spatial: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """Features of the same images by the name of each network, and a SHA-256 over all pixels."""
 
-def extract(images: ImageSet, extractor: Extractor, batch_size: int, ranks: Ranks, title: str) -> Features:
-    """Features of all images in order, on every rank; each rank reads and computes its part.
+    networks: dict[str, Features]
+    digest: str
+
+
+def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, title: str) -> Extracted:
+    """Features of all images in order, on every rank; each rank reads and computes its part, and reads it once.
 
     Raises:
         UserError: an image can not be read, or its features are not finite; it is named.
     """
-    buffers = (
-        torch.zeros(len(images), extractor.width),
-        torch.zeros(len(images), extractor.classes),
-        torch.zeros(len(images), hashlib.sha256().digest_size, dtype=torch.uint8),
-    )
+    buffers = {e.name: [torch.zeros(len(images), width) if width else None for width in e.widths] for e in extractors}
+    digests = torch.zeros(len(images), hashlib.sha256().digest_size, dtype=torch.uint8)
     batches = -(-len(images) // batch_size)  # the same ones on any number of ranks, so that features are bitwise equal
     start, stop = (min(len(images), batches * r // ranks.world * batch_size) for r in (ranks.rank, ranks.rank + 1))
-    with ThreadPoolExecutor(4) as pool, tqdm(total=stop - start, desc=title, unit="img", disable=not ranks.main) as bar:
+    bar = tqdm(total=stop - start, desc=title, unit="img", disable=not ranks.main, leave=None)
+    with bar, ThreadPoolExecutor(4) as pool:
         for first in range(start, stop, batch_size):
-            part = range(first, min(first + batch_size, stop))
-            pixels = torch.stack(list(pool.map(images.read, part)))
-            outputs = (*extractor(pixels), _digests(pixels))
-            _check_finite(outputs[0], outputs[1], first, images.name)
-            for buffer, output in zip(buffers, outputs, strict=True):
-                buffer[part.start : part.stop] = output
-            bar.update(len(part))
-    values, logits, digests = (_gather(buffer, ranks) for buffer in buffers)
-    return Features(values, logits, hashlib.sha256(digests.numpy().tobytes()).hexdigest())
+            part = slice(first, min(first + batch_size, stop))
+            pixels = torch.stack(list(pool.map(images.read, range(part.start, part.stop))))
+            digests[part] = _digests(pixels)
+            for extractor in extractors:
+                outputs = extractor(pixels)
+                _check_finite(outputs, extractor, first, images.name)
+                for buffer, output in zip(buffers[extractor.name], outputs, strict=True):
+                    if buffer is not None and output is not None:
+                        buffer[part] = output
+            bar.update(part.stop - part.start)
+    networks = {name: Features(*(layer if layer is None else _gather(layer, ranks) for layer in layers))  # type: ignore
+                for name, layers in buffers.items()}
+    return Extracted(networks, hashlib.sha256(_gather(digests, ranks).numpy().tobytes()).hexdigest())
 
 
 def _gather(buffer: Tensor, ranks: Ranks) -> Tensor:
     """The parts of all ranks, each zero elsewhere: their sum is exact."""
-    return ranks.total(buffer.to(ranks.device)).cpu() if ranks.world > 1 else buffer
+    return buffer if ranks.world == 1 else ranks.total(buffer.to(ranks.device)).cpu()
 
 
 def _digests(pixels: Tensor) -> Tensor:
@@ -65,8 +75,8 @@ def _digests(pixels: Tensor) -> Tensor:
     return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), -1).copy())
 
 
-def _check_finite(values: Tensor, logits: Tensor, first: int, name: str) -> None:
-    bad = ~(values.isfinite().all(dim=1) & logits.isfinite().all(dim=1))
+def _check_finite(outputs: Outputs, extractor: Extractor, first: int, name: str) -> None:
+    bad = ~torch.stack([layer.isfinite().all(dim=1) for layer in outputs if layer is not None]).all(dim=0)
     if bad.any():
-        raise UserError(f"NaN in features of image {first + int(bad.int().argmax())} of {name}", "finite features",
-                        "look at that image and at the weights of the feature network")
+        raise UserError(f"NaN in features ({extractor.name}) of image {first + int(bad.int().argmax())} of {name}",
+                        "finite features", "look at that image and at the weights of the feature network")

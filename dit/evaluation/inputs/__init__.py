@@ -1,0 +1,1 @@
+"""From files to features: images, statistics, the pass through the networks, the cache."""
