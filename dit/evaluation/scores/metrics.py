@@ -1,4 +1,4 @@
-"""Distances between samples and a reference, on features; torch-fidelity does the arithmetic.
+"""Scores of samples against a reference, on features of one network.
 
 A score that can not be computed has no value and says why; it is never 0 or NaN.
 """
@@ -7,23 +7,25 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from dit.data.images import to_digits
 from dit.errors import UserError
-from dit.evaluation.features import Features
-from dit.evaluation.inception import INCEPTION
-from dit.evaluation.statistics import Statistics
+from dit.evaluation.inputs.features import Features
+from dit.evaluation.networks.inception import INCEPTION
+from dit.evaluation.scores.frechet import Gaussian, fit, frechet
+from dit.evaluation.scores.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS, manifold
 
+NAMES = ("FID", "sFID", "KID", "precision", "recall", "density", "coverage", "IS", "IS (torch-fidelity)")
 KID_SUBSETS, KID_SUBSET_SIZE, KID_LEAST = 100, 1000, 20
-NEIGHBOURS = 3  # of precision and recall, as ADM has it (1904.06991, 2105.05233)
-PRC_REFERENCE = 10_000  # reference images of precision and recall, as ADM has it
-PRC_BLOCK = 2_500  # rows of a distance matrix at a time: 1 GB for 50,000 samples
+PRC_REFERENCE = 10_000  # reference images of precision, recall, density and coverage, as ADM has it
 IS_SPLIT = 5_000  # images in one split of the Inception score, as ADM has it
-SEED = 2020  # of subsets; torch-fidelity's own
+IS_SPLITS = 10  # as torch-fidelity has it, of shuffled images
+FLOOR_SPLITS = 5
+SEED = 2020  # of subsets and shuffling; torch-fidelity's own
 
 
 @dataclass(frozen=True)
@@ -45,106 +47,168 @@ class Score:
     note: str | None = None
 
 
-def score_names(extractor: str) -> dict[str, str]:
-    """Key -> name; only Inception gives FID, KID and IS their plain names."""
-    if extractor == INCEPTION:
-        return {"fd": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "is": "IS"}
-    named = {"fd": f"FD({extractor})", "kid": f"KID({extractor})", "is": f"IS({extractor})"}
-    return {**named, "precision": f"precision({extractor})", "recall": f"recall({extractor})"}
+@dataclass(frozen=True)
+class Range:
+    """What one score was over several random splits of real images: `samples` of them against `reference` others."""
+
+    low: float
+    mean: float
+    high: float
+    splits: int
+    samples: int
+    reference: int | None
 
 
-def compute_scores(samples: Features, reference: Features | None, statistics: Statistics | None, extractor: str
-                   ) -> dict[str, Score]:
-    """All scores of `samples`: fd, kid, precision, recall, is.
+@dataclass(frozen=True)
+class Target:
+    """What samples are compared with, in the features of one network; None where the reference does not have it.
 
     Args:
-        reference: features of the reference's images; `statistics`: its mean and covariance. One of the two may be
-            missing; where both are there, fd takes the statistics.
+        values: features of reference images, [M, D].
+        gaussian: fitted to such features, or published; `spatial`: the same of spatial features.
+        missing: why any of them is None.
+        count: how many images the Gaussians were fitted to, where known.
     """
-    values = reference.values if reference else None
-    fd = frechet_to_statistics(samples.values, statistics) if statistics else frechet(samples.values, values)
-    precision, recall = precision_recall(samples.values, values)
-    scores = {"fd": fd, "kid": kernel_distance(samples.values, values), "precision": precision, "recall": recall,
-              "is": inception_score(samples.logits)}
-    return _rename(scores, extractor)
+
+    values: Tensor | None = None
+    gaussian: Gaussian | None = None
+    spatial: Gaussian | None = None
+    missing: str = ""
+    count: int | None = None
+
+    @classmethod
+    def of(cls, reference: Features) -> "Target":
+        """Reference images."""
+        count = len(reference)
+        if count < 2:
+            return cls(reference.values, missing=f"needs at least 2 reference images, has {count}", count=count)
+        spatial = None if reference.spatial is None else fit(reference.spatial)
+        return cls(reference.values, fit(reference.values), spatial, "the reference has no spatial features", count)
 
 
-def compute_floor(reference: Features | None, count: int, extractor: str) -> dict[str, Score]:
-    """What real images score: `count` of the reference, at most half, against the rest; and the `is` of all of it."""
-    if reference is None or len(reference) < 2:
-        return {}
-    order = np.random.default_rng(SEED).permutation(len(reference))
-    first = min(count, len(reference) // 2)
-    one, other = reference.values[order[:first]], reference.values[order[first:]]
-    precision, recall = precision_recall(one, other)
-    scores = {"fd": frechet(one, other), "kid": kernel_distance(one, other), "precision": precision, "recall": recall,
-              "is": inception_score(reference.logits)}
-    return _rename(scores, extractor)
+def score_names(extractor: str) -> tuple[str, ...]:
+    """The scores by the names that a feature network gives them, in order; only Inception's is called FID."""
+    return tuple(_shown(name, extractor) for name in NAMES)
 
 
-def _rename(scores: dict[str, Score], extractor: str) -> dict[str, Score]:
-    names = score_names(extractor)
-    return {key: dataclasses.replace(score, name=names[key]) for key, score in scores.items()}
+def _shown(name: str, extractor: str) -> str:
+    if extractor == INCEPTION:
+        return name
+    score, _, convention = name.replace("FID", "FD").partition(" ")
+    return f"{score}({extractor}) {convention}".rstrip()
 
 
-# -- single scores; [N, D] features in, Score out ----------------------------------------------------------------
+def compute_scores(samples: Features, target: Target, extractor: str, device: torch.device) -> dict[str, Score]:
+    """All scores by their names, in the order of `score_names`; sFID only where there are spatial features.
 
-
-def frechet(samples: Tensor, reference: Tensor | None) -> Score:
-    """Fréchet distance between Gaussians fitted to both (1706.08500)."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics
-
-    score = _start("FD", "lower", samples, reference)
-    if reference is None:
-        return _without(score, NO_IMAGES)
-    if reason := _too_few(samples, reference, 2):
-        return _without(score, reason)
-    check_widths(samples.shape[1], reference.shape[1])
-    fitted = fid_features_to_statistics(reference.double())
-    return _frechet(score, samples, fitted["mu"], fitted["sigma"])
-
-
-def frechet_to_statistics(samples: Tensor, reference: Statistics) -> Score:
-    """Fréchet distance to published statistics.
+    Args:
+        extractor: name of the feature network; `device`: for distances between features.
 
     Raises:
-        UserError: the statistics are of another feature network.
+        UserError: the reference's features are of another network.
     """
-    score = _start("FD", "lower", samples, None)
+    found = [frechet_distance("FID", samples.values, target.gaussian, target)]
+    if samples.spatial is not None:
+        found.append(frechet_distance("sFID", samples.spatial, target.spatial, target))
+    found.append(kernel_distance(samples.values, target, device))
+    found += neighbour_scores(samples.values, target, device)
+    found += inception_scores(samples, extractor)
+    named = [dataclasses.replace(score, name=_shown(score.name, extractor)) for score in found]
+    return {score.name: score for score in named}
+
+
+def compute_floor(reference: Features, count: int, extractor: str, device: torch.device, splits: int = FLOOR_SPLITS,
+                  quiet: bool = False) -> dict[str, Range]:
+    """What real images score: `count` of the reference, at most half, against the rest, in several random splits.
+
+    Scores that are not available are left out.
+    """
+    count = min(count, len(reference) // 2)
+    if count == 0:
+        return {}
+    generator = np.random.default_rng(SEED)
+    found: list[dict[str, Score]] = []
+    for _ in tqdm(range(splits), desc=f"floor ({extractor})", unit="split", delay=2, disable=quiet):
+        order = generator.permutation(len(reference))
+        samples, rest = _pick(reference, order[:count]), _pick(reference, order[count:])
+        found.append(compute_scores(samples, Target.of(rest), extractor, device))
+    ranges = {name: _range([scores[name] for scores in found]) for name in found[0]}
+    return {name: values for name, values in ranges.items() if values}
+
+
+def _pick(features: Features, indices: np.ndarray) -> Features:
+    return Features(features.values[indices], *(None if layer is None else layer[indices]
+                                                for layer in (features.logits, features.spatial)))
+
+
+def _range(scores: Sequence[Score]) -> Range | None:
+    """None unless all are there."""
+    values = [score.value for score in scores if score.value is not None]
+    if len(values) < len(scores):
+        return None
+    return Range(min(values), float(np.mean(values)), max(values), len(values), scores[0].samples, scores[0].reference)
+
+
+# -- single scores; features in, Score out -----------------------------------------------------------------------
+
+
+def frechet_distance(name: str, samples: Tensor, reference: Gaussian | None, target: Target) -> Score:
+    """Fréchet distance of the Gaussian fitted to samples [N, D] (1706.08500); of spatial features: sFID (2103.03841).
+
+    Args:
+        reference: the Gaussian of `target` to compare with.
+    """
+    score = Score(name, None, "lower", len(samples), target.count)
+    if reference is None:
+        return _without(score, target.missing)
     if len(samples) < 2:
         return _without(score, f"needs at least 2 samples, has {len(samples)}")
-    check_widths(samples.shape[1], len(reference.mean))
-    return _frechet(score, samples, reference.mean, reference.covariance)
-
-
-def _frechet(score: Score, samples: Tensor, mean: np.ndarray, covariance: np.ndarray) -> Score:
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-
-    fitted = fid_features_to_statistics(samples.double())
+    check_widths(samples.shape[1], reference.width)
     try:
-        value = fid_statistics_to_metric(fitted, {"mu": mean, "sigma": covariance}, verbose=False)[KEY_METRIC_FID]
-    except np.linalg.LinAlgError as error:
+        value = frechet(fit(samples), reference)
+    except torch.linalg.LinAlgError as error:
         return _without(score, f"the arithmetic failed ({error})")
-    width, least = samples.shape[1], min(score.samples, score.reference or score.samples)
+    width, least = reference.width, min(score.samples, score.reference or score.samples)
     note = f"{least} images for {width} features: biased upwards, compare at equal N only" if least <= width else None
     return _with(score, value, note=note)
 
 
-def kernel_distance(samples: Tensor, reference: Tensor | None) -> Score:
-    """Unbiased squared MMD with a cubic kernel, mean over subsets of at most half the images (1801.01401)."""
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+def kernel_distance(samples: Tensor, target: Target, device: torch.device) -> Score:
+    """Unbiased squared MMD with a cubic kernel, mean over subsets of at most half the images (1801.01401).
 
-    score = _start("KID", "lower", samples, reference)
+    In float64, and on the subsets that torch-fidelity draws.
+    """
+    score, reference = _start("KID", "lower", samples, target.values), target.values
     if reference is None:
-        return _without(score, NO_IMAGES)
+        return _without(score, target.missing)
     if reason := _too_few(samples, reference, KID_LEAST):
         return _without(score, reason)
     check_widths(samples.shape[1], reference.shape[1])
     size = kid_subset_size(len(samples), len(reference))
-    found = kid_features_to_metric(samples.double(), reference.double(), kid_subsets=KID_SUBSETS, kid_subset_size=size,
-                                   rng_seed=SEED, verbose=False)
+    distances = _kernel_distances(samples, reference, size, device)
     note = f"{KID_SUBSETS} subsets of {size}"
-    return _with(score, found[KEY_METRIC_KID_MEAN], deviation=found[KEY_METRIC_KID_STD], note=note)
+    return _with(score, float(np.mean(distances)), deviation=float(np.std(distances)), note=note)
+
+
+def _kernel_distances(samples: Tensor, reference: Tensor, size: int, device: torch.device) -> list[float]:
+    generator = np.random.RandomState(SEED)
+
+    def subset(features: Tensor) -> Tensor:
+        return features[generator.choice(len(features), size, replace=False)].to(device).double()
+
+    return [squared_mmd(subset(samples), subset(reference)) for _ in range(KID_SUBSETS)]
+
+
+def squared_mmd(x: Tensor, y: Tensor) -> float:
+    """Unbiased squared MMD of x and y [n, D] under the kernel (x y / D + 1)^3 (1801.01401, Eq. 3 and 4)."""
+    count, width = x.shape
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        base = torch.addmm(a.new_ones(1), a, b.T, alpha=1 / width)
+        return base * base * base
+
+    within = sum(k.sum() - k.trace() for k in (kernel(x, x), kernel(y, y))) / (count * (count - 1))
+    return float(within - 2 * kernel(x, y).mean())
 
 
 def kid_subset_size(samples: int, reference: int) -> int:
@@ -152,21 +216,23 @@ def kid_subset_size(samples: int, reference: int) -> int:
     return min(KID_SUBSET_SIZE, samples // 2, reference // 2)
 
 
-def precision_recall(samples: Tensor, reference: Tensor | None) -> tuple[Score, Score]:
-    """Shares of samples near real images and of real images near samples, by 3 nearest neighbours (1904.06991)."""
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
-    if reference is not None:
+def neighbour_scores(samples: Tensor, target: Target, device: torch.device) -> list[Score]:
+    """Precision and recall (1904.06991), density and coverage (2002.09797); see `neighbours.Manifold`."""
+    reference = target.values
+    if reference is not None and len(reference) > PRC_REFERENCE:
         reference = reference[_subset(len(reference), PRC_REFERENCE)]
-    scores = (_start("precision", "higher", samples, reference), _start("recall", "higher", samples, reference))
+    least = {"precision": NEIGHBOURS, "recall": NEIGHBOURS, "density": DENSITY_NEIGHBOURS,
+             "coverage": DENSITY_NEIGHBOURS}
+    scores = [_start(name, "higher", samples, reference) for name in least]
     if reference is None:
-        return _without(scores[0], NO_IMAGES), _without(scores[1], NO_IMAGES)
-    if reason := _too_few(samples, reference, NEIGHBOURS + 1):
-        return _without(scores[0], reason), _without(scores[1], reason)
+        return [_without(score, target.missing) for score in scores]
+    reasons = {name: _too_few(samples, reference, neighbours + 1) for name, neighbours in least.items()}
+    if all(reasons.values()):
+        return [_without(score, str(reasons[score.name])) for score in scores]
     check_widths(samples.shape[1], reference.shape[1])
-    found = prc_features_to_metric(samples.double(), reference.double(), prc_neighborhood=NEIGHBOURS,
-                                   prc_batch_size=PRC_BLOCK, save_cpu_ram=True, verbose=False)
-    return _with(scores[0], found[KEY_METRIC_PRECISION]), _with(scores[1], found[KEY_METRIC_RECALL])
+    found = dataclasses.asdict(manifold(samples, reference, device))
+    return [_without(score, reason) if (reason := reasons[score.name]) else _with(score, found[score.name])
+            for score in scores]
 
 
 def _subset(count: int, most: int) -> np.ndarray:
@@ -174,22 +240,30 @@ def _subset(count: int, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).permutation(count)[:most])
 
 
-def inception_score(logits: Tensor) -> Score:
-    """exp of the mean KL between p(class | image) and p(class), in splits of 5,000 without shuffling, as ADM."""
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+def inception_scores(samples: Features, extractor: str) -> list[Score]:
+    """exp of the mean KL between p(class | image) and p(class), mean over splits (1606.03498).
 
-    score = _start("IS", "higher", logits, None)
-    if len(logits) < 2:
-        return _without(score, f"needs at least 2 samples, has {len(logits)}")
-    splits = max(1, len(logits) // IS_SPLIT)
-    found = isc_features_to_metric(logits, splits=splits, shuffle=False)
-    deviation = found[KEY_METRIC_ISC_STD] if splits > 1 else None
-    return _with(
-        score, found[KEY_METRIC_ISC_MEAN], deviation=deviation, note="1 split" if splits == 1 else f"{splits} splits"
-    )
+    Once in splits of 5,000 without shuffling, as ADM, and once in 10 splits after shuffling, as torch-fidelity.
+    """
+    count = len(samples)
+    scores = [Score(name, None, "higher", count) for name in NAMES[-2:]]
+    if samples.logits is None:
+        return [_without(score, f"{extractor} has no classifier") for score in scores]
+    shuffled = np.random.RandomState(SEED).permutation(count)
+    return [_inception_score(scores[0], samples.logits, np.arange(count), max(1, count // IS_SPLIT), least=2),
+            _inception_score(scores[1], samples.logits, shuffled, IS_SPLITS, least=IS_SPLITS)]
 
 
-NO_IMAGES = "the reference has statistics only, no images"
+def _inception_score(score: Score, logits: Tensor, order: np.ndarray, splits: int, least: int) -> Score:
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+    if len(order) < least:
+        return _without(score, f"needs at least {least} samples, has {len(order)}")
+    bounds = [i * len(order) // splits for i in range(splits + 1)]
+    parts = [logits[order[start:stop]] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    values = [isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN] for part in parts]
+    note = "1 split" if splits == 1 else f"{splits} splits"
+    return _with(score, float(np.mean(values)), float(np.std(values)) if splits > 1 else None, note)
 
 
 def _start(name: str, better: str, samples: Tensor, reference: Tensor | None) -> Score:
@@ -219,51 +293,3 @@ def check_widths(samples: int, reference: int) -> None:
     if samples != reference:
         raise UserError(f"{samples} features of the samples and {reference} of the reference", "the same number",
                         "choose the feature network of the reference with --extractor")
-
-
-# -- digits ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """Share of images recognised as the class they should show: of all, and of each class."""
-
-    accuracy: float
-    per_class: dict[str, float]
-    count: int
-
-
-def svm_accuracy(images: Tensor, labels: Sequence[int]) -> Recognition:
-    """How often an SVM trained on the real 8x8 digits sees in [N, 3, S, S] uint8 images the digits asked for.
-
-    The images are brought back to 8x8 by area. Labels are 0..9.
-    """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    predicted = _fit_svm(data.data, data.target).predict(to_digits(images).numpy())
-    return _recognition(predicted, np.asarray(labels))
-
-
-def svm_floor() -> Recognition:
-    """The same for real digits: half of them recognised by an SVM trained on the other half, both ways."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    one, other = np.array_split(np.random.default_rng(SEED).permutation(len(data.target)), 2)
-    predicted = np.empty_like(data.target)
-    for seen, unseen in ((one, other), (other, one)):
-        predicted[unseen] = _fit_svm(data.data[seen], data.target[seen]).predict(data.data[unseen])
-    return _recognition(predicted, data.target)
-
-
-def _fit_svm(digits: np.ndarray, labels: np.ndarray) -> Any:
-    from sklearn.svm import SVC
-
-    return SVC(gamma=0.001).fit(digits, labels)
-
-
-def _recognition(predicted: np.ndarray, labels: np.ndarray) -> Recognition:
-    right = predicted == labels
-    per_class = {str(label): float(right[labels == label].mean()) for label in np.unique(labels)}
-    return Recognition(float(right.mean()), per_class, len(labels))
