@@ -1,0 +1,1 @@
+"""Reports for people: pages, curves, contact sheets."""
