@@ -1,0 +1,1 @@
+"""A grid of sampling settings on one run."""

@@ -1,0 +1,119 @@
+"""Points of a sweep: one setting each, its scores kept in a file of its own, so that none is computed twice."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dit.build import Run
+from dit.config import SamplerConfig, from_json, to_json
+from dit.evaluation.networks.base import Extractor
+from dit.evaluation.scores.metrics import Score
+from dit.files import sha256
+from dit.hardware import uses_bf16, versions
+from dit.runs import damaged
+from dit.sample_folder import LIBRARIES
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting and what its samples scored.
+
+    Args:
+        setting: its sampler and steps are never `auto` or none.
+        scores: by name, the distance that ranks the points first.
+        replicates: bootstrap replicates of that distance, from the same resamples of indices at every point.
+        evaluations: rows that the network saw for each image, guidance's included.
+        seconds: of sampling; unknown where that was interrupted.
+        protocol: of these samples, as in a report.
+    """
+
+    key: str
+    setting: SamplerConfig
+    scores: dict[str, Score]
+    replicates: list[float]
+    evaluations: int
+    seconds: float | None
+    protocol: dict[str, dict[str, Any]]
+
+    @property
+    def first(self) -> Score:
+        """The score that ranks points."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def distance(self) -> float:
+        """Its value; infinite where it is not available."""
+        return math.inf if self.first.value is None else self.first.value
+
+
+def describe(setting: SamplerConfig) -> str:
+    """A setting in words, as one would pass it."""
+    low, high = setting.cfg_interval
+    interval = "" if (low, high) == (0, 1) else f" at times {low:g}-{high:g}"
+    return f"cfg-scale {setting.cfg_scale:g}{interval}, {setting.steps} steps, {setting.sampler}"
+
+
+class Keys:
+    """Names of points: the same for the same setting, samples, reference, feature networks and versions."""
+
+    def __init__(self, run: Run, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int):
+        self.device = run.device
+        self.common = {
+            "count": count,
+            "weights": sha256(run.weights.path),
+            "vae": run.autoencoder.checksum,
+            "classes": run.card.classes,
+            "reference": reference,
+            "networks": [[n.name, n.checksum, n.preprocessing] for n in networks],
+            "bootstrap": bootstrap,
+            "versions": versions(*LIBRARIES, "torch-fidelity"),
+        }
+
+    def __call__(self, setting: SamplerConfig) -> str:
+        """Of one setting."""
+        asked = {**to_json(setting), "precision": "bf16" if uses_bf16(self.device, setting.precision) else "fp32"}
+        del asked["batch_size"]  # does not change the images
+        return hashlib.sha256(json.dumps([self.common, asked]).encode()).hexdigest()[:12]
+
+
+def picture_file(out: Path, key: str) -> Path:
+    """Where the picture of a point's first images lies."""
+    return out / "points" / f"{key}.png"
+
+
+def point_file(out: Path, key: str) -> Path:
+    """Where a point's scores lie."""
+    return out / "points" / f"{key}.json"
+
+
+def to_plain(point: Point) -> dict[str, Any]:
+    """As plain JSON values."""
+    return {**dataclasses.asdict(point), "setting": to_json(point.setting)}
+
+
+def read_point(out: Path, key: str) -> Point | None:
+    """A finished point; None where it is not finished.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    file, picture = point_file(out, key), picture_file(out, key)
+    if not file.exists():
+        return None
+    with damaged(file, "a point that dit sweep wrote", "it is scored again"):
+        values = json.loads(file.read_text())
+        scores = {name: Score(**score) for name, score in values["scores"].items()}
+        setting = from_json(SamplerConfig, values["setting"])
+        point = Point(**{**values, "scores": scores, "setting": setting})
+        if point.key != key or not scores:
+            raise ValueError(f"it is of point {point.key}")
+    with damaged(picture, "a picture that dit sweep drew", "it is drawn again"), Image.open(picture) as opened:
+        opened.load()
+    return point

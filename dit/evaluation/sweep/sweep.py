@@ -1,0 +1,241 @@
+"""Score a grid of sampling settings on one run, each from the same seeds; what is done is never done again."""
+
+import dataclasses
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import resize
+from tqdm import tqdm
+
+from dit import pictures
+from dit.build import Run, build_sampling, load_run
+from dit.config import SamplerConfig, SweepConfig
+from dit.errors import UserError
+from dit.evaluation.inputs.features import Extracted, extract
+from dit.evaluation.inputs.images import ImageSet, read_images
+from dit.evaluation.networks.base import Extractor
+from dit.evaluation.pages.report import number
+from dit.evaluation.protocol import protocol
+from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare, score
+from dit.evaluation.sampling import recorded_settings
+from dit.evaluation.scores.uncertainty import bootstrap
+from dit.evaluation.sweep import grid, results
+from dit.evaluation.sweep.points import Keys, Point, describe, picture_file, point_file, read_point, to_plain
+from dit.evaluation.sweep.ranking import rank
+from dit.files import replacing, write_json
+from dit.generate import sample_latents
+from dit.hardware import Ranks
+from dit.sample_folder import sample_folder
+
+SHOWN, CELL = 10, 80  # images of a point's picture, and the pixels they are brought to
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all points of a sweep share."""
+
+    cfg: SweepConfig
+    run: Run
+    reference: Reference
+    networks: list[Extractor]
+    standard: Standard
+    out: Path
+    ranks: Ranks
+
+
+def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
+    """Sample and score what is not scored yet, then write pages and figures; returns the folder of the results.
+
+    All that can be wrong with flags, weights and reference is found before anything is sampled.
+
+    Raises:
+        UserError: a mistake in flags, files or images.
+    """
+    run = load_run(cfg.run, ranks.device)
+    settings = settings_of(cfg, run)
+    reference = _reference(cfg, run)
+    networks = choose_extractors(cfg.extractor, cfg.weights, reference.digits, ranks)
+    out = cfg.out or run.home / "sweep"
+    with ranks.alone_in(out):
+        names = [network.name for network in networks]
+        standard = prepare(reference, networks, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache)
+        ranks.on_main(lambda: _check_distance(standard, names[0]))
+        study = Study(cfg, run, reference, networks, standard, out, ranks)
+        points = _score_all(study, settings)
+        if ranks.main:
+            found = results.Sweep(f"Sweep of {cfg.run}", cfg, points, rank(points), standard.floor, out)
+            paths = results.write(found)
+            print("\n" + results.to_text(found) + "\n", *paths, sep="\n")
+        ranks.barrier()
+    return out
+
+
+# -- the settings ------------------------------------------------------------------------------------------------
+
+
+def settings_of(cfg: SweepConfig, run: Run) -> list[SamplerConfig]:
+    """Every combination that the flags ask for and that the run can serve, each meaning once.
+
+    Raises:
+        UserError: flags that can not be read, too many settings, or one that the run can not serve.
+    """
+    known = get_args(get_type_hints(SamplerConfig)["sampler"])
+    axes = (
+        grid.parse_names("--sampler", cfg.sampler, known),
+        [None] if cfg.steps is None else grid.parse_counts("--steps", cfg.steps),
+        grid.parse_intervals("--interval", cfg.interval),
+        grid.parse_numbers("--cfg-scale", cfg.cfg_scale),
+    )
+    grid.check_count("the sweep", math.prod(len(axis) for axis in axes))
+    asked = [_resolve(run, cfg, *values) for values in itertools.product(*axes)]
+    return list(dict.fromkeys(asked))
+
+
+def _resolve(run: Run, cfg: SweepConfig, sampler: Any, steps: int | None, interval: tuple[float, float], scale: float
+             ) -> SamplerConfig:
+    """A setting without `auto`; without guidance there is no interval to guide in."""
+    setting = SamplerConfig(sampler=sampler, steps=steps, cfg_scale=scale,
+                            cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
+                            batch_size=cfg.batch_size, precision=cfg.precision)
+    plan = build_sampling(run.denoise, run.card, setting)
+    return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
+
+
+def _reference(cfg: SweepConfig, run: Run) -> Reference:
+    """The reference that the flags name, else the run's own data, cropped as for training."""
+    data, size = run.card.config.data, run.card.config.image_size
+    name = cfg.reference or data
+    crop = name == data and name != "digits" if cfg.crop is None else cfg.crop
+    return find_reference(name, (size, size), crop)
+
+
+def _check_distance(standard: Standard, network: str) -> None:
+    target = standard.targets[network]
+    if target.gaussian is None:
+        raise UserError(f"no distance to the reference in the features of {network}: {target.missing}",
+                        "a reference that the first feature network can be compared with, to rank settings by",
+                        "pass another --reference, or another --extractor first")
+
+
+# -- the points --------------------------------------------------------------------------------------------------
+
+
+def _score_all(study: Study, settings: Sequence[SamplerConfig]) -> list[Point]:
+    """Points in the order of the settings."""
+    cfg, ranks = study.cfg, study.ranks
+    key_of = Keys(study.run, cfg.num_samples, study.standard.digest, study.networks, cfg.bootstrap)
+    keys = {key_of(setting): setting for setting in settings}
+    points = ranks.on_main(lambda: _read_all(study.out, list(keys)))
+    if ranks.main:
+        before = f", {len(points)} of them scored before" if points else ""
+        print(f"{len(keys)} settings of {cfg.num_samples:,} images each{before}")
+    with tqdm(total=len(keys), initial=len(points), desc="sweep", unit="setting", position=0, disable=not ranks.main
+              ) as bar:
+        for key, setting in keys.items():
+            if key in points:
+                continue
+            bar.set_postfix_str(_progress(setting, points.values()))
+            points[key] = _score_point(study, key, setting)
+            bar.update()
+            if ranks.main:
+                tqdm.write(_line(points[key], len(points), len(keys)))
+    return [points[key] for key in keys]
+
+
+def _read_all(out: Path, keys: Sequence[str]) -> dict[str, Point]:
+    """Points that are finished and whole, by their keys."""
+    points = {}
+    for key in keys:
+        try:
+            point = read_point(out, key)
+        except UserError as error:
+            print(f"{error.given}: {error.do}")
+            continue
+        if point:
+            points[key] = point
+    return points
+
+
+def _score_point(study: Study, key: str, setting: SamplerConfig) -> Point:
+    """Sample, look, score and write; on all ranks."""
+    cfg, run, ranks, folder = study.cfg, study.run, study.ranks, study.out / "samples" / key
+    begun, start = folder.exists(), time.monotonic()
+    sample_folder(run, setting, range(len(run.card.classes)), cfg.num_samples, folder, "png", ranks)
+    seconds = None if begun else time.monotonic() - start
+    samples = read_images(folder)
+    found = extract(samples, study.networks, cfg.batch_size, ranks, "features of samples")
+    point = ranks.on_main(lambda: _write_point(study, key, setting, samples, found, seconds))
+    if ranks.main and not cfg.keep_samples:
+        shutil.rmtree(folder)
+        with suppress(OSError):  # it holds others
+            folder.parent.rmdir()
+    return point
+
+
+def _write_point(study: Study, key: str, setting: SamplerConfig, samples: ImageSet, found: Extracted,
+                 seconds: float | None) -> Point:
+    """Score and write, the picture first: a point whose scores are there is finished."""
+    names, standard, device = [n.name for n in study.networks], study.standard, study.ranks.device
+    gaussian, first = standard.targets[names[0]].gaussian, found.networks[names[0]].values
+    assert gaussian
+    record = protocol(samples, found.digest, recorded_settings(Path(samples.name)), study.reference, standard.digest,
+                      study.networks, device)
+    point = Point(
+        key=key,
+        setting=setting,
+        scores=score(found, standard, names, device),
+        replicates=bootstrap(first, gaussian, study.cfg.bootstrap) if study.cfg.bootstrap else [],
+        evaluations=count_evaluations(study.run, setting),
+        seconds=seconds,
+        protocol=record,
+    )
+    with replacing(picture_file(study.out, key)) as beside:
+        draw_first(samples).save(beside, format="PNG")
+    write_json(point_file(study.out, key), to_plain(point))
+    return point
+
+
+def count_evaluations(run: Run, setting: SamplerConfig) -> int:
+    """Rows that the network sees for one image, guidance's second ones included: counted on one, not computed."""
+    seen: list[int] = []
+    network = cast(nn.Module, run.denoise.network)
+    hook = network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    try:
+        one = torch.zeros(1, dtype=torch.int64)
+        sample_latents(run, build_sampling(run.denoise, run.card, setting), setting, one, one)
+    finally:
+        hook.remove()
+    return sum(seen)
+
+
+def draw_first(samples: ImageSet) -> Image.Image:
+    """The first images in a row: the same seeds and classes at every point."""
+    images = samples.stack(range(min(SHOWN, len(samples))))
+    if min(images.shape[-2:]) > CELL:
+        images = resize(images, [CELL], antialias=True)
+    return pictures.grid(images, None, len(images), pictures.fitting_scale(max(images.shape[-2:]), CELL))
+
+
+# -- what one sees of the work -----------------------------------------------------------------------------------
+
+
+def _progress(setting: SamplerConfig, done: Iterable[Point]) -> str:
+    best = min(done, key=lambda point: point.distance, default=None)
+    so_far = f"; best so far {number(best.distance)} at {describe(best.setting)}" if best else ""
+    return describe(setting) + so_far
+
+
+def _line(point: Point, place: int, of: int) -> str:
+    value = point.first.reason if point.first.value is None else number(point.first.value)
+    calls = f"{point.evaluations} network calls an image"
+    return f"{place}/{of}  {describe(point.setting)}: {point.first.name} {value}, {calls}"

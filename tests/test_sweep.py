@@ -1,0 +1,356 @@
+"""A sweep does each setting once, says what is best and how sure that is, and refuses nonsense before it samples."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit.build import load_run
+from dit.config import EvalConfig, SamplerConfig, SweepConfig
+from dit.errors import UserError
+from dit.evaluation.evaluate import evaluate
+from dit.evaluation.scores import metrics
+from dit.evaluation.scores.metrics import Score
+from dit.evaluation.sweep import charts, results
+from dit.evaluation.sweep import sweep as module
+from dit.evaluation.sweep.points import Keys, Point, describe
+from dit.evaluation.sweep.ranking import paired_interval, rank
+from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
+from dit.hardware import Ranks
+
+ROOT = Path(__file__).parent.parent
+COUNT = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "KID_SUBSETS", 3)
+        patch.setenv("DIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No figures, which take most of the time."""
+    monkeypatch.setattr(results, "draw", lambda sweep: {})
+
+
+def flags(run, **more):
+    return SweepConfig(**{**dict(run=run, cfg_scale="1,2", steps="2,3", num_samples=COUNT, bootstrap=10), **more})
+
+
+def read(out):
+    return json.loads((out / "sweep.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def done(tiny_run, tmp_path_factory):
+    """The folder of a finished sweep of 2 x 2 settings: read it only."""
+    return sweep(flags(tiny_run, out=tmp_path_factory.mktemp("sweep") / "done"), Ranks())
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The settings that were sampled, in order."""
+    calls, real = [], module.sample_folder
+
+    def counted(run, config, classes, count, out, format, ranks):
+        calls.append(config)
+        return real(run, config, classes, count, out, format, ranks)
+
+    monkeypatch.setattr(module, "sample_folder", counted)
+    return calls
+
+
+def points_of(out):
+    return {path.stem: path for path in (out / "points").glob("*.json")}
+
+
+# -- what it leaves ----------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_point_and_all_have_a_page(done):
+    found = read(done)
+    settings = {(p["steps"], p["cfg_scale"]): p for p in found["points"]}
+    assert set(settings) == {(2, 1.0), (2, 2.0), (3, 1.0), (3, 2.0)}
+    assert {p["sampler"] for p in found["points"]} == {"dpmpp_2m"}  # auto, resolved
+    calls = {key: p["evaluations"] for key, p in settings.items()}
+    assert calls == {(2, 1.0): 2, (2, 2.0): 4, (3, 1.0): 3, (3, 2.0): 6}
+    assert set(points_of(done)) == {p["key"] for p in found["points"]}
+    assert not (done / "samples").exists()
+    best = min(found["points"], key=lambda p: p["scores"]["FD(digits-cnn)"])
+    assert found["best"] == best["key"]
+    low, high = best["interval"]
+    assert low < best["scores"]["FD(digits-cnn)"] < high
+    assert found["protocol"]["samples"]["count"] == COUNT
+    assert "cfg_scale" not in found["protocol"]["sampling"]  # that is what differs
+    assert {path.name for path in done.glob("*.png")} == {
+        "fd-against-guidance.png", "quality-against-evaluations.png", "images-by-cfg-scale.png"}
+
+
+def test_pages_are_whole_and_need_nothing_else(done):
+    page, text = (done / "sweep.html").read_text(), (done / "sweep.md").read_text()
+    setting = describe(module.read_point(done, read(done)["best"]).setting)
+    assert setting in page
+    assert setting in text
+    assert page.count("data:image/png;base64") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<tr") == 1 + 4
+    assert text.count("\n| ") > 6
+
+
+def test_scores_are_those_of_evaluate(done, tiny_run, tmp_path):
+    point = next(p for p in read(done)["points"] if p["steps"] == 3 and p["cfg_scale"] == 2)
+    out = evaluate(EvalConfig(run=tiny_run, num_samples=COUNT, cfg_scale=2.0, steps=3, out=tmp_path / "one",
+                              bootstrap=10), Ranks())
+    scores = json.loads((out / "report.json").read_text())["scores"]
+    assert {name: score["value"] for name, score in scores.items()} == point["scores"]
+
+
+# -- each once ---------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_sweep_goes_on(done, undrawn, tiny_run, tmp_path, sampled, monkeypatch):
+    out, real, seen = tmp_path / "sweep", module.extract, []
+
+    def interrupted(*args):
+        seen.append(args)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "extract", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(flags(tiny_run, out=out), Ranks())
+    assert len(points_of(out)) == 1
+    first = {path: path.stat().st_mtime_ns for path in points_of(out).values()}
+    sampled.clear()
+    sweep(flags(tiny_run, out=out), Ranks())
+    assert len(sampled) == 3  # the second's images are there, and only looked at
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    again, before = read(out), read(done)
+    assert [p["scores"] for p in again["points"]] == [p["scores"] for p in before["points"]]
+    assert [p["seconds"] is None for p in again["points"]] == [False, True, False, False]
+
+
+def test_a_wider_range_does_only_what_is_new(undrawn, tiny_run, tmp_path, sampled, capsys):
+    out = tmp_path / "sweep"
+    sweep(flags(tiny_run, out=out, steps="2"), Ranks())
+    sampled.clear()
+    sweep(flags(tiny_run, out=out, steps="2", cfg_scale="1:3:1", batch_size=5), Ranks())
+    assert [setting.cfg_scale for setting in sampled] == [3.0]
+    assert "3 settings of 24 images each, 2 of them scored before" in capsys.readouterr().out
+    assert len(read(out)["points"]) == 3
+
+
+def test_a_damaged_point_is_scored_again(undrawn, tiny_run, tmp_path, sampled, capsys):
+    out = sweep(flags(tiny_run, out=tmp_path / "sweep", steps="2"), Ranks())
+    before, files = read(out), sorted(points_of(out).values())
+    files[0].write_text(files[0].read_text()[:-100])
+    files[1].with_suffix(".png").write_bytes(b"no picture")
+    sampled.clear()
+    sweep(flags(tiny_run, out=out, steps="2"), Ranks())
+    assert len(sampled) == 2
+    assert [p["scores"] for p in read(out)["points"]] == [p["scores"] for p in before["points"]]
+    assert "is missing or damaged" in capsys.readouterr().out
+
+
+def test_images_stay_where_that_is_asked_for(undrawn, tiny_run, tmp_path):
+    out = sweep(flags(tiny_run, out=tmp_path / "sweep", steps="2", cfg_scale="1", keep_samples=True), Ranks())
+    assert len(list((out / "samples").glob("*/*.png"))) == COUNT
+
+
+def test_what_means_the_same_is_one_setting(tiny_run):
+    run = load_run(tiny_run, Ranks().device)
+    found = settings_of(flags(tiny_run, interval="0-1,0.2-0.8", steps="4", sampler="auto,dpmpp_2m"), run)
+    assert [(s.cfg_scale, s.cfg_interval) for s in found] == [(1.0, (0.0, 1.0)), (2.0, (0.0, 1.0)), (2.0, (0.2, 0.8))]
+    assert {(s.sampler, s.steps) for s in found} == {("dpmpp_2m", 4)}
+
+
+def test_keys_tell_apart_what_scores_depend_on(tiny_run, make_run):
+    run, other = (load_run(path, Ranks().device) for path in (tiny_run, make_run(ema=0.9)))
+
+    def key(run=run, count=COUNT, reference="reference", bootstrap=10, **setting):
+        return Keys(run, count, reference, [], bootstrap)(SamplerConfig(**setting))
+
+    assert key() == key(batch_size=3)
+    changed = [key(other), key(count=25), key(reference="x"), key(bootstrap=11), key(seed=1), key(steps=5)]
+    assert len({key(), *changed}) == 7
+
+
+@pytest.mark.parametrize(("sampler", "scale", "interval", "calls"), [
+    ("euler", 1.0, (0.0, 1.0), 4), ("euler", 2.0, (0.0, 1.0), 8), ("heun", 1.0, (0.0, 1.0), 7),
+    ("euler", 2.0, (0.4, 0.8), 6),  # times 1, 0.75, 0.5, 0.25: two of them guided
+])
+def test_network_calls_are_counted(tiny_run, sampler, scale, interval, calls):
+    setting = SamplerConfig(sampler=sampler, steps=4, cfg_scale=scale, cfg_interval=interval)
+    assert count_evaluations(load_run(tiny_run, Ranks().device), setting) == calls
+
+
+def test_two_ranks_score_as_one(done, tiny_run, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    asked = ["--steps", "3", "--cfg-scale", "2", "--num-samples", str(COUNT), "--bootstrap", "10"]
+    command = ["dit/cli.py", "sweep", "--run", tiny_run, "--out", tmp_path / "two", *asked]
+    made = subprocess.run([*torchrun, *command], cwd=ROOT,
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert made.returncode == 0, made.stderr
+    one = {p["key"]: p["scores"] for p in read(done)["points"]}
+    for point in read(tmp_path / "two")["points"]:
+        assert {n: v for n, v in point["scores"].items() if "KID" not in n} == {
+            n: v for n, v in one[point["key"]].items() if "KID" not in n}  # there with 100 subsets, here with 3
+
+
+# -- the best ----------------------------------------------------------------------------------------------------
+
+
+def point(value, replicates=(), scale=1.0, steps=10, calls=10, **more):
+    setting = SamplerConfig(sampler="ddim", steps=steps, cfg_scale=scale, **more)
+    score = Score("FD(x)", value, "lower", 100, reason=None if value is not None else "the arithmetic failed")
+    return Point(f"{scale}-{steps}", setting, {"FD(x)": score}, list(replicates), calls, 1.0, {})
+
+
+def test_settings_that_share_their_noise_are_compared_in_pairs():
+    generator = np.random.default_rng(0)
+    shared, own = generator.normal(size=(2, 200))
+    best = point(1.0, 1.3 + shared)
+    worse = point(1.2, 1.5 + shared + 0.01 * own)  # noise of 1, but the same noise
+    low, high = paired_interval(worse, best)
+    assert 0.17 < low < 0.2 < high < 0.23
+    low, high = paired_interval(point(1.2, 1.5 + own), best)
+    assert low < -2 < 2 < high
+
+
+def test_ranking_says_what_can_not_be_told_apart_and_which_is_cheapest():
+    noise = np.random.default_rng(0).normal(size=50)
+    far, tied, best, missing = (point(3.0, 3 + 0.1 * noise, calls=1), point(1.05, 1 - noise, calls=5),
+                                point(1.0, 1 + noise, calls=50), point(None))
+    found = rank([far, tied, best, missing])
+    assert found.order == [2, 1, 0]
+    assert found.best == 2
+    assert found.cheapest([far, tied, best, missing]) == 1
+    assert 1 in found.tied
+    certain = rank([point(3.0, 3 + 0.01 * noise), point(1.0, 1 + 0.01 * noise)])
+    assert certain.tied == []
+    assert certain.differences[0][0] > 1.9
+    unknown = rank([point(1.0), point(2.0)])
+    assert unknown.tied == []
+    assert unknown.differences == {}
+    assert rank([missing]).order == []
+
+
+def test_best_at_the_end_of_the_range():
+    def edges(best, scales, steps=(10,)):
+        grid = [point(float((s, n) != best), scale=s, steps=n) for s in scales for n in steps]
+        return rank(grid).edges
+
+    assert edges((2.0, 10), (1.0, 2.0, 3.0)) == []
+    assert edges((3.0, 10), (1.0, 2.0, 3.0)) == [("cfg-scale", "largest", 3.0)]
+    assert edges((1.0, 10), (1.0, 2.0, 3.0)) == []  # below 1 there is no guidance
+    assert edges((1.5, 10), (1.5, 2.0)) == [("cfg-scale", "smallest", 1.5)]
+    assert edges((2.0, 50), (2.0,), (10, 25, 50)) == [("steps", "largest", 50)]
+    assert edges((2.0, 50), (2.0,), (50,)) == []
+
+
+def said_of(points):
+    found = results.Sweep("t", SweepConfig(run=Path("run")), points, rank(points), {}, Path())
+    return results.sentences(found), results.warnings(found)
+
+
+def test_findings_in_words():
+    noise = np.random.default_rng(0).normal(size=50)
+    said, warned = said_of([point(1.0, 1 + noise, scale=2.0, calls=50), point(1.1, 1 - noise, scale=1.0, calls=25),
+                            point(9.0, 9 + noise, scale=1.5)])
+    assert said[0].startswith("Best: cfg-scale 2, 10 steps, ddim: FD(x) 1.000 (0.0 – ")
+    assert said[1] == "1 setting can not be told apart from it: cfg-scale 1, 10 steps, ddim."
+    assert "cheapest of these is cfg-scale 1, 10 steps, ddim: 25 network calls an image instead of 50" in said[2]
+    assert warned == ["The best lies at the largest cfg-scale of the sweep (2): a larger one may be better."]
+    assert "beyond the noise" in said_of([point(1.0, 1 + noise), point(9.0, 9 + noise, scale=2.0)])[0][1]
+    assert "--bootstrap 0" in said_of([point(1.0), point(9.0, scale=2.0)])[0][1]
+    assert said_of([point(None)])[0] == ["No setting has a distance: the arithmetic failed."]
+    guided = describe(SamplerConfig(sampler="ddim", steps=5, cfg_scale=1.5, cfg_interval=(0.2, 0.8)))
+    assert guided == "cfg-scale 1.5 at times 0.2-0.8, 5 steps, ddim"
+
+
+# -- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_points_without_guidance_belong_to_every_interval():
+    points = [point(3.0, scale=1.0), point(2.0, scale=2.0), point(1.0, scale=2.0, cfg_interval=(0.2, 0.8))]
+    lines = charts._lines(points, ("sampler", "steps", "interval"), share_unguided=True)
+    assert {label: [p.distance for p in line] for label, line in lines.items()} == {
+        "times 0.2-0.8": [1.0, 3.0], "times 0-1": [2.0, 3.0]}
+
+
+def test_frontier_is_what_no_cheaper_setting_beats():
+    points = [point(value, calls=calls) for value, calls in ((5.0, 10), (4.0, 10), (4.5, 20), (1.0, 30), (2.0, 40))]
+    assert [(p.evaluations, p.distance) for p in charts.frontier(points)] == [(10, 4.0), (30, 1.0)]
+
+
+def test_there_is_a_figure_only_where_something_varies():
+    one, scales = [point(1.0)], [point(1.0), point(2.0, scale=2.0, calls=20)]
+    steps = [point(1.0, steps=5, calls=5), point(2.0, calls=10), point(None, steps=7, calls=7)]
+    drawn = {name: tuple(draw(points, rank(points), {}) is not None for draw in
+                         (charts.against_guidance, charts.against_evaluations))
+             for name, points in (("one", one), ("scales", scales), ("steps", steps), ("none", [point(None)]))}
+    assert drawn == {"one": (False, False), "scales": (True, False), "steps": (False, True), "none": (False, False)}
+
+
+def test_strip_shows_the_same_images_along_the_first_axis(tmp_path):
+    points = [point(float(i), scale=float(i), steps=n) for i in (1, 2, 3) for n in (5, 10)]
+    points = [dataclasses.replace(p, setting=p.setting, key=f"{p.setting.cfg_scale}-{p.setting.steps}") for p in points]
+    (tmp_path / "points").mkdir()
+    for p in points:
+        Image.new("RGB", (100, 20), (int(80 * p.setting.cfg_scale), p.setting.steps, 0)).save(
+            tmp_path / "points" / f"{p.key}.png")
+    axis, picture = charts.strip(points, rank(points), tmp_path)
+    assert axis == "cfg-scale"
+    seen = [picture.getpixel((picture.width - 1, 10 + 20 * i)) for i in range(3)]
+    assert seen == [(80, 5, 0), (160, 5, 0), (240, 5, 0)]
+    assert charts.strip(points[:1], rank(points[:1]), tmp_path) is None
+
+
+# -- refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    (dict(cfg_scale="4:1:1"), "--cfg-scale 4:1:1, which runs backwards"),
+    (dict(steps="2.5"), "--steps '2.5'"),
+    (dict(interval="0.8-0.2"), "--interval '0.8-0.2'"),
+    (dict(sampler="dpmpp2m"), "did you mean dpmpp_2m"),
+    (dict(cfg_scale="1:100:1", steps="1:20:1"), "the sweep makes 2,000 settings"),
+    (dict(reference="nowhere"), "nowhere"),
+    (dict(extractor=("inception",), weights=("none.pth",)), "none.pth"),
+])
+def test_mistakes_are_found_before_anything_is_sampled(tiny_run, tmp_path, sampled, wrong, says):
+    with pytest.raises(UserError, match="expected") as error:
+        sweep(flags(tiny_run, out=tmp_path / "sweep", **wrong), Ranks())
+    assert says in str(error.value)
+    assert sampled == []
+    assert not (tmp_path / "sweep" / "samples").exists()
+
+
+def test_a_setting_that_the_run_can_not_serve_stops_all_of_them(make_run, tmp_path, sampled):
+    run = make_run(process="linear", objective="eps")
+    with pytest.raises(UserError, match="--steps 2000"):
+        sweep(flags(run, out=tmp_path / "sweep", steps="2,2000"), Ranks())
+    assert sampled == []
+
+
+def test_reference_without_a_distance_for_the_first_network(tiny_run, tmp_path, sampled):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(UserError):
+        sweep(flags(tiny_run, out=tmp_path / "sweep", reference=str(tmp_path / "stats.npz"), extractor=("digits-cnn",)),
+              Ranks())
+    assert sampled == []
+
+
+def test_one_sweep_at_a_time_in_a_folder(tiny_run, tmp_path):
+    with Ranks().alone_in(tmp_path), pytest.raises(UserError, match="another process is at work"):
+        sweep(flags(tiny_run, out=tmp_path), Ranks())
