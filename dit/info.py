@@ -11,7 +11,19 @@ from dit.convert import read_release
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.models.dit import parameters
-from dit.runs import WEIGHTS, Card, NetworkSpec, Weights, checkpoints, read_metrics, read_weights, verify
+from dit.runs import (
+    BEST,
+    WEIGHTS,
+    Card,
+    NetworkSpec,
+    Weights,
+    checkpoint_name,
+    checkpoints,
+    find_best,
+    read_metrics,
+    read_weights,
+    verify,
+)
 
 Rows = list[tuple[str, str]]
 WIDTH = 100  # columns of the table
@@ -128,7 +140,24 @@ def _progress_rows(run: Path, card: Card) -> Rows:
     goal = f"{card.config.epochs:g} epochs" if card.config.epochs else f"{card.config.steps:,} steps"
     if not lines:
         return [("trained", f"no step logged, of {goal}")]
-    return [("trained", f"{lines[-1]['step']:,} steps logged, of {goal}"), ("last loss", f"{lines[-1]['loss']:.4f}")]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return [
+        ("trained", f"{lines[-1]['step']:,} steps logged, of {goal}"),
+        *([("last loss", f"{losses[-1]:.4f}")] if losses else []),
+        *_best_rows(run, lines),
+    ]
+
+
+def _best_rows(run: Path, lines: list[dict[str, float]]) -> Rows:
+    best = find_best(lines)
+    if best is None:
+        return []
+    place = Path("checkpoints") / checkpoint_name(best.step)
+    if not (run / place).exists():
+        where = "its checkpoint was removed"
+    else:
+        where = BEST if (run / BEST).resolve().name == place.name else str(place)
+    return [("best score", f"{best.name} {best.value:.4g} at step {best.step:,} ({where})")]
 
 
 def _health(checkpoint: Path) -> str:

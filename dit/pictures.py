@@ -70,11 +70,12 @@ def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
     """Draw training loss (raw and smoothed) over steps, with the learning rate behind it.
 
     Args:
-        lines: of a run's log, each with `step`, `loss` and `lr`; at least one.
+        lines: of a run's log; those with `step`, `loss` and `lr` are drawn.
         out: the PNG to write.
     """
     from matplotlib.figure import Figure
 
+    lines = [line for line in lines if "loss" in line]
     steps, losses = [int(line["step"]) for line in lines], [line["loss"] for line in lines]
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     axis = figure.add_subplot(xlabel="step", ylabel="loss")

@@ -4,6 +4,7 @@
     metrics.jsonl               one line per logged step
     samples/step-0000400.png    grids from the EMA
     checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample from), meta.json (checksums)
+    best                        link to the checkpoint with the lowest Fréchet distance, where --eval-every is on
 
 A weights file carries the Card in its header, so that it can be used without the run.
 """
@@ -11,12 +12,12 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,7 @@ from dit.errors import UserError
 from dit.files import sha256
 
 WEIGHTS = "ema-*.safetensors"
+BEST = "best"  # in a run, a link to its best checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,11 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def checkpoint_name(step: int) -> str:
+    """The folder of a checkpoint."""
+    return f"step-{step:07d}"
+
+
 def latest(run: Path) -> Path | None:
     """The newest finished checkpoint of a run."""
     return next(reversed(checkpoints(run)), None)
@@ -139,6 +146,8 @@ def find_weights(path: Path) -> Path:
     if checkpoint is None:
         raise UserError(f"no checkpoint in {path}", "a run directory, a checkpoint directory or a .safetensors file",
                         "train one: python train.py --out RUN")
+    if checkpoint.is_symlink():  # RUN/best: what it names lies in the run, where samples of it belong too
+        checkpoint = checkpoint.parent / checkpoint.readlink()
     verify(checkpoint, WEIGHTS)
     return next(checkpoint.glob(WEIGHTS))
 
@@ -182,3 +191,23 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+class Best(NamedTuple):
+    """The lowest Fréchet distance of a run so far, by the name it is shown with, and its step."""
+
+    step: int
+    name: str
+    value: float
+
+
+def find_best(lines: Sequence[dict[str, float]], name: str | None = None) -> Best | None:
+    """The best of the scores in a log, the first of equal ones; by the network that scored last, unless named."""
+    name = name or next((key for line in reversed(lines) for key in line if is_distance(key)), None)
+    scored = [Best(int(line["step"]), name, line[name]) for line in lines if name in line] if name else []
+    return min(scored, key=lambda best: best.value, default=None)
+
+
+def is_distance(name: str) -> bool:
+    """Whether a score is a Fréchet distance."""
+    return name == "FID" or name.startswith("FD(")

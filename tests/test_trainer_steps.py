@@ -168,8 +168,8 @@ def loss_with_noise_of_the_image(denoise, x0, y, t, eps, **options):
     return loss(denoise, x0, y, t, torch.stack([noise(time, x0.shape[1:]) for time in t.tolist()]), **options)
 
 
-def loop_then_save(job, stop):
-    done = loop(job, stop)
+def loop_then_save(job, *others):
+    done = loop(job, *others)
     torch.save(job.state.network.state_dict(), out / f"world-{job.ranks.world}-rank-{job.ranks.rank}.pt")
     return done
 

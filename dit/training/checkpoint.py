@@ -4,6 +4,7 @@
 """
 
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dit.errors import UserError
-from dit.files import flush, sha256, write_json
+from dit.files import flush, replacing, sha256, write_json
 from dit.hardware import Ranks
-from dit.runs import Card, checkpoints, latest, verify, write_weights
+from dit.runs import BEST, Card, checkpoint_name, checkpoints, find_best, latest, read_metrics, verify, write_weights
 from dit.training.ema import EMA
 from dit.training.metrics_log import Window
 
@@ -58,13 +59,13 @@ def _create_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks) -> Path:
-    """Write checkpoints/step-N on all ranks and remove all but the newest `keep`.
+    """Write checkpoints/step-N on all ranks and remove all but the newest `keep` and the best.
 
     Raises:
         UserError: the disk is full or read-only; earlier checkpoints are as they were.
     """
     state.window.share(ranks)
-    final = run / "checkpoints" / f"step-{step:07d}"
+    final = run / "checkpoints" / checkpoint_name(step)
     beside = final.with_name(f".{final.name}")
     with _clear_errors(final):
         if ranks.main:
@@ -83,10 +84,28 @@ def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks
             beside.rename(final)
             flush(final.parent)
     if ranks.main:
+        best = _point_to_best(run)
         for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            if old != best:
+                shutil.rmtree(old)
     ranks.barrier()
     return final
+
+
+def _point_to_best(run: Path) -> Path | None:
+    """The checkpoint that the log says is best, with RUN/best linked to it; None where there is none."""
+    best, link = find_best(read_metrics(run / "metrics.jsonl")), run / BEST
+    found = next((c for c in checkpoints(run) if best and c.name == checkpoint_name(best.step)), None)
+    if found is None:
+        if link.is_symlink():  # to a checkpoint that was removed by hand
+            link.unlink()
+        return None
+    try:
+        with replacing(link) as beside:
+            beside.symlink_to(found.relative_to(run))
+    except OSError as error:  # no links on this file system, or a folder of that name
+        print(f"warning: no link {link} to the best checkpoint, {found} ({error})", file=sys.stderr)
+    return found
 
 
 def _seal(folder: Path, step: int) -> None:

@@ -59,11 +59,11 @@ class MetricsLog:
         self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One step's numbers."""
+    def write(self, step: int, values: dict[str, float], scores: dict[str, float]) -> None:
+        """One step's numbers; scores are under eval/ in TensorBoard."""
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
+            file.write(json.dumps({"step": step, **values, **scores}) + "\n")
+        for name, value in {**values, **{f"eval/{name}": score for name, score in scores.items()}}.items():
             self.board.add_scalar(name, value, step)
 
     def image(self, step: int, picture: Any) -> None:
@@ -78,7 +78,7 @@ class MetricsLog:
 
 
 class Stopwatch:
-    """Speed of training since it was last asked for, pictures and checkpoints not counted."""
+    """Speed of training since it was last asked for, pictures, scores and checkpoints not counted."""
 
     def __init__(self) -> None:
         self.since, self.steps = time.monotonic(), 0

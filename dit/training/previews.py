@@ -7,7 +7,7 @@ from PIL import Image
 
 from dit import pictures
 from dit.build import Run, build_denoiser
-from dit.config import SamplerConfig
+from dit.config import SamplerConfig, TrainConfig
 from dit.generate import sample_grid
 from dit.latents.autoencoder import Autoencoder
 from dit.runs import Card, Weights
@@ -16,6 +16,18 @@ from dit.training.ema import EMA
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
 CFG_SCALE = 1.5
 CLASSES, PER_CLASS = 10, 4
+
+
+def sampler_settings(config: TrainConfig) -> SamplerConfig:
+    """How pictures and scores of a run in training are sampled: quickly, and guided a little."""
+    scale = CFG_SCALE if config.label_dropout else 1.0  # without dropped labels there is no null class
+    return replace(SETTINGS, precision=config.precision, cfg_scale=scale)
+
+
+def ema_run(run: Path, card: Card, ema: EMA, autoencoder: Autoencoder, step: int) -> Run:
+    """The EMA of a run in training, ready to sample from."""
+    denoise = build_denoiser(card.config, ema.network)
+    return Run(Weights(run, card, step, {}), denoise, autoencoder, autoencoder.device)
 
 
 class Previews:
@@ -33,13 +45,9 @@ class Previews:
 
     def draw(self, step: int) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
-        denoise = build_denoiser(self.card.config, self.ema.network)
-        run = Run(Weights(self.folder, self.card, step, {}), denoise, self.autoencoder, self.autoencoder.device)
+        run = ema_run(self.folder, self.card, self.ema, self.autoencoder, step)
         classes = list(range(min(CLASSES, len(self.card.classes))))
-        config = self.card.config
-        scale = CFG_SCALE if config.label_dropout else 1.0  # without dropped labels there is no null class
-        settings = replace(SETTINGS, precision=config.precision, cfg_scale=scale)
-        images, _ = sample_grid(run, settings, classes, PER_CLASS)
+        images, _ = sample_grid(run, sampler_settings(self.card.config), classes, PER_CLASS)
         names = [self.card.class_name(i) for i in classes]
         picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(images.shape[-1]))
         self.folder.mkdir(parents=True, exist_ok=True)

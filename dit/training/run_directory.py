@@ -9,9 +9,10 @@ from dit.hardware import Ranks
 from dit.runs import Card, latest
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
-        "dry_run", "compile", "grad_accum"}
+        "dry_run", "compile", "grad_accum", "eval_every", "eval_reference", "eval_weights"}
 """Settings that may differ when a run goes on. `data` and `vae` may have moved: their classes and shapes may not."""
-OPTIMISATION = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout"}
+DELIBERATE = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout",
+              "eval_samples", "eval_extractor"}
 """Settings that may differ too when --resume names the run: the user means it."""
 
 
@@ -54,7 +55,7 @@ def _next_free(card: Card) -> Path:
 
 def _require_same(run: Path, card: Card) -> None:
     old, new = _identity(Card.read(run)), _identity(card)
-    free = FREE | (OPTIMISATION if card.config.resume not in (None, "auto") else set())
+    free = FREE | (DELIBERATE if card.config.resume not in (None, "auto") else set())
     different = [f"{key} {old[key]} there, {new[key]} now" for key in new if key not in free and old[key] != new[key]]
     if different:
         raise UserError(f"run directory {run} has another configuration ({'; '.join(different)})",

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,19 +19,21 @@ from dit.hardware import Ranks, autocast, uses_bf16
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.dit import split_name
-from dit.pictures import loss_curve
-from dit.runs import Card, latest, read_metrics
+from dit.runs import BEST, Card, find_best, is_distance, latest, read_metrics
 from dit.training import checkpoint
 from dit.training.batches import Batch, batches
 from dit.training.checkpoint import State
 from dit.training.dry_run import describe
 from dit.training.ema import EMA
 from dit.training.job import Job
-from dit.training.metrics_log import MetricsLog, Stopwatch, Window
-from dit.training.previews import Previews
+from dit.training.metrics_log import Stopwatch, Window
+from dit.training.reporter import Reporter
 from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Stop, stop_on_signals
+
+if TYPE_CHECKING:
+    from dit.training.scores import Comparison, Scores
 
 
 def train(config: TrainConfig, ranks: Ranks) -> Path | None:
@@ -47,6 +50,7 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder)
     card = build_card(config, source)
+    comparison = choose_comparison(config, ranks)
     if config.dry_run:
         if ranks.main:
             print(describe(card, source, autoencoder, ranks))
@@ -55,10 +59,11 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     if job.start > job.steps:
         raise UserError(f"--steps {job.steps} for {job.run}, which has done {job.start}", "more steps than that",
                         "pass more --steps")
+    scores = comparison.prepare(job) if comparison else None
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             write_json(job.run / "config.json", card.to_json())
-        done = loop(job, stop)
+        done = loop(job, scores, stop)
     if ranks.main:
         farewell(job, done)
     return job.run
@@ -92,48 +97,63 @@ def parallel(network: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
 
 
-def loop(job: Job, stop: Stop) -> int:
-    """All steps from the start, with their logs, pictures and checkpoints; the number of steps done."""
-    config, main = job.config, job.ranks.main
-    log = MetricsLog(job.run, job.start) if main else None
-    previews = Previews(job.run, job.card, job.state.ema, job.autoencoder, job.start) if main else None
-    size, step, shown, watch = config.global_batch_size, job.start, "–", Stopwatch()
+def choose_comparison(config: TrainConfig, ranks: Ranks) -> "Comparison | None":
+    """What --eval-every compares with; its code is imported only where it is on."""
+    if not config.eval_every:
+        return None
+    from dit.training import scores
+
+    return scores.choose_comparison(config, ranks)
+
+
+def loop(job: Job, scores: "Scores | None", stop: Stop) -> int:
+    """All steps from the start, with their logs, pictures, scores and checkpoints; the number of steps done."""
+    config, size, step, watch = job.config, job.config.global_batch_size, job.start, Stopwatch()
+    reporter, shown = Reporter(job) if job.ranks.main else None, {"loss": "–"}
     with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
-              disable=not main) as bar:
+              disable=not job.ranks.main) as bar:
         for step, batch in enumerate(batches(job), start=job.start + 1):
             train_step(job, batch, step)
             last = stop.now(step) or step == job.steps
-            logs = due(step, config.log_every) or (step == job.steps and config.log_every > 0)
-            draws = due(step, config.sample_every) or (step == job.steps and config.sample_every > 0)
-            saves = due(step, config.ckpt_every) or last
-            if logs or draws or saves or step % 10 == 0:
+            logs, draws, judges = (due(step, every, job.steps)
+                                   for every in (config.log_every, config.sample_every, config.eval_every))
+            saves = due(step, config.ckpt_every, job.steps) or last
+            if logs or draws or judges or saves or step % 10 == 0:
                 require_finite(job)
-            if logs:
-                values = job.state.window.close(job.ranks)
-                shown = f"{values['loss']:.4f}"
-                if log:
-                    lr = learning_rate(config, step - 1, job.steps)
-                    log.write(step, {**values, "lr": lr, "img_per_s": size * watch.steps_per_second(step - job.start)})
-            bar.set_postfix(step=step, loss=shown, refresh=False)
-            bar.update(size)
+            values = averages(job, step, watch) if logs else {}
             with watch.paused():
-                if log and previews and draws:
-                    log.image(step, previews.draw(step))
-                if saves:
+                found, leads = scores.measure(step) if scores and judges else ({}, False)
+                if reporter:
+                    reporter.write(step, values, found)
+                    if draws:
+                        reporter.draw(step)
+                if saves or leads:
                     checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks)
+            shown |= headline({**values, **found})
+            bar.set_postfix({"step": step, **shown}, refresh=False)
+            bar.update(size)
             if last:
                 break
-    if log and previews:
-        log.close()
-        previews.finish()
-        if lines := read_metrics(log.file):
-            loss_curve(lines, job.run / "loss.png")
+    if reporter:
+        reporter.finish()
     return step
 
 
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0 = never) happens after this one."""
-    return every > 0 and step % every == 0
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens every so many steps (0 = never), and after the last, happens after this one."""
+    return every > 0 and (step % every == 0 or step == steps)
+
+
+def averages(job: Job, step: int, watch: Stopwatch) -> dict[str, float]:
+    """What the log says of the steps since its last line."""
+    values = job.state.window.close(job.ranks)  # waits for the device, so that the watch sees all of its work
+    speed = job.config.global_batch_size * watch.steps_per_second(step - job.start)
+    return {**values, "lr": learning_rate(job.config, step - 1, job.steps), "img_per_s": speed}
+
+
+def headline(numbers: dict[str, float]) -> dict[str, str]:
+    """Those of them that the bar shows."""
+    return {name: f"{value:.4g}" for name, value in numbers.items() if name == "loss" or is_distance(name)}
 
 
 def train_step(job: Job, batch: Batch, step: int) -> None:
@@ -187,4 +207,8 @@ def farewell(job: Job, done: int) -> None:
     print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
     if job.config.sample_every:
         print(f"samples     {job.run / 'samples'}")
+    if job.config.eval_every:
+        print(f"scores      {job.run / 'scores.png'}")
+    if (best := find_best(read_metrics(job.run / "metrics.jsonl"))) and (job.run / BEST).exists():
+        print(f"best        {job.run / BEST} (step {best.step}, {best.name} {best.value:.4g})")
     print(f"next        python sample.py --run {job.run}")

@@ -1,0 +1,36 @@
+"""What a run writes about itself as it goes; by rank 0."""
+
+from dit.pictures import loss_curve
+from dit.runs import read_metrics
+from dit.training.job import Job
+from dit.training.metrics_log import MetricsLog
+from dit.training.previews import Previews
+
+
+class Reporter:
+    """metrics.jsonl, TensorBoard, sample grids and curves; what lies there of steps done again is dropped."""
+
+    def __init__(self, job: Job):
+        self.run = job.run
+        self.log = MetricsLog(job.run, job.start)
+        self.previews = Previews(job.run, job.card, job.state.ema, job.autoencoder, job.start)
+
+    def write(self, step: int, values: dict[str, float], scores: dict[str, float]) -> None:
+        """A line of the log, where there is anything to tell, and the curve of scores up to it."""
+        if values or scores:
+            self.log.write(step, values, scores)
+        if scores:
+            from dit.evaluation.pages.figures import training_scores
+
+            training_scores(read_metrics(self.log.file), self.run / "scores.png")
+
+    def draw(self, step: int) -> None:
+        """A grid of samples."""
+        self.log.image(step, self.previews.draw(step))
+
+    def finish(self) -> None:
+        """The pictures of the whole run."""
+        self.log.close()
+        self.previews.finish()
+        if lines := [line for line in read_metrics(self.log.file) if "loss" in line]:
+            loss_curve(lines, self.run / "loss.png")
