@@ -159,6 +159,12 @@ class Run:
         spec = self.card.network
         return spec.in_channels, spec.input_size, spec.input_size
 
+    @property
+    def home(self) -> Path:
+        """The run directory that the weights lie in, or the folder of weights that lie alone."""
+        folder = self.weights.path.resolve().parent
+        return folder.parents[1] if folder.parent.name == "checkpoints" else folder
+
 
 def load_run(path: Path, device: torch.device) -> Run:
     """The EMA of a run directory, a checkpoint directory or a weights file.

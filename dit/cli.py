@@ -1,4 +1,4 @@
-"""The commands: `dit train|sample|evaluate|encode|convert|info`, and train.py, sample.py, evaluate.py.
+"""The command `dit train|sample|evaluate|sweep|compare|stats|encode|convert|info`; train.py, sample.py, evaluate.py.
 
 Flags come from the dataclasses of `dit.config`. torch is imported only once the flags are right, so that `--help`
 and mistakes answer at once.
@@ -19,7 +19,17 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from dit.config import ConvertConfig, EncodeConfig, EvalConfig, InfoConfig, SampleConfig, TrainConfig
+from dit.config import (
+    CompareConfig,
+    ConvertConfig,
+    EncodeConfig,
+    EvalConfig,
+    InfoConfig,
+    SampleConfig,
+    StatsConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from dit.errors import UserError, nearest
 
 MISTAKE, INTERRUPTED = 2, 130  # exit codes
@@ -37,6 +47,9 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainConfig, "dit.training.trainer:train"),
     "sample": (SampleConfig, "dit.sample:sample"),
     "evaluate": (EvalConfig, "dit.evaluation.evaluate:evaluate"),
+    "sweep": (SweepConfig, "dit.evaluation.sweep.sweep:sweep"),
+    "compare": (CompareConfig, "dit.evaluation.compare:compare"),
+    "stats": (StatsConfig, "dit.evaluation.stats:stats"),
     "encode": (EncodeConfig, "dit.encode:encode"),
     "convert": (ConvertConfig, "dit.convert:convert"),
     "info": (InfoConfig, "dit.info:show"),

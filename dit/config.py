@@ -104,17 +104,28 @@ class TrainConfig:
     log_every: int = 20
     """Steps between lines of metrics.jsonl; 0 = never."""
     keep: int = 2
-    """How many checkpoints to keep, newest first."""
+    """How many checkpoints to keep, newest first, and the best one beside them where --eval-every is on."""
+    eval_every: int = 0
+    """Steps between scores of the EMA on a fixed set of samples; 0 = never. The best checkpoint is kept as RUN/best."""
+    eval_samples: int = 500
+    """Samples of each such score, the same seeds and classes every time."""
+    eval_reference: str | None = None
+    """What they are compared with, as --reference of evaluate.py; the training images unless given."""
+    eval_extractor: str = "auto"
+    """Feature network, as --extractor of evaluate.py, one."""
+    eval_weights: str | None = None
+    """Local weights of that network, where they can not be downloaded."""
     dry_run: bool = False
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
 
     def __post_init__(self) -> None:
         positive = ("image_size", "global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep")
-        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every")
+        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "eval_every")
         _require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         _require_range(self, positive, lambda v: v > 0, "a number above 0")
         _require_range(self, not_negative, lambda v: v >= 0, "0 or more")
         _require_range(self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)")
+        _require_range(self, ("eval_samples",), lambda v: v > 1, "2 or more")
         _require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
         _require_range(self, ("num_classes", "epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
         _require_range(self, ("num_classes",), lambda v: v is None or v <= 10**7, "at most ten million")
@@ -179,27 +190,114 @@ class SampleConfig(SamplerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(SamplerConfig):
+class ScoringConfig:
+    """What samples are compared with, and how."""
+
+    reference: str | None = None
+    """`digits`, a folder of images, or an .npz file of images or statistics; the run's own data unless given."""
+    crop: bool | None = None
+    """Crop the reference's images to the samples' size as ADM does; unless given, only the run's own data."""
+    extractor: tuple[str, ...] = ("auto",)
+    """Feature networks, one or several: inception, dinov2, digits-cnn, MODULE:CLASS, or a name registered with
+    torch-fidelity; auto: digits-cnn for digits, else inception."""
+    weights: tuple[str, ...] = ()
+    """Local weights of the feature network, where they can not be downloaded: FILE, or NAME=FILE for several."""
+    bootstrap: int = 50
+    """Resamples behind the uncertainty of distances; 0 for none."""
+    cache: bool = True
+    """Keep features of references in ~/.cache/dit (or $DIT_CACHE), named by content, for the next time."""
+
+    def __post_init__(self) -> None:
+        _require_range(self, ("bootstrap",), lambda v: v == 0 or v >= 10, "0, or 10 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(SamplerConfig, ScoringConfig):
     """Score samples against a reference and write report.json, report.md and report.html."""
 
     run: Path | None = None
     """Run to sample from and score."""
     samples: Path | None = None
     """Images to score instead: a folder or an .npz file."""
-    reference: str | None = None
-    """`digits`, a folder of images, or an .npz file of statistics (mu, sigma); the run's own data unless given."""
     num_samples: int | None = None
     """Images to sample from the run; unless given, as many as the reference has, at most 50,000."""
-    extractor: Literal["auto", "inception", "digits-cnn"] = "auto"
-    """Feature network; auto: digits-cnn for digits, else inception."""
-    weights: Path | None = None
-    """Local file of Inception's weights, where they can not be downloaded."""
+    train_data: str | None = None
+    """Images that samples may have been copied from: `digits` or a folder; the run's own data unless given."""
     out: Path | None = None
     """Folder of the report; unless given, evaluation/ in the run or SAMPLES-evaluation beside the samples."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        SamplerConfig.__post_init__(self)
+        ScoringConfig.__post_init__(self)
         _require_range(self, ("num_samples",), lambda v: v is None or v > 1, "2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(ScoringConfig):
+    """Score a grid of sampling settings on one run, with the same seeds in each; continues where it was interrupted."""
+
+    run: Path
+    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    cfg_scale: str = "1:4:0.5"
+    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with its end."""
+    interval: str = "0-1"
+    """Intervals of time to guide in, LOW-HIGH, such as 0-1,0.2-0.8: 0 is data, 1 is noise (2404.07724)."""
+    steps: str | None = None
+    """Sampling steps, a list or a range; unless given, the sampler's own number."""
+    sampler: str = "auto"
+    """Samplers, a list such as ddim,dpmpp_2m; auto as in sample.py."""
+    num_samples: int = 1000
+    """Images for each setting."""
+    seed: int = 0
+    """Image i is made from (seed, i) in every setting, so that settings differ by themselves and not by luck."""
+    batch_size: int = 64
+    """Images per network call and rank."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network."""
+    out: Path | None = None
+    """Folder of the results; unless given, sweep/ in the run."""
+    keep_samples: bool = False
+    """Keep the images of every setting, not only a grid of the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        _require_range(self, ("num_samples",), lambda v: v > 1, "2 or more")
+        _require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsConfig:
+    """Write the statistics of a data set's features, to be a reference for ever after."""
+
+    data: str
+    """`digits`, a folder of images (flat or one subfolder per class), or an .npz file of images."""
+    out: Path
+    """The .npz file to write."""
+    image_size: int | None = None
+    """Crop images to this size as ADM does; unless given, they are taken as they are (digits: 32)."""
+    extractor: tuple[str, ...] = ("auto",)
+    """Feature networks, as in evaluate.py."""
+    weights: tuple[str, ...] = ()
+    """Local weights of the feature network, as in evaluate.py."""
+    batch_size: int = 64
+    """Images per network call and rank."""
+    cache: bool = True
+    """Keep features in ~/.cache/dit (or $DIT_CACHE), named by content."""
+
+    def __post_init__(self) -> None:
+        _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        _require_range(self, ("image_size",), lambda v: v is None or v > 0, "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Tell whether the scores of two reports may be compared; exit code 1 if they may not."""
+
+    a: Positional[Path]
+    """report.json of one evaluation, or its folder."""
+    b: Positional[Path]
+    """report.json of the other."""
 
 
 @dataclass(frozen=True, kw_only=True)

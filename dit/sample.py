@@ -69,8 +69,5 @@ def _write_grid(run: Run, config: SampleConfig, classes: list[int], out: Path) -
 
 
 def _default_out(run: Run, config: SampleConfig) -> Path:
-    """In samples/ of the run that the weights lie in, or beside weights that lie alone."""
-    file = run.weights.path
-    in_run = file.parent.parent.name == "checkpoints"
-    home = file.parent.parent.parent if in_run else file.parent
-    return home / "samples" / f"grid-step-{run.weights.step:07d}-cfg-{config.cfg_scale:g}-seed-{config.seed}.png"
+    name = f"grid-step-{run.weights.step:07d}-cfg-{config.cfg_scale:g}-seed-{config.seed}.png"
+    return run.home / "samples" / name

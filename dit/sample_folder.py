@@ -49,7 +49,7 @@ def sample_folder(
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
     mine = torch.tensor([i for i in missing if i % ranks.world == ranks.rank], dtype=torch.int64)
     there = num_samples - len(missing)
-    with tqdm(total=num_samples, initial=there, unit="img", disable=not ranks.main, desc="sampling") as bar:
+    with tqdm(total=num_samples, initial=there, unit="img", disable=not ranks.main, desc="sampling", leave=None) as bar:
         for done, indices in _batches(mine, config.batch_size):
             labels = torch.tensor(classes)[indices % len(classes)]
             folder.write(indices.tolist(), generate(run, plan, config, labels, indices))

@@ -47,6 +47,12 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of features for these tests alone."""
+    os.environ["DIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run shared by all tests: read it only."""

@@ -18,7 +18,8 @@ LEVELS = [
     {"build", "convert"},
     {"generate", "encode"},
     {"sample_folder"},
-    {"training", "evaluation", "sample", "info"},
+    {"evaluation"},
+    {"training", "sample", "info"},
     {"cli"},
 ]
 WITHIN_DIFFUSION = ["process", "denoiser", "guidance", "objective", "samplers"]

@@ -2,19 +2,26 @@
 
 import csv
 import json
-from types import SimpleNamespace
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dit.config import EvalConfig, TrainConfig
+from dit.config import EvalConfig, StatsConfig
 from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation import evaluate as module
-from dit.evaluation import metrics
 from dit.evaluation.evaluate import evaluate
+from dit.evaluation.scores import metrics
+from dit.evaluation.stats import stats
 from dit.hardware import Ranks
+
+ROOT = Path(__file__).parent.parent
+CNN = ("digits-cnn",)
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +29,7 @@ def few_subsets(monkeypatch):
     monkeypatch.setattr(metrics, "KID_SUBSETS", 5)
 
 
-def fill(folder, count=60, size=32):
+def fill(folder, count=60, size=32, first=0):
     """Real digits as samples, with their labels."""
     folder.mkdir(parents=True)
     digits = Digits(size)
@@ -30,14 +37,20 @@ def fill(folder, count=60, size=32):
         rows = csv.writer(file)
         rows.writerow(["file", "label"])
         for i in range(count):
-            Image.fromarray(digits[i].permute(1, 2, 0).numpy()).save(folder / f"{i:06d}.png")
-            rows.writerow([f"{i:06d}.png", digits.labels[i]])
+            Image.fromarray(digits[first + i].permute(1, 2, 0).numpy()).save(folder / f"{i:06d}.png")
+            rows.writerow([f"{i:06d}.png", digits.labels[first + i]])
     return folder
 
 
 @pytest.fixture
 def samples(tmp_path):
     return fill(tmp_path / "samples")
+
+
+def report(**flags):
+    """The report of an evaluation, without resamples unless asked."""
+    out = evaluate(EvalConfig(**{"bootstrap": 0, **flags}), Ranks())
+    return json.loads((out / "report.json").read_text())
 
 
 def refused(**flags):
@@ -47,13 +60,16 @@ def refused(**flags):
 
 
 def test_folder_of_real_digits_scores_like_real_digits(samples, capsys):
-    out = evaluate(EvalConfig(samples=samples, reference="digits"), Ranks())
+    out = evaluate(EvalConfig(samples=samples, reference="digits", bootstrap=10), Ranks())
     assert out == samples.with_name(f"{samples.name}-evaluation")
     values = json.loads((out / "report.json").read_text())
     assert values["digits_recognised"]["found"]["accuracy"] > 0.98
-    assert values["scores"]["precision"]["value"] > 0.9
+    assert values["scores"]["precision(digits-cnn)"]["value"] > 0.9
+    low, high = values["scores"]["FD(digits-cnn)"]["interval"]
+    assert low < values["scores"]["FD(digits-cnn)"]["value"] < high
     assert values["protocol"]["sampling"]["sampler"] == "unknown"
     assert values["protocol"]["reference"]["count"] == 1797
+    assert [row["label"] for row in values["classes"]] == [str(i) for i in range(10)]
     printed = capsys.readouterr().out
     assert "FD(digits-cnn)" in printed
     assert str(out / "report.html") in printed
@@ -64,36 +80,93 @@ def test_folder_of_real_digits_scores_like_real_digits(samples, capsys):
 def test_settings_beside_the_samples_are_recorded_and_name_the_reference(samples, tmp_path):
     settings = {"data": "digits", "sampler": "heun", "cfg_scale": 4.0, "cfg_channels": None, "weights_sha256": "ab"}
     (samples / "samples.json").write_text(json.dumps(settings))
-    out = evaluate(EvalConfig(samples=samples, out=tmp_path / "there"), Ranks())
-    recorded = json.loads((out / "report.json").read_text())["protocol"]["sampling"]
+    recorded = report(samples=samples, out=tmp_path / "there")["protocol"]["sampling"]
     assert recorded["cfg_scale"] == 4.0
     assert recorded["cfg_channels"] == "all"
     assert recorded["steps"] == "unknown"
 
 
-def test_npz_without_labels_has_no_recognition(samples, tmp_path):
-    images = Digits(32).images[:60].permute(0, 2, 3, 1).numpy()
-    np.savez(tmp_path / "samples.npz", images)
-    out = evaluate(EvalConfig(samples=tmp_path / "samples.npz", reference="digits"), Ranks())
-    values = json.loads((out / "report.json").read_text())
+def test_npz_without_labels_has_no_recognition_and_no_classes(tmp_path):
+    np.savez(tmp_path / "samples.npz", Digits(32).images[:60].permute(0, 2, 3, 1).numpy())
+    values = report(samples=tmp_path / "samples.npz", reference="digits")
     assert values["digits_recognised"]["found"] is None
     assert "no labels" in values["digits_recognised"]["reason"]
+    assert values["classes"] == []
 
 
-def test_statistics_give_distance_only(samples, tmp_path):
+def test_copies_are_found_where_the_reference_is_the_training_data(samples):
+    (samples / "samples.json").write_text(json.dumps({"data": "digits"}))
+    shares = {found["by"]: found for found in report(samples=samples)["memorisation"]}
+    assert set(shares) == {"pixels", "digits-cnn"}  # these samples are training images
+    assert {(found["share"], found["checked"], found["count"]) for found in shares.values()} == {(1.0, 60, 1797)}
+
+
+def test_copies_are_looked_for_in_other_images_when_asked(samples, tmp_path):
+    others = fill(tmp_path / "others", 200, first=1000)
+    flags = dict(samples=samples, reference="digits", extractor=CNN)
+    assert "not known: pass --train-data" in report(**flags)["notes"][0]
+    found = report(**flags, train_data=str(others))["memorisation"]
+    assert {(one["against"], one["count"]) for one in found} == {(str(others), 200)}
+    assert all(one["share"] < 0.2 for one in found)
+
+
+def test_statistics_give_distances_only(samples, tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
-    out = evaluate(EvalConfig(samples=samples, reference=str(tmp_path / "stats.npz"), extractor="digits-cnn"), Ranks())
-    scores = json.loads((out / "report.json").read_text())["scores"]
-    assert scores["fd"]["value"] > 0
-    assert "statistics only" in scores["kid"]["reason"]
+    scores = report(samples=samples, reference=str(tmp_path / "stats.npz"), extractor=CNN)["scores"]
+    assert scores["FD(digits-cnn)"]["value"] > 0
+    for name in ("KID", "precision", "recall", "density", "coverage"):
+        assert scores[f"{name}(digits-cnn)"]["value"] is None
+        assert "statistics only" in scores[f"{name}(digits-cnn)"]["reason"]
 
 
 def test_folder_of_images_is_a_reference(samples, tmp_path):
     other = fill(tmp_path / "other", 40)
-    out = evaluate(EvalConfig(samples=samples, reference=str(other), extractor="digits-cnn"), Ranks())
-    values = json.loads((out / "report.json").read_text())
-    assert values["scores"]["fd"]["reference"] == 40
+    values = report(samples=samples, reference=str(other), extractor=CNN)
+    assert values["scores"]["FD(digits-cnn)"]["reference"] == 40
     assert values["digits_recognised"] is None
+
+
+def test_crop_brings_a_reference_to_the_samples_size(samples, tmp_path):
+    larger = fill(tmp_path / "larger", 40, size=64)
+    values = report(samples=samples, reference=str(larger), crop=True, extractor=CNN)
+    assert values["protocol"]["reference"]["crop"] == "ADM's, to 32x32"
+    assert values["protocol"]["reference"]["size"] == "32x32"
+
+
+def test_several_networks_see_each_image_once(samples, tmp_path, monkeypatch):
+    (tmp_path / "own_features.py").write_text(
+        "import torch\n\nclass Means(torch.nn.Module):\n    def forward(self, images):\n"
+        "        return images.float().mean(dim=(2, 3)) + torch.arange(3.0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    read = []
+    original = module.read_images
+
+    def counting(path):
+        images = original(path)
+        return type(images)(**{**vars(images), "read": lambda i: read.append(i) or images.read(i), "labels": None})
+
+    monkeypatch.setattr(module, "read_images", counting)
+    values = report(samples=samples, reference="digits", extractor=("digits-cnn", "own_features:Means"), cache=False)
+    assert {"FD(digits-cnn)", "FD(own_features:Means)", "KID(own_features:Means)"} <= set(values["scores"])
+    assert "no classifier" in values["scores"]["IS(own_features:Means)"]["reason"]
+    assert "features (own_features:Means)" in values["protocol"]
+    assert read[:60] == list(range(60))
+    assert len(read) < 2 * 60 + 100  # once for features; again for pictures only
+
+
+def test_two_ranks_score_bitwise_as_one(samples, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    real = fill(tmp_path / "real", 100, first=500)
+    command = ["evaluate.py", "--samples", str(samples), "--reference", str(real), "--extractor", "digits-cnn",
+               "--no-cache", "--bootstrap", "10", "--batch-size", "16", "--out"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        subprocess.run([*launcher, *command, str(tmp_path / name)], cwd=ROOT, env=environment, check=True)
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    for values in (one, two):
+        del values["protocol"]["software"]["date"]
+    assert one == two
+    assert one["scores"]["FD(digits-cnn)"]["value"] > 0
 
 
 # -- refused -----------------------------------------------------------------------------------------------------
@@ -105,15 +178,14 @@ def test_flags_that_contradict(samples, tmp_path):
     assert "--cfg-scale 2.0 with --samples" in refused(samples=samples, reference="digits", cfg_scale=2.0)
     assert "--num-samples 9 with --samples" in refused(samples=samples, reference="digits", num_samples=9)
     assert "no --reference for" in refused(samples=samples)
-    weights = tmp_path / "w.pth"
-    assert "--weights" in refused(samples=samples, reference="digits", weights=weights)
+    assert "--weights" in refused(samples=samples, reference="digits", weights=(str(tmp_path / "w.pth"),))
 
 
 def test_sizes_that_differ_are_both_named(samples, tmp_path):
-    other = fill(tmp_path / "other", 3, size=16)
-    message = refused(samples=samples, reference=str(other), extractor="digits-cnn")
+    message = refused(samples=samples, reference=str(fill(tmp_path / "other", 3, size=16)), extractor=CNN)
     assert "samples of 32x32" in message
     assert "reference of 16x16" in message
+    assert "--crop" in message
 
 
 def test_one_sample_is_too_few(tmp_path):
@@ -122,69 +194,67 @@ def test_one_sample_is_too_few(tmp_path):
 
 def test_statistics_of_another_network(samples, tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    stats = str(tmp_path / "stats.npz")
-    assert "64 features of the samples and 2048" in refused(samples=samples, reference=stats, extractor="digits-cnn")
+    message = refused(samples=samples, reference=str(tmp_path / "stats.npz"), extractor=CNN)
+    assert "statistics of 2048 values, digits-cnn gives 64" in message
+
+
+def test_statistics_of_images_of_another_size(samples, tmp_path):
+    stats(StatsConfig(data="digits", image_size=16, out=tmp_path / "stats.npz"), Ranks())
+    message = refused(samples=samples, reference=str(tmp_path / "stats.npz"), extractor=CNN)
+    assert "samples of 32x32 and statistics of 16x16" in message
+
+
+def test_statistics_that_are_no_covariance(samples, tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.diag([-1.0] + [1.0] * 63))
+    message = refused(samples=samples, reference=str(tmp_path / "stats.npz"), extractor=CNN)
+    assert "eigenvalue -1 beside 1" in message
 
 
 # -- runs --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run that samples real digits; `calls` says how often."""
-    directory = tmp_path / "run"
-    directory.mkdir()
-    (directory / "config.json").write_text("{}")
+def run(make_run):
+    directory = make_run()
     (directory / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 1.0, "lr": 0.1}\n{"step": 2, "loss": 0.5, "lr": 0.1}\n'
     )
-    (directory / "ema.safetensors").write_bytes(b"weights")
-    card = SimpleNamespace(config=TrainConfig(), network=SimpleNamespace(num_classes=10),
-                           classes=[str(i) for i in range(10)])
-    fake = SimpleNamespace(card=card, weights=SimpleNamespace(path=directory / "ema.safetensors"))
-    calls = []
-
-    def sample_folder(run, config, classes, num_samples, out, format, ranks):
-        calls.append((list(classes), num_samples, config.cfg_scale, format))
-        if not out.exists():
-            fill(out, num_samples)
-        (out / "samples.json").write_text(json.dumps({"sampler": "heun", "cfg_scale": config.cfg_scale}))
-        return out
-
-    monkeypatch.setattr(module, "load_run", lambda path, device: fake)
-    monkeypatch.setattr(module, "sample_folder", sample_folder)
-    return SimpleNamespace(path=directory, calls=calls, card=card)
+    return directory
 
 
 def test_run_is_sampled_scored_and_its_loss_drawn(run):
-    out = evaluate(EvalConfig(run=run.path, num_samples=50, cfg_scale=1.5), Ranks())
-    assert out == run.path / "evaluation"
-    assert run.calls == [(list(range(10)), 50, 1.5, "png")]
-    values = json.loads((out / "report.json").read_text())
+    flags = dict(run=run, num_samples=30, sampler="euler", steps=2)
+    values = report(**flags, cfg_scale=1.5)
     assert values["protocol"]["sampling"]["cfg_scale"] == 1.5
-    assert "Training loss" in (out / "report.html").read_text()
-    evaluate(EvalConfig(run=run.path, num_samples=50, cfg_scale=4.0), Ranks())
-    assert len(list(out.glob("samples-*"))) == 2  # other settings, another folder
+    assert values["protocol"]["samples"]["labels"] == "10 classes, 3 images each"
+    assert "Training" in (run / "evaluation" / "report.html").read_text()
+    assert {found["by"] for found in values["memorisation"]} == {"pixels", "digits-cnn"}
+    report(**flags, cfg_scale=4.0)
+    assert len(list((run / "evaluation").glob("samples-*"))) == 2  # other settings, another folder
 
 
-def test_nothing_is_sampled_before_reference_and_weights_are_known_to_be_good(run, tmp_path):
+def test_nothing_is_sampled_before_everything_is_known_to_be_good(run, tmp_path, make_run):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3))
     small = fill(tmp_path / "small", 3, size=16)
-    assert "array sigma" in refused(run=run.path, reference=str(tmp_path / "stats.npz"))
-    assert "does not exist" in refused(run=run.path, extractor="inception", weights=tmp_path / "none.pth")
-    assert "is not a folder" in refused(run=run.path, reference=str(tmp_path / "none"))
-    assert "a reference of 16x16" in refused(run=run.path, reference=str(small), extractor="digits-cnn")
-    assert run.calls == []
+    stats = str(tmp_path / "stats.npz")
+    assert "sigma" in refused(run=run, reference=stats)
+    assert "none.pth" in refused(run=run, extractor=("inception",), weights=(str(tmp_path / "none.pth"),))
+    assert "is not a folder" in refused(run=run, reference=str(tmp_path / "none"))
+    assert "a reference of 16x16" in refused(run=run, reference=str(small), extractor=CNN)
+    assert "--variance learned" in refused(run=run, variance="learned")
+    ddpm = make_run("ddpm", process="linear", objective="eps")
+    assert "--steps 2000" in refused(run=ddpm, steps=2000)
+    assert not list(tmp_path.rglob("samples-*"))
 
 
-def test_data_that_are_no_images_ask_for_a_reference(run, tmp_path):
+def test_data_that_are_no_images_ask_for_a_reference(make_run, tmp_path):
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "encoding.json").write_text("{}")
-    run.card.config = TrainConfig(data=str(tmp_path / "latents"))
-    assert "latents, which can not be the reference" in refused(run=run.path)
+    run = make_run(data=str(tmp_path / "latents"))
+    assert "latents, which can not be the reference" in refused(run=run)
 
 
 def test_number_of_samples_follows_the_reference(run, tmp_path):
-    other = fill(tmp_path / "other", 40)
-    evaluate(EvalConfig(run=run.path, reference=str(other), extractor="digits-cnn"), Ranks())
-    assert run.calls[0][1] == 40
+    other = fill(tmp_path / "other", 40, size=8)
+    values = report(run=run, reference=str(other), extractor=CNN, sampler="euler", steps=1)
+    assert values["protocol"]["samples"]["count"] == 40

@@ -1,0 +1,157 @@
+"""What samples are compared with: a reference's images, its statistics, or both, in the features of every network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dit.data.images import Digits
+from dit.errors import UserError
+from dit.evaluation.inputs.cache import extract_cached
+from dit.evaluation.inputs.features import Extracted, Features
+from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images, show_size
+from dit.evaluation.inputs.statistics import Statistics, read_statistics
+from dit.evaluation.networks.base import Extractor
+from dit.evaluation.networks.load import DIGITS_CNN, load_extractors
+from dit.evaluation.scores import metrics
+from dit.evaluation.scores.frechet import from_moments
+from dit.evaluation.scores.metrics import Range, Score, Target
+from dit.hardware import Ranks
+from dit.latents.store import holds_latents
+
+STATISTICS_ONLY = "the reference has statistics only, no images"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images, statistics, or both."""
+
+    name: str
+    images: ImageSet | None
+    statistics: Statistics | None
+    crop: int | None = None  # to which the images were cropped
+
+    @property
+    def digits(self) -> bool:
+        """Whether it is scikit-learn's digits."""
+        return self.name == "digits"
+
+
+def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
+    """The reference that a name stands for, in the samples' size (height, width).
+
+    Args:
+        name: `digits`, a folder of images, or an .npz file.
+        crop: whether to crop its images to `size`, as ADM does.
+
+    Raises:
+        UserError: missing, damaged, latents instead of images, or images of another size.
+    """
+    path = Path(name).expanduser()
+    if crop and size[0] != size[1]:
+        raise UserError(f"--crop with samples of {show_size(size)}", "square samples", "drop --crop")
+    if holds_latents(path):
+        raise UserError(f"{name} holds latents, which can not be the reference", "images, or an .npz file",
+                        "pass --reference with the folder of images that was encoded")
+    if name == "digits":
+        if size[0] != size[1]:
+            raise UserError(f"samples of {show_size(size)} with the reference digits", "square samples",
+                            "pass another --reference")
+        return Reference(name, from_data(Digits(size[0]), name), None)
+    statistics = read_statistics(path) if path.suffix == ".npz" else None
+    if statistics and statistics.record.get("size", show_size(size)) != show_size(size):
+        raise UserError(f"samples of {show_size(size)} and statistics of {statistics.record['size']} in {name}",
+                        "one size for both", f"make statistics with dit stats --image-size {size[0]}")
+    images = None
+    if statistics is None or has_images(path):
+        images = read_images(path, size[0] if crop else None)
+        _check_size(images, size)
+    return Reference(name, images, statistics, size[0] if crop and images else None)
+
+
+def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
+    if images.size != size:
+        raise UserError(f"samples of {show_size(size)} and a reference of {show_size(images.size)} in {images.name}",
+                        "one size for both", "pass --crop to crop the reference to the samples' size as ADM does")
+
+
+def choose_extractors(names: Sequence[str], weights: Sequence[str], digits: bool, ranks: Ranks) -> list[Extractor]:
+    """Feature networks by name, `auto` resolved; rank 0 goes first, for it may have to download."""
+    chosen = [(DIGITS_CNN if digits else "inception") if name == "auto" else name for name in names]
+    if not ranks.main:
+        ranks.barrier()
+    extractors = load_extractors(chosen, weights, ranks.device)
+    if ranks.main:
+        ranks.barrier()
+    return extractors
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A reference as rank 0 compares with it; nothing on other ranks.
+
+    Args:
+        targets: by the name of each network; `floor`: by the name of each score.
+        digest: SHA-256 of the images' pixels, or of the statistics file where there are no images.
+    """
+
+    targets: dict[str, Target]
+    floor: dict[str, Range]
+    digest: str
+
+
+def prepare(reference: Reference, extractors: Sequence[Extractor], networks: Sequence[str], count: int | None,
+            batch_size: int, ranks: Ranks, cache: bool) -> Standard:
+    """Features of the reference, from the cache where they are, and what real images score at `count`.
+
+    Args:
+        extractors: all that see the images in this one pass; `networks`: names of those that make scores.
+        count: how many samples the floor is for; without it there is none.
+
+    Raises:
+        UserError: an image can not be read; or the reference tells none of the networks anything.
+    """
+    found: dict[str, Features] = {}
+    digest = reference.statistics.digest if reference.statistics else ""
+    if reference.images:
+        extracted = extract_cached(reference.images, extractors, batch_size, ranks, "features of reference", cache)
+        found, digest = extracted.networks, extracted.digest
+    if not ranks.main:
+        return Standard({}, {}, digest)
+    targets = {extractor.name: _target(reference, found.get(extractor.name), extractor) for extractor in extractors}
+    _check_some(reference, [targets[name] for name in networks])
+    floor: dict[str, Range] = {}
+    for name in networks:
+        if count is not None and name in found:
+            floor |= metrics.compute_floor(found[name], count, name, ranks.device)
+    return Standard(targets, floor, digest)
+
+
+def _target(reference: Reference, features: Features | None, extractor: Extractor) -> Target:
+    """Images' features; and the Gaussians of the statistics file where it has them, else those of the features."""
+    statistics = reference.statistics
+    if statistics is None:
+        assert features
+        return Target.of(features)
+    values, moments = features.values if features else None, statistics.of(extractor)
+    if isinstance(moments, str):
+        return Target(values, missing=moments)
+    gaussian, spatial = (from_moments(*pair, statistics.name) if pair else None for pair in moments)
+    missing = STATISTICS_ONLY if values is None else f"{statistics.name} has no spatial statistics"
+    return Target(values, gaussian, spatial, missing, statistics.count)
+
+
+def _check_some(reference: Reference, targets: Sequence[Target]) -> None:
+    if all(target.values is None and target.gaussian is None for target in targets):
+        raise UserError(f"{reference.name} can not be compared with: {targets[0].missing}",
+                        "images, or statistics of a chosen feature network", "pass another --extractor or --reference")
+
+
+def score(samples: Extracted, standard: Standard, networks: Sequence[str], device: torch.device
+          ) -> dict[str, Score]:
+    """All scores of samples by their names, network by network; on rank 0."""
+    scores: dict[str, Score] = {}
+    for name in networks:
+        scores |= metrics.compute_scores(samples.networks[name], standard.targets[name], name, device)
+    return scores
