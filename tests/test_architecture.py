@@ -22,6 +22,16 @@ LEVELS = [
     {"training", "sample", "info"},
     {"cli"},
 ]
+WITHIN_EVALUATION = [
+    {"networks"},
+    {"inputs"},
+    {"scores"},
+    {"references", "sampling"},
+    {"protocol"},
+    {"pages"},
+    {"findings", "compare", "stats", "sweep"},
+    {"evaluate"},
+]
 WITHIN_DIFFUSION = ["process", "denoiser", "guidance", "objective", "samplers"]
 
 
@@ -52,6 +62,17 @@ def test_diffusion_imports_go_down():
     for i, name in enumerate(WITHIN_DIFFUSION):
         used = {m.split(".")[2] for m in imported(ROOT / "dit" / "diffusion" / f"{name}.py") if "diffusion" in m}
         assert used <= set(WITHIN_DIFFUSION[:i]), name
+
+
+def test_evaluation_imports_go_down():
+    for file in (ROOT / "dit" / "evaluation").rglob("*.py"):
+        part = file.relative_to(ROOT / "dit" / "evaluation").parts[0].removesuffix(".py")
+        for name in imported(file):
+            if part != "__init__" and name.startswith("dit.evaluation."):
+                other = name.split(".")[2]
+                here, there = (next(i for i, rooms in enumerate(WITHIN_EVALUATION) if room in rooms)
+                               for room in (part, other))
+                assert other == part or there < here, f"{file} imports {name} from above or beside"
 
 
 def test_networks_know_nothing_of_the_package_but_errors():
