@@ -25,6 +25,7 @@ from dit.config import EvalConfig
 from dit.data.images import Digits
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.inputs.images import read_images
+from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores import metrics
 from dit.hardware import Ranks
 
@@ -77,6 +78,35 @@ class Pixels(Dataset):
         return self.images[index].contiguous()
 
 
+def register() -> None:
+    """Make digits-cnn known to torch-fidelity."""
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import register_feature_extractor
+
+    class Wrapped(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **kwargs: Any):
+            super().__init__(name, features_list)
+            (self.extractor,) = load_extractors(["digits-cnn"], [], torch.device("cpu"))
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            outputs = self.extractor(images)
+            return tuple({"features": outputs.values, "logits": outputs.logits}[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+    register_feature_extractor("digits-cnn", Wrapped)
+
+
 def theirs(images: Tensor, reference: Tensor) -> dict[str, float]:
     """The same scores by torch-fidelity's own command; its features and KID are float32."""
     import torch_fidelity
@@ -96,6 +126,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, help="folder or .npz of a run's samples, 32x32")
     parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/")
     args = parser.parse_args()
+    register()
     reference, made = sets(args.samples)
     results = {}
     for name, images in made.items():

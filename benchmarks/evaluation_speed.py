@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,9 +26,13 @@ from benchmarks.record import record
 from dit.data.images import Digits
 from dit.evaluation.inputs.features import Features, extract
 from dit.evaluation.inputs.images import from_array
+from dit.evaluation.networks.base import Extractor, Outputs
+from dit.evaluation.networks.inception import INCEPTION
 from dit.evaluation.networks.load import load_extractors
+from dit.evaluation.references import Reference, prepare, score
 from dit.evaluation.scores import metrics
 from dit.evaluation.scores.frechet import fit, frechet
+from dit.evaluation.scores.memorisation import pixel_extractor
 from dit.hardware import Ranks
 
 WIDTH, CLASSES, SPREAD = 2048, 1008, 0.01
@@ -71,7 +77,7 @@ def everything(samples: Tensor, reference: Tensor) -> dict[str, float]:
     """All scores of features with logits, the reference's Gaussian included."""
     logits = torch.randn(len(samples), CLASSES, generator=torch.Generator().manual_seed(2))
     scores = metrics.compute_scores(Features(samples, logits), metrics.Target.of(Features(reference)),
-                                    "inception-v3-compat", CPU)
+                                    INCEPTION, CPU)
     return {name: score.value for name, score in scores.items() if score.value is not None}
 
 
@@ -101,7 +107,27 @@ def measure_features(work: str, samples: int, reference: int) -> dict[str, Any]:
     return {"seconds": seconds_since(begin), "peak_gb": peak(), "extra_gb": round(peak() - before, 3), "found": found}
 
 
-def measure_digits(count: int) -> dict[str, Any]:
+def measure_flow(samples: int, reference: int) -> dict[str, Any]:
+    """All that evaluate.py does with features of Inception's three widths and pixels: floors, scores, in its order."""
+    generator = torch.Generator().manual_seed(0)
+    spatial = 2023
+
+    def network(images: Tensor) -> Outputs:
+        return Outputs(*(torch.randn(len(images), width, generator=generator).abs()
+                         for width in (WIDTH, CLASSES, spatial)))
+
+    eyes = [Extractor(network, INCEPTION, "random", "", "none", CPU, (WIDTH, CLASSES, spatial)), pixel_extractor(CPU)]
+    begin = time.perf_counter()
+    real, made = (from_array(np.zeros((n, 4, 4, 3), dtype=np.uint8), "zeros") for n in (reference, samples))
+    standard = prepare(Reference("zeros", real, None), eyes, [INCEPTION], samples, 500, Ranks(), cache=False)
+    floor = seconds_since(begin)
+    scores = score(extract(made, eyes, 500, Ranks(), "samples"), standard, [INCEPTION], CPU)
+    found = {name: found.value for name, found in scores.items() if found.value is not None}
+    return {"seconds": seconds_since(begin), "seconds_reference_and_floor": floor, "peak_gb": peak(),
+            "extra_gb": peak(), "found": found}
+
+
+def measure_digits(count: int, reference: int) -> dict[str, Any]:
     """Samples of 32x32, noisy digits, against the real ones: from pixels to scores and floor, with digits-cnn."""
     digits = Digits(32).images.permute(0, 2, 3, 1)
     chosen = torch.randint(len(digits), (count,), generator=torch.Generator().manual_seed(0))
@@ -120,6 +146,9 @@ def measure_digits(count: int) -> dict[str, Any]:
     found = {name: score.value for name, score in scores.items()}
     return {"seconds": seconds_since(begin), "seconds_features": extracted, "seconds_scores": scored - extracted,
             "peak_gb": peak(), "extra_gb": round(peak() - before, 3), "found": found}
+
+
+WHOLE = {"digits": measure_digits, "evaluate.py": measure_flow}
 
 
 def seconds_since(begin: float) -> float:
@@ -150,7 +179,9 @@ def compare(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     """How many times slower and larger torch-fidelity is; fails where the numbers differ."""
     own, ratios = results["neighbours"], {}
     for precision in ("fp64", "fp32"):
-        theirs = results[f"torch-fidelity {precision}"]
+        theirs = results.get(f"torch-fidelity {precision}")
+        if theirs is None:
+            continue
         ratios[f"speed_ratio_{precision}"] = round(theirs["seconds"] / own["seconds"], 2)
         ratios[f"memory_ratio_{precision}"] = round(theirs["extra_gb"] / max(own["extra_gb"], 1e-3), 1)
     exact = results["torch-fidelity fp64"]["found"]
@@ -167,18 +198,19 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=10_000, help="of both, against torch-fidelity a second time")
     parser.add_argument("--digits", type=int, default=10_000, help="samples from pixels to scores")
     parser.add_argument("--record", action="store_true", help="write JSON to benchmarks/results")
-    parser.add_argument("--work", choices=[*WORK, "digits"], help="measure this alone, in this process")
+    parser.add_argument("--work", choices=[*WORK, *WHOLE], help="measure this alone, in this process")
     args = parser.parse_args()
     if args.work:
-        alone = measure_digits(args.samples) if args.work == "digits" else None
-        print(json.dumps(alone or measure_features(args.work, args.samples, args.reference)))
+        measure = WHOLE.get(args.work, partial(measure_features, args.work))
+        print(json.dumps(measure(args.samples, args.reference)))
         return
     print(f"{'':<22}{'samples':>8}{'real':>8}{'time':>11}{'peak':>11}{'extra':>11}")
-    large = {work: in_a_process(work, args.samples, args.reference) for work in WORK}
+    large = {work: in_a_process(work, args.samples, args.reference) for work in WORK if "fp32" not in work}
     small = {work: in_a_process(work, args.compared, args.compared)
              for work in ("neighbours", "torch-fidelity fp64", "torch-fidelity fp32")}
     results = {"features": large, "features, ratios": compare(large), "compared": small,
-               "compared, ratios": compare(small), "digits": in_a_process("digits", args.digits, 1797)}
+               "compared, ratios": compare(small), "digits": in_a_process("digits", args.digits, 1797),
+               "evaluate.py": in_a_process("evaluate.py", args.samples, args.reference)}
     print(json.dumps({name: ratios for name, ratios in results.items() if "ratios" in name}, indent=2))
     if args.record:
         command = (f"python -m benchmarks.evaluation_speed --samples {args.samples} --reference {args.reference} "

@@ -106,15 +106,17 @@ class TrainConfig:
     keep: int = 2
     """How many checkpoints to keep, newest first, and the best one beside them where --eval-every is on."""
     eval_every: int = 0
-    """Steps between scores of the EMA on a fixed set of samples; 0 = never. The best checkpoint is kept as RUN/best."""
+    """Steps between scores of the EMA, on samples with the same seeds every time; 0 = never. The checkpoint with the
+    lowest Fréchet distance is kept as RUN/best; each new best writes a whole checkpoint."""
     eval_samples: int = 500
-    """Samples of each such score, the same seeds and classes every time."""
+    """Samples behind each score of --eval-every."""
     eval_reference: str | None = None
-    """What they are compared with, as --reference of evaluate.py; the training images unless given."""
+    """What the samples of --eval-every are compared with, as --reference of evaluate.py; the training images unless
+    given."""
     eval_extractor: str = "auto"
-    """Feature network, as --extractor of evaluate.py, one."""
+    """Feature network of --eval-every, one of those that --extractor of evaluate.py takes."""
     eval_weights: str | None = None
-    """Local weights of that network, where they can not be downloaded."""
+    """File of that network's weights, for machines that can not download them."""
     dry_run: bool = False
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
 
@@ -203,7 +205,7 @@ class ScoringConfig:
     weights: tuple[str, ...] = ()
     """Local weights of the feature network, where they can not be downloaded: FILE, or NAME=FILE for several."""
     bootstrap: int = 50
-    """Resamples behind the uncertainty of distances; 0 for none."""
+    """How often the samples are drawn again to tell how sure a Fréchet distance is; 0: not at all."""
     cache: bool = True
     """Keep features of references in ~/.cache/dit (or $DIT_CACHE), named by content, for the next time."""
 
@@ -246,6 +248,12 @@ class SweepConfig(ScoringConfig):
     """Sampling steps, a list or a range; unless given, the sampler's own number."""
     sampler: str = "auto"
     """Samplers, a list such as ddim,dpmpp_2m; auto as in sample.py."""
+    cfg_channels: int | None = None
+    """Guide only the first channels; 3 is what the original DiT release does; all unless given."""
+    eta: float = 0.0
+    """DDIM's noise: 0 is deterministic, 1 is ancestral."""
+    variance: Literal["auto", "small", "large", "learned"] = "auto"
+    """Variance of ddpm steps; auto: learned where the network has it, else small."""
     num_samples: int = 1000
     """Images for each setting."""
     seed: int = 0
@@ -262,6 +270,8 @@ class SweepConfig(ScoringConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        _require_range(self, ("eta",), lambda v: v >= 0, "0 or more")
+        _require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
         _require_range(self, ("num_samples",), lambda v: v > 1, "2 or more")
         _require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
 
@@ -292,7 +302,7 @@ class StatsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Tell whether the scores of two reports may be compared; exit code 1 if they may not."""
+    """Tell whether the scores of two reports may be compared; exit code 1 if not, or if it can't be told."""
 
     a: Positional[Path]
     """report.json of one evaluation, or its folder."""

@@ -12,6 +12,20 @@ from dit.errors import UserError
 from dit.hardware import autocast
 
 
+class NotFinite(UserError):
+    """An image came out as NaN or infinite.
+
+    Args:
+        image: its index in the set; `label`: its class.
+    """
+
+    def __init__(self, image: int, label: int):
+        super().__init__(f"image {image} (class {label}) came out as NaN or infinite",
+                         "finite latents from the sampler",
+                         "try --precision fp32, a lower --cfg-scale or an earlier checkpoint")
+        self.image, self.args = image, (image, label)  # what it is made from again on another rank
+
+
 class ImageNoise:
     """Each call gives the next standard normal draw [B, C, h, w], float32.
 
@@ -45,7 +59,7 @@ def generate(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor
         indices: int64 [N]; image i is made from (seed, i) alone.
 
     Raises:
-        UserError: an image that is not finite.
+        NotFinite: an image came out as NaN or infinite.
     """
     batches = zip(labels.split(config.batch_size), indices.split(config.batch_size), strict=True)
     return torch.cat([_generate_batch(run, plan, config, y, i) for y, i in batches])
@@ -57,9 +71,7 @@ def _generate_batch(run: Run, plan: SamplingPlan, config: SamplerConfig, labels:
     finite = latents.flatten(1).isfinite().all(dim=1).cpu()
     if not finite.all():
         first = int((~finite).nonzero()[0])
-        raise UserError(f"image {int(indices[first])} (class {int(labels[first])}) came out as NaN or infinite",
-                        "finite latents from the sampler",
-                        "try --precision fp32, a lower --cfg-scale or an earlier checkpoint")
+        raise NotFinite(int(indices[first]), int(labels[first]))
     return run.autoencoder.decode(latents).cpu()
 
 

@@ -57,7 +57,6 @@ class Ranks:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Rank 0's result of `work`, or its UserError, on every rank."""
         outcome: tuple[Value | None, UserError | None] = (None, None)
@@ -70,6 +69,17 @@ class Ranks:
         if failed:
             raise failed
         return value  # type: ignore[return-value]
+
+    @contextmanager
+    def whole_machine(self) -> Iterator[None]:
+        """All cores for rank 0, which works while the others wait: torchrun leaves each rank one thread."""
+        threads = torch.get_num_threads()
+        if self.main and self.world > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     @contextmanager
     def alone_in(self, folder: Path) -> Iterator[None]:
@@ -106,10 +116,15 @@ def ranks() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks(device=device)
         return
-    timeout = timedelta(minutes=30)
+    timeout = timedelta(hours=12)  # rank 0 computes scores while the others wait
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
     yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are elsewhere
+
+
+def device_kind(device: torch.device) -> str:
+    """What arithmetic depends on: `cpu`, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def fast_bf16(device: torch.device) -> bool:

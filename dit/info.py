@@ -17,7 +17,7 @@ from dit.runs import (
     Card,
     NetworkSpec,
     Weights,
-    checkpoint_name,
+    checkpoint_step,
     checkpoints,
     find_best,
     read_metrics,
@@ -68,8 +68,8 @@ def _run_rows(run: Path) -> Rows:
         card = Card.read(run)
     else:
         card = read_weights(next(found[-1].glob(WEIGHTS))).card
-    rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card)]
-    return [*rows, *((f"checkpoint {c.name.removeprefix('step-').lstrip('0') or '0'}", _health(c)) for c in found)]
+    rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card), *_best_rows(run)]
+    return [*rows, *((f"checkpoint {checkpoint_step(c)}", _health(c)) for c in found)]
 
 
 def _checkpoint_rows(checkpoint: Path) -> Rows:
@@ -144,20 +144,18 @@ def _progress_rows(run: Path, card: Card) -> Rows:
     return [
         ("trained", f"{lines[-1]['step']:,} steps logged, of {goal}"),
         *([("last loss", f"{losses[-1]:.4f}")] if losses else []),
-        *_best_rows(run, lines),
     ]
 
 
-def _best_rows(run: Path, lines: list[dict[str, float]]) -> Rows:
-    best = find_best(lines)
+def _best_rows(run: Path) -> Rows:
+    best = find_best(run)
     if best is None:
         return []
-    place = Path("checkpoints") / checkpoint_name(best.step)
-    if not (run / place).exists():
-        where = "its checkpoint was removed"
-    else:
-        where = BEST if (run / BEST).resolve().name == place.name else str(place)
-    return [("best score", f"{best.name} {best.value:.4g} at step {best.step:,} ({where})")]
+    checkpoint, distance = best
+    linked = (run / BEST).resolve() == checkpoint.resolve()
+    where = BEST if linked else str(checkpoint.relative_to(run))
+    step = checkpoint_step(checkpoint)
+    return [("best score", f"{distance.name} {distance.value:.4g} at step {step:,} ({where})")]
 
 
 def _health(checkpoint: Path) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -11,10 +11,18 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK = (255, 255, 255), (40, 44, 52)
 GAP = 4  # pixels between cells
 
+Item = TypeVar("Item")
+
 
 def fitting_scale(size: int, target: int = 64) -> int:
     """The integer enlargement that brings images of `size` pixels nearest to `target` from below."""
     return max(1, target // size)
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly spaced."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def grid(images: torch.Tensor, labels: Sequence[str] | None, columns: int, scale: int = 1) -> Image.Image:

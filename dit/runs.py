@@ -2,6 +2,7 @@
 
     config.json                 the Card: settings, network, classes
     metrics.jsonl               one line per logged step
+    scores.json                 how scores in it were made, by their `eval`, where --eval-every is on
     samples/step-0000400.png    grids from the EMA
     checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample from), meta.json (checksums)
     best                        link to the checkpoint with the lowest Fréchet distance, where --eval-every is on
@@ -12,7 +13,7 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -100,12 +101,17 @@ def damaged(file: Path, expected: str, do: str) -> Iterator[None]:
 def checkpoints(run: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
     found = (path.parent for path in (run / "checkpoints").glob("step-*/meta.json"))
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=checkpoint_step)
 
 
 def checkpoint_name(step: int) -> str:
     """The folder of a checkpoint."""
     return f"step-{step:07d}"
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The inverse of `checkpoint_name`."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def latest(run: Path) -> Path | None:
@@ -182,7 +188,7 @@ def read_weights(file: Path) -> Weights:
     return Weights(file, card, step, load_file(file))
 
 
-def read_metrics(file: Path) -> list[dict[str, float]]:
+def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
     lines = []
     for text in file.read_text().splitlines() if file.exists() else []:
@@ -193,19 +199,35 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     return lines
 
 
-class Best(NamedTuple):
-    """The lowest Fréchet distance of a run so far, by the name it is shown with, and its step."""
+class Distance(NamedTuple):
+    """A Fréchet distance by the name it is shown with; `eval` is the same where two were measured in the same way."""
 
-    step: int
     name: str
     value: float
+    eval: str
 
 
-def find_best(lines: Sequence[dict[str, float]], name: str | None = None) -> Best | None:
-    """The best of the scores in a log, the first of equal ones; by the network that scored last, unless named."""
-    name = name or next((key for line in reversed(lines) for key in line if is_distance(key)), None)
-    scored = [Best(int(line["step"]), name, line[name]) for line in lines if name in line] if name else []
-    return min(scored, key=lambda best: best.value, default=None)
+class Best(NamedTuple):
+    """The checkpoint whose EMA has the lowest distance."""
+
+    checkpoint: Path
+    distance: Distance
+
+
+def find_best(run: Path, eval: str | None = None) -> Best | None:
+    """The best of a run's checkpoints, the first of equal ones, among those measured as `eval` or, unless given, as the
+    newest that has a distance."""
+    scored = [Best(path, distance) for path in checkpoints(run) if (distance := read_distance(path))]
+    alike = [one for one in scored if one.distance.eval == (eval or scored[-1].distance.eval)]
+    return min(alike, key=lambda one: one.distance.value, default=None)
+
+
+def read_distance(checkpoint: Path) -> Distance | None:
+    """What a checkpoint's meta.json says of its distance; None where it was not measured, or the file is damaged."""
+    try:
+        return Distance(**json.loads((checkpoint / "meta.json").read_text())["distance"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_distance(name: str) -> bool:

@@ -8,7 +8,7 @@ from dit.errors import UserError
 from dit.files import replacing
 from dit.generate import sample_grid
 from dit.hardware import Ranks
-from dit.pictures import fitting_scale, grid
+from dit.pictures import fitting_scale, grid, spread
 from dit.sample_folder import sample_folder
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
@@ -24,7 +24,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     run = load_run(config.run, ranks.device)
     classes = class_ids(config.classes, run.card)
     if config.classes is None and config.num_samples is None:
-        classes = _spread(classes, GRID_CLASSES)
+        classes = spread(classes, GRID_CLASSES)
     if config.num_samples is not None:
         assert config.out is not None
         out = sample_folder(run, config, classes, config.num_samples, config.out, config.format, ranks)
@@ -52,12 +52,6 @@ def _check(config: SampleConfig) -> None:
         raise UserError(f"--num-samples {config.num_samples}", "a number above 0", "change --num-samples")
     if config.out is None:
         raise UserError("--num-samples without --out", "a folder for the images", "add --out DIR")
-
-
-def _spread(classes: list[int], most: int) -> list[int]:
-    """At most so many of the classes, evenly spaced."""
-    count = min(most, len(classes))
-    return [classes[i * len(classes) // count] for i in range(count)]
 
 
 def _write_grid(run: Run, config: SampleConfig, classes: list[int], out: Path) -> None:

@@ -20,7 +20,7 @@ from dit.build import Run, SamplingPlan, build_sampling
 from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
-from dit.generate import generate
+from dit.generate import NotFinite, generate
 from dit.hardware import Ranks, uses_bf16, versions
 from dit.runs import damaged
 
@@ -41,31 +41,33 @@ def sample_folder(
     was interrupted, or made with a smaller `num_samples`, is completed; rank r makes the images i % world == r.
 
     Raises:
-        UserError: the folder holds something else, other settings, or more images; an image is not finite.
+        UserError: the folder holds something else, other settings, or more images.
+        NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
     """
     plan = build_sampling(run.denoise, run.card, config)
     folder = (PngFolder if format == "png" else NpzFolder)(out, classes, {c: run.card.class_name(c) for c in classes})
     settings = {**protocol(run, plan, config, classes), "format": format}
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
-    mine = torch.tensor([i for i in missing if i % ranks.world == ranks.rank], dtype=torch.int64)
     there = num_samples - len(missing)
     with tqdm(total=num_samples, initial=there, unit="img", disable=not ranks.main, desc="sampling", leave=None) as bar:
-        for done, indices in _batches(mine, config.batch_size):
-            labels = torch.tensor(classes)[indices % len(classes)]
-            folder.write(indices.tolist(), generate(run, plan, config, labels, indices))
-            bar.update(there + round(len(missing) * done / len(mine)) - bar.n)  # as if all ranks went at our pace
-    ranks.barrier()
+        for done, indices in _batches(missing, config.batch_size, ranks):
+            spoilt = _fill(folder, run, plan, config, classes, indices)
+            spoilt = int(ranks.maximum(torch.tensor(spoilt, device=ranks.device)))
+            if spoilt >= 0:
+                raise NotFinite(spoilt, classes[spoilt % len(classes)])
+            bar.update(there + done - bar.n)
     if ranks.main and not folder.complete(num_samples):
         folder.finish(num_samples)
     ranks.barrier()
     return out
 
 
-def _batches(indices: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    """Parts of `indices`, each with the number of indices up to its end."""
-    for start in range(0, len(indices), size):
-        part = indices[start : start + size]
-        yield start + len(part), part
+def _batches(missing: Sequence[int], size: int, ranks: Ranks) -> Iterator[tuple[int, Tensor]]:
+    """This rank's images in parts, equally many on every rank (some empty), each with what all ranks have after it."""
+    shares = [[i for i in missing if i % ranks.world == rank] for rank in range(ranks.world)]
+    for end in range(size, max(map(len, shares)) + size, size):
+        mine = torch.tensor(shares[ranks.rank][end - size : end], dtype=torch.int64)
+        yield sum(min(end, len(share)) for share in shares), mine
 
 
 def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int]) -> dict[str, Any]:
@@ -114,6 +116,19 @@ class SampleFolder(Protocol):
 
     def finish(self, num_samples: int) -> None:
         """Bring the folder into its last form, once all images are there."""
+
+
+def _fill(folder: SampleFolder, run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int],
+          indices: Tensor) -> int:
+    """Make and write one batch; returns the first image that is not finite (then none is written), else -1."""
+    if not len(indices):
+        return -1
+    try:
+        images = generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices)
+    except NotFinite as error:
+        return error.image
+    folder.write(indices.tolist(), images)
+    return -1
 
 
 def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -> list[int]:

@@ -1,6 +1,8 @@
 """A trained run in miniature: random weights, so that nothing has to be trained."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from dit.config import TrainConfig
 from dit.files import sha256, write_json
 from dit.runs import Card, NetworkSpec, write_weights
 
+ROOT = Path(__file__).parent.parent
 TINY: dict[str, Any] = dict(vae="identity", image_size=8, model="DiT-Ti/4")
 DIGITS = [str(i) for i in range(10)]
 
@@ -45,6 +48,15 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
         if "y_embedder" in name:
             torch.nn.init.normal_(parameter, std=1.0)
     return network.state_dict()
+
+
+def torchrun(*command: object) -> None:
+    """Run a script with its arguments on two ranks on the CPU; it has to end well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launcher, *map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="session", autouse=True)

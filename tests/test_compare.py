@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from test_report import make, rich
@@ -12,7 +13,11 @@ from dit.config import CompareConfig
 from dit.errors import UserError
 from dit.evaluation import compare
 from dit.evaluation.compare import ASIDE, MEASURED, SAMPLED, UNKNOWN
+from dit.evaluation.inputs.images import from_array
+from dit.evaluation.networks.base import Extractor
 from dit.evaluation.pages import report
+from dit.evaluation.protocol import protocol
+from dit.evaluation.references import Reference
 from dit.evaluation.scores.metrics import Score
 from dit.hardware import Ranks
 
@@ -27,7 +32,7 @@ PROTOCOL = {
     "sampling": {"sampler": "ddim", "steps": 25, "cfg_scale": 1.5, "cfg_interval": [0.0, 1.0], "cfg_channels": "all",
                  "seed": 0, "precision": "fp32", "weights": "ema.safetensors", "weights_sha256": HASH, "ema": 0.999,
                  "vae": "digits", "vae_sha256": HASH, "eta": None, "network": {"model": "DiT-S/2", "num_classes": 10},
-                 "format": "png"},
+                 "classes": [*range(10)], "format": "png"},
     "reference": {"source": "digits", "count": 1797, "size": "32x32", "crop": "none", "statistics": "computed",
                   "sha256": HASH},
     CNN: {"weights": "digits-cnn.safetensors", "weights_sha256": HASH, "preprocessing": "gray", "widths": [64, 10, 0]},
@@ -35,7 +40,7 @@ PROTOCOL = {
     "scores": {"KID": "100 subsets of 1000 images, or of half the smaller set", "neighbours (precision, recall)": 3,
                "neighbours (density, coverage)": 5, "IS": "splits of 5000 images in order",
                "reference images (precision, recall, density, coverage)": "at most 10000",
-               "IS (torch-fidelity)": "10 splits, shuffled", "subset seed": 2020},
+               "IS (torch-fidelity)": "10 splits, shuffled", "subset seed": 2020, "bootstrap resamples": 1000},
     "software": {"date": "2026-11-20", "device": "CPU", "torch": "2.15.0"},
 }
 
@@ -69,6 +74,7 @@ def test_a_report_is_comparable_with_itself():
 # -- row by row
 
 EVERY = set(NAMES)
+REAL = EVERY - {"IS", "IS (torch-fidelity)"}  # those that have a reference
 ROWS = [
     ("samples__count", 10_000, MEASURED, "number of samples: A 50,000, B 10,000 – a Fréchet distance falls", EVERY),
     ("samples__labels", "10 classes, 1 to 9 images each", MEASURED, "label balance: A 10 classes, 5000", EVERY),
@@ -76,7 +82,8 @@ ROWS = [
     ("samples__source", "runs/b", ASIDE, "source of the samples", None),
     ("samples__pixels_sha256", OTHER, ASIDE, "pixels of the samples", None),
     ("samples__new", 1, UNKNOWN, "samples: new: B 1, unknown in A: can't tell – scores may depend on it", EVERY),
-    ("reference__sha256", OTHER, MEASURED, "content of the reference: A 5b5b5b5b5b5b…, B 6c6c6c6c6c6c… – ", EVERY),
+    ("reference__sha256", OTHER, MEASURED, "content of the reference: A 5b5b5b5b5b5b…, B 6c6c6c6c6c6c… – ", REAL),
+    ("reference__new", 1, UNKNOWN, "reference: new: B 1, unknown in A: can't tell", REAL),
     ("reference__statistics", "from the file", MEASURED, "statistics of the reference: A computed, B from the file",
      {"FID", "sFID", "FD(digits-cnn)"}),
     ("reference__source", "folder", ASIDE, "name of the reference", None),
@@ -97,7 +104,10 @@ ROWS = [
     ("scores__IS", "1 split", MEASURED, "IS: A splits of 5000 images in order, B 1 split", {"IS"}),
     ("scores__IS (torch-fidelity)", "1 split", MEASURED, "IS (torch-fidelity): ", {"IS (torch-fidelity)"}),
     ("scores__subset seed", 1, MEASURED, "seed of subsets: A 2020, B 1",
-     {"KID", "precision", "density", "KID(digits-cnn)", "recall(digits-cnn)"}),
+     {"KID", "precision", "density", "IS (torch-fidelity)", "KID(digits-cnn)", "recall(digits-cnn)"}),
+    ("scores__bootstrap resamples", 0, ASIDE, "resamples of the bootstrap", None),
+    ("scores__size of FID", 1, UNKNOWN, "size of FID: B 1, unknown in A", {"FID"}),
+    ("sampling__classes", [0, 1], MEASURED, "classes: A 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, B 0, 1 – other classes", EVERY),
     ("sampling__sampler", "heun", SAMPLED, "sampler: A ddim, B heun", None),
     ("sampling__steps", 250, SAMPLED, "steps: A 25, B 250", None),
     ("sampling__cfg_scale", 4.0, SAMPLED, "CFG scale: A 1.5, B 4", None),
@@ -110,8 +120,8 @@ ROWS = [
     ("sampling__eta", 1.0, SAMPLED, "eta: A none, B 1", None),
     ("sampling__vae_sha256", OTHER, SAMPLED, "weights of the autoencoder: A 5b5b", None),
     ("sampling__network", {"model": "DiT-B/2", "num_classes": 10}, SAMPLED, "network model: A DiT-S/2, B DiT-B", None),
-    ("sampling__sampler", "unknown", SAMPLED, "sampler: A ddim, B unknown", None),
-    ("sampling__new", "thing", SAMPLED, "new: A unknown, B thing", None),
+    ("sampling__sampler", "unknown", SAMPLED, "sampler: A ddim, unknown in B: can't tell", None),
+    ("sampling__new", "thing", SAMPLED, "new: B thing, unknown in A: can't tell", None),
     ("sampling__format", "npz", ASIDE, "format of the samples", None),
     ("software__torch", "2.16.0", ASIDE, "torch", None),
     ("software__new", "1.0", ASIDE, "new", None),
@@ -152,8 +162,9 @@ def test_unknown_entries_do_not_matter_where_the_content_is_known_to_be_the_same
     assert compare.differences(made(**unknown), made(**unknown)).comparable
 
 
-def test_unknown_content_is_not_the_same():
-    found = compare.differences(made(reference__sha256=UNKNOWN), made(reference__sha256=UNKNOWN, reference__crop="x"))
+@pytest.mark.parametrize("nothing", [UNKNOWN, ""])
+def test_unknown_content_is_not_the_same(nothing):
+    found = compare.differences(made(reference__sha256=nothing), made(reference__sha256=nothing, reference__crop="x"))
     assert [difference.kind for difference in found.differences] == [MEASURED, UNKNOWN]
 
 
@@ -173,7 +184,91 @@ def test_a_network_in_one_report_only_spoils_nothing():
     found = compare.differences(made(), fewer)
     assert only(found).kind == ASIDE
     assert found.comparable
+    assert (only(found).a, only(found).b) == ("recorded", "not recorded")
     assert "Without influence as a rule: features (digits-cnn)" in compare.to_text(found)
+
+
+# -- what is not there
+
+
+def without(*sections, **changes):
+    """A report whose protocol lacks some sections."""
+    whole = made(**changes)
+    whole["protocol"] = {name: entries for name, entries in whole["protocol"].items() if name not in sections}
+    return whole
+
+
+MISSING = {"samples": EVERY, "reference": REAL, CNN: OF_CNN, INCEPTION: OF_INCEPTION,
+           "scores": EVERY - {"FID", "sFID", "FD(digits-cnn)"}, "sampling": set(), "software": set()}
+
+
+@pytest.mark.parametrize(("a", "b"), [(True, True), (True, False), (False, True)], ids=["both", "a", "b"])
+@pytest.mark.parametrize("section", MISSING)
+def test_a_section_that_is_missing_is_not_known(section, a, b):
+    found = compare.differences(*(without(section) if missing else made() for missing in (a, b)))
+    assert {line.name for line in found.scores if line.unsure} == MISSING[section]
+    assert not any(line.spoilt for line in found.scores)
+    assert found.comparable == (not MISSING[section])
+    assert compare.to_text(found).startswith("can't tell: " if MISSING[section] else "comparable\n")
+
+
+@pytest.mark.parametrize(("section", "entry"), [
+    (section, entry) for section in PROTOCOL for entry in PROTOCOL[section]
+    if compare.rule_of(section, entry).kind == MEASURED and f"{section}/{entry}" not in
+    (f"{CNN}/widths", "sampling/classes", *compare.OF_CONTENT)
+])
+def test_an_entry_that_is_missing_in_both_is_not_known(section, entry):
+    whole = made()
+    del whole["protocol"][section][entry]
+    found = compare.differences(whole, whole)
+    assert only(found).kind == UNKNOWN
+    assert compare.to_text(found).startswith("can't tell: 1 entry of the protocol unknown")
+
+
+def test_reports_without_a_protocol_are_not_comparable():
+    found = compare.differences(without(*PROTOCOL), without(*PROTOCOL))
+    assert not found.comparable
+    assert all(line.unsure for line in found.scores)
+    assert "number of samples: unknown in A and B: can't tell" in compare.to_text(found)
+
+
+def test_needs_are_those_of_the_scores_in_common():
+    """The Inception score has no reference, and no network but Inception's needs to be known for it."""
+    scores = {"IS": 1.0}
+    a = without("reference", CNN, scores=scores)
+    assert compare.differences(a, a).comparable
+    assert compare.differences(a, made(scores=scores, reference__sha256=OTHER)).comparable
+
+
+@pytest.mark.parametrize(("a", "b", "kind"), [
+    ([0, 1], [2, 3], MEASURED),
+    ([0, 1], [0, 1], None),
+    ([0, 1], UNKNOWN, UNKNOWN),
+    ([*range(10)], UNKNOWN, ASIDE),  # all there are; the label balance says that the other has as many
+    (UNKNOWN, UNKNOWN, None),
+])
+def test_classes_matter_under_one_label_balance(a, b, kind):
+    labels = {"samples__labels": "2 classes, 5 images each"}
+    found = compare.differences(made(sampling__classes=a, **labels), made(sampling__classes=b, **labels))
+    assert [difference.kind for difference in found.differences] == ([kind] if kind else [])
+    assert found.comparable == (kind in (None, ASIDE))
+
+
+def test_unlabelled_samples_are_told_what_to_do():
+    unlabelled = made(samples__labels=UNKNOWN)
+    text = compare.to_text(compare.differences(unlabelled, unlabelled))
+    assert text.startswith("can't tell")
+    assert ("label balance: unknown in A and B: can't tell – balanced labels score better than labels drawn at random; "
+            "evaluate samples with labels: labels.csv, class folders, or arr_1 of an .npz\n") in text
+    assert "with labels" not in compare.to_text(compare.differences(made(), made(samples__labels="2 classes")))
+
+
+def test_what_is_not_known_of_the_sampler_is_not_said_to_differ():
+    found = compare.differences(made(), made(sampling__sampler=UNKNOWN, sampling__steps=50))
+    parts = compare.to_text(found).split("\n\n")
+    assert parts[1] == "Sampled differently – what the comparison is about:\n  steps: A 25, B 50"
+    assert parts[2] == ("Not known – they may have been sampled differently:\n"
+                        "  sampler: A ddim, unknown in B: can't tell")
 
 
 def test_nothing_in_common_is_not_comparable():
@@ -265,13 +360,23 @@ def test_code_comes_out_of_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    ("{", "is damaged"),
+    ("{", "is missing or damaged"),
     ("[1]", "is not a report"),
     ("{}", "is not a report"),
     ('{"format": 2, "scores": {"FID": 3}, "protocol": {}}', "is not a report"),
     ('{"format": 2, "scores": {}, "protocol": []}', "is not a report"),
     ('{"scores": {}, "protocol": {}}', "in format 1; expected format 2"),
     ('{"format": 3, "scores": {}, "protocol": {}}', "in format 3; expected format 2"),
+    *[(f'{{"format": 2, "scores": {{"FID": {score}}}, "protocol": {{}}}}', "is missing or damaged") for score in (
+        "{}",
+        '{"value": "x", "better": "lower", "interval": null}',
+        '{"value": NaN, "better": "lower", "interval": null}',
+        '{"value": 1.5, "better": "down", "interval": null}',
+        '{"value": 1.5, "better": "lower"}',
+        '{"value": 1.5, "better": "lower", "interval": [1]}',
+        '{"value": 1.5, "better": "lower", "interval": [1, "x"]}',
+    )],
+    ('{"format": 2, "scores": {}, "protocol": {}, "digits_recognised": {"found": {"n": 5}}}', "is missing or damaged"),
 ])
 def test_files_that_are_no_reports_are_named(tmp_path, content, said):
     file = written(tmp_path / "a", content) / "report.json"
@@ -290,3 +395,17 @@ def test_every_rule_is_of_an_entry_that_reports_have():
     """A rule that nothing looks up is a misspelt one."""
     asked = {f"{section.split(' (')[0]}/{entry}" for section, entries in PROTOCOL.items() for entry in entries}
     assert set(compare.RULES) - asked == {"sampling/data", "sampling/num_samples"}
+
+
+def test_the_record_of_an_evaluation_has_all_that_is_needed():
+    """Here the entries' names come from the record itself."""
+    images = from_array(np.zeros((4, 8, 8, 3), dtype=np.uint8), "folder", ["a", "a", "b", "b"])
+    cpu = torch.device("cpu")
+    networks = [Extractor(lambda pixels: None, name, "file", HASH, "none", cpu, (4, 0, 0))
+                for name in ("digits-cnn", "inception-v3-compat")]
+    record = protocol(images, HASH, {}, Reference("real", images, None), HASH, networks, cpu)
+    whole = made()
+    whole["protocol"] = json.loads(json.dumps(record))
+    found = compare.differences(whole, whole)
+    assert found.differences == ()
+    assert found.comparable

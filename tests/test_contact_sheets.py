@@ -31,6 +31,12 @@ def test_classes_in_the_order_of_numbers_with_equal_rows():
     assert rows == [[1, 4], [2, 5], [0, 3]]
 
 
+def test_many_classes_are_spread_over_all():
+    names, rows = by_class(from_array(flat(range(200)), "x", [str(i % 100) for i in range(200)]))
+    assert names == [str(i) for i in range(0, 100, 10)]
+    assert rows == [[i, 100 + i] for i in range(0, 100, 10)]
+
+
 def test_without_labels_rows_are_full():
     assert by_class(from_array(flat(range(7)), "x")) == ([], [[0, 1, 2, 3, 4, 5, 6]])
     names, rows = by_class(from_array(flat(range(250)), "x"))
@@ -40,6 +46,14 @@ def test_without_labels_rows_are_full():
 def test_grid_shows_each_class_in_its_row():
     samples = from_array(flat([10, 20, 30, 40]), "x", ["b", "a", "b", "a"])
     assert cells(draw_grid(samples), 2, 2) == [[20, 40], [10, 30]]
+
+
+def test_grid_is_brought_down_where_that_is_asked_for():
+    samples = from_array(flat([10, 20], 256), "x", ["a", "b"])
+    whole, small = draw_grid(samples), draw_grid(samples, 128)
+    assert (whole.height, small.height) == (4 + 2 * 260, 4 + 2 * 132)
+    assert cells(small, 2, 1, 128) == [[10], [20]]
+    assert draw_grid(from_array(flat([10, 20]), "x"), 128).height == 4 + 68  # small ones are enlarged as ever
 
 
 def found(samples, training):

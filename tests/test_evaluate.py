@@ -155,7 +155,7 @@ def test_several_networks_see_each_image_once(samples, tmp_path, monkeypatch):
 
 
 def test_two_ranks_score_bitwise_as_one(samples, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}  # 1 looks like torchrun's default
     real = fill(tmp_path / "real", 100, first=500)
     command = ["evaluate.py", "--samples", str(samples), "--reference", str(real), "--extractor", "digits-cnn",
                "--no-cache", "--bootstrap", "10", "--batch-size", "16", "--out"]
@@ -258,3 +258,29 @@ def test_number_of_samples_follows_the_reference(run, tmp_path):
     other = fill(tmp_path / "other", 40, size=8)
     values = report(run=run, reference=str(other), extractor=CNN, sampler="euler", steps=1)
     assert values["protocol"]["samples"]["count"] == 40
+
+
+def test_statistics_beside_images_are_part_of_the_reference(samples, tmp_path):
+    images = Digits(32).images[:60].permute(0, 2, 3, 1).numpy()
+    hashes = set()
+    for spread in (1, 5):
+        np.savez(tmp_path / "both.npz", arr_0=images, mu=np.zeros(64), sigma=spread * np.eye(64))
+        found = report(samples=samples, reference=str(tmp_path / "both.npz"), extractor=CNN)
+        hashes.add(found["protocol"]["reference"]["sha256"])
+    assert len(hashes) == 2
+
+
+def test_what_is_not_known_of_statistics_is_unknown(samples, tmp_path):
+    np.savez(tmp_path / "foreign.npz", mu=np.zeros(64), sigma=np.eye(64))
+    stats(StatsConfig(data="digits", out=tmp_path / "own.npz"), Ranks())
+    foreign, own = (report(samples=samples, reference=str(tmp_path / name), extractor=CNN)["protocol"]["reference"]
+                    for name in ("foreign.npz", "own.npz"))
+    assert [foreign[entry] for entry in ("count", "size", "crop")] == ["unknown"] * 3
+    assert [own[entry] for entry in ("count", "size", "crop")] == [1797, "32x32", "none"]
+
+
+def test_batch_size_does_not_make_new_samples(run):
+    flags = dict(run=run, num_samples=20, sampler="euler", steps=1)
+    report(**flags)
+    report(**flags, batch_size=7)
+    assert len(list((run / "evaluation").glob("samples-*"))) == 1

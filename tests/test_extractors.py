@@ -1,8 +1,11 @@
 """Feature networks by name: the bundled one, the user's own, torch-fidelity's; what does not fit is refused."""
 
+import io
+import pickle
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -359,6 +362,18 @@ class Bomb:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
+
+
+def test_a_pickle_with_an_archive_behind_it_is_no_torchscript(tmp_path):
+    """Python's zipfile finds archives at the end of anything; torch.load would run the pickle at its beginning."""
+    with (tmp_path / "evil.pth").open("wb") as file:
+        pickle.dump(Bomb(tmp_path / "ran"), file)
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as inner:
+            inner.writestr("a/constants.pkl", b"")
+        file.write(archive.getvalue())
+    assert "are no plain file of tensors" in refused("vgg16", str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

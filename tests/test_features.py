@@ -93,11 +93,18 @@ def test_network_runs_in_plain_float32_whatever_surrounds_it():
 
     def network(images):
         assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.enabled
+        assert torch.get_float32_matmul_precision() == "highest"
         return Outputs(images.float().mean((2, 3)) @ weight)
 
     maker = Extractor(network, "x", "", "", "", torch.device("cpu"), (4, 0, 0))
     images = torch.from_numpy(pixels()).permute(0, 3, 1, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = maker(images).values
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = maker(images).values
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert torch.equal(inside, maker(images).values)
     assert torch.backends.cudnn.allow_tf32

@@ -1,10 +1,14 @@
 import csv
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from dit import sample_folder as module
 from dit.build import Run, SamplingPlan, build_sampling, load_run
 from dit.config import SampleConfig, SamplerConfig
 from dit.errors import UserError
-from dit.generate import ImageNoise, generate, sample_grid, sample_latents
+from dit.generate import ImageNoise, NotFinite, generate, sample_grid, sample_latents
 from dit.hardware import Ranks
 from dit.sample import sample
 from dit.sample_folder import sample_folder
@@ -103,6 +107,11 @@ def test_nan_names_the_image(run: Run):
                  torch.arange(20, 26))
 
 
+def test_the_error_of_nan_goes_from_rank_to_rank():
+    error = pickle.loads(pickle.dumps(NotFinite(25, 7)))
+    assert (str(error), error.image) == (str(NotFinite(25, 7)), 25)
+
+
 def test_grid_has_each_class_in_turn(run: Run):
     images, labels = sample_grid(run, QUICK, [4, 2], 3)
     assert labels.tolist() == [4, 4, 4, 2, 2, 2]
@@ -164,6 +173,79 @@ def test_interrupted_folder_continues(run: Run, tmp_path: Path, monkeypatch: pyt
     fill(run, out, 17, format)
     assert made == [14, 15, 16]
     assert len(pixels(out)) == 17
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, image: int) -> None:
+    """Images are made as ever, but the batch with this one."""
+
+    def poisoned(run, plan, config, labels, indices):
+        if image in indices:
+            raise NotFinite(image, int(labels[indices == image]))
+        return generate(run, plan, config, labels, indices)
+
+    monkeypatch.setattr(module, "generate", poisoned)
+
+
+def test_nan_ends_a_folder_at_once_and_keeps_what_is_good(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, 5)
+    with pytest.raises(NotFinite, match=r"image 5 \(class 4\)"):
+        fill(run, tmp_path / "out", 14)
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [*(f"00000{i}.png" for i in range(4)),
+                                                                    "samples.json"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin(Ranks):
+    """One of two ranks, each a thread, that meet and exchange as processes do."""
+
+    box: dict = dataclasses.field(default_factory=dict)
+    meeting: threading.Barrier = dataclasses.field(default_factory=lambda: threading.Barrier(2, timeout=30))
+
+    def barrier(self) -> None:
+        self.meeting.wait()
+
+    def share(self, value: Any) -> Any:
+        return self._exchange(value)[0]
+
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self._exchange(values)).amax(dim=0)
+
+    def _exchange(self, value: Any) -> list[Any]:
+        self.box[self.rank] = value
+        self.meeting.wait()
+        both = [self.box[0], self.box[1]]
+        self.meeting.wait()
+        return both
+
+
+def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
+    """What `sample_folder` raised on each."""
+    first = Twin(0, 2)
+
+    def work(ranks: Ranks) -> str:
+        try:
+            sample_folder(run, QUICK, [3, 1, 4], count, out, "png", ranks)
+        except NotFinite as error:
+            return error.given
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, (first, dataclasses.replace(first, rank=1))))
+
+
+def test_nan_on_one_rank_is_raised_on_all_of_them(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, 5)  # in the first batch of rank 1
+    assert on_two_ranks(run, tmp_path / "out", 30) == ["image 5 (class 4) came out as NaN or infinite"] * 2
+    assert sorted(int(f.stem) for f in (tmp_path / "out").glob("*.png")) == [0, 2, 4, 6]
+
+
+def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path):
+    out = fill(run, tmp_path / "out", 20)
+    for i in (1, 3, 5, 7, 9, 11, 12):  # six are of rank 1, in two batches
+        (out / f"{i:06d}.png").unlink()
+    assert on_two_ranks(run, out, 20) == ["", ""]
+    assert largest_difference(pixels(out), pixels(fill(run, tmp_path / "whole", 20))) <= 1
+    assert (out / "labels.csv").exists()
 
 
 def test_damaged_images_are_made_again(run: Run, tmp_path: Path):

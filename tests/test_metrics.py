@@ -10,7 +10,7 @@ from dit.errors import UserError
 from dit.evaluation.inputs.features import Features
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores import metrics
-from dit.evaluation.scores.frechet import fit, from_moments
+from dit.evaluation.scores.frechet import fit, frechet, from_moments
 from dit.evaluation.scores.metrics import Target, compute_floor, compute_scores, score_names
 
 CPU = torch.device("cpu")
@@ -299,9 +299,9 @@ def test_arithmetic_that_fails_is_a_reason(value):
 
 def test_floor_is_real_against_real_at_the_same_number(features, scores):
     real, _ = features
-    few = compute_floor(real, 100, "digits-cnn", CPU, splits=3)
+    few = compute_floor(real, 100, "digits-cnn", CPU)
     assert (few["FD(digits-cnn)"].samples, few["FD(digits-cnn)"].reference) == (100, 500)
-    floor = compute_floor(real, 1000, "digits-cnn", CPU, splits=3)
+    floor = compute_floor(real, 1000, "digits-cnn", CPU)
     assert tuple(floor) == DIGITS
     assert few["FD(digits-cnn)"].low > floor["FD(digits-cnn)"].high
     assert {(values.samples, values.reference) for name, values in floor.items() if "IS" not in name} == {(300, 300)}
@@ -312,10 +312,10 @@ def test_floor_is_real_against_real_at_the_same_number(features, scores):
 
 def test_floor_is_a_range_over_splits(features):
     real, _ = features
-    floor = compute_floor(real, 200, "digits-cnn", CPU, splits=4)
+    floor = compute_floor(real, 200, "digits-cnn", CPU)
     assert all(values.low < values.mean < values.high for values in floor.values())
-    assert {values.splits for values in floor.values()} == {4}
-    assert floor == compute_floor(real, 200, "digits-cnn", CPU, splits=4)
+    assert {values.splits for values in floor.values()} == {5}
+    assert floor == compute_floor(real, 200, "digits-cnn", CPU)
 
 
 def test_a_split_of_the_floor_has_no_image_twice(monkeypatch):
@@ -323,14 +323,35 @@ def test_a_split_of_the_floor_has_no_image_twice(monkeypatch):
     seen = []
     monkeypatch.setattr(metrics, "compute_scores", lambda samples, target, *_: seen.append((samples, target)) or {})
     reference = Features(torch.arange(20.0).reshape(10, 2), torch.arange(10.0)[:, None], torch.arange(10.0)[:, None])
-    compute_floor(reference, 4, "digits-cnn", CPU, splits=2)
+    compute_floor(reference, 4, "digits-cnn", CPU)
     for samples, target in seen:
         assert (len(samples), len(target.values)) == (4, 6)
         together = torch.cat([samples.values, target.values])
         assert torch.equal(together[together[:, 0].argsort()], reference.values)
         assert torch.equal(samples.values[:, 0] / 2, samples.logits[:, 0])
-        assert torch.equal(samples.spatial, samples.logits)
     assert not torch.equal(seen[0][0].values, seen[1][0].values)
+
+
+def test_spatial_floor_is_the_distance_between_the_halves_of_each_split():
+    spatial = gaussian(200, width=6, seed=3)
+    reference = Features(gaussian(200), gaussian(200, seed=2), spatial)
+    floor = compute_floor(reference, 80, INCEPTION, CPU)["sFID"]
+    generator, found = np.random.default_rng(metrics.SEED), []
+    for _ in range(5):
+        order = generator.permutation(200)
+        found.append(frechet(fit(spatial[np.sort(order[:80])]), fit(spatial[np.sort(order[80:])])))
+    assert (floor.low, floor.high) == (pytest.approx(min(found)), pytest.approx(max(found)))
+    assert (floor.samples, floor.reference) == (80, 120)
+
+
+def test_inception_score_splits_as_adm_does():
+    """Splits of 5,000 with a short last one, each scored by itself."""
+    logits = gaussian(7_000, width=10)
+    adm, _ = metrics.inception_scores(Features(gaussian(7_000), logits), INCEPTION)
+    alone = [metrics.inception_scores(Features(gaussian(len(part)), part), INCEPTION)[0].value
+             for part in (logits[:5000], logits[5000:])]
+    assert adm.value == pytest.approx(sum(alone) / 2)
+    assert adm.note == "2 splits"
 
 
 def test_a_floor_that_is_not_available_is_left_out():

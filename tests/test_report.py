@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from dit import pictures
+from dit.evaluation.networks.inception import INCEPTION
 from dit.evaluation.pages import figures, report
 from dit.evaluation.scores.classes import ClassRow, Recognition
-from dit.evaluation.scores.metrics import Range, Score
+from dit.evaluation.scores.metrics import Range, Score, score_names
 
 MISSING = "needs at least 20 images on both sides, has 3 samples and 1797 reference images"
 HASH = "5bd1e995" * 8
@@ -171,6 +172,22 @@ def test_page_is_self_contained_and_well_formed(whole):
     assert len(page.links) == sum(len(pictures) for pictures in whole.figures.values())
 
 
+def test_page_can_be_heard_and_reached_by_keyboard():
+    text = report.to_html(rich())
+    assert not re.search(r"<th[^>]*>\s*</th>", text)
+    boxes = re.findall(r'<div class="card" ([^>]*)>\s*<table', text)
+    assert len(boxes) == text.count("<table") == 3
+    assert all('tabindex="0" role="region"' in box for box in boxes)
+    labels = re.findall(r'aria-labelledby="([^"]*)"', text)
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert set(labels) == set(ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_page_says_what_the_limits_deviation_is():
+    assert "the noise of the samples is not in it" in page_text(rich())
+
+
 def test_page_shows_markup_as_text():
     assert "<script>alert(1)</script>" in page_text(make())
     text = page_text(rich())
@@ -221,12 +238,23 @@ def test_scores_stand_by_network():
     assert [row.name for row in report.rows(make(scores=mixed))] == ["FID", "KID", "FD(b)", "KID(b)"]
 
 
-@pytest.mark.parametrize(("name", "network"), [("FID", "inception-v3-compat"),
-                                               ("IS (torch-fidelity)", "inception-v3-compat"),
-                                               ("FD(digits-cnn)", "digits-cnn"), ("FD(a.b:C)", "a.b:C"),
-                                               ("IS(digits-cnn) (torch-fidelity)", "digits-cnn")])
-def test_network_of_a_score(name, network):
-    assert report.network(name) == network
+@pytest.mark.parametrize(("name", "parts"), [
+    ("FID", ("FID", "inception-v3-compat", "")),
+    ("IS (torch-fidelity)", ("IS", "inception-v3-compat", "torch-fidelity")),
+    ("FD(digits-cnn)", ("FD", "digits-cnn", "")),
+    ("sFD(a.b:C)", ("sFD", "a.b:C", "")),
+    ("IS(digits-cnn) (torch-fidelity)", ("IS", "digits-cnn", "torch-fidelity")),
+])
+def test_scores_are_told_by_their_names(name, parts):
+    assert report.parse(name) == parts
+
+
+@pytest.mark.parametrize("extractor", [INCEPTION, "a.b:C"])
+def test_every_score_has_a_kind(extractor):
+    parsed = [report.parse(name) for name in score_names(extractor)]
+    assert {one.network for one in parsed} == {extractor}
+    assert {one.kind for one in parsed} <= set(report.KINDS)
+    assert len(set(parsed)) == len(parsed)
 
 
 # -- classes, limits, near-copies

@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import torchrun
 from PIL import Image
 
+from dit import sample_folder
 from dit.build import load_run
-from dit.config import EvalConfig, SamplerConfig, SweepConfig
+from dit.cli import parse
+from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.scores import metrics
@@ -22,9 +24,9 @@ from dit.evaluation.sweep import sweep as module
 from dit.evaluation.sweep.points import Keys, Point, describe
 from dit.evaluation.sweep.ranking import paired_interval, rank
 from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
+from dit.generate import NotFinite
 from dit.hardware import Ranks
 
-ROOT = Path(__file__).parent.parent
 COUNT = 24
 
 
@@ -59,13 +61,13 @@ def done(tiny_run, tmp_path_factory):
 @pytest.fixture
 def sampled(monkeypatch):
     """The settings that were sampled, in order."""
-    calls, real = [], module.sample_folder
+    calls, real = [], module.sampled
 
-    def counted(run, config, classes, count, out, format, ranks):
+    def counted(run, config, *more):
         calls.append(config)
-        return real(run, config, classes, count, out, format, ranks)
+        return real(run, config, *more)
 
-    monkeypatch.setattr(module, "sample_folder", counted)
+    monkeypatch.setattr(module, "sampled", counted)
     return calls
 
 
@@ -84,7 +86,7 @@ def test_every_setting_has_a_point_and_all_have_a_page(done):
     calls = {key: p["evaluations"] for key, p in settings.items()}
     assert calls == {(2, 1.0): 2, (2, 2.0): 4, (3, 1.0): 3, (3, 2.0): 6}
     assert set(points_of(done)) == {p["key"] for p in found["points"]}
-    assert not (done / "samples").exists()
+    assert not list(done.glob("samples-*"))
     best = min(found["points"], key=lambda p: p["scores"]["FD(digits-cnn)"])
     assert found["best"] == best["key"]
     low, high = best["interval"]
@@ -103,6 +105,10 @@ def test_pages_are_whole_and_need_nothing_else(done):
     assert page.count("data:image/png;base64") == 3
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("<tr") == 1 + 4
+    assert "<th></th>" not in page
+    floor = read(done)["floor"]["FD(digits-cnn)"]
+    assert f"(N = {floor['samples']}, 5 splits)" in text
+    assert "at the number of images shown above" in " ".join(page.split())
     assert text.count("\n| ") > 6
 
 
@@ -164,7 +170,51 @@ def test_a_damaged_point_is_scored_again(undrawn, tiny_run, tmp_path, sampled, c
 
 def test_images_stay_where_that_is_asked_for(undrawn, tiny_run, tmp_path):
     out = sweep(flags(tiny_run, out=tmp_path / "sweep", steps="2", cfg_scale="1", keep_samples=True), Ranks())
-    assert len(list((out / "samples").glob("*/*.png"))) == COUNT
+    images = {path: path.stat().st_mtime_ns for path in out.glob("samples-*/*.png")}
+    assert len(images) == COUNT
+    again = flags(tiny_run, out=out, steps="2", cfg_scale="1", bootstrap=0)
+    assert read(sweep(again, Ranks()))["points"][0]["interval"] is None
+    assert {path: path.stat().st_mtime_ns for path in out.glob("samples-*/*.png")} == images
+
+
+def test_one_setting_that_comes_out_as_nan_stops_no_other(tiny_run, tmp_path, monkeypatch, capsys):
+    made = sample_folder.generate
+
+    def unstable(run, plan, config, labels, indices):
+        if config.cfg_scale == 1.5 and 7 in indices:
+            raise NotFinite(7, 7)
+        return made(run, plan, config, labels, indices)
+
+    monkeypatch.setattr(sample_folder, "generate", unstable)
+    asked = flags(tiny_run, out=tmp_path / "sweep", steps="2", cfg_scale="1.5,1,2", batch_size=4, keep_samples=True)
+    out = sweep(asked, Ranks())
+    found = read(out)
+    failed = found["points"][0]
+    assert failed["scores"] == {"FD(digits-cnn)": None}
+    assert [len(p["scores"]) > 5 for p in found["points"]] == [False, True, True]
+    assert found["best"] in [p["key"] for p in found["points"][1:]]
+    assert len(list(out.glob("samples-*"))) == 2  # of the failed one none is kept
+    reason = "image 7 (class 7) came out as NaN or infinite"
+    said = f"1 setting has no distance: cfg-scale 1.5, 2 steps, dpmpp_2m ({reason})."
+    assert said in found["summary"]
+    assert all(said in (out / name).read_text() for name in ("sweep.md", "sweep.html"))
+    assert (out / "images-by-cfg-scale.png").exists()
+    assert found["protocol"]["samples"]["count"] == COUNT
+    assert said in capsys.readouterr().out
+    monkeypatch.setattr(module, "sampled", pytest.fail)  # it is not tried again
+    monkeypatch.setattr(results, "draw", lambda sweep: {})
+    assert read(sweep(asked, Ranks())) == found
+
+
+def test_nothing_is_resampled_where_there_is_no_distance(undrawn, tiny_run, tmp_path, monkeypatch):
+    def broken(found, *more):
+        return {"FD(digits-cnn)": Score("FD(digits-cnn)", None, "lower", COUNT, reason="the arithmetic failed")}
+
+    monkeypatch.setattr(module, "score", broken)
+    monkeypatch.setattr(module, "bootstrap", pytest.fail)
+    out = sweep(flags(tiny_run, out=tmp_path / "sweep", steps="2", cfg_scale="1"), Ranks())
+    assert read(out)["summary"] == ["No setting has a distance: the arithmetic failed."]
+    assert "No setting has a distance" in (out / "sweep.html").read_text()
 
 
 def test_what_means_the_same_is_one_setting(tiny_run):
@@ -172,6 +222,26 @@ def test_what_means_the_same_is_one_setting(tiny_run):
     found = settings_of(flags(tiny_run, interval="0-1,0.2-0.8", steps="4", sampler="auto,dpmpp_2m"), run)
     assert [(s.cfg_scale, s.cfg_interval) for s in found] == [(1.0, (0.0, 1.0)), (2.0, (0.0, 1.0)), (2.0, (0.2, 0.8))]
     assert {(s.sampler, s.steps) for s in found} == {("dpmpp_2m", 4)}
+
+
+def test_what_all_settings_share_is_passed_on(tiny_run):
+    asked = flags(tiny_run, cfg_channels=2, eta=0.5, variance="large", seed=3, precision="fp32", interval="0.2-0.8",
+                  steps="4", sampler="ddim")
+    settings = settings_of(asked, load_run(tiny_run, Ranks().device))
+    assert {(s.cfg_channels, s.eta, s.variance, s.seed, s.precision) for s in settings} == {
+        (2, 0.5, "large", 3, "fp32")}
+    points = [dataclasses.replace(point(1 / setting.cfg_scale), setting=setting) for setting in settings]
+    shown = results.command(results.Sweep("t", asked, points, rank(points), {}, Path()))
+    flags_of_sample = shlex.split(shown)[2:]
+    parsed = parse(SampleConfig, flags_of_sample, "sample.py")
+    assert {name: getattr(parsed, name) for name in vars(settings[-1])} == vars(settings[-1])
+    assert parsed.run == tiny_run
+
+
+def test_command_names_what_was_asked_for_alone():
+    points = [point(1.0)]
+    shown = results.command(results.Sweep("t", SweepConfig(run=Path("my run")), points, rank(points), {}, Path()))
+    assert shown == "dit sample --run 'my run' --sampler ddim --steps 10 --cfg-scale 1"
 
 
 def test_keys_tell_apart_what_scores_depend_on(tiny_run, make_run):
@@ -182,7 +252,8 @@ def test_keys_tell_apart_what_scores_depend_on(tiny_run, make_run):
 
     assert key() == key(batch_size=3)
     changed = [key(other), key(count=25), key(reference="x"), key(bootstrap=11), key(seed=1), key(steps=5)]
-    assert len({key(), *changed}) == 7
+    elsewhere = key(dataclasses.replace(run, device=torch.device("meta")))
+    assert len({key(), *changed, elsewhere}) == 8
 
 
 @pytest.mark.parametrize(("sampler", "scale", "interval", "calls"), [
@@ -195,12 +266,8 @@ def test_network_calls_are_counted(tiny_run, sampler, scale, interval, calls):
 
 
 def test_two_ranks_score_as_one(done, tiny_run, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    asked = ["--steps", "3", "--cfg-scale", "2", "--num-samples", str(COUNT), "--bootstrap", "10"]
-    command = ["dit/cli.py", "sweep", "--run", tiny_run, "--out", tmp_path / "two", *asked]
-    made = subprocess.run([*torchrun, *command], cwd=ROOT,
-                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert made.returncode == 0, made.stderr
+    asked = ["--steps", "3", "--cfg-scale", "2", "--num-samples", COUNT, "--bootstrap", "10"]
+    torchrun("dit/cli.py", "sweep", "--run", tiny_run, "--out", tmp_path / "two", *asked)
     one = {p["key"]: p["scores"] for p in read(done)["points"]}
     for point in read(tmp_path / "two")["points"]:
         assert {n: v for n, v in point["scores"].items() if "KID" not in n} == {
@@ -316,6 +383,27 @@ def test_strip_shows_the_same_images_along_the_first_axis(tmp_path):
     assert charts.strip(points[:1], rank(points[:1]), tmp_path) is None
 
 
+def test_strip_without_guidance_at_its_best_has_one_interval(tmp_path, monkeypatch):
+    points = [point(1.0), *(point(d, scale=scale, cfg_interval=times) for scale in (2.0, 3.0)
+                            for d, times in ((1 + scale, (0.0, 1.0)), (scale, (0.2, 0.8))))]
+    shown = []
+    monkeypatch.setattr(charts, "picture_file", lambda out, key: tmp_path / "x.png")
+    monkeypatch.setattr(charts, "_stack", lambda rows, labels, points, best: shown.extend(points))
+    Image.new("RGB", (2, 2)).save(tmp_path / "x.png")
+    charts.strip(points, rank(points), tmp_path)
+    assert [(p.setting.cfg_scale, p.distance) for p in shown] == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+
+
+def test_panels_are_of_the_network_that_ranks(monkeypatch):
+    names = [f"{kind}({network})" for network in ("x", "y") for kind in ("FD", *charts.PANELS)]
+    points = [dataclasses.replace(point(1.0, scale=scale), scores={n: Score(n, 0.5, "lower", 9) for n in names})
+              for scale in (1.0, 2.0)]
+    drawn = []
+    monkeypatch.setattr(charts, "_draw_shares", lambda axis, lines, name, floor, best: drawn.append(name))
+    charts.against_guidance(points, rank(points), {})
+    assert drawn == [f"{panel}(x)" for panel in charts.PANELS]
+
+
 # -- refused -----------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +413,7 @@ def test_strip_shows_the_same_images_along_the_first_axis(tmp_path):
     (dict(interval="0.8-0.2"), "--interval '0.8-0.2'"),
     (dict(sampler="dpmpp2m"), "did you mean dpmpp_2m"),
     (dict(cfg_scale="1:100:1", steps="1:20:1"), "the sweep makes 2,000 settings"),
+    (dict(cfg_channels=9), "--cfg-channels 9"),
     (dict(reference="nowhere"), "nowhere"),
     (dict(extractor=("inception",), weights=("none.pth",)), "none.pth"),
 ])
@@ -333,7 +422,6 @@ def test_mistakes_are_found_before_anything_is_sampled(tiny_run, tmp_path, sampl
         sweep(flags(tiny_run, out=tmp_path / "sweep", **wrong), Ranks())
     assert says in str(error.value)
     assert sampled == []
-    assert not (tmp_path / "sweep" / "samples").exists()
 
 
 def test_a_setting_that_the_run_can_not_serve_stops_all_of_them(make_run, tmp_path, sampled):

@@ -8,15 +8,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_run
+from conftest import torchrun, write_run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -36,7 +34,6 @@ from dit.training.job import Job
 from dit.training.schedule import learning_rate
 from dit.training.trainer import prepare, train, train_step
 
-ROOT = Path(__file__).parent.parent
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
                    sample_every=0, ckpt_every=0, log_every=2, precision="fp32")
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)
@@ -188,11 +185,7 @@ if group.main:
 def test_two_ranks_learn_what_one_process_learns(tmp_path, weights):
     script = tmp_path / "script.py"
     script.write_text(TWO_RANKS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*torchrun, str(script), str(tmp_path), str(weights)], env=environment, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(script, tmp_path, weights)
     one, first, second = (torch.load(tmp_path / f"world-{name}.pt") for name in ("1-rank-0", "2-rank-0", "2-rank-1"))
     assert [k for k in one if not torch.equal(first[k], second[k])] == []
     assert max((first[k] - one[k]).abs().max() for k in one) < 1e-5

@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_run
+from conftest import TINY, torchrun, write_run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,19 +20,22 @@ from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores.metrics import Score
+from dit.files import write_json
 from dit.generate import generate
 from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.dit import SIZES
 from dit.pictures import loss_curve
-from dit.runs import Best, checkpoints, find_best, find_weights, latest, read_metrics
-from dit.training import scores
+from dit.runs import Best, Distance, checkpoints, find_best, find_weights, latest, read_distance, read_metrics, verify
+from dit.training import batches, checkpoint, scores
+from dit.training.batches import Batch, draw_batch
+from dit.training.checkpoint import tidy
 from dit.training.job import Job
+from dit.training.metrics_log import Found, MetricsLog
 from dit.training.previews import sampler_settings
 from dit.training.trainer import prepare, train
 
-ROOT = Path(__file__).parent.parent
 COUNT = 70  # two batches, the second one not full
 QUIET = TrainConfig(**TINY, global_batch_size=16, steps=20, warmup=2, cooldown=0, sample_every=0, ckpt_every=10,
                     log_every=10, precision="fp32", keep=9)
@@ -45,11 +46,10 @@ FD = "FD(digits-cnn)"
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
-    """A small network, a cache of one's own, and no time spent on what real images score."""
+    """A small network, and a cache of one's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "Ti", dict(depth=2, hidden_size=64, num_heads=2))
         patch.setenv("DIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(scores.references.metrics, "compute_floor", lambda *_: {})
         yield
 
 
@@ -145,6 +145,32 @@ def test_training_is_the_same_bit_for_bit_with_and_without_scores(scored, weight
     assert not (plain / "scores.png").exists()
 
 
+def test_nothing_is_read_while_the_ema_is_measured(tmp_path, monkeypatch):
+    """The feature network sets flags of the whole process, which the encoder would heed."""
+    reading: list[int] = []
+
+    def slow(job: Job, step: int) -> Batch:
+        reading.append(step)
+        time.sleep(0.05)
+        batch = draw_batch(job, step)
+        reading.remove(step)
+        return batch
+
+    monkeypatch.setattr(batches, "draw_batch", slow)
+    monkeypatch.setattr(scores.Scores, "measure", lambda *_: seen.append([*reading]) or Found())
+    seen: list[list[int]] = []
+    train(dataclasses.replace(FEW, eval_every=1, steps=4, out=tmp_path / "run"), Ranks())
+    assert seen == [[], [], [], []]
+
+
+def a_folder(folder: Path) -> None:
+    """Noise in two classes, of another shape than what is trained on."""
+    for i, name in enumerate("aabb"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
 TWO_RANKS = """
 import dataclasses, json, sys
 from pathlib import Path
@@ -172,51 +198,56 @@ def measure(ranks):
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
     job = prepare(build_card(config, source), source, autoencoder, ranks)
-    judge = scores.choose_comparison(config, ranks).prepare(job)
+    judge = scores.choose_yardstick(config, ranks).prepare(job)
     found = judge.measure(5)
     if ranks.rank == ranks.world - 1:
         next(job.state.ema.network.parameters()).data.fill_(float("nan"))  # on one rank: the others must hear of it
-    return [found, judge.measure(6)]
+    return list(map(dataclasses.asdict, (found, judge.measure(6))))
 
 
 with ranks() as group:
     found = {f"rank {group.rank}": measure(group)}
     if group.main:
         found["alone"] = measure(Ranks())
+    for every in (0, 2):
+        train(dataclasses.replace(config, data=str(out / "images"), out=out / f"every-{every}", steps=3, warmup=1,
+                                  eval_every=every, eval_samples=20, eval_extractor="digits-cnn"), group)
 (out / f"{group.rank}.json").write_text(json.dumps(found))
 """
 
 
 def test_two_ranks_measure_what_one_does(tmp_path, weights):
-    """And the code of evaluation is imported only where it is asked for."""
+    """And train on a folder, encoded as it is read, as without scores, which alone import the code of evaluation."""
+    a_folder(tmp_path / "images")
     script = tmp_path / "script.py"
     script.write_text(TWO_RANKS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*torchrun, str(script), str(tmp_path), str(weights)], env=environment, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(script, tmp_path, weights)
     found = {k: v for r in (0, 1) for k, v in json.loads((tmp_path / f"{r}.json").read_text()).items()}
     assert found["rank 0"] == found["rank 1"] == found["alone"]
-    (values, leads), nothing = found["alone"]
-    assert leads
-    assert values[FD] > 0
-    assert nothing == [{}, False]
+    first, nothing = found["alone"]
+    assert first["leads"]
+    assert first["scores"][FD] > 0
+    assert nothing == dataclasses.asdict(Found())
+    plain, scored = (tensors(latest(tmp_path / f"every-{every}")) for every in (0, 2))
+    assert plain.keys() == scored.keys()
+    assert [k for k in plain if not torch.equal(plain[k], scored[k])] == []
+    assert [*measured(tmp_path / "every-2")] == [2, 3]
 
 
 def test_samples_that_are_not_finite_cost_a_warning_only(tmp_path, weights, capsys):
     job = a_job(tmp_path, init=weights)
-    judge = scores.choose_comparison(job.config, Ranks()).prepare(job)
+    judge = scores.choose_yardstick(job.config, Ranks()).prepare(job)
     ema = next(job.state.ema.network.parameters()).data
     good = ema.clone()
     ema.fill_(torch.nan)
-    assert judge.measure(7) == ({}, False)
+    assert judge.measure(7) == Found()
     assert "warning: no scores at step 7" in capsys.readouterr().err
     ema.copy_(good)
-    values, leads = judge.measure(8)
-    assert leads
-    assert np.isfinite([*values.values()]).all()
-    assert judge.measure(9) == (values, False), "the same samples each time, and no better than before"
+    found = judge.measure(8)
+    assert found.leads
+    assert np.isfinite([*found.scores.values()]).all()
+    again = dataclasses.replace(found, leads=False)
+    assert judge.measure(9) == again, "the same samples each time, and no better than before"
 
 
 def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypatch):
@@ -231,7 +262,7 @@ def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypat
     for count in (5, 20):
         config = dataclasses.replace(job.config, eval_samples=count)
         scored = dataclasses.replace(job, card=dataclasses.replace(job.card, config=config))
-        scores.choose_comparison(config, Ranks()).prepare(scored).measure(1)
+        scores.choose_yardstick(config, Ranks()).prepare(scored).measure(1)
     assert seen[:5] == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]
     assert seen[5:] == [(i, i // 2) for i in range(20)]
 
@@ -255,7 +286,7 @@ def test_every_new_best_takes_the_place_of_the_last(tmp_path, monkeypatch):
     prescribe(monkeypatch, 4.0, 3.0, 2.0, 2.5)
     out = train(dataclasses.replace(FEW, eval_every=2, ckpt_every=0, steps=7, keep=1, out=tmp_path / "run"), Ranks())
     assert names(out) == ["step-0000006", "step-0000007"]
-    assert find_best(read_metrics(out / "metrics.jsonl")) == Best(6, FD, 2.0)
+    assert find_best(out).distance[:2] == (FD, 2.0)
 
 
 def test_a_resumed_run_has_the_scores_and_the_best_of_an_undisturbed_one(scored, weights, tmp_path):
@@ -288,14 +319,121 @@ def test_scores_may_begin_when_a_run_goes_on(tmp_path, monkeypatch):
     assert measured(out) == {4: {FD: 2.0}}
 
 
+class Kill(BaseException):
+    """What no one handles."""
+
+
+@pytest.mark.parametrize("last", ["step-0000005", "step-0000010"])
+def test_a_kill_before_the_link_is_mended_when_the_run_goes_on(last, tmp_path, monkeypatch):
+    """Though not a step may be left to do."""
+    best = int(last.removeprefix("step-"))
+    prescribe(monkeypatch, 2.0, 1.0)
+    config = dataclasses.replace(FEW, steps=10, ckpt_every=0, keep=1, out=tmp_path / "run", resume="auto")
+    link = checkpoint._link
+
+    def killed(name: Path, to: Path | None) -> None:
+        if to and to.name == last:
+            raise Kill
+        link(name, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_link", killed)
+        with pytest.raises(Kill):
+            train(config, Ranks())
+    out = tmp_path / "run"
+    assert names(out) == [f"step-{step:07d}" for step in (5, 10) if step <= best]
+    assert not (out / "best").exists() or (out / "best").resolve().name != last
+    train(dataclasses.replace(config, steps=best), Ranks())
+    assert names(out) == [last]
+    assert (out / "best").resolve().name == last
+
+
+def test_a_lost_log_is_not_the_loss_of_the_best(tmp_path, monkeypatch):
+    prescribe(monkeypatch, 1.0, 3.0, 2.0)
+    config = dataclasses.replace(FEW, steps=10, keep=1, out=tmp_path / "run", resume="auto")
+    out = train(config, Ranks())
+    (out / "metrics.jsonl").unlink()
+    assert "FD(digits-cnn) 1 at step 5 (best)" in info(out)
+    train(dataclasses.replace(config, steps=15), Ranks())
+    assert names(out) == ["step-0000005", "step-0000015"]
+    assert (out / "best").resolve().name == "step-0000005"
+
+
+def test_a_kill_while_the_log_is_rewritten_leaves_it(tmp_path, monkeypatch):
+    out = train(dataclasses.replace(QUIET, steps=4, log_every=2, out=tmp_path / "run"), Ranks())
+    before = (out / "metrics.jsonl").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise Kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dit.training.metrics_log.flush", killed)
+        with pytest.raises(Kill):
+            MetricsLog(out, start=2)
+    assert (out / "metrics.jsonl").read_bytes() == before
+    MetricsLog(out, start=2).close()
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [2]
+
+
+def test_distances_to_another_reference_do_not_compare(tmp_path, monkeypatch):
+    prescribe(monkeypatch, 1.0, 5.0, 6.0, 2.0)
+    a_folder(tmp_path / "images")
+    config = dataclasses.replace(FEW, steps=5, keep=1, ckpt_every=0, out=tmp_path / "run", resume="auto",
+                                 eval_extractor="digits-cnn")
+    other = dataclasses.replace(config, eval_reference=str(tmp_path / "images"))
+    out = train(config, Ranks())
+    train(dataclasses.replace(other, steps=12), Ranks())
+    assert names(out) == ["step-0000010", "step-0000012"], "5 there is the lowest, whatever 1 was here"
+    assert (out / "best").resolve().name == "step-0000010"
+    train(dataclasses.replace(config, steps=15), Ranks())
+    assert names(out) == ["step-0000015"]
+    one, two, again, back = (line["eval"] for line in read_metrics(out / "metrics.jsonl") if FD in line)
+    assert one == back != two == again
+    record = json.loads((out / "scores.json").read_text())
+    assert [*record] == [one, two]
+    assert [record[key]["reference"]["source"] for key in (one, two)] == ["digits", str(tmp_path / "images")]
+
+
+@pytest.mark.parametrize("changes", [dict(eval_samples=6), dict(precision="bf16"), dict(label_dropout=0.0)])
+def test_what_distances_depend_on_is_in_their_hash(changes, tmp_path):
+    job = a_job(tmp_path)
+    yardstick = scores.choose_yardstick(job.config, Ranks())
+    other = dataclasses.replace(job.card, config=dataclasses.replace(job.config, **changes))
+    one, two = (yardstick.prepare(dataclasses.replace(job, card=card)).eval for card in (job.card, other))
+    weights = dataclasses.replace(yardstick, extractor=dataclasses.replace(yardstick.extractor, checksum="other"))
+    assert len({one, two, weights.prepare(job).eval}) == 3
+    assert one == yardstick.prepare(job).eval
+
+
+def test_the_protocol_of_scores_is_written(scored, tmp_path):
+    ((key, record),) = json.loads((scored / "scores.json").read_text()).items()
+    assert {line["eval"] for line in read_metrics(scored / "metrics.jsonl") if FD in line} == {key}
+    assert {read_distance(c).eval for c in checkpoints(scored)} == {key}
+    assert {k: record["sampling"][k] for k in ("sampler", "steps", "cfg_scale", "seed", "precision", "vae")} == {
+        "sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 1.5, "seed": 0, "precision": "fp32", "vae": "identity"}
+    assert record["samples"]["count"] == COUNT
+    assert record["samples"]["labels"] == "10 classes, 7 images each"
+    assert record["features (digits-cnn)"]["weights_sha256"]
+    assert record["reference"]["count"] == 1797
+    damaged = tmp_path / "job"
+    damaged.mkdir()
+    (damaged / "scores.json").write_text("{")
+    with pytest.raises(UserError, match=r"scores\.json is missing or damaged"):
+        scores.choose_yardstick(SCORED, Ranks()).prepare(a_job(tmp_path))
+
+
 def test_a_best_checkpoint_removed_by_hand_is_no_harm(tmp_path, monkeypatch):
     prescribe(monkeypatch, 1.0, 3.0, 4.0)
     config = dataclasses.replace(FEW, steps=10, out=tmp_path / "run", resume="auto")
     out = train(config, Ranks())
     shutil.rmtree(out / "checkpoints" / "step-0000005")
-    assert "1 at step 5 (its checkpoint was removed)" in info(out)
+    assert "3 at step 10 (checkpoints/step-0000010)" in info(out)
     train(dataclasses.replace(config, steps=12), Ranks())
     assert names(out) == ["step-0000010", "step-0000012"]
+    assert (out / "best").resolve().name == "step-0000010"
+    for left in checkpoints(out):
+        shutil.rmtree(left)
+    tidy(out, keep=1)
     assert not (out / "best").is_symlink()
 
 
@@ -311,11 +449,28 @@ def test_the_best_is_kept_where_there_are_no_links(tmp_path, monkeypatch, capsys
     assert "1 at step 5 (checkpoints/step-0000005)" in info(out)
 
 
-def test_the_best_is_the_first_of_the_network_that_scored_last():
-    lines = [{"step": 1, "FID": 1.0}, {"step": 2, FD: 5.0}, {"step": 3, FD: 4.0}, {"step": 4, FD: 4.0}, {"step": 5}]
-    assert find_best(lines) == Best(3, FD, 4.0)
-    assert find_best(lines, "FID") == Best(1, "FID", 1.0)
-    assert find_best([{"step": 1, "sFID": 1.0, "loss": 2.0}]) is None
+def a_checkpoint(run: Path, step: int, *distance: object) -> Path:
+    """One that has only its meta.json."""
+    checkpoint = run / "checkpoints" / f"step-{step:07d}"
+    checkpoint.mkdir(parents=True)
+    scored = {"distance": Distance(*distance)._asdict()} if distance else {}
+    write_json(checkpoint / "meta.json", {"step": step, **scored, "files": {}})
+    return checkpoint
+
+
+def test_the_best_is_the_first_of_those_measured_as_the_newest(tmp_path):
+    assert find_best(tmp_path) is None
+    old = a_checkpoint(tmp_path, 1, FD, 1.0, "aaaaaa")
+    a_checkpoint(tmp_path, 2, FD, 5.0, "bbbbbb")
+    best = a_checkpoint(tmp_path, 3, FD, 4.0, "bbbbbb")
+    a_checkpoint(tmp_path, 4, FD, 4.0, "bbbbbb")
+    unscored = a_checkpoint(tmp_path, 5)
+    (a_checkpoint(tmp_path, 6, FD, 0.1, "bbbbbb") / "meta.json").write_text("{")
+    assert find_best(tmp_path) == Best(best, Distance(FD, 4.0, "bbbbbb"))
+    assert find_best(tmp_path, "aaaaaa").checkpoint == old
+    assert find_best(tmp_path, "cccccc") is None
+    assert read_distance(unscored) is None
+    assert verify(unscored) == {"step": 5, "files": {}}
 
 
 def test_the_loss_curve_and_the_table_pass_over_lines_without_loss(tmp_path):
@@ -329,7 +484,6 @@ def test_the_loss_curve_and_the_table_pass_over_lines_without_loss(tmp_path):
     table = " ".join(info(run).split())
     assert "trained 4 steps logged" in table
     assert "last loss 2.0" in table
-    assert "best score FD(digits-cnn) 3 at step 4" in table
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------
@@ -355,18 +509,15 @@ def test_latents_need_images_to_compare_with(tmp_path):
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "encoding.json").write_text("{}")
     with pytest.raises(UserError, match="--eval-reference"):
-        scores.choose_comparison(dataclasses.replace(SCORED, data=str(tmp_path / "latents")), Ranks())
+        scores.choose_yardstick(dataclasses.replace(SCORED, data=str(tmp_path / "latents")), Ranks())
 
 
 def test_a_folder_is_cropped_as_in_training(tmp_path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
-    for name in ("a", "b"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        picture.save(tmp_path / "images" / name / "1.png")
+    a_folder(tmp_path / "images")
     config = dataclasses.replace(SCORED, data=str(tmp_path / "images"), eval_extractor="digits-cnn")
-    images = scores.choose_comparison(config, Ranks()).reference.images
+    images = scores.choose_yardstick(config, Ranks()).reference.images
     source = build_source(config, load_autoencoder("identity"))
-    assert len(images) == 2
+    assert len(images) == 4
     assert torch.equal(images.read(0), source._images[0])
 
 

@@ -11,15 +11,18 @@ from typing import Any
 
 from dit.config import CompareConfig
 from dit.errors import UserError
-from dit.evaluation.pages.report import FORMAT, arrow, network, number, show
+from dit.evaluation.pages.report import FORMAT, arrow, number, parse, show
 from dit.evaluation.protocol import UNKNOWN
 from dit.hardware import Ranks
+from dit.runs import damaged
 
 MEASURED, SAMPLED, ASIDE = "measured", "sampled", "aside"  # and UNKNOWN: what a difference is about
 RECOGNISED = "digits recognised"
 FRECHET = ("FID", "sFID", "FD", "sFD")
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
-OF_FEATURES = (*FRECHET, "KID", *NEIGHBOURS, "IS", "IS (torch-fidelity)")
+SHUFFLED = "IS (torch-fidelity)"
+OF_REFERENCE = (*FRECHET, "KID", *NEIGHBOURS)
+OF_FEATURES = (*OF_REFERENCE, "IS", SHUFFLED)
 SHORT_HASH = 12
 
 
@@ -29,33 +32,48 @@ class Rule:
 
     Args:
         touches: scores without their networks; all where empty.
+        do: what helps where it is unknown.
     """
 
     words: str
     kind: str
     why: str = ""
     touches: tuple[str, ...] = ()
+    do: str = ""
 
 
+DEFINITION = "another definition of the score"
 RULES = {
     "samples/count": Rule("number of samples", MEASURED, "a Fréchet distance falls as samples are added", OF_FEATURES),
-    "samples/labels": Rule("label balance", MEASURED, "balanced labels score better than labels drawn at random"),
+    "samples/labels": Rule("label balance", MEASURED, "balanced labels score better than labels drawn at random",
+                           do="evaluate samples with labels: labels.csv, class folders, or arr_1 of an .npz"),
     "samples/size": Rule("image size", MEASURED, "a network sees other features in images of another size"),
     "samples/source": Rule("source of the samples", ASIDE),
     "samples/pixels_sha256": Rule("pixels of the samples", ASIDE),
     "reference/source": Rule("name of the reference", ASIDE),
     "reference/count": Rule("number of reference images", MEASURED, "a Fréchet distance falls as images are added",
-                            OF_FEATURES),
-    "reference/size": Rule("size of the reference images", MEASURED, "resizing changes features", OF_FEATURES),
-    "reference/crop": Rule("crop of the reference", MEASURED, "another crop or filter moves every score", OF_FEATURES),
+                            OF_REFERENCE),
+    "reference/size": Rule("size of the reference images", MEASURED, "resizing changes features", OF_REFERENCE),
+    "reference/crop": Rule("crop of the reference", MEASURED, "another crop or filter moves every score", OF_REFERENCE),
     "reference/statistics": Rule("statistics of the reference", MEASURED, "those of a file may come from other images, "
                                  "another crop or another network", FRECHET),
-    "reference/sha256": Rule("content of the reference", MEASURED, "other images, other scores", OF_FEATURES),
+    "reference/sha256": Rule("content of the reference", MEASURED, "other images, other scores", OF_REFERENCE),
     "features/weights": Rule("file of the feature network", ASIDE),
     "features/weights_sha256": Rule("weights of the feature network", MEASURED, "other weights are another measure"),
     "features/preprocessing": Rule("preprocessing", MEASURED, "how one resizes changes features by percents"),
+    "scores/KID": Rule("KID", MEASURED, DEFINITION, ("KID",)),
+    "scores/neighbours (precision, recall)": Rule("neighbours (precision, recall)", MEASURED, DEFINITION,
+                                                  NEIGHBOURS[:2]),
+    "scores/neighbours (density, coverage)": Rule("neighbours (density, coverage)", MEASURED, DEFINITION,
+                                                  NEIGHBOURS[2:]),
+    "scores/reference images (precision, recall, density, coverage)": Rule("reference images of neighbours", MEASURED,
+                                                                           DEFINITION, NEIGHBOURS),
+    "scores/IS": Rule("IS", MEASURED, DEFINITION, ("IS",)),
+    "scores/IS (torch-fidelity)": Rule(SHUFFLED, MEASURED, DEFINITION, (SHUFFLED,)),
     "scores/subset seed": Rule("seed of subsets", MEASURED, "other subsets score a little differently",
-                               ("KID", *NEIGHBOURS)),
+                               ("KID", *NEIGHBOURS, SHUFFLED)),
+    "scores/bootstrap resamples": Rule("resamples of the bootstrap", ASIDE),
+    "sampling/classes": Rule("classes", MEASURED, "other classes are another distribution"),
     "sampling/cfg_scale": Rule("CFG scale", SAMPLED),
     "sampling/cfg_interval": Rule("CFG interval", SAMPLED),
     "sampling/cfg_channels": Rule("CFG channels", SAMPLED),
@@ -68,8 +86,10 @@ RULES = {
     "sampling/format": Rule("format of the samples", ASIDE),
     "sampling/num_samples": Rule("samples in the folder", ASIDE),
 }
-"""By section/entry; entries that are not here are of the kind of their section."""
-KINDS = {"sampling": SAMPLED, "software": ASIDE, "uncertainty": ASIDE, "memorisation": ASIDE}
+"""By section/entry; reports must have those of the kind `measured`. Entries that are not here are of the kind of their
+section."""
+KINDS = {"sampling": SAMPLED, "software": ASIDE}
+Entries = dict[tuple[str, str], Any]  # by section and name
 OF_CONTENT = ("reference/count", "reference/size", "reference/crop")  # no matter where the content is the same
 
 
@@ -88,6 +108,11 @@ class Difference:
     kind: str
     why: str
     scores: tuple[str, ...]
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the two may be the same after all."""
+        return UNKNOWN in (self.a, self.b)
 
 
 @dataclass(frozen=True)
@@ -133,7 +158,7 @@ def compare(cfg: CompareConfig, ranks: Ranks) -> None:
 
     Raises:
         UserError: a file that is missing, damaged, no report, or of another version.
-        SystemExit: with code 1, not comparable.
+        SystemExit: with code 1, not comparable, or nobody can tell.
     """
     found = differences(read_report(cfg.a), read_report(cfg.b))
     if ranks.main:
@@ -152,20 +177,28 @@ def read_report(path: Path) -> dict[str, Any]:
     expected, do = "report.json of an evaluation, or its folder", "write one with evaluate.py"
     if not file.is_file():
         raise UserError(f"there is no {file}", expected, do)
-    try:
+    with damaged(file, expected, do):
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error})", expected, do) from None
     if not (isinstance(values, dict) and _of_dicts(values.get("scores")) and _of_dicts(values.get("protocol"))):
         raise UserError(f"{file} is not a report", expected, do)
     if values.get("format", 1) != FORMAT:
         raise UserError(f"{file} is a report in format {values.get('format', 1)}", f"format {FORMAT}",
                         "evaluate again, both with this version")
+    with damaged(file, expected, do):
+        for name, score in _scores(values).items():
+            _check_score(name, score)
     return values
 
 
 def _of_dicts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
+
+
+def _check_score(name: str, score: dict[str, Any]) -> None:
+    low, high = score["interval"] or (None, None)
+    known = [value for value in (score["value"], low, high) if value is not None]
+    if score["better"] not in ("lower", "higher") or not all(map(math.isfinite, known)):
+        raise ValueError(f"score {name}: {score}")
 
 
 # -- what differs --------------------------------------------------------------------------------------------------
@@ -176,7 +209,8 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     scores_a, scores_b = _scores(a), _scores(b)
     names = tuple(dict.fromkeys([*scores_a, *scores_b]))
     common = tuple(n for n in names if all(s.get(n, {}).get("value") is not None for s in (scores_a, scores_b)))
-    found = tuple(_differences(_entries(a), _entries(b), common or names))
+    networks = {parse(name).network for name in common if name != RECOGNISED}
+    found = tuple(_differences(_entries(a), _entries(b), common or names, networks))
     lines = (_line(name, scores_a.get(name), scores_b.get(name), found) for name in names)
     return Comparison(found, tuple(lines))
 
@@ -188,43 +222,63 @@ def _scores(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {**head, **report["scores"]}
 
 
-def _entries(report: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Protocol entries by section and name; of an entry that is a dict, each of its own."""
+def _entries(report: dict[str, Any]) -> Entries:
+    """Protocol entries by section and name; of an entry that is a dict, each of its own. What is empty is unknown."""
     flat = {}
     for section, entries in report["protocol"].items():
         for name, value in entries.items():
             inner = {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-            flat.update({(section, key): v for key, v in inner.items()})
+            flat.update({(section, key): UNKNOWN if v == "" else v for key, v in inner.items()})
     return flat
 
 
-def _differences(a: dict[tuple[str, str], Any], b: dict[tuple[str, str], Any], names: tuple[str, ...]
-                 ) -> Iterable[Difference]:
-    same = _known_same(a, b, ("reference", "sha256"))
+def _differences(a: Entries, b: Entries, names: tuple[str, ...], networks: set[str]) -> Iterable[Difference]:
+    """Entry by entry, those that are needed but nowhere among them; sections of other networks as a whole."""
+    needed = _needed(sorted(networks))
     only = {section for section, _ in a}.symmetric_difference(section for section, _ in b)
-    alone = {section for section in only if section.startswith("features (")}
+    alone = {section for section in only if section.startswith("features (")} - {section for section, _ in needed}
     for section in sorted(alone):
-        has = any(key[0] == section for key in a)
-        yield Difference(section, "scored" if has else "not scored", "not scored" if has else "scored", ASIDE, "", ())
-    for key in dict.fromkeys([*a, *b]):
+        in_a, in_b = ("recorded" if any(key[0] == section for key in side) else "not recorded" for side in (a, b))
+        yield Difference(section, in_a, in_b, ASIDE, "", ())
+    excused = _excused(a, b)
+    for key in dict.fromkeys([*a, *b, *needed]):
         if key[0] not in alone:
-            yield from _difference(key, a.get(key, UNKNOWN), b.get(key, UNKNOWN), names, same)
+            yield from _difference(key, a.get(key, UNKNOWN), b.get(key, UNKNOWN), names, excused)
 
 
-def _known_same(a: dict[tuple[str, str], Any], b: dict[tuple[str, str], Any], key: tuple[str, str]) -> bool:
-    return a.get(key, UNKNOWN) not in (UNKNOWN, "") and a.get(key) == b.get(key)
+def _needed(networks: Iterable[str]) -> list[tuple[str, str]]:
+    """Entries without which nobody knows how a score was measured."""
+    paths = [path.split("/", 1) for path, rule in RULES.items() if rule.kind == MEASURED]
+    sections = {"features": [f"features ({network})" for network in networks]}
+    return [(section, entry) for start, entry in paths for section in sections.get(start, [start])]
 
 
-def _difference(key: tuple[str, str], a: Any, b: Any, names: tuple[str, ...], same_content: bool
+def _excused(a: Entries, b: Entries) -> set[str]:
+    """Entries that spoil nothing: what the content of the reference implies, and classes that can only be all."""
+    content, classes = ("reference", "sha256"), ("sampling", "classes")
+    same_content = a.get(content, UNKNOWN) == b.get(content) != UNKNOWN
+    unrecorded = UNKNOWN in (a.get(classes, UNKNOWN), b.get(classes, UNKNOWN))
+    excused = set(OF_CONTENT) if same_content else set()
+    return excused | {"/".join(classes)} if unrecorded and _all_classes(a) and _all_classes(b) else excused
+
+
+def _all_classes(entries: Entries) -> bool:
+    """Whether no class is known to be left out. Other people's samples record none; their label balance counts them."""
+    classes = entries.get(("sampling", "classes"), UNKNOWN)
+    every = entries.get(("sampling", "network num_classes"))
+    return classes == UNKNOWN or (isinstance(classes, list) and len(classes) == every)
+
+
+def _difference(key: tuple[str, str], a: Any, b: Any, names: tuple[str, ...], excused: set[str]
                 ) -> Iterable[Difference]:
-    rule, path = rule_of(*key), _path(*key)
-    scores = tuple(name for name in names if _touches(rule, *key, name))
-    unsure = UNKNOWN in (a, b)
-    kind = rule.kind
-    if kind == MEASURED and (not scores or (same_content and path in OF_CONTENT)):
-        kind = ASIDE
-    if a != b or (unsure and kind == MEASURED):
-        yield Difference(rule.words, a, b, UNKNOWN if unsure and kind == MEASURED else kind, rule.why, scores)
+    rule = rule_of(*key)
+    scores = tuple(name for name in names if _touches(rule, key[0], name))
+    spoils = rule.kind == MEASURED and bool(scores) and _path(*key) not in excused
+    if UNKNOWN in (a, b) and spoils:
+        yield Difference(rule.words, a, b, UNKNOWN, "; ".join(filter(None, (rule.why, rule.do))), scores)
+    elif a != b:
+        yield Difference(rule.words, a, b, ASIDE if rule.kind == MEASURED and not spoils else rule.kind, rule.why,
+                         scores)
 
 
 def rule_of(section: str, entry: str) -> Rule:
@@ -232,8 +286,9 @@ def rule_of(section: str, entry: str) -> Rule:
     of_network = section.startswith("features (")
     kind, plain = KINDS.get(section, MEASURED), entry.replace("_", " ")
     words = plain if of_network or section in (*KINDS, "scores") else f"{section}: {plain}"
-    why = {"scores": "another definition of the score"}.get(section, "scores may depend on it")
-    rule = RULES.get(_path(section, entry), Rule(words, kind, why if kind == MEASURED else ""))
+    why = {"scores": DEFINITION}.get(section, "scores may depend on it")
+    touches = {"reference": OF_REFERENCE, "scores": _named(entry)}.get(section, ())
+    rule = RULES.get(_path(section, entry), Rule(words, kind, why if kind == MEASURED else "", touches))
     if of_network:
         return dataclasses.replace(rule, words=f"{rule.words} {section.removeprefix('features ')}")
     return rule
@@ -243,23 +298,21 @@ def _path(section: str, entry: str) -> str:
     return f"{section.split(' (')[0]}/{entry}"
 
 
-def _touches(rule: Rule, section: str, entry: str, score: str) -> bool:
+def _touches(rule: Rule, section: str, score: str) -> bool:
     if section.startswith("features ("):
-        return score != RECOGNISED and section == f"features ({network(score)})"
-    named = rule.touches or (_named(entry) if section == "scores" else ())
-    return not named or base(score) in named
+        return score != RECOGNISED and section == f"features ({parse(score).network})"
+    return not rule.touches or base(score) in rule.touches
 
 
 def _named(entry: str) -> tuple[str, ...]:
     """The scores that an entry speaks of, all that come from features where it names none."""
-    if entry in OF_FEATURES:
-        return (entry,)
     return tuple(name for name in OF_FEATURES if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", entry)) or OF_FEATURES
 
 
 def base(score: str) -> str:
     """A score's name without its network."""
-    return re.sub(r"^([^\s(]+)\(.+?\)", r"\1", score)
+    name = parse(score)
+    return f"{name.kind} ({name.convention})" if name.convention else name.kind
 
 
 def _line(name: str, a: dict[str, Any] | None, b: dict[str, Any] | None, found: Iterable[Difference]) -> Line:
@@ -288,15 +341,15 @@ def _reach(score: dict[str, Any]) -> float | None:
 
 def to_text(found: Comparison) -> str:
     """The verdict, the differences in their groups, and the table of scores."""
-    groups = (
-        (MEASURED, "Measured differently – such scores can not be compared:"),
-        (UNKNOWN, "Not known – the scores may have been measured differently:"),
-        (SAMPLED, "Sampled differently – what the comparison is about:"),
-    )
+    sampled = found.of(SAMPLED)
+    groups = {
+        "Measured differently – such scores can not be compared:": found.of(MEASURED),
+        "Not known – the scores may have been measured differently:": found.of(UNKNOWN),
+        "Sampled differently – what the comparison is about:": [d for d in sampled if not d.unsure],
+        "Not known – they may have been sampled differently:": [d for d in sampled if d.unsure],
+    }
     parts = [verdict(found)]
-    for kind, title in groups:
-        if of_kind := found.of(kind):
-            parts.append("\n".join([title, *(f"  {in_words(difference)}" for difference in of_kind)]))
+    parts += ["\n".join([title, *(f"  {in_words(d)}" for d in group)]) for title, group in groups.items() if group]
     if aside := found.of(ASIDE):
         parts.append("Without influence as a rule: " + ", ".join(dict.fromkeys(d.words for d in aside)))
     return "\n\n".join([*parts, table(found.scores)])
@@ -324,7 +377,7 @@ def in_words(difference: Difference) -> str:
     """Like: number of samples: A 50,000, B 10,000 – a Fréchet distance falls as samples are added."""
     a, b = difference.a, difference.b
     sides = " and ".join(side for side, value in (("A", a), ("B", b)) if value == UNKNOWN)
-    if difference.kind == UNKNOWN:
+    if difference.unsure:
         known = [f"{side} {_show(value)}" for side, value in (("A", a), ("B", b)) if value != UNKNOWN]
         told = ", ".join([*known, f"unknown in {sides}: can't tell"])
     else:

@@ -6,12 +6,13 @@ from pathlib import Path
 from dit.build import build_sampling, load_run
 from dit.config import EvalConfig, SamplerConfig
 from dit.errors import UserError
-from dit.evaluation.findings import GRID, Comparison, findings
+from dit.evaluation.findings import Comparison, findings
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import extract
-from dit.evaluation.inputs.images import read_images
+from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.networks.base import Extractor
-from dit.evaluation.pages.report import SAMPLES, Report, to_text, write_report
+from dit.evaluation.pages.contact_sheets import draw_grid
+from dit.evaluation.pages.report import Report, to_text, write_report
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare
 from dit.evaluation.sampling import recorded_settings, sampled
 from dit.evaluation.scores.memorisation import TrainingImages, pixel_extractor
@@ -42,7 +43,8 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     eyes = [*networks, pixel_extractor(ranks.device)]  # all that look at an image, once
     count = len(given) if given else cfg.num_samples or _reference_count(reference)
     if count < 2:
-        raise UserError(f"{count} sample in {cfg.samples}", "at least 2, better thousands", "add samples")
+        where = f"sample in {cfg.samples}" if given else f"image in the reference {reference.name}"
+        raise UserError(f"{count} {where}", "at least 2, better thousands", "add images")
     standard = prepare(reference, eyes, [n.name for n in networks], count, cfg.batch_size, ranks, cfg.cache)
     training = _training(cfg, data, size, reference, standard, eyes, ranks)
     out = cfg.out or (run.home / "evaluation" if run else _beside(cfg.samples))
@@ -53,11 +55,10 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         samples, settings = read_images(folder), recorded_settings(folder)
     assert samples
     found = extract(samples, eyes, cfg.batch_size, ranks, "features of samples")
-    if ranks.main:
-        made = Comparison(samples, settings, found, reference, standard, networks, training)
-        title = f"Evaluation of {cfg.run or cfg.samples}"
-        _write(findings(made, cfg.run, title, cfg.bootstrap, ranks.device), out)
-    ranks.barrier()
+    made = Comparison(samples, settings, found, reference, standard, networks, training)
+    title = f"Evaluation of {cfg.run or cfg.samples}"
+    with ranks.whole_machine():
+        ranks.on_main(lambda: _write(findings(made, cfg.run, title, cfg.bootstrap, ranks.device), samples, out))
     return out
 
 
@@ -85,8 +86,13 @@ def _reference(cfg: EvalConfig, size: tuple[int, int], data: str | None) -> Refe
         raise UserError(f"no --reference for {cfg.samples}", "digits, a folder of images, or an .npz file",
                         "pass --reference")
     name = cfg.reference or str(data)
-    own = name == data and name != "digits" and size[0] == size[1]
+    own = _same(name, str(data)) and name != "digits" and size[0] == size[1]
     return find_reference(name, size, own if cfg.crop is None else cfg.crop)
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names of data stand for the same."""
+    return name == other or Path(name).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _reference_count(reference: Reference) -> int:
@@ -101,14 +107,15 @@ def _training(cfg: EvalConfig, data: str | None, size: tuple[int, int], referenc
     name = cfg.train_data or data
     if name is None:
         return "the training images are not known: pass --train-data"
-    if name == reference.name and reference.images:
+    if reference.images and _same(name, reference.name):
         values = {key: target.values for key, target in standard.targets.items() if target.values is not None}
         return TrainingImages(reference.images, values)
     if cfg.train_data is None:
         return f"the training images, {name}, are not the reference: pass --train-data to have them looked through"
     images = find_reference(name, size, crop=size[0] == size[1]).images
-    if images is None:
-        return f"{name} holds no images"
+    if images is None or len(images) < 2:
+        raise UserError(f"--train-data {name} with {len(images) if images else 'no'} images", "2 or more",
+                        "pass the folder of training images")
     found = extract_cached(images, eyes, cfg.batch_size, ranks, "features of training images", cfg.cache)
     return TrainingImages(images, {key: features.values for key, features in found.networks.items()})
 
@@ -118,8 +125,8 @@ def _beside(samples: Path | None) -> Path:
     return samples.resolve().with_name(f"{samples.stem}-evaluation")
 
 
-def _write(whole: Report, out: Path) -> None:
-    whole.figures[SAMPLES][GRID].save(out / "grid.png")
+def _write(whole: Report, samples: ImageSet, out: Path) -> None:
+    draw_grid(samples).save(out / "grid.png")
     paths = write_report(whole, out)
     print(to_text(whole))
     for path in (*paths, out / "grid.png"):

@@ -14,6 +14,7 @@ from dit import pictures
 from dit.evaluation.inputs.features import Extracted
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor
+from dit.evaluation.networks.inception import INCEPTION, INCEPTION_SHA256
 from dit.evaluation.pages import contact_sheets, figures, report
 from dit.evaluation.pages.report import Extrapolated, Report
 from dit.evaluation.protocol import protocol
@@ -23,8 +24,6 @@ from dit.evaluation.scores.classes import ClassRow, Labelled, class_rows, classi
 from dit.evaluation.scores.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
 from dit.evaluation.scores.metrics import Score
 from dit.runs import read_metrics
-
-GRID = "Samples by class"
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,11 @@ def findings(made: Comparison, run: Path | None, title: str, resamples: int, dev
     limits, intervals = _uncertainty(made, scores, resamples)
     copies = _copies(made, device)
     record = protocol(made.samples, made.found.digest, made.settings, made.reference, made.standard.digest,
-                      made.networks, device)
-    notes = [f"Copies of training images were not looked for: {copies}."] if isinstance(copies, str) else []
+                      made.networks, device, resamples)
+    notes = [f"The weights of {n.name} are not the published ones (SHA-256 {n.checksum[:8]}): no published FID is "
+             "of them." for n in made.networks if n.name == INCEPTION and not n.checksum.startswith(INCEPTION_SHA256)]
+    if isinstance(copies, str):
+        notes.append(f"Copies of training images were not looked for: {copies}.")
     return Report(title, scores, made.standard.floor, record, intervals, digits, _class_rows(made, digits), limits,
                   [] if isinstance(copies, str) else _near_copies(copies),
                   _figures(made, limits, copies, run), notes)
@@ -130,7 +132,10 @@ def _near_copies(found: Memorisation) -> list[report.Memorisation]:
 def _figures(made: Comparison, limits: list[Extrapolated], copies: Memorisation | str, run: Path | None
              ) -> dict[str, dict[str, Image.Image]]:
     """Section -> caption -> picture."""
-    found = {report.SAMPLES: {GRID: contact_sheets.draw_grid(made.samples)}, report.TRAINING: _training_figures(run)}
+    found = {
+        report.SAMPLES: {"Samples by class": contact_sheets.draw_grid(made.samples, contact_sheets.CELL)},
+        report.TRAINING: _training_figures(run),
+    }
     if any(one.limit is not None for one in limits):
         found[report.UNCERTAINTY] = {"Distance by number of samples": figures.distance_by_size(limits)}
     if not isinstance(copies, str):
@@ -147,9 +152,10 @@ def _training_figures(run: Path | None) -> dict[str, Image.Image]:
     lines = next((found for p in places if (found := read_metrics(p / "metrics.jsonl"))), None)
     if lines is None:
         return {}
-    curves = {"Loss": _drawn(pictures.loss_curve, lines)}
-    if figures.score_names(lines):
-        curves["Scores of the EMA"] = _drawn(figures.training_scores, lines)
+    curves = {"Loss": _drawn(pictures.loss_curve, [line for line in lines if "loss" in line])}
+    if scored := [line for line in lines if "eval" in line]:
+        alike = [line for line in scored if line["eval"] == scored[-1]["eval"]]
+        curves["Scores of the EMA"] = _drawn(figures.training_scores, alike)
     return curves
 
 

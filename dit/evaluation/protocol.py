@@ -26,7 +26,7 @@ Section = dict[str, Any]
 
 
 def protocol(samples: ImageSet, digest: str, settings: Section, reference: Reference, reference_digest: str,
-             networks: Sequence[Extractor], device: torch.device) -> dict[str, Section]:
+             networks: Sequence[Extractor], device: torch.device, resamples: int = 0) -> dict[str, Section]:
     """Section -> entry -> value, plain JSON values."""
     return {
         "samples": {"source": samples.name, "count": len(samples), "size": show_size(samples.size),
@@ -34,7 +34,7 @@ def protocol(samples: ImageSet, digest: str, settings: Section, reference: Refer
         "sampling": _sampling(settings),
         "reference": _reference(reference, reference_digest),
         **{f"features ({network.name})": _network(network) for network in networks},
-        "scores": _scores(),
+        "scores": {**_scores(), "bootstrap resamples": resamples},
         "software": _software(device),
     }
 
@@ -47,15 +47,20 @@ def _sampling(settings: Section) -> Section:
 
 
 def _reference(reference: Reference, digest: str) -> Section:
-    images = reference.images
+    images, statistics = reference.images, reference.statistics
+    record = statistics.record if statistics else {}
     return {
         "source": reference.name,
-        "count": len(images) if images else reference.statistics.count if reference.statistics else UNKNOWN,
-        "size": show_size(images.size) if images else UNKNOWN,
-        "crop": f"ADM's, to {reference.crop}x{reference.crop}" if reference.crop else "none",
-        "statistics": "from the file" if reference.statistics else "computed",
+        "count": len(images) if images else (statistics and statistics.count) or UNKNOWN,
+        "size": show_size(images.size) if images else record.get("size", UNKNOWN),
+        "crop": _crop(reference.crop) if images else _crop(record["crop"]) if "crop" in record else UNKNOWN,
+        "statistics": "from the file" if statistics else "computed",
         "sha256": digest,
     }
+
+
+def _crop(size: int | None) -> str:
+    return f"ADM's, to {size}x{size}" if size else "none"
 
 
 def _network(network: Extractor) -> Section:

@@ -1,5 +1,6 @@
 """What samples are compared with: a reference's images, its statistics, or both, in the features of every network."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ class Standard:
 
     Args:
         targets: by the name of each network; `floor`: by the name of each score.
-        digest: SHA-256 of the images' pixels, or of the statistics file where there are no images.
+        digest: SHA-256 of the images' pixels, of the statistics, or of both.
     """
 
     targets: dict[str, Target]
@@ -113,24 +114,37 @@ def prepare(reference: Reference, extractors: Sequence[Extractor], networks: Seq
         UserError: an image can not be read; or the reference tells none of the networks anything.
     """
     found: dict[str, Features] = {}
-    digest = reference.statistics.digest if reference.statistics else ""
+    digests = [reference.statistics.digest] if reference.statistics else []
     if reference.images:
         extracted = extract_cached(reference.images, extractors, batch_size, ranks, "features of reference", cache)
-        found, digest = extracted.networks, extracted.digest
-    if not ranks.main:
-        return Standard({}, {}, digest)
-    targets = {extractor.name: _target(reference, found.get(extractor.name), extractor) for extractor in extractors}
-    _check_some(reference, [targets[name] for name in networks])
-    floor: dict[str, Range] = {}
-    for name in networks:
-        if count is not None and name in found:
-            floor |= metrics.compute_floor(found[name], count, name, ranks.device)
-    return Standard(targets, floor, digest)
+        found, digests = extracted.networks, [*digests, extracted.digest]
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    standard = Standard({}, {}, digest)
+
+    def fill() -> None:
+        standard.targets.update({e.name: _target(reference, found.get(e.name), e, e.name in networks)
+                                 for e in extractors})
+        _check_some(reference, [standard.targets[name] for name in networks])
+        for name in networks:
+            if count is not None and name in found:
+                standard.floor.update(_floor(reference, found[name], count, name, ranks.device))
+
+    with ranks.whole_machine():
+        ranks.on_main(fill)
+    return standard
 
 
-def _target(reference: Reference, features: Features | None, extractor: Extractor) -> Target:
-    """Images' features; and the Gaussians of the statistics file where it has them, else those of the features."""
+def _floor(reference: Reference, features: Features, count: int, name: str, device: torch.device) -> dict[str, Range]:
+    """Without the Fréchet distances where samples are compared with statistics: those are of more or other images."""
+    floor = metrics.compute_floor(features, count, name, device)
+    return {score: found for score, found in floor.items() if not (reference.statistics and metrics.is_frechet(score))}
+
+
+def _target(reference: Reference, features: Features | None, extractor: Extractor, scored: bool) -> Target:
+    """Images' features; for scores also Gaussians, those of the statistics file where it has them."""
     statistics = reference.statistics
+    if not scored:
+        return Target(features.values if features else None)
     if statistics is None:
         assert features
         return Target.of(features)

@@ -10,8 +10,8 @@ from dit.build import Run
 from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.files import sha256
-from dit.hardware import Ranks
-from dit.sample_folder import sample_folder
+from dit.hardware import Ranks, uses_bf16
+from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 
 
 def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
@@ -21,8 +21,9 @@ def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks
 
 
 def settings_key(run: Run, config: SamplerConfig, count: int) -> str:
-    """The same for the same images: a hash of settings, number and weights."""
-    asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)}
+    """The same for the same images: a hash of number, weights and settings, those that change no image left out."""
+    asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig) if f.name != "batch_size"}
+    asked["precision"] = "bf16" if uses_bf16(run.device, config.precision) else "fp32"
     text = json.dumps([asked, count, sha256(run.weights.path)])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -33,11 +34,13 @@ def recorded_settings(samples: Path | None) -> dict[str, Any]:
     Raises:
         UserError: it is no JSON.
     """
-    path = (samples if samples.is_dir() else samples.parent) / "samples.json" if samples else None
-    if path is None or not path.is_file():
+    if samples is None or (samples.is_file() and samples.name != ARCHIVE):
+        return {}
+    path = (samples if samples.is_dir() else samples.parent) / RECORD
+    if not path.is_file():
         return {}
     try:
         settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is no JSON ({error})", "the file that sample.py wrote", "remove it") from error
     return settings if isinstance(settings, dict) else {}

@@ -1,25 +1,31 @@
 """Statistics of a data set's features, to be a reference for ever after."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dit.config import StatsConfig
 from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
-from dit.evaluation.inputs.features import Extracted, Features
 from dit.evaluation.inputs.images import ImageSet, from_data, read_images, show_size
 from dit.evaluation.inputs.statistics import Moments, write_statistics
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.references import choose_extractors
-from dit.evaluation.scores.frechet import moments
+from dit.evaluation.scores.frechet import Counted, merge, moments
 from dit.files import sha256
 from dit.hardware import Ranks, versions
 from dit.latents.store import holds_latents
 
 DIGITS_SIZE = 32
+MOST = 50_000  # images whose features are in memory at a time
 LIBRARIES = ("dit", "torch", "torch-fidelity", "timm", "numpy", "pillow")
 
 
@@ -34,12 +40,10 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
     if len(images) < 2:
         raise UserError(f"{len(images)} image in {config.data}", "at least 2, better thousands", "add images")
     extractors = choose_extractors(config.extractor, config.weights, config.data == "digits", ranks)
-    extracted = extract_cached(images, extractors, config.batch_size, ranks, f"features of {config.data}", config.cache)
+    found, digest = _all_moments(config, images, extractors, ranks)
     if ranks.main:
-        found = {name: _moments(features) for name, features in extracted.networks.items()}
-        record = _record(config, images, extractors, extracted.digest)
-        write_statistics(config.out, found, len(images), record)
-        print(_table(config.out, images, extractors, extracted))
+        write_statistics(config.out, found, len(images), _record(config, images, extractors, digest))
+        print(_table(config.out, images, extractors, digest))
     ranks.barrier()
     return config.out
 
@@ -60,8 +64,39 @@ def _images(config: StatsConfig) -> ImageSet:
     return read_images(path, config.image_size)
 
 
-def _moments(features: Features) -> Moments:
-    return Moments(moments(features.values), None if features.spatial is None else moments(features.spatial))
+def _all_moments(config: StatsConfig, images: ImageSet, extractors: Sequence[Extractor], ranks: Ranks
+                 ) -> tuple[dict[str, Moments], str]:
+    """Moments by network (on rank 0), and a SHA-256 of the pixels, of several parts that of theirs."""
+    parts, digests = _parts(images), []
+    sums: dict[str, list[Counted | None]] = {e.name: [None, None] for e in extractors}
+    for i, part in enumerate(parts, start=1):
+        title = f"features of {config.data}" + (f", part {i} of {len(parts)}" if len(parts) > 1 else "")
+        made = extract_cached(part, extractors, config.batch_size, ranks, title, config.cache and len(parts) == 1)
+        digests.append(made.digest)
+        for name, found in made.networks.items() if ranks.main else ():
+            sums[name] = [_add(sums[name][0], found.values), _add(sums[name][1], found.spatial)]
+    whole = digests[0] if len(parts) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {name: Moments(*(layer and layer[1:] for layer in layers)) for name, layers in sums.items()}, whole  # type: ignore
+
+
+def _add(before: Counted | None, layer: Tensor | None) -> Counted | None:
+    """Moments with those of one more part; None where the network has no such layer."""
+    if layer is None:
+        return None
+    counted = (len(layer), *moments(layer))
+    return merge(before, counted) if before else counted
+
+
+def _parts(images: ImageSet) -> list[ImageSet]:
+    """Of nearly equal size, none of more than `MOST` images: the features of all may be more than memory holds."""
+    count = -(-len(images) // MOST)
+    ends = [i * len(images) // count for i in range(count + 1)]
+    return [replace(images, count=stop - start, read=partial(_read, images, start), labels=None)
+            for start, stop in pairwise(ends)]
+
+
+def _read(images: ImageSet, start: int, index: int) -> Tensor:
+    return images.read(start + index)
 
 
 def _record(config: StatsConfig, images: ImageSet, extractors: Sequence[Extractor], digest: str) -> dict[str, Any]:
@@ -79,13 +114,13 @@ def _record(config: StatsConfig, images: ImageSet, extractors: Sequence[Extracto
     }
 
 
-def _table(out: Path, images: ImageSet, extractors: Sequence[Extractor], extracted: Extracted) -> str:
+def _table(out: Path, images: ImageSet, extractors: Sequence[Extractor], digest: str) -> str:
     width = max(len("network"), *(len(e.name) for e in extractors))
     count = f"{len(images):>9,}"
     rows = [f"{e.name:<{width}}  {count}  {e.widths[0]:>8,}  {e.weights} ({e.checksum[:8]})" for e in extractors]
     return "\n".join([
         f"{'network':<{width}}  {'images':>9}  {'features':>8}  weights (SHA-256)",
         *rows,
-        f"pixels  {show_size(images.size)}, SHA-256 {extracted.digest}",
+        f"pixels  {show_size(images.size)}, SHA-256 {digest}",
         f"file    {out}, {out.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(out)}",
     ])

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import torch
@@ -21,14 +21,25 @@ class Batch(NamedTuple):
     t: Tensor
 
 
-def batches(job: Job) -> Iterator[Batch]:
+class Batches:
     """The batch of each step from the start, read while the step before it computes."""
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        coming = deque([ahead.submit(draw_batch, job, job.start)])
-        for step in range(job.start, job.steps):
-            if step + 1 < job.steps:
-                coming.append(ahead.submit(draw_batch, job, step + 1))
-            yield coming.popleft().result()
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.coming: deque[Future[Batch]] = deque()
+
+    def __iter__(self) -> Iterator[Batch]:
+        job, coming = self.job, self.coming
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            coming.append(ahead.submit(draw_batch, job, job.start))
+            for step in range(job.start, job.steps):
+                if step + 1 < job.steps:
+                    coming.append(ahead.submit(draw_batch, job, step + 1))
+                yield coming.popleft().result()
+
+    def settle(self) -> None:
+        """Wait until nothing is being read, so that flags of the whole process may be set: the encoder heeds them."""
+        wait(self.coming)
 
 
 def draw_batch(job: Job, step: int) -> Batch:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from dit.errors import UserError
 from dit.files import flush, replacing, sha256, write_json
 from dit.hardware import Ranks
-from dit.runs import BEST, Card, checkpoint_name, checkpoints, find_best, latest, read_metrics, verify, write_weights
+from dit.runs import BEST, Card, Distance, checkpoint_name, checkpoints, find_best, latest, verify, write_weights
 from dit.training.ema import EMA
 from dit.training.metrics_log import Window
 
@@ -58,8 +58,9 @@ def _create_moments(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks) -> Path:
-    """Write checkpoints/step-N on all ranks and remove all but the newest `keep` and the best.
+def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks, distance: Distance | None = None
+         ) -> Path:
+    """Write checkpoints/step-N on all ranks, with the EMA's distance where it was measured, and tidy up.
 
     Raises:
         UserError: the disk is full or read-only; earlier checkpoints are as they were.
@@ -79,40 +80,48 @@ def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks
         if ranks.main:
             ema = f"ema-{state.ema.decay:g}.safetensors"
             write_weights(beside / ema, state.ema.network.state_dict(), card, step)
-            _seal(beside, step)
+            _seal(beside, step, distance)
             shutil.rmtree(final, ignore_errors=True)
             beside.rename(final)
             flush(final.parent)
     if ranks.main:
-        best = _point_to_best(run)
-        for old in checkpoints(run)[:-keep]:
-            if old != best:
-                shutil.rmtree(old)
+        tidy(run, keep)
     ranks.barrier()
     return final
 
 
-def _point_to_best(run: Path) -> Path | None:
-    """The checkpoint that the log says is best, with RUN/best linked to it; None where there is none."""
-    best, link = find_best(read_metrics(run / "metrics.jsonl")), run / BEST
-    found = next((c for c in checkpoints(run) if best and c.name == checkpoint_name(best.step)), None)
-    if found is None:
+def tidy(run: Path, keep: int) -> None:
+    """Link RUN/best to the best checkpoint and remove all but that and the newest `keep`; on rank 0.
+
+    It can be done again at any time, as after a kill in its midst.
+    """
+    best = find_best(run)
+    kept = [*([best.checkpoint] if best else []), *checkpoints(run)[-keep:]]
+    _link(run / BEST, best.checkpoint if best else None)
+    for checkpoint in checkpoints(run):
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint)
+
+
+def _link(link: Path, best: Path | None) -> None:
+    """Point RUN/best to a checkpoint, or remove it."""
+    if best is None:
         if link.is_symlink():  # to a checkpoint that was removed by hand
             link.unlink()
-        return None
+        return
     try:
         with replacing(link) as beside:
-            beside.symlink_to(found.relative_to(run))
+            beside.symlink_to(best.relative_to(link.parent))
     except OSError as error:  # no links on this file system, or a folder of that name
-        print(f"warning: no link {link} to the best checkpoint, {found} ({error})", file=sys.stderr)
-    return found
+        print(f"warning: no link {link} to the best checkpoint, {best} ({error})", file=sys.stderr)
 
 
-def _seal(folder: Path, step: int) -> None:
-    """Write meta.json, with size and hash of every file, and bring all to the disk."""
+def _seal(folder: Path, step: int, distance: Distance | None) -> None:
+    """Write meta.json, with the distance and with size and hash of every file, and bring all to the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     listed = {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
-    write_json(folder / "meta.json", {"step": step, "torch": torch.__version__, "files": listed})
+    scored = {"distance": distance._asdict()} if distance else {}
+    write_json(folder / "meta.json", {"step": step, "torch": torch.__version__, **scored, "files": listed})
     for path in (*files, folder / "meta.json", folder / "state", folder):
         flush(path)
 

@@ -4,14 +4,16 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dit.files import flush, replacing
 from dit.hardware import Ranks
-from dit.runs import read_metrics
+from dit.runs import Distance, is_distance, read_metrics
 
 
 class Window:
@@ -48,6 +50,26 @@ class Window:
         return {name: value / sums[-2] for name, value in zip(self.names, sums[:-2], strict=True)}
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the EMA scored at one step; nothing where it was not measured.
+
+    Args:
+        scores: by name.
+        eval: the same where two were measured in the same way.
+        leads: whether the distance is the lowest so far.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    eval: str = ""
+    leads: bool = False
+
+    @property
+    def distance(self) -> Distance | None:
+        """The score that tells which step is best."""
+        return next((Distance(*item, self.eval) for item in self.scores.items() if is_distance(item[0])), None)
+
+
 class MetricsLog:
     """Appends a line per logged step; lines after `start`, of steps that a resumed run does again, are dropped."""
 
@@ -56,14 +78,17 @@ class MetricsLog:
 
         self.file = run / "metrics.jsonl"
         kept = [line for line in read_metrics(self.file) if line["step"] <= start]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with replacing(self.file) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            flush(beside)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
-    def write(self, step: int, values: dict[str, float], scores: dict[str, float]) -> None:
+    def write(self, step: int, values: dict[str, float], found: Found) -> None:
         """One step's numbers; scores are under eval/ in TensorBoard."""
+        scored = {**found.scores, "eval": found.eval} if found.scores else {}
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values, **scores}) + "\n")
-        for name, value in {**values, **{f"eval/{name}": score for name, score in scores.items()}}.items():
+            file.write(json.dumps({"step": step, **values, **scored}) + "\n")
+        for name, value in {**values, **{f"eval/{name}": score for name, score in found.scores.items()}}.items():
             self.board.add_scalar(name, value, step)
 
     def image(self, step: int, picture: Any) -> None:

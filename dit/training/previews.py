@@ -24,10 +24,10 @@ def sampler_settings(config: TrainConfig) -> SamplerConfig:
     return replace(SETTINGS, precision=config.precision, cfg_scale=scale)
 
 
-def ema_run(run: Path, card: Card, ema: EMA, autoencoder: Autoencoder, step: int) -> Run:
-    """The EMA of a run in training, ready to sample from."""
+def ema_run(card: Card, ema: EMA, autoencoder: Autoencoder) -> Run:
+    """The EMA of a run in training, ready to sample from; its weights are in no file yet."""
     denoise = build_denoiser(card.config, ema.network)
-    return Run(Weights(run, card, step, {}), denoise, autoencoder, autoencoder.device)
+    return Run(Weights(Path(), card, 0, {}), denoise, autoencoder, autoencoder.device)
 
 
 class Previews:
@@ -45,7 +45,7 @@ class Previews:
 
     def draw(self, step: int) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
-        run = ema_run(self.folder, self.card, self.ema, self.autoencoder, step)
+        run = ema_run(self.card, self.ema, self.autoencoder)
         classes = list(range(min(CLASSES, len(self.card.classes))))
         images, _ = sample_grid(run, sampler_settings(self.card.config), classes, PER_CLASS)
         names = [self.card.class_name(i) for i in classes]

@@ -3,7 +3,7 @@
 from dit.pictures import loss_curve
 from dit.runs import read_metrics
 from dit.training.job import Job
-from dit.training.metrics_log import MetricsLog
+from dit.training.metrics_log import Found, MetricsLog
 from dit.training.previews import Previews
 
 
@@ -15,14 +15,15 @@ class Reporter:
         self.log = MetricsLog(job.run, job.start)
         self.previews = Previews(job.run, job.card, job.state.ema, job.autoencoder, job.start)
 
-    def write(self, step: int, values: dict[str, float], scores: dict[str, float]) -> None:
-        """A line of the log, where there is anything to tell, and the curve of scores up to it."""
-        if values or scores:
-            self.log.write(step, values, scores)
-        if scores:
+    def write(self, step: int, values: dict[str, float], found: Found) -> None:
+        """A line of the log, where there is anything to tell, and the curve of scores that compare with this one."""
+        if values or found.scores:
+            self.log.write(step, values, found)
+        if found.scores:
             from dit.evaluation.pages.figures import training_scores
 
-            training_scores(read_metrics(self.log.file), self.run / "scores.png")
+            alike = [line for line in read_metrics(self.log.file) if line.get("eval") == found.eval]
+            training_scores(alike, self.run / "scores.png")
 
     def draw(self, step: int) -> None:
         """A grid of samples."""

@@ -1,10 +1,13 @@
 """Scores of the EMA as it learns: the same samples every time, against the same reference."""
 
+import dataclasses
+import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -13,23 +16,26 @@ from dit.build import build_sampling
 from dit.config import SamplerConfig, TrainConfig
 from dit.errors import UserError
 from dit.evaluation import references
-from dit.evaluation.inputs.features import extract
+from dit.evaluation.inputs.features import extract, gather
 from dit.evaluation.inputs.images import ImageSet, from_array
 from dit.evaluation.networks.base import Extractor
+from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference
 from dit.evaluation.scores.metrics import NAMES, score_names
-from dit.generate import generate
-from dit.hardware import Ranks
-from dit.latents.store import holds_latents
-from dit.runs import find_best, read_metrics
+from dit.files import write_json
+from dit.generate import NotFinite, generate
+from dit.hardware import Ranks, uses_bf16
+from dit.runs import damaged, find_best
 from dit.training.job import Job
+from dit.training.metrics_log import Found
 from dit.training.previews import ema_run, sampler_settings
 
 LOGGED = ("FID", "KID", "precision", "recall", "IS")  # as Inception's are called; the first tells which is best
+RECORD = "scores.json"  # in a run: protocols by the `eval` of the scores made so
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Yardstick:
     """What samples are compared with, and in the features of which network."""
 
     reference: Reference
@@ -39,66 +45,68 @@ class Comparison:
         """Read the reference, for the scores of a run.
 
         Raises:
-            UserError: an image can not be read, or statistics are of another network.
+            UserError: an image can not be read, statistics are of another network, or scores.json is damaged.
         """
         settings = sampler_settings(job.config)
+        precision: Literal["bf16", "fp32"] = "bf16" if uses_bf16(job.ranks.device, settings.precision) else "fp32"
         with _flags_of_training():
             standard = references.prepare(self.reference, [self.extractor], [self.extractor.name], None,
                                           settings.batch_size, job.ranks, cache=True)
-        return Scores(job, self.extractor, standard, settings)
+        return Scores(job, self, standard, dataclasses.replace(settings, precision=precision))
 
 
-def choose_comparison(config: TrainConfig, ranks: Ranks) -> Comparison:
+def choose_yardstick(config: TrainConfig, ranks: Ranks) -> Yardstick:
     """What the --eval flags ask for; no image is read.
 
     Raises:
         UserError: a mistake in these flags, or missing weights.
     """
-    if config.eval_reference is None and holds_latents(Path(config.data)):
-        raise UserError(f"--eval-every {config.eval_every} with --data {config.data}, which holds latents",
-                        "images to compare samples with",
-                        "pass --eval-reference with the folder of images that was encoded, or statistics of it (.npz)")
     with _flags_of_training():
         name = config.eval_reference or config.data
         reference = find_reference(name, (config.image_size,) * 2, crop=True)  # as training sees them
         weights = () if config.eval_weights is None else (config.eval_weights,)
         (extractor,) = choose_extractors((config.eval_extractor,), weights, reference.digits, ranks)
-    return Comparison(reference, extractor)
+    return Yardstick(reference, extractor)
 
 
 class Scores:
-    """Scores at steps of a run, and the best of them so far."""
+    """Scores at steps of a run, and the lowest distance so far, of those measured as now."""
 
-    def __init__(self, job: Job, extractor: Extractor, standard: Standard, settings: SamplerConfig):
-        self.job, self.extractor, self.standard, self.settings = job, extractor, standard, settings
-        shown = dict(zip(NAMES, score_names(extractor.name), strict=True))
+    def __init__(self, job: Job, yardstick: Yardstick, standard: Standard, settings: SamplerConfig):
+        self.job, self.yardstick, self.standard, self.settings = job, yardstick, standard, settings
+        shown = dict(zip(NAMES, score_names(yardstick.extractor.name), strict=True))
         self.names = [shown[name] for name in LOGGED]
-        self.best = job.ranks.on_main(self._best_before)
+        self.eval = self._hash()
+        self.recorded = job.ranks.on_main(self._read_record)
+        best = job.ranks.on_main(lambda: find_best(job.run, self.eval))
+        self.best = best.distance.value if best else None
 
-    def _best_before(self) -> float | None:
-        """The lowest distance up to where the run goes on."""
-        lines = [line for line in read_metrics(self.job.run / "metrics.jsonl") if line["step"] <= self.job.start]
-        best = find_best(lines, self.names[0])
-        return best.value if best else None
+    def _hash(self) -> str:
+        """Six digits that scores share where they can be compared."""
+        samples = [self.job.config.eval_samples, dataclasses.asdict(self.settings)]
+        extractor = self.yardstick.extractor
+        text = json.dumps([*samples, self.standard.digest, extractor.name, extractor.checksum])
+        return hashlib.sha256(text.encode()).hexdigest()[:6]
 
-    def measure(self, step: int) -> tuple[dict[str, float], bool]:
-        """Scores of the EMA now, and whether its distance is the lowest so far; the same on all ranks.
+    def measure(self, step: int) -> Found:
+        """Scores of the EMA now; the same on all ranks.
 
         Those that are not available are left out; all of them, with a warning, where samples are not finite, as early
-        ones may be.
+        ones may be. Nothing else should compute meanwhile, for the feature network sets flags of the whole process.
         """
-        ranks, images = self.job.ranks, self._sample(step)
+        ranks, images, extractor = self.job.ranks, self._sample(step), self.yardstick.extractor
         if images is None:
             if ranks.main:
                 tqdm.write(f"warning: no scores at step {step}: samples of the EMA are not finite", file=sys.stderr)
-            return {}, False
-        found = extract(images, [self.extractor], self.settings.batch_size, ranks, f"features at step {step}")
-        scores = ranks.on_main(lambda: references.score(found, self.standard, [self.extractor.name], ranks.device))
+            return Found()
+        seen = extract(images, [extractor], self.settings.batch_size, ranks, f"features at step {step}")
+        scores = ranks.on_main(lambda: references.score(seen, self.standard, [extractor.name], ranks.device))
         values = {name: value for name in self.names if (value := scores[name].value) is not None}
         distance = values.get(self.names[0])
         leads = distance is not None and (self.best is None or distance < self.best)
         self.best = distance if leads else self.best
-        return values, leads
+        ranks.on_main(lambda: self._record(images))
+        return Found(values, self.eval, leads)
 
     def _sample(self, step: int) -> ImageSet | None:
         """The same seeds and classes at every step, the classes evenly; None if an image is not finite.
@@ -106,7 +114,7 @@ class Scores:
         Batches are the same on any number of ranks, and so is image i, bit for bit.
         """
         job, count, size = self.job, self.job.config.eval_samples, self.job.config.image_size
-        run = ema_run(job.run, job.card, job.state.ema, job.autoencoder, step)
+        run = ema_run(job.card, job.state.ema, job.autoencoder)
         plan = build_sampling(run.denoise, run.card, self.settings)
         indices = torch.arange(count)
         labels = indices * len(job.card.classes) // count
@@ -116,12 +124,49 @@ class Scores:
         try:
             for mine in batches[job.ranks.rank :: job.ranks.world]:
                 pixels[mine] = generate(run, plan, self.settings, labels[mine], mine)
-        except UserError:
+        except NotFinite:
             failed += 1
         if job.ranks.total(failed):
             return None
-        pixels = job.ranks.total(pixels.to(job.ranks.device)).cpu()  # those of other ranks were zero
-        return from_array(pixels.permute(0, 2, 3, 1).numpy(), f"samples of step {step}")
+        pixels = gather(pixels, job.ranks)
+        classes = [job.card.class_name(label) for label in labels.tolist()]
+        return from_array(pixels.permute(0, 2, 3, 1).numpy(), f"samples of step {step}", classes)
+
+    # -- how it was done -----------------------------------------------------------------------------------------
+
+    def _read_record(self) -> dict[str, Any]:
+        file = self.job.run / RECORD
+        if not file.exists():
+            return {}
+        with damaged(file, "the protocols of scores that train.py wrote", f"remove {file}"):
+            return dict(json.loads(file.read_text()))
+
+    def _record(self, images: ImageSet) -> None:
+        """Write the protocol of these scores into scores.json, unless it is there."""
+        if self.eval in self.recorded:
+            return
+        shown = dataclasses.replace(images, name="the EMA, the same seeds at every step")
+        made = protocol(shown, "of other pixels at every step", self._sampling(), self.yardstick.reference,
+                        self.standard.digest, [self.yardstick.extractor], self.job.ranks.device)
+        self.recorded[self.eval] = made
+        write_json(self.job.run / RECORD, self.recorded)
+
+    def _sampling(self) -> dict[str, Any]:
+        """What samples.json would say, but for the weights, which change."""
+        config, autoencoder = self.job.config, self.job.autoencoder
+        return {
+            **dataclasses.asdict(self.settings),
+            **dict.fromkeys(("eta", "variance")),  # none of dpmpp_2m's business
+            "weights": "the EMA at every step",
+            "weights_sha256": "in meta.json of checkpoints",
+            "step": "as in metrics.jsonl",
+            "ema": config.ema,
+            "process": config.process,
+            "objective": config.objective,
+            "vae": autoencoder.name,
+            "vae_sha256": autoencoder.checksum,
+            "data": config.data,
+        }
 
 
 @contextmanager

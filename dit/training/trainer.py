@@ -19,21 +19,21 @@ from dit.hardware import Ranks, autocast, uses_bf16
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.dit import split_name
-from dit.runs import BEST, Card, find_best, is_distance, latest, read_metrics
+from dit.runs import BEST, Card, checkpoint_step, find_best, is_distance, latest
 from dit.training import checkpoint
-from dit.training.batches import Batch, batches
+from dit.training.batches import Batch, Batches
 from dit.training.checkpoint import State
 from dit.training.dry_run import describe
 from dit.training.ema import EMA
 from dit.training.job import Job
-from dit.training.metrics_log import Stopwatch, Window
+from dit.training.metrics_log import Found, Stopwatch, Window
 from dit.training.reporter import Reporter
 from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
-    from dit.training.scores import Comparison, Scores
+    from dit.training.scores import Scores, Yardstick
 
 
 def train(config: TrainConfig, ranks: Ranks) -> Path | None:
@@ -50,7 +50,7 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder)
     card = build_card(config, source)
-    comparison = choose_comparison(config, ranks)
+    yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
         if ranks.main:
             print(describe(card, source, autoencoder, ranks))
@@ -59,7 +59,7 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     if job.start > job.steps:
         raise UserError(f"--steps {job.steps} for {job.run}, which has done {job.start}", "more steps than that",
                         "pass more --steps")
-    scores = comparison.prepare(job) if comparison else None
+    scores = yardstick.prepare(job) if yardstick else None
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             write_json(job.run / "config.json", card.to_json())
@@ -97,22 +97,24 @@ def parallel(network: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
 
 
-def choose_comparison(config: TrainConfig, ranks: Ranks) -> "Comparison | None":
+def choose_yardstick(config: TrainConfig, ranks: Ranks) -> "Yardstick | None":
     """What --eval-every compares with; its code is imported only where it is on."""
     if not config.eval_every:
         return None
     from dit.training import scores
 
-    return scores.choose_comparison(config, ranks)
+    return scores.choose_yardstick(config, ranks)
 
 
 def loop(job: Job, scores: "Scores | None", stop: Stop) -> int:
     """All steps from the start, with their logs, pictures, scores and checkpoints; the number of steps done."""
     config, size, step, watch = job.config, job.config.global_batch_size, job.start, Stopwatch()
-    reporter, shown = Reporter(job) if job.ranks.main else None, {"loss": "–"}
+    reporter, shown, coming = Reporter(job) if job.ranks.main else None, {"loss": "–"}, Batches(job)
+    if job.ranks.main:
+        checkpoint.tidy(job.run, config.keep)  # a kill may have come before it
     with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
               disable=not job.ranks.main) as bar:
-        for step, batch in enumerate(batches(job), start=job.start + 1):
+        for step, batch in enumerate(coming, start=job.start + 1):
             train_step(job, batch, step)
             last = stop.now(step) or step == job.steps
             logs, draws, judges = (due(step, every, job.steps)
@@ -122,14 +124,17 @@ def loop(job: Job, scores: "Scores | None", stop: Stop) -> int:
                 require_finite(job)
             values = averages(job, step, watch) if logs else {}
             with watch.paused():
-                found, leads = scores.measure(step) if scores and judges else ({}, False)
+                found = Found()
+                if scores and judges:
+                    coming.settle()
+                    found = scores.measure(step)
                 if reporter:
                     reporter.write(step, values, found)
                     if draws:
                         reporter.draw(step)
-                if saves or leads:
-                    checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks)
-            shown |= headline({**values, **found})
+                if saves or found.leads:
+                    checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks, found.distance)
+            shown |= headline({**values, **found.scores})
             bar.set_postfix({"step": step, **shown}, refresh=False)
             bar.update(size)
             if last:
@@ -208,7 +213,8 @@ def farewell(job: Job, done: int) -> None:
     if job.config.sample_every:
         print(f"samples     {job.run / 'samples'}")
     if job.config.eval_every:
-        print(f"scores      {job.run / 'scores.png'}")
-    if (best := find_best(read_metrics(job.run / "metrics.jsonl"))) and (job.run / BEST).exists():
-        print(f"best        {job.run / BEST} (step {best.step}, {best.name} {best.value:.4g})")
+        print(f"scores      {job.run / 'scores.png'}; how they were made: {job.run / 'scores.json'}")
+    if (best := find_best(job.run)) and (job.run / BEST).exists():
+        step, distance = checkpoint_step(best.checkpoint), best.distance
+        print(f"best        {job.run / BEST} (step {step}, {distance.name} {distance.value:.4g})")
     print(f"next        python sample.py --run {job.run}")

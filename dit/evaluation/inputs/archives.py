@@ -15,7 +15,8 @@ BROKEN = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
 MAPPED_FROM = 1 << 28  # bytes of an array that is left on the disk: 50,000 images of 256x256 are 9.8 GB
 BLOCK = 1 << 22
 TO_NPZ = ("""python -c "import pickle, numpy; d = pickle.load(open('{0}.pkl', 'rb')); numpy.savez('{0}.npz', """
-          """**{{f'{{m}}/{{k}}': v for m in d if isinstance(d[m], dict) for k, v in d[m].items()}})\"""")
+          """**{{f'{{m}}/{{k}}': v for m in d if isinstance(d[m], dict) for k, v in d[m].items()}}, """
+          """**{{m: v for m, v in d.items() if not isinstance(v, dict)}})\"""")
 
 
 def open_npz(path: Path) -> Any:

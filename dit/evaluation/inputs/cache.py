@@ -18,7 +18,7 @@ from dit.evaluation.inputs.features import Extracted, Features, extract
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor
 from dit.files import replacing
-from dit.hardware import Ranks, versions
+from dit.hardware import Ranks, device_kind, versions
 
 FORMAT = 1  # to be raised when this package reads images or runs a network in another way
 LAYERS = ("values", "logits", "spatial")
@@ -77,9 +77,8 @@ def _key(contents: str, extractor: Extractor) -> str:
     names the versions that its scores were made with. The batch size, which moves the last bit, is not: it would cost
     hits and change no score.
     """
-    device = extractor.device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    parts = [FORMAT, contents, extractor.name, extractor.checksum, extractor.preprocessing, kind, versions(*LIBRARIES)]
+    parts = [FORMAT, contents, extractor.name, extractor.checksum, extractor.preprocessing,
+             device_kind(extractor.device), versions(*LIBRARIES)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -15,6 +15,8 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.hardware import Ranks
 
+ROWS = 4096  # of features that go from rank to rank at a time
+
 
 @dataclass(frozen=True)
 class Features:
@@ -59,14 +61,17 @@ def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, 
                     if buffer is not None and output is not None:
                         buffer[part] = output
             bar.update(part.stop - part.start)
-    networks = {name: Features(*(layer if layer is None else _gather(layer, ranks) for layer in layers))  # type: ignore
+    networks = {name: Features(*(layer if layer is None else gather(layer, ranks) for layer in layers))  # type: ignore
                 for name, layers in buffers.items()}
-    return Extracted(networks, hashlib.sha256(_gather(digests, ranks).numpy().tobytes()).hexdigest())
+    return Extracted(networks, hashlib.sha256(gather(digests, ranks).numpy().tobytes()).hexdigest())
 
 
-def _gather(buffer: Tensor, ranks: Ranks) -> Tensor:
-    """The parts of all ranks, each zero elsewhere: their sum is exact."""
-    return buffer if ranks.world == 1 else ranks.total(buffer.to(ranks.device)).cpu()
+def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
+    """`buffer` on the CPU, filled with the parts of all ranks, each zero elsewhere: their sum is exact."""
+    if ranks.world > 1:
+        for rows in buffer.split(ROWS):
+            rows.copy_(ranks.total(rows.to(ranks.device)))
+    return buffer
 
 
 def _digests(pixels: Tensor) -> Tensor:

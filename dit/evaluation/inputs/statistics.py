@@ -1,5 +1,6 @@
 """Mean and covariance of features, as files publish them: read in every known layout, and written."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.dinov2 import DINOV2
 from dit.evaluation.networks.inception import INCEPTION
-from dit.files import replacing, sha256
+from dit.files import replacing
 
 INCEPTION_WIDTH = 2048
 ALIASES = {"fid": INCEPTION, "fd_dinov2": DINOV2}  # EDM2's names of networks: ours
@@ -58,8 +59,14 @@ class Statistics:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file."""
-        return sha256(self.path)
+        """SHA-256 of the numbers, whatever else is in the file."""
+        whole = hashlib.sha256()
+        for name in sorted(self.networks):
+            whole.update(name.encode())
+            for pair in self.networks[name]:
+                for array in pair or ():
+                    whole.update(array.numpy().tobytes())
+        return whole.hexdigest()
 
     def of(self, extractor: Extractor) -> Moments | str:
         """The statistics that this network's features may be compared with, or the reason why there are none.

@@ -1,6 +1,7 @@
 """What a feature network is to the rest of the evaluation, whatever it is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,10 +41,21 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
-        """[B, 3, H, W] uint8 -> Outputs, float32 on the CPU.
-
-        The arithmetic is plain float32 whatever surrounds the call: TF32 moves features by a thousandth.
-        """
-        with torch.autocast(self.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+        """[B, 3, H, W] uint8 -> Outputs, float32 on the CPU."""
+        with plain_float32(self.device):
             outputs = self.network(images.to(self.device))
         return Outputs._make(None if layer is None else layer.float().cpu() for layer in outputs)
+
+
+@contextmanager
+def plain_float32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32, whatever surrounds the block: TF32 moves features by a thousandth."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)

@@ -101,14 +101,14 @@ def _try(run: Callable[[Tensor], Outputs], name: str, device: torch.device) -> t
 
 
 def _checksum(network: nn.Module, cls: type) -> str:
-    """SHA-256 over names, shapes and bytes of what the network holds, and over the source of its class."""
+    """SHA-256 over names, shapes and bytes of what the network holds, and over its class and the file that has it."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} {getattr(value, 'dtype', '')} {list(getattr(value, 'shape', []))}\n".encode())
         if isinstance(value, Tensor):
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     with suppress(OSError, TypeError):  # a class made without a file has no source
-        digest.update(inspect.getsource(cls).encode())
+        digest.update(cls.__qualname__.encode() + Path(inspect.getfile(cls)).read_bytes())
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Weights read from files that others made: as plain tensors, so that no code in them runs, and compared by shape."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def read_tensors(path: Path, wanted: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except Exception as error:  # a damaged file can fail in any way
         raise UserError(f"weights {path} are no plain file of tensors", f"an intact {wanted}",
                         "download the file again; nothing in it was run") from error
@@ -33,10 +32,16 @@ def read_tensors(path: Path, wanted: str) -> dict[str, Tensor]:
 
 def is_torchscript(path: Path) -> bool:
     """Whether torch.load would hand the file to torch.jit.load, which unpickles no Python objects."""
-    if not zipfile.is_zipfile(path):
+    try:
+        return _is_archive(path) and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError:
         return False
-    with zipfile.ZipFile(path) as file:
-        return any(name.partition("/")[2] == "constants.pkl" for name in file.namelist())
+
+
+def _is_archive(path: Path) -> bool:
+    """As torch.load looks; Python's zipfile would take a pickle with an archive behind it for one too."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -12,11 +12,12 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.scores.memorisation import Memorisation
 
 CLASSES, COLUMNS, WIDTH = 10, 10, 900  # of the grid; the last in pixels
+CELL = 128  # of the grid on a page, pixels; photographs in full size make a page of many megabytes
 CLOSEST, THUMBNAIL = 10, 64
 
 
 def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
-    """Names of the first classes and the first samples of each; without labels just the first samples, in rows."""
+    """Names of classes, spread over all, and the first samples of each; without labels the first samples, in rows."""
     columns = max(1, min(COLUMNS, WIDTH // (samples.size[1] * pictures.fitting_scale(max(samples.size)))))
     if samples.labels is None:
         columns = min(columns, len(samples))
@@ -25,16 +26,18 @@ def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
     places: dict[str, list[int]] = {}
     for i, label in enumerate(samples.labels):
         places.setdefault(label, []).append(i)
-    names = sorted(places, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))[:CLASSES]
+    ordered = sorted(places, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    names = pictures.spread(ordered, CLASSES)
     columns = min(columns, *(len(places[name]) for name in names)) if len(names) > 1 else columns
     return names, [places[name][:columns] for name in names]
 
 
-def draw_grid(samples: ImageSet) -> Image.Image:
-    """The samples of `by_class`, a row for each class."""
+def draw_grid(samples: ImageSet, largest: int | None = None) -> Image.Image:
+    """The samples of `by_class`, a row for each class; those larger than `largest` pixels are brought down to it."""
     names, rows = by_class(samples)
     shown = samples.stack([i for row in rows for i in row])
-    return pictures.grid(shown, names or None, len(rows[0]), pictures.fitting_scale(max(samples.size)))
+    shown = shown if largest is None else bring_down(shown, largest)
+    return pictures.grid(shown, names or None, len(rows[0]), pictures.fitting_scale(max(shown.shape[-2:])))
 
 
 def draw_nearest(samples: ImageSet, found: Memorisation) -> Image.Image:
@@ -62,9 +65,9 @@ def draw_closest(samples: ImageSet, found: Memorisation) -> Image.Image:
 
 def _with_nearest(samples: ImageSet, found: Memorisation, shown: Sequence[int], place: dict[int, int]) -> list[Tensor]:
     nearest = [[int(likeness.indices[place[i]]) for i in shown] for likeness in found.likenesses]
-    return [_thumbnails(images) for images in (samples.stack(shown), *map(found.training.stack, nearest))]
+    return [bring_down(images, THUMBNAIL) for images in (samples.stack(shown), *map(found.training.stack, nearest))]
 
 
-def _thumbnails(images: Tensor) -> Tensor:
-    """Brought down to 64 pixels where they are larger, [n, 3, h, w] uint8."""
-    return resize(images, [THUMBNAIL], antialias=True) if min(images.shape[-2:]) > THUMBNAIL else images
+def bring_down(images: Tensor, largest: int) -> Tensor:
+    """Images [n, 3, h, w] uint8, their shorter side brought down to so many pixels where it is larger."""
+    return resize(images, [largest], antialias=True) if min(images.shape[-2:]) > largest else images

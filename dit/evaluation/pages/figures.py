@@ -1,7 +1,6 @@
 """Curves: a distance by number of samples, scores by sampling settings, scores during training."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dit.evaluation.pages.report import Extrapolated, arrow, number
+from dit.evaluation.pages.report import DISTANCES, KINDS, Extrapolated, arrow, number, parse
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
 """Told apart by colour-blind eyes too (Okabe and Ito 2008); markers differ as well."""
 MARKERS = "osD^vPX"
-DASHES = ("-", "--", ":")
 INK, SOFT = "#30353f", "#666d78"
-SCORE = re.compile(r"(s?FI?D|KID|IS|precision|recall|density|coverage)(\(.+\))?( \(.+\))?$")
-LOWER = re.compile(r"s?FI?D|KID")
 LEGIBLE = 24  # characters of a label
 
 Point = tuple[float, float, float | None, float | None]
@@ -35,13 +31,13 @@ def distance_by_size(found: Sequence[Extrapolated]) -> Image.Image:
     rows = math.ceil(len(shown) / columns)
     figure = new_figure(max(5.0, 3.4 * columns), 3.2 * rows)
     for place, one in enumerate(shown):
-        _extrapolation(new_axis(figure, "samples (spaced by 1/N)", "", (rows, columns, place + 1)), one)
+        _extrapolation(new_axis(figure, "samples (spaced by 1/N)", (rows, columns, place + 1)), one)
     return to_image(figure)
 
 
 def score_names(log: Iterable[Mapping[str, Any]]) -> list[str]:
     """Scores in the lines of a run's log, in order of appearance."""
-    return [*dict.fromkeys(key for line in log for key in line if SCORE.match(key))]
+    return [*dict.fromkeys(key for line in log for key in line if parse(key).kind in KINDS)]
 
 
 def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -58,7 +54,7 @@ def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
     figure = new_figure(max(5.5, 3.4 * columns), 3.0 * rows)
     for place, name in enumerate(names):
         points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
-        _training(new_axis(figure, "step", "", (rows, columns, place + 1)), name, points)
+        _training(new_axis(figure, "step", (rows, columns, place + 1)), name, points)
     to_image(figure).save(out)
 
 
@@ -70,8 +66,8 @@ def draw_line(axis: Any, place: int, label: str, points: Iterable[Point]) -> Non
     x, y, low, high = np.array(sorted(points, key=lambda p: p[0]), dtype=float).reshape(-1, 4).T
     colour = COLOURS[place % len(COLOURS)]
     axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-    axis.plot(x, y, DASHES[place // len(COLOURS) % len(DASHES)], color=colour, marker=MARKERS[place % len(MARKERS)],
-              markersize=5, linewidth=1.8, label=_shorten(label))
+    axis.plot(x, y, color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5, linewidth=1.8,
+              label=_shorten(label))
 
 
 def _extrapolation(axis: Any, one: Extrapolated) -> None:
@@ -91,7 +87,7 @@ def _extrapolation(axis: Any, one: Extrapolated) -> None:
 
 
 def _training(axis: Any, name: str, points: Sequence[tuple[float, float]]) -> None:
-    lower = bool(LOWER.match(name))
+    lower = parse(name).kind in DISTANCES
     axis.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.6)
     title = f"{_shorten(name, 40)} {arrow('lower' if lower else 'higher')}"
     axis.set_title(title, fontsize=10.5, color=INK, loc="left")
@@ -145,11 +141,10 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
-def new_axis(figure: Any, xlabel: str, ylabel: str, place: tuple[Any, ...] = (1, 1, 1)) -> Any:
+def new_axis(figure: Any, xlabel: str, place: tuple[Any, ...] = (1, 1, 1)) -> Any:
     """A panel in the house's look; `place` as matplotlib takes it."""
     axis = figure.add_subplot(*place)
     axis.set_xlabel(xlabel, color=SOFT)
-    axis.set_ylabel(ylabel, color=SOFT)
     axis.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

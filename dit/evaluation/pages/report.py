@@ -6,10 +6,10 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -21,6 +21,10 @@ from dit.files import replacing, write_json
 
 FORMAT = 2  # of report.json; those of version 1 did not say so
 LONG = 20  # entries of a list, and classes of a table, that are shown one by one
+DISTANCES = ("FID", "FD", "sFID", "sFD", "KID")
+SHARES = ("precision", "recall", "density", "coverage")
+KINDS = (*DISTANCES, *SHARES, "IS")
+"""Of scores, and those of them of which less is better, and those that are shares of a manifold."""
 SECTIONS = SAMPLES, CLASSES, UNCERTAINTY, MEMORISATION, TRAINING = (
     *("Samples", "Classes", "Uncertainty", "Memorisation", "Training"),
 )
@@ -147,6 +151,7 @@ class Row:
     value: str | None
     spread: str
     floor: str
+    floor_of: str
     count: str
     remark: str
     axis: Axis | None = None
@@ -154,10 +159,10 @@ class Row:
 
 def rows(report: Report) -> list[Row]:
     """The headline table, network by network."""
-    table = [_digits_row(report.digits)] if report.digits else []
-    table += [_score_row(report, name) for name in report.scores]
-    order = {network: place for place, network in reversed([*enumerate(row.network for row in table)])}
-    return sorted(table, key=lambda row: order[row.network])
+    found = [_digits_row(report.digits)] if report.digits else []
+    found += [_score_row(report, name) for name in report.scores]
+    order = {network: place for place, network in reversed([*enumerate(row.network for row in found)])}
+    return sorted(found, key=lambda row: order[row.network])
 
 
 def groups(report: Report) -> list[tuple[str, list[Row]]]:
@@ -165,10 +170,18 @@ def groups(report: Report) -> list[tuple[str, list[Row]]]:
     return [(network, [*found]) for network, found in itertools.groupby(rows(report), key=lambda row: row.network)]
 
 
-def network(score: str) -> str:
-    """The feature network in a score's name; Inception's scores have the plain names."""
-    found = re.match(r"[^\s(]+\((.+?)\)", score)
-    return found[1] if found else INCEPTION
+class ScoreName(NamedTuple):
+    """What a score's name says: FD, of which feature network, and in whose manner where there are several."""
+
+    kind: str
+    network: str
+    convention: str
+
+
+def parse(score: str) -> ScoreName:
+    """A score's name in parts; Inception's scores have the plain names. What is no score's name is all kind."""
+    found = re.fullmatch(r"([^\s(]+)(?:\((.+?)\))?(?: \((.+)\))?", score)
+    return ScoreName(found[1], found[2] or INCEPTION, found[3] or "") if found else ScoreName(score, INCEPTION, "")
 
 
 def _score_row(report: Report, name: str) -> Row:
@@ -176,11 +189,12 @@ def _score_row(report: Report, name: str) -> Row:
     ends = (floor.low, floor.high) if floor else None
     return Row(
         name=score.name,
-        network=network(score.name),
+        network=parse(score.name).network,
         better=score.better,
         value=None if score.value is None else number(score.value),
         spread=_spread(interval, score.deviation),
-        floor="–" if floor is None else _floor(floor),
+        floor="–" if floor is None else span(floor.low, floor.high),
+        floor_of=floor_of(floor) if floor else "",
         count=_count(score.samples, score.reference),
         remark=score.reason or score.note or "",
         axis=None if score.value is None else _axis(score.value, interval, ends, score.better),
@@ -196,7 +210,8 @@ def _digits_row(digits: Digits) -> Row:
         better="higher",
         value=f"{found.accuracy:.2%}" if found else None,
         spread="",
-        floor=f"{floor.accuracy:.2%} (N = {floor.count:,})" if floor else "–",
+        floor=f"{floor.accuracy:.2%}" if floor else "–",
+        floor_of=f"N = {floor.count:,}" if floor else "",
         count=_count(found.count, None) if found else "–",
         remark=digits.reason or "by an SVM trained on the real ones, at 8x8",
         axis=_axis(found.accuracy, None, ends, "higher") if found else None,
@@ -209,9 +224,9 @@ def _spread(interval: tuple[float, float] | None, deviation: float | None) -> st
     return "" if deviation is None else f"± {deviation:,.{_decimals(deviation)}f}"
 
 
-def _floor(floor: Range) -> str:
-    splits = f"{floor.splits} split" + "s" * (floor.splits != 1)
-    return f"{span(floor.low, floor.high)} (N = {floor.samples:,}, {splits})"
+def floor_of(floor: Range) -> str:
+    """How many real images make a floor, and how often."""
+    return f"N = {floor.samples:,}, {floor.splits} split" + "s" * (floor.splits != 1)
 
 
 def _count(samples: int, reference: int | None) -> str:
@@ -287,7 +302,7 @@ def essentials(report: Report) -> dict[str, str]:
     """What a number means nothing without: samples, sampler, guidance, features, reference."""
     samples, sampling, reference = (report.protocol.get(part, {}) for part in ("samples", "sampling", "reference"))
     steps = sampling.get("steps", UNKNOWN)
-    networks = dict.fromkeys(network(name) for name in report.scores)
+    networks = dict.fromkeys(parse(name).network for name in report.scores)
     return {
         "samples": " of ".join(filter(None, (_images(samples), _known(samples, "size")))),
         "sampler": show(sampling.get("sampler", UNKNOWN)) + ("" if steps == UNKNOWN else f", {show(steps)} steps"),
@@ -356,7 +371,8 @@ def to_text(report: Report) -> str:
     """The headline table for a terminal."""
     lines = [("score", "value", "real against real", "N")]
     for row in rows(report):
-        known = (f"{row.value} {_bracketed(row.spread)}".strip(), row.floor, row.count)
+        spread = f"({row.spread})" if "–" in row.spread else row.spread
+        known = (f"{row.value} {spread}".strip(), with_brackets(row.floor, row.floor_of), row.count)
         lines.append((row.name, *(known if row.value else (f"not available: {row.remark}", "", ""))))
     widths = [max(len(line[i]) for line in lines if line[3]) for i in range(4)]
     widths[0] = max(len(line[0]) for line in lines)
@@ -365,22 +381,22 @@ def to_text(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """The report without its pictures."""
-    parts = [f"# {report.title}", _table(("", ""), essentials(report).items())]
+    parts = [f"# {report.title}", table(("", ""), essentials(report).items())]
     parts += ["\n".join(f"- **Note:** {_cell(note)}" for note in report.notes)] if report.notes else []
     parts += ["## Scores", _scores_table(report)]
     parts += [f"## {CLASSES}", _classes_table(report.classes)] if report.classes else []
     parts += [f"## {UNCERTAINTY}", _limits_table(report.uncertainty)] if report.uncertainty else []
     parts += [f"## {MEMORISATION}", *map(copies, report.memorisation)] if report.memorisation else []
     for section, entries in report.protocol.items():
-        parts += [f"## Protocol: {section}", _table(("", ""), ((name, show(v)) for name, v in entries.items()))]
+        parts += [f"## Protocol: {section}", table(("", ""), ((name, show(v)) for name, v in entries.items()))]
     return "\n\n".join(parts) + "\n"
 
 
 def _scores_table(report: Report) -> str:
     head = ("score", "value", "95% or ±", "real against real", "N", "")
-    return _table(head, (
-        (f"{row.name} {arrow(row.better)}", f"**{row.value}**" if row.value else "not available", row.spread, row.floor,
-         row.count, row.remark)
+    return table(head, (
+        (f"{row.name} {arrow(row.better)}", f"**{row.value}**" if row.value else "not available", row.spread,
+         with_brackets(row.floor, row.floor_of), row.count, row.remark)
         for row in rows(report)
     ))
 
@@ -389,7 +405,7 @@ def _classes_table(classes: Sequence[ClassRow]) -> str:
     shown = class_table(classes)
     between = [(f"… {shown.left_out:,} more in report.json …", *[""] * 4)] if shown.left_out else []
     lines = [*map(class_cells, shown.worst), *between, *map(class_cells, shown.best)]
-    return _table(("class", "N", "recognised", "FD", "real against real"), lines)
+    return table(("class", "N", "recognised", "FD", "real against real"), lines)
 
 
 def class_cells(row: ClassRow) -> tuple[str, str, str, str, str]:
@@ -400,18 +416,19 @@ def class_cells(row: ClassRow) -> tuple[str, str, str, str, str]:
 
 
 def _limits_table(uncertainty: Sequence[Extrapolated]) -> str:
-    return _table(("score", "with so many samples", "with endlessly many"), map(limit_cells, uncertainty))
+    return table(("score", "with so many samples", "with endlessly many, ± of the line"), map(limit_cells, uncertainty))
 
 
 def limit_cells(found: Extrapolated) -> tuple[str, str, str]:
-    """An extrapolation as text: name, distances by number of samples, limit."""
+    """An extrapolation as text: name, distances by number of samples, limit with the deviation of the line's fit."""
     sizes = "; ".join(f"{number(d)} at {size:,}" for size, d in zip(found.sizes, found.distances, strict=True))
     if found.limit is None:
         return found.name, sizes or "–", f"not available: {found.reason}"
     return found.name, sizes, f"{number(found.limit)} {_spread(None, found.deviation)}".strip()
 
 
-def _table(head: Sequence[str], lines: Any) -> str:
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     rule = ["---"] * len(head)
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in (head, rule, *lines))
 
@@ -420,8 +437,9 @@ def _cell(text: str) -> str:
     return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
-def _bracketed(text: str) -> str:
-    return f"({text})" if "–" in text else text
+def with_brackets(text: str, more: str) -> str:
+    """A text, and more in brackets where there is more."""
+    return f"{text} ({more})" if more else text
 
 
 def arrow(better: str) -> str:

@@ -19,6 +19,10 @@ BLOCK = 2048  # rows in float64 at a time: 34 MB for 2048 features
 TOLERANCE = 1e-6  # of the largest entry: float32 rounds a matrix by 6e-8 of its norm, and its eigenvalues likewise
 
 
+Counted = tuple[int, Tensor, Tensor]
+"""Number of rows, their mean [D] and covariance [D, D]."""
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Mean [D] and a factor [R, D] of the covariance: factor^T factor; float64, on the CPU."""
@@ -90,6 +94,14 @@ def moments(values: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tens
     for rows, _ in _centred(values, weights, mean):
         scatter.addmm_(rows.T, rows)
     return mean, scatter / (weights.sum() - 1)
+
+
+def merge(one: Counted, other: Counted) -> Counted:
+    """Moments of two sets together, from those of each (Chan, Golub and LeVeque 1979, Eq. 2.1)."""
+    (n, mean, covariance), (m, other_mean, other_covariance) = one, other
+    apart = other_mean - mean
+    scatter = (n - 1) * covariance + (m - 1) * other_covariance + torch.outer(apart, apart) * (n * m / (n + m))
+    return n + m, mean + apart * (m / (n + m)), scatter / (n + m - 1)
 
 
 def _each_once(values: Tensor, weights: Tensor | None) -> Tensor:

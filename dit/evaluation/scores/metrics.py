@@ -4,8 +4,9 @@ A score that can not be computed has no value and says why; it is never 0 or NaN
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,11 @@ def _shown(name: str, extractor: str) -> str:
     return f"{score}({extractor}) {convention}".rstrip()
 
 
+def is_frechet(score: str) -> bool:
+    """Whether a score of this name is a Fréchet distance."""
+    return score.split("(")[0] in ("FID", "sFID", "FD", "sFD")
+
+
 def compute_scores(samples: Features, target: Target, extractor: str, device: torch.device) -> dict[str, Score]:
     """All scores by their names, in the order of `score_names`; sFID only where there are spatial features.
 
@@ -117,28 +123,37 @@ def compute_scores(samples: Features, target: Target, extractor: str, device: to
     return {score.name: score for score in named}
 
 
-def compute_floor(reference: Features, count: int, extractor: str, device: torch.device, splits: int = FLOOR_SPLITS,
-                  quiet: bool = False) -> dict[str, Range]:
+def compute_floor(reference: Features, count: int, extractor: str, device: torch.device) -> dict[str, Range]:
     """What real images score: `count` of the reference, at most half, against the rest, in several random splits.
 
-    Scores that are not available are left out.
+    Scores that are not available are left out. With `count` = M of M images the floor is that of M / 2 against M / 2:
+    about twice the Fréchet distance that a perfect model's M samples have to all M.
     """
     count = min(count, len(reference) // 2)
     if count == 0:
         return {}
     generator = np.random.default_rng(SEED)
     found: list[dict[str, Score]] = []
-    for _ in tqdm(range(splits), desc=f"floor ({extractor})", unit="split", delay=2, disable=quiet):
-        order = generator.permutation(len(reference))
-        samples, rest = _pick(reference, order[:count]), _pick(reference, order[count:])
-        found.append(compute_scores(samples, Target.of(rest), extractor, device))
+    for _ in tqdm(range(FLOOR_SPLITS), desc=f"floor ({extractor})", unit="split", delay=2):
+        chosen = torch.zeros(len(reference), dtype=torch.bool)
+        chosen[generator.permutation(len(reference))[:count]] = True
+        found.append(_split_scores(reference, chosen, extractor, device))
     ranges = {name: _range([scores[name] for scores in found]) for name in found[0]}
     return {name: values for name, values in ranges.items() if values}
 
 
-def _pick(features: Features, indices: np.ndarray) -> Features:
-    return Features(features.values[indices], *(None if layer is None else layer[indices]
-                                                for layer in (features.logits, features.spatial)))
+def _split_scores(reference: Features, chosen: Tensor, extractor: str, device: torch.device) -> dict[str, Score]:
+    """Scores of the chosen images against the others. Spatial features, of which only moments count, are not copied."""
+    values, logits, spatial = reference.values, reference.logits, reference.spatial
+    rest = int((~chosen).sum())
+    target = Target(values[~chosen], fit(values, (~chosen).double()) if rest > 1 else None, count=rest,
+                    missing=f"needs at least 2 reference images, has {rest}")
+    samples = Features(values[chosen], None if logits is None else logits[chosen])
+    scores = compute_scores(samples, target, extractor, device)
+    if spatial is not None and rest > 1 and len(samples) > 1:
+        score = Score(_shown("sFID", extractor), None, "lower", len(samples), rest)
+        scores[score.name] = _frechet(score, lambda: fit(spatial, chosen.double()), fit(spatial, (~chosen).double()))
+    return scores
 
 
 def _range(scores: Sequence[Score]) -> Range | None:
@@ -164,8 +179,12 @@ def frechet_distance(name: str, samples: Tensor, reference: Gaussian | None, tar
     if len(samples) < 2:
         return _without(score, f"needs at least 2 samples, has {len(samples)}")
     check_widths(samples.shape[1], reference.width)
+    return _frechet(score, lambda: fit(samples), reference)
+
+
+def _frechet(score: Score, fitted: Callable[[], Gaussian], reference: Gaussian) -> Score:
     try:
-        value = frechet(fit(samples), reference)
+        value = frechet(fitted(), reference)
     except torch.linalg.LinAlgError as error:
         return _without(score, f"the arithmetic failed ({error})")
     width, least = reference.width, min(score.samples, score.reference or score.samples)
@@ -243,27 +262,28 @@ def _subset(count: int, most: int) -> np.ndarray:
 def inception_scores(samples: Features, extractor: str) -> list[Score]:
     """exp of the mean KL between p(class | image) and p(class), mean over splits (1606.03498).
 
-    Once in splits of 5,000 without shuffling, as ADM, and once in 10 splits after shuffling, as torch-fidelity.
+    Once in splits of 5,000 in order, the last one shorter, as ADM; once in 10 splits, shuffled, as torch-fidelity.
     """
     count = len(samples)
     scores = [Score(name, None, "higher", count) for name in NAMES[-2:]]
     if samples.logits is None:
         return [_without(score, f"{extractor} has no classifier") for score in scores]
     shuffled = np.random.RandomState(SEED).permutation(count)
-    return [_inception_score(scores[0], samples.logits, np.arange(count), max(1, count // IS_SPLIT), least=2),
-            _inception_score(scores[1], samples.logits, shuffled, IS_SPLITS, least=IS_SPLITS)]
+    equal = [i * count // IS_SPLITS for i in range(IS_SPLITS + 1)]
+    return [_inception_score(scores[0], samples.logits, [*range(0, count, IS_SPLIT), count], least=2),
+            _inception_score(scores[1], samples.logits[shuffled], equal, least=IS_SPLITS)]
 
 
-def _inception_score(score: Score, logits: Tensor, order: np.ndarray, splits: int, least: int) -> Score:
+def _inception_score(score: Score, logits: Tensor, bounds: Sequence[int], least: int) -> Score:
+    """Over the splits between the bounds."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-    if len(order) < least:
-        return _without(score, f"needs at least {least} samples, has {len(order)}")
-    bounds = [i * len(order) // splits for i in range(splits + 1)]
-    parts = [logits[order[start:stop]] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-    values = [isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN] for part in parts]
-    note = "1 split" if splits == 1 else f"{splits} splits"
-    return _with(score, float(np.mean(values)), float(np.std(values)) if splits > 1 else None, note)
+    if len(logits) < least:
+        return _without(score, f"needs at least {least} samples, has {len(logits)}")
+    values = [isc_features_to_metric(logits[start:stop], splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN]
+              for start, stop in itertools.pairwise(bounds)]
+    note = "1 split" if len(values) == 1 else f"{len(values)} splits"
+    return _with(score, float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None, note)
 
 
 def _start(name: str, better: str, samples: Tensor, reference: Tensor | None) -> Score:

@@ -104,22 +104,24 @@ class _Points:
 
     def __init__(self, points: Tensor, centre: Tensor, device: torch.device):
         self.points, self.centre, self.device = points, centre.to(device), device
-        self.norms = torch.cat([self._load(part).square().sum(dim=1) for part in self._parts(0)])
+        memory = torch.empty(BLOCK, points.shape[1], dtype=torch.float64, device=device)
+        self.norms = torch.cat([self._load(part, memory).square_().sum(dim=1) for part in self._parts(0)])
 
     def __iter__(self) -> Iterator[_Block]:
         return self.since(0)
 
     def since(self, start: int) -> Iterator[_Block]:
-        """The blocks from point `start` on."""
+        """The blocks from point `start` on, in the same memory one after the other: new memory would pile up."""
+        memory = torch.empty(BLOCK, self.points.shape[1], dtype=torch.float64, device=self.device)
         for part in self._parts(start):
-            yield _Block(part, self._load(part), self.norms[part])
+            yield _Block(part, self._load(part, memory), self.norms[part])
 
     def _parts(self, start: int) -> Iterator[slice]:
         for first in range(start, len(self.points), BLOCK):
             yield slice(first, min(first + BLOCK, len(self.points)))
 
-    def _load(self, part: slice) -> Tensor:
-        return self.points[part].to(self.device, torch.float64, copy=True).sub_(self.centre)
+    def _load(self, part: slice, memory: Tensor) -> Tensor:
+        return memory[: part.stop - part.start].copy_(self.points[part]).sub_(self.centre)
 
 
 def _centre(points: Tensor) -> Tensor:

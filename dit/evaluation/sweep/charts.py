@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dit.config import SamplerConfig
 from dit.evaluation.pages import figures
-from dit.evaluation.pages.report import arrow, number
+from dit.evaluation.pages.report import arrow, number, parse
 from dit.evaluation.scores.metrics import Range
 from dit.evaluation.scores.uncertainty import interval
 from dit.evaluation.sweep.points import Point, picture_file
@@ -49,14 +49,15 @@ def against_guidance(points: Sequence[Point], ranking: Ranking, floor: Mapping[s
         return None
     best = points[ranking.best]
     lines = _lines(points, ("sampler", "steps", "interval"), share_unguided=True)
-    beside = [name for panel in PANELS for name in best.scores if name.split("(")[0] == panel]
+    network = parse(best.first.name).network
+    beside = [name for panel in PANELS for name in best.scores if parse(name)[:2] == (panel, network)]
     canvas = figures.new_figure(11.0 if beside else 7.2, 4.7)
     cells = canvas.add_gridspec(2, 4 if beside else 2)
     axis = _panel(canvas, cells[:, :2], "cfg-scale", best.first.name, "lower")
     _draw_distances(axis, lines, floor, lambda point: point.setting.cfg_scale)
     figures.mark(axis, (best.setting.cfg_scale, best.distance), f"best: {number(best.distance)}")
-    for place, name in enumerate(beside[: len(PANELS)]):
-        small = _panel(canvas, cells[place // 2, 2 + place % 2], "cfg-scale", name.split("(")[0], "higher")
+    for place, name in enumerate(beside):
+        small = _panel(canvas, cells[place // 2, 2 + place % 2], "cfg-scale", parse(name).kind, "higher")
         _draw_shares(small, lines, name, floor, best)
     _legend(canvas, axis)
     return figures.to_image(canvas)
@@ -97,7 +98,10 @@ def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Im
     if not axes or not ranking.order:
         return None
     best = points[ranking.best]
-    along = sorted((p for p in points if _alike(p, best, axes[0])), key=lambda p: AXES[axes[0]](p.setting))
+    guided = [points[i] for i in ranking.order if points[i].setting.cfg_scale != 1 and _same_sampling(points[i], best)]
+    interval = (guided[0] if guided and best.setting.cfg_scale == 1 else best).setting.cfg_interval
+    alike = (p for p in points if _alike(p, best, interval, but=axes[0]))
+    along = sorted(alike, key=lambda p: AXES[axes[0]](p.setting))
     step = -(-len(along) // ROWS)
     shown = [point for i, point in enumerate(along) if i % step == along.index(best) % step]
     rows = []
@@ -107,11 +111,10 @@ def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Im
     return axes[0], _stack(rows, [WORDS[axes[0]](p.setting) for p in shown], shown, best)
 
 
-def _alike(point: Point, best: Point, but: str) -> bool:
-    """Whether a point is the best one but for one axis; without guidance any interval is alike."""
-    unguided = 1 in (point.setting.cfg_scale, best.setting.cfg_scale)
-    ignored = {but, "interval"} if unguided else {but}
-    return all(of(point.setting) == of(best.setting) for axis, of in AXES.items() if axis not in ignored)
+def _alike(point: Point, best: Point, interval: tuple[float, float], but: str) -> bool:
+    """Whether a point is the best one but for one axis, and guided in `interval` if it is guided."""
+    same = all(of(point.setting) == of(best.setting) for axis, of in AXES.items() if axis not in (but, "interval"))
+    return same and (but == "interval" or point.setting.cfg_scale == 1 or point.setting.cfg_interval == interval)
 
 
 def _stack(rows: Sequence[Image.Image], labels: Sequence[str], points: Sequence[Point], best: Point) -> Image.Image:
@@ -183,7 +186,7 @@ def _draw_shares(axis: Any, lines: Mapping[str, Sequence[Point]], name: str, flo
     _band(axis, floor.get(name))
     for place, (label, line) in enumerate(lines.items()):
         marks: list[figures.Point] = [(p.setting.cfg_scale, value, None, None) for p in line
-                                      if (value := p.scores[name].value) is not None]
+                                      if (value := p.value(name)) is not None]
         if place < COLOURED and marks:
             figures.draw_line(axis, place, label, marks)
     axis.axvline(best.setting.cfg_scale, color=figures.INK, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
@@ -216,7 +219,7 @@ def _draw_frontier(axis: Any, points: Sequence[Point], axes: Sequence[str]) -> N
 
 
 def _panel(canvas: Any, cell: Any, xlabel: str, name: str, better: str) -> Any:
-    axis = figures.new_axis(canvas, xlabel, "", (cell,))
+    axis = figures.new_axis(canvas, xlabel, (cell,))
     axis.set_title(f"{name} {arrow(better)}", fontsize=10.5, color=figures.INK, loc="left")
     return axis
 

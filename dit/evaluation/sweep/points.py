@@ -16,7 +16,7 @@ from dit.config import SamplerConfig, from_json, to_json
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.scores.metrics import Score
 from dit.files import sha256
-from dit.hardware import uses_bf16, versions
+from dit.hardware import device_kind, uses_bf16, versions
 from dit.runs import damaged
 from dit.sample_folder import LIBRARIES
 
@@ -27,11 +27,11 @@ class Point:
 
     Args:
         setting: its sampler and steps are never `auto` or none.
-        scores: by name, the distance that ranks the points first.
+        scores: by name, the distance that ranks the points first; that one alone where images came out as NaN.
         replicates: bootstrap replicates of that distance, from the same resamples of indices at every point.
         evaluations: rows that the network saw for each image, guidance's included.
         seconds: of sampling; unknown where that was interrupted.
-        protocol: of these samples, as in a report.
+        protocol: of these samples, as in a report; empty where there are none.
     """
 
     key: str
@@ -52,6 +52,10 @@ class Point:
         """Its value; infinite where it is not available."""
         return math.inf if self.first.value is None else self.first.value
 
+    def value(self, name: str) -> float | None:
+        """Of a score; None where it is not available."""
+        return self.scores[name].value if name in self.scores else None
+
 
 def describe(setting: SamplerConfig) -> str:
     """A setting in words, as one would pass it."""
@@ -61,7 +65,7 @@ def describe(setting: SamplerConfig) -> str:
 
 
 class Keys:
-    """Names of points: the same for the same setting, samples, reference, feature networks and versions."""
+    """Names of points: the same for the same setting, samples, reference, feature networks, versions and device."""
 
     def __init__(self, run: Run, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int):
         self.device = run.device
@@ -74,6 +78,7 @@ class Keys:
             "networks": [[n.name, n.checksum, n.preprocessing] for n in networks],
             "bootstrap": bootstrap,
             "versions": versions(*LIBRARIES, "torch-fidelity"),
+            "device": device_kind(run.device),
         }
 
     def __call__(self, setting: SamplerConfig) -> str:

@@ -1,15 +1,28 @@
 """What a sweep found: sweep.json for machines, sweep.md and sweep.html for people, and figures."""
 
+import dataclasses
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from dit.config import SweepConfig, to_json
-from dit.evaluation.pages.report import arrow, network, number, render, show, span
+from dit.config import SamplerConfig, SweepConfig, to_json
+from dit.evaluation.pages.report import (
+    SHARES,
+    arrow,
+    floor_of,
+    number,
+    parse,
+    render,
+    show,
+    span,
+    table,
+    with_brackets,
+)
+from dit.evaluation.protocol import UNKNOWN
 from dit.evaluation.scores.metrics import Range
 from dit.evaluation.scores.uncertainty import interval
 from dit.evaluation.sweep import charts
@@ -20,8 +33,7 @@ from dit.files import replacing, write_json
 
 FORMAT = 1  # of sweep.json
 LISTED, PRINTED = 4, 10  # settings in a sentence, and in the table of the terminal
-SHARES = ("precision", "recall", "density", "coverage")
-TABLED = ("sFID", "sFD", "KID", *SHARES, "IS")  # of the first feature network; of the others the distance only
+ALWAYS = ("sampler", "steps", "cfg_scale")  # flags that the command names even where they are the default
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,11 @@ class Sweep:
     ranking: Ranking
     floor: dict[str, Range]
     out: Path
+
+    @property
+    def example(self) -> Point:
+        """The point that says which scores there are: the best, for one whose images are NaN has none of the others."""
+        return self.points[self.ranking.best if self.ranking.order else 0]
 
 
 def write(sweep: Sweep) -> list[Path]:
@@ -103,8 +120,8 @@ def has_interval(point: Point) -> bool:
 
 
 def common_protocol(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
-    """The entries of the protocol that all points share."""
-    first, *others = [point.protocol for point in points]
+    """The entries of the protocol that all points share, of those that have one."""
+    first, *others = [point.protocol for point in points if point.protocol] or [{}]
     return {
         section: {name: value for name, value in entries.items()
                   if all(other.get(section, {}).get(name) == value for other in others)}
@@ -122,7 +139,7 @@ def sentences(sweep: Sweep) -> list[str]:
         return [f"No setting has a distance: {points[0].first.reason}."]
     best, tied = points[ranking.best], [points[i] for i in ranking.tied]
     floor = sweep.floor.get(best.first.name)
-    real = f"; real images against others {span(floor.low, floor.high)}" if floor else ""
+    real = f"; real images against others {_floor_text(floor)}" if floor else ""
     said = [f"Best: {describe(best.setting)}: {best.first.name} {with_interval(best)}{real}."]
     if len(ranking.order) == 1:
         return said
@@ -136,6 +153,10 @@ def sentences(sweep: Sweep) -> list[str]:
     return [*said, f"{others} can not be told apart from it: {listed}{more}.", _cheapest(sweep)]
 
 
+def _floor_text(floor: Range) -> str:
+    return with_brackets(span(floor.low, floor.high), floor_of(floor))
+
+
 def _cheapest(sweep: Sweep) -> str:
     points, ranking = sweep.points, sweep.ranking
     best, cheapest = points[ranking.best], points[ranking.cheapest(points)]
@@ -147,9 +168,20 @@ def _cheapest(sweep: Sweep) -> str:
 
 def warnings(sweep: Sweep) -> list[str]:
     """What to know before trusting that."""
-    first = sweep.points[0].first
+    first = sweep.example.first
     few = [f"{first.name}: {first.note}."] if first.note else []
-    return few + [_beyond(*edge) for edge in sweep.ranking.edges]
+    return few + _missing(sweep) + [_beyond(*edge) for edge in sweep.ranking.edges]
+
+
+def _missing(sweep: Sweep) -> list[str]:
+    """Which settings have no distance, and why; nothing where none has one."""
+    missing = [point for point in sweep.points if point.first.value is None] if sweep.ranking.order else []
+    if not missing:
+        return []
+    said = "1 setting has" if len(missing) == 1 else f"{len(missing)} settings have"
+    more = f"; and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+    listed = "; ".join(f"{describe(point.setting)} ({point.first.reason})" for point in missing[:LISTED])
+    return [f"{said} no distance: {listed}{more}."]
 
 
 def _beyond(axis: str, end: str, value: float) -> str:
@@ -165,17 +197,20 @@ def with_interval(point: Point) -> str:
     """A point's distance with its interval, as text."""
     if point.first.value is None:
         return "not available"
-    around = f" ({span(*interval(point.distance, point.replicates))})" if point.replicates else ""
-    return number(point.first.value) + around
+    around = span(*interval(point.distance, point.replicates)) if point.replicates else ""
+    return with_brackets(number(point.first.value), around)
 
 
 def command(sweep: Sweep) -> str:
     """What samples with the best setting."""
-    setting = sweep.points[sweep.ranking.best].setting
-    low, high = setting.cfg_interval
-    parts = ["dit", "sample", "--run", str(sweep.cfg.run), "--sampler", setting.sampler, "--steps", str(setting.steps),
-             "--cfg-scale", f"{setting.cfg_scale:g}"]
-    return shlex.join([*parts, *(["--cfg-interval", f"{low:g}", f"{high:g}"] if (low, high) != (0, 1) else [])])
+    parts = ["dit", "sample", "--run", str(sweep.cfg.run)]
+    for flag in dataclasses.fields(SamplerConfig):
+        value = getattr(sweep.example.setting, flag.name)
+        if flag.name in ALWAYS or (value != flag.default and flag.name != "batch_size"):
+            values = value if isinstance(value, tuple) else [value]
+            parts.append("--" + flag.name.replace("_", "-"))
+            parts += [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    return shlex.join(parts)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -196,13 +231,17 @@ class Row:
 
 
 def columns(sweep: Sweep) -> dict[str, str]:
-    """Scores beside the distance that are shown, by name, with their headings: without the first network's name."""
-    first, *others = sweep.points[0].scores
+    """Scores beside the distance that are shown, by name, with their headings: without the first network's name.
+
+    Of the first feature network all, of the others the distance only.
+    """
+    first, *others = sweep.example.scores
     shown = {}
     for name in others:
-        kind, same = name.split("(")[0].strip(), network(name) == network(first)
-        if (same and kind in TABLED and "torch-fidelity" not in name) or (not same and kind in ("FID", "FD")):
-            shown[name] = kind if same else name
+        score = parse(name)
+        same = score.network == parse(first).network
+        if not score.convention if same else score.kind in ("FID", "FD"):
+            shown[name] = score.kind if same else name
     return shown
 
 
@@ -220,7 +259,7 @@ def rows(sweep: Sweep) -> list[Row]:
 
 def _row(sweep: Sweep, i: int) -> Row:
     point, ranking = sweep.points[i], sweep.ranking
-    scores = (point.scores[name].value for name in columns(sweep))
+    scores = map(point.value, columns(sweep))
     difference = ranking.differences.get(i)
     return Row(
         kind="best" if ranking.order and i == ranking.best else "tied" if i in ranking.tied else "",
@@ -245,57 +284,53 @@ def to_text(sweep: Sweep) -> str:
     """The findings and the first rows of the table, for a terminal."""
     headings = list(columns(sweep).values())
     shares = [headings.index(name) for name in SHARES if name in headings]
-    head = (*setting_columns(sweep), sweep.points[0].first.name, "95%", *(headings[i] for i in shares), "calls")
+    head = (*setting_columns(sweep), sweep.example.first.name, "95%", *(headings[i] for i in shares), "calls")
     found = rows(sweep)
     lines = [(*row.setting, row.distance, row.spread, *(row.scores[i] for i in shares), row.evaluations)
              for row in found[:PRINTED]]
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    table = ["  ".join(map(str.rjust, line, widths)) for line in (head, *lines)]
+    shown = ["  ".join(map(str.rjust, line, widths)) for line in (head, *lines)]
     left_out = [f"({len(found) - PRINTED} more in sweep.md)"] if len(found) > PRINTED else []
-    return "\n".join([*table, *left_out, "", *sentences(sweep), *(f"Note: {text}" for text in warnings(sweep))])
+    return "\n".join([*shown, *left_out, "", *sentences(sweep), *(f"Note: {text}" for text in warnings(sweep))])
 
 
 def to_markdown(sweep: Sweep) -> str:
     """The findings, all points, and what they share."""
-    names = [f"{heading} {arrow(sweep.points[0].scores[name].better)}" for name, heading in columns(sweep).items()]
-    head = [*setting_columns(sweep), f"{sweep.points[0].first.name} ↓", "95%", "further than the best, 95%", *names,
+    names = [f"{heading} {arrow(sweep.example.scores[name].better)}" for name, heading in columns(sweep).items()]
+    head = [*setting_columns(sweep), f"{sweep.example.first.name} ↓", "95%", "further than the best, 95%", *names,
             "network calls an image", "seconds"]
     lines = [[*row.setting, f"**{row.distance}**" if row.kind == "best" else row.distance, row.spread,
               "tied: " + row.further if row.kind == "tied" else row.further, *row.scores, row.evaluations, row.seconds]
              for row in rows(sweep)]
     parts = [f"# {sweep.title}", *sentences(sweep), *(f"**Note:** {text}" for text in warnings(sweep)),
-             _table(head, lines)]
+             table(head, lines)]
     for section, entries in common_protocol(sweep.points).items():
-        parts += [f"## Protocol: {section}", _table(["", ""], ([name, show(v)] for name, v in entries.items()))]
+        parts += [f"## Protocol: {section}", table(["", ""], ([name, show(v)] for name, v in entries.items()))]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    cells = ([text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ") for text in line]
-             for line in (head, ["---"] * len(head), *lines))
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def to_html(sweep: Sweep, drawn: dict[str, tuple[str, Image.Image]]) -> str:
     """One page that needs nothing else."""
     best = sweep.points[sweep.ranking.best] if sweep.ranking.order else None
     said = sentences(sweep)
+    first = sweep.example.first.name
+    floor = sweep.floor.get(first)
     return render("sweep.html.j2", sweep=sweep, best=best, said=said[1:] if best else said, warnings=warnings(sweep),
                   charts=drawn, rows=rows(sweep), columns=columns(sweep), axes=setting_columns(sweep),
-                  first=sweep.points[0].first.name, better=sweep.points[0].scores, floor=sweep.floor,
+                  first=first, better=sweep.example.scores, floor_of=floor_of(floor) if floor else "",
                   protocol=common_protocol(sweep.points), command=command(sweep) if best else "",
-                  essentials=essentials(sweep), describe=describe, with_interval=with_interval)
+                  essentials=essentials(sweep), describe=describe)
 
 
 def essentials(sweep: Sweep) -> dict[str, str]:
     """What the numbers mean nothing without."""
     cfg, shared = sweep.cfg, common_protocol(sweep.points)
-    networks = dict.fromkeys(network(name) for name in sweep.points[0].scores)
-    floor = sweep.floor.get(sweep.points[0].first.name)
+    networks = dict.fromkeys(parse(name).network for name in sweep.example.scores)
+    floor = sweep.floor.get(sweep.example.first.name)
     return {
         "settings": f"{len(sweep.points):,}",
         "images of each": f"{cfg.num_samples:,} from seed {cfg.seed}",
         "features": ", ".join(networks),
-        "reference": show(shared["reference"].get("source", "unknown")),
-        "real against real": span(floor.low, floor.high) if floor else "not known",
+        "reference": show(shared.get("reference", {}).get("source", UNKNOWN)),
+        "real against real": _floor_text(floor) if floor else UNKNOWN,
     }

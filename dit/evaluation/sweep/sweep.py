@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -14,7 +13,6 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
 from dit import pictures
@@ -24,18 +22,20 @@ from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.networks.base import Extractor
+from dit.evaluation.pages.contact_sheets import bring_down
 from dit.evaluation.pages.report import number
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare, score
-from dit.evaluation.sampling import recorded_settings
+from dit.evaluation.sampling import recorded_settings, sampled, settings_key
+from dit.evaluation.scores.metrics import Score, score_names
 from dit.evaluation.scores.uncertainty import bootstrap
 from dit.evaluation.sweep import grid, results
 from dit.evaluation.sweep.points import Keys, Point, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank
 from dit.files import replacing, write_json
-from dit.generate import sample_latents
+from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
-from dit.sample_folder import sample_folder
+from dit.sample_folder import LABELS
 
 SHOWN, CELL = 10, 80  # images of a point's picture, and the pixels they are brought to
 
@@ -106,6 +106,7 @@ def _resolve(run: Run, cfg: SweepConfig, sampler: Any, steps: int | None, interv
     """A setting without `auto`; without guidance there is no interval to guide in."""
     setting = SamplerConfig(sampler=sampler, steps=steps, cfg_scale=scale,
                             cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
+                            cfg_channels=cfg.cfg_channels, eta=cfg.eta, variance=cfg.variance,
                             batch_size=cfg.batch_size, precision=cfg.precision)
     plan = build_sampling(run.denoise, run.card, setting)
     return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
@@ -167,41 +168,59 @@ def _read_all(out: Path, keys: Sequence[str]) -> dict[str, Point]:
 
 
 def _score_point(study: Study, key: str, setting: SamplerConfig) -> Point:
-    """Sample, look, score and write; on all ranks."""
-    cfg, run, ranks, folder = study.cfg, study.run, study.ranks, study.out / "samples" / key
+    """Sample, look, score and write; where images come out as NaN, write that instead. On all ranks."""
+    cfg, ranks = study.cfg, study.ranks
+    folder = study.out / f"samples-{settings_key(study.run, setting, cfg.num_samples)}"
     begun, start = folder.exists(), time.monotonic()
-    sample_folder(run, setting, range(len(run.card.classes)), cfg.num_samples, folder, "png", ranks)
-    seconds = None if begun else time.monotonic() - start
-    samples = read_images(folder)
-    found = extract(samples, study.networks, cfg.batch_size, ranks, "features of samples")
-    point = ranks.on_main(lambda: _write_point(study, key, setting, samples, found, seconds))
-    if ranks.main and not cfg.keep_samples:
+    keep = cfg.keep_samples or (folder / LABELS).exists()  # whole before: an earlier sweep was told to keep them
+    try:
+        sampled(study.run, setting, cfg.num_samples, study.out, ranks)
+        seconds = None if begun else time.monotonic() - start
+        samples = read_images(folder)
+        found = extract(samples, study.networks, cfg.batch_size, ranks, "features of samples")
+        point = ranks.on_main(lambda: _write_scored(study, key, setting, samples, found, seconds))
+    except NotFinite as error:
+        reason, keep = error.given, False
+        point = ranks.on_main(lambda: _write_failed(study, key, setting, reason))
+    if ranks.main and not keep:
         shutil.rmtree(folder)
-        with suppress(OSError):  # it holds others
-            folder.parent.rmdir()
     return point
 
 
-def _write_point(study: Study, key: str, setting: SamplerConfig, samples: ImageSet, found: Extracted,
-                 seconds: float | None) -> Point:
-    """Score and write, the picture first: a point whose scores are there is finished."""
+def _write_scored(study: Study, key: str, setting: SamplerConfig, samples: ImageSet, found: Extracted,
+                  seconds: float | None) -> Point:
     names, standard, device = [n.name for n in study.networks], study.standard, study.ranks.device
     gaussian, first = standard.targets[names[0]].gaussian, found.networks[names[0]].values
     assert gaussian
     record = protocol(samples, found.digest, recorded_settings(Path(samples.name)), study.reference, standard.digest,
                       study.networks, device)
+    scores = score(found, standard, names, device)
+    known = next(iter(scores.values())).value is not None
     point = Point(
         key=key,
         setting=setting,
-        scores=score(found, standard, names, device),
-        replicates=bootstrap(first, gaussian, study.cfg.bootstrap) if study.cfg.bootstrap else [],
+        scores=scores,
+        replicates=bootstrap(first, gaussian, study.cfg.bootstrap) if known and study.cfg.bootstrap else [],
         evaluations=count_evaluations(study.run, setting),
         seconds=seconds,
         protocol=record,
     )
-    with replacing(picture_file(study.out, key)) as beside:
-        draw_first(samples).save(beside, format="PNG")
-    write_json(point_file(study.out, key), to_plain(point))
+    return _write(study.out, point, draw_first(samples))
+
+
+def _write_failed(study: Study, key: str, setting: SamplerConfig, reason: str) -> Point:
+    """A point whose images came out as NaN: no distance, and an empty picture."""
+    name, *_ = score_names(study.networks[0].name)
+    failed = Score(name, None, "lower", study.cfg.num_samples, reason=reason)
+    point = Point(key, setting, {name: failed}, [], count_evaluations(study.run, setting), None, {})
+    return _write(study.out, point, Image.new("RGB", (CELL, CELL), pictures.PAPER))
+
+
+def _write(out: Path, point: Point, picture: Image.Image) -> Point:
+    """The picture first: a point whose scores are there is finished."""
+    with replacing(picture_file(out, point.key)) as beside:
+        picture.save(beside, format="PNG")
+    write_json(point_file(out, point.key), to_plain(point))
     return point
 
 
@@ -220,9 +239,7 @@ def count_evaluations(run: Run, setting: SamplerConfig) -> int:
 
 def draw_first(samples: ImageSet) -> Image.Image:
     """The first images in a row: the same seeds and classes at every point."""
-    images = samples.stack(range(min(SHOWN, len(samples))))
-    if min(images.shape[-2:]) > CELL:
-        images = resize(images, [CELL], antialias=True)
+    images = bring_down(samples.stack(range(min(SHOWN, len(samples)))), CELL)
     return pictures.grid(images, None, len(images), pictures.fitting_scale(max(images.shape[-2:]), CELL))
 
 
@@ -230,7 +247,7 @@ def draw_first(samples: ImageSet) -> Image.Image:
 
 
 def _progress(setting: SamplerConfig, done: Iterable[Point]) -> str:
-    best = min(done, key=lambda point: point.distance, default=None)
+    best = min((point for point in done if point.first.value is not None), key=lambda p: p.distance, default=None)
     so_far = f"; best so far {number(best.distance)} at {describe(best.setting)}" if best else ""
     return describe(setting) + so_far
 
