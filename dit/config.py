@@ -210,6 +210,7 @@ class ScoringConfig:
     """Keep features of references in ~/.cache/dit (or $DIT_CACHE), named by content, for the next time."""
 
     def __post_init__(self) -> None:
+        _require_range(self, ("extractor",), lambda v: len(v) > 0, "one name or more")
         _require_range(self, ("bootstrap",), lambda v: v == 0 or v >= 10, "0, or 10 or more")
 
 
@@ -224,7 +225,8 @@ class EvalConfig(SamplerConfig, ScoringConfig):
     num_samples: int | None = None
     """Images to sample from the run; unless given, as many as the reference has, at most 50,000."""
     train_data: str | None = None
-    """Images that samples may have been copied from: `digits` or a folder; the run's own data unless given."""
+    """Images that samples may have been copied from: `digits` or a folder, cropped to the samples' size; unless given,
+    the reference, if it is the run's own data."""
     out: Path | None = None
     """Folder of the report; unless given, evaluation/ in the run or SAMPLES-evaluation beside the samples."""
 
@@ -298,6 +300,7 @@ class StatsConfig:
     def __post_init__(self) -> None:
         _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
         _require_range(self, ("image_size",), lambda v: v is None or v > 0, "a number above 0")
+        _require_range(self, ("extractor",), lambda v: len(v) > 0, "one name or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dit.errors import UserError
+
 LOCK = ".lock"  # in folders that one process at a time may write to
 
 
@@ -39,6 +41,21 @@ def flush(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, and those above it.
+
+    Raises:
+        UserError: a file is in the way, or the place is not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"--out {folder} is a file", "a folder, new or existing", "pass another --out") from None
+    except OSError as error:
+        raise UserError(f"--out {folder} can not be made ({error.strerror})", "a writable place",
+                        "pass another --out") from None
 
 
 def write_json(file: Path, values: Any) -> None:

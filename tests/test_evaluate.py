@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.config import EvalConfig, StatsConfig
+from dit.config import CompareConfig, EvalConfig, StatsConfig
 from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation import evaluate as module
+from dit.evaluation.compare import compare
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.scores import metrics
 from dit.evaluation.stats import stats
@@ -284,3 +285,29 @@ def test_batch_size_does_not_make_new_samples(run):
     report(**flags)
     report(**flags, batch_size=7)
     assert len(list((run / "evaluation").glob("samples-*"))) == 1
+
+
+def test_statistics_and_the_images_they_are_of_are_comparable(samples, tmp_path, capsys):
+    real = fill(tmp_path / "real", 100, first=500)
+    stats(StatsConfig(data=str(real), out=tmp_path / "real.npz", extractor=CNN), Ranks())
+    for name, reference in (("images", real), ("statistics", tmp_path / "real.npz")):
+        report(samples=samples, reference=str(reference), extractor=CNN, out=tmp_path / name)
+    compare(CompareConfig(a=tmp_path / "images", b=tmp_path / "statistics"), Ranks())
+    assert "\ncomparable\n" in capsys.readouterr().out
+
+
+def test_auto_takes_the_network_of_the_statistics(samples, tmp_path):
+    stats(StatsConfig(data="digits", out=tmp_path / "stats.npz"), Ranks())
+    assert report(samples=samples, reference=str(tmp_path / "stats.npz"))["scores"]["FD(digits-cnn)"]["value"] > 0
+
+
+def test_mistakes_are_told_before_any_features(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    flags = dict(samples=samples, reference="digits")
+    assert "is a file" in refused(**flags, out=tmp_path / "file")
+    assert "can not be made" in refused(**flags, out=Path("/proc/none"))
+    assert "is not a folder" in refused(**flags, train_data=str(tmp_path / "nowhere"))
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
+    assert "with no images" in refused(**flags, train_data=str(tmp_path / "stats.npz"))
+    assert "--extractor ()" in refused(**flags, extractor=())

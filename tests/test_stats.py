@@ -144,3 +144,20 @@ def test_large_sets_go_part_by_part_to_the_same_moments(tmp_path, fake_inception
     for one, other in zip(whole, found.networks[INCEPTION], strict=True):
         assert (one[0] - other[0]).abs().max() < 1e-12
         assert (one[1] - other[1]).abs().max() < 1e-10 * one[1].abs().max()
+
+
+def test_other_files_are_never_replaced(tmp_path):
+    np.savez(tmp_path / "images.npz", arr_0=pixels())
+    before = (tmp_path / "images.npz").read_bytes()
+    with pytest.raises(UserError, match="dit stats did not write it"):
+        run(tmp_path / "images.npz", tmp_path / "images.npz", extractor=("digits-cnn",))
+    assert (tmp_path / "images.npz").read_bytes() == before
+    own = run(tmp_path / "images.npz", tmp_path / "stats.npz", extractor=("digits-cnn",))
+    assert run(tmp_path / "images.npz", own, extractor=("digits-cnn",)) == own  # its own it may
+
+
+def test_statistics_are_known_by_the_pixels_they_were_made_of(tmp_path):
+    save(tmp_path / "images", pixels())
+    one, other = (read_statistics(run(tmp_path / "images", tmp_path / name, extractor=("digits-cnn",)))
+                  for name in ("one.npz", "other.npz"))
+    assert one.digest == other.digest == one.record["pixels_sha256"]

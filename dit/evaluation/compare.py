@@ -90,7 +90,8 @@ RULES = {
 section."""
 KINDS = {"sampling": SAMPLED, "software": ASIDE}
 Entries = dict[tuple[str, str], Any]  # by section and name
-OF_CONTENT = ("reference/count", "reference/size", "reference/crop")  # no matter where the content is the same
+OF_CONTENT = ("reference/count", "reference/size", "reference/crop", "reference/statistics")
+"""Of no matter where the content of the reference is the same."""
 
 
 @dataclass(frozen=True)
@@ -359,8 +360,9 @@ def verdict(found: Comparison) -> str:
     """One line."""
     measured, unknown = found.of(MEASURED), found.of(UNKNOWN)
     if measured:
-        untouched = sum(not line.spoilt for line in found.scores)
-        but = f" ({untouched} of {len(found.scores)} scores not touched)" if untouched else ""
+        both = [line for line in found.scores if line.a is not None and line.b is not None]
+        untouched = sum(not line.spoilt for line in both)
+        but = f" ({untouched} of the {len(both)} scores in both not touched)" if untouched else ""
         return f"not comparable: {_counted(measured, 'difference')} in how they were measured{but}"
     if not any(line.a is not None and line.b is not None for line in found.scores):
         return "not comparable: no score in both"
@@ -422,8 +424,10 @@ def judge(line: Line) -> str:
         return "not comparable: " + ", ".join(line.spoilt)
     change = line.b - line.a
     winner = "B" if (change < 0) == (line.better == "lower") else "A"
-    if line.reach is None:
-        told = f"{winner} is better; uncertainty unknown" if change else "equal"
+    if change == 0:
+        told = "equal"
+    elif line.reach is None:
+        told = f"{winner} is better; uncertainty unknown"
     elif abs(change) > line.reach:
         told = f"{winner} is better by more than the uncertainty (± {number(line.reach)})"
     else:

@@ -16,6 +16,7 @@ from dit.evaluation.pages.report import Report, to_text, write_report
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare
 from dit.evaluation.sampling import recorded_settings, sampled
 from dit.evaluation.scores.memorisation import TrainingImages, pixel_extractor
+from dit.files import make_folder
 from dit.hardware import Ranks
 
 MOST_SAMPLES = 50_000
@@ -39,16 +40,17 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     if run:
         build_sampling(run.denoise, run.card, sampler)  # tells at once what the run can not do
     reference = _reference(cfg, size, data)
-    networks = choose_extractors(cfg.extractor, cfg.weights, reference.digits, ranks)
+    networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     eyes = [*networks, pixel_extractor(ranks.device)]  # all that look at an image, once
     count = len(given) if given else cfg.num_samples or _reference_count(reference)
     if count < 2:
         where = f"sample in {cfg.samples}" if given else f"image in the reference {reference.name}"
         raise UserError(f"{count} {where}", "at least 2, better thousands", "add images")
-    standard = prepare(reference, eyes, [n.name for n in networks], count, cfg.batch_size, ranks, cfg.cache)
-    training = _training(cfg, data, size, reference, standard, eyes, ranks)
+    copied = _copied(cfg, data, size, reference)
     out = cfg.out or (run.home / "evaluation" if run else _beside(cfg.samples))
-    out.mkdir(parents=True, exist_ok=True)
+    ranks.on_main(lambda: make_folder(out))
+    standard = prepare(reference, eyes, [n.name for n in networks], count, cfg.batch_size, ranks, cfg.cache)
+    training = copied if isinstance(copied, str) else _training(cfg, copied, reference, standard, eyes, ranks)
     samples = given
     if run:
         folder = sampled(run, sampler, count, out, ranks)
@@ -101,21 +103,31 @@ def _reference_count(reference: Reference) -> int:
     return min(MOST_SAMPLES, len(images) if images else MOST_SAMPLES)
 
 
-def _training(cfg: EvalConfig, data: str | None, size: tuple[int, int], reference: Reference, standard: Standard,
-              eyes: list[Extractor], ranks: Ranks) -> TrainingImages | str:
-    """The images to look for copies of: those of --train-data, else the reference where it is the training data."""
+def _copied(cfg: EvalConfig, data: str | None, size: tuple[int, int], reference: Reference) -> ImageSet | str:
+    """The images that samples may be copies of, or why they are not looked through.
+
+    Those of --train-data, else the reference where it is the training data.
+    """
     name = cfg.train_data or data
     if name is None:
         return "the training images are not known: pass --train-data"
     if reference.images and _same(name, reference.name):
-        values = {key: target.values for key, target in standard.targets.items() if target.values is not None}
-        return TrainingImages(reference.images, values)
+        return reference.images
     if cfg.train_data is None:
         return f"the training images, {name}, are not the reference: pass --train-data to have them looked through"
     images = find_reference(name, size, crop=size[0] == size[1]).images
     if images is None or len(images) < 2:
         raise UserError(f"--train-data {name} with {len(images) if images else 'no'} images", "2 or more",
                         "pass the folder of training images")
+    return images
+
+
+def _training(cfg: EvalConfig, images: ImageSet, reference: Reference, standard: Standard, eyes: list[Extractor],
+              ranks: Ranks) -> TrainingImages:
+    """With their features, which those of the reference already have."""
+    if images is reference.images:
+        values = {key: target.values for key, target in standard.targets.items() if target.values is not None}
+        return TrainingImages(images, values)
     found = extract_cached(images, eyes, cfg.batch_size, ranks, "features of training images", cfg.cache)
     return TrainingImages(images, {key: features.values for key, features in found.networks.items()})
 

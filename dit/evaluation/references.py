@@ -14,6 +14,7 @@ from dit.evaluation.inputs.features import Extracted, Features
 from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images, show_size
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
 from dit.evaluation.networks.base import Extractor
+from dit.evaluation.networks.inception import INCEPTION
 from dit.evaluation.networks.load import DIGITS_CNN, load_extractors
 from dit.evaluation.scores import metrics
 from dit.evaluation.scores.frechet import from_moments
@@ -37,6 +38,14 @@ class Reference:
     def digits(self) -> bool:
         """Whether it is scikit-learn's digits."""
         return self.name == "digits"
+
+    @property
+    def network(self) -> str:
+        """What the extractor `auto` stands for: Inception, or a network of the statistics that do not have it."""
+        named = [name for name in self.statistics.networks if name] if self.statistics else []
+        if self.digits:
+            return DIGITS_CNN
+        return "inception" if not named or INCEPTION in named else named[0]
 
 
 def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
@@ -77,9 +86,9 @@ def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
                         "one size for both", "pass --crop to crop the reference to the samples' size as ADM does")
 
 
-def choose_extractors(names: Sequence[str], weights: Sequence[str], digits: bool, ranks: Ranks) -> list[Extractor]:
-    """Feature networks by name, `auto` resolved; rank 0 goes first, for it may have to download."""
-    chosen = [(DIGITS_CNN if digits else "inception") if name == "auto" else name for name in names]
+def choose_extractors(names: Sequence[str], weights: Sequence[str], auto: str, ranks: Ranks) -> list[Extractor]:
+    """Feature networks by name, with what `auto` stands for; rank 0 goes first, for it may have to download."""
+    chosen = [auto if name == "auto" else name for name in names]
     if not ranks.main:
         ranks.barrier()
     extractors = load_extractors(chosen, weights, ranks.device)

@@ -16,8 +16,9 @@ from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.images import ImageSet, from_data, read_images, show_size
-from dit.evaluation.inputs.statistics import Moments, write_statistics
+from dit.evaluation.inputs.statistics import Moments, read_statistics, write_statistics
 from dit.evaluation.networks.base import Extractor
+from dit.evaluation.networks.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
 from dit.evaluation.scores.frechet import Counted, merge, moments
 from dit.files import sha256
@@ -39,7 +40,8 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
     images = _images(config)
     if len(images) < 2:
         raise UserError(f"{len(images)} image in {config.data}", "at least 2, better thousands", "add images")
-    extractors = choose_extractors(config.extractor, config.weights, config.data == "digits", ranks)
+    auto = DIGITS_CNN if config.data == "digits" else "inception"
+    extractors = choose_extractors(config.extractor, config.weights, auto, ranks)
     found, digest = _all_moments(config, images, extractors, ranks)
     if ranks.main:
         write_statistics(config.out, found, len(images), _record(config, images, extractors, digest))
@@ -51,6 +53,9 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
 def _check_out(out: Path) -> None:
     if out.is_dir():
         raise UserError(f"--out {out}, which is a folder", "the .npz file to write", f"pass --out {out / 'stats.npz'}")
+    if out.exists() and out.suffix == ".npz" and not ((found := read_statistics(out)) and found.record):
+        raise UserError(f"--out {out} exists, and dit stats did not write it", "a new file, or one of dit stats",
+                        "pass another --out")
     if out.suffix != ".npz":
         raise UserError(f"--out {out}", "the .npz file to write", f"pass --out {out.with_suffix('.npz')}")
 

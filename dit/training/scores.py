@@ -65,7 +65,7 @@ def choose_yardstick(config: TrainConfig, ranks: Ranks) -> Yardstick:
         name = config.eval_reference or config.data
         reference = find_reference(name, (config.image_size,) * 2, crop=True)  # as training sees them
         weights = () if config.eval_weights is None else (config.eval_weights,)
-        (extractor,) = choose_extractors((config.eval_extractor,), weights, reference.digits, ranks)
+        (extractor,) = choose_extractors((config.eval_extractor,), weights, reference.network, ranks)
     return Yardstick(reference, extractor)
 
 

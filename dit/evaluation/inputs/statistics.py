@@ -59,7 +59,9 @@ class Statistics:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the numbers, whatever else is in the file."""
+        """SHA-256 of the pixels, where `dit stats` recorded it; else of the numbers."""
+        if pixels := self.record.get("pixels_sha256"):
+            return str(pixels)
         whole = hashlib.sha256()
         for name in sorted(self.networks):
             whole.update(name.encode())

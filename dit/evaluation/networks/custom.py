@@ -128,9 +128,10 @@ def _make(cls: Any, name: str, weights: Path | None) -> nn.Module:
             return cls(name, _layers(cls), verbose=False, **named)
     except Exception as error:  # of a stranger's making
         source = "" if weights is None else f" from --weights {weights}"
+        do = f"pass its weights as --weights {name}=FILE"
         raise UserError(f"--extractor {name} can not be made{source} ({reason(error)})",
                         "a network that is made without arguments, or from a file of its weights",
-                        f"correct the class, or pass its weights as --weights {name}=FILE") from error
+                        f"correct the class, or {do}" if ":" in name else f"fetch them elsewhere and {do}") from error
 
 
 def _layers(cls: Any) -> list[str]:

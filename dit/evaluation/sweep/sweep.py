@@ -5,7 +5,8 @@ import itertools
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -64,7 +65,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     run = load_run(cfg.run, ranks.device)
     settings = settings_of(cfg, run)
     reference = _reference(cfg, run)
-    networks = choose_extractors(cfg.extractor, cfg.weights, reference.digits, ranks)
+    networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     out = cfg.out or run.home / "sweep"
     with ranks.alone_in(out):
         names = [network.name for network in networks]
@@ -140,17 +141,31 @@ def _score_all(study: Study, settings: Sequence[SamplerConfig]) -> list[Point]:
     if ranks.main:
         before = f", {len(points)} of them scored before" if points else ""
         print(f"{len(keys)} settings of {cfg.num_samples:,} images each{before}")
+        if others := {file.stem for file in (study.out / "points").glob("*.json")} - set(keys):
+            print(f"{len(others)} scored before with other flags stay in {study.out / 'points'}, but not on the page")
     with tqdm(total=len(keys), initial=len(points), desc="sweep", unit="setting", position=0, disable=not ranks.main
               ) as bar:
         for key, setting in keys.items():
             if key in points:
                 continue
             bar.set_postfix_str(_progress(setting, points.values()))
-            points[key] = _score_point(study, key, setting)
+            with _told(study.out, len(points), len(keys), ranks):
+                points[key] = _score_point(study, key, setting)
             bar.update()
             if ranks.main:
                 tqdm.write(_line(points[key], len(points), len(keys)))
     return [points[key] for key in keys]
+
+
+@contextmanager
+def _told(out: Path, done: int, of: int, ranks: Ranks) -> Iterator[None]:
+    """Say what an interruption leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if ranks.main:
+            tqdm.write(f"{done} of {of} settings are kept in {out}; the same command goes on")
+        raise
 
 
 def _read_all(out: Path, keys: Sequence[str]) -> dict[str, Point]:
