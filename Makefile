@@ -36,6 +36,8 @@ bench: $(READY)            ## measured speed and quality, into benchmarks/result
 	$(BIN)/python -m benchmarks.training_speed
 	rm -rf runs/bench-quickstart
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
+	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record
+	$(BIN)/python -m benchmarks.evaluation_speed --record
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -84,8 +84,7 @@ ROWS = [
     ("samples__new", 1, UNKNOWN, "samples: new: B 1, unknown in A: can't tell – scores may depend on it", EVERY),
     ("reference__sha256", OTHER, MEASURED, "content of the reference: A 5b5b5b5b5b5b…, B 6c6c6c6c6c6c… – ", REAL),
     ("reference__new", 1, UNKNOWN, "reference: new: B 1, unknown in A: can't tell", REAL),
-    ("reference__statistics", "from the file", MEASURED, "statistics of the reference: A computed, B from the file",
-     {"FID", "sFID", "FD(digits-cnn)"}),
+    ("reference__statistics", "from the file", ASIDE, "statistics of the reference", None),  # of the same content
     ("reference__source", "folder", ASIDE, "name of the reference", None),
     ("reference__crop", "ADM's, to 32x32", ASIDE, "crop of the reference", None),  # for its content is the same
     ("reference__count", 10, ASIDE, "number of reference images", None),
@@ -319,7 +318,7 @@ def test_table_shows_differences_of_comparable_scores_only():
     lines = compare.to_text(compare.differences(made(), other)).splitlines()
     row = {line.split()[0]: line.split() for line in lines if " ↓ " in line or " ↑ " in line}
     assert row["FID"][2:5] == ["1.000", "1.250", "+0.2500"]
-    assert lines[0].endswith("(8 of 10 scores not touched)")
+    assert lines[0].endswith("(8 of the 10 scores in both not touched)")
     assert row["precision"][2:7] == ["1.000", "1.000", "–", "not", "comparable:"]
 
 
@@ -409,3 +408,10 @@ def test_the_record_of_an_evaluation_has_all_that_is_needed():
     found = compare.differences(whole, whole)
     assert found.differences == ()
     assert found.comparable
+
+
+def test_statistics_of_unknown_images_are_not_those_computed_from_others():
+    found = compare.differences(made(), made(reference__statistics="from the file", reference__sha256="f" * 64))
+    (difference,) = [d for d in found.differences if d.words == "statistics of the reference"]
+    assert difference.kind == MEASURED
+    assert set(difference.scores) == {"FID", "sFID", "FD(digits-cnn)"}
