@@ -162,7 +162,7 @@ class Run:
     @property
     def home(self) -> Path:
         """The run directory that the weights lie in, or the folder of weights that lie alone."""
-        folder = self.weights.path.resolve().parent
+        folder = self.weights.path.parent
         return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
