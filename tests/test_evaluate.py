@@ -102,6 +102,11 @@ def test_copies_are_found_where_the_reference_is_the_training_data(samples):
     assert {(found["share"], found["checked"], found["count"]) for found in shares.values()} == {(1.0, 60, 1797)}
 
 
+def test_pixels_are_looked_at_only_where_copies_are_looked_for(samples, monkeypatch):
+    monkeypatch.setattr(module, "pixel_extractor", lambda device: pytest.fail("nobody asked for pixels"))
+    assert report(samples=samples, reference="digits")["memorisation"] == []
+
+
 def test_copies_are_looked_for_in_other_images_when_asked(samples, tmp_path):
     others = fill(tmp_path / "others", 200, first=1000)
     flags = dict(samples=samples, reference="digits", extractor=CNN)

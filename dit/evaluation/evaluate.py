@@ -41,12 +41,13 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         build_sampling(run.denoise, run.card, sampler)  # tells at once what the run can not do
     reference = _reference(cfg, size, data)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
-    eyes = [*networks, pixel_extractor(ranks.device)]  # all that look at an image, once
     count = len(given) if given else cfg.num_samples or _reference_count(reference)
     if count < 2:
         where = f"sample in {cfg.samples}" if given else f"image in the reference {reference.name}"
         raise UserError(f"{count} {where}", "at least 2, better thousands", "add images")
     copied = _copied(cfg, data, size, reference)
+    # all that look at an image, once
+    eyes = networks if isinstance(copied, str) else [*networks, pixel_extractor(ranks.device)]
     out = cfg.out or (run.home / "evaluation" if run else _beside(cfg.samples))
     ranks.on_main(lambda: make_folder(out))
     standard = prepare(reference, eyes, [n.name for n in networks], count, cfg.batch_size, ranks, cfg.cache)

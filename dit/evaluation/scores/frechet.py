@@ -58,7 +58,7 @@ def fit(values: Tensor, weights: Tensor | None = None) -> Gaussian:
         mean, covariance = moments(values, weights)
         return Gaussian(mean, _factor(*torch.linalg.eigh(covariance)))
     mean = _mean(values, weights)
-    rows = torch.cat([rows for rows, _ in _centred(values, weights, mean)])
+    rows = torch.cat(list(_centred(values, weights, mean)))
     return Gaussian(mean, rows / math.sqrt(weights.sum() - 1))
 
 
@@ -91,7 +91,7 @@ def moments(values: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tens
     weights = _each_once(values, weights)
     mean = _mean(values, weights)
     scatter = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64)
-    for rows, _ in _centred(values, weights, mean):
+    for rows in _centred(values, weights, mean):
         scatter.addmm_(rows.T, rows)
     return mean, scatter / (weights.sum() - 1)
 
@@ -115,10 +115,10 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
     return total / weights.sum()
 
 
-def _centred(values: Tensor, weights: Tensor, mean: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _centred(values: Tensor, weights: Tensor, mean: Tensor) -> Iterator[Tensor]:
     """Blocks of sqrt(weight) (row - mean), whose products add up to the scatter."""
     for rows, counts in _counted(values, weights):
-        yield rows.sub_(mean).mul_(counts.sqrt()[:, None]), counts
+        yield rows.sub_(mean).mul_(counts.sqrt()[:, None])
 
 
 def _counted(values: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

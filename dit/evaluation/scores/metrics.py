@@ -270,17 +270,17 @@ def inception_scores(samples: Features, extractor: str) -> list[Score]:
         return [_without(score, f"{extractor} has no classifier") for score in scores]
     shuffled = np.random.RandomState(SEED).permutation(count)
     equal = [i * count // IS_SPLITS for i in range(IS_SPLITS + 1)]
-    return [_inception_score(scores[0], samples.logits, [*range(0, count, IS_SPLIT), count], least=2),
-            _inception_score(scores[1], samples.logits[shuffled], equal, least=IS_SPLITS)]
+    return [_inception_score(scores[0], samples.logits, np.arange(count), [*range(0, count, IS_SPLIT), count], least=2),
+            _inception_score(scores[1], samples.logits, shuffled, equal, least=IS_SPLITS)]
 
 
-def _inception_score(score: Score, logits: Tensor, bounds: Sequence[int], least: int) -> Score:
-    """Over the splits between the bounds."""
+def _inception_score(score: Score, logits: Tensor, order: np.ndarray, bounds: Sequence[int], least: int) -> Score:
+    """Over the splits between the bounds, of the logits in that order."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
     if len(logits) < least:
         return _without(score, f"needs at least {least} samples, has {len(logits)}")
-    values = [isc_features_to_metric(logits[start:stop], splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN]
+    values = [isc_features_to_metric(logits[order[start:stop]], splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN]
               for start, stop in itertools.pairwise(bounds)]
     note = "1 split" if len(values) == 1 else f"{len(values)} splits"
     return _with(score, float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None, note)
