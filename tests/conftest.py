@@ -50,10 +50,10 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
-def torchrun(*command: object) -> None:
-    """Run a script with its arguments on two ranks on the CPU; it has to end well."""
+def torchrun(*command: object, threads: int = 1) -> None:
+    """Run a script with its arguments on two ranks on the CPU, with so many threads each; it has to end well."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launcher, *map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True,
                           timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
