@@ -21,7 +21,7 @@ from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM
 from dit.hardware import Ranks, autocast
-from dit.models.dit import create_model, multiply_adds
+from dit.models.create import create_model, multiply_adds
 from dit.runs import NetworkSpec
 from dit.training.ema import EMA
 from dit.training.trainer import parallel

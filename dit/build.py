@@ -1,6 +1,6 @@
 """From configuration to objects: the only file that knows both."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from dit.config import SamplerConfig, TrainConfig
-from dit.data.images import load_images
+from dit.data.images import load_images, show_size, sides, size_of
 from dit.diffusion import samplers
 from dit.diffusion.denoiser import Denoise, Denoiser
 from dit.diffusion.guidance import cfg
+from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents, LatentStore, MemoryLatents, OnlineLatents, holds_latents
-from dit.models.dit import create_model
+from dit.models.create import create_model
 from dit.runs import Card, NetworkSpec, Weights, find_weights, read_weights
 
 
@@ -29,8 +30,8 @@ def build_process(config: TrainConfig) -> Process:
 
 def build_network(spec: NetworkSpec) -> nn.Module:
     """A fresh network."""
-    return create_model(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
-                        num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
+    sizes = {name: value for name, value in asdict(spec).items() if name != "model"}
+    return create_model(spec.model, **sizes)
 
 
 def initialise(network: nn.Module, card: Card, weights: Path) -> None:
@@ -71,6 +72,12 @@ def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) 
                         "take another checkpoint") from None
 
 
+def build_loss(config: TrainConfig, network: nn.Module, process: Process) -> tuple[LossFunction, tuple[str, ...]]:
+    """What training descends, and the names of its terms."""
+    denoise = Denoiser(network, process, config.objective, config.learn_sigma)
+    return partial(diffusion_loss, denoise, min_snr_gamma=config.min_snr_gamma), loss_terms(config.learn_sigma)
+
+
 def build_denoiser(config: TrainConfig, network: nn.Module) -> Denoiser:
     """Network and process as one."""
     return Denoiser(network, build_process(config), config.objective, config.learn_sigma)
@@ -98,9 +105,10 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder) -> LatentStore:
     if store.checksum != autoencoder.checksum:
         raise UserError(f"--data {config.data} was encoded by {store.vae}, not by --vae {config.vae}",
                         "the autoencoder of the latents", f"pass --vae {store.vae}, or {again}")
-    if store.image_size != config.image_size:
-        raise UserError(f"--data {config.data} was encoded at {store.image_size} px, not --image-size "
-                        f"{config.image_size}", "the size of the latents", f"pass --image-size {store.image_size}")
+    if sides(store.image_size) != sides(config.image_size):
+        raise UserError(f"--data {config.data} was encoded at {show_size(store.image_size)} px, not --image-size "
+                        f"{show_size(config.image_size)}", "the size of the latents",
+                        f"pass --image-size {' '.join(map(str, sides(store.image_size)))}")
     if config.flip and not store.flips:
         raise UserError(f"--flip with --data {config.data}, which holds no mirrored images", "latents with flips",
                         f"drop --flip, or {again} --flip")
@@ -117,9 +125,9 @@ def build_card(config: TrainConfig, source: Latents) -> Card:
     if num_classes < len(source.classes):
         raise UserError(f"--num-classes {num_classes} for data with {len(source.classes)} classes",
                         f"{len(source.classes)} or more", "drop --num-classes to count them in the data")
-    channels, size, _ = source.shape
-    spec = NetworkSpec(model=config.model, input_size=size, in_channels=channels, num_classes=num_classes,
-                       learn_sigma=config.learn_sigma)
+    channels, *size = source.shape
+    spec = NetworkSpec(model=config.model, input_size=size_of(*size), in_channels=channels, num_classes=num_classes,
+                       learn_sigma=config.learn_sigma, conditioning=config.conditioning)
     card = Card(config=config, network=spec, classes=source.classes)
     if config.latent_norm == "vae":
         return card
@@ -156,8 +164,13 @@ class Run:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
-        spec = self.card.network
-        return spec.in_channels, spec.input_size, spec.input_size
+        height, width = sides(self.card.network.input_size)
+        return self.card.network.in_channels, height, width
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return sides(self.card.config.image_size)
 
     @property
     def home(self) -> Path:
@@ -192,12 +205,13 @@ class SamplingPlan:
     times: torch.Tensor
 
 
-def build_sampling(denoise: Denoiser, card: Card, config: SamplerConfig) -> SamplingPlan:
+def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     """Choose sampler, steps and guidance; `auto` is resolved here.
 
     Raises:
         UserError: a sampler or variance that the network can not serve.
     """
+    card, denoise = run.card, run.denoise
     flow = card.config.process == "flow"
     name = config.sampler if config.sampler != "auto" else "dpmpp_2m" if flow else "ddpm"
     variance = config.variance if config.variance != "auto" else "learned" if denoise.learn_sigma else "small"

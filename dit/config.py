@@ -29,10 +29,10 @@ class TrainConfig:
     vae: str = "digits"
     """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a
     local folder in diffusers' layout."""
-    image_size: int = 32
-    """Height and width of the images in pixels."""
+    image_size: int | tuple[int, int] = 32
+    """Side of the images in pixels, or their height and width, such as 32 48."""
     num_classes: int | None = None
-    """Number of classes; counted in the data unless given."""
+    """Number of classes, 0 for unconditional; counted in the data unless given."""
     flip: bool | None = None
     """Random horizontal flips; unless given, on where the data allows it (never for digits)."""
     latent_norm: Literal["vae", "data"] = "vae"
@@ -41,7 +41,12 @@ class TrainConfig:
 
     # -- network ---------------------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
-    """Size and patch: DiT-{Ti,S,B,L,XL}/{1,2,4,8}."""
+    """Size and patch: DiT-{Ti,S,B,L,XL}/{1,2,4,8}; or UNet-{S,B}."""
+    conditioning: Literal["adaln-zero", "adaln", "cross-attention", "in-context", "text"] = "adaln-zero"
+    """How a DiT hears of time and class (2212.09748, section 3.2); text: of a caption, by cross-attention."""
+    text_encoder: str | None = None
+    """With --conditioning text: `digits` (bundled), a hub name such as openai/clip-vit-large-patch14, or a local folder
+    of a Hugging Face text encoder; unless given, the bundled one for digits."""
 
     # -- diffusion -------------------------------------------------------------------------------------------
     process: Literal["flow", "linear", "cosine"] = "flow"
@@ -50,8 +55,12 @@ class TrainConfig:
     """What the network predicts: the noise, the data, or the velocity."""
     learn_sigma: bool = False
     """Predict the variance too, trained by the variational bound (DDPM processes only)."""
-    time_sampling: Literal["uniform", "logit-normal"] = "logit-normal"
-    """Distribution of training times (flow only; DDPM is always uniform)."""
+    loss: Literal["simple", "vlb"] = "simple"
+    """simple: squared error, with --learn-sigma plus the variational bound for the variance (the hybrid loss of
+    2102.09672); vlb: that bound alone, for the mean too, with --learn-sigma."""
+    time_sampling: Literal["uniform", "logit-normal", "loss-aware"] = "logit-normal"
+    """Distribution of training times: the first two for flow (DDPM is uniform); loss-aware: where the loss is large,
+    for DDPM (2102.09672, section 3.3)."""
     time_shift: float = 1.0
     """Shifts flow times towards noise: t -> s t / (1 + (s - 1) t), in training and in sampling."""
     min_snr_gamma: float | None = None
@@ -121,16 +130,17 @@ class TrainConfig:
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
 
     def __post_init__(self) -> None:
-        positive = ("image_size", "global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep")
+        positive = ("global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep")
         not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "eval_every")
         _require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         _require_range(self, positive, lambda v: v > 0, "a number above 0")
+        _require_sides(self)
         _require_range(self, not_negative, lambda v: v >= 0, "0 or more")
         _require_range(self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)")
         _require_range(self, ("eval_samples",), lambda v: v > 1, "2 or more")
         _require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
-        _require_range(self, ("num_classes", "epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
-        _require_range(self, ("num_classes",), lambda v: v is None or v <= 10**7, "at most ten million")
+        _require_range(self, ("epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
+        _require_range(self, ("num_classes",), lambda v: v is None or 0 <= v <= 10**7, "from 0 to ten million")
         if self.process == "flow" and self.objective == "eps":
             raise UserError("--process flow with --objective eps", "--objective v or x0 with flow matching",
                             "pure noise tells nothing of the data at t = 1: pass --objective v")
@@ -157,6 +167,15 @@ class SamplerConfig:
     """DDIM's noise: 0 is deterministic, 1 is ancestral."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
     """Variance of ddpm steps; auto: learned where the network has it, else small."""
+    guide: Path | None = None
+    """Autoguidance (2406.02507): --cfg-scale extrapolates from this weaker run or checkpoint of the same latents and
+    process instead of the null class."""
+    classifier: Path | None = None
+    """Classifier guidance (2105.05233): a run of `dit train-classifier` on the same latents and process."""
+    classifier_scale: float = 1.0
+    """Weight of the classifier's gradient."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or height and width, of the images where it is not that of training: positions are interpolated."""
     seed: int = 0
     """Image i is made from (seed, i) alone, whatever the batch size or the number of ranks."""
     batch_size: int = 64
@@ -167,7 +186,8 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         _require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
         _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
-        _require_range(self, ("cfg_scale", "eta"), lambda v: v >= 0, "0 or more")
+        _require_range(self, ("cfg_scale", "eta", "classifier_scale"), lambda v: v >= 0, "0 or more")
+        _require_sides(self)
         _require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         _require_range(self, ("cfg_interval",), lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1")
         _require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
@@ -183,8 +203,12 @@ class SampleConfig(SamplerConfig):
     """Class ids such as 0,1,2, taken in turn; unless given, all (in a grid at most 16)."""
     num_samples: int | None = None
     """Number of images for --out; unless given, a grid with some images of each class."""
+    prompt: tuple[str, ...] = ()
+    """Captions to draw, for a run with --conditioning text, such as "a seven" "a one"."""
+    negative_prompt: str = ""
+    """What --cfg-scale leads away from, for a run with --conditioning text."""
     per_class: int = 8
-    """Images of each class in the grid."""
+    """Images of each class, or of each prompt, in the grid."""
     out: Path | None = None
     """Grid: a .png file (default: in the run's samples/). With --num-samples: the folder to fill."""
     format: Literal["png", "npz"] = "png"
@@ -286,8 +310,9 @@ class StatsConfig:
     """`digits`, a folder of images (flat or one subfolder per class), or an .npz file of images."""
     out: Path
     """The .npz file to write."""
-    image_size: int | None = None
-    """Crop images to this size as ADM does; unless given, they are taken as they are (digits: 32)."""
+    image_size: int | tuple[int, int] | None = None
+    """Crop images to this side, or height and width, as ADM does; unless given, they are taken as they are
+    (digits: 32)."""
     extractor: tuple[str, ...] = ("auto",)
     """Feature networks, as in evaluate.py."""
     weights: tuple[str, ...] = ()
@@ -299,7 +324,7 @@ class StatsConfig:
 
     def __post_init__(self) -> None:
         _require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
-        _require_range(self, ("image_size",), lambda v: v is None or v > 0, "a number above 0")
+        _require_sides(self)
         _require_range(self, ("extractor",), lambda v: len(v) > 0, "one name or more")
 
 
@@ -323,8 +348,8 @@ class EncodeConfig:
     """Folder for the latent shards."""
     vae: str = "digits"
     """Autoencoder, as in train.py."""
-    image_size: int = 256
-    """Height and width of the images in pixels."""
+    image_size: int | tuple[int, int] = 256
+    """Side of the images in pixels, or their height and width."""
     flip: bool | None = None
     """Store the mirrored image too; unless given, on where the data allows it (never for digits)."""
     batch_size: int = 64
@@ -333,7 +358,8 @@ class EncodeConfig:
     """Images in one shard file."""
 
     def __post_init__(self) -> None:
-        _require_range(self, ("image_size", "batch_size", "shard_size"), lambda v: v > 0, "a number above 0")
+        _require_range(self, ("batch_size", "shard_size"), lambda v: v > 0, "a number above 0")
+        _require_sides(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +408,12 @@ def _from_plain(kind: Any, value: Any) -> Any:
     if value is not None and "Path" in str(kind):
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _require_sides(config: Any) -> None:
+    size = config.image_size
+    if size is not None and min(size if isinstance(size, tuple) else (size,)) <= 0:
+        raise UserError(f"--image-size {size}", "numbers above 0", "change --image-size")
 
 
 def _require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str) -> None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from dit.config import ConvertConfig, TrainConfig
+from dit.data.images import sides
 from dit.errors import UserError
 from dit.files import replacing
 from dit.hardware import Ranks
-from dit.models.dit import PATCHES, SIZES, create_model, split_name
+from dit.models.create import create_model
+from dit.models.dit import PATCHES, SIZES, split_name
 from dit.models.layers import position_embedding
 from dit.runs import Card, NetworkSpec, write_weights
 
@@ -50,10 +52,10 @@ def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema"
 def release_config(spec: NetworkSpec, vae: str) -> TrainConfig:
     """How the release trained its networks (2212.09748, section 4)."""
     return TrainConfig(
-        preset="imagenet-256", data="imagenet", vae=vae, image_size=8 * spec.input_size, num_classes=spec.num_classes,
-        flip=True, model=spec.model, process="linear", objective="eps", learn_sigma=spec.learn_sigma,
-        time_sampling="uniform", label_dropout=0.1, steps=400_000, global_batch_size=256, lr=1e-4, weight_decay=0.0,
-        beta2=0.999, warmup=0, cooldown=0.0, clip=0.0, ema=0.9999,
+        preset="imagenet-256", data="imagenet", vae=vae, image_size=8 * sides(spec.input_size)[0],
+        num_classes=spec.num_classes, flip=True, model=spec.model, process="linear", objective="eps",
+        learn_sigma=spec.learn_sigma, time_sampling="uniform", label_dropout=0.1, steps=400_000,
+        global_batch_size=256, lr=1e-4, weight_decay=0.0, beta2=0.999, warmup=0, cooldown=0.0, clip=0.0, ema=0.9999,
     )
 
 
@@ -197,7 +199,7 @@ def _is_shared(name: str) -> bool:
 
 def _positions(spec: NetworkSpec) -> Tensor:
     size, patch = split_name(spec.model)
-    return position_embedding(SIZES[size]["hidden_size"], spec.input_size // patch)[None]
+    return position_embedding(SIZES[size]["hidden_size"], (sides(spec.input_size)[0] // patch,) * 2)[None]
 
 
 def _load_pickle(file: Path) -> Any:

@@ -69,7 +69,7 @@ def describe(cfg: EncodeConfig, images: Images, autoencoder: Autoencoder) -> sto
     return store.Encoding(
         vae=autoencoder.name,
         checksum=autoencoder.checksum,
-        image_size=cfg.image_size,
+        image_size=store.plain_size(cfg.image_size),
         flips=images.flips if cfg.flip is None else cfg.flip,
         count=len(images),
         shard_size=cfg.shard_size,

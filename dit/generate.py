@@ -86,5 +86,5 @@ def sample_latents(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: 
 def sample_grid(run: Run, config: SamplerConfig, classes: Sequence[int], per_class: int) -> tuple[Tensor, Tensor]:
     """`per_class` images of each class, class by class: uint8 [N, 3, S, S] and their labels, int64 [N]."""
     labels = torch.tensor(classes).repeat_interleave(per_class)
-    plan = build_sampling(run.denoise, run.card, config)
+    plan = build_sampling(run, config)
     return generate(run, plan, config, labels, torch.arange(len(labels))), labels

@@ -8,9 +8,10 @@ import torch
 from dit.build import build_network
 from dit.config import InfoConfig
 from dit.convert import read_release
+from dit.data.images import show_size, sides
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.models.dit import parameters
+from dit.models.create import parameters
 from dit.runs import (
     BEST,
     WEIGHTS,
@@ -108,7 +109,7 @@ def card_rows(card: Card) -> Rows:
     norm += "" if card.latent_std is None else f"deviation {_numbers(card.latent_std)}, measured on the data"
     return [
         *_network_rows(spec),
-        ("images", f"{config.image_size} x {config.image_size} pixels"),
+        ("images", f"{show_size(config.image_size)} pixels"),
         ("autoencoder", config.vae),
         ("latents scaled by", norm),
         ("data", config.data),
@@ -129,7 +130,7 @@ def _network_rows(spec: NetworkSpec) -> Rows:
     return [
         ("model", spec.model),
         ("parameters", f"{count:,}"),
-        ("latents", f"{spec.in_channels} x {spec.input_size} x {spec.input_size}"),
+        ("latents", " x ".join(map(str, (spec.in_channels, *sides(spec.input_size))))),
         ("classes", str(spec.num_classes)),
         ("learned variance", "yes" if spec.learn_sigma else "no"),
     ]

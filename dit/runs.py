@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit.config import TrainConfig, from_json, to_json
+from dit.data.images import Size, sides, size_of
 from dit.errors import UserError
 from dit.files import sha256
 
@@ -37,10 +38,12 @@ class NetworkSpec:
     """What a network is made from, data and autoencoder known."""
 
     model: str
-    input_size: int
+    input_size: Size
     in_channels: int
-    num_classes: int
+    num_classes: int  # 0: unconditional
     learn_sigma: bool
+    conditioning: str = "adaln-zero"
+    text_width: int | None = None  # features of a token of text, with conditioning `text`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,9 @@ class Card:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Card":
         """The inverse of `to_json`."""
-        config, network = from_json(TrainConfig, values["config"]), NetworkSpec(**values["network"])
+        spec = values["network"]
+        network = NetworkSpec(**{**spec, "input_size": size_of(*sides(spec["input_size"]))})
+        config = from_json(TrainConfig, values["config"])
         return Card(**{**values, "config": config, "network": network})
 
     @staticmethod

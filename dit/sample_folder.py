@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dit.build import Run, SamplingPlan, build_sampling
 from dit.config import SamplerConfig
+from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
 from dit.generate import NotFinite, generate
@@ -44,7 +45,7 @@ def sample_folder(
         UserError: the folder holds something else, other settings, or more images.
         NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
     """
-    plan = build_sampling(run.denoise, run.card, config)
+    plan = build_sampling(run, config)
     folder = (PngFolder if format == "png" else NpzFolder)(out, classes, {c: run.card.class_name(c) for c in classes})
     settings = {**protocol(run, plan, config, classes), "format": format}
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
@@ -83,7 +84,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "data": card.config.data,
         "vae": run.autoencoder.name,
         "vae_sha256": run.autoencoder.checksum,
-        "image_size": card.network.input_size * run.autoencoder.factor,
+        "image_size": size_of(*run.image_size),
         "process": card.config.process,
         "objective": card.config.objective,
         "sampler": plan.name,

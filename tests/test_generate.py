@@ -35,7 +35,7 @@ def run(tiny_run: Path) -> Run:
 
 
 def planned(run: Run, config: SamplerConfig) -> SamplingPlan:
-    return build_sampling(run.denoise, run.card, config)
+    return build_sampling(run, config)
 
 
 def fill(run: Run, out: Path, count: int, format: str = "png", config: SamplerConfig = QUICK) -> Path:

@@ -7,7 +7,7 @@ import torch
 from dit.cli import main
 from dit.errors import UserError
 from dit.info import info, table
-from dit.models.dit import create_model, parameters
+from dit.models.create import create_model, parameters
 
 
 def rows(text: str) -> dict[str, str]:
@@ -30,7 +30,7 @@ def test_run(make_run):
     assert said["model"] == "DiT-Ti/4"
     assert said["parameters"] == f"{parameters(network):,}"
     assert said["latents"] == "3 x 8 x 8"
-    assert said["images"] == "8 x 8 pixels"
+    assert said["images"] == "8x8 pixels"
     assert said["class names"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert said["autoencoder"] == "identity"
     assert said["process"].startswith("flow matching")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dit.errors import UserError
-from dit.models.dit import DiT, create_model, multiply_adds, parameters
+from dit.models.create import create_model, multiply_adds, parameters
+from dit.models.dit import DiT
 from dit.models.layers import DiTBlock, position_embedding, sinusoids
 
 IMAGENET = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
@@ -208,7 +209,7 @@ def test_state_dict_is_that_of_the_release(learn_sigma):
 
 def test_positions_are_fixed_and_those_of_the_release():
     assert not small().pos_embed.requires_grad
-    table = position_embedding(16, 3).double().view(3, 3, 16)
+    table = position_embedding(16, (3, 3)).double().view(3, 3, 16)
     omega = torch.tensor([10000 ** (-i / 4) for i in range(4)], dtype=torch.float64)
     for row in range(3):
         for column in range(3):

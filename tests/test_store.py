@@ -267,7 +267,7 @@ def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
 
 def test_bad_settings_leave_no_folder(cfg):
     for name in ("image_size", "batch_size", "shard_size"):
-        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0; expected a number above 0"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0; expected (a number|numbers) above 0"):
             replace(cfg, **{name: 0})
     with pytest.raises(UserError, match="--image-size 33"):
         encode(replace(cfg, image_size=33), Ranks())

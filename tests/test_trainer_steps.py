@@ -28,7 +28,7 @@ from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import MemoryLatents
 from dit.models.dit import SIZES
 from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify
-from dit.training import previews, trainer
+from dit.training import previews
 from dit.training.batches import Batch, draw_batch
 from dit.training.job import Job
 from dit.training.schedule import learning_rate
@@ -77,18 +77,17 @@ def first_moment(job: Job) -> Tensor:
 # -- one step ----------------------------------------------------------------------------------------------------
 
 
-def test_every_rank_and_step_draws_its_own_noise(tmp_path, monkeypatch):
-    job, seen, loss = a_job(tmp_path), [], trainer.diffusion_loss
+def test_every_rank_and_step_draws_its_own_noise(tmp_path):
+    job, seen = a_job(tmp_path), []
 
-    def spy(denoise, x0, y, t, eps, **options):
+    def spy(x0, y, t, eps):
         seen.extend([x0, eps])
-        return loss(denoise, x0, y, t, eps, **options)
+        return job.loss(x0, y, t, eps)
 
-    monkeypatch.setattr(trainer, "diffusion_loss", spy)
     unit = torch.cat([torch.zeros(64, 3, 8, 8), torch.ones(64, 3, 8, 8)], dim=1)  # x0 is the posterior's noise
     batch = Batch(unit, torch.zeros(64, dtype=torch.long), torch.full((64,), 0.5, dtype=torch.float64))
     for rank, step in [(0, 1), (1, 1), (0, 2), (1, 2), (0, 1)]:
-        train_step(dataclasses.replace(job, ranks=Ranks(rank, 2)), batch, step)
+        train_step(dataclasses.replace(job, ranks=Ranks(rank, 2), loss=spy), batch, step)
     *draws, x0_again, eps_again = torch.stack(seen).flatten(1)
     assert torch.equal(draws[0], x0_again)
     assert torch.equal(draws[1], eps_again)
@@ -146,6 +145,7 @@ from pathlib import Path
 
 import torch
 
+from dit import build
 from dit.config import TrainConfig
 from dit.hardware import Ranks, ranks
 from dit.models.dit import SIZES
@@ -154,7 +154,7 @@ from dit.training import trainer
 SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
 
 out, init = map(Path, sys.argv[1:])
-loss, loop = trainer.diffusion_loss, trainer.loop
+loss, loop = build.diffusion_loss, trainer.loop
 
 
 def noise(time, shape):
@@ -171,7 +171,7 @@ def loop_then_save(job, *others):
     return done
 
 
-trainer.diffusion_loss, trainer.loop = loss_with_noise_of_the_image, loop_then_save
+build.diffusion_loss, trainer.loop = loss_with_noise_of_the_image, loop_then_save
 torch.optim.AdamW = partial(torch.optim.AdamW, eps=1.0)  # steps in proportion to gradients: rounding stays small
 config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=3, warmup=0, lr=1.0,
                      clip=0, cooldown=0, sample_every=0, log_every=1, precision="fp32", compile=False, init=init)
@@ -341,7 +341,7 @@ def test_every_process_and_objective_trains_into_latents_of_sound_size(process, 
     run = Run(Weights(job.run, job.card, STEPS, {}), denoise, job.autoencoder, job.ranks.device)
     settings = SamplerConfig(steps=100, precision="fp32")
     labels = torch.arange(30) % 10
-    latents = sample_latents(run, build_sampling(denoise, job.card, settings), settings, labels, torch.arange(30))
+    latents = sample_latents(run, build_sampling(run, settings), settings, labels, torch.arange(30))
     data = job.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
     assert latents.isfinite().all()
     # a predicted eps errs most: its x0 at the start is 158 times its error, and cosine alphas then rise fast

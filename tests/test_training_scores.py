@@ -108,7 +108,7 @@ def test_scores_are_those_of_the_ema_in_the_checkpoint(scored):
     settings = dataclasses.replace(sampler_settings(SCORED), batch_size=COUNT)
     assert settings.cfg_scale > 1
     labels = torch.arange(10).repeat_interleave(COUNT // 10)
-    plan = build_sampling(run.denoise, run.card, settings)
+    plan = build_sampling(run, settings)
     (extractor,) = load_extractors(["digits-cnn"], (), torch.device("cpu"))
     sides = (generate(run, plan, settings, labels, torch.arange(COUNT)), Digits(8).images)
     statistics = [fid_features_to_statistics(extractor(images).values.double()) for images in sides]

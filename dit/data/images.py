@@ -21,17 +21,38 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.D
 DIGIT_SIDE, DIGIT_MAX = 8, 16  # scikit-learn's digits are 8x8 with values 0..16
 
 
+Size = int | tuple[int, int]
+"""Height and width; one number for both."""
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (size, size) if isinstance(size, int) else size  # JSON gives a list
+    return height, width
+
+
+def size_of(height: int, width: int) -> Size:
+    """The inverse of `sides`: one number where both are equal."""
+    return height if height == width else (height, width)
+
+
+def show_size(size: Size) -> str:
+    """As people write it: 640x480 is 640 wide."""
+    height, width = sides(size)
+    return f"{width}x{height}"
+
+
 class Images(Protocol):
     """Images of one size with their classes."""
 
-    image_size: int
+    image_size: Size
     labels: np.ndarray  # [N] int64
     classes: list[str]
     flips: bool  # whether a mirrored image is still one of its class
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Tensor: ...  # [3, S, S] uint8
+    def __getitem__(self, index: int) -> Tensor: ...  # [3, H, W] uint8
 
     @property
     def fingerprint(self) -> str: ...  # the same for the same images in the same order
@@ -44,16 +65,16 @@ class Digits:
     `to_digits`): smooth pictures that lose nothing of the originals.
 
     Attributes:
-        images: [1797, 3, S, S] uint8; the three channels share their memory.
+        images: [1797, 3, H, W] uint8; the three channels share their memory.
         labels: [1797] int64.
     """
 
     flips = False  # a mirrored 2 is no digit
 
-    def __init__(self, image_size: int):
+    def __init__(self, image_size: Size):
         from sklearn.datasets import load_digits
 
-        if image_size < DIGIT_SIDE:
+        if min(sides(image_size)) < DIGIT_SIDE:
             raise UserError(f"--image-size {image_size} with digits", f"at least {DIGIT_SIDE} pixels",
                             "change --image-size")
         data = load_digits()
@@ -61,8 +82,8 @@ class Digits:
         self.labels = data.target.astype(np.int64)
         self.classes = [str(name) for name in data.target_names]
         digits = torch.from_numpy(data.images).float()[:, None]  # [N, 1, 8, 8]
-        gray = torch.cat([_enlarge(part, image_size) for part in digits.split(256)])
-        self.images = gray.expand(-1, 3, -1, -1)  # [N, 3, S, S]
+        gray = torch.cat([_enlarge(part, sides(image_size)) for part in digits.split(256)])
+        self.images = gray.expand(-1, 3, -1, -1)  # [N, 3, H, W]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,11 +97,11 @@ class Digits:
         return "digits"
 
 
-def _enlarge(digits: Tensor, size: int) -> Tensor:
-    """[B, 1, 8, 8] in 0..16 -> [B, 1, S, S] uint8, whose area averages are the digits again."""
+def _enlarge(digits: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, 1, 8, 8] in 0..16 -> [B, 1, H, W] uint8, whose area averages are the digits again."""
 
     def enlarge(x: Tensor) -> Tensor:
-        return F.interpolate(x, (size, size), mode="bicubic", align_corners=False).clamp(0, DIGIT_MAX)
+        return F.interpolate(x, size, mode="bicubic", align_corners=False).clamp(0, DIGIT_MAX)
 
     source = digits
     for _ in range(8):  # fixed-point iteration, for the clamp has no closed inverse
@@ -89,7 +110,7 @@ def _enlarge(digits: Tensor, size: int) -> Tensor:
 
 
 def to_digits(images: Tensor) -> Tensor:
-    """Images of digits back to scikit-learn's features: uint8 [B, 3, S, S] -> float32 [B, 64] in 0..16."""
+    """Images of digits back to scikit-learn's features: uint8 [B, 3, H, W] -> float32 [B, 64] in 0..16."""
     gray = images.float().mean(dim=1, keepdim=True) * (DIGIT_MAX / 255)
     return F.adaptive_avg_pool2d(gray, DIGIT_SIDE).flatten(1)
 
@@ -107,7 +128,7 @@ class ImageFolder:
 
     flips = True
 
-    def __init__(self, root: str | Path, image_size: int):
+    def __init__(self, root: str | Path, image_size: Size):
         self.root = Path(root)
         self.image_size = image_size
         self.classes = _class_folders(self.root)
@@ -149,18 +170,23 @@ def read_rgb(path: Path) -> Image.Image:
                         "replace or delete the file") from error
 
 
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
+def center_crop(image: Image.Image, size: Size) -> np.ndarray:
     """ADM's crop (2105.05233): halve by box filter down to under twice `size`, then bicubic, then the middle.
 
+    Args:
+        image: RGB, of any size.
+        size: of the result; ADM's are square, others are covered by the image.
+
     Returns:
-        [S, S, 3] uint8 for an RGB image of any size.
+        [H, W, 3] uint8.
     """
-    while min(image.size) >= 2 * size:
+    height, width = sides(size)
+    while min(image.height / height, image.width / width) >= 2:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.array(image)[top : top + size, left : left + size]
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.array(image)[top : top + height, left : left + width]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -211,7 +237,7 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def load_images(data: str, image_size: int) -> Digits | ImageFolder:
+def load_images(data: str, image_size: Size) -> Digits | ImageFolder:
     """The images that `--data` names: `digits`, or a folder with one subfolder per class.
 
     Raises:

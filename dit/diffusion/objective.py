@@ -1,7 +1,7 @@
 """Training losses. All randomness comes in as tensors, so that a loss is a function."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,10 +11,23 @@ from dit.diffusion.process import Process, add_noise, posterior
 
 
 class Loss(NamedTuple):
-    """`total` [] is what training descends; `terms` name its parts, each [B] and without gradient."""
+    """Of each image [B]; `terms` name its parts, each [B] and without gradient."""
 
-    total: Tensor
+    each: Tensor
     terms: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """What training descends, []."""
+        return self.each.mean()
+
+
+class LossFunction(Protocol):
+    """Any loss of noised data, its network bound to it."""
+
+    def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Loss:
+        """Latents [B, C, H, W], class ids [B], times [B], standard normal noise [B, C, H, W]."""
+        ...
 
 
 def drop_labels(y: Tensor, drop: Tensor, null_label: int) -> Tensor:
@@ -41,9 +54,14 @@ def diffusion_loss(
     mse = error.square().flatten(1).mean(1)
     weight = 1.0 if min_snr_gamma is None else min_snr(denoise.process, denoise.objective, t, min_snr_gamma).to(mse)
     if said.var_fraction is None:
-        return Loss((weight * mse).mean(), {"mse": mse.detach()})
+        return Loss(weight * mse, {"mse": mse.detach()})
     vb = variational_bound(denoise.process, x0, x_t, t, Prediction(said.x0.detach(), *said[1:]))
-    return Loss((weight * mse + vb).mean(), {"mse": mse.detach(), "vb": vb.detach()})
+    return Loss(weight * mse + vb, {"mse": mse.detach(), "vb": vb.detach()})
+
+
+def loss_terms(learn_sigma: bool) -> tuple[str, ...]:
+    """Names of the terms of `diffusion_loss`."""
+    return ("mse", "vb") if learn_sigma else ("mse",)
 
 
 def min_snr(process: Process, objective: str, t: Tensor, gamma: float) -> Tensor:

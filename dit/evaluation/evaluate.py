@@ -35,10 +35,10 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     given = read_images(cfg.samples) if cfg.samples else None
     settings = recorded_settings(cfg.samples)
     data = run.card.config.data if run else settings.get("data")
-    size = given.size if given else (run.card.config.image_size,) * 2  # type: ignore[union-attr]
+    size = given.size if given else run.image_size  # type: ignore[union-attr]
     sampler = SamplerConfig(**{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplerConfig)})
     if run:
-        build_sampling(run.denoise, run.card, sampler)  # tells at once what the run can not do
+        build_sampling(run, sampler)  # tells at once what the run can not do
     reference = _reference(cfg, size, data)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     count = len(given) if given else cfg.num_samples or _reference_count(reference)
@@ -89,7 +89,7 @@ def _reference(cfg: EvalConfig, size: tuple[int, int], data: str | None) -> Refe
         raise UserError(f"no --reference for {cfg.samples}", "digits, a folder of images, or an .npz file",
                         "pass --reference")
     name = cfg.reference or str(data)
-    own = _same(name, str(data)) and name != "digits" and size[0] == size[1]
+    own = _same(name, str(data)) and name != "digits"
     return find_reference(name, size, own if cfg.crop is None else cfg.crop)
 
 
@@ -116,7 +116,7 @@ def _copied(cfg: EvalConfig, data: str | None, size: tuple[int, int], reference:
         return reference.images
     if cfg.train_data is None:
         return f"the training images, {name}, are not the reference: pass --train-data to have them looked through"
-    images = find_reference(name, size, crop=size[0] == size[1]).images
+    images = find_reference(name, size, crop=True).images
     if images is None or len(images) < 2:
         raise UserError(f"--train-data {name} with {len(images) if images else 'no'} images", "2 or more",
                         "pass the folder of training images")

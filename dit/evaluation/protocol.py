@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dit.evaluation.inputs.images import ImageSet, show_size
+from dit.data.images import Size, show_size, sides
+from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.references import Reference
 from dit.evaluation.scores import metrics, neighbours
@@ -59,8 +60,8 @@ def _reference(reference: Reference, digest: str) -> Section:
     }
 
 
-def _crop(size: int | None) -> str:
-    return f"ADM's, to {size}x{size}" if size else "none"
+def _crop(size: Size | None) -> str:
+    return f"ADM's, to {show_size(sides(size))}" if size else "none"
 
 
 def _network(network: Extractor) -> Section:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from dit.data.images import Digits
+from dit.data.images import Digits, Size, show_size, size_of
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import Extracted, Features
-from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images, show_size
+from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.inception import INCEPTION
@@ -32,7 +32,7 @@ class Reference:
     name: str
     images: ImageSet | None
     statistics: Statistics | None
-    crop: int | None = None  # to which the images were cropped
+    crop: Size | None = None  # to which the images were cropped
 
     @property
     def digits(self) -> bool:
@@ -59,25 +59,20 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
         UserError: missing, damaged, latents instead of images, or images of another size.
     """
     path = Path(name).expanduser()
-    if crop and size[0] != size[1]:
-        raise UserError(f"--crop with samples of {show_size(size)}", "square samples", "drop --crop")
     if holds_latents(path):
         raise UserError(f"{name} holds latents, which can not be the reference", "images, or an .npz file",
                         "pass --reference with the folder of images that was encoded")
     if name == "digits":
-        if size[0] != size[1]:
-            raise UserError(f"samples of {show_size(size)} with the reference digits", "square samples",
-                            "pass another --reference")
-        return Reference(name, from_data(Digits(size[0]), name), None)
+        return Reference(name, from_data(Digits(size_of(*size)), name), None)
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", show_size(size)) != show_size(size):
         raise UserError(f"samples of {show_size(size)} and statistics of {statistics.record['size']} in {name}",
-                        "one size for both", f"make statistics with dit stats --image-size {size[0]}")
+                        "one size for both", f"make statistics with dit stats --image-size {size[0]} {size[1]}")
     images = None
     if statistics is None or has_images(path):
-        images = read_images(path, size[0] if crop else None)
+        images = read_images(path, size_of(*size) if crop else None)
         _check_size(images, size)
-    return Reference(name, images, statistics, size[0] if crop and images else None)
+    return Reference(name, images, statistics, size_of(*size) if crop and images else None)
 
 
 def _check_size(images: ImageSet, size: tuple[int, int]) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import StatsConfig
-from dit.data.images import Digits
+from dit.data.images import Digits, show_size
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
-from dit.evaluation.inputs.images import ImageSet, from_data, read_images, show_size
+from dit.evaluation.inputs.images import ImageSet, from_data, read_images
 from dit.evaluation.inputs.statistics import Moments, read_statistics, write_statistics
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dit.data.images import Size, sides
 from dit.errors import UserError
 from dit.files import sha256
 
@@ -20,11 +21,11 @@ class Codec(Protocol):
     """What an autoencoder computes, before any normalisation."""
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, C, h, w] of z for pixels [B, 3, S, S] in [-1, 1]."""
+        """Mean and deviation [B, C, h, w] of z for pixels [B, 3, H, W] in [-1, 1]."""
         ...
 
     def pixels(self, z: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, 3, S, S], about in [-1, 1]."""
+        """[B, C, h, w] -> [B, 3, H, W], about in [-1, 1]."""
         ...
 
 
@@ -82,7 +83,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> moments float32 [B, 2C, h, w]: mean of z, then its deviation, unnormalised."""
+        """uint8 [B, 3, H, W] -> moments float32 [B, 2C, h, w]: mean of z, then its deviation, unnormalised."""
         pixels = images.to(self.device).float() / 127.5 - 1
         return torch.cat(self.codec.posterior(pixels), dim=1)
 
@@ -93,7 +94,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, C, h, w] -> uint8 [B, 3, S, S]."""
+        """Normalised latents [B, C, h, w] -> uint8 [B, 3, H, W]."""
         pixels = self.codec.pixels(latents.to(self.device).float() / self.scale + self.shift)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
@@ -109,16 +110,17 @@ class Autoencoder:
                             "check that the images are not all alike, or pass --latent-norm vae")
         return replace(self, shift=shift, scale=1 / deviation)
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+    def latent_shape(self, image_size: Size) -> tuple[int, int, int]:
         """(C, h, w) of the latents of images of this size.
 
         Raises:
             UserError: the factor does not divide the image size.
         """
-        if image_size % self.factor:
+        height, width = sides(image_size)
+        if height % self.factor or width % self.factor:
             raise UserError(f"--image-size {image_size} with --vae {self.name}, which shrinks by {self.factor}",
                             f"a multiple of {self.factor}", "change --image-size")
-        return self.channels, image_size // self.factor, image_size // self.factor
+        return self.channels, height // self.factor, width // self.factor
 
 
 def _per_channel(values: Sequence[float] | Tensor, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit.data.images import Images
+from dit.data.images import Images, Size, sides, size_of
 from dit.errors import UserError
 from dit.files import LOCK, sha256, write_json
 from dit.latents.autoencoder import Autoencoder
@@ -77,7 +77,7 @@ class MomentSums:
 
 
 def decode_batches(images: Images, indices: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-    """uint8 batches [B, 3, S, S] of the images at `indices`; threads decode the next while the caller has one."""
+    """uint8 batches [B, 3, H, W] of the images at `indices`; threads decode the next while the caller has one."""
     batches = np.split(indices, range(batch_size, len(indices), batch_size))
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         ahead = [pool.submit(images.__getitem__, int(i)) for i in batches[0]]
@@ -87,7 +87,7 @@ def decode_batches(images: Images, indices: np.ndarray, batch_size: int) -> Iter
 
 
 def encode_views(images: Tensor, autoencoder: Autoencoder, flips: bool) -> Tensor:
-    """uint8 [B, 3, S, S] -> moments [B, F, 2C, h, w] on the CPU: the image's and, with flips, the mirrored one's."""
+    """uint8 [B, 3, H, W] -> moments [B, F, 2C, h, w] on the CPU: the image's and, with flips, the mirrored one's."""
     views = [images, images.flip(-1)] if flips else [images]
     return torch.stack([autoencoder.encode(view).cpu() for view in views], dim=1)
 
@@ -163,7 +163,7 @@ class Encoding:
 
     vae: str
     checksum: str | None  # SHA-256 of the autoencoder's weights
-    image_size: int
+    image_size: int | list[int]
     flips: bool
     count: int  # images
     shard_size: int
@@ -181,6 +181,12 @@ class Encoding:
     def images_in(self, shards: Sequence[int]) -> int:
         """How many images these shards hold."""
         return sum(len(self.indices(shard)) for shard in shards)
+
+
+def plain_size(size: Size) -> int | list[int]:
+    """A size as JSON gives it back."""
+    found = size_of(*sides(size))
+    return found if isinstance(found, int) else list(found)
 
 
 def claim(root: Path, encoding: Encoding) -> None:
@@ -293,7 +299,7 @@ class LatentStore:
         self.flips: bool = index["flips"]
         self.vae: str = index["vae"]
         self.checksum: str | None = index["checksum"]
-        self.image_size: int = index["image_size"]
+        self.image_size = size_of(*sides(index["image_size"]))
         self._statistics = torch.tensor(index["mean"]), torch.tensor(index["std"])
         channels, height, width = self.shape
         view = (2 if self.flips else 1, 2 * channels, height, width)

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import torch
 from einops import rearrange
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, to_2tuple
 from torch import Tensor, nn
 
 from dit.errors import UserError, nearest
@@ -25,7 +24,7 @@ class DiT(nn.Module):
     """Patches of a noisy latent, through adaLN-Zero blocks, to a prediction of the latent's shape.
 
     Args:
-        input_size: height and width of the latent.
+        input_size: of the latent: height and width, or one number for both.
         patch_size: height and width of a patch.
         in_channels: channels of the latent.
         hidden_size: features of a token.
@@ -36,20 +35,18 @@ class DiT(nn.Module):
     """
 
     def __init__(
-        self, *, input_size: int, patch_size: int, in_channels: int, hidden_size: int, depth: int, num_heads: int,
-        num_classes: int, learn_sigma: bool = False,
+        self, *, input_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
+        num_heads: int, num_classes: int, learn_sigma: bool = False, conditioning: str = "adaln-zero",
+        text_width: int | None = None,
     ):
         super().__init__()
-        if input_size % patch_size:
-            raise UserError(f"latents of {input_size} x {input_size} with patch size {patch_size}",
-                            "a patch size that divides the latents", "change --model or --image-size")
         self.patch_size = patch_size
         self.num_classes = num_classes
-        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
+        self.grid = self._grid(input_size)
+        self.x_embedder = PatchEmbed(None, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-        grid_size = input_size // patch_size
-        self.pos_embed = nn.Parameter(position_embedding(hidden_size, grid_size)[None], requires_grad=False)
+        self.pos_embed = nn.Parameter(position_embedding(hidden_size, self.grid)[None], requires_grad=False)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, in_channels * (2 if learn_sigma else 1))
         self.init_weights()
@@ -64,6 +61,19 @@ class DiT(nn.Module):
             elif name != "pos_embed":
                 nn.init.xavier_uniform_(parameter.flatten(1))  # flat, so that the patch convolution counts as linear
 
+    def _grid(self, input_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Tokens along each axis."""
+        height, width = to_2tuple(input_size)
+        if height % self.patch_size or width % self.patch_size:
+            raise UserError(f"latents of {height} x {width} with patch size {self.patch_size}",
+                            "a patch size that divides the latents", "change --model or --image-size")
+        return height // self.patch_size, width // self.patch_size
+
+    def resize(self, input_size: int | tuple[int, int]) -> None:
+        """Take latents of another size: the positions of training are stretched over them."""
+        positions = position_embedding(self.pos_embed.shape[-1], self._grid(input_size), self.grid)
+        self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed), requires_grad=False)
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Noisy latents [B, C, H, W], times [B], class ids [B] -> [B, C or 2C, H, W]."""
         h = x.shape[-2] // self.patch_size
@@ -73,16 +83,6 @@ class DiT(nn.Module):
             x = block(x, c)
         p = self.patch_size
         return rearrange(self.final_layer(x, c), "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
-
-
-def create_model(name: str, **sizes: Any) -> DiT:
-    """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`.
-
-    Raises:
-        UserError: unknown name, or a patch that does not divide the latents.
-    """
-    size, patch = split_name(name)
-    return DiT(patch_size=patch, **SIZES[size], **sizes)
 
 
 def split_name(name: str) -> tuple[str, int]:
@@ -96,21 +96,3 @@ def split_name(name: str) -> tuple[str, int]:
                         nearest(name, NAMES))
     size, patch = name.removeprefix("DiT-").split("/")
     return size, int(patch)
-
-
-def parameters(network: nn.Module) -> int:
-    """Number of parameters, fixed positions included."""
-    return sum(p.numel() for p in network.parameters())
-
-
-def multiply_adds(name: str, **sizes: Any) -> int:
-    """Multiply-adds of one forward pass for one image (what papers call "Gflops"); real FLOPs are twice that."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        network = create_model(name, **sizes)
-        x = torch.empty(1, sizes["in_channels"], sizes["input_size"], sizes["input_size"])
-        t, y = torch.empty(1), torch.empty(1, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter:
-        network(x, t, y)
-    return counter.get_total_flops() // 2

@@ -81,9 +81,19 @@ def sinusoids(position: Tensor, size: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def position_embedding(hidden_size: int, grid_size: int) -> Tensor:
-    """Fixed 2-D sin-cos positions: [grid * grid, D]; half of the features tell the column, half the row."""
-    axis = sinusoids(torch.arange(grid_size, dtype=torch.float64), hidden_size // 2)
-    axis = axis.roll(hidden_size // 4, dims=-1)  # the release puts sines first here, cosines first for times
-    columns, rows = axis.expand(grid_size, -1, -1), axis[:, None].expand(-1, grid_size, -1)
+def position_embedding(hidden_size: int, grid: tuple[int, int], trained: tuple[int, int] | None = None) -> Tensor:
+    """Fixed 2-D sin-cos positions: [h * w, D]; half of the features tell the column, half the row.
+
+    Args:
+        grid: (h, w), tokens along each axis.
+        trained: the grid that a network learned on, which is stretched over this one: both have the same edges.
+    """
+    rows, columns = (_axis(size, old, hidden_size // 2) for size, old in zip(grid, trained or grid, strict=True))
+    rows, columns = rows[:, None].expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)
     return rearrange(torch.cat([columns, rows], dim=-1), "h w d -> (h w) d").float()
+
+
+def _axis(size: int, trained: int, features: int) -> Tensor:
+    """[size, features] for the middles of `size` tokens on an axis that was `trained` tokens long."""
+    middles = (torch.arange(size, dtype=torch.float64) + 0.5) * (trained / size) - 0.5
+    return sinusoids(middles, features).roll(features // 2, dims=-1)  # sines first here, cosines first for times

@@ -49,7 +49,7 @@ def draw_batch(job: Job, step: int) -> Batch:
     mine = slice(job.ranks.rank * share, (job.ranks.rank + 1) * share)
     random = generator(config.seed, step)
     indices = batch_indices(step, len(source.labels), n, config.seed)[mine]
-    t = job.denoise.process.sample_time(n, random)[mine]
+    t = job.process.sample_time(n, random)[mine]
     drop = (torch.rand(n, generator=random) < config.label_dropout)[mine]
     flip = (torch.rand(n, generator=random) < 0.5)[mine] & (source.flips and config.flip is not False)
     labels = drop_labels(torch.as_tensor(source.labels[indices]), drop, job.card.network.num_classes)

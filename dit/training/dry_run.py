@@ -4,10 +4,12 @@ import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
+from dit.data.images import show_size, sides
 from dit.hardware import Ranks, uses_bf16
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
-from dit.models.dit import SIZES, multiply_adds, parameters, split_name
+from dit.models.create import multiply_adds, parameters
+from dit.models.dit import SIZES, split_name
 from dit.runs import Card
 from dit.training.schedule import total_steps
 
@@ -18,7 +20,8 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     with torch.device("meta"):
         network = build_network(spec)
     size, patch = split_name(spec.model)
-    tokens = (spec.input_size // patch) ** 2
+    height, width = sides(spec.input_size)
+    tokens = (height // patch) * (width // patch)
     macs = multiply_adds(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
                          num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
@@ -33,7 +36,7 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, {6 * macs / 1e9:.3g} GFLOP to train on it",
         "memory": f"about {memory / 2**30:.2f} GiB a rank for weights, gradients, AdamW, EMA and activations",
         "data": f"{config.data}: {len(source.labels):,} images, {spec.num_classes} classes, flips {flips}",
-        "latents": f"{shape} from {config.image_size} px by {autoencoder.name} (factor {autoencoder.factor})",
+        "latents": f"{shape} from {show_size(config.image_size)} px, {autoencoder.name} (factor {autoencoder.factor})",
         "diffusion": f"{config.process}, predicts {config.objective}{variance}, label dropout {config.label_dropout:g}",
         "schedule": schedule(config, steps, len(source.labels)),
         "hardware": f"{ranks.world} x {ranks.device.type}, {'bf16' if bf16 else 'fp32'}, {micro} images a rank at once",

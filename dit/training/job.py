@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from dit.config import TrainConfig
-from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.objective import LossFunction
+from dit.diffusion.process import Process
 from dit.hardware import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
@@ -22,7 +25,9 @@ class Job:
     source: Latents
     autoencoder: Autoencoder
     state: State
-    denoise: Denoiser  # around the network as DDP and the compiler wrap it
+    network: nn.Module  # as DDP and the compiler wrap it
+    process: Process
+    loss: LossFunction  # of that network in that process
     start: int
     steps: int
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dit.build import build_sampling
 from dit.config import SamplerConfig, TrainConfig
+from dit.data.images import sides
 from dit.errors import UserError
 from dit.evaluation import references
 from dit.evaluation.inputs.features import extract, gather
@@ -63,7 +64,7 @@ def choose_yardstick(config: TrainConfig, ranks: Ranks) -> Yardstick:
     """
     with _flags_of_training():
         name = config.eval_reference or config.data
-        reference = find_reference(name, (config.image_size,) * 2, crop=True)  # as training sees them
+        reference = find_reference(name, sides(config.image_size), crop=True)  # as training sees them
         weights = () if config.eval_weights is None else (config.eval_weights,)
         (extractor,) = choose_extractors((config.eval_extractor,), weights, reference.network, ranks)
     return Yardstick(reference, extractor)
@@ -113,13 +114,13 @@ class Scores:
 
         Batches are the same on any number of ranks, and so is image i, bit for bit.
         """
-        job, count, size = self.job, self.job.config.eval_samples, self.job.config.image_size
+        job, count = self.job, self.job.config.eval_samples
         run = ema_run(job.card, job.state.ema, job.autoencoder)
-        plan = build_sampling(run.denoise, run.card, self.settings)
+        plan = build_sampling(run, self.settings)
         indices = torch.arange(count)
         labels = indices * len(job.card.classes) // count
         batches = indices.split(self.settings.batch_size)
-        pixels = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+        pixels = torch.zeros(count, 3, *run.image_size, dtype=torch.uint8)
         failed = torch.zeros((), device=job.ranks.device)
         try:
             for mine in batches[job.ranks.rank :: job.ranks.world]:

@@ -9,16 +9,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dit.build import build_card, build_denoiser, build_network, build_source, initialise, normalised
+from dit.build import build_card, build_loss, build_network, build_process, build_source, initialise, normalised
 from dit.config import TrainConfig
 from dit.data.order import generator
-from dit.diffusion.objective import diffusion_loss
 from dit.errors import UserError
 from dit.files import write_json
 from dit.hardware import Ranks, autocast, uses_bf16
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
-from dit.models.dit import split_name
+from dit.models.create import check_name
 from dit.runs import BEST, Card, checkpoint_step, find_best, is_distance, latest
 from dit.training import checkpoint
 from dit.training.batches import Batch, Batches
@@ -42,7 +41,7 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
-    split_name(config.model)  # a wrong one is told before anything is loaded
+    check_name(config.model)  # a wrong one is told before anything is loaded
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
@@ -79,11 +78,12 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks)
         initialise(network, card, config.init)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
-    logged = ("loss", "grad_norm", "mse", *(["vb"] if config.learn_sigma else []))
-    state = State(network, optimizer, EMA(network, config.ema), Window(logged, ranks.device))
+    process, called = build_process(config), parallel(network, config, ranks)
+    loss, terms = build_loss(config, called, process)
+    state = State(network, optimizer, EMA(network, config.ema), Window(("loss", "grad_norm", *terms), ranks.device))
     start = checkpoint.load(last, state, ranks) if last else 0
-    denoise = build_denoiser(config, parallel(network, config, ranks))
-    return Job(run, card, ranks, source, autoencoder, state, denoise, start, total_steps(config, len(source.labels)))
+    return Job(run, card, ranks, source, autoencoder, state, called, process, loss, start,
+               total_steps(config, len(source.labels)))
 
 
 def parallel(network: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
@@ -171,8 +171,8 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), batch.t, eps)]  # t is looked up on CPU
     logged = torch.zeros(len(state.window.names) - 1, device=device)
     for i, micro in enumerate(zip(*parts, strict=True)):
-        with synchronised(job.denoise.network, i == config.grad_accum - 1), autocast(device, config.precision):
-            loss = diffusion_loss(job.denoise, *micro, min_snr_gamma=config.min_snr_gamma)  # type: ignore[misc]
+        with synchronised(job.network, i == config.grad_accum - 1), autocast(device, config.precision):
+            loss = job.loss(*micro)  # type: ignore[misc]
         (loss.total / config.grad_accum).backward()
         logged += torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())]) / config.grad_accum
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf"))
@@ -184,7 +184,7 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     state.window.add(step, (logged[0], norm, *logged[1:]))
 
 
-def synchronised(network: object, last: bool):  # type: ignore[no-untyped-def]
+def synchronised(network: nn.Module, last: bool):  # type: ignore[no-untyped-def]
     """Let ranks average gradients in the last micro-batch only."""
     wrapped = getattr(network, "_orig_mod", network)  # under the compiler
     return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()

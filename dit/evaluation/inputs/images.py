@@ -20,10 +20,13 @@ from dit.data.images import (
     READ_ERRORS,
     ImageFolder,
     Images,
+    Size,
     center_crop,
     image_files,
     is_image,
     read_rgb,
+    show_size,
+    sides,
 )
 from dit.errors import UserError
 from dit.evaluation.inputs.archives import open_npz, read_array
@@ -64,7 +67,7 @@ class ImageSet:
         return torch.stack([self.read(i) for i in indices])
 
 
-def read_images(path: Path, crop: int | None = None) -> ImageSet:
+def read_images(path: Path, crop: Size | None = None) -> ImageSet:
     """Images of a folder or an .npz file.
 
     A folder holds image files, with their classes in `labels.csv` (columns file, label, and class for
@@ -113,7 +116,7 @@ def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None
 
 def from_data(images: Images, name: str) -> ImageSet:
     """The images of a data set, as training sees them."""
-    size = (images.image_size, images.image_size)
+    size = sides(images.image_size)
     labels = [images.classes[label] for label in images.labels]
 
     def contents() -> str:
@@ -131,15 +134,10 @@ def has_images(path: Path) -> bool:
         return "arr_0" in file.files
 
 
-def show_size(size: tuple[int, int]) -> str:
-    """(height, width) as people write it: 640x480 is 640 wide."""
-    return f"{size[1]}x{size[0]}"
-
-
 # -- folders -----------------------------------------------------------------------------------------------------
 
 
-def _read_folder(root: Path, crop: int | None) -> ImageSet:
+def _read_folder(root: Path, crop: Size | None) -> ImageSet:
     entries, folders, inside = _list(root)
     paths = [entry for entry in entries if is_image(entry.name)]
     archives = [entry for entry in entries if entry.suffix == ".npz"]
@@ -170,8 +168,8 @@ def _list(root: Path) -> tuple[list[Path], list[Path], Path | None]:
     return entries, folders, inside
 
 
-def _from_files(root: Path, paths: list[Path], labels: list[str] | None, crop: int | None) -> ImageSet:
-    size = (crop, crop) if crop else _common_size(paths)
+def _from_files(root: Path, paths: list[Path], labels: list[str] | None, crop: Size | None) -> ImageSet:
+    size = sides(crop) if crop else _common_size(paths)
 
     def read(index: int) -> Tensor:
         image = read_rgb(paths[index])
@@ -226,7 +224,7 @@ def _header(path: Path) -> tuple[int, int]:
 # -- arrays ------------------------------------------------------------------------------------------------------
 
 
-def _read_npz(path: Path, crop: int | None) -> ImageSet:
+def _read_npz(path: Path, crop: Size | None) -> ImageSet:
     with open_npz(path) as file:
         array = read_array(file, path, "arr_0")
         labels = read_array(file, path, "arr_1") if "arr_1" in file.files else None
@@ -237,7 +235,7 @@ def _read_npz(path: Path, crop: int | None) -> ImageSet:
     return images if crop is None else _cropped(images, crop)
 
 
-def _cropped(images: ImageSet, crop: int) -> ImageSet:
+def _cropped(images: ImageSet, crop: Size) -> ImageSet:
     def read(index: int) -> Tensor:
         image = Image.fromarray(images.read(index).permute(1, 2, 0).contiguous().numpy())
         return torch.from_numpy(center_crop(image, crop)).permute(2, 0, 1)
@@ -245,7 +243,7 @@ def _cropped(images: ImageSet, crop: int) -> ImageSet:
     def contents() -> str:
         return hashlib.sha256(f"{images.contents()} cropped to {crop}".encode()).hexdigest()
 
-    return dataclasses.replace(images, size=(crop, crop), read=read, contents=contents)
+    return dataclasses.replace(images, size=sides(crop), read=read, contents=contents)
 
 
 def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
@@ -295,7 +293,7 @@ def _conversion(low: float, high: float, kind: str) -> str:
 # -- content -----------------------------------------------------------------------------------------------------
 
 
-def _contents_of_files(paths: Sequence[Path], crop: int | None, name: str) -> str:
+def _contents_of_files(paths: Sequence[Path], crop: Size | None, name: str) -> str:
     return _contents(f"files, crop {crop}", lambda i: _sha256(paths[i]), len(paths), name)
 
 

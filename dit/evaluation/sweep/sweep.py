@@ -109,16 +109,16 @@ def _resolve(run: Run, cfg: SweepConfig, sampler: Any, steps: int | None, interv
                             cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
                             cfg_channels=cfg.cfg_channels, eta=cfg.eta, variance=cfg.variance,
                             batch_size=cfg.batch_size, precision=cfg.precision)
-    plan = build_sampling(run.denoise, run.card, setting)
+    plan = build_sampling(run, setting)
     return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
 
 
 def _reference(cfg: SweepConfig, run: Run) -> Reference:
     """The reference that the flags name, else the run's own data, cropped as for training."""
-    data, size = run.card.config.data, run.card.config.image_size
+    data = run.card.config.data
     name = cfg.reference or data
     crop = name == data and name != "digits" if cfg.crop is None else cfg.crop
-    return find_reference(name, (size, size), crop)
+    return find_reference(name, run.image_size, crop)
 
 
 def _check_distance(standard: Standard, network: str) -> None:
@@ -246,7 +246,7 @@ def count_evaluations(run: Run, setting: SamplerConfig) -> int:
     hook = network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     try:
         one = torch.zeros(1, dtype=torch.int64)
-        sample_latents(run, build_sampling(run.denoise, run.card, setting), setting, one, one)
+        sample_latents(run, build_sampling(run, setting), setting, one, one)
     finally:
         hook.remove()
     return sum(seen)
