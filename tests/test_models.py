@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from dit.errors import UserError
-from dit.models.create import create_model, multiply_adds, parameters
+from dit.models.blocks import Condition, DiTBlock
+from dit.models.create import check_name, create_model, multiply_adds, parameters, structure
 from dit.models.dit import DiT
-from dit.models.layers import DiTBlock, position_embedding, sinusoids
+from dit.models.layers import position_embedding, sinusoids
 
 IMAGENET = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 SMALL = dict(input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5)
@@ -76,7 +77,7 @@ def test_a_fresh_network_says_exactly_zero(learn_sigma):
 
 
 def test_a_fresh_block_is_the_identity_whatever_the_condition():
-    x, c = torch.randn(2, 4, 16), torch.randn(2, 16)
+    x, c = torch.randn(2, 4, 16), Condition(torch.randn(2, 16), torch.randn(2, 2, 16))
     assert all(torch.equal(block(x, c), x) for block in small().blocks)
     assert not any(torch.allclose(block(x, c), x) for block in perturbed().blocks)
 
@@ -101,7 +102,7 @@ def test_a_block_is_its_printed_formula():
     h = x + alpha1 * attention(norm(x) * (1 + gamma1) + beta1)
     hidden = block.mlp.fc1(norm(h) * (1 + gamma2) + beta2)
     gelu = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
-    assert (h + alpha2 * block.mlp.fc2(gelu) - block(x, c)).abs().max() < 1e-12
+    assert (h + alpha2 * block.mlp.fc2(gelu) - block(x, Condition(c, c[:, None]))).abs().max() < 1e-12
 
 
 def test_null_class_and_range_of_class_ids():
@@ -158,10 +159,39 @@ def test_worked_example_of_tokens():
         assert network.x_embedder(torch.empty(16, 4, 32, 32)).shape == (16, 64, 384)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("DiT-S/3", "DiT-S/"), ("S/2", "DiT-S/2"), ("", "DiT-XL/2")])
+@pytest.mark.parametrize(("name", "hint"), [
+    ("DiT-S/3", "did you mean DiT-S/"), ("S/2", "did you mean DiT-S/2"), ("", "DiT-XL/2, .* UNet-S"),
+    ("DiT-Ti/3", "did you mean DiT-Ti/"), ("UNet-M", "did you mean UNet-[SB] or UNet-[SB]"), ("unet-s", "UNet-S"),
+    ("Classifier-S", "did you mean Classifier-S/"), ("UNet-S/2", "did you mean UNet-S"),
+])
 def test_unknown_name(name, hint):
-    with pytest.raises(UserError, match=hint):
-        create_model(name, **IMAGENET)
+    for ask in (check_name, lambda name: create_model(name, **IMAGENET)):
+        with pytest.raises(UserError, match=hint):
+            ask(name)
+
+
+@pytest.mark.parametrize("name", ["UNet-S", "Classifier-S/2"])
+def test_only_a_dit_has_a_choice_of_conditioning(name):
+    for ask in (check_name, lambda name, way: create_model(name, conditioning=way, **IMAGENET)):
+        with pytest.raises(UserError, match=f"--conditioning in-context with --model {name}"):
+            ask(name, "in-context")
+    check_name("DiT-S/2", "in-context")
+
+
+def test_networks_are_told_in_words():
+    shape = dict(input_size=(8, 16), in_channels=4, num_classes=10)
+    told = [structure(create_model(name, **shape)) for name in ("DiT-Ti/2", "UNet-S", "Classifier-Ti/4")]
+    assert told == ["Diffusion Transformer, adaln-zero conditioning, 32 tokens of 2 x 2 latents", "U-Net of 3 levels",
+                    "classifier, 8 tokens of 4 x 4 latents"]
+
+
+def test_unconditional_networks_know_the_null_label_alone():
+    network = perturbed(num_classes=0)
+    x, t, _ = inputs()
+    assert network.y_embedder.embedding_table.weight.shape == (1, 16)
+    assert network(x, t, torch.zeros(3, dtype=torch.long)).shape == x.shape
+    with pytest.raises(IndexError):
+        network(x, t, torch.ones(3, dtype=torch.long))
 
 
 def test_patch_that_does_not_divide():

@@ -1,31 +1,71 @@
-"""Networks by name; all are forward(x, t, y) -> output."""
+"""Networks by name. They are forward(x, t, y) -> output of x's shape; classifiers are forward(x, t) -> logits."""
 
 from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from torch import nn
+from torch import Tensor, nn
 
-from dit.models.dit import SIZES, DiT, split_name
+from dit.errors import UserError, nearest
+from dit.models import classifier, dit, unet
+from dit.models.classifier import Classifier
+from dit.models.dit import PATCHES, SIZES, DiT
+from dit.models.transformer import PatchTransformer
+from dit.models.unet import UNet
+
+NAMES = [*dit.NAMES, *unet.NAMES, *classifier.NAMES]
+TEXT_TOKENS = 77  # of a caption, to reckon with: CLIP's
 
 
-def check_name(name: str) -> None:
-    """Whether a network has this name.
+def check_name(name: str, conditioning: str = "adaln-zero") -> None:
+    """Whether a network has this name and hears of its condition in this way.
 
     Raises:
-        UserError: none has, with the nearest names.
+        UserError: none has, with the nearest names; or only a DiT has the choice.
     """
-    split_name(name)
+    if name not in NAMES:
+        kinds = f"{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
+        expected = f"DiT-{kinds}, UNet-{{{','.join(unet.SIZES)}}} or Classifier-{kinds}"
+        raise UserError(f"unknown model {name!r}", expected, nearest(name, NAMES))
+    if conditioning != "adaln-zero" and name not in dit.NAMES:
+        raise UserError(f"--conditioning {conditioning} with --model {name}", "a DiT with --conditioning",
+                        f"drop --conditioning, or pass --model {dit.NAMES[1]}")
 
 
-def create_model(name: str, **sizes: Any) -> nn.Module:
-    """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`.
+def is_classifier(name: str) -> bool:
+    """Whether a network of this name says classes, not images."""
+    return name in classifier.NAMES
+
+
+def create_model(
+    name: str, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool = False,
+    conditioning: str = "adaln-zero", text_width: int | None = None,
+) -> nn.Module:
+    """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`; a classifier has no variance to learn.
 
     Raises:
-        UserError: unknown name, or a patch that does not divide the latents.
+        UserError: unknown name, or one that does not go with the conditioning, the size or the number of classes.
     """
-    size, patch = split_name(name)
-    return DiT(patch_size=patch, **SIZES[size], **sizes)
+    check_name(name, conditioning)
+    family, _, size = name.partition("-")
+    shape: dict[str, Any] = dict(input_size=input_size, in_channels=in_channels, num_classes=num_classes)
+    if family == "UNet":
+        return UNet(**shape, learn_sigma=learn_sigma, **unet.SIZES[size])
+    size, _, patch = size.partition("/")
+    shape |= dict(patch_size=int(patch), **SIZES[size])
+    if family == "Classifier":
+        return Classifier(**shape)
+    return DiT(**shape, learn_sigma=learn_sigma, conditioning=conditioning, text_width=text_width)
+
+
+def structure(network: nn.Module) -> str:
+    """What a network is made of, in words."""
+    if isinstance(network, UNet):
+        return f"U-Net of {network.halvings + 1} levels"
+    assert isinstance(network, PatchTransformer)
+    kind = f"Diffusion Transformer, {network.conditioning} conditioning" if isinstance(network, DiT) else "classifier"
+    (height, width), patch = network.grid, network.patch_size
+    return f"{kind}, {height * width} tokens of {patch} x {patch} latents"
 
 
 def parameters(network: nn.Module) -> int:
@@ -38,9 +78,17 @@ def multiply_adds(name: str, **sizes: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        network = create_model(name, **sizes)
-        x = torch.empty(1, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
-        t, y = torch.empty(1), torch.empty(1, dtype=torch.long)
+        network, inputs = create_model(name, **sizes), blank_inputs(name, 1, **sizes)
     with FlopCounterMode(display=False) as counter:
-        network(x, t, y)
+        network(*inputs)
     return counter.get_total_flops() // 2
+
+
+def blank_inputs(name: str, batch: int, **sizes: Any) -> tuple[Tensor, ...]:
+    """What a network made by `create_model(name, **sizes)` takes, as zeros."""
+    x, t = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"])), torch.zeros(batch)
+    if is_classifier(name):
+        return x, t
+    if width := sizes.get("text_width"):
+        return x, t, torch.zeros(batch, TEXT_TOKENS, width)
+    return x, t, torch.zeros(batch, dtype=torch.long)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 from einops import rearrange
-from timm.layers import PatchEmbed, to_2tuple
 from torch import Tensor, nn
 
 from dit.errors import UserError, nearest
-from dit.models.layers import DiTBlock, FinalLayer, LabelEmbedder, TimestepEmbedder, position_embedding
+from dit.models.blocks import CONDITIONINGS, Condition
+from dit.models.layers import LabelEmbedder
+from dit.models.transformer import PatchTransformer
 
 SIZES: dict[str, dict[str, Any]] = {
     "Ti": dict(depth=6, hidden_size=256, num_heads=4),
@@ -20,8 +22,8 @@ PATCHES = (1, 2, 4, 8)
 NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]
 
 
-class DiT(nn.Module):
-    """Patches of a noisy latent, through adaLN-Zero blocks, to a prediction of the latent's shape.
+class DiT(PatchTransformer):
+    """Patches of a noisy latent, through blocks that hear of time and class, to a prediction of the latent's shape.
 
     Args:
         input_size: of the latent: height and width, or one number for both.
@@ -32,6 +34,8 @@ class DiT(nn.Module):
         num_heads: attention heads.
         num_classes: classes; one more embedding is the null class, id `num_classes`.
         learn_sigma: twice the output channels, the second half for the variance.
+        conditioning: how blocks hear of time and class, or of time and text (`blocks.CONDITIONINGS`).
+        text_width: features of a token of text, with `conditioning="text"`.
     """
 
     def __init__(
@@ -39,57 +43,41 @@ class DiT(nn.Module):
         num_heads: int, num_classes: int, learn_sigma: bool = False, conditioning: str = "adaln-zero",
         text_width: int | None = None,
     ):
-        super().__init__()
-        self.patch_size = patch_size
+        super().__init__(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
+        assert (conditioning == "text") == (text_width is not None)
+        block, final_layer = CONDITIONINGS[conditioning]
+        self.conditioning = conditioning
         self.num_classes = num_classes
-        self.grid = self._grid(input_size)
-        self.x_embedder = PatchEmbed(None, patch_size, in_channels, hidden_size)
-        self.t_embedder = TimestepEmbedder(hidden_size)
-        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-        self.pos_embed = nn.Parameter(position_embedding(hidden_size, self.grid)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
-        self.final_layer = FinalLayer(hidden_size, patch_size, in_channels * (2 if learn_sigma else 1))
+        self.y_embedder = nn.Linear(text_width, hidden_size) if text_width else LabelEmbedder(num_classes, hidden_size)
+        self.blocks = nn.ModuleList(block(hidden_size, num_heads) for _ in range(depth))
+        self.final_layer = final_layer(hidden_size, patch_size, in_channels * (2 if learn_sigma else 1))
         self.init_weights()
 
-    def init_weights(self) -> None:
-        """All initial weights (2212.09748, section 3.2 and the release); each parameter falls under one rule."""
-        for name, parameter in self.named_parameters():
-            if name.endswith(".bias") or ".adaLN_modulation." in name or name == "final_layer.linear.weight":
-                nn.init.zeros_(parameter)  # adaLN-Zero: a fresh block is the identity, a fresh network says zero
-            elif name.startswith(("t_embedder.", "y_embedder.")):
-                nn.init.normal_(parameter, std=0.02)
-            elif name != "pos_embed":
-                nn.init.xavier_uniform_(parameter.flatten(1))  # flat, so that the patch convolution counts as linear
-
-    def _grid(self, input_size: int | tuple[int, int]) -> tuple[int, int]:
-        """Tokens along each axis."""
-        height, width = to_2tuple(input_size)
-        if height % self.patch_size or width % self.patch_size:
-            raise UserError(f"latents of {height} x {width} with patch size {self.patch_size}",
-                            "a patch size that divides the latents", "change --model or --image-size")
-        return height // self.patch_size, width // self.patch_size
-
-    def resize(self, input_size: int | tuple[int, int]) -> None:
-        """Take latents of another size: the positions of training are stretched over them."""
-        positions = position_embedding(self.pos_embed.shape[-1], self._grid(input_size), self.grid)
-        self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed), requires_grad=False)
+    def condition(self, t: Tensor, y: Tensor) -> Condition:
+        """Times and class ids, or times and text, as vectors and as sequences of tokens."""
+        time, told = self.t_embedder(t), self.y_embedder(y)
+        if self.conditioning == "text":
+            return Condition(time, told)
+        return Condition(time + told, torch.stack([time, told], dim=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Noisy latents [B, C, H, W], times [B], class ids [B] -> [B, C or 2C, H, W]."""
-        h = x.shape[-2] // self.patch_size
-        x = self.x_embedder(x) + self.pos_embed  # [B, T, D]
-        c = self.t_embedder(t) + self.y_embedder(y)  # [B, D]
+        """Noisy latents [B, C, H, W], times [B], class ids [B] or text [B, L, text_width] -> [B, C or 2C, H, W]."""
+        h, p = x.shape[-2] // self.patch_size, self.patch_size
+        x, c = self.tokens(x), self.condition(t, y)
+        count = x.shape[1]
+        if self.conditioning == "in-context":
+            x = torch.cat([x, c.tokens], dim=1)  # [B, T + 2, D]
         for block in self.blocks:
             x = block(x, c)
-        p = self.patch_size
-        return rearrange(self.final_layer(x, c), "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
+        x = self.final_layer(x[:, :count], c)  # [B, T, p * p * C]
+        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
 
 
 def split_name(name: str) -> tuple[str, int]:
     """Size and patch of a name: `DiT-S/4` -> (`S`, 4).
 
     Raises:
-        UserError: unknown, with the nearest names.
+        UserError: no DiT, with the nearest names.
     """
     if name not in NAMES:
         raise UserError(f"unknown model {name!r}", f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",

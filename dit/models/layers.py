@@ -1,13 +1,9 @@
-"""Parts of the Diffusion Transformer (arXiv 2212.09748, section 3). B images, T tokens, D features."""
+"""Embeddings of times, class ids and positions. B images, T tokens, D features."""
 
 import math
-from functools import partial
-from typing import Any
 
 import torch
 from einops import rearrange
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 
@@ -34,43 +30,6 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:  # [B] -> [B, D]
         return self.embedding_table(y)
-
-
-class DiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero: gates start at zero)."""
-
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        gelu: Any = partial(nn.GELU, approximate="tanh")
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=gelu)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # [B, T, D], [B, D] -> [B, T, D]
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
-
-
-class FinalLayer(nn.Module):
-    """Tokens to patches, after one more adaptive normalisation."""
-
-    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
-        super().__init__()
-        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # [B, T, D], [B, D] -> [B, T, p * p * C]
-        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The adaptive part of adaptive layer norm."""
-    return x * (1 + scale) + shift
 
 
 def sinusoids(position: Tensor, size: int) -> Tensor:

@@ -1,16 +1,17 @@
 """What a configuration would train, without training it."""
 
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 
 from dit.build import build_network
 from dit.config import TrainConfig
-from dit.data.images import show_size, sides
-from dit.hardware import Ranks, uses_bf16
+from dit.data.images import tell_size
+from dit.hardware import Ranks, autocast, choose_attention, uses_bf16
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
-from dit.models.create import multiply_adds, parameters
-from dit.models.dit import SIZES, split_name
-from dit.runs import Card
+from dit.models.create import blank_inputs, is_classifier, multiply_adds, parameters, structure
+from dit.runs import Card, NetworkSpec
 from dit.training.schedule import total_steps
 
 
@@ -19,29 +20,40 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     config, spec = card.config, card.network
     with torch.device("meta"):
         network = build_network(spec)
-    size, patch = split_name(spec.model)
-    height, width = sides(spec.input_size)
-    tokens = (height // patch) * (width // patch)
-    macs = multiply_adds(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
-                         num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
+    macs = multiply_adds(spec.model, **spec.sizes)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
     bf16 = uses_bf16(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
-    memory = weights_bytes(parameters(network)) + micro * activation_bytes(tokens, **SIZES[size], bf16=bf16)
+    memory = weights_bytes(parameters(network)) + activation_bytes(spec, micro, ranks.device, config.precision)
     flips = "on" if source.flips else "off"
-    variance = " and the variance" if spec.learn_sigma else ""
     shape = "x".join(map(str, source.shape))
     rows = {
-        "model": f"{spec.model}, {parameters(network):,} parameters, {tokens} tokens of {patch} x {patch} latents",
+        "model": f"{spec.model}, {parameters(network):,} parameters; {structure(network)}",
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, {6 * macs / 1e9:.3g} GFLOP to train on it",
         "memory": f"about {memory / 2**30:.2f} GiB a rank for weights, gradients, AdamW, EMA and activations",
-        "data": f"{config.data}: {len(source.labels):,} images, {spec.num_classes} classes, flips {flips}",
-        "latents": f"{shape} from {show_size(config.image_size)} px, {autoencoder.name} (factor {autoencoder.factor})",
-        "diffusion": f"{config.process}, predicts {config.objective}{variance}, label dropout {config.label_dropout:g}",
+        "data": f"{config.data}: {len(source.labels):,} images, {classes(spec)}, flips {flips}",
+        "latents": f"{shape} from {tell_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
+        "diffusion": f"{config.process}, {task(config, spec)}",
         "schedule": schedule(config, steps, len(source.labels)),
         "hardware": f"{ranks.world} x {ranks.device.type}, {'bf16' if bf16 else 'fp32'}, {micro} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
+
+
+def classes(spec: NetworkSpec) -> str:
+    """How many things there are to ask for."""
+    if not spec.num_classes:
+        return "unconditional"
+    return f"{spec.num_classes:,} {'captions' if spec.text_width else 'classes'}"
+
+
+def task(config: TrainConfig, spec: NetworkSpec) -> str:
+    """What the network learns."""
+    if is_classifier(spec.model):
+        return "tells the class of noised latents"
+    variance = " and the variance" if spec.learn_sigma else ""
+    dropout = f", label dropout {config.label_dropout:g}" if spec.num_classes else ""
+    return f"predicts {config.objective}{variance}{dropout}"
 
 
 def schedule(config: TrainConfig, steps: int, size: int) -> str:
@@ -57,7 +69,20 @@ def weights_bytes(count: int) -> int:
     return 5 * 4 * count
 
 
-def activation_bytes(tokens: int, depth: int, hidden_size: int, num_heads: int, bf16: bool) -> int:
-    """Kept for the backward pass of one image: per block and feature, 4 numbers in float32 (residual stream, norms)
-    and 16 as inputs of the matrix products, the activation and attention."""
-    return tokens * depth * hidden_size * (4 * 4 + 16 * (2 if bf16 else 4))
+def activation_bytes(spec: NetworkSpec, batch: int, device: torch.device, precision: str) -> int:
+    """What autograd keeps of one forward pass, counted on tensors without data, each storage once."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode(), device:
+        network, inputs = build_network(spec), blank_inputs(spec.model, batch, **spec.sizes)
+        choose_attention(network, device, precision)
+        with saved_tensors_hooks(count, lambda tensor: tensor), autocast(device, precision):
+            out = network(*inputs)  # whose graph keeps the storages, so that no two have the same address
+        own = {p.untyped_storage()._cdata for p in network.parameters()}
+    del out
+    return sum(size for address, size in kept.items() if address not in own)

@@ -1,0 +1,71 @@
+"""The network that DiT is measured against: a U-Net of convolutions and attention (2006.11239, appendix B)."""
+
+from typing import Any
+
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+
+from dit.errors import UserError
+from dit.models.layers import LabelEmbedder
+
+SIZES: dict[str, dict[str, Any]] = {
+    "S": dict(block_out_channels=(64, 128, 128), layers_per_block=1, attention_sides=(4, 8, 16)),
+    "B": dict(block_out_channels=(128, 256, 256, 256), layers_per_block=2, attention_sides=(16,)),
+}
+NAMES = [f"UNet-{size}" for size in SIZES]
+
+
+class UNet(nn.Module):
+    """diffusers' `UNet2DModel`, called as our networks are; every ResNet block hears the sum of time and class.
+
+    Args:
+        input_size: of the image or latent: height and width, or one number for both.
+        in_channels: its channels.
+        num_classes: classes; one more embedding is the null class, id `num_classes`.
+        learn_sigma: twice the output channels, the second half for the variance.
+        block_out_channels: features at each level, multiples of 32; each level has half the side of the one before.
+        layers_per_block: ResNet blocks at each level on the way down; one more on the way up.
+        attention_sides: levels whose shorter side is one of these have self-attention, and so has the lowest point.
+
+    Raises:
+        UserError: a size that the levels can not halve.
+    """
+
+    def __init__(
+        self, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool = False,
+        block_out_channels: tuple[int, ...], layers_per_block: int, attention_sides: tuple[int, ...],
+    ):
+        from diffusers import UNet2DModel
+
+        super().__init__()
+        self.num_classes = num_classes
+        self.halvings = len(block_out_channels) - 1
+        self.resize(input_size)
+        sides = [min(to_2tuple(input_size)) >> level for level in range(self.halvings + 1)]
+        attends = ["Attn" if side in attention_sides else "" for side in sides]
+        self.y_embedder = LabelEmbedder(num_classes, 4 * block_out_channels[0])
+        self.unet: Any = UNet2DModel(
+            in_channels=in_channels, out_channels=in_channels * (2 if learn_sigma else 1),
+            block_out_channels=block_out_channels, layers_per_block=layers_per_block, class_embed_type="identity",
+            attention_head_dim=32, down_block_types=tuple(f"{kind}DownBlock2D" for kind in attends),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(attends)),
+        )
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Weights that are not diffusers' own: label embeddings as in DiT, a last convolution that says zero."""
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def resize(self, input_size: int | tuple[int, int]) -> None:
+        """Take another size: nothing to do for convolutions, if the levels can halve it."""
+        height, width = to_2tuple(input_size)
+        multiple = 2**self.halvings
+        if height % multiple or width % multiple:
+            raise UserError(f"{height} x {width} for a U-Net of {self.halvings + 1} levels",
+                            f"multiples of {multiple}", "change --model or --image-size")
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Noisy images or latents [B, C, H, W], times [B], class ids [B] -> [B, C or 2C, H, W]."""
+        return self.unet(x, t, self.y_embedder(y), return_dict=False)[0]
