@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
+from dit.config import VaeConfig
 from dit.data.images import Digits
 from dit.errors import UserError
+from dit.first_stage.networks import create_network
 from dit.latents.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder, sha256
-from dit.latents.first_stage import FirstStageConfig, create_network, random_shift
 from dit.latents.store import MemoryLatents
 
 
@@ -23,9 +24,9 @@ def bundled():
     return load_autoencoder("digits")
 
 
-def save_tiny(folder, **config):
-    cfg = FirstStageConfig(out=folder, channels=(8, 8), latent_channels=2, image_size=16)
-    network = create_network(cfg)
+def save_tiny(folder, kind="kl", **config):
+    cfg = VaeConfig(kind=kind, out=folder, channels=(8, 8), latent_channels=2, image_size=16)
+    network = create_network(cfg.resolved())
     network.register_to_config(**config)
     network.save_pretrained(folder)
     return folder
@@ -118,6 +119,36 @@ def test_pipeline_folder_holds_it_in_vae(tmp_path):
     assert torch.equal(direct.encode(images), nested.encode(images))
 
 
+def test_vq_encodes_before_and_decodes_after_rounding(tmp_path, capfd):
+    folder = save_tiny(tmp_path / "vqvae", kind="vq", latents_mean=[1.0, 2.0], latents_std=[0.5, 4.0])
+    vq = load_autoencoder(str(tmp_path))
+    assert "ignored" not in capfd.readouterr().err  # diffusers' word on the statistics
+    assert (vq.factor, vq.channels, vq.checksum) == (2, 2, sha256(folder / WEIGHTS))
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    moments = vq.encode(images)
+    z, deviation = moments.chunk(2, 1)
+    assert deviation.abs().max() == 0
+    torch.testing.assert_close(vq.draw(moments, torch.ones_like(z)), (z - vq.shift) * vq.scale)
+    torch.testing.assert_close(vq.scale.flatten(), torch.tensor([2, 0.25]))
+    network = vq.codec.network
+    with torch.no_grad():
+        whole = network(images.float() / 127.5 - 1).sample
+    assert torch.equal(vq.decode((z - vq.shift) * vq.scale), ((whole + 1) * 127.5).round().clamp(0, 255).byte())
+    entries = vq.codec.codebook[torch.cdist(z.movedim(1, -1).flatten(0, 2), vq.codec.codebook).argmin(1)]
+    rounded = entries.view(2, 8, 8, 2).movedim(-1, 1)
+    expected = network.decode(rounded, force_not_quantize=True).sample
+    torch.testing.assert_close(vq.codec.pixels(z), expected, atol=1e-4, rtol=0)
+
+
+def test_vq_of_narrow_entries_has_their_width(tmp_path):
+    cfg = VaeConfig(kind="vq", out=tmp_path, channels=(8, 8), latent_channels=4, codebook_dim=3, codebook_size=16)
+    create_network(cfg.resolved()).save_pretrained(tmp_path)
+    vq = load_autoencoder(str(tmp_path))
+    assert vq.latent_shape(16) == (3, 8, 8)
+    assert vq.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).shape == (1, 6, 8, 8)
+    assert vq.decode(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 16, 16)
+
+
 def test_latent_shape_names_both_numbers(bundled):
     assert bundled.latent_shape(64) == (4, 16, 16)
     with pytest.raises(UserError, match=r"--image-size 30 .* shrinks by 4"):
@@ -138,8 +169,8 @@ def test_bad_folders_are_named(tmp_path):
     torch.save({}, folder / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"pickled \.bin weights are not read"):
         load_autoencoder(str(folder))
-    (folder / CONFIG).write_text(json.dumps({"_class_name": "VQModel"}))
-    with pytest.raises(UserError, match="describes VQModel"):
+    (folder / CONFIG).write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
+    with pytest.raises(UserError, match=r"describes AutoencoderTiny .* an AutoencoderKL or a VQModel"):
         load_autoencoder(str(folder))
 
 
@@ -167,12 +198,3 @@ except UserError as error:
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     for part in ("--vae nobody/no-such-vae", "--vae FOLDER", "HF_HOME", WEIGHTS):
         assert part in result.stdout
-
-
-def test_random_shift_moves_whole_images():
-    x = torch.arange(2 * 3 * 8 * 8).float().reshape(2, 3, 8, 8)
-    assert torch.equal(random_shift(x, 0, torch.Generator()), x)
-    moved = random_shift(x, 2, torch.Generator().manual_seed(1))
-    shifts = moved[:, :, 3, 3] - x[:, :, 3, 3]  # row shift * 8 + column shift, alike in all channels
-    assert torch.equal(shifts, shifts[:, :1].expand(-1, 3))
-    assert set(shifts.flatten().tolist()) <= {8 * r + c for r in range(-2, 3) for c in range(-2, 3)}

@@ -1,7 +1,8 @@
 """Pixels <-> latents, by an autoencoder that is loaded and never trained."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,12 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dit.data.images import Size, sides
+from dit.data.images import Size, sides, size_flag
 from dit.errors import UserError
 from dit.files import sha256
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+SUBFOLDERS = ("vae", "vqvae")  # of pipelines
+KINDS = ("AutoencoderKL", "VQModel")  # of diffusers
 
 
 class Codec(Protocol):
@@ -55,6 +58,35 @@ class KLCodec:
     def pixels(self, z: Tensor) -> Tensor:
         """The decoder's image of z."""
         return self.network.decode(z).sample
+
+
+class VQCodec:
+    """diffusers' VQModel: z is the encoder's vector, not yet rounded to the codebook; the decoder rounds.
+
+    So diffusion may miss an entry by a little without any loss (2112.10752, section 3.1).
+    """
+
+    def __init__(self, network: Any):
+        self.network = network.eval().requires_grad_(False)
+
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder says of the pixels, with deviation 0."""
+        z = self.network.encode(pixels).latents
+        return z, torch.zeros_like(z)
+
+    def pixels(self, z: Tensor) -> Tensor:
+        """The decoder's image of the entries of the codebook that are nearest to z."""
+        return self.network.decode(z).sample
+
+    @property
+    def codebook(self) -> Tensor:
+        """The entries [K, C]."""
+        return self.network.quantize.embedding.weight
+
+
+def codec_of(network: Any) -> KLCodec | VQCodec:
+    """What an AutoencoderKL or a VQModel computes; freezes it."""
+    return (VQCodec if type(network).__name__ == "VQModel" else KLCodec)(network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +150,7 @@ class Autoencoder:
         """
         height, width = sides(image_size)
         if height % self.factor or width % self.factor:
-            raise UserError(f"--image-size {image_size} with --vae {self.name}, which shrinks by {self.factor}",
+            raise UserError(f"{size_flag(image_size)} with --vae {self.name}, which shrinks by {self.factor}",
                             f"a multiple of {self.factor}", "change --image-size")
         return self.channels, height // self.factor, width // self.factor
 
@@ -130,10 +162,12 @@ def _per_channel(values: Sequence[float] | Tensor, device: torch.device) -> Tens
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
     """Load `digits` (bundled), `identity` (pixels), a local folder in diffusers' layout, or a hub name.
 
-    A folder may hold the autoencoder itself or, as pipelines do, a `vae/` subfolder. Only safetensors are read.
+    A folder may hold the autoencoder itself or, as pipelines do, a `vae/` or `vqvae/` subfolder. Only safetensors are
+    read.
 
     Raises:
-        UserError: no such folder, files missing or damaged, not an AutoencoderKL, or the hub out of reach.
+        UserError: no such folder, files missing or damaged, neither an AutoencoderKL nor a VQModel, or the hub out of
+            reach.
     """
     device = torch.device(device)
     if name == "identity":
@@ -141,12 +175,12 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         return Autoencoder(name=name, codec=IdentityCodec(), factor=1, channels=3, shift=0 * one, scale=one)
     folder = _locate(name)
     config, weights = _read_config(folder), folder / WEIGHTS
-    network = _read_network(folder)
+    network = _read_network(folder, config["_class_name"])
     mean, std = _statistics(config)
-    channels = int(network.config.latent_channels)
+    channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
     return Autoencoder(
         name=name,
-        codec=KLCodec(network.to(device)),
+        codec=codec_of(network.to(device)),
         factor=2 ** (len(network.config.block_out_channels) - 1),
         channels=channels,
         shift=_per_channel(mean, device).expand(channels, 1, 1),
@@ -175,10 +209,9 @@ def _locate(name: str) -> Path:
                             "`digits`, `identity`, a folder in diffusers' layout, or a hub name OWNER/NAME",
                             "check the path")
         path = _download(name)
-    if (path / CONFIG).is_file():
-        return path
-    if (path / "vae" / CONFIG).is_file():
-        return path / "vae"
+    for folder in (path, *(path / inside for inside in SUBFOLDERS)):
+        if (folder / CONFIG).is_file():
+            return folder
     raise UserError(f"--vae {name} has no {CONFIG}", f"{CONFIG} and {WEIGHTS} in the folder or in its subfolder vae",
                     "check that the folder is an autoencoder in diffusers' layout")
 
@@ -187,7 +220,8 @@ def _download(name: str) -> Path:
     """The hub's files in the local cache; asks the network only for what is not there."""
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG, WEIGHTS, f"vae/{CONFIG}", f"vae/{WEIGHTS}"]
+    files = (CONFIG, WEIGHTS)
+    patterns = [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, those of its HTTP library among them
@@ -204,23 +238,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} can not be read ({error})", "a JSON file", "copy it again") from error
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
-    if kind != "AutoencoderKL" or channels != 3:
+    if kind not in KINDS or channels != 3:
         raise UserError(f"{folder / CONFIG} describes {kind} with {channels} image channels",
-                        "an AutoencoderKL with 3 image channels", "choose another --vae")
+                        f"an {' or a '.join(KINDS)} with 3 image channels", "choose another --vae")
     return config
 
 
-def _read_network(folder: Path) -> Any:
-    """The float32 AutoencoderKL in `folder`; never a pickle, never a weight left at its random start."""
-    from diffusers import AutoencoderKL
+def _read_network(folder: Path, kind: str) -> Any:
+    """The float32 network in `folder`; never a pickle, never a weight left at its random start."""
+    import diffusers
 
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"no {WEIGHTS} in {folder}", "weights in safetensors format",
                         "copy that file there; pickled .bin weights are not read")
     try:
-        network, info = AutoencoderKL.from_pretrained(
-            folder, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet():
+            network, info = getattr(diffusers, kind).from_pretrained(
+                folder, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32,
+                output_loading_info=True,
+            )
     except Exception as error:  # safetensors', diffusers' and torch's kinds of damage
         raise UserError(f"{folder / WEIGHTS} can not be loaded ({' '.join(str(error).split())[:200]})",
                         "intact weights of the network in its config.json", "copy them again") from error
@@ -228,3 +264,16 @@ def _read_network(folder: Path) -> Any:
         raise UserError(f"{folder / WEIGHTS} lacks {len(info['missing_keys'])} weights, as {info['missing_keys'][0]}",
                         "all weights of the network in its config.json", "copy it again")
     return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' warning that a VQModel has no use for the statistics beside its settings: we do."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

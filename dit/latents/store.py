@@ -38,7 +38,7 @@ SAMPLE_FOR_STATISTICS = 2048  # images that OnlineLatents.statistics encodes
 class Latents(Protocol):
     """A source of latents for training."""
 
-    labels: np.ndarray  # [N] int64
+    labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips: bool  # whether mirrored images can be read
 
@@ -168,6 +168,7 @@ class Encoding:
     count: int  # images
     shard_size: int
     fingerprint: str  # of the names and order of the images
+    captions: bool = False  # whether classes are captions; not said by folders of earlier versions
 
     @property
     def shards(self) -> int:
@@ -219,6 +220,7 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 
 def _check_same(root: Path, encoding: Encoding) -> None:
     found, values = _read_json(root / ENCODING, "choose another --out"), dataclasses.asdict(encoding)
+    found.setdefault("captions", False)
     different = [name for name in values if found.get(name) != values[name]]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # the checksum decides, wherever the file lies
@@ -286,6 +288,7 @@ class LatentStore:
 
     Attributes:
         vae, checksum, image_size: what the latents were made with.
+        captions: whether classes are captions.
 
     Raises:
         UserError: not a folder of latents, an unfinished one, or a damaged file, which is named.
@@ -299,6 +302,7 @@ class LatentStore:
         self.flips: bool = index["flips"]
         self.vae: str = index["vae"]
         self.checksum: str | None = index["checksum"]
+        self.captions: bool = index["captions"]
         self.image_size = size_of(*sides(index["image_size"]))
         self._statistics = torch.tensor(index["mean"]), torch.tensor(index["std"])
         channels, height, width = self.shape
@@ -306,9 +310,10 @@ class LatentStore:
         self._shards = [_open_array(self.root / s["file"], (s["count"], *view), "<f2") for s in index["shards"]]
         self._shard_size: int = index["shard_size"]
         self.labels = np.array(_open_array(self.root / LABELS, (index["count"],), "<i8"))
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+        last = max(0, len(self.classes) - 1)
+        if self.labels.min() < 0 or self.labels.max() > last:
             raise UserError(f"{self.root / LABELS} holds labels {self.labels.min()} to {self.labels.max()}",
-                            f"0 to {len(self.classes) - 1}", AGAIN)
+                            f"0 to {last}", AGAIN)
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         """Moments float32 [B, 2C, h, w] of samples [B], those mirrored where `flip` [B] says so."""
@@ -328,7 +333,7 @@ class LatentStore:
 
 def _read_index(root: Path) -> dict[str, Any]:
     if (root / INDEX).is_file():
-        index = _read_json(root / INDEX)
+        index = {"captions": False, **_read_json(root / INDEX)}
         names = {field.name for field in dataclasses.fields(Encoding)} | {"shape", "classes", "mean", "std", "shards"}
         if lacks := sorted(names - index.keys()):
             raise UserError(f"{root / INDEX} is damaged (no {lacks[0]})", f"{len(names)} entries", AGAIN)
