@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import EncodeConfig
-from dit.data.images import ImageFolder, Images, load_images
+from dit.data.captions import load_captioned
+from dit.data.images import ImageFolder, Images, load_images, size_flag
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents import store
@@ -31,7 +32,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
         UserError: bad images, autoencoder or sizes; the folder holds something else, or another process
             encodes there; the disk is too small.
     """
-    images = load_images(cfg.data, cfg.image_size)
+    images = (load_captioned if cfg.captions else load_images)(cfg.data, cfg.image_size)
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
     shape = autoencoder.latent_shape(cfg.image_size)
     encoding = describe(cfg, images, autoencoder)
@@ -58,8 +59,9 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
         ranks.barrier()
         if ranks.main:
             store.write_index(cfg.out, encoding, images, shape)
+            text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
             print(f"{len(images):,} latents {' x '.join(map(str, shape))} in {cfg.out}; next: "
-                  f"python train.py --data {cfg.out} --vae {cfg.vae} --image-size {cfg.image_size}")
+                  f"python train.py --data {cfg.out} --vae {cfg.vae} {size_flag(cfg.image_size)}{text}")
         ranks.barrier()
     return cfg.out
 
@@ -74,6 +76,7 @@ def describe(cfg: EncodeConfig, images: Images, autoencoder: Autoencoder) -> sto
         count=len(images),
         shard_size=cfg.shard_size,
         fingerprint=images.fingerprint,
+        captions=cfg.captions,
     )
 
 

@@ -4,7 +4,17 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dit.data.images import Digits, ImageFolder, center_crop, load_images, to_digits
+from dit.data.images import (
+    Digits,
+    ImageFolder,
+    center_crop,
+    load_images,
+    sides,
+    size_flag,
+    size_of,
+    tell_size,
+    to_digits,
+)
 from dit.errors import UserError
 
 
@@ -27,7 +37,7 @@ def test_digits_come_back_from_their_images(digits):
     assert np.abs(error).mean() < 0.15
 
 
-@pytest.mark.parametrize("size", [8, 16, 64])
+@pytest.mark.parametrize("size", [8, 16, 64, (32, 48), (40, 8)])
 def test_digits_come_back_at_other_sizes(size):
     error = to_digits(Digits(size).images[:100]).numpy() - load_digits().data[:100]
     assert np.abs(error).mean() < 0.15
@@ -63,6 +73,22 @@ def test_folder_is_listed_in_order_with_common_extensions(tmp_path):
     assert image[:, 0, 0].tolist() == [10, 200, 30]
 
 
+def test_flat_folder_has_no_classes(tmp_path):
+    for name in ["b.png", "a.jpg", "c.webp"]:
+        paint(tmp_path / name, color=(ord(name[0]), 0, 0))
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "1.txt").write_text("no image")
+    folder = load_images(str(tmp_path), 16)
+    assert folder.classes == []
+    np.testing.assert_array_equal(folder.labels, [0, 0, 0])
+    assert [folder.path(i) for i in range(3)] == [tmp_path / name for name in ("a.jpg", "b.png", "c.webp")]
+    assert folder[1][0, 0, 0] == ord("b")
+    before = folder.fingerprint
+    (tmp_path / "c.webp").rename(tmp_path / "d.webp")
+    assert load_images(str(tmp_path), 16).fingerprint != before
+
+
 def test_fingerprint_follows_the_files(tmp_path):
     paint(tmp_path / "a" / "1.png")
     before = ImageFolder(tmp_path, 16).fingerprint
@@ -85,8 +111,28 @@ def test_crop_halves_by_box_filter():
 
 
 @pytest.mark.parametrize("size", [(33, 57), (16, 16), (5, 9), (31, 1000), (100, 17)])
-def test_crop_has_the_size_asked_for(size):
-    assert center_crop(Image.new("RGB", size), 16).shape == (16, 16, 3)
+@pytest.mark.parametrize("wanted", [(16, 16), (16, 40), (48, 12), (7, 9)])
+def test_crop_has_the_size_asked_for_and_no_border(size, wanted):
+    cropped = center_crop(Image.new("RGB", size, "white"), wanted)
+    assert cropped.shape == (*wanted, 3)
+    assert cropped.min() == 255
+
+
+def test_crop_covers_a_rectangle_by_the_middle_of_the_longer_side():
+    ramp = np.repeat(np.arange(60, dtype=np.uint8)[None, :, None], 40, axis=0).repeat(3, axis=2)  # 40 high, 60 wide
+    assert center_crop(Image.fromarray(ramp), (40, 20))[0, :, 0].tolist() == list(range(20, 40))
+    tall = center_crop(Image.fromarray(ramp.transpose(1, 0, 2)), (20, 40))
+    assert tall[:, 0, 0].tolist() == list(range(20, 40))
+
+
+def test_sizes_are_height_and_width_in_flags_and_width_x_height_in_words():
+    assert sides(32) == (32, 32)
+    assert size_of(*sides(32)) == 32
+    assert size_of(*sides((32, 48))) == (32, 48)
+    assert size_flag((32, 48)) == "--image-size 32 48"
+    assert size_flag((32, 32)) == "--image-size 32"
+    assert tell_size((32, 48)) == "48x32 pixels (width x height)"
+    assert tell_size(32) == "32x32 pixels"
 
 
 def read_one(path):
@@ -124,11 +170,12 @@ def test_exif_turns_the_image(tmp_path):
 def test_mistakes_about_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         ImageFolder(tmp_path / "none", 16)
-    with pytest.raises(UserError, match="has no subfolders"):
+    with pytest.raises(UserError, match="has neither images nor subfolders"):
         ImageFolder(tmp_path, 16)
-    paint(tmp_path / "flat" / "1.png")
-    with pytest.raises(UserError, match="1 images directly in"):
-        ImageFolder(tmp_path / "flat", 16)
+    paint(tmp_path / "both" / "1.png")
+    paint(tmp_path / "both" / "cat" / "2.png")
+    with pytest.raises(UserError, match=r"directly \(1\.png\) and in subfolders \(cat\)"):
+        ImageFolder(tmp_path / "both", 16)
     paint(tmp_path / "set" / "full" / "1.png")
     (tmp_path / "set" / "hollow").mkdir()
     with pytest.raises(UserError, match="hollow has no images"):

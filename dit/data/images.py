@@ -1,4 +1,4 @@
-"""Labelled images: the digits that ship with scikit-learn, or a folder with one subfolder per class."""
+"""Images and their classes: the digits that ship with scikit-learn, or a folder, flat or with a subfolder per class."""
 
 import difflib
 import hashlib
@@ -42,11 +42,22 @@ def show_size(size: Size) -> str:
     return f"{width}x{height}"
 
 
+def tell_size(size: Size) -> str:
+    """The same for messages, which must not leave in doubt which side is which."""
+    height, width = sides(size)
+    return f"{show_size(size)} pixels" + (" (width x height)" if height != width else "")
+
+
+def size_flag(size: Size) -> str:
+    """As --image-size takes it: 480 640 is 640 wide."""
+    return "--image-size " + " ".join(map(str, dict.fromkeys(sides(size))))
+
+
 class Images(Protocol):
     """Images of one size with their classes."""
 
     image_size: Size
-    labels: np.ndarray  # [N] int64
+    labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips: bool  # whether a mirrored image is still one of its class
 
@@ -75,7 +86,7 @@ class Digits:
         from sklearn.datasets import load_digits
 
         if min(sides(image_size)) < DIGIT_SIDE:
-            raise UserError(f"--image-size {image_size} with digits", f"at least {DIGIT_SIDE} pixels",
+            raise UserError(f"{size_flag(image_size)} with digits", f"at least {DIGIT_SIDE} pixels a side",
                             "change --image-size")
         data = load_digits()
         self.image_size = image_size
@@ -116,14 +127,14 @@ def to_digits(images: Tensor) -> Tensor:
 
 
 class ImageFolder:
-    """Images in `root/CLASS/FILE`, classes and files in alphabetical order, decoded when asked for.
+    """Images in `root/CLASS/FILE`, classes and files in alphabetical order; or in `root/FILE`, then without classes.
 
-    Images are turned as their EXIF tag says, laid on white where they are transparent, and cropped as in ADM
-    (see `center_crop`).
+    Images are decoded when asked for, turned as their EXIF tag says, laid on white where they are transparent, and
+    cropped as in ADM (see `center_crop`).
 
     Raises:
-        UserError: the folder is missing, empty, without class folders, or a class folder has no images; when
-            an image is asked for: the file can not be read.
+        UserError: the folder is missing, empty, with images both directly and in subfolders, or a class folder has no
+            images; when an image is asked for: the file can not be read.
     """
 
     flips = True
@@ -132,7 +143,7 @@ class ImageFolder:
         self.root = Path(root)
         self.image_size = image_size
         self.classes = _class_folders(self.root)
-        files = [image_files(self.root, name) for name in self.classes]
+        files = [image_files(self.root, name) for name in self.classes or ("",)]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(names) for names in files])
         self._files = [name for names in files for name in names]
 
@@ -141,7 +152,10 @@ class ImageFolder:
 
     def path(self, index: int) -> Path:
         """Where image `index` is stored."""
-        return self.root / self.classes[self.labels[index]] / self._files[index]
+        return self.root / self._folder(index) / self._files[index]
+
+    def _folder(self, index: int) -> str:
+        return self.classes[self.labels[index]] if self.classes else ""
 
     def __getitem__(self, index: int) -> Tensor:
         pixels = center_crop(read_rgb(self.path(index)), self.image_size)
@@ -151,8 +165,8 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """SHA-256 over the names of classes and files, in order."""
         digest = hashlib.sha256()
-        for label, name in zip(self.labels, self._files, strict=True):
-            digest.update(f"{self.classes[label]}/{name}\n".encode())
+        for index, name in enumerate(self._files):
+            digest.update(f"{self._folder(index)}/{name}\n".encode())
         return digest.hexdigest()
 
 
@@ -199,23 +213,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _class_folders(root: Path) -> list[str]:
+    """Names of the class folders; none where the images lie directly in `root`, beside folders of other things."""
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder", "a folder with one subfolder of images per class",
+        raise UserError(f"{root} is not a folder", "a folder of images, or with one subfolder of images per class",
                         "check the path")
     with os.scandir(root) as scan:
-        entries = [entry for entry in scan if not entry.name.startswith(".")]
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
-    if folders:
-        return folders
-    images = sum(is_image(entry.name) for entry in entries)
-    if images:
-        raise UserError(f"{images} images directly in {root}", "one subfolder of images per class",
-                        f"move them to a subfolder, such as {root / 'all'}, if they are of one class")
-    raise UserError(f"{root} has no subfolders", "one subfolder of images per class", "check the path")
+        entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    image = next((entry.name for entry in entries if is_image(entry.name) and entry.is_file()), None)
+    inside = next((name for name in folders if any(map(is_image, os.listdir(root / name)))), None) if image else None
+    if inside:
+        raise UserError(f"{root} has images both directly ({image}) and in subfolders ({inside})",
+                        "one or the other: images without classes, or one subfolder of images per class",
+                        "move one of the two kinds away")
+    if image or folders:
+        return [] if image else folders
+    raise UserError(f"{root} has neither images nor subfolders",
+                    "images, or one subfolder of images per class", "check the path")
 
 
 def image_files(root: Path, name: str) -> list[str]:
-    """Names of the image files in the class folder `root/name`, in alphabetical order.
+    """Names of the image files in the class folder `root/name`, or in `root` for an empty name, in alphabetical order.
 
     Raises:
         UserError: there are none.
@@ -238,7 +256,7 @@ def is_image(name: str) -> bool:
 
 
 def load_images(data: str, image_size: Size) -> Digits | ImageFolder:
-    """The images that `--data` names: `digits`, or a folder with one subfolder per class.
+    """The images that `--data` names: `digits`, or a folder, flat (no classes) or with one subfolder per class.
 
     Raises:
         UserError: neither of the two; or as `Digits` and `ImageFolder` do.

@@ -1,0 +1,97 @@
+"""Captioned images: the digits, or a folder with a metadata.jsonl, Hugging Face's imagefolder layout.
+
+Every distinct caption is a class.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dit.data.images import Digits, ImageFolder, Size, is_image
+from dit.errors import UserError
+
+METADATA = "metadata.jsonl"
+DIGIT_CAPTIONS = ("a zero", "a one", "a two", "a three", "a four", "a five", "a six", "a seven", "an eight", "a nine")
+
+
+class CaptionedFolder(ImageFolder):
+    """The images that `root/metadata.jsonl` lists, in its order; those that it does not list are left out.
+
+    Each line is `{"file_name": "a/1.png", "text": "a red square"}`, the file in the folder or below it. Classes are the
+    distinct captions in the order of their SHA-256, so that the first of them are a fair sample of all.
+
+    Raises:
+        UserError: no metadata.jsonl, an empty one, or a line of it that is no JSON, without caption or whose image is
+            missing; when an image is asked for: the file can not be read.
+    """
+
+    flips = False  # a caption may tell left from right
+
+    def __init__(self, root: str | Path, image_size: Size):
+        self.root = Path(root)
+        self.image_size = image_size
+        entries = _read(self.root / METADATA)
+        self._files = [name for name, _ in entries]
+        self.classes = sorted({text for _, text in entries}, key=_sha256)
+        ids = {text: i for i, text in enumerate(self.classes)}
+        self.labels = np.array([ids[text] for _, text in entries], dtype=np.int64)
+
+    def path(self, index: int) -> Path:
+        """Where image `index` is stored."""
+        return self.root / self._files[index]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over files and captions, in order."""
+        lines = [[name, self.classes[label]] for label, name in zip(self.labels, self._files, strict=True)]
+        return _sha256(json.dumps(lines))
+
+
+def load_captioned(data: str, image_size: Size) -> Digits | CaptionedFolder:
+    """The captioned images that `--data` names: `digits`, or a folder with a metadata.jsonl.
+
+    Raises:
+        UserError: as `Digits` and `CaptionedFolder` do.
+    """
+    if data != "digits":
+        return CaptionedFolder(Path(data).expanduser(), image_size)
+    digits = Digits(image_size)
+    digits.classes = list(DIGIT_CAPTIONS)
+    return digits
+
+
+def _read(file: Path) -> list[tuple[str, str]]:
+    """Name and caption of every image."""
+    if not file.is_file():
+        raise UserError(f"no {METADATA} in {file.parent}", 'a line {"file_name": …, "text": …} for each image',
+                        "write one, or drop --conditioning text (--captions of dit encode)")
+    with file.open(encoding="utf-8") as lines:
+        entries = [_entry(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not entries:
+        raise UserError(f"{file} is empty", "a line for each image", "write its captions")
+    return entries
+
+
+def _entry(file: Path, number: int, line: str) -> tuple[str, str]:
+    """Name and caption of one line, after making sure that the image is there."""
+
+    def wrong(what: str, expected: str, do: str = "mend the line") -> UserError:
+        return UserError(f"{file}, line {number}: {what}", expected, do)
+
+    try:
+        values = json.loads(line)
+        name, text = values["file_name"], values["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise wrong(f"{type(error).__name__}: {error}", 'a JSON object {"file_name": …, "text": …}') from None
+    if not isinstance(name, str) or not is_image(Path(name).name) or not (file.parent / name).is_file():
+        raise wrong(f"no image {name!r}", f"an image in {file.parent} or below it", "mend the line, or add the image")
+    if not isinstance(text, str) or not text.strip():
+        raise wrong(f"caption {text!r} of {name}", "a text that is not empty")
+    return name, text.strip()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
