@@ -21,6 +21,11 @@ class Loss(NamedTuple):
         """What training descends, []."""
         return self.each.mean()
 
+    def weighted(self, weights: Tensor) -> "Loss":
+        """Each image's loss, and the terms of it, times its weight [B]."""
+        weights = weights.to(self.each, non_blocking=True)
+        return Loss(weights * self.each, {name: weights * term for name, term in self.terms.items()})
+
 
 class LossFunction(Protocol):
     """Any loss of noised data, its network bound to it."""
@@ -57,6 +62,17 @@ def diffusion_loss(
         return Loss(weight * mse, {"mse": mse.detach()})
     vb = variational_bound(denoise.process, x0, x_t, t, Prediction(said.x0.detach(), *said[1:]))
     return Loss(weight * mse + vb, {"mse": mse.detach(), "vb": vb.detach()})
+
+
+def variational_loss(denoise: Denoiser, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Loss:
+    """The variational bound alone, which trains the mean too (2102.09672, L_vlb), in bits per dimension.
+
+    One term stands for the sum over all times, so that the loss estimates the whole bound (but for the prior's part,
+    which nothing trains). Arguments as those of `diffusion_loss`.
+    """
+    x_t = add_noise(denoise.process, x0, eps, t)
+    vb = variational_bound(denoise.process, x0, x_t, t, denoise(x_t, t, y))
+    return Loss(denoise.process.end * vb, {"vb": vb.detach()})
 
 
 def loss_terms(learn_sigma: bool) -> tuple[str, ...]:

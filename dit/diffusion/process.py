@@ -30,6 +30,9 @@ class Process(Protocol):
     def coefficients(self, t: Tensor) -> Coefficients:
         """Coefficients at times `t`, float64."""
 
+    def arc(self, t: Tensor) -> Tensor:
+        """How far along its curve (alpha, sigma) the process is: the tangent is the curve's derivative by it."""
+
     def network_time(self, t: Tensor) -> Tensor:
         """Times as the network's embedding gets them, about 0 … 1000."""
 
@@ -61,6 +64,10 @@ class DDPM:
     def coefficients(self, t: Tensor) -> Coefficients:
         alpha, sigma = self.alpha[t.long().cpu()], self.sigma[t.long().cpu()]
         return Coefficients(alpha, sigma, -sigma, alpha)
+
+    def arc(self, t: Tensor) -> Tensor:
+        alpha, sigma, *_ = self.coefficients(t)
+        return torch.atan2(sigma, alpha)  # the angle of the unit circle
 
     def network_time(self, t: Tensor) -> Tensor:
         return t - 1  # published networks count the least noisy step as 0
@@ -96,6 +103,9 @@ class Flow:
     def coefficients(self, t: Tensor) -> Coefficients:
         t = t.double()
         return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+
+    def arc(self, t: Tensor) -> Tensor:
+        return t.double()
 
     def network_time(self, t: Tensor) -> Tensor:
         return 1000 * t
