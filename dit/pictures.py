@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-PAPER, INK = (255, 255, 255), (40, 44, 52)
-GAP = 4  # pixels between cells
+PAPER, INK, PALE, MARK = (255, 255, 255), (40, 44, 52), (120, 126, 138), (64, 224, 208)
+GAP, BREAK = 4, 10  # pixels between cells, and more between groups of rows
+WIDEST_NAME = 160  # pixels of a row's name, where its images are small
+HEAT = 0.8  # how much of a map of weights hides the image below it
 
 Item = TypeVar("Item")
 
@@ -25,36 +28,82 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def grid(images: torch.Tensor, labels: Sequence[str] | None, columns: int, scale: int = 1) -> Image.Image:
+def grid(
+    images: torch.Tensor, labels: Sequence[str] | None, columns: int, scale: int = 1, *,
+    headings: Sequence[str] | None = None, together: int = 0,
+) -> Image.Image:
     """Images in rows, each enlarged `scale` times without smoothing.
 
     Args:
         images: [N, 3, H, W] uint8, filled in row by row.
         labels: one for each row (written to its left), or one for each image (written below it).
+        headings: one for each column, of one line or several.
+        together: so many rows at a time stand apart from the next, the first of them named in black; 0: all alike.
     """
     rows = math.ceil(len(images) / columns)
     by_row = labels is not None and len(labels) == rows
     assert labels is None or by_row or len(labels) == len(images), "one label a row, or one an image"
     height, width = images.shape[-2] * scale, images.shape[-1] * scale
-    font = ImageFont.load_default(size=max(11, min(18, height // 4)))
-    left = GAP + (_widest(labels, font) + 2 * GAP if labels and by_row else 0)
+    font, small = _font(max(11, min(16, height // 4))), _fitting_font(headings or [], width)
+    names = [_fit(label, max(2 * width, WIDEST_NAME), font) for label in labels or []] if by_row else []
+    left = GAP + (_widest(names, font) + 2 * GAP if names else 0)
+    top = GAP + max((_line_height(small) * len(h.splitlines()) for h in headings or []), default=0)
     caption = 0 if by_row or not labels else _line_height(font)
-    sheet = Image.new("RGB", (left + columns * (width + GAP), GAP + rows * (height + caption + GAP)), PAPER)
+    xs = [left + column * (width + GAP) for column in range(columns)]
+    ys = [top + row * (height + caption + GAP) + row // (together or rows) * BREAK for row in range(rows)]
+    sheet = Image.new("RGB", (xs[-1] + width + GAP, ys[-1] + height + caption + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, image in enumerate(images):
-        x, y = left + i % columns * (width + GAP), GAP + i // columns * (height + caption + GAP)
+        x, y = xs[i % columns], ys[i // columns]
         sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
         if labels and caption:
             draw.text((x + width // 2, y + height), _fit(labels[i], width, font), INK, font, anchor="ma")
-    if labels and by_row:
-        for r, label in enumerate(labels):
-            draw.text((left - 2 * GAP, GAP + r * (height + GAP) + height // 2), label, INK, font, anchor="rm")
+    for row, name in enumerate(names):
+        ink = PALE if together and row % together else INK
+        draw.text((left - 2 * GAP, ys[row] + height // 2), name, ink, font, anchor="rm")
+    for x, heading in zip(xs, headings or [], strict=False):
+        draw.multiline_text((x + width // 2, GAP), heading, INK, small, anchor="ma", align="center", spacing=GAP)
     return sheet
+
+
+def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weights of tokens as colours over the gray images, dark where they are small; each image's largest is brightest.
+
+    Args:
+        images: [N, 3, H, W] uint8.
+        weights: [N, h, w], where h divides H and w divides W.
+
+    Returns:
+        uint8 [N, 3, H, W].
+    """
+    from matplotlib import colormaps
+
+    weights = (weights / weights.amax((1, 2), keepdim=True)).cpu()
+    colours = torch.from_numpy(colormaps["inferno"](weights.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
+    factors = images.shape[-2] // weights.shape[1], images.shape[-1] // weights.shape[2]
+    gray = images.float().mean(1, keepdim=True)
+    return (gray * (1 - HEAT) + enlarge(colours, factors) * HEAT).round().to(torch.uint8)
+
+
+def outline(images: torch.Tensor, cell: tuple[int, int], cells: tuple[int, int]) -> torch.Tensor:
+    """The images [N, 3, H, W] with a frame around one of their `cells`, rows and columns."""
+    tall, wide = images.shape[-2] // cells[0], images.shape[-1] // cells[1]
+    thick = max(1, min(3, tall // 3, wide // 3))
+    (top, bottom), (left, right) = ((i * size, (i + 1) * size) for i, size in zip(cell, (tall, wide), strict=True))
+    frame = torch.zeros(images.shape[-2:], dtype=torch.bool)
+    frame[top:bottom, left:right] = True
+    frame[top + thick : bottom - thick, left + thick : right - thick] = False
+    return torch.where(frame, torch.tensor(MARK, dtype=torch.uint8).view(3, 1, 1), images)
+
+
+def enlarge(images: torch.Tensor, factors: tuple[int, int]) -> torch.Tensor:
+    """Pixels [..., H, W] repeated down and across."""
+    return images.repeat_interleave(factors[0], -2).repeat_interleave(factors[1], -1)
 
 
 def strip(grids: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
     """Grids side by side, first to last, each under its caption."""
-    font = ImageFont.load_default(size=16)
+    font = _font(15)
     top = _line_height(font) + GAP
     width = sum(g.width for g in grids) + GAP * (len(grids) + 1)
     sheet = Image.new("RGB", (width, top + max(g.height for g in grids) + GAP), PAPER)
@@ -71,7 +120,7 @@ def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> No
     durations = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
     size = (max(f.width for f in frames), max(f.height for f in frames))
     padded = [_pad(f, size) for f in frames]
-    padded[0].save(out, save_all=True, append_images=padded[1:], duration=durations, loop=0)
+    padded[0].save(out, save_all=True, append_images=padded[1:], duration=durations, loop=0, format="GIF")
 
 
 def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
@@ -124,6 +173,21 @@ def _pad(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     sheet = Image.new("RGB", size, PAPER)
     sheet.paste(picture, (0, 0))
     return sheet
+
+
+@cache
+def _font(size: int) -> Any:
+    """DejaVu Sans, which has accents, Greek and Cyrillic and comes with matplotlib; Pillow's own has English alone."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _fitting_font(texts: Sequence[str], width: int) -> Any:
+    """The largest font in which every line of the texts is at most `width` pixels wide, if it can be read at all."""
+    lines = [line for text in texts for line in text.splitlines()]
+    fitting = (size for size in range(14, 8, -1) if not lines or _widest(lines, _font(size)) <= width)
+    return _font(next(fitting, 8))
 
 
 def _line_height(font: Any) -> int:

@@ -52,6 +52,57 @@ def test_grid_refuses_labels_that_fit_nothing():
         pictures.grid(colours(6), ["a", "b", "c", "d"], 3)
 
 
+def test_grid_of_rectangles_names_its_columns_and_parts_its_groups():
+    wide = colours(8)[..., :4, :]
+    assert wide.shape[-2:] == (4, 8)
+    rows = list("abcd")
+    plain, headed, parted = (pictures.grid(wide, rows, 2, 4, **options) for options in (
+        {}, dict(headings=["t = 1", "t = 0\nα 1.00"]), dict(headings=["t = 1", "t = 0\nα 1.00"], together=2)))
+    for picture in (plain, headed, parted):
+        assert {i: place[0] for i, place in found(picture).items()} == dict.fromkeys(range(8), 16 * 32)
+    top, gaps = {}, {}
+    for name, picture in (("plain", plain), ("headed", headed), ("parted", parted)):
+        places = found(picture)
+        top[name], gaps[name] = places[0][1], [places[i + 2][1] - places[i][1] for i in (0, 2, 4)]
+    assert top["plain"] < top["headed"] == top["parted"]
+    assert gaps["plain"] == gaps["headed"] == [16 + pictures.GAP] * 3
+    assert gaps["parted"] == [20, 20 + pictures.BREAK, 20]
+    assert headed.width == plain.width
+
+
+def test_a_long_name_does_not_push_the_images_away():
+    short, long = (pictures.grid(colours(2), [name, "b"], 1, 8) for name in ("a", "a caption " * 30))
+    assert long.width < short.width + pictures.WIDEST_NAME
+
+
+@pytest.mark.parametrize("letter", "éßαЖ")
+def test_names_in_other_scripts_are_no_boxes(letter):
+    assert pictures._font(20).getmask(letter).getbbox() != pictures._font(20).getmask("\U0010ffff").getbbox()
+
+
+def test_heat_is_bright_where_the_weights_are_large():
+    weights = torch.tensor([[[0.0, 0.1, 0.2], [0.3, 0.5, 1.0]], [[0.0, 0.01, 0.02], [0.03, 0.05, 0.1]]])
+    found = pictures.heat(torch.zeros(2, 3, 4, 12, dtype=torch.uint8), weights)
+    assert found.shape == (2, 3, 4, 12)
+    assert torch.equal(found[0], found[1]), "each image by its own largest"
+    cells = found[0].unflatten(-1, (3, 4)).unflatten(-3, (2, 2))  # [3, 2, 2, 3, 4]
+    assert torch.equal(cells, cells[:, :, :1, :, :1].expand_as(cells))
+    assert (cells[..., 0, :, 0].float().sum(0).flatten().diff() > 0).all()
+    below = pictures.heat(torch.full((1, 3, 4, 12), 255, dtype=torch.uint8), weights[:1])
+    assert (below.int() - found[:1].int() - round(255 * (1 - pictures.HEAT))).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("cells", "cell", "framed"), [((2, 3), (1, 2), 8 * 8 - 4 * 4), ((16, 24), (0, 23), 1)])
+def test_outline_frames_one_cell(cells, cell, framed):
+    images = torch.zeros(2, 3, 16, 24, dtype=torch.uint8)
+    found = pictures.outline(images, cell, cells)
+    marked = (found == torch.tensor(pictures.MARK).view(3, 1, 1)).all(1)
+    assert marked.sum((1, 2)).tolist() == [framed] * 2
+    y, x = marked[0].nonzero().amin(0).tolist()
+    assert (y, x) == (cell[0] * 16 // cells[0], cell[1] * 24 // cells[1])
+    assert (found == 0).all(1).sum() == 2 * (16 * 24 - framed)
+
+
 def test_strip_puts_grids_side_by_side():
     grids = [pictures.grid(colours(3)[i : i + 1], None, 1, 4) for i in range(3)]
     places = found(pictures.strip(grids, ["step 1", "step 2", "a caption much too long for its grid"]))
