@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install quickstart quickstart-fast test test-slow lint types bench clean
+.PHONY: install quickstart quickstart-fast test test-slow lint types bench story clean
 
 quickstart: $(READY)       ## train, sample and evaluate on handwritten digits: 4 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.quickstart
@@ -38,6 +38,9 @@ bench: $(READY)            ## measured speed and quality, into benchmarks/result
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
 	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record
 	$(BIN)/python -m benchmarks.evaluation_speed --record
+
+story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, under an hour on 2 CPU cores
+	$(BIN)/python -m benchmarks.story --record
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,24 +1,29 @@
-"""From configuration to objects: the only file that knows both."""
+"""From configuration to the objects of a run: network, process, loss, data, card."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dit.config import SamplerConfig, TrainConfig
-from dit.data.images import load_images, show_size, sides, size_of
-from dit.diffusion import samplers
-from dit.diffusion.denoiser import Denoise, Denoiser
-from dit.diffusion.guidance import cfg
-from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms
+from dit.config import TrainConfig
+from dit.data.captions import load_captioned
+from dit.data.images import load_images, sides, size_flag, size_of
+from dit.diffusion import classifier
+from dit.diffusion.classifier import NoisyClassifier, classifier_loss
+from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents, LatentStore, MemoryLatents, OnlineLatents, holds_latents
-from dit.models.create import create_model
-from dit.runs import Card, NetworkSpec, Weights, find_weights, read_weights
+from dit.models.create import create_model, is_classifier
+from dit.runs import Card, NetworkSpec, find_weights, read_weights
+from dit.text import TextEncoder, load_text_encoder
+
+MOST_CAPTIONS = 10_000  # that a run remembers of its data
 
 
 def build_process(config: TrainConfig) -> Process:
@@ -30,12 +35,11 @@ def build_process(config: TrainConfig) -> Process:
 
 def build_network(spec: NetworkSpec) -> nn.Module:
     """A fresh network."""
-    sizes = {name: value for name, value in asdict(spec).items() if name != "model"}
-    return create_model(spec.model, **sizes)
+    return create_model(spec.model, **spec.sizes)
 
 
 def initialise(network: nn.Module, card: Card, weights: Path) -> None:
-    """Start a network from another run's EMA; with another number of classes all but the null label starts afresh.
+    """Start a network from another run's EMA; with another number of classes, what is of classes starts afresh.
 
     Raises:
         UserError: no weights there, or of another network.
@@ -43,6 +47,9 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
     config, spec = card.config, card.network
     found = read_weights(find_weights(weights))
     theirs = found.card.network
+    if theirs.conditioning != spec.conditioning:
+        raise UserError(f"--init {weights} was trained with --conditioning {theirs.conditioning}, not "
+                        f"{spec.conditioning}", "the same for both", f"pass --conditioning {theirs.conditioning}")
     if replace(theirs, num_classes=spec.num_classes) != spec:
         raise UserError(f"--init {weights} is {theirs}", f"{spec}", "give the flags that the weights were trained with")
     for name in ("process", "objective", "vae", "latent_norm"):
@@ -50,12 +57,22 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
         if old != new:
             raise UserError(f"--init {weights} was trained with {name} {old}, not {new}", "the same for both",
                             f"pass --{name.replace('_', '-')} {old}")
-    state_dict, table = found.state_dict, "y_embedder.embedding_table.weight"
-    if theirs.num_classes != spec.num_classes:
-        fresh = network.state_dict()[table].clone()
-        fresh[-1] = state_dict[table][-1]
-        state_dict = {**state_dict, table: fresh}
-    load_weights(network, state_dict, found.path)
+    if found.card.text_encoder_sha256 != card.text_encoder_sha256:
+        old, new = (one.text_encoder or "digits" for one in (found.card.config, config))
+        raise UserError(f"--init {weights} was trained with --text-encoder {old}, which is not --text-encoder {new}",
+                        "the same for both",
+                        "pass the encoder that the weights were trained with")
+    fresh = fresh_classes(network, found.state_dict) if theirs.num_classes != spec.num_classes else {}
+    load_weights(network, {**found.state_dict, **fresh}, found.path)
+
+
+def fresh_classes(network: nn.Module, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network's own label embeddings, but for the null label's, or its own classification head."""
+    table, head = "y_embedder.embedding_table.weight", ("head.weight", "head.bias")
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items() if name in (table, *head)}
+    if table in own:
+        own[table][-1] = trained[table][-1]
+    return own
 
 
 def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) -> None:
@@ -72,22 +89,29 @@ def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) 
                         "take another checkpoint") from None
 
 
-def build_loss(config: TrainConfig, network: nn.Module, process: Process) -> tuple[LossFunction, tuple[str, ...]]:
+def build_loss(config: TrainConfig, network: Callable[..., Tensor], process: Process
+               ) -> tuple[LossFunction, tuple[str, ...]]:
     """What training descends, and the names of its terms."""
+    if is_classifier(config.model):
+        return partial(classifier_loss, NoisyClassifier(network, process)), classifier.TERMS
     denoise = Denoiser(network, process, config.objective, config.learn_sigma)
+    if config.loss == "vlb":
+        return partial(variational_loss, denoise), ("vb",)
     return partial(diffusion_loss, denoise, min_snr_gamma=config.min_snr_gamma), loss_terms(config.learn_sigma)
 
 
-def build_denoiser(config: TrainConfig, network: nn.Module) -> Denoiser:
+def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoiser:
     """Network and process as one."""
     return Denoiser(network, build_process(config), config.objective, config.learn_sigma)
 
 
 def build_source(config: TrainConfig, autoencoder: Autoencoder) -> Latents:
     """The latents to train on: stored ones, digits encoded now, or a folder's images encoded as they come."""
+    autoencoder.latent_shape(config.image_size)  # tells of a size that does not fit before anything is encoded
     if holds_latents(Path(config.data)):
         return open_store(config, autoencoder)
-    images = load_images(config.data, config.image_size)
+    load = load_captioned if config.conditioning == "text" else load_images
+    images = load(config.data, config.image_size)
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)
@@ -101,36 +125,60 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder) -> LatentStore:
         UserError: encoded by another autoencoder, at another size, or without the flips asked for.
     """
     store = LatentStore(config.data)
-    again = f"encode again: dit encode --data IMAGES --out OTHER --vae {config.vae} --image-size {config.image_size}"
+    again = f"encode again: dit encode --data IMAGES --out OTHER --vae {config.vae} {size_flag(config.image_size)}"
     if store.checksum != autoencoder.checksum:
         raise UserError(f"--data {config.data} was encoded by {store.vae}, not by --vae {config.vae}",
                         "the autoencoder of the latents", f"pass --vae {store.vae}, or {again}")
     if sides(store.image_size) != sides(config.image_size):
-        raise UserError(f"--data {config.data} was encoded at {show_size(store.image_size)} px, not --image-size "
-                        f"{show_size(config.image_size)}", "the size of the latents",
-                        f"pass --image-size {' '.join(map(str, sides(store.image_size)))}")
+        raise UserError(f"--data {config.data} was encoded with {size_flag(store.image_size)}, not "
+                        f"{size_flag(config.image_size)}", "the size of the latents",
+                        f"pass {size_flag(store.image_size)}")
+    text = config.conditioning == "text"
+    if store.captions != text and (text or config.num_classes != 0):
+        kind, flag = ("captions", "--captions") if text else ("classes", "no --captions")
+        raise UserError(f"--conditioning {config.conditioning} with --data {config.data}, encoded with"
+                        f"{'' if store.captions else 'out'} --captions", f"latents with {kind}",
+                        f"encode again with {flag}, or pass --conditioning {'adaln-zero' if text else 'text'}")
     if config.flip and not store.flips:
         raise UserError(f"--flip with --data {config.data}, which holds no mirrored images", "latents with flips",
                         f"drop --flip, or {again} --flip")
     return store
 
 
-def build_card(config: TrainConfig, source: Latents) -> Card:
+def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder | None:
+    """What reads the captions of a run with --conditioning text, which for digits is the bundled one."""
+    return load_text_encoder(config.text_encoder or "digits", device) if config.conditioning == "text" else None
+
+
+def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None = None,
+               kin: Card | None = None) -> Card:
     """Describe the network that this configuration trains on this data.
 
+    Args:
+        kin: of a network whose latent statistics it shares; they are measured on the data unless given.
+
     Raises:
-        UserError: more classes in the data than --num-classes.
+        UserError: --num-classes is neither 0 nor enough for the data, or above 0 for data without classes.
     """
-    num_classes = config.num_classes or len(source.classes)
-    if num_classes < len(source.classes):
-        raise UserError(f"--num-classes {num_classes} for data with {len(source.classes)} classes",
-                        f"{len(source.classes)} or more", "drop --num-classes to count them in the data")
+    found = len(source.classes)
+    num_classes = found if config.num_classes is None else config.num_classes
+    if num_classes and not found:
+        raise UserError(f"--num-classes {num_classes} for data without classes", "0, or one subfolder per class",
+                        "drop --num-classes to train without classes")
+    if 0 < num_classes < found:
+        raise UserError(f"--num-classes {num_classes} for data with {found} classes", f"{found} or more, or 0 for none",
+                        "drop --num-classes to count them in the data")
     channels, *size = source.shape
     spec = NetworkSpec(model=config.model, input_size=size_of(*size), in_channels=channels, num_classes=num_classes,
-                       learn_sigma=config.learn_sigma, conditioning=config.conditioning)
-    card = Card(config=config, network=spec, classes=source.classes)
+                       learn_sigma=config.learn_sigma, conditioning=config.conditioning,
+                       text_width=encoder.width if encoder else None)
+    classes = source.classes if num_classes else []
+    card = Card(config=config, network=spec, classes=classes[:MOST_CAPTIONS] if encoder else classes,
+                text_encoder_sha256=encoder.checksum if encoder else None)
     if config.latent_norm == "vae":
         return card
+    if kin:
+        return replace(card, latent_mean=kin.latent_mean, latent_std=kin.latent_std)
     mean, std = source.statistics()
     return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
 
@@ -145,103 +193,3 @@ def normalised(autoencoder: Autoencoder, card: Card) -> Autoencoder:
     if card.latent_mean is None or card.latent_std is None:
         return autoencoder
     return autoencoder.with_statistics(card.latent_mean, card.latent_std)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained network, ready to sample from."""
-
-    weights: Weights
-    denoise: Denoiser
-    autoencoder: Autoencoder
-    device: torch.device
-
-    @property
-    def card(self) -> Card:
-        """What the network is."""
-        return self.weights.card
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        height, width = sides(self.card.network.input_size)
-        return self.card.network.in_channels, height, width
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return sides(self.card.config.image_size)
-
-    @property
-    def home(self) -> Path:
-        """The run directory that the weights lie in, or the folder of weights that lie alone."""
-        folder = self.weights.path.parent
-        return folder.parents[1] if folder.parent.name == "checkpoints" else folder
-
-
-def load_run(path: Path, device: torch.device) -> Run:
-    """The EMA of a run directory, a checkpoint directory or a weights file.
-
-    Raises:
-        UserError: missing, damaged, or its autoencoder is missing.
-    """
-    weights = read_weights(find_weights(path))
-    with device:
-        network = build_network(weights.card.network)
-    load_weights(network, weights.state_dict, weights.path)
-    network.eval().requires_grad_(False)
-    denoise = build_denoiser(weights.card.config, network)
-    return Run(weights, denoise, build_autoencoder(weights.card, device), device)
-
-
-@dataclass(frozen=True)
-class SamplingPlan:
-    """A sampler with its guidance and times: what `generate` runs on each batch."""
-
-    denoise: Denoise
-    process: Process
-    sampler: samplers.Sampler
-    name: str
-    times: torch.Tensor
-
-
-def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
-    """Choose sampler, steps and guidance; `auto` is resolved here.
-
-    Raises:
-        UserError: a sampler or variance that the network can not serve.
-    """
-    card, denoise = run.card, run.denoise
-    flow = card.config.process == "flow"
-    name = config.sampler if config.sampler != "auto" else "dpmpp_2m" if flow else "ddpm"
-    variance = config.variance if config.variance != "auto" else "learned" if denoise.learn_sigma else "small"
-    if variance == "learned" and not denoise.learn_sigma:
-        raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
-    steps = config.steps or (250 if name == "ddpm" else 25)
-    if isinstance(denoise.process, DDPM) and steps > denoise.process.start:
-        raise UserError(f"--steps {steps}", f"at most {denoise.process.start} with {card.config.process} betas",
-                        "pass fewer --steps")
-    channels = config.cfg_channels
-    if channels is not None and channels > card.network.in_channels:
-        raise UserError(f"--cfg-channels {channels}", f"at most {card.network.in_channels} latent channels",
-                        "pass fewer, or drop it to guide all")
-    guided = cfg(denoise, denoise.process, config.cfg_scale, card.network.num_classes,
-                 interval=config.cfg_interval, channels=channels)
-    options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
-    sampler = partial(getattr(samplers, name), **options.get(name, {}))
-    return SamplingPlan(guided, denoise.process, sampler, name, denoise.process.times(steps))
-
-
-def class_ids(text: str | None, card: Card) -> list[int]:
-    """Class ids from a flag such as `0,1,2`; for None all that the network was trained on.
-
-    Raises:
-        UserError: not numbers, or out of range.
-    """
-    if text is None:
-        return list(range(len(card.classes)))
-    ids, num_classes = text.split(","), card.network.num_classes
-    if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
-        raise UserError(f"--classes {text}", f"class ids from 0 to {num_classes - 1}, separated by commas",
-                        "see `dit info RUN` for the classes of a run")
-    return [int(i) for i in ids]

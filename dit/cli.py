@@ -1,4 +1,4 @@
-"""The command `dit train|sample|evaluate|sweep|compare|stats|encode|convert|info`; train.py, sample.py, evaluate.py.
+"""The command `dit COMMAND`, and train.py, sample.py, evaluate.py.
 
 Flags come from the dataclasses of `dit.config`. torch is imported only once the flags are right, so that `--help`
 and mistakes answer at once.
@@ -20,15 +20,19 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from dit.config import (
+    ClassifierConfig,
     CompareConfig,
     ConvertConfig,
     EncodeConfig,
     EvalConfig,
     InfoConfig,
+    NllConfig,
     SampleConfig,
+    ShowConfig,
     StatsConfig,
     SweepConfig,
     TrainConfig,
+    VaeConfig,
 )
 from dit.errors import UserError, nearest
 
@@ -45,12 +49,16 @@ Config = TypeVar("Config")
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainConfig, "dit.training.trainer:train"),
+    "train-classifier": (ClassifierConfig, "dit.training.classifier:train_classifier"),
     "sample": (SampleConfig, "dit.sample:sample"),
     "evaluate": (EvalConfig, "dit.evaluation.evaluate:evaluate"),
+    "show": (ShowConfig, "dit.show:show"),
     "sweep": (SweepConfig, "dit.evaluation.sweep.sweep:sweep"),
     "compare": (CompareConfig, "dit.evaluation.compare:compare"),
     "stats": (StatsConfig, "dit.evaluation.stats:stats"),
+    "nll": (NllConfig, "dit.likelihood:nll"),
     "encode": (EncodeConfig, "dit.encode:encode"),
+    "train-vae": (VaeConfig, "dit.first_stage.train:train_vae"),
     "convert": (ConvertConfig, "dit.convert:convert"),
     "info": (InfoConfig, "dit.info:show"),
 }
@@ -84,7 +92,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10} {_first_line(config)}" for name, (config, _) in COMMANDS.items()]
+    lines = [f"  {name:<16} {_first_line(config)}" for name, (config, _) in COMMANDS.items()]
     return "\n".join(["usage: dit COMMAND [FLAGS]", "", *lines, "", "`dit COMMAND --help` lists the flags."])
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit.build import Run, SamplingPlan, build_sampling
 from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.hardware import autocast
+from dit.plan import SamplingPlan, build_sampling
+from dit.trained import Run
 
 
 class NotFinite(UserError):
@@ -49,7 +50,7 @@ class ImageNoise:
 
 
 def generate(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
-    """Images of the given classes: uint8 [N, 3, S, S] on the CPU.
+    """Images of the given classes: uint8 [N, 3, H, W] on the CPU.
 
     Args:
         run: network and autoencoder.
@@ -68,11 +69,20 @@ def generate(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor
 @torch.inference_mode()
 def _generate_batch(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
     latents = sample_latents(run, plan, config, labels, indices)
+    check_finite(latents, labels, indices)
+    return run.autoencoder.decode(latents).cpu()
+
+
+def check_finite(latents: Tensor, labels: Tensor, indices: Tensor) -> None:
+    """Make sure that no image [B] came out as NaN or infinite.
+
+    Raises:
+        NotFinite: one did.
+    """
     finite = latents.flatten(1).isfinite().all(dim=1).cpu()
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise NotFinite(int(indices[first]), int(labels[first]))
-    return run.autoencoder.decode(latents).cpu()
 
 
 @torch.inference_mode()
@@ -84,7 +94,7 @@ def sample_latents(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: 
 
 
 def sample_grid(run: Run, config: SamplerConfig, classes: Sequence[int], per_class: int) -> tuple[Tensor, Tensor]:
-    """`per_class` images of each class, class by class: uint8 [N, 3, S, S] and their labels, int64 [N]."""
+    """`per_class` images of each class, class by class: uint8 [N, 3, H, W] and their labels, int64 [N]."""
     labels = torch.tensor(classes).repeat_interleave(per_class)
     plan = build_sampling(run, config)
     return generate(run, plan, config, labels, torch.arange(len(labels))), labels

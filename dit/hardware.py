@@ -57,6 +57,12 @@ class Ranks:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` [n, ...] of all ranks, one rank after the other, on every rank: [world * n, ...]."""
+        rows = values.new_zeros(self.world, *values.shape)
+        rows[self.rank] = values
+        return self.total(rows).flatten(0, 1)
+
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Rank 0's result of `work`, or its UserError, on every rank."""
         outcome: tuple[Value | None, UserError | None] = (None, None)
@@ -142,6 +148,13 @@ def uses_bf16(device: torch.device, precision: str) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Mixed precision: `fp32`, `bf16`, or `auto` for bf16 where it is fast."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision))
+
+
+def choose_attention(network: torch.nn.Module, device: torch.device, precision: str) -> None:
+    """Fused attention, but on CPU in bf16, where plain attention trains 1.5 to 5 times faster."""
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = not (device.type == "cpu" and uses_bf16(device, precision))  # type: ignore[assignment]
 
 
 def versions(*libraries: str) -> dict[str, str | None]:

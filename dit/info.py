@@ -8,10 +8,10 @@ import torch
 from dit.build import build_network
 from dit.config import InfoConfig
 from dit.convert import read_release
-from dit.data.images import show_size, sides
+from dit.data.images import Size, sides, tell_size
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.models.create import parameters
+from dit.models.create import is_classifier, parameters, structure
 from dit.runs import (
     BEST,
     WEIGHTS,
@@ -103,20 +103,23 @@ def card_rows(card: Card) -> Rows:
     """What a network is and how it was trained."""
     config, spec = card.config, card.network
     objective = f"{config.objective} prediction" + (", learned variance" if config.learn_sigma else "")
+    if is_classifier(spec.model):
+        objective = "class of noised latents"
     times = f", {config.time_sampling} times shifted by {config.time_shift:g}" if config.process == "flow" else ""
     process = "flow matching" if config.process == "flow" else f"DDPM, {config.process} betas"
     norm = "the autoencoder's constants" if card.latent_mean is None else f"mean {_numbers(card.latent_mean)}, "
     norm += "" if card.latent_std is None else f"deviation {_numbers(card.latent_std)}, measured on the data"
     return [
         *_network_rows(spec),
-        ("images", f"{show_size(config.image_size)} pixels"),
+        ("images", tell_size(config.image_size)),
         ("autoencoder", config.vae),
         ("latents scaled by", norm),
         ("data", config.data),
-        ("class names", _names(card.classes)),
+        *([("text encoder", config.text_encoder or "digits")] if card.text_encoder_sha256 else []),
+        *([] if card.unconditional else [("class names", _names(card.classes))]),
         ("process", process + times),
         ("objective", objective),
-        ("label dropout", f"{config.label_dropout:g}"),
+        *([] if card.unconditional else [("label dropout", f"{config.label_dropout:g}")]),
         ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
         ("EMA decay", f"{config.ema:g}"),
         ("precision", config.precision),
@@ -126,12 +129,13 @@ def card_rows(card: Card) -> Rows:
 
 def _network_rows(spec: NetworkSpec) -> Rows:
     with torch.device("meta"):
-        count = parameters(build_network(spec))
+        network = build_network(spec)
     return [
         ("model", spec.model),
-        ("parameters", f"{count:,}"),
-        ("latents", " x ".join(map(str, (spec.in_channels, *sides(spec.input_size))))),
-        ("classes", str(spec.num_classes)),
+        ("network", structure(network)),
+        ("parameters", f"{parameters(network):,}"),
+        ("latents", " x ".join(map(str, (spec.in_channels, *sides(spec.input_size)))) + _order(spec.input_size)),
+        ("classes", str(spec.num_classes or "none (unconditional)")),
         ("learned variance", "yes" if spec.learn_sigma else "no"),
     ]
 
@@ -175,6 +179,11 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def _order(latent: Size) -> str:
+    height, width = sides(latent)
+    return " (channels, height, width)" if height != width else ""
 
 
 def _numbers(values: list[float]) -> str:

@@ -45,6 +45,11 @@ class NetworkSpec:
     conditioning: str = "adaln-zero"
     text_width: int | None = None  # features of a token of text, with conditioning `text`
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """All but the name, as `create_model` takes it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "model"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -55,6 +60,17 @@ class Card:
     classes: list[str]  # names of those in the data; the network may have room for more
     latent_mean: list[float] | None = None  # of --latent-norm data
     latent_std: list[float] | None = None
+    text_encoder_sha256: str | None = None  # of --conditioning text
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether there are no classes to ask for: all labels are the null id, 0."""
+        return self.network.num_classes == 0 and not self.classes
+
+    @property
+    def ids(self) -> list[int]:
+        """What can be sampled: ids of the classes that the data had; the null id where there are none."""
+        return list(range(len(self.classes))) or [self.network.num_classes]
 
     def class_name(self, label: int) -> str:
         """The name of a class, its id where the data had none of it."""
@@ -92,6 +108,12 @@ class Weights:
     card: Card
     step: int
     state_dict: dict[str, Tensor]
+
+    @property
+    def home(self) -> Path:
+        """The run directory that they lie in, or the folder of weights that lie alone."""
+        folder = self.path.parent
+        return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
 @contextmanager
@@ -177,6 +199,12 @@ def read_weights(file: Path) -> Weights:
     Raises:
         UserError: not such a file, or truncated.
     """
+    card, step = read_header(file)
+    return Weights(file, card, step, load_file(file))
+
+
+def read_header(file: Path) -> tuple[Card, int]:
+    """Card and step of a file of weights; raises as `read_weights`."""
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get("dit")
@@ -190,7 +218,7 @@ def read_weights(file: Path) -> Weights:
         values = json.loads(header)
         step = int(values.pop("step"))
         card = Card.from_json(values)
-    return Weights(file, card, step, load_file(file))
+    return card, step
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -1,17 +1,22 @@
 """Sampling as a user asks for it: a labelled grid, or a folder of many images."""
 
+import hashlib
+import json
 from pathlib import Path
 
-from dit.build import Run, class_ids, load_run
 from dit.config import SampleConfig
+from dit.data.images import show_size
 from dit.errors import UserError
 from dit.files import replacing
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
+from dit.plan import class_ids, labelled
 from dit.sample_folder import sample_folder
+from dit.trained import Run, load_run, prompted
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
+COLUMNS = 8  # of a grid without classes
 
 
 def sample(config: SampleConfig, ranks: Ranks) -> Path:
@@ -21,9 +26,11 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
         UserError: flags that do not fit together or the run; see also `load_run` and `sample_folder`.
     """
     _check(config)
-    run = load_run(config.run, ranks.device)
+    run = labelled(load_run(config.run, ranks.device, config.image_size), config.classifier)
+    if config.prompt or config.negative_prompt:
+        run = prompted(run, config.prompt, config.negative_prompt)
     classes = class_ids(config.classes, run.card)
-    if config.classes is None and config.num_samples is None:
+    if config.classes is None and config.num_samples is None and not config.prompt:
         classes = spread(classes, GRID_CLASSES)
     if config.num_samples is not None:
         assert config.out is not None
@@ -56,12 +63,17 @@ def _check(config: SampleConfig) -> None:
 
 def _write_grid(run: Run, config: SampleConfig, classes: list[int], out: Path) -> None:
     images, _ = sample_grid(run, config, classes, config.per_class)
-    names = [run.card.class_name(c) for c in classes]
-    sheet = grid(images, names, config.per_class, fitting_scale(images.shape[-1]))
+    names = None if run.card.unconditional else [run.card.class_name(c) for c in classes]
+    columns = config.per_class if names else min(config.per_class, COLUMNS)
+    sheet = grid(images, names, columns, fitting_scale(max(images.shape[-2:])))
     with replacing(out) as beside:
         sheet.save(beside, format="PNG")
 
 
 def _default_out(run: Run, config: SampleConfig) -> Path:
-    name = f"grid-step-{run.weights.step:07d}-cfg-{config.cfg_scale:g}-seed-{config.seed}.png"
+    size = f"-{show_size(run.image_size)}" if run.trained_size else ""
+    prompts = [*config.prompt, config.negative_prompt]
+    words = "-" + hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:6] if any(prompts) else ""
+    by = "-guide" * bool(config.guide) + (f"-classifier-{config.classifier_scale:g}" if config.classifier else "")
+    name = f"grid-step-{run.weights.step:07d}-cfg-{config.cfg_scale:g}{by}-seed-{config.seed}{size}{words}.png"
     return run.home / "samples" / name

@@ -16,14 +16,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.build import Run, SamplingPlan, build_sampling
 from dit.config import SamplerConfig
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
 from dit.generate import NotFinite, generate
 from dit.hardware import Ranks, uses_bf16, versions
-from dit.runs import damaged
+from dit.plan import SamplingPlan, build_sampling
+from dit.runs import damaged, find_weights, read_header
+from dit.text import Captioned
+from dit.trained import Run
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
@@ -38,7 +40,8 @@ def sample_folder(
     """Fill a folder with images; image i has class `classes[i % len(classes)]`.
 
     `png`: 000000.png, …, and labels.csv once all are there. `npz`: samples.npz in ADM's layout (arr_0 uint8
-    [N, S, S, 3], arr_1 int64 [N]), collected from parts. Beside them samples.json, the settings. A folder that
+    [N, H, W, 3], arr_1 int64 [N]), collected from parts. Of an unconditional run there is neither labels.csv nor
+    arr_1. Beside them samples.json, the settings. A folder that
     was interrupted, or made with a smaller `num_samples`, is completed; rank r makes the images i % world == r.
 
     Raises:
@@ -46,7 +49,8 @@ def sample_folder(
         NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
     """
     plan = build_sampling(run, config)
-    folder = (PngFolder if format == "png" else NpzFolder)(out, classes, {c: run.card.class_name(c) for c in classes})
+    names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
+    folder = (PngFolder if format == "png" else NpzFolder)(out, classes, names)
     settings = {**protocol(run, plan, config, classes), "format": format}
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
     there = num_samples - len(missing)
@@ -85,6 +89,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "vae": run.autoencoder.name,
         "vae_sha256": run.autoencoder.checksum,
         "image_size": size_of(*run.image_size),
+        **({"trained_size": run.trained_size} if run.trained_size else {}),
         "process": card.config.process,
         "objective": card.config.objective,
         "sampler": plan.name,
@@ -92,13 +97,35 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "cfg_scale": config.cfg_scale,
         "cfg_interval": list(config.cfg_interval),
         "cfg_channels": config.cfg_channels,
+        **(_network("guide", config.guide) if config.guide else {}),
+        **({**_network("classifier", config.classifier), "classifier_scale": config.classifier_scale}
+           if config.classifier else {}),
         "eta": options.get("eta"),  # none of another sampler's business
         "variance": options.get("variance"),
         "seed": config.seed,
         "precision": "bf16" if uses_bf16(run.device, config.precision) else "fp32",
-        "classes": list(classes),
+        "classes": [] if card.unconditional else list(classes),
+        **_text(run, classes),
         "versions": versions(*LIBRARIES),
     }
+
+
+def _network(role: str, path: Path) -> dict[str, Any]:
+    """Another network that guides: what it is, wherever it lies."""
+    file = find_weights(path)
+    card, step = read_header(file)
+    return {role: f"{card.network.model} at step {step}", f"{role}_sha256": sha256(file)}
+
+
+def _text(run: Run, classes: Sequence[int]) -> dict[str, Any]:
+    """What else the images of a text run depend on; nothing for other runs."""
+    network = run.denoise.network
+    if not isinstance(network, Captioned):
+        return {}
+    *_, null = network.captions.texts
+    encoder = network.captions.encoder
+    return {"prompts": [run.card.class_name(c) for c in classes], "negative_prompt": null,
+            "text_encoder": encoder.name, "text_encoder_sha256": encoder.checksum}
 
 
 class SampleFolder(Protocol):
@@ -110,7 +137,7 @@ class SampleFolder(Protocol):
         """Indices of the images that are there, whole."""
 
     def write(self, indices: list[int], images: Tensor) -> None:
-        """Add images, uint8 [B, 3, S, S]; each is there whole or not at all."""
+        """Add images, uint8 [B, 3, H, W]; each is there whole or not at all."""
 
     def complete(self, num_samples: int) -> bool:
         """Whether `finish` has been done."""
@@ -137,7 +164,7 @@ def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -
     record = folder.out / RECORD
     _check_folder(folder.out)
     if record.exists():
-        _check_settings(_read_record(record), settings, record)
+        _check_settings(_read_record(record), json.loads(json.dumps(settings)), record)  # where tuples are lists
     for leftover in folder.out.rglob(".*"):
         if LEFTOVER.fullmatch(leftover.name):
             leftover.unlink()
@@ -178,7 +205,7 @@ def _check_settings(recorded: dict[str, Any], settings: dict[str, Any], record: 
 
 
 class PngFolder:
-    """One PNG an image, and a table of labels."""
+    """One PNG an image and, where these have names, a table of labels."""
 
     def __init__(self, out: Path, classes: Sequence[int], names: Mapping[int, str]):
         self.out, self.classes, self.names = out, classes, names
@@ -191,7 +218,8 @@ class PngFolder:
             list(pool.map(_write_png, [self.out / _png_name(i) for i in indices], images))
 
     def complete(self, num_samples: int) -> bool:
-        return (self.out / LABELS).exists() and len((self.out / LABELS).read_text().splitlines()) == num_samples + 1
+        table = self.out / LABELS
+        return not self.names or (table.exists() and len(table.read_text().splitlines()) == num_samples + 1)
 
     def finish(self, num_samples: int) -> None:
         """Write labels.csv: file, label, class."""
@@ -220,10 +248,13 @@ def _is_whole(png: Path) -> bool:
 
 
 class NpzFolder:
-    """One archive in ADM's layout; while it grows, `parts/part-FIRST.npz` with the arrays `indices` and `images`."""
+    """One archive in ADM's layout; while it grows, `parts/part-FIRST.npz` with the arrays `indices` and `images`.
+
+    Without names of classes it has no labels.
+    """
 
     def __init__(self, out: Path, classes: Sequence[int], names: Mapping[int, str]):
-        self.out, self.classes = out, classes
+        self.out, self.classes, self.names = out, classes, names
 
     def _parts(self) -> list[Path]:
         return sorted((self.out / PARTS).glob("part-*.npz"))
@@ -234,8 +265,10 @@ class NpzFolder:
             return 0
         with damaged(self.out / ARCHIVE, "an intact archive", "remove it to sample again"):
             try:
-                with np.load(self.out / ARCHIVE) as archive:
-                    return len(archive["arr_1"])
+                with zipfile.ZipFile(self.out / ARCHIVE) as archive, archive.open("arr_0.npy") as array:
+                    np.lib.format.read_magic(array)
+                    (count, *_), _, _ = np.lib.format.read_array_header_1_0(array)
+                    return count
             except zipfile.BadZipFile as error:
                 raise ValueError(error) from None
 
@@ -260,15 +293,16 @@ class NpzFolder:
         """Collect the parts in samples.npz and remove them."""
         labels = np.array([self.classes[i % len(self.classes)] for i in range(num_samples)], dtype=np.int64)
         if self._archived() < num_samples:
+            arrays: dict[str, Any] = {"arr_0": self._collect(num_samples), **({"arr_1": labels} if self.names else {})}
             with replacing(self.out / ARCHIVE) as beside, beside.open("wb") as opened:
-                np.savez(opened, arr_0=self._collect(num_samples), arr_1=labels)
+                np.savez(opened, **arrays)
         for part in self._parts():
             part.unlink()
         if (self.out / PARTS).exists():
             (self.out / PARTS).rmdir()
 
     def _collect(self, num_samples: int) -> np.ndarray:
-        """[N, S, S, 3] uint8."""
+        """[N, H, W, 3] uint8."""
         pieces = [(slice(0, self._archived()), self.out / ARCHIVE, "arr_0")] if self._archived() else []
         images: np.ndarray | None = None
         for where, file, name in [*pieces, *((None, part, "images") for part in self._parts())]:

@@ -25,9 +25,12 @@ DIGITS = [str(i) for i in range(10)]
 def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
     """A run directory with one checkpoint, without state/, of an untrained network that is not zero."""
     config = TrainConfig(**{**TINY, **settings})
-    spec = NetworkSpec(model=config.model, input_size=config.image_size, in_channels=3, num_classes=10,
-                       learn_sigma=config.learn_sigma)
-    card = Card(config=config, network=spec, classes=DIGITS)
+    num_classes = 10 if config.num_classes is None else config.num_classes
+    spec = NetworkSpec(model=config.model, input_size=config.image_size, in_channels=3, num_classes=num_classes,
+                       learn_sigma=config.learn_sigma, conditioning=config.conditioning)
+    statistics = [0.5] * 3 if config.latent_norm == "data" else None
+    card = Card(config=config, network=spec, classes=DIGITS[:num_classes], latent_mean=statistics,
+                latent_std=statistics)
     checkpoint = root / "checkpoints" / f"step-{step:07d}"
     checkpoint.mkdir(parents=True)
     weights = checkpoint / f"ema-{config.ema:g}.safetensors"
@@ -43,7 +46,7 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = build_network(spec)
     for name, parameter in network.named_parameters():
-        if "adaLN" in name or "final_layer" in name:
+        if any(part in name for part in ("adaLN", "final_layer", "conv_out", "text_attn.proj", "head.")):
             torch.nn.init.normal_(parameter, std=0.05)
         if "y_embedder" in name:
             torch.nn.init.normal_(parameter, std=1.0)

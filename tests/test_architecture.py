@@ -13,14 +13,16 @@ LEVELS = [
     {"files"},
     {"hardware"},
     {"models", "data", "pictures", "diffusion"},
-    {"latents"},
+    {"latents", "text"},
     {"config"},
     {"runs", "presets"},
     {"build", "convert"},
+    {"trained"},
+    {"plan"},
     {"generate", "encode"},
     {"sample_folder"},
     {"evaluation"},
-    {"training", "sample", "info"},
+    {"training", "first_stage", "sample", "show", "info", "likelihood"},
     {"cli"},
 ]
 WITHIN_EVALUATION = [
@@ -33,7 +35,7 @@ WITHIN_EVALUATION = [
     {"findings", "compare", "stats", "sweep"},
     {"evaluate"},
 ]
-WITHIN_DIFFUSION = ["process", "denoiser", "guidance", "objective", "samplers"]
+WITHIN_DIFFUSION = ["process", "denoiser", "guidance", "objective", "importance", "density", "classifier", "samplers"]
 
 
 def level(part: str) -> int:
@@ -92,7 +94,7 @@ def test_entry_points_are_short(script):
 
 
 def test_import_brings_no_heavy_library():
-    heavy = "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics']"
-    code = f"import sys, dit.build, dit.training.trainer, dit.generate; print([m for m in {heavy} if m in sys.modules])"
+    heavy = "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers']"
+    code = f"import sys, dit.plan, dit.training.trainer, dit.generate; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"

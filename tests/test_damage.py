@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dit.build import class_ids, load_run
 from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.plan import class_ids
 from dit.runs import WEIGHTS, Card, checkpoints, find_weights, latest, read_weights, verify
+from dit.trained import load_run
 
 CPU = Ranks().device
 

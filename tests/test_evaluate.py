@@ -207,7 +207,7 @@ def test_statistics_of_another_network(samples, tmp_path):
 def test_statistics_of_images_of_another_size(samples, tmp_path):
     stats(StatsConfig(data="digits", image_size=16, out=tmp_path / "stats.npz"), Ranks())
     message = refused(samples=samples, reference=str(tmp_path / "stats.npz"), extractor=CNN)
-    assert "samples of 32x32 and statistics of 16x16" in message
+    assert "samples of 32x32 pixels and statistics of 16x16" in message
 
 
 def test_statistics_that_are_no_covariance(samples, tmp_path):

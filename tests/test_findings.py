@@ -191,6 +191,14 @@ def test_only_digits_are_recognised_and_only_where_it_is_known_which(both):
     assert unknown.found is strange.found is unknown.floor is None
 
 
+def test_captions_of_digits_are_digits():
+    known, unknown = (module._digits_by_name(from_array(pixels(2, 0), "x", labels)).labels
+                      for labels in (["an eight", "7"], None))
+    assert (known, unknown) == (["8", "7"], None)
+    strange = from_array(pixels(2, 0), "x", ["a seven", "a cat"])
+    assert module._recognise(module._digits_by_name(strange)).reason == "label 'a cat' is no digit from 0 to 9"
+
+
 # -- copies ------------------------------------------------------------------------------------------------------
 
 

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from dit import sample_folder as module
-from dit.build import Run, SamplingPlan, build_sampling, load_run
 from dit.config import SampleConfig, SamplerConfig
 from dit.errors import UserError
 from dit.generate import ImageNoise, NotFinite, generate, sample_grid, sample_latents
 from dit.hardware import Ranks
+from dit.plan import SamplingPlan, build_sampling
 from dit.sample import sample
 from dit.sample_folder import sample_folder
+from dit.trained import Run, load_run
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 ROOT = Path(__file__).parent.parent

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from dit.build import build_sampling, load_run
 from dit.config import SamplerConfig, TrainConfig
 from dit.generate import sample_latents
 from dit.hardware import Ranks
+from dit.plan import build_sampling
 from dit.runs import latest, verify
+from dit.trained import load_run
 from dit.training.metrics_log import read_metrics
 from dit.training.trainer import train
 

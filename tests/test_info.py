@@ -40,6 +40,17 @@ def test_run(make_run):
     assert said["checkpoint 3"].endswith("1 file, checksums verified")
 
 
+@pytest.mark.parametrize(("settings", "network"), [
+    (dict(conditioning="in-context"), "Diffusion Transformer, in-context conditioning, 4 tokens of 4 x 4 latents"),
+    (dict(model="UNet-S"), "U-Net of 3 levels"),
+    (dict(model="Classifier-Ti/4", label_dropout=0), "classifier, 4 tokens of 4 x 4 latents"),
+])
+def test_every_network_is_named(make_run, settings, network):
+    said = rows(info(make_run(**settings)))
+    assert said["network"] == network
+    assert (said["objective"] == "class of noised latents") == network.startswith("classifier")
+
+
 def test_damage_is_told(make_run):
     home = make_run()
     weights = next(home.glob("checkpoints/*/ema-*"))

@@ -12,7 +12,6 @@ from conftest import torchrun
 from PIL import Image
 
 from dit import sample_folder
-from dit.build import load_run
 from dit.cli import parse
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.errors import UserError
@@ -21,11 +20,13 @@ from dit.evaluation.scores import metrics
 from dit.evaluation.scores.metrics import Score
 from dit.evaluation.sweep import charts, results
 from dit.evaluation.sweep import sweep as module
-from dit.evaluation.sweep.points import Keys, Point, describe
+from dit.evaluation.sweep.points import Keys, Point, classifier_scale, describe
 from dit.evaluation.sweep.ranking import paired_interval, rank
 from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
 from dit.generate import NotFinite
 from dit.hardware import Ranks
+from dit.runs import find_weights
+from dit.trained import load_run
 
 COUNT = 24
 
@@ -256,6 +257,37 @@ def test_keys_tell_apart_what_scores_depend_on(tiny_run, make_run):
     assert len({key(), *changed, elsewhere}) == 8
 
 
+def test_other_networks_guide_where_they_have_anything_to_say(tiny_run, make_run):
+    """No guide at scale 1 and no classifier at weight 0; their weights are named, not a run that may go on learning."""
+    weak, judge = make_run("weak", objective="x0"), make_run("judge", model="Classifier-Ti/4", label_dropout=0.0)
+    run = load_run(tiny_run, Ranks().device)
+    asked = flags(tiny_run, steps="4", guide=weak, classifier=judge, classifier_scale="0,2")
+    settings = settings_of(asked, run)
+    assert [(s.cfg_scale, s.guide, s.classifier, classifier_scale(s)) for s in settings] == [
+        (1.0, None, None, 0.0), (1.0, None, find_weights(judge), 2.0),
+        (2.0, find_weights(weak), None, 0.0), (2.0, find_weights(weak), find_weights(judge), 2.0)]
+    calls = {s: count_evaluations(run, dataclasses.replace(s, sampler="euler")) for s in settings}
+    assert [*calls.values()] == [4, 4 + 3, 8, 8 + 3]  # pure noise is not classified
+    assert describe(settings[3]) == "cfg-scale 2, classifier-scale 2, 4 steps, dpmpp_2m"
+    points = [dataclasses.replace(point(2.0 - i / 10), setting=s) for i, s in enumerate(settings)]
+    assert charts.varied(points) == ["cfg-scale", "classifier-scale"]
+    found = rank(points)
+    assert ("classifier-scale", "largest", 2.0) in found.edges
+    assert charts.against_guidance(points, found, {}, "classifier-scale") is not None
+    assert set(charts._lines(points, ("sampler", "classifier-scale"), share_unguided=True)) == {
+        "classifier-scale 0", "classifier-scale 2"}
+    shown = parse(SampleConfig, shlex.split(results.command(results.Sweep("t", asked, points, found, {}, Path())))[2:],
+                  "sample.py")
+    assert (shown.guide, shown.classifier, shown.classifier_scale) == (find_weights(weak), find_weights(judge), 2.0)
+
+
+def test_guidance_that_a_sweep_refuses(tiny_run):
+    with pytest.raises(UserError, match="--guide weak with --cfg-scale 1"):
+        settings_of(flags(tiny_run, guide=Path("weak"), cfg_scale="1"), load_run(tiny_run, Ranks().device))
+    with pytest.raises(UserError, match="--classifier-scale 1,2 without --classifier"):
+        flags(tiny_run, classifier_scale="1,2")
+
+
 @pytest.mark.parametrize(("sampler", "scale", "interval", "calls"), [
     ("euler", 1.0, (0.0, 1.0), 4), ("euler", 2.0, (0.0, 1.0), 8), ("heun", 1.0, (0.0, 1.0), 7),
     ("euler", 2.0, (0.4, 0.8), 6),  # times 1, 0.75, 0.5, 0.25: two of them guided
@@ -405,7 +437,7 @@ def test_panels_are_of_the_network_that_ranks(monkeypatch):
     points = [dataclasses.replace(point(1.0, scale=scale), scores={n: Score(n, 0.5, "lower", 9) for n in names})
               for scale in (1.0, 2.0)]
     drawn = []
-    monkeypatch.setattr(charts, "_draw_shares", lambda axis, lines, name, floor, best: drawn.append(name))
+    monkeypatch.setattr(charts, "_draw_shares", lambda axis, lines, name, *more: drawn.append(name))
     charts.against_guidance(points, rank(points), {})
     assert drawn == [f"{panel}(x)" for panel in charts.PANELS]
 

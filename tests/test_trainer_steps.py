@@ -20,14 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dit import pictures
-from dit.build import Run, build_card, build_denoiser, build_sampling, build_source, load_run
+from dit.build import build_card, build_denoiser, build_source
 from dit.config import SamplerConfig, TrainConfig
 from dit.generate import sample_grid, sample_latents
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import MemoryLatents
 from dit.models.dit import SIZES
+from dit.plan import build_sampling
 from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify
+from dit.trained import Run, load_run
 from dit.training import previews
 from dit.training.batches import Batch, draw_batch
 from dit.training.job import Job

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit.build import Run, SamplingPlan, build_card, build_sampling, build_source, load_run
+from dit.build import build_card, build_source
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import Digits
 from dit.errors import UserError
@@ -27,7 +27,9 @@ from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.dit import SIZES
 from dit.pictures import loss_curve
+from dit.plan import SamplingPlan, build_sampling
 from dit.runs import Best, Distance, checkpoints, find_best, find_weights, latest, read_distance, read_metrics, verify
+from dit.trained import Run, load_run
 from dit.training import batches, checkpoint, scores
 from dit.training.batches import Batch, draw_batch
 from dit.training.checkpoint import tidy
@@ -105,7 +107,7 @@ def test_scores_are_those_of_the_ema_in_the_checkpoint(scored):
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
     run = load_run(scored / "checkpoints" / "step-0000010", torch.device("cpu"))
-    settings = dataclasses.replace(sampler_settings(SCORED), batch_size=COUNT)
+    settings = dataclasses.replace(sampler_settings(run.card), batch_size=COUNT)
     assert settings.cfg_scale > 1
     labels = torch.arange(10).repeat_interleave(COUNT // 10)
     plan = build_sampling(run, settings)

@@ -33,6 +33,7 @@ class Rule:
     Args:
         touches: scores without their networks; all where empty.
         do: what helps where it is unknown.
+        absent: what it means that a report that tells of sampling does not tell this.
     """
 
     words: str
@@ -40,6 +41,7 @@ class Rule:
     why: str = ""
     touches: tuple[str, ...] = ()
     do: str = ""
+    absent: str = UNKNOWN
 
 
 DEFINITION = "another definition of the score"
@@ -77,6 +79,12 @@ RULES = {
     "sampling/cfg_scale": Rule("CFG scale", SAMPLED),
     "sampling/cfg_interval": Rule("CFG interval", SAMPLED),
     "sampling/cfg_channels": Rule("CFG channels", SAMPLED),
+    "sampling/guide": Rule("guide", SAMPLED, absent="none"),
+    "sampling/guide_sha256": Rule("weights of the guide", SAMPLED, absent="none"),
+    "sampling/classifier": Rule("classifier", SAMPLED, absent="none"),
+    "sampling/classifier_sha256": Rule("weights of the classifier", SAMPLED, absent="none"),
+    "sampling/classifier_scale": Rule("classifier scale", SAMPLED, absent="none"),
+    "sampling/trained_size": Rule("image size of training", SAMPLED, absent="that of the samples"),
     "sampling/ema": Rule("EMA decay", SAMPLED),
     "sampling/vae": Rule("autoencoder", SAMPLED),
     "sampling/vae_sha256": Rule("weights of the autoencoder", SAMPLED),
@@ -244,7 +252,13 @@ def _differences(a: Entries, b: Entries, names: tuple[str, ...], networks: set[s
     excused = _excused(a, b)
     for key in dict.fromkeys([*a, *b, *needed]):
         if key[0] not in alone:
-            yield from _difference(key, a.get(key, UNKNOWN), b.get(key, UNKNOWN), names, excused)
+            yield from _difference(key, _entry(a, key), _entry(b, key), names, excused)
+
+
+def _entry(entries: Entries, key: tuple[str, str]) -> Any:
+    """What a report says of an entry, or means by saying nothing."""
+    tells = entries.get(("sampling", "sampler"), UNKNOWN) != UNKNOWN
+    return entries.get(key, rule_of(*key).absent if tells else UNKNOWN)
 
 
 def _needed(networks: Iterable[str]) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-from dit.build import build_sampling, load_run
 from dit.config import EvalConfig, SamplerConfig
 from dit.errors import UserError
 from dit.evaluation.findings import Comparison, findings
@@ -18,6 +17,8 @@ from dit.evaluation.sampling import recorded_settings, sampled
 from dit.evaluation.scores.memorisation import TrainingImages, pixel_extractor
 from dit.files import make_folder
 from dit.hardware import Ranks
+from dit.plan import build_sampling, labelled
+from dit.trained import load_run
 
 MOST_SAMPLES = 50_000
 
@@ -31,7 +32,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         UserError: a mistake in flags, files or images.
     """
     _check_flags(cfg)
-    run = load_run(cfg.run, ranks.device) if cfg.run else None
+    run = labelled(load_run(cfg.run, ranks.device, cfg.image_size), cfg.classifier) if cfg.run else None
     given = read_images(cfg.samples) if cfg.samples else None
     settings = recorded_settings(cfg.samples)
     data = run.card.config.data if run else settings.get("data")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dit import pictures
+from dit.data.captions import DIGIT_CAPTIONS
 from dit.evaluation.inputs.features import Extracted
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor
@@ -19,6 +20,7 @@ from dit.evaluation.pages import contact_sheets, figures, report
 from dit.evaluation.pages.report import Extrapolated, Report
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, score
+from dit.evaluation.sampling import unconditional
 from dit.evaluation.scores import metrics, uncertainty
 from dit.evaluation.scores.classes import ClassRow, Labelled, class_rows, classifier_accuracy, svm_accuracy, svm_floor
 from dit.evaluation.scores.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
@@ -50,8 +52,10 @@ def findings(made: Comparison, run: Path | None, title: str, resamples: int, dev
     Args:
         run: whose training curves to show; `resamples`: of the bootstrap, 0 for none.
     """
+    if made.reference.digits:
+        made = dataclasses.replace(made, samples=_digits_by_name(made.samples))
     scores = score(made.found, made.standard, [n.name for n in made.networks], device)
-    digits = _recognise(made.samples) if made.reference.digits else None
+    digits = _recognise(made.samples) if made.reference.digits and not unconditional(made.settings) else None
     limits, intervals = _uncertainty(made, scores, resamples)
     copies = _copies(made, device)
     record = protocol(made.samples, made.found.digest, made.settings, made.reference, made.standard.digest,
@@ -81,6 +85,13 @@ def _uncertainty(made: Comparison, scores: dict[str, Score], resamples: int
         if resamples:
             intervals[name] = uncertainty.interval(value, uncertainty.bootstrap(values, target, resamples))
     return limits, intervals
+
+
+def _digits_by_name(samples: ImageSet) -> ImageSet:
+    """Samples of a caption such as `a seven` are those of digit 7."""
+    names = {caption: str(digit) for digit, caption in enumerate(DIGIT_CAPTIONS)}
+    labels = samples.labels and [names.get(label, label) for label in samples.labels]
+    return dataclasses.replace(samples, labels=labels)
 
 
 def _recognise(samples: ImageSet) -> report.Digits:
@@ -132,8 +143,9 @@ def _near_copies(found: Memorisation) -> list[report.Memorisation]:
 def _figures(made: Comparison, limits: list[Extrapolated], copies: Memorisation | str, run: Path | None
              ) -> dict[str, dict[str, Image.Image]]:
     """Section -> caption -> picture."""
+    caption = "Samples by class" if made.samples.labels else "Samples"
     found = {
-        report.SAMPLES: {"Samples by class": contact_sheets.draw_grid(made.samples, contact_sheets.CELL)},
+        report.SAMPLES: {caption: contact_sheets.draw_grid(made.samples, contact_sheets.CELL)},
         report.TRAINING: _training_figures(run),
     }
     if any(one.limit is not None for one in limits):

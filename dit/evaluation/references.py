@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dit.data.images import Digits, Size, show_size, size_of
+from dit.data.images import Digits, Size, show_size, size_flag, size_of, tell_size
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import Extracted, Features
@@ -66,8 +66,8 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
         return Reference(name, from_data(Digits(size_of(*size)), name), None)
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", show_size(size)) != show_size(size):
-        raise UserError(f"samples of {show_size(size)} and statistics of {statistics.record['size']} in {name}",
-                        "one size for both", f"make statistics with dit stats --image-size {size[0]} {size[1]}")
+        raise UserError(f"samples of {tell_size(size)} and statistics of {statistics.record['size']} in {name}",
+                        "one size for both", f"make statistics with dit stats {size_flag(size)}")
     images = None
     if statistics is None or has_images(path):
         images = read_images(path, size_of(*size) if crop else None)
@@ -77,7 +77,7 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
 
 def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
     if images.size != size:
-        raise UserError(f"samples of {show_size(size)} and a reference of {show_size(images.size)} in {images.name}",
+        raise UserError(f"samples of {tell_size(size)} and a reference of {tell_size(images.size)} in {images.name}",
                         "one size for both", "pass --crop to crop the reference to the samples' size as ADM does")
 
 

@@ -6,26 +6,45 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dit.build import Run
 from dit.config import SamplerConfig
+from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import sha256
 from dit.hardware import Ranks, uses_bf16
+from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
+from dit.trained import Run
+
+OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size")  # settings that are named only where they are on
 
 
 def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
     """Images of all classes in turn in `out`/samples-HASH, named by the settings; what is there already stays."""
     folder = out / f"samples-{settings_key(run, config, count)}"
-    return sample_folder(run, config, range(len(run.card.classes)), count, folder, "png", ranks)
+    return sample_folder(run, config, run.card.ids, count, folder, "png", ranks)
 
 
 def settings_key(run: Run, config: SamplerConfig, count: int) -> str:
     """The same for the same images: a hash of number, weights and settings, those that change no image left out."""
+    text = json.dumps([image_settings(run, config), count, sha256(run.weights.path)])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def image_settings(run: Run, config: SamplerConfig) -> dict[str, Any]:
+    """The settings that images depend on, as plain JSON values; of other networks their content."""
     asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig) if f.name != "batch_size"}
     asked["precision"] = "bf16" if uses_bf16(run.device, config.precision) else "fp32"
-    text = json.dumps([asked, count, sha256(run.weights.path)])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    asked["image_size"] = size_of(*run.image_size) if run.trained_size else None
+    for network in ("guide", "classifier"):
+        asked[network] = asked[network] and sha256(find_weights(asked[network]))
+    asked["classifier_scale"] = config.classifier_scale if config.classifier else None
+    return {name: value for name, value in asked.items() if value is not None or name not in OPTIONAL}
+
+
+def unconditional(settings: dict[str, Any]) -> bool:
+    """Whether samples.json says that the images have no classes."""
+    network = settings.get("network")
+    return isinstance(network, dict) and network.get("num_classes") == 0 and not settings.get("classes")
 
 
 def recorded_settings(samples: Path | None) -> dict[str, Any]:

@@ -42,6 +42,20 @@ class Batches:
         wait(self.coming)
 
 
+def training_times(job: Job, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    """Times of this rank's share of a step, counted from 0, and the weights of their losses, both [B].
+
+    Those of the batch, with weights 1; or drawn where the loss is large, which is known only once all steps before are
+    done. Every rank draws for all of them.
+    """
+    if job.state.times is None:
+        return batch.t, torch.ones_like(batch.t)
+    share, first = len(batch.t), job.ranks.rank * len(batch.t)
+    drawn = job.state.times.draw(job.ranks.world * share, generator(job.config.seed, step, 0))
+    t, weights = (v[first : first + share] for v in drawn)
+    return t, weights
+
+
 def draw_batch(job: Job, step: int) -> Batch:
     """This rank's share of the batch of a step, counted from 0."""
     config, source, n = job.config, job.source, job.config.global_batch_size
@@ -50,7 +64,7 @@ def draw_batch(job: Job, step: int) -> Batch:
     random = generator(config.seed, step)
     indices = batch_indices(step, len(source.labels), n, config.seed)[mine]
     t = job.process.sample_time(n, random)[mine]
-    drop = (torch.rand(n, generator=random) < config.label_dropout)[mine]
+    drop = (torch.rand(n, generator=random) < config.label_dropout)[mine] | job.card.unconditional
     flip = (torch.rand(n, generator=random) < 0.5)[mine] & (source.flips and config.flip is not False)
     labels = drop_labels(torch.as_tensor(source.labels[indices]), drop, job.card.network.num_classes)
     return Batch(source.read(indices, flip.numpy()), labels, t)

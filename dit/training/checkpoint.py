@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from dit.diffusion.importance import LossAware
 from dit.errors import UserError
 from dit.files import flush, replacing, sha256, write_json
 from dit.hardware import Ranks
@@ -33,6 +34,7 @@ class State:
     optimizer: torch.optim.Optimizer
     ema: EMA
     window: Window
+    times: LossAware | None = None  # of --time-sampling loss-aware
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, in place: loading into them restores the state."""
@@ -46,7 +48,8 @@ class State:
         }
         networks = {"network": self.network, "ema": self.ema.network}
         weights = {f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()}
-        return {**weights, **moments, "window": self.window.sums}
+        drawn = {"times.history": self.times.history, "times.counts": self.times.counts} if self.times else {}
+        return {**weights, **moments, **drawn, "window": self.window.sums}
 
 
 def _create_moments(optimizer: torch.optim.Optimizer) -> None:

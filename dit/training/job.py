@@ -12,6 +12,7 @@ from dit.hardware import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
 from dit.runs import Card
+from dit.text import Captions
 from dit.training.checkpoint import State
 
 
@@ -30,6 +31,7 @@ class Job:
     loss: LossFunction  # of that network in that process
     start: int
     steps: int
+    captions: Captions | None = None  # of the data, for --conditioning text
 
     @property
     def config(self) -> TrainConfig:

@@ -6,11 +6,13 @@ from pathlib import Path
 from PIL import Image
 
 from dit import pictures
-from dit.build import Run, build_denoiser
-from dit.config import SamplerConfig, TrainConfig
+from dit.build import build_denoiser
+from dit.config import SamplerConfig
 from dit.generate import sample_grid
 from dit.latents.autoencoder import Autoencoder
 from dit.runs import Card, Weights
+from dit.text import Captioned, Captions
+from dit.trained import Run
 from dit.training.ema import EMA
 
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
@@ -18,23 +20,25 @@ CFG_SCALE = 1.5
 CLASSES, PER_CLASS = 10, 4
 
 
-def sampler_settings(config: TrainConfig) -> SamplerConfig:
+def sampler_settings(card: Card) -> SamplerConfig:
     """How pictures and scores of a run in training are sampled: quickly, and guided a little."""
-    scale = CFG_SCALE if config.label_dropout else 1.0  # without dropped labels there is no null class
-    return replace(SETTINGS, precision=config.precision, cfg_scale=scale)
+    guided = card.config.label_dropout and not card.unconditional  # else there is no null class, or nothing else
+    return replace(SETTINGS, precision=card.config.precision, cfg_scale=CFG_SCALE if guided else 1.0)
 
 
-def ema_run(card: Card, ema: EMA, autoencoder: Autoencoder) -> Run:
+def ema_run(card: Card, ema: EMA, autoencoder: Autoencoder, captions: Captions | None = None) -> Run:
     """The EMA of a run in training, ready to sample from; its weights are in no file yet."""
-    denoise = build_denoiser(card.config, ema.network)
+    denoise = build_denoiser(card.config, Captioned(ema.network, captions) if captions else ema.network)
     return Run(Weights(Path(), card, 0, {}), denoise, autoencoder, autoencoder.device)
 
 
 class Previews:
     """Grids from the EMA in samples/, and the strip of them all; grids after `start` are of steps done again."""
 
-    def __init__(self, run: Path, card: Card, ema: EMA, autoencoder: Autoencoder, start: int):
+    def __init__(self, run: Path, card: Card, ema: EMA, autoencoder: Autoencoder, start: int,
+                 captions: Captions | None = None):
         self.folder, self.card, self.ema, self.autoencoder = run / "samples", card, ema, autoencoder
+        self.captions = captions
         for step, file in self.grids().items():
             if step > start:
                 file.unlink()
@@ -45,11 +49,11 @@ class Previews:
 
     def draw(self, step: int) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
-        run = ema_run(self.card, self.ema, self.autoencoder)
-        classes = list(range(min(CLASSES, len(self.card.classes))))
-        images, _ = sample_grid(run, sampler_settings(self.card.config), classes, PER_CLASS)
-        names = [self.card.class_name(i) for i in classes]
-        picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(images.shape[-1]))
+        run = ema_run(self.card, self.ema, self.autoencoder, self.captions)
+        rows = self.card.ids * CLASSES if self.card.unconditional else self.card.ids[:CLASSES]
+        images, _ = sample_grid(run, sampler_settings(self.card), rows, PER_CLASS)
+        names = None if self.card.unconditional else [self.card.class_name(i) for i in rows]
+        picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(max(images.shape[-2:])))
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"step-{step:07d}.png")
         return picture

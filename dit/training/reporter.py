@@ -1,19 +1,22 @@
 """What a run writes about itself as it goes; by rank 0."""
 
+from dit.models.create import is_classifier
 from dit.pictures import loss_curve
 from dit.runs import read_metrics
+from dit.training.accuracy import AccuracyCurve
 from dit.training.job import Job
 from dit.training.metrics_log import Found, MetricsLog
 from dit.training.previews import Previews
 
 
 class Reporter:
-    """metrics.jsonl, TensorBoard, sample grids and curves; what lies there of steps done again is dropped."""
+    """metrics.jsonl, TensorBoard, pictures and curves; what lies there of steps done again is dropped."""
 
     def __init__(self, job: Job):
         self.run = job.run
         self.log = MetricsLog(job.run, job.start)
-        self.previews = Previews(job.run, job.card, job.state.ema, job.autoencoder, job.start)
+        self.previews = AccuracyCurve(job) if is_classifier(job.config.model) else Previews(
+            job.run, job.card, job.state.ema, job.autoencoder, job.start, job.captions)
 
     def write(self, step: int, values: dict[str, float], found: Found) -> None:
         """A line of the log, where there is anything to tell, and the curve of scores that compare with this one."""
@@ -26,7 +29,7 @@ class Reporter:
             training_scores(alike, self.run / "scores.png")
 
     def draw(self, step: int) -> None:
-        """A grid of samples."""
+        """A grid of samples, or how well classes are told."""
         self.log.image(step, self.previews.draw(step))
 
     def finish(self) -> None:

@@ -4,13 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
+from dit.data.images import sides
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.runs import Card, latest
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
-        "dry_run", "compile", "grad_accum", "eval_every", "eval_reference", "eval_weights"}
-"""Settings that may differ when a run goes on. `data` and `vae` may have moved: their classes and shapes may not."""
+        "dry_run", "compile", "grad_accum", "eval_every", "eval_reference", "eval_weights", "text_encoder"}
+"""Settings that may differ when a run goes on. `data`, `vae` and `text_encoder` may have moved: their classes, shapes
+and checksum may not."""
 DELIBERATE = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout",
               "eval_samples", "eval_extractor"}
 """Settings that may differ too when --resume names the run: the user means it."""
@@ -63,6 +65,8 @@ def _require_same(run: Path, card: Card) -> None:
 
 
 def _identity(card: Card) -> dict[str, object]:
-    return {**to_json(card.config), **dataclasses.asdict(card.network), "classes": card.classes}
+    size = {"image_size": list(sides(card.config.image_size))}
+    return {**to_json(card.config), **size, **dataclasses.asdict(card.network), "classes": card.classes,
+            "text_encoder_sha256": card.text_encoder_sha256}
 
 

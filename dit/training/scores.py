@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from dit.build import build_sampling
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import sides
 from dit.errors import UserError
@@ -26,6 +25,7 @@ from dit.evaluation.scores.metrics import NAMES, score_names
 from dit.files import write_json
 from dit.generate import NotFinite, generate
 from dit.hardware import Ranks, uses_bf16
+from dit.plan import build_sampling
 from dit.runs import damaged, find_best
 from dit.training.job import Job
 from dit.training.metrics_log import Found
@@ -48,7 +48,7 @@ class Yardstick:
         Raises:
             UserError: an image can not be read, statistics are of another network, or scores.json is damaged.
         """
-        settings = sampler_settings(job.config)
+        settings = sampler_settings(job.card)
         precision: Literal["bf16", "fp32"] = "bf16" if uses_bf16(job.ranks.device, settings.precision) else "fp32"
         with _flags_of_training():
             standard = references.prepare(self.reference, [self.extractor], [self.extractor.name], None,
@@ -115,10 +115,10 @@ class Scores:
         Batches are the same on any number of ranks, and so is image i, bit for bit.
         """
         job, count = self.job, self.job.config.eval_samples
-        run = ema_run(job.card, job.state.ema, job.autoencoder)
+        run = ema_run(job.card, job.state.ema, job.autoencoder, job.captions)
         plan = build_sampling(run, self.settings)
         indices = torch.arange(count)
-        labels = indices * len(job.card.classes) // count
+        labels = torch.tensor(job.card.ids)[indices * len(job.card.ids) // count]
         batches = indices.split(self.settings.batch_size)
         pixels = torch.zeros(count, 3, *run.image_size, dtype=torch.uint8)
         failed = torch.zeros((), device=job.ranks.device)
@@ -130,7 +130,7 @@ class Scores:
         if job.ranks.total(failed):
             return None
         pixels = gather(pixels, job.ranks)
-        classes = [job.card.class_name(label) for label in labels.tolist()]
+        classes = None if job.card.unconditional else [job.card.class_name(label) for label in labels.tolist()]
         return from_array(pixels.permute(0, 2, 3, 1).numpy(), f"samples of step {step}", classes)
 
     # -- how it was done -----------------------------------------------------------------------------------------
@@ -162,11 +162,13 @@ class Scores:
             "weights_sha256": "in meta.json of checkpoints",
             "step": "as in metrics.jsonl",
             "ema": config.ema,
+            "network": dataclasses.asdict(self.job.card.network),
             "process": config.process,
             "objective": config.objective,
             "vae": autoencoder.name,
             "vae_sha256": autoencoder.checksum,
             "data": config.data,
+            **({"text_encoder_sha256": self.job.card.text_encoder_sha256} if self.job.captions else {}),
         }
 
 

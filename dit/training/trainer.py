@@ -9,18 +9,29 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dit.build import build_card, build_loss, build_network, build_process, build_source, initialise, normalised
+from dit.build import (
+    build_card,
+    build_loss,
+    build_network,
+    build_process,
+    build_source,
+    build_text_encoder,
+    initialise,
+    normalised,
+)
 from dit.config import TrainConfig
 from dit.data.order import generator
+from dit.diffusion.importance import LossAware
 from dit.errors import UserError
 from dit.files import write_json
-from dit.hardware import Ranks, autocast, uses_bf16
+from dit.hardware import Ranks, autocast, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
-from dit.models.create import check_name
+from dit.models.create import check_name, is_classifier
 from dit.runs import BEST, Card, checkpoint_step, find_best, is_distance, latest
+from dit.text import Captioned, Captions, TextEncoder
 from dit.training import checkpoint
-from dit.training.batches import Batch, Batches
+from dit.training.batches import Batch, Batches, training_times
 from dit.training.checkpoint import State
 from dit.training.dry_run import describe
 from dit.training.ema import EMA
@@ -35,26 +46,31 @@ if TYPE_CHECKING:
     from dit.training.scores import Scores, Yardstick
 
 
-def train(config: TrainConfig, ranks: Ranks) -> Path | None:
+def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | None:
     """Train, or continue, a run; its directory (None after a dry run).
+
+    Args:
+        kin: of a run whose latent statistics it shares; its own where it goes on, else measured.
 
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
-    check_name(config.model)  # a wrong one is told before anything is loaded
+    check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
                         f"{config.grad_accum}", f"a multiple of {share}", "change one of them")
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder)
-    card = build_card(config, source)
+    encoder = build_text_encoder(config, ranks.device)
+    before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
+    card = build_card(config, source, encoder, before or kin)
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
         if ranks.main:
             print(describe(card, source, autoencoder, ranks))
         return None
-    job = prepare(card, source, normalised(autoencoder, card), ranks)
+    job = prepare(card, source, normalised(autoencoder, card), ranks, encoder)
     if job.start > job.steps:
         raise UserError(f"--steps {job.steps} for {job.run}, which has done {job.start}", "more steps than that",
                         "pass more --steps")
@@ -68,7 +84,8 @@ def train(config: TrainConfig, ranks: Ranks) -> Path | None:
     return job.run
 
 
-def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks) -> Job:
+def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
+            ) -> Job:
     """Network, optimizer and EMA, fresh or as the checkpoint left them."""
     config = card.config
     run, last = open_run(card, ranks)
@@ -79,19 +96,19 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
     process, called = build_process(config), parallel(network, config, ranks)
-    loss, terms = build_loss(config, called, process)
-    state = State(network, optimizer, EMA(network, config.ema), Window(("loss", "grad_norm", *terms), ranks.device))
+    captions = Captions(source.classes, "", encoder) if encoder else None
+    loss, terms = build_loss(config, Captioned(called, captions) if captions else called, process)
+    times = LossAware(int(process.end)) if config.time_sampling == "loss-aware" else None
+    state = State(network, optimizer, EMA(network, config.ema), Window(("loss", "grad_norm", *terms), ranks.device),
+                  times)
     start = checkpoint.load(last, state, ranks) if last else 0
     return Job(run, card, ranks, source, autoencoder, state, called, process, loss, start,
-               total_steps(config, len(source.labels)))
+               total_steps(config, len(source.labels)), captions)
 
 
 def parallel(network: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     """The network as the loop calls it: with the quicker attention, averaging gradients over ranks, and compiled."""
-    for module in network.modules():
-        if hasattr(module, "fused_attn"):  # on CPU in bf16, timm's plain attention trains 1.5 to 2.4 times faster
-            fused = not (ranks.device.type == "cpu" and uses_bf16(ranks.device, config.precision))
-            module.fused_attn = fused  # type: ignore[assignment]
+    choose_attention(network, ranks.device, config.precision)
     wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True) if ranks.world > 1 else network
     compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
@@ -168,13 +185,17 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     random = generator(config.seed, step - 1, 1 + job.ranks.rank, device=device)
     posterior_noise, eps = torch.randn(2, *mean.shape, generator=random, device=device)
     x0 = job.autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
-    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), batch.t, eps)]  # t is looked up on CPU
+    t, weights = training_times(job, batch, step - 1)  # t is looked up on CPU
+    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), t, eps, weights)]
+    losses = []  # of each micro-batch, unweighted
     logged = torch.zeros(len(state.window.names) - 1, device=device)
-    for i, micro in enumerate(zip(*parts, strict=True)):
+    for i, (*micro, weight) in enumerate(zip(*parts, strict=True)):
         with synchronised(job.network, i == config.grad_accum - 1), autocast(device, config.precision):
-            loss = job.loss(*micro)  # type: ignore[misc]
+            plain = job.loss(*micro)
+        loss = plain.weighted(weight)
         (loss.total / config.grad_accum).backward()
         logged += torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())]) / config.grad_accum
+        losses.append(plain.each.detach())
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf"))
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, step - 1, job.steps)
@@ -182,6 +203,8 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(state.network, step)
     state.window.add(step, (logged[0], norm, *logged[1:]))
+    if state.times:
+        state.times.update(*job.ranks.gather(torch.stack([t.to(device), torch.cat(losses)], dim=1)).cpu().T)
 
 
 def synchronised(network: nn.Module, last: bool):  # type: ignore[no-untyped-def]
@@ -210,6 +233,9 @@ def farewell(job: Job, done: int) -> None:
         print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {job.run}")
         return
     print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
+    if is_classifier(job.config.model):
+        print(f"accuracy    {job.run / 'accuracy.png'}")
+        return
     if job.config.sample_every:
         print(f"samples     {job.run / 'samples'}")
     if job.config.eval_every:

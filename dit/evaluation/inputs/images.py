@@ -25,8 +25,8 @@ from dit.data.images import (
     image_files,
     is_image,
     read_rgb,
-    show_size,
     sides,
+    tell_size,
 )
 from dit.errors import UserError
 from dit.evaluation.inputs.archives import open_npz, read_array
@@ -204,7 +204,7 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
     first = _header(paths[0])
     for path, size in zip(paths, _in_threads(lambda i: _header(paths[i]), len(paths), "sizes"), strict=True):
         if size != first:
-            raise UserError(f"images of different sizes: {paths[0]} is {show_size(first)}, {path} is {show_size(size)}",
+            raise UserError(f"images of different sizes: {paths[0]} is {tell_size(first)}, {path} is {tell_size(size)}",
                             "images of one size", "crop them: --crop crops a reference, --image-size in dit stats")
     return first
 

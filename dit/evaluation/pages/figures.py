@@ -58,6 +58,19 @@ def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
     to_image(figure).save(out)
 
 
+def accuracy_by_time(found: Mapping[float, float], classes: int, title: str) -> Image.Image:
+    """How often a classifier names the class, over time: 0 is data, 1 is noise; beside what guessing would give."""
+    figure = new_figure(6.4, 3.8)
+    axis = new_axis(figure, "time: 0 is data, 1 is noise")
+    draw_line(axis, 0, "accuracy", [(time, 100 * share, None, None) for time, share in found.items()])
+    axis.axhline(100 / classes, color=SOFT, linewidth=1.0, linestyle=(0, (2, 3)), label="guessing")
+    axis.set_title(f"classes told of noised training images, {title}", fontsize=10.5, color=INK, loc="left")
+    axis.set_ylabel("%", color=SOFT)
+    axis.set_ylim(0, 103)
+    axis.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return to_image(figure)
+
+
 # -- one panel each ------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from dit.evaluation.pages import figures
 from dit.evaluation.pages.report import arrow, number, parse
 from dit.evaluation.scores.metrics import Range
 from dit.evaluation.scores.uncertainty import interval
-from dit.evaluation.sweep.points import Point, picture_file
+from dit.evaluation.sweep.points import Point, classifier_scale, picture_file
 from dit.evaluation.sweep.ranking import Ranking
 from dit.pictures import GAP, PAPER
 
@@ -25,6 +25,7 @@ Number = Callable[[Point], float]
 
 AXES: dict[str, Callable[[SamplerConfig], Any]] = {
     "cfg-scale": lambda setting: setting.cfg_scale,
+    "classifier-scale": classifier_scale,
     "steps": lambda setting: setting.steps,
     "interval": lambda setting: setting.cfg_interval,
     "sampler": lambda setting: setting.sampler,
@@ -32,6 +33,7 @@ AXES: dict[str, Callable[[SamplerConfig], Any]] = {
 """What a sweep varies."""
 WORDS: dict[str, Callable[[SamplerConfig], str]] = {
     "cfg-scale": lambda setting: f"cfg-scale {setting.cfg_scale:g}",
+    "classifier-scale": lambda setting: f"classifier-scale {classifier_scale(setting):g}",
     "steps": lambda setting: f"{setting.steps} steps",
     "interval": lambda setting: "times {:g}-{:g}".format(*setting.cfg_interval),
     "sampler": lambda setting: setting.sampler,
@@ -43,22 +45,28 @@ def varied(points: Sequence[Point]) -> list[str]:
     return [axis for axis, of in AXES.items() if len({of(point.setting) for point in points}) > 1]
 
 
-def against_guidance(points: Sequence[Point], ranking: Ranking, floor: Mapping[str, Range]) -> Image.Image | None:
-    """Distance and, beside it, shares of the manifolds over the scale; None where there is one scale only."""
-    if "cfg-scale" not in varied(points) or not ranking.order:
+def against_guidance(points: Sequence[Point], ranking: Ranking, floor: Mapping[str, Range], scale: str = "cfg-scale"
+                     ) -> Image.Image | None:
+    """Distance and, beside it, shares of the manifolds over one scale; None where it does not vary.
+
+    Args:
+        scale: cfg-scale or classifier-scale.
+    """
+    if scale not in varied(points) or not ranking.order:
         return None
-    best = points[ranking.best]
-    lines = _lines(points, ("sampler", "steps", "interval"), share_unguided=True)
+    best, free = points[ranking.best], scale == "cfg-scale"
+    others = ("sampler", "steps", "interval", "classifier-scale" if free else "cfg-scale")
+    lines = _lines(points, others, share_unguided=free)
     network = parse(best.first.name).network
     beside = [name for panel in PANELS for name in best.scores if parse(name)[:2] == (panel, network)]
     canvas = figures.new_figure(11.0 if beside else 7.2, 4.7)
     cells = canvas.add_gridspec(2, 4 if beside else 2)
-    axis = _panel(canvas, cells[:, :2], "cfg-scale", best.first.name, "lower")
-    _draw_distances(axis, lines, floor, lambda point: point.setting.cfg_scale)
-    figures.mark(axis, (best.setting.cfg_scale, best.distance), f"best: {number(best.distance)}")
+    axis = _panel(canvas, cells[:, :2], scale, best.first.name, "lower")
+    _draw_distances(axis, lines, floor, lambda point: AXES[scale](point.setting))
+    figures.mark(axis, (AXES[scale](best.setting), best.distance), f"best: {number(best.distance)}")
     for place, name in enumerate(beside):
-        small = _panel(canvas, cells[place // 2, 2 + place % 2], "cfg-scale", parse(name).kind, "higher")
-        _draw_shares(small, lines, name, floor, best)
+        small = _panel(canvas, cells[place // 2, 2 + place % 2], scale, parse(name).kind, "higher")
+        _draw_shares(small, lines, name, floor, best, AXES[scale])
     _legend(canvas, axis)
     return figures.to_image(canvas)
 
@@ -66,13 +74,13 @@ def against_guidance(points: Sequence[Point], ranking: Ranking, floor: Mapping[s
 def against_evaluations(points: Sequence[Point], ranking: Ranking, floor: Mapping[str, Range]) -> Image.Image | None:
     """Distance over network calls an image, with the frontier; None where only guidance tells costs apart."""
     costs = {point.evaluations for point in points}
-    if len(costs) < 2 or varied(points) == ["cfg-scale"] or not ranking.order:
+    if len(costs) < 2 or not {*varied(points)} - {"cfg-scale", "classifier-scale"} or not ranking.order:
         return None
     best = points[ranking.best]
     canvas = figures.new_figure(11.0, 4.7)
     axis = _panel(canvas, canvas.add_gridspec(1, 1)[0], "network calls an image (log)", best.first.name, "lower")
     axis.set_xscale("log")
-    lines = _lines(points, ("sampler", "cfg-scale", "interval"), share_unguided=False)
+    lines = _lines(points, ("sampler", "cfg-scale", "classifier-scale", "interval"), share_unguided=False)
     _draw_distances(axis, lines, floor, lambda point: point.evaluations)
     figures.plain_ticks(axis, sorted(costs))
     _draw_frontier(axis, frontier([points[i] for i in ranking.order]), varied(points))
@@ -92,7 +100,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Image.Image] | None:
     """The same images along one axis, as (axis, picture); all else is as in the best point.
 
-    Of the axes on which points differ the first: guidance, steps, interval, sampler. None where nothing differs.
+    Of the axes on which points differ the first, in the order of `AXES`. None where nothing differs.
     """
     axes = varied(points)
     if not axes or not ranking.order:
@@ -159,7 +167,8 @@ def _lines(points: Sequence[Point], axes: Sequence[str], share_unguided: bool) -
 
 
 def _same_sampling(one: Point, other: Point) -> bool:
-    return all(AXES[axis](one.setting) == AXES[axis](other.setting) for axis in ("sampler", "steps"))
+    axes = ("sampler", "steps", "classifier-scale")
+    return all(AXES[axis](one.setting) == AXES[axis](other.setting) for axis in axes)
 
 
 def _draw_distances(axis: Any, lines: Mapping[str, Sequence[Point]], floor: Mapping[str, Range], x: Number) -> None:
@@ -180,16 +189,16 @@ def _draw_distances(axis: Any, lines: Mapping[str, Sequence[Point]], floor: Mapp
                       label=others)
 
 
-def _draw_shares(axis: Any, lines: Mapping[str, Sequence[Point]], name: str, floor: Mapping[str, Range], best: Point
-                 ) -> None:
+def _draw_shares(axis: Any, lines: Mapping[str, Sequence[Point]], name: str, floor: Mapping[str, Range], best: Point,
+                 scale: Callable[[SamplerConfig], float]) -> None:
     """One of precision, recall, density and coverage."""
     _band(axis, floor.get(name))
     for place, (label, line) in enumerate(lines.items()):
-        marks: list[figures.Point] = [(p.setting.cfg_scale, value, None, None) for p in line
+        marks: list[figures.Point] = [(scale(p.setting), value, None, None) for p in line
                                       if (value := p.value(name)) is not None]
         if place < COLOURED and marks:
             figures.draw_line(axis, place, label, marks)
-    axis.axvline(best.setting.cfg_scale, color=figures.INK, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
+    axis.axvline(scale(best.setting), color=figures.INK, linewidth=0.9, linestyle=(0, (2, 3)), zorder=1)
 
 
 def _ends(point: Point) -> tuple[float | None, float | None]:

@@ -11,14 +11,15 @@ from typing import Any
 
 from PIL import Image
 
-from dit.build import Run
 from dit.config import SamplerConfig, from_json, to_json
 from dit.evaluation.networks.base import Extractor
+from dit.evaluation.sampling import image_settings
 from dit.evaluation.scores.metrics import Score
 from dit.files import sha256
-from dit.hardware import device_kind, uses_bf16, versions
+from dit.hardware import device_kind, versions
 from dit.runs import damaged
 from dit.sample_folder import LIBRARIES
+from dit.trained import Run
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,20 @@ def describe(setting: SamplerConfig) -> str:
     """A setting in words, as one would pass it."""
     low, high = setting.cfg_interval
     interval = "" if (low, high) == (0, 1) else f" at times {low:g}-{high:g}"
-    return f"cfg-scale {setting.cfg_scale:g}{interval}, {setting.steps} steps, {setting.sampler}"
+    classifier = f", classifier-scale {setting.classifier_scale:g}" if setting.classifier else ""
+    return f"cfg-scale {setting.cfg_scale:g}{interval}{classifier}, {setting.steps} steps, {setting.sampler}"
+
+
+def classifier_scale(setting: SamplerConfig) -> float:
+    """Weight of the classifier's gradient, 0 without a classifier."""
+    return setting.classifier_scale if setting.classifier else 0.0
 
 
 class Keys:
     """Names of points: the same for the same setting, samples, reference, feature networks, versions and device."""
 
     def __init__(self, run: Run, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int):
-        self.device = run.device
+        self.run = run
         self.common = {
             "count": count,
             "weights": sha256(run.weights.path),
@@ -83,8 +90,7 @@ class Keys:
 
     def __call__(self, setting: SamplerConfig) -> str:
         """Of one setting."""
-        asked = {**to_json(setting), "precision": "bf16" if uses_bf16(self.device, setting.precision) else "fp32"}
-        del asked["batch_size"]  # does not change the images
+        asked = image_settings(self.run, setting)
         return hashlib.sha256(json.dumps([self.common, asked]).encode()).hexdigest()[:12]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dit.config import SamplerConfig
 from dit.evaluation.scores.uncertainty import NORMAL_95
-from dit.evaluation.sweep.points import Point
+from dit.evaluation.sweep.points import Point, classifier_scale
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def _edges(settings: Sequence[SamplerConfig], best: SamplerConfig) -> list[tuple
     """Where better settings may lie beyond the sweep; not below scale 1, where guidance ends."""
     scales = [setting.cfg_scale for setting in settings]
     steps = [setting.steps or 0 for setting in settings if setting.sampler == best.sampler]
-    axes = (("cfg-scale", scales, best.cfg_scale, 1.0), ("steps", steps, best.steps or 0, 1))
+    weights = [classifier_scale(setting) for setting in settings]
+    axes = (("cfg-scale", scales, best.cfg_scale, 1.0), ("classifier-scale", weights, classifier_scale(best), 0.0),
+            ("steps", steps, best.steps or 0, 1))
     found: list[tuple[str, str, float]] = []
     for axis, values, value, least in axes:
         if min(values) < value == max(values):

@@ -27,7 +27,7 @@ from dit.evaluation.scores.metrics import Range
 from dit.evaluation.scores.uncertainty import interval
 from dit.evaluation.sweep import charts
 from dit.evaluation.sweep.charts import varied
-from dit.evaluation.sweep.points import Point, describe
+from dit.evaluation.sweep.points import Point, classifier_scale, describe
 from dit.evaluation.sweep.ranking import Ranking
 from dit.files import replacing, write_json
 
@@ -74,6 +74,8 @@ def draw(sweep: Sweep) -> dict[str, tuple[str, Image.Image]]:
     drawn: dict[str, tuple[str, Image.Image]] = {}
     if guidance := charts.against_guidance(points, ranking, floor):
         drawn["fd-against-guidance"] = "Scores against guidance", guidance
+    if judged := charts.against_guidance(points, ranking, floor, "classifier-scale"):
+        drawn["fd-against-classifier"] = "Scores against the classifier's scale", judged
     if cost := charts.against_evaluations(points, ranking, floor):
         drawn["quality-against-evaluations"] = "Quality against cost", cost
     if found := charts.strip(points, ranking, sweep.out):
@@ -106,6 +108,7 @@ def _plain_point(point: Point, difference: tuple[float, float] | None) -> dict[s
         "steps": setting.steps,
         "cfg_scale": setting.cfg_scale,
         "cfg_interval": list(setting.cfg_interval),
+        "classifier_scale": classifier_scale(setting),
         "evaluations": point.evaluations,
         "seconds": point.seconds,
         "scores": {name: score.value for name, score in point.scores.items()},
@@ -330,6 +333,7 @@ def essentials(sweep: Sweep) -> dict[str, str]:
     return {
         "settings": f"{len(sweep.points):,}",
         "images of each": f"{cfg.num_samples:,} from seed {cfg.seed}",
+        **{name: str(path) for name, path in (("guide", cfg.guide), ("classifier", cfg.classifier)) if path},
         "features": ", ".join(networks),
         "reference": show(shared.get("reference", {}).get("source", UNKNOWN)),
         "real against real": _floor_text(floor) if floor else UNKNOWN,

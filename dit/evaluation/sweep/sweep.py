@@ -17,8 +17,8 @@ from torch import nn
 from tqdm import tqdm
 
 from dit import pictures
-from dit.build import Run, build_sampling, load_run
 from dit.config import SamplerConfig, SweepConfig
+from dit.data.images import size_of
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
@@ -36,7 +36,10 @@ from dit.evaluation.sweep.ranking import rank
 from dit.files import replacing, write_json
 from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
-from dit.sample_folder import LABELS
+from dit.plan import build_sampling, labelled
+from dit.runs import find_weights
+from dit.text import Captioned
+from dit.trained import Run, load_run
 
 SHOWN, CELL = 10, 80  # images of a point's picture, and the pixels they are brought to
 
@@ -62,7 +65,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     Raises:
         UserError: a mistake in flags, files or images.
     """
-    run = load_run(cfg.run, ranks.device)
+    run = labelled(load_run(cfg.run, ranks.device, cfg.image_size), cfg.classifier)
     settings = settings_of(cfg, run)
     reference = _reference(cfg, run)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
@@ -96,19 +99,28 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[SamplerConfig]:
         [None] if cfg.steps is None else grid.parse_counts("--steps", cfg.steps),
         grid.parse_intervals("--interval", cfg.interval),
         grid.parse_numbers("--cfg-scale", cfg.cfg_scale),
+        grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1") if cfg.classifier else [0.0],
     )
+    if cfg.guide and axes[3] == [1.0]:
+        raise UserError(f"--guide {cfg.guide} with --cfg-scale {cfg.cfg_scale}", "another scale with --guide",
+                        "at scale 1 nothing is extrapolated: pass --cfg-scale 1:3:0.5, or drop --guide")
     grid.check_count("the sweep", math.prod(len(axis) for axis in axes))
-    asked = [_resolve(run, cfg, *values) for values in itertools.product(*axes)]
+    pinned = dataclasses.replace(cfg, guide=cfg.guide and find_weights(cfg.guide),
+                                 classifier=cfg.classifier and find_weights(cfg.classifier))
+    asked = [_resolve(run, pinned, *values) for values in itertools.product(*axes)]
     return list(dict.fromkeys(asked))
 
 
-def _resolve(run: Run, cfg: SweepConfig, sampler: Any, steps: int | None, interval: tuple[float, float], scale: float
-             ) -> SamplerConfig:
-    """A setting without `auto`; without guidance there is no interval to guide in."""
+def _resolve(run: Run, cfg: SweepConfig, sampler: Any, steps: int | None, interval: tuple[float, float], scale: float,
+             weight: float) -> SamplerConfig:
+    """A setting without `auto`; without guidance there is no interval to guide in, no guide and no classifier."""
     setting = SamplerConfig(sampler=sampler, steps=steps, cfg_scale=scale,
                             cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
+                            guide=None if scale == 1 else cfg.guide,
+                            classifier=cfg.classifier if weight else None, classifier_scale=weight or 1.0,
                             cfg_channels=cfg.cfg_channels, eta=cfg.eta, variance=cfg.variance,
-                            batch_size=cfg.batch_size, precision=cfg.precision)
+                            batch_size=cfg.batch_size, precision=cfg.precision,
+                            image_size=size_of(*run.image_size) if run.trained_size else None)
     plan = build_sampling(run, setting)
     return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
 
@@ -187,7 +199,8 @@ def _score_point(study: Study, key: str, setting: SamplerConfig) -> Point:
     cfg, ranks = study.cfg, study.ranks
     folder = study.out / f"samples-{settings_key(study.run, setting, cfg.num_samples)}"
     begun, start = folder.exists(), time.monotonic()
-    keep = cfg.keep_samples or (folder / LABELS).exists()  # whole before: an earlier sweep was told to keep them
+    whole = len(list(folder.glob("*.png"))) == cfg.num_samples  # before: an earlier sweep was told to keep them
+    keep = cfg.keep_samples or whole
     try:
         sampled(study.run, setting, cfg.num_samples, study.out, ranks)
         seconds = None if begun else time.monotonic() - start
@@ -240,15 +253,18 @@ def _write(out: Path, point: Point, picture: Image.Image) -> Point:
 
 
 def count_evaluations(run: Run, setting: SamplerConfig) -> int:
-    """Rows that the network sees for one image, guidance's second ones included: counted on one, not computed."""
+    """Rows that networks see for one image, those of guidance included: counted on one, not computed."""
     seen: list[int] = []
-    network = cast(nn.Module, run.denoise.network)
-    hook = network.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    plan = build_sampling(run, setting)
+    modules = [cast(nn.Module, network.network if isinstance(network, Captioned) else network)
+               for network in plan.networks]
+    hooks = [m.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0]))) for m in modules]
     try:
         one = torch.zeros(1, dtype=torch.int64)
-        sample_latents(run, build_sampling(run, setting), setting, one, one)
+        sample_latents(run, plan, setting, one, one)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return sum(seen)
 
 

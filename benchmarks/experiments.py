@@ -1,0 +1,74 @@
+"""Experiments on digits as a user would type them, each done once: what is there already is read, not made again."""
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit.cli import main
+from dit.config import SamplerConfig
+from dit.evaluation.sweep.sweep import count_evaluations
+from dit.files import write_json
+from dit.hardware import Ranks
+from dit.runs import latest, read_metrics
+from dit.trained import load_run
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A folder of experiments with one budget: optimizer steps of each training, samples behind each score."""
+
+    root: Path
+    steps: int
+    samples: int
+
+    def trained(self, name: str, flags: str, command: str = "train", steps: int | None = None) -> Path:
+        """The run ROOT/NAME, trained by `dit COMMAND` with these flags and the budget's steps unless given."""
+        run = self.root / name
+        budget = f"--steps {steps or self.steps} --ckpt-every 0 --resume auto"
+        if not latest(run) or not (run / "seconds.json").exists():
+            began = time.perf_counter()
+            perform(f"dit {command} {flags.format(root=self.root)} {budget} --out {run}")
+            write_json(run / "seconds.json", {"seconds": time.perf_counter() - began})
+        return run
+
+    def scored(self, name: str, run: Path, flags: str) -> dict[str, Any]:
+        """Scores of samples of a run drawn with these flags, with seconds and network calls, in ROOT/scores/NAME."""
+        out, samples = self.root / "scores" / name, self.root / "samples" / name
+        asked = flags.format(root=self.root)
+        if not (out / "row.json").exists():
+            shutil.rmtree(samples, ignore_errors=True)  # so that the seconds are those of all
+            began = time.perf_counter()
+            perform(f"dit sample --run {run} {asked} --num-samples {self.samples} --out {samples}")
+            seconds = time.perf_counter() - began
+            perform(f"dit evaluate --samples {samples} --reference digits --out {out}")
+            write_json(out / "row.json", {"command": f"sample.py --run {run.name} {asked}".strip(), "seconds": seconds,
+                                          "calls": calls(run, samples)})
+        row, report = (json.loads((out / f"{file}.json").read_text()) for file in ("row", "report"))
+        return {**row, "training_seconds": json.loads((run / "seconds.json").read_text())["seconds"],
+                "report": report}
+
+    def curves(self, run: Path) -> list[dict[str, Any]]:
+        """What a run logged."""
+        return read_metrics(run / "metrics.jsonl")
+
+
+def perform(command: str) -> None:
+    """Run `dit ...` as if it were typed; the end if it fails."""
+    print(f"\n== {command}", flush=True)
+    code = main(shlex.split(command)[1:])
+    if code:
+        sys.exit(code)
+
+
+def calls(run: Path, samples: Path) -> int:
+    """Network calls behind one of the samples in a folder, by their settings."""
+    made = json.loads((samples / "samples.json").read_text())
+    loaded = load_run(run, Ranks().device)
+    setting = SamplerConfig(sampler=made["sampler"], steps=made["steps"], cfg_scale=made["cfg_scale"],
+                            cfg_interval=tuple(made["cfg_interval"]), precision="fp32")
+    return count_evaluations(loaded, setting)

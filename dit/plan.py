@@ -1,0 +1,177 @@
+"""How a run is sampled: sampler, times and guidance, as the flags ask."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit.config import SamplerConfig
+from dit.data.images import show_size, sides
+from dit.diffusion import samplers
+from dit.diffusion.classifier import NoisyClassifier
+from dit.diffusion.denoiser import Denoise
+from dit.diffusion.guidance import cfg, classifier_guidance, restated, unconditional
+from dit.diffusion.process import DDPM, Process
+from dit.errors import UserError
+from dit.latents.autoencoder import load_autoencoder
+from dit.models.create import is_classifier
+from dit.runs import Card, find_weights, read_header, read_weights
+from dit.text import Captioned
+from dit.trained import Run, load_network, load_run, with_captions
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """A sampler with its guidance and times: what `generate` runs on each batch; `networks` are those it calls."""
+
+    denoise: Denoise
+    process: Process
+    sampler: samplers.Sampler
+    name: str
+    times: torch.Tensor
+    networks: tuple[Callable[..., Tensor], ...]
+
+
+def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
+    """Choose sampler, steps and guidance; `auto` is resolved here.
+
+    Raises:
+        UserError: a sampler, variance or guidance that the network can not serve.
+    """
+    card, denoise = run.card, run.denoise
+    flow = card.config.process == "flow"
+    name = config.sampler if config.sampler != "auto" else "dpmpp_2m" if flow else "ddpm"
+    variance = config.variance if config.variance != "auto" else "learned" if denoise.learn_sigma else "small"
+    if variance == "learned" and not denoise.learn_sigma:
+        raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
+    steps = config.steps or (250 if name == "ddpm" else 25)
+    if isinstance(denoise.process, DDPM) and steps > denoise.process.start:
+        raise UserError(f"--steps {steps}", f"at most {denoise.process.start} with {card.config.process} betas",
+                        "pass fewer --steps")
+    guide = load_guide(run, config.guide) if config.guide else None
+    judge = load_classifier(run, config.classifier) if config.classifier else None
+    guided = build_guidance(run, config, guide, judge)
+    options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
+    sampler = partial(getattr(samplers, name), **options.get(name, {}))
+    networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
+    return SamplingPlan(guided, denoise.process, sampler, name, denoise.process.times(steps), networks)
+
+
+def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: NoisyClassifier | None) -> Denoise:
+    """The run's denoiser, guided by what is given.
+
+    Raises:
+        UserError: guidance that the network can not serve.
+    """
+    spec, denoise, channels = run.card.network, run.denoise, config.cfg_channels
+    if channels is not None and channels > spec.in_channels:
+        raise UserError(f"--cfg-channels {channels}", f"at most {spec.in_channels} latent channels",
+                        "pass fewer, or drop it to guide all")
+    if config.cfg_scale != 1 and not guide and not (spec.num_classes and run.card.config.label_dropout):
+        why = "was trained with --label-dropout 0" if spec.num_classes else "knows no classes"
+        raise UserError(f"--cfg-scale {config.cfg_scale:g} for {run.weights.path}, which {why}",
+                        "a network with classes and a null class", "pass --cfg-scale 1, or a weaker run with --guide")
+    process, objective = denoise.process, denoise.objective
+    guided = cfg(denoise, process, config.cfg_scale, spec.num_classes, interval=config.cfg_interval, channels=channels,
+                 guide=restated(guide.denoise, process, objective) if guide else None)
+    if not spec.num_classes:
+        guided = unconditional(guided, 0)  # labels, if there are any, are the classifier's: see `labelled`
+    if judge is None:
+        return guided
+    return classifier_guidance(guided, process, objective, judge.gradient, config.classifier_scale)
+
+
+def load_guide(run: Run, path: Path) -> Run:
+    """A weaker run to guide `run`: in its size and on its captions.
+
+    Raises:
+        UserError: it is none of the same latents, noise and classes.
+    """
+    guide = load_run(path, run.device, run.image_size if run.trained_size else None)
+    ours, theirs = run.denoise.network, guide.denoise.network
+    if isinstance(ours, Captioned) and isinstance(theirs, Captioned):
+        guide = with_captions(guide, theirs.network, ours.captions)
+    _require_kin(f"--guide {path}", guide.card, run, run.card.network.num_classes)
+    return guide
+
+
+def load_classifier(run: Run, path: Path) -> NoisyClassifier:
+    """A classifier to guide `run`, in its size.
+
+    Raises:
+        UserError: it is none, or not of the same latents, noise and classes.
+    """
+    weights = read_weights(find_weights(path))
+    if not is_classifier(weights.card.network.model):
+        raise UserError(f"--classifier {path} is a {weights.card.network.model}", "a run of `dit train-classifier`",
+                        f"train one: dit train-classifier --run {run.home}")
+    _require_kin(f"--classifier {path}", weights.card, run, run.card.network.num_classes or len(run.card.classes))
+    network: Any = load_network(weights, run.device)
+    if run.trained_size:
+        network.resize(run.card.network.input_size)
+    return NoisyClassifier(network, run.denoise.process)
+
+
+def labelled(run: Run, classifier: Path | None) -> Run:
+    """A run without classes that a classifier guides has the classifier's; any other is as it was."""
+    if classifier is None or run.card.network.num_classes:
+        return run
+    judge, _ = read_header(find_weights(classifier))
+    classes = [judge.class_name(i) for i in range(judge.network.num_classes)]
+    return replace(run, weights=replace(run.weights, card=replace(run.card, classes=classes)))
+
+
+def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
+    """That another network reads the latents and the noise of a run, and tells `num_classes` classes apart.
+
+    Times of training may differ; so may the size, where both are resized to another one.
+    """
+    ours = run.card
+    same_vae = theirs.config.vae == ours.config.vae or (
+        load_autoencoder(theirs.config.vae, run.device).checksum == run.autoencoder.checksum)
+    facts: dict[str, tuple[Any, Any]] = {
+        "process": (theirs.config.process, ours.config.process),
+        "autoencoder": ("that one", "that one") if same_vae else (theirs.config.vae, ours.config.vae),
+        "latent statistics": (_statistics(theirs), _statistics(ours)),
+        "latents of": (_latents(theirs, run), _latents(ours, run)),
+        "text encoder": (theirs.text_encoder_sha256, ours.text_encoder_sha256),
+        "number of classes": (theirs.network.num_classes, num_classes),
+    }
+    for name, (there, here) in facts.items():
+        if there != here:
+            raise UserError(f"{flag} has {name} {there}, {run.weights.path} has {here}", "the same for both",
+                            "pass a network that was trained on what this run was trained on")
+
+
+def _statistics(card: Card) -> str:
+    """Mean and deviation of each channel, in words."""
+    if card.latent_mean is None or card.latent_std is None:
+        return "of the autoencoder"
+    return ", ".join(f"{mean:.4g}±{std:.4g}" for mean, std in zip(card.latent_mean, card.latent_std, strict=True))
+
+
+def _latents(card: Card, run: Run) -> str:
+    size = "any size" if run.trained_size else show_size(sides(card.network.input_size))
+    return f"{card.network.in_channels} channels, {size}"
+
+
+def class_ids(text: str | None, card: Card) -> list[int]:
+    """Class ids from a flag such as `0,1,2`; for None all that the network was trained on.
+
+    Raises:
+        UserError: not numbers, or out of range.
+    """
+    if text is None:
+        return card.ids
+    if card.unconditional:
+        raise UserError(f"--classes {text} for a run without classes", "a run that was trained with classes",
+                        "drop --classes")
+    ids, num_classes = text.split(","), card.network.num_classes or len(card.classes)
+    if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
+        raise UserError(f"--classes {text}", f"class ids from 0 to {num_classes - 1}, separated by commas",
+                        "see `dit info RUN` for the classes of a run")
+    return [int(i) for i in ids]

@@ -1,0 +1,127 @@
+"""A trained network, ready to sample from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit.build import build_autoencoder, build_denoiser, build_network, build_text_encoder, load_weights
+from dit.data.images import Size, sides, size_of
+from dit.diffusion.denoiser import Denoiser
+from dit.errors import UserError
+from dit.latents.autoencoder import Autoencoder
+from dit.models.create import is_classifier
+from dit.runs import Card, Weights, find_weights, read_weights
+from dit.text import Captioned, Captions, TextEncoder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network, ready to sample from.
+
+    Args:
+        weights: with a card that tells the size at which is sampled.
+        trained_size: of images, where the network was trained at another one.
+    """
+
+    weights: Weights
+    denoise: Denoiser
+    autoencoder: Autoencoder
+    device: torch.device
+    trained_size: Size | None = None
+
+    @property
+    def card(self) -> Card:
+        """What the network is."""
+        return self.weights.card
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        height, width = sides(self.card.network.input_size)
+        return self.card.network.in_channels, height, width
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return sides(self.card.config.image_size)
+
+    @property
+    def home(self) -> Path:
+        """The run directory that the weights lie in, or the folder of weights that lie alone."""
+        return self.weights.home
+
+
+def load_run(path: Path, device: torch.device, size: Size | None = None) -> Run:
+    """The EMA of a run directory, a checkpoint directory or a weights file.
+
+    Args:
+        size: of the images to sample, where it is not that of training; the network is resized to it.
+
+    Raises:
+        UserError: missing, damaged, a classifier, its autoencoder is missing, or a size that autoencoder or patches do
+            not divide.
+    """
+    weights = read_weights(find_weights(path))
+    if is_classifier(weights.card.network.model):
+        raise UserError(f"{path} is a {weights.card.network.model}", "a diffusion run", "pass it as --classifier")
+    network = load_network(weights, device)
+    denoise, autoencoder = build_denoiser(weights.card.config, network), build_autoencoder(weights.card, device)
+    run = Run(weights, denoise, autoencoder, device)
+    if encoder := build_text_encoder(weights.card.config, device):
+        _check_encoder(encoder, weights.card)
+        run = with_captions(run, network, Captions(weights.card.classes, "", encoder))
+    return run if size is None or sides(size) == run.image_size else _resized(run, network, size)
+
+
+def load_network(weights: Weights, device: torch.device) -> nn.Module:
+    """A trained network, frozen.
+
+    Raises:
+        UserError: tensors missing, unknown or of other shapes.
+    """
+    with device:
+        network = build_network(weights.card.network)
+    load_weights(network, weights.state_dict, weights.path)
+    return network.eval().requires_grad_(False)
+
+
+def _resized(run: Run, network: Any, size: Size) -> Run:
+    _, *latent = run.autoencoder.latent_shape(size)
+    network.resize(tuple(latent))
+    card = replace(run.card, config=replace(run.card.config, image_size=size),
+                   network=replace(run.card.network, input_size=size_of(*latent)))
+    return replace(run, weights=replace(run.weights, card=card), trained_size=size_of(*run.image_size))
+
+
+def prompted(run: Run, prompts: Sequence[str], negative: str = "") -> Run:
+    """A run of text whose classes are these prompts, and whose null class is the negative prompt.
+
+    Raises:
+        UserError: not a run of text.
+    """
+    captioned = run.denoise.network
+    if not isinstance(captioned, Captioned):
+        what = f"--prompt {prompts[0]!r}" if prompts else f"--negative-prompt {negative!r}"
+        raise UserError(f"{what} for {run.weights.path}, trained with --conditioning {run.card.network.conditioning}",
+                        "a run with --conditioning text", "drop it, or pass --classes")
+    captions = Captions(prompts or run.card.classes, negative, captioned.captions.encoder)
+    return with_captions(run, captioned.network, captions)
+
+
+def with_captions(run: Run, network: Callable[..., Tensor], captions: Captions) -> Run:
+    """Ids are those of these captions, of which data may have had more."""
+    *classes, _ = captions.texts
+    card = replace(run.card, classes=classes, network=replace(run.card.network, num_classes=len(classes)))
+    return replace(run, weights=replace(run.weights, card=card),
+                   denoise=replace(run.denoise, network=Captioned(network, captions)))
+
+
+def _check_encoder(encoder: TextEncoder, card: Card) -> None:
+    if encoder.checksum != card.text_encoder_sha256:
+        raise UserError(f"--text-encoder {encoder.name} with SHA-256 {encoder.checksum[:8]}",
+                        f"{str(card.text_encoder_sha256)[:8]}, the one that the run was trained with",
+                        "put that encoder back where it was")

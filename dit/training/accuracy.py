@@ -1,0 +1,56 @@
+"""What a classifier of noised latents can tell, as it learns: its accuracy against the noise."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dit.build import build_process
+from dit.diffusion.classifier import NoisyClassifier
+from dit.diffusion.process import add_noise
+from dit.hardware import autocast
+from dit.training.job import Job
+
+IMAGES, BATCH, TIMES = 500, 250, 11
+
+
+class AccuracyCurve:
+    """accuracy.png of a run: how often its EMA names the class, from data to pure noise."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.classifier = NoisyClassifier(job.state.ema.network, build_process(job.config))
+
+    def draw(self, step: int) -> Image.Image:
+        """Measure, and write the picture."""
+        from dit.evaluation.pages.figures import accuracy_by_time
+
+        picture = accuracy_by_time(self.measure(), len(self.job.card.classes), f"after {step:,} steps")
+        picture.save(self.job.run / "accuracy.png")
+        return picture
+
+    def finish(self) -> None:
+        """Nothing is left to do: the last picture is the one that stays."""
+
+    @torch.inference_mode()
+    def measure(self) -> dict[float, float]:
+        """Accuracy by time, 0 (data) to 1 (noise), on training images spread over the data."""
+        job, size = self.job, len(self.job.source.labels)
+        chosen = np.arange(min(IMAGES, size)) * size // min(IMAGES, size)
+        right, times = torch.zeros(TIMES), torch.linspace(0, 1, TIMES, dtype=torch.float64)
+        random = torch.Generator().manual_seed(0)
+        for part in np.split(chosen, range(BATCH, len(chosen), BATCH)):
+            moments = job.source.read(part, np.zeros(len(part), dtype=bool))
+            mean = moments.chunk(2, dim=1)[0]
+            x0, eps = job.autoencoder.draw(moments, torch.zeros_like(mean)), torch.randn(mean.shape, generator=random)
+            labels = torch.as_tensor(job.source.labels[part], device=x0.device)
+            right += torch.stack([self._right(x0, eps.to(x0), labels, t) for t in times])
+        return dict(zip(times.tolist(), (right / len(chosen)).tolist(), strict=True))
+
+    def _right(self, x0: Tensor, eps: Tensor, labels: Tensor, t: Tensor) -> Tensor:
+        """How many of a batch are named, []."""
+        process = self.classifier.process
+        time = (t * process.end).round() if process.end > 1 else t  # DDPM counts whole steps
+        with autocast(x0.device, self.job.config.precision):
+            said = self.classifier.logits(add_noise(process, x0, eps, time), time)
+        return (said.argmax(1) == labels).sum().float().cpu()

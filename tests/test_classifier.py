@@ -1,0 +1,112 @@
+"""Training a classifier for a run: on its data, latents and noise; resumed as any run."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from dit.cli import main
+from dit.config import ClassifierConfig, SampleConfig, TrainConfig
+from dit.errors import UserError
+from dit.hardware import Ranks
+from dit.models.dit import SIZES
+from dit.runs import Card, checkpoints, find_weights, read_metrics, read_weights
+from dit.sample import sample
+from dit.training.classifier import settings_for, train_classifier
+from dit.training.trainer import train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Ti", dict(depth=2, hidden_size=64, num_heads=2))
+        yield
+
+
+def asked(run, **more):
+    given = dict(run=run, model="Classifier-Ti/4", steps=4, global_batch_size=16, warmup=1, log_every=2, ckpt_every=2,
+                 precision="fp32")
+    return ClassifierConfig(**{**given, **more})
+
+
+def test_it_learns_for_the_run_and_guides_it(make_run, capsys):
+    """On the run's own latents: its statistics are those of the run, even where the data would give others."""
+    run = make_run(process="cosine", latent_norm="data", time_shift=2.0, flip=False)
+    out = train_classifier(asked(run, steps=40, lr=3e-3), Ranks())
+    assert out == run / "classifier"
+    theirs, ours = Card.read(out), Card.read(run)
+    assert (theirs.latent_mean, theirs.latent_std) == (ours.latent_mean, ours.latent_std)
+    for name in ("data", "vae", "image_size", "process", "latent_norm", "time_shift", "flip"):
+        assert getattr(theirs.config, name) == getattr(ours.config, name)
+    assert (theirs.network.num_classes, theirs.network.learn_sigma) == (10, False)
+    log = read_metrics(out / "metrics.jsonl")
+    assert {"loss", "accuracy", "accuracy_little_noise", "accuracy_much_noise"} <= {*log[-1]}
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert Image.open(out / "accuracy.png").size[0] > 500
+    assert not (out / "samples").exists()
+    said = capsys.readouterr().out
+    assert f"accuracy    {out / 'accuracy.png'}" in said
+    command = said.splitlines()[-1]
+    assert command == f"next        python sample.py --run {run} --classifier {out} --classifier-scale 2"
+    assert "next" not in said.removesuffix(command + "\n")
+    sample(SampleConfig(run=run, classifier=out, classifier_scale=2.0, steps=2, per_class=1), Ranks())
+
+
+def test_stopped_and_resumed_is_as_in_one_go(make_run, tmp_path):
+    run = make_run(latent_norm="data")
+    whole = train_classifier(asked(run, out=tmp_path / "whole"), Ranks())
+    first = train_classifier(asked(run, out=tmp_path / "parts"), Ranks())
+    shutil.rmtree(checkpoints(first)[-1])
+    again = train_classifier(asked(run, resume=str(first)), Ranks())
+    assert again == first
+    shutil.rmtree(checkpoints(first)[-1])
+    plain = dataclasses.replace(Card.read(first).config, resume=str(first), out=first)
+    train(plain, Ranks())  # as `train.py --resume` does
+    one, other = (read_weights(find_weights(path)) for path in (whole, first))
+    assert one.step == other.step == 4
+    assert all(torch.equal(one.state_dict[name], other.state_dict[name]) for name in one.state_dict)
+    assert other.card.latent_mean == [0.5] * 3  # the run's, not those of the data
+
+
+def test_run_without_classes_is_told_those_of_the_data(make_run):
+    run = make_run(num_classes=0)
+    out = train_classifier(asked(run, steps=2), Ranks())
+    assert Card.read(out).classes == [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize(("settings", "model", "says"), [
+    (dict(model="Classifier-Ti/4", label_dropout=0.0), "Classifier-Ti/4", "is a Classifier-Ti/4; expected a diffusion"),
+    (dict(), "DiT-Ti/4", "--model DiT-Ti/4; expected Classifier-"),
+    (dict(), "Classifier-S/3", "--model Classifier-S/3; expected Classifier-"),
+])
+def test_refused(make_run, settings, model, says):
+    run = make_run(**settings)
+    with pytest.raises(UserError) as error:
+        train_classifier(asked(run, model=model), Ranks())
+    assert says in str(error.value)
+    assert not (run / "classifier").exists()
+
+
+def test_runs_on_captions_have_no_classes(make_run):
+    weights = read_weights(find_weights(make_run()))
+    network = dataclasses.replace(weights.card.network, conditioning="text")
+    captioned = dataclasses.replace(weights, card=dataclasses.replace(weights.card, network=network))
+    with pytest.raises(UserError, match=r"was trained on captions .* expected a run with classes"):
+        settings_for(asked(weights.home), captioned)
+
+
+def test_a_classifier_draws_nothing_and_drops_no_label():
+    with pytest.raises(UserError, match=r"--model Classifier-Ti/2 with --label-dropout 0\.1"):
+        TrainConfig(model="Classifier-Ti/2")
+    with pytest.raises(UserError, match="--model Classifier-Ti/2 with --eval-every 5"):
+        TrainConfig(model="Classifier-Ti/2", label_dropout=0.0, eval_every=5)
+
+
+def test_command(make_run, capsys):
+    run = make_run()
+    assert main(["train-classifier", "--run", str(run), "--model", "Classifier-Ti/4", "--dry-run"]) == 0
+    assert "Classifier-Ti/4" in capsys.readouterr().out
+    assert main(["train-classifier", "--run", str(run / "nowhere")]) == 2
+    assert "no checkpoint in" in capsys.readouterr().err
