@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks.experiments import Lab
 from benchmarks.record import record
 from dit.models.create import create_model, multiply_adds, parameters
+from dit.runs import read_metrics
 
 VARIANTS = ("in-context", "cross-attention", "adaln", "adaln-zero")
 SHAPE = dict(input_size=8, in_channels=4, num_classes=10)
@@ -26,11 +27,11 @@ PICTURE = Path("docs/images/conditioning.png")
 
 def ablate(lab: Lab) -> dict[str, dict[str, Any]]:
     """Train all four; what each costs and logged."""
-    flags = f"--eval-every {lab.steps // SCORES} --eval-samples {lab.samples} --sample-every 0"
+    flags = f"--eval-every {max(1, lab.steps // SCORES)} --eval-samples {lab.samples} --sample-every 0"
     found = {}
     for name in VARIANTS:
         run = lab.trained(name, f"--conditioning {name} {flags}")
-        lines = lab.curves(run)
+        lines = read_metrics(run / "metrics.jsonl")
         found[name] = {
             "parameters": parameters(create_model("DiT-Ti/2", conditioning=name, **SHAPE)),
             "multiply_adds": multiply_adds("DiT-Ti/2", conditioning=name, **SHAPE),

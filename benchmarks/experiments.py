@@ -14,7 +14,7 @@ from dit.config import SamplerConfig
 from dit.evaluation.sweep.sweep import count_evaluations
 from dit.files import write_json
 from dit.hardware import Ranks
-from dit.runs import latest, read_metrics
+from dit.runs import Card, checkpoint_step, latest, read_metrics
 from dit.trained import load_run
 
 
@@ -28,33 +28,45 @@ class Lab:
 
     def trained(self, name: str, flags: str, command: str = "train", steps: int | None = None) -> Path:
         """The run ROOT/NAME, trained by `dit COMMAND` with these flags and the budget's steps unless given."""
-        run = self.root / name
-        budget = f"--steps {steps or self.steps} --ckpt-every 0 --resume auto"
-        if not latest(run) or not (run / "seconds.json").exists():
-            began = time.perf_counter()
-            perform(f"dit {command} {flags.format(root=self.root)} {budget} --out {run}")
-            write_json(run / "seconds.json", {"seconds": time.perf_counter() - began})
+        run, budget = self.root / name, steps or self.steps
+        asked = f"dit {command} {flags.format(root=self.root)} --steps {budget}"
+        if claim(run / "command.txt", asked) and done(run, budget):
+            return run
+        perform(f"{asked} --ckpt-every 0 --resume auto --out {run}")
+        if not done(run, budget):
+            sys.exit(f"{run} was stopped; type the same again to go on")
         return run
 
     def scored(self, name: str, run: Path, flags: str) -> dict[str, Any]:
         """Scores of samples of a run drawn with these flags, with seconds and network calls, in ROOT/scores/NAME."""
         out, samples = self.root / "scores" / name, self.root / "samples" / name
-        asked = flags.format(root=self.root)
-        if not (out / "row.json").exists():
+        sampling = f"dit sample --run {run} {flags.format(root=self.root)} --num-samples {self.samples} --out {samples}"
+        if not (claim(out / "command.txt", sampling) and (out / "row.json").exists()):
             shutil.rmtree(samples, ignore_errors=True)  # so that the seconds are those of all
             began = time.perf_counter()
-            perform(f"dit sample --run {run} {asked} --num-samples {self.samples} --out {samples}")
+            perform(sampling)
             seconds = time.perf_counter() - began
             perform(f"dit evaluate --samples {samples} --reference digits --out {out}")
-            write_json(out / "row.json", {"command": f"sample.py --run {run.name} {asked}".strip(), "seconds": seconds,
-                                          "calls": calls(run, samples)})
+            write_json(out / "row.json", {"command": sampling, "seconds": seconds, "calls": calls(run, samples)})
         row, report = (json.loads((out / f"{file}.json").read_text()) for file in ("row", "report"))
-        return {**row, "training_seconds": json.loads((run / "seconds.json").read_text())["seconds"],
-                "report": report}
+        return {**row, "training": training_seconds(run), "report": report}
 
-    def curves(self, run: Path) -> list[dict[str, Any]]:
-        """What a run logged."""
-        return read_metrics(run / "metrics.jsonl")
+
+def claim(file: Path, command: str) -> bool:
+    """Whether this command was begun here before, which is noted for the next time; the end if another one was."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(command + "\n")
+        return False
+    if (before := file.read_text().strip()) != command:
+        sys.exit(f"{file.parent} was made by another command: choose another --out\n  then {before}\n  now  {command}")
+    return True
+
+
+def done(run: Path, steps: int) -> bool:
+    """Whether a run has done all of its steps."""
+    last = latest(run)
+    return last is not None and checkpoint_step(last) >= steps
 
 
 def perform(command: str) -> None:
@@ -63,6 +75,12 @@ def perform(command: str) -> None:
     code = main(shlex.split(command)[1:])
     if code:
         sys.exit(code)
+
+
+def training_seconds(run: Path) -> float:
+    """Of all steps, without the pauses for scores and pictures: images by the speed that the log tells last."""
+    last = [line for line in read_metrics(run / "metrics.jsonl") if "img_per_s" in line][-1]
+    return last["step"] * Card.read(run).config.global_batch_size / last["img_per_s"]
 
 
 def calls(run: Path, samples: Path) -> int:
