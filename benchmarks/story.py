@@ -153,7 +153,7 @@ def trade_table(points: list[dict[str, Any]]) -> str:
 def bits_line(bits: dict[str, Any]) -> str:
     """The likelihood in a sentence."""
     mean, error = bits["bits_per_dim"], bits["standard_error"]
-    return (f"The pixel model of the last table needs {mean:.2f} ± {error:.2f} bits a value for 100 of its training images, "
+    return (f"The pixel model needs {mean:.2f} ± {error:.2f} bits a value for 100 of its training images, "
             "by the probability-flow ODE (`dit nll`).")
 
 

@@ -20,7 +20,7 @@ from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents, LatentStore, MemoryLatents, OnlineLatents, holds_latents
 from dit.models.create import create_model, is_classifier
-from dit.runs import Card, NetworkSpec, find_weights, read_weights
+from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights
 from dit.text import TextEncoder, load_text_encoder
 
 MOST_CAPTIONS = 10_000  # that a run remembers of its data
@@ -150,18 +150,31 @@ def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder
     return load_text_encoder(config.text_encoder or "digits", device) if config.conditioning == "text" else None
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The configuration as a card keeps it: a text encoder's folder by its absolute path, to be found from anywhere."""
+    if config.text_encoder in (None, "digits") or not Path(config.text_encoder).expanduser().is_dir():
+        return config
+    return replace(config, text_encoder=str(Path(config.text_encoder).expanduser().absolute()))
+
+
 def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None = None,
                kin: Card | None = None) -> Card:
     """Describe the network that this configuration trains on this data.
 
     Args:
-        kin: of a network whose latent statistics it shares; they are measured on the data unless given.
+        kin: of a network whose latent statistics and classes it shares; statistics are measured on the data unless
+            given.
 
     Raises:
-        UserError: --num-classes is neither 0 nor enough for the data, or above 0 for data without classes.
+        UserError: --num-classes is neither 0 nor enough for the data, or above 0 for data without classes; or classes
+            are named otherwise than those of `kin`.
     """
+    config = settled(config)
     found = len(source.classes)
     num_classes = found if config.num_classes is None else config.num_classes
+    if num_classes and not found and kin:
+        raise UserError(f"--data {config.data} has no classes, the run has {num_classes}", "the same classes for both",
+                        "make a subfolder for each of the run's classes (see `dit info RUN`)")
     if num_classes and not found:
         raise UserError(f"--num-classes {num_classes} for data without classes", "0, or one subfolder per class",
                         "drop --num-classes to train without classes")
@@ -171,10 +184,14 @@ def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None
     channels, *size = source.shape
     spec = NetworkSpec(model=config.model, input_size=size_of(*size), in_channels=channels, num_classes=num_classes,
                        learn_sigma=config.learn_sigma, conditioning=config.conditioning,
-                       text_width=encoder.width if encoder else None)
+                       text_width=encoder.width if encoder else None, unet_attention=config.unet_attention)
     classes = source.classes if num_classes else []
     card = Card(config=config, network=spec, classes=classes[:MOST_CAPTIONS] if encoder else classes,
                 text_encoder_sha256=encoder.checksum if encoder else None)
+    if kin and (other := named_otherwise(card, kin)):
+        label, there, here = other
+        raise UserError(f"--data {config.data} has class {label} {there!r}, the run has {here!r}",
+                        "the same classes for both", "name the subfolders as the run's classes (see `dit info RUN`)")
     if config.latent_norm == "vae":
         return card
     if kin:

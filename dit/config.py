@@ -17,7 +17,7 @@ from dit.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a class-conditional Diffusion Transformer on the latents of images."""
+    """Train a diffusion model of images, on latents or pixels: by class, by caption, or unconditional."""
 
     preset: str = "digits"
     """Named configuration that gives the defaults of all other flags: digits, imagenet-256, imagenet-256-flow."""
@@ -46,6 +46,9 @@ class TrainConfig:
     """Size and patch: DiT-{Ti,S,B,L,XL}/{1,2,4,8}; or UNet-{S,B}."""
     conditioning: Literal["adaln-zero", "adaln", "cross-attention", "in-context", "text"] = "adaln-zero"
     """How a DiT hears of time and class (2212.09748, section 3.2); text: of a caption, by cross-attention."""
+    unet_attention: tuple[int, ...] | None = None
+    """With a UNet: sides, in latents, of the levels that have self-attention, such as 16 8; unless given, its size's
+    own."""
     text_encoder: str | None = None
     """With --conditioning text: `digits` (bundled), a hub name such as openai/clip-vit-large-patch14, or a local folder
     of a Hugging Face text encoder; unless given, the bundled one for digits."""
@@ -150,11 +153,11 @@ class TrainConfig:
             raise UserError("--process flow with --learn-sigma", "--process linear or cosine with --learn-sigma",
                             "a flow has no variance to learn: drop --learn-sigma")
         _require_text(self)
-        if self.model.startswith("Classifier-") and (self.label_dropout or self.eval_every):
-            dropped = f"--label-dropout {self.label_dropout:g}"
-            given = dropped if self.label_dropout else f"--eval-every {self.eval_every}"
-            raise UserError(f"--model {self.model} with {given}", "a network that draws images with it",
-                            "train a classifier with `dit train-classifier --run RUN`")
+        _require_task(self)
+        if self.unet_attention is not None and not self.model.startswith("UNet-"):
+            given = " ".join(map(str, self.unet_attention))
+            raise UserError(f"--unet-attention {given} with --model {self.model}", "a UNet with it",
+                            "pass --model UNet-S, or drop --unet-attention")
         if self.process == "flow" and self.time_sampling == "loss-aware":
             raise UserError("--process flow with --time-sampling loss-aware", "--process linear or cosine with it",
                             "it counts losses of whole noising steps: pass --time-sampling logit-normal")
@@ -452,7 +455,10 @@ class EncodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """Train a first stage on your own images: a KL or VQ autoencoder for --vae of train.py (2112.10752)."""
+    """Train a first stage on your own images: a KL or VQ autoencoder for --vae of train.py (2112.10752).
+
+    There are no checkpoints in between: a training that was stopped starts over.
+    """
 
     out: Path
     """Folder for config.json and the weights, in diffusers' layout, and for the report; new or empty."""
@@ -552,6 +558,9 @@ def _require_kind(config: VaeConfig) -> None:
                                    ("--gan-start", config.gan_start, "--gan-weight", config.gan_weight > 0)):
         if value is not None and not on:
             raise UserError(f"{flag} {value} without {other}", f"{flag} with {other}", f"pass {other}, or drop {flag}")
+    if config.gan_start is not None and config.gan_start >= config.steps:
+        raise UserError(f"--gan-start {config.gan_start} with --steps {config.steps}", "a step before the last",
+                        "pass a smaller --gan-start, or more --steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -639,10 +648,11 @@ class ShowConfig(SamplerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """Tell what a run, a checkpoint or a file of weights is, and whether it is intact."""
+    """Tell what a run, a checkpoint, a file of weights or a first stage is, and whether it is intact."""
 
     path: Positional[Path]
-    """Run directory, checkpoint directory, .safetensors file, or a .pt file of the original DiT release."""
+    """Run directory, checkpoint directory, .safetensors file, a .pt file of the original DiT release, or a folder of
+    `dit train-vae`."""
 
 
 Config = TypeVar("Config")
@@ -671,6 +681,23 @@ def _from_plain(kind: Any, value: Any) -> Any:
     if value is not None and "Path" in str(kind):
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _require_task(config: TrainConfig) -> None:
+    """Refuse what a classifier does not do: it draws no images, and predicts neither noise nor variance."""
+    gamma = config.min_snr_gamma
+    drawing = {
+        f"--label-dropout {config.label_dropout:g}": config.label_dropout,
+        f"--eval-every {config.eval_every}": config.eval_every,
+        "--learn-sigma": config.learn_sigma,
+        f"--loss {config.loss}": config.loss != "simple",
+        f"--objective {config.objective}": config.objective != "v",
+        f"--min-snr-gamma {gamma}": gamma is not None,
+    }
+    given = [flag for flag, on in drawing.items() if on]
+    if given and config.model.startswith("Classifier-"):
+        raise UserError(f"--model {config.model} with {given[0]}", "a network that draws images with it",
+                        "train a classifier with `dit train-classifier --run RUN`")
 
 
 def _require_text(config: TrainConfig) -> None:

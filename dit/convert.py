@@ -18,7 +18,7 @@ from dit.hardware import Ranks
 from dit.models.create import create_model
 from dit.models.dit import PATCHES, SIZES, split_name
 from dit.models.layers import position_embedding
-from dit.runs import Card, NetworkSpec, write_weights
+from dit.runs import RELEASE_DATA, Card, NetworkSpec, write_weights
 
 StateDict = dict[str, Tensor]
 
@@ -52,7 +52,7 @@ def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema"
 def release_config(spec: NetworkSpec, vae: str) -> TrainConfig:
     """How the release trained its networks (2212.09748, section 4)."""
     return TrainConfig(
-        preset="imagenet-256", data="imagenet", vae=vae, image_size=8 * sides(spec.input_size)[0],
+        preset="imagenet-256", data=RELEASE_DATA, vae=vae, image_size=8 * sides(spec.input_size)[0],
         num_classes=spec.num_classes, flip=True, model=spec.model, process="linear", objective="eps",
         learn_sigma=spec.learn_sigma, time_sampling="uniform", label_dropout=0.1, steps=400_000,
         global_batch_size=256, lr=1e-4, weight_decay=0.0, beta2=0.999, warmup=0, cooldown=0.0, clip=0.0, ema=0.9999,

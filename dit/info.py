@@ -1,7 +1,9 @@
-"""What a run, a checkpoint or a file of weights is, as a table of plain text."""
+"""What a run, a checkpoint, a file of weights or a first stage is, as a table of plain text."""
 
+import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,7 @@ from dit.convert import read_release
 from dit.data.images import Size, sides, tell_size
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.latents.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.models.create import is_classifier, parameters, structure
 from dit.runs import (
     BEST,
@@ -31,7 +34,8 @@ WIDTH = 100  # columns of the table
 
 
 def info(path: Path) -> str:
-    """The table for a run directory, a checkpoint directory, a .safetensors file or a .pt file of the DiT release.
+    """The table for a run directory, a checkpoint directory, a .safetensors file, a .pt file of the DiT release, or the
+    folder of a first stage.
 
     Raises:
         UserError: none of these, or weights that can not be read.
@@ -40,10 +44,12 @@ def info(path: Path) -> str:
         return table(_weights_rows(path) if path.suffix == ".safetensors" else _release_rows(path))
     if (path / "meta.json").exists():
         return table(_checkpoint_rows(path))
+    if "_class_name" in _read_json(path / CONFIG):
+        return table(_stage_rows(path))
     if (path / "config.json").exists() or checkpoints(path):
         return table(_run_rows(path))
     what = f"{path} has neither config.json nor meta.json" if path.is_dir() else f"nothing at {path}"
-    raise UserError(what, "a run directory, a checkpoint directory, or a file of weights (.safetensors, .pt)",
+    raise UserError(what, "a run, a checkpoint, a first stage, or a file of weights (.safetensors, .pt)",
                     "check the path")
 
 
@@ -99,6 +105,37 @@ def _release_rows(file: Path) -> Rows:
     ]
 
 
+def _stage_rows(folder: Path) -> Rows:
+    """What `dit train-vae` leaves, or an autoencoder in diffusers' layout from elsewhere."""
+    autoencoder = load_autoencoder(str(folder.absolute()))
+    codec = autoencoder.codec
+    assert isinstance(codec, KLCodec | VQCodec)
+    entries = f", {len(codec.codebook):,} entries" if isinstance(codec, VQCodec) else ""
+    mean, deviation = (_numbers(v.flatten().tolist()) for v in (autoencoder.shift, 1 / autoencoder.scale))
+    report = _read_json(folder / "report.json")
+    scores = report.get("scores", {})
+    return [
+        ("first stage", str(folder)),
+        ("kind", f"{'VQ' if entries else 'KL'} ({type(codec.network).__name__}{entries})"),
+        ("parameters", f"{parameters(codec.network):,}"),
+        ("factor", f"{autoencoder.factor} pixels a latent, along a side"),
+        ("latent channels", str(autoencoder.channels)),
+        ("latents scaled by", f"mean {mean}, deviation {deviation}"),
+        ("weights", f"SHA-256 {autoencoder.checksum}"),
+        *([("held out", f"{report['held_out']:,} images")] if "held_out" in report else []),
+        *((name, value if isinstance(value, str) else f"{value:.4g}") for name, value in scores.items()),
+    ]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """What is in a file; nothing where it is missing or damaged."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def card_rows(card: Card) -> Rows:
     """What a network is and how it was trained."""
     config, spec = card.config, card.network
@@ -107,6 +144,8 @@ def card_rows(card: Card) -> Rows:
         objective = "class of noised latents"
     times = f", {config.time_sampling} times shifted by {config.time_shift:g}" if config.process == "flow" else ""
     process = "flow matching" if config.process == "flow" else f"DDPM, {config.process} betas"
+    text = spec.text_width is not None
+    count = spec.num_classes if text else len(card.classes)  # a card has not all of many captions
     norm = "the autoencoder's constants" if card.latent_mean is None else f"mean {_numbers(card.latent_mean)}, "
     norm += "" if card.latent_std is None else f"deviation {_numbers(card.latent_std)}, measured on the data"
     return [
@@ -116,10 +155,10 @@ def card_rows(card: Card) -> Rows:
         ("latents scaled by", norm),
         ("data", config.data),
         *([("text encoder", config.text_encoder or "digits")] if card.text_encoder_sha256 else []),
-        *([] if card.unconditional else [("class names", _names(card.classes))]),
+        *([] if card.unconditional else [("captions" if text else "class names", _names(card.classes, count))]),
         ("process", process + times),
         ("objective", objective),
-        *([] if card.unconditional else [("label dropout", f"{config.label_dropout:g}")]),
+        *([] if card.unconditional else [(f"{'caption' if text else 'label'} dropout", f"{config.label_dropout:g}")]),
         ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
         ("EMA decay", f"{config.ema:g}"),
         ("precision", config.precision),
@@ -135,7 +174,7 @@ def _network_rows(spec: NetworkSpec) -> Rows:
         ("network", structure(network)),
         ("parameters", f"{parameters(network):,}"),
         ("latents", " x ".join(map(str, (spec.in_channels, *sides(spec.input_size)))) + _order(spec.input_size)),
-        ("classes", str(spec.num_classes or "none (unconditional)")),
+        *([] if spec.text_width else [("classes", str(spec.num_classes or "none (unconditional)"))]),
         ("learned variance", "yes" if spec.learn_sigma else "no"),
     ]
 
@@ -190,6 +229,7 @@ def _numbers(values: list[float]) -> str:
     return " ".join(f"{value:.3g}" for value in values)
 
 
-def _names(classes: list[str], most: int = 20) -> str:
+def _names(classes: list[str], count: int, most: int = 20) -> str:
+    """The first of them, and how many more there are, of `count`."""
     shown = ", ".join(classes[:most])
-    return shown if len(classes) <= most else f"{shown}, … ({len(classes) - most} more)"
+    return shown if count <= most else f"{shown}, … ({count - min(most, len(classes)):,} more)"

@@ -1,6 +1,7 @@
 """`dit nll`: how many bits a pixel model needs for an image."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +18,21 @@ from dit.config import NllConfig
 from dit.diffusion.density import (
     Levels,
     Tick,
+    UnitProbes,
     chain,
     ode_log_density,
     ode_times,
-    unit_probes,
     variational_bound_of_chain,
 )
 from dit.diffusion.process import DDPM
 from dit.errors import UserError
 from dit.files import sha256, write_json
 from dit.generate import ImageNoise
-from dit.hardware import Ranks, autocast, device_kind, uses_bf16, versions
+from dit.hardware import Ranks, autocast, device_kind, uses_bf16
 from dit.latents.store import Latents
-from dit.trained import Run, load_run
+from dit.text import Captioned, Captions
+from dit.trained import Run, load_run, with_captions
 
-LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 LEVEL = 127.5  # pixel levels in a unit of pixels in [-1, 1]
 ODE_STEPS = 50
 
@@ -45,15 +46,16 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     run = load_run(config.run, ranks.device)
     plan = choose(run, config)
     data = config.data or run.card.config.data
-    source = build_source(dataclasses.replace(run.card.config, data=data, flip=False), run.autoencoder)
-    labels = class_ids_in(source, run, data)
+    source = open_data(run, data)
+    run, labels = conditioned(run, source, data)
     chosen = np.linspace(0, len(labels) - 1, min(config.num_images, len(labels))).round().astype(np.int64)
     bits = measure(run, plan, config, source, labels, chosen, ranks)  # [N, parts]
     require_finite(bits, chosen)
     out = config.out or run.home / "nll.json"
     if ranks.main:
         result = summary(bits, plan)
-        write_json(out, {**result, "protocol": {**protocol(run, plan, config), "data": data, "images": len(chosen)}})
+        told = {"data": data, "images": len(chosen), "pixels_sha256": pixels_sha256(source, chosen)}
+        write_json(out, {**result, "protocol": {**protocol(run, plan, config), **told}})
         print(f"{sentence(result, len(chosen))}\n{out}")
     ranks.barrier()
     return out
@@ -68,14 +70,16 @@ class Plan:
         times: of its steps.
         parts: what the bits are a sum of.
         variance: vlb's: small, large or learned.
-        probes: ode's vectors for the divergence of an image; `exact` for all unit vectors.
+        probes: ode's random vectors for the divergence of an image.
+        exact: all unit vectors instead.
     """
 
     method: str
     times: Tensor
     parts: tuple[str, ...]
     variance: str | None = None
-    probes: int | str | None = None
+    probes: int | None = None
+    exact: bool = False
 
     @property
     def steps(self) -> int:
@@ -98,7 +102,8 @@ def choose(run: Run, config: NllConfig) -> Plan:
         if config.variance != "auto":
             raise UserError(f"--variance {config.variance} with --method ode", "--method vlb", "drop --variance")
         times = ode_times(process, config.steps or ODE_STEPS)
-        return Plan("ode", times, ("density",), probes="exact" if config.exact else config.probes)
+        return Plan("ode", times, ("density",), probes=None if config.exact else config.probes,
+                    exact=config.exact)
     if not isinstance(process, DDPM):
         raise UserError(f"--method vlb for {config.run}, a {card.config.process}", "a DDPM: linear or cosine",
                         "pass --method ode")
@@ -114,23 +119,54 @@ def choose(run: Run, config: NllConfig) -> Plan:
     return Plan("vlb", chain(process, steps), ("prior", "steps", "decoder"), variance=variance)
 
 
-def class_ids_in(source: Latents, run: Run, data: str) -> np.ndarray:
-    """The run's class ids of the data's images, int64 [N]; classes are told by their names.
+def open_data(run: Run, data: str) -> Latents:
+    """Images, as the run would see them in training, but never mirrored.
+
+    Raises:
+        UserError: as `build_source` does.
+    """
+    network = run.denoise.network
+    encoder = network.captions.encoder.name if isinstance(network, Captioned) else None
+    return build_source(dataclasses.replace(run.card.config, data=data, flip=False, text_encoder=encoder),
+                        run.autoencoder)
+
+
+def conditioned(run: Run, source: Latents, data: str) -> tuple[Run, np.ndarray]:
+    """The run, and its class ids of the data's images, int64 [N]; classes are told by their names.
+
+    A run of text reads any caption: its ids become those of the data's captions.
 
     Raises:
         UserError: a class that the run does not know, or no classes where the run has some.
     """
-    card = run.card
+    card, network = run.card, run.denoise.network
+    if isinstance(network, Captioned):
+        captions = Captions(source.classes, "", network.captions.encoder)
+        return with_captions(run, network.network, captions), source.labels
     if card.unconditional:
-        return np.zeros_like(source.labels)
+        return run, np.zeros_like(source.labels)
     if source.classes == card.classes:
-        return source.labels
+        return run, source.labels
     unknown = [name for name in source.classes if name not in card.classes]
     if unknown or not source.classes:
         raise UserError(f"--data {data} has {f'class {unknown[0]}' if unknown else 'no classes'}",
                         f"classes of the run: {', '.join(card.classes[:5])} …",
                         "name the subfolders as the run's classes (see `dit info RUN`)")
-    return np.array([card.classes.index(name) for name in source.classes])[source.labels]
+    return run, np.array([card.classes.index(name) for name in source.classes])[source.labels]
+
+
+def levels_of(source: Latents, indices: np.ndarray) -> Tensor:
+    """Pixels 0 … 255 of images [B], as float32 [B, 3, H, W]."""
+    moments = source.read(indices, np.zeros(len(indices), bool))
+    return (moments[:, :3].float() + 1).mul(LEVEL).round()
+
+
+def pixels_sha256(source: Latents, indices: np.ndarray) -> str:
+    """SHA-256 over those of the images in order, each of uint8 [3, H, W]: as reports tell of samples."""
+    whole = hashlib.sha256()
+    for i in indices:
+        whole.update(hashlib.sha256(levels_of(source, np.array([i])).to(torch.uint8).numpy().tobytes()).digest())
+    return whole.hexdigest()
 
 
 def measure(run: Run, plan: Plan, config: NllConfig, source: Latents, labels: np.ndarray, chosen: np.ndarray,
@@ -143,7 +179,7 @@ def measure(run: Run, plan: Plan, config: NllConfig, source: Latents, labels: np
         for start in range(0, len(mine), config.batch_size):
             rows = list(mine[start : start + config.batch_size])
             indices = chosen[rows]
-            levels = (source.read(indices, np.zeros(len(rows), bool))[:, :3].float() + 1).mul(LEVEL).round()
+            levels = levels_of(source, indices)
             noise = ImageNoise(config.seed, indices.tolist(), run.latent_shape, run.device)
             y = torch.as_tensor(labels[indices], device=run.device)
             with autocast(run.device, config.precision):
@@ -170,10 +206,7 @@ def bits_of_ode(run: Run, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoi
     shift, scale = run.autoencoder.shift, run.autoencoder.scale
     within = torch.special.ndtr(noise()) - 0.5
     x0 = ((levels + within) / LEVEL - 1 - shift) * scale
-    if plan.probes == "exact":
-        probes = unit_probes(x0)
-    else:
-        probes = torch.stack([noise().sign() for _ in range(int(plan.probes or 1))])
+    probes = UnitProbes(x0) if plan.exact else [noise().sign() for _ in range(plan.probes or 0)]
     dims = x0[0].numel()
     volume = math.log(LEVEL) - scale.double().log().mean()  # of a level in x, per dimension: -log
     nats = -ode_log_density(run.denoise, run.denoise.process, x0, y, plan.times, probes, tick)
@@ -226,8 +259,9 @@ def protocol(run: Run, plan: Plan, config: NllConfig) -> dict[str, Any]:
         "steps": plan.steps,
         "variance": plan.variance,
         "probes": plan.probes,
+        "exact": plan.exact,
         "seed": config.seed,
         "precision": "bf16" if uses_bf16(run.device, config.precision) else "fp32",
         "device": device_kind(run.device),
-        "versions": versions(*LIBRARIES),
+        "versions": run.versions,
     }

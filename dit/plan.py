@@ -1,6 +1,7 @@
 """How a run is sampled: sampler, times and guidance, as the flags ask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,12 @@ from dit.data.images import show_size, sides
 from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
 from dit.diffusion.denoiser import Denoise
-from dit.diffusion.guidance import cfg, classifier_guidance, restated, unconditional
+from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.create import is_classifier
-from dit.runs import Card, find_weights, read_header, read_weights
+from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
 from dit.text import Captioned
 from dit.trained import Run, load_network, load_run, with_captions
 
@@ -79,7 +80,7 @@ def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: No
     guided = cfg(denoise, process, config.cfg_scale, spec.num_classes, interval=config.cfg_interval, channels=channels,
                  guide=restated(guide.denoise, process, objective) if guide else None)
     if not spec.num_classes:
-        guided = unconditional(guided, 0)  # labels, if there are any, are the classifier's: see `labelled`
+        guided = ignoring_labels(guided, 0)  # labels, if there are any, are the classifier's: see `labelled`
     if judge is None:
         return guided
     return classifier_guidance(guided, process, objective, judge.gradient, config.classifier_scale)
@@ -91,7 +92,8 @@ def load_guide(run: Run, path: Path) -> Run:
     Raises:
         UserError: it is none of the same latents, noise and classes.
     """
-    guide = load_run(path, run.device, run.image_size if run.trained_size else None)
+    with _named(f"--guide {path}"):
+        guide = load_run(path, run.device, run.image_size if run.trained_size else None)
     ours, theirs = run.denoise.network, guide.denoise.network
     if isinstance(ours, Captioned) and isinstance(theirs, Captioned):
         guide = with_captions(guide, theirs.network, ours.captions)
@@ -105,7 +107,8 @@ def load_classifier(run: Run, path: Path) -> NoisyClassifier:
     Raises:
         UserError: it is none, or not of the same latents, noise and classes.
     """
-    weights = read_weights(find_weights(path))
+    with _named(f"--classifier {path}"):
+        weights = read_weights(find_weights(path))
     if not is_classifier(weights.card.network.model):
         raise UserError(f"--classifier {path} is a {weights.card.network.model}", "a run of `dit train-classifier`",
                         f"train one: dit train-classifier --run {run.home}")
@@ -114,6 +117,15 @@ def load_classifier(run: Run, path: Path) -> NoisyClassifier:
     if run.trained_size:
         network.resize(run.card.network.input_size)
     return NoisyClassifier(network, run.denoise.process)
+
+
+def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> Run:
+    """A run at the size that the flags ask for, and with the classes of the classifier where it has none.
+
+    Raises:
+        UserError: as `load_run` does, or no weights of a classifier.
+    """
+    return labelled(load_run(path, device, config.image_size), config.classifier)
 
 
 def labelled(run: Run, classifier: Path | None) -> Run:
@@ -126,13 +138,14 @@ def labelled(run: Run, classifier: Path | None) -> Run:
 
 
 def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
-    """That another network reads the latents and the noise of a run, and tells `num_classes` classes apart.
+    """That another network reads the latents and the noise of a run, and means the same `num_classes` classes.
 
     Times of training may differ; so may the size, where both are resized to another one.
     """
     ours = run.card
-    same_vae = theirs.config.vae == ours.config.vae or (
-        load_autoencoder(theirs.config.vae, run.device).checksum == run.autoencoder.checksum)
+    with _named(flag):
+        same_vae = theirs.config.vae == ours.config.vae or (
+            load_autoencoder(theirs.config.vae, run.device).checksum == run.autoencoder.checksum)
     facts: dict[str, tuple[Any, Any]] = {
         "process": (theirs.config.process, ours.config.process),
         "autoencoder": ("that one", "that one") if same_vae else (theirs.config.vae, ours.config.vae),
@@ -141,10 +154,22 @@ def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
         "text encoder": (theirs.text_encoder_sha256, ours.text_encoder_sha256),
         "number of classes": (theirs.network.num_classes, num_classes),
     }
+    if other := named_otherwise(theirs, ours):
+        label, there, here = other
+        facts[f"class {label}"] = repr(there), repr(here)
     for name, (there, here) in facts.items():
         if there != here:
             raise UserError(f"{flag} has {name} {there}, {run.weights.path} has {here}", "the same for both",
                             "pass a network that was trained on what this run was trained on")
+
+
+@contextmanager
+def _named(flag: str) -> Iterator[None]:
+    """Mistakes in loading another network name the flag that asks for it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag}: {error.given}", error.expected, error.do) from error
 
 
 def _statistics(card: Card) -> str:

@@ -31,6 +31,7 @@ from dit.files import sha256
 
 WEIGHTS = "ema-*.safetensors"
 BEST = "best"  # in a run, a link to its best checkpoint
+RELEASE_DATA = "imagenet"  # what the card of a converted release says that it was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,18 @@ class NetworkSpec:
     learn_sigma: bool
     conditioning: str = "adaln-zero"
     text_width: int | None = None  # features of a token of text, with conditioning `text`
+    unet_attention: tuple[int, ...] | None = None  # sides at which a U-Net attends, where they are not its size's own
 
     @property
     def sizes(self) -> dict[str, Any]:
         """All but the name, as `create_model` takes it."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "model"}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As records tell of it: without what is as it is by default, so that they outlive new fields."""
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,12 @@ class Card:
         """What can be sampled: ids of the classes that the data had; the null id where there are none."""
         return list(range(len(self.classes))) or [self.network.num_classes]
 
+    @property
+    def names(self) -> list[str]:
+        """Names that tell which class is which, by id: neither captions nor the bare ids of the DiT release."""
+        bare = self.config.data == RELEASE_DATA and self.classes == [str(i) for i in range(len(self.classes))]
+        return [] if bare or self.network.conditioning == "text" else self.classes
+
     def class_name(self, label: int) -> str:
         """The name of a class, its id where the data had none of it."""
         return self.classes[label] if label < len(self.classes) else str(label)
@@ -84,7 +98,9 @@ class Card:
     def from_json(values: dict[str, Any]) -> "Card":
         """The inverse of `to_json`."""
         spec = values["network"]
-        network = NetworkSpec(**{**spec, "input_size": size_of(*sides(spec["input_size"]))})
+        attention = spec.get("unet_attention")
+        network = NetworkSpec(**{**spec, "input_size": size_of(*sides(spec["input_size"])),
+                                 "unet_attention": None if attention is None else tuple(attention)})
         config = from_json(TrainConfig, values["config"])
         return Card(**{**values, "config": config, "network": network})
 
@@ -98,6 +114,12 @@ class Card:
         file = run / "config.json"
         with damaged(file, "the configuration that train.py wrote", "copy it again, or start another run"):
             return Card.from_json(json.loads(file.read_text()))
+
+
+def named_otherwise(theirs: Card, ours: Card) -> tuple[int, str, str] | None:
+    """The first class that two networks do not mean the same by: its id, and their names of it."""
+    pairs = enumerate(zip(theirs.names, ours.names, strict=False))  # one may know fewer than there is room for
+    return next(((label, there, here) for label, (there, here) in pairs if there != here), None)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.data.images import show_size
 from dit.errors import UserError
-from dit.files import replacing
+from dit.files import replacing, sha256
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
-from dit.plan import class_ids, labelled
+from dit.plan import class_ids, load_to_sample
+from dit.runs import find_weights
 from dit.sample_folder import sample_folder
-from dit.trained import Run, load_run, prompted
+from dit.trained import Run, prompted
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
 COLUMNS = 8  # of a grid without classes
@@ -23,10 +24,10 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     """Make the images, say where they are, and return that path: a PNG, or the folder.
 
     Raises:
-        UserError: flags that do not fit together or the run; see also `load_run` and `sample_folder`.
+        UserError: flags that do not fit together or the run; see also `load_to_sample` and `sample_folder`.
     """
     _check(config)
-    run = labelled(load_run(config.run, ranks.device, config.image_size), config.classifier)
+    run = load_to_sample(config.run, ranks.device, config)
     if config.prompt or config.negative_prompt:
         run = prompted(run, config.prompt, config.negative_prompt)
     classes = class_ids(config.classes, run.card)
@@ -74,6 +75,12 @@ def _default_out(run: Run, config: SampleConfig) -> Path:
     size = f"-{show_size(run.image_size)}" if run.trained_size else ""
     prompts = [*config.prompt, config.negative_prompt]
     words = "-" + hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:6] if any(prompts) else ""
-    by = "-guide" * bool(config.guide) + (f"-classifier-{config.classifier_scale:g}" if config.classifier else "")
+    by = f"-guide-{_content(config.guide)}" if config.guide else ""
+    by += f"-classifier-{_content(config.classifier)}-{config.classifier_scale:g}" if config.classifier else ""
     name = f"grid-step-{run.weights.step:07d}-cfg-{config.cfg_scale:g}{by}-seed-{config.seed}{size}{words}.png"
     return run.home / "samples" / name
+
+
+def _content(path: Path) -> str:
+    """Six digits that tell one network from another."""
+    return sha256(find_weights(path))[:6]

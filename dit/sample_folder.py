@@ -1,7 +1,6 @@
 """Folders of samples: filled across ranks, continued where they were interrupted."""
 
 import csv
-import dataclasses
 import json
 import re
 import zipfile
@@ -21,13 +20,12 @@ from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
 from dit.generate import NotFinite, generate
-from dit.hardware import Ranks, uses_bf16, versions
+from dit.hardware import Ranks, uses_bf16
 from dit.plan import SamplingPlan, build_sampling
 from dit.runs import damaged, find_weights, read_header
 from dit.text import Captioned
 from dit.trained import Run
 
-LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 LEFTOVER = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
 PNG_END = b"IEND\xaeB`\x82"
@@ -84,7 +82,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "weights_sha256": sha256(weights.path),
         "step": weights.step,
         "ema": card.config.ema,
-        "network": dataclasses.asdict(card.network),
+        "network": card.network.told,
         "data": card.config.data,
         "vae": run.autoencoder.name,
         "vae_sha256": run.autoencoder.checksum,
@@ -106,7 +104,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "precision": "bf16" if uses_bf16(run.device, config.precision) else "fp32",
         "classes": [] if card.unconditional else list(classes),
         **_text(run, classes),
-        "versions": versions(*LIBRARIES),
+        "versions": run.versions,
     }
 
 

@@ -22,9 +22,9 @@ from dit.generate import ImageNoise, check_finite, sample_latents
 from dit.hardware import Ranks, autocast
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
-from dit.plan import SamplingPlan, build_sampling, class_ids, labelled
+from dit.plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.text import Captioned
-from dit.trained import Run, load_run, prompted
+from dit.trained import Run, prompted
 
 CELL = 96  # pixels that small images are enlarged to, about
 LAYERS = 4  # whose attention is drawn, unless --layers asks for others
@@ -49,14 +49,12 @@ def show(config: ShowConfig, ranks: Ranks) -> Path:
     """Draw `forward` or `backward` as PNG and GIF, and the network's attention on the way; the folder they are in.
 
     Raises:
-        UserError: flags that do not fit the run, or no data for `forward`; see also `load_run`.
+        UserError: flags that do not fit the run, or no data for `forward`; see also `load_to_sample`.
     """
-    run = labelled(load_run(config.run, ranks.device, config.image_size), config.classifier)
+    run = load_to_sample(config.run, ranks.device, config)
     run = prompted(run, config.prompt) if config.prompt else run
     out = config.out or run.home / "show"
-    if ranks.main:
-        _show(run, config, out)
-    ranks.barrier()
+    ranks.on_main(lambda: _show(run, config, out))
     return out
 
 

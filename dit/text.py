@@ -22,8 +22,10 @@ from torch import Tensor
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.errors import UserError
 from dit.files import sha256
+from dit.hub import find_folder
 
 BUNDLED = Path(__file__).parent / "assets" / "digits-text"
+PATTERNS = ("*.json", "model*.safetensors", "*.txt", "*.model")  # a tokenizer may be any of the last two
 MOST_TOKENS = 77  # CLIP's length, and long enough for a caption
 CLIP = ("clip", "clip_text_model")
 BATCH = 256  # captions that are encoded at once
@@ -39,7 +41,7 @@ class TextEncoder:
         length: L, tokens of every caption: longer ones are cut off, shorter ones padded.
         sees_padding: whether padded places keep the encoder's states, as in Stable Diffusion, whose CLIP carries the
             whole caption on into them; else they are zero, and the encoder does not attend to them.
-        checksum: SHA-256 of weights and vocabulary.
+        checksum: SHA-256 of weights, and of vocabulary and rules of the tokenizer.
     """
 
     name: str
@@ -142,8 +144,7 @@ def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
     except Exception as error:  # transformers', tokenizers' and safetensors' kinds of damage
         raise _unusable(name, error) from error
     positions = getattr(network.config, "max_position_embeddings", None) or MOST_TOKENS
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    digests = "\n".join([*map(sha256, weights), vocabulary])
+    digests = "\n".join([*map(sha256, weights), _rules(tokenizer)])
     encoder = TextEncoder(
         name=name,
         network=network.to(device).eval().requires_grad_(False),
@@ -159,6 +160,14 @@ def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
     return encoder
 
 
+def _rules(tokenizer: Any) -> str:
+    """All that makes tokens of a text, but for padding and truncation, which each call sets anew."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps(sorted(tokenizer.get_vocab().items()))
+    return json.dumps({**json.loads(backend.to_str()), "padding": None, "truncation": None}, sort_keys=True)
+
+
 def _unusable(name: str, error: Exception) -> UserError:
     return UserError(f"--text-encoder {name} can not be used ({type(error).__name__}: "
                      f"{' '.join(str(error).split())[:200]})", "intact files of a text encoder and of its tokenizer",
@@ -169,33 +178,12 @@ def _locate(name: str) -> Path:
     """The folder that holds config.json, downloaded if need be."""
     if name == "digits":
         return BUNDLED
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-            raise UserError(f"--text-encoder {name} is not a folder",
-                            "`digits`, a folder of a Hugging Face text encoder, or a hub name OWNER/NAME",
-                            "check the path")
-        path = _download(name)
+    path = find_folder("--text-encoder", name, "`digits`, a folder of a Hugging Face text encoder",
+                       "config.json, model.safetensors and the tokenizer's files", PATTERNS, ("*/*", "model.fp16*"))
     if not (path / "config.json").is_file():
         raise UserError(f"--text-encoder {name} has no config.json", "config.json, model.safetensors and the "
                         "tokenizer's files in one folder", "check that the folder is a Hugging Face text encoder")
     return path
-
-
-def _download(name: str) -> Path:
-    """The hub's files in the local cache; asks the network only for what is not there."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "model*.safetensors", "*.txt", "*.model"]  # a tokenizer may be any of the last two
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*", "model.fp16*"]))
-    except Exception as error:  # the hub's client raises many kinds, those of its HTTP library among them
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--text-encoder {name} is neither a folder here nor to be had from the hub ({reason})",
-                        f"a folder {name} or network access",
-                        "copy config.json, model.safetensors and the tokenizer's files into a local folder and pass "
-                        "--text-encoder FOLDER, or fill the hub's cache on a connected machine and set HF_HOME to it"
-                        ) from error
 
 
 @contextmanager

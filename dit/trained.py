@@ -12,10 +12,14 @@ from dit.build import build_autoencoder, build_denoiser, build_network, build_te
 from dit.data.images import Size, sides, size_of
 from dit.diffusion.denoiser import Denoiser
 from dit.errors import UserError
+from dit.hardware import versions
 from dit.latents.autoencoder import Autoencoder
 from dit.models.create import is_classifier
 from dit.runs import Card, Weights, find_weights, read_weights
 from dit.text import Captioned, Captions, TextEncoder
+
+LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
+TEXT_LIBRARIES = ("transformers", "tokenizers")  # encoder, and what cuts captions into its tokens
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Run:
         return sides(self.card.config.image_size)
 
     @property
+    def versions(self) -> dict[str, str | None]:
+        """Of the libraries that its images depend on."""
+        return versions(*LIBRARIES, *(TEXT_LIBRARIES if isinstance(self.denoise.network, Captioned) else ()))
+
+    @property
     def home(self) -> Path:
         """The run directory that the weights lie in, or the folder of weights that lie alone."""
         return self.weights.home
@@ -71,8 +80,7 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Run:
     network = load_network(weights, device)
     denoise, autoencoder = build_denoiser(weights.card.config, network), build_autoencoder(weights.card, device)
     run = Run(weights, denoise, autoencoder, device)
-    if encoder := build_text_encoder(weights.card.config, device):
-        _check_encoder(encoder, weights.card)
+    if encoder := _load_encoder(weights, device):
         run = with_captions(run, network, Captions(weights.card.classes, "", encoder))
     return run if size is None or sides(size) == run.image_size else _resized(run, network, size)
 
@@ -120,8 +128,20 @@ def with_captions(run: Run, network: Callable[..., Tensor], captions: Captions) 
                    denoise=replace(run.denoise, network=Captioned(network, captions)))
 
 
-def _check_encoder(encoder: TextEncoder, card: Card) -> None:
-    if encoder.checksum != card.text_encoder_sha256:
+def _load_encoder(weights: Weights, device: torch.device) -> TextEncoder | None:
+    """The text encoder that a run was trained with; none for runs without captions.
+
+    Raises:
+        UserError: it is not where it was, or is another one.
+    """
+    config, expected = weights.card.config, str(weights.card.text_encoder_sha256)
+    place = config.text_encoder
+    do = f"put the run's text encoder back at {place}, or a link to where it is now (ln -s NOW {place})"
+    try:
+        encoder = build_text_encoder(config, device)
+    except UserError as error:
+        raise UserError(f"{error.given}; {weights.path} was trained with it", error.expected, do) from error
+    if encoder and encoder.checksum != expected:
         raise UserError(f"--text-encoder {encoder.name} with SHA-256 {encoder.checksum[:8]}",
-                        f"{str(card.text_encoder_sha256)[:8]}, the one that the run was trained with",
-                        "put that encoder back where it was")
+                        f"{expected[:8]}, the one that the run was trained with", do)
+    return encoder

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors", "__init__"},
-    {"files"},
+    {"files", "hub"},
     {"hardware"},
     {"models", "data", "pictures", "diffusion"},
     {"latents", "text"},

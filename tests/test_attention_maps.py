@@ -69,10 +69,13 @@ def test_maps_of_text_make_what_its_attention_says():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
     attention, said = network.blocks[1].text_attn, {}
+    text = torch.randn(2, 9, 7)
+    text[1, 5:] = 0  # padding
     attention.kv.register_forward_hook(lambda m, a, out: said.__setitem__("kv", out))
     attention.register_forward_hook(lambda m, a, out: said.__setitem__("out", out))
     with torch.no_grad(), text_maps(network, [1]) as maps:
-        network(X[..., :4], T, torch.randn(2, 9, 7))
+        network(X[..., :4], T, text)
     assert maps[1].shape == (2, 4, 9)
+    assert not maps[1][1, :, 5:].any()
     assert (maps[1].sum(-1) - 1).abs().max() < 1e-6
     assert (attention.proj(maps[1] @ said["kv"].chunk(2, dim=-1)[1]) - said["out"]).abs().max() < 1e-5

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -58,6 +59,10 @@ def test_digits_are_spelled_out():
 @pytest.mark.parametrize(("line", "message"), [
     ("{not json", "line 2: JSONDecodeError"),
     ("[]", "line 2: TypeError"),
+    ('{"file_name": "green.png", "text": "gr\udcfcn"}', "line 2: UnicodeDecodeError"),
+    ('{"file_name": "../red.png", "text": "x"}', "line 2: image '../red.png'"),
+    ('{"file_name": "b/../../red.png", "text": "x"}', "line 2: image 'b/../../red.png'"),
+    ('{"file_name": "/dev/red.png", "text": "x"}', "line 2: image '/dev/red.png'"),
     ('{"file_name": "green.png"}', "line 2: KeyError: 'text'"),
     ('{"file_name": "none.png", "text": "x"}', "line 2: no image 'none.png'"),
     ('{"file_name": "metadata.jsonl", "text": "x"}', "line 2: no image 'metadata.jsonl'"),
@@ -67,10 +72,12 @@ def test_digits_are_spelled_out():
 def test_a_bad_line_is_named(tmp_path, line, message):
     file = write_images(tmp_path / "data") / METADATA
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([lines[0], line, lines[2]]))
+    shutil.copy(file.parent / "green.png", tmp_path / "red.png")
+    file.write_text("\n".join([lines[0], line, lines[2]]), encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError) as caught:
         CaptionedFolder(file.parent, 8)
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
 
 

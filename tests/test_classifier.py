@@ -3,19 +3,24 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dit.build import build_card, build_process, build_source
 from dit.cli import main
 from dit.config import ClassifierConfig, SampleConfig, TrainConfig
+from dit.diffusion.classifier import NoisyClassifier
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.latents.autoencoder import load_autoencoder
 from dit.models.dit import SIZES
 from dit.runs import Card, checkpoints, find_weights, read_metrics, read_weights
 from dit.sample import sample
+from dit.training.accuracy import AccuracyCurve
 from dit.training.classifier import settings_for, train_classifier
-from dit.training.trainer import train
+from dit.training.trainer import prepare, train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +47,7 @@ def test_it_learns_for_the_run_and_guides_it(make_run, capsys):
         assert getattr(theirs.config, name) == getattr(ours.config, name)
     assert (theirs.network.num_classes, theirs.network.learn_sigma) == (10, False)
     log = read_metrics(out / "metrics.jsonl")
-    assert {"loss", "accuracy", "accuracy_little_noise", "accuracy_much_noise"} <= {*log[-1]}
+    assert {"loss", "accuracy"} <= {*log[-1]}
     assert log[-1]["loss"] < log[0]["loss"]
     assert Image.open(out / "accuracy.png").size[0] > 500
     assert not (out / "samples").exists()
@@ -97,11 +102,75 @@ def test_runs_on_captions_have_no_classes(make_run):
         settings_for(asked(weights.home), captioned)
 
 
-def test_a_classifier_draws_nothing_and_drops_no_label():
-    with pytest.raises(UserError, match=r"--model Classifier-Ti/2 with --label-dropout 0\.1"):
-        TrainConfig(model="Classifier-Ti/2")
-    with pytest.raises(UserError, match="--model Classifier-Ti/2 with --eval-every 5"):
-        TrainConfig(model="Classifier-Ti/2", label_dropout=0.0, eval_every=5)
+@pytest.mark.parametrize(("settings", "given"), [
+    (dict(label_dropout=0.1), "--label-dropout 0.1"),
+    (dict(eval_every=5), "--eval-every 5"),
+    (dict(process="linear", learn_sigma=True), "--learn-sigma"),
+    (dict(process="linear", objective="eps"), "--objective eps"),
+    (dict(objective="x0"), "--objective x0"),
+    (dict(loss="vlb"), "--loss vlb"),
+    (dict(min_snr_gamma=5.0), "--min-snr-gamma 5.0"),
+])
+def test_what_a_classifier_does_not_do_is_refused(settings, given):
+    with pytest.raises(UserError) as error:
+        TrainConfig(**{**dict(model="Classifier-Ti/2", label_dropout=0.0), **settings})
+    assert f"--model Classifier-Ti/2 with {given}; expected" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_data_has_the_classes_of_the_run(make_run, tmp_path):
+    run = make_run()
+    for name in "0123456789":
+        (tmp_path / "same" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "same" / name / "image.png")
+    shutil.copytree(tmp_path / "same", tmp_path / "other")
+    (tmp_path / "other" / "3").rename(tmp_path / "other" / "three")
+    train_classifier(asked(run, data=str(tmp_path / "same"), dry_run=True), Ranks())
+    with pytest.raises(UserError, match="other has class 3 '4', the run has '3'; expected the same classes"):
+        train_classifier(asked(run, data=str(tmp_path / "other")), Ranks())
+
+
+def test_data_without_classes_are_refused_in_the_words_of_the_command(make_run, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(UserError) as error:
+        train_classifier(asked(make_run(), data=str(tmp_path)), Ranks())
+    assert f"--data {tmp_path} has no classes, the run has 10; expected the same classes" in str(error.value)
+    assert "--num-classes" not in str(error.value)
+
+
+def curve_of(tmp_path, network, process):
+    """What AccuracyCurve measures with this in the place of the EMA."""
+    config = TrainConfig(model="Classifier-Ti/4", vae="identity", image_size=8, label_dropout=0.0, process=process,
+                         out=tmp_path / "judge", precision="fp32")
+    autoencoder = load_autoencoder(config.vae)
+    source = build_source(config, autoencoder)
+    job = prepare(build_card(config, source), source, autoencoder, Ranks())
+    curve = AccuracyCurve(job)
+    curve.classifier = NoisyClassifier(network, build_process(config))
+    return curve.measure(), source, autoencoder
+
+
+@pytest.mark.parametrize("process", ["flow", "linear", "cosine"])
+def test_accuracy_curve_of_classifiers_that_are_known(tmp_path, process):
+    """One that always names digit 3; one that knows all data by heart, and the times that it is asked for."""
+    three = torch.nn.functional.one_hot(torch.tensor(3), 10).float()
+    curve, source, autoencoder = curve_of(tmp_path / "a", lambda x, t: three.expand(len(x), -1), process)
+    chosen = np.arange(500) * len(source.labels) // 500
+    assert list(curve) == pytest.approx([i / 10 for i in range(11)])
+    assert list(curve.values()) == pytest.approx([(source.labels[chosen] == 3).mean()] * 11)
+    moments = source.read(chosen, np.zeros(500, bool))
+    known, times = autoencoder.draw(moments, torch.zeros_like(moments[:, :3])).flatten(1), []
+
+    def by_heart(x, t):
+        times.append(t.unique().item())
+        nearest = torch.nn.functional.cosine_similarity(x.flatten(1)[:, None], known, dim=2).argmax(1)
+        return torch.nn.functional.one_hot(torch.as_tensor(source.labels[chosen])[nearest], 10).float()
+
+    curve, *_ = curve_of(tmp_path / "b", by_heart, process)
+    assert curve[0] == 1
+    assert curve[1] < 0.25
+    first = 0 if process == "flow" else 99
+    assert sorted(set(times))[:2] == [0, pytest.approx(100 if process == "flow" else first)]
 
 
 def test_command(make_run, capsys):

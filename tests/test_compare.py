@@ -126,6 +126,10 @@ ROWS = [
     ("sampling__classifier", "Classifier-S/2 at step 9", SAMPLED, "classifier: A none, B Classifier-S/2", None),
     ("sampling__classifier_sha256", OTHER, SAMPLED, "weights of the classifier: A none, B 6c6c", None),
     ("sampling__classifier_scale", 2.0, SAMPLED, "classifier scale: A none, B 2", None),
+    ("sampling__negative_prompt", "a one", SAMPLED, "negative prompt: A none, B a one", None),
+    ("sampling__text_encoder", "digits", SAMPLED, "text encoder: A none, B digits", None),
+    ("sampling__text_encoder_sha256", OTHER, SAMPLED, "weights of the text encoder: A none, B 6c6c6c6c6c6c…", None),
+    ("sampling__prompts", ["a seven"], MEASURED, "prompts: A none, B a seven – other prompts are another", EVERY),
     ("sampling__trained_size", 16, SAMPLED, "image size of training: A that of the samples, B 16", None),
     ("sampling__format", "npz", ASIDE, "format of the samples", None),
     ("software__torch", "2.16.0", ASIDE, "torch", None),
@@ -257,6 +261,42 @@ def test_classes_matter_under_one_label_balance(a, b, kind):
     found = compare.differences(made(sampling__classes=a, **labels), made(sampling__classes=b, **labels))
     assert [difference.kind for difference in found.differences] == ([kind] if kind else [])
     assert found.comparable == (kind in (None, ASIDE))
+
+
+TEN = [f"a {i}" for i in range(10)]
+
+
+@pytest.mark.parametrize(("a", "b", "kind"), [
+    ({"prompts": ["a 7", "a 3"]}, {"prompts": ["a 7", "a 1"]}, MEASURED),
+    ({"prompts": ["a 7", "a 3"]}, {"prompts": ["a 3", "a 7"]}, ASIDE),
+    ({"prompts": TEN}, {}, ASIDE),  # a caption for each class
+    ({"prompts": TEN[:2], "classes": [0, 1]}, {"classes": [0, 1]}, MEASURED),  # of ten classes: which captions?
+    ({"prompts": TEN}, {"classes": UNKNOWN, "sampler": UNKNOWN}, ASIDE),  # other people's, all classes
+    ({}, {"sampler": UNKNOWN}, None),
+])
+def test_prompts_matter_as_classes_do(a, b, kind):
+    found = compare.differences(*(made(**{f"sampling__{name}": value for name, value in side.items()})
+                                  for side in (a, b)))
+    assert [difference.kind for difference in found.differences if difference.words == "prompts"] == (
+        [kind] if kind else [])
+    assert found.comparable == (kind != MEASURED)
+
+
+def test_what_older_reports_do_not_tell_is_what_it_was_then():
+    old = {"model": "DiT-S/2", "num_classes": 10}
+    new = {**old, "conditioning": "adaln-zero", "text_width": None, "unet_attention": None}
+    assert compare.differences(made(sampling__network=old), made(sampling__network=new)).differences == ()
+    text = {**new, "conditioning": "text", "text_width": 64}
+    found = compare.differences(made(sampling__network=old), made(sampling__network=text))
+    assert [(d.words, d.a, d.b) for d in found.differences] == [("network conditioning", "adaln-zero", "text"),
+                                                                ("network text width", None, 64)]
+
+
+def test_no_negative_prompt_is_none():
+    told = {"prompts": TEN, "text_encoder": "digits"}
+    a, b = (made(**{f"sampling__{name}": value for name, value in {**told, "negative_prompt": negative}.items()})
+            for negative in ("", "a one"))
+    assert compare.in_words(only(compare.differences(a, b))) == "negative prompt: A none, B a one"
 
 
 def test_unlabelled_samples_are_told_what_to_do():

@@ -131,6 +131,24 @@ def test_the_order_of_tokens_of_a_condition_does_not_matter(conditioning):
     assert (block(x, Condition(vector, tokens[:, :4])) - said).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_padded_text_is_as_the_text_alone(fused):
+    """Each caption's own length: zeros behind it change nothing; without any mask they do."""
+    network, (x, t, y) = perturbed("text"), inputs("text")
+    for block in network.blocks:
+        block.text_attn.fused_attn = fused
+    y[1, 4:], y[2] = 0, 0  # a shorter caption, and one without a word, of which the first token is heard
+    alone = torch.cat([network(x[i : i + 1], t[i : i + 1], y[i : i + 1, :count]) for i, count in enumerate((7, 4, 1))])
+    padded = network(x, t, torch.cat([y, torch.zeros(3, 5, 12)], dim=1))
+    assert padded.isfinite().all()
+    assert (padded - alone).abs().max() < 1e-5
+    block, h, c = network.blocks[0], torch.randn(3, 4, 16), network.condition(t, y)
+    assert c.mask.sum(1).tolist() == [7, 4, 1]
+    assert (block(h, c._replace(mask=None)) - block(h, c))[1].abs().max() > 1e-3
+    whole = c._replace(mask=torch.ones_like(c.mask))
+    assert (block(h, c._replace(mask=None)) - block(h, whole)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("conditioning", ["adaln-zero", "text"])
 def test_a_fresh_block_with_gates_is_the_identity(conditioning):
     x, c = torch.randn(2, 4, 16), Condition(torch.randn(2, 16), torch.randn(2, 3, 16))
@@ -202,11 +220,16 @@ def test_every_parameter_has_its_initial_weight(conditioning):
 
 @pytest.mark.parametrize("conditioning", OF_CLASSES)
 def test_what_is_learnt_of_a_class_stays_apart(conditioning):
-    """One step on one class: the label table moves in its row alone, and the network then tells it from others."""
+    """One step on one class moves its row of the label table alone, and that row alone what is said of the class."""
     network, (x, t, _) = perturbed(conditioning), inputs(conditioning)
-    before = copy.deepcopy(network.y_embedder.embedding_table.weight.data)
+    same = x[:1].expand(6, -1, -1, -1), t[:1].expand(6), torch.arange(6)
+    before, said = copy.deepcopy(network.y_embedder.embedding_table.weight.data), network(*same)
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
     functional.mse_loss(network(x, t, torch.full((3,), 2)), x).backward()
     optimizer.step()
-    moved = (network.y_embedder.embedding_table.weight.data - before).abs().amax(dim=1) > 0
-    assert moved.tolist() == [False, False, True, False, False, False]
+    table = network.y_embedder.embedding_table.weight.data.clone()
+    only_2 = [False, False, True, False, False, False]
+    assert ((table - before).abs().amax(dim=1) > 0).tolist() == only_2
+    network = perturbed(conditioning)
+    network.y_embedder.embedding_table.weight.data = table
+    assert ((network(*same) - said).abs().amax(dim=(1, 2, 3)) > 1e-6).tolist() == only_2

@@ -1,5 +1,6 @@
 """Likelihoods against closed forms: Gaussian and uniform data, whose best denoisers are known."""
 
+import itertools
 import math
 
 import pytest
@@ -9,11 +10,11 @@ from torch.distributions import Normal
 from dit.diffusion.denoiser import Denoiser, Prediction
 from dit.diffusion.density import (
     Levels,
+    UnitProbes,
     chain,
     divergence,
     ode_log_density,
     ode_times,
-    unit_probes,
     variational_bound_of_chain,
 )
 from dit.diffusion.objective import variational_bound
@@ -43,18 +44,18 @@ def gaussian(process, mean, std):
 
 def fraction(process, t, var_x0):
     """The variance of x_{t-1} given x_t, on the log scale between smallest and largest, as a network would say it."""
-    s = t - 1
-    at, to = process.coefficients(t), process.coefficients(s)
-    largest = at.sigma**2 - (at.alpha / to.alpha) ** 2 * to.sigma**2
-    smallest = largest * to.sigma**2 / at.sigma**2
-    var = smallest + (to.alpha * largest / at.sigma**2) ** 2 * var_x0
-    floor = smallest if s > 0 else _smallest(process, t + 1)
-    return ((var / floor).log() / (largest / floor).log()).clamp(0, 1) if s > 0 else torch.ones_like(var)
-
-
-def _smallest(process, t):
     at, to = process.coefficients(t), process.coefficients(t - 1)
-    return (at.sigma**2 - (at.alpha / to.alpha) ** 2 * to.sigma**2) * to.sigma**2 / at.sigma**2
+    largest, smallest = variances(process, t)
+    var = smallest + (to.alpha * largest / at.sigma**2) ** 2 * var_x0
+    floor = smallest if t > 1 else variances(process, t + 1)[1]  # 0 in the last step: the one before it serves
+    return ((var / floor).log() / (largest / floor).log()).clamp(0, 1)
+
+
+def variances(process, t):
+    """Of the step from t to t - 1: the forward one's, and the true posterior's."""
+    at, to = process.coefficients(t), process.coefficients(t - 1)
+    largest = at.sigma**2 - (at.alpha / to.alpha) ** 2 * to.sigma**2
+    return largest, largest * to.sigma**2 / at.sigma**2
 
 
 # -- the ODE ---------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def _smallest(process, t):
 def test_density_of_gaussian_data_is_the_exact_one(std):
     x = 0.2 + std * torch.randn(16, 1, 1, 3, generator=seeded(), dtype=torch.float64)
     found = ode_log_density(gaussian(Flow(), 0.2, std), Flow(), x, torch.zeros(16), ode_times(Flow(), 500),
-                            unit_probes(x))
+                            UnitProbes(x))
     assert ((found - Normal(0.2, std).log_prob(x).sum((1, 2, 3))) / 3).abs().max() < 1e-3
 
 
@@ -75,7 +76,7 @@ def test_density_under_a_ddpm_is_the_exact_one(name, std):
     process = PROCESSES[name]
     x = 0.2 + std * torch.randn(500, 1, 1, 3, generator=seeded(), dtype=torch.float64)
     found = ode_log_density(gaussian(process, 0.2, std), process, x, torch.zeros(500), ode_times(process, 200),
-                            unit_probes(x))
+                            UnitProbes(x))
     errors = (found - Normal(0.2, std).log_prob(x).sum((1, 2, 3))) / 3
     assert errors.mean().abs() < 1e-3
     assert errors.abs().max() < 0.03
@@ -85,7 +86,7 @@ def test_the_error_falls_with_the_square_of_the_step():
     x = 0.5 * torch.randn(16, 1, 2, 2, generator=seeded(), dtype=torch.float64)
     exact = Normal(0.0, 0.5).log_prob(x).sum((1, 2, 3))
     errors = [(ode_log_density(gaussian(Flow(), 0.0, 0.5), Flow(), x, torch.zeros(16), ode_times(Flow(), steps),
-                               unit_probes(x)) - exact).abs().max().item() for steps in (20, 40, 80)]
+                               UnitProbes(x)) - exact).abs().max().item() for steps in (20, 40, 80)]
     assert errors[0] / errors[1] > 3
     assert errors[1] / errors[2] > 3
 
@@ -118,11 +119,21 @@ def test_hutchinson_is_right_on_average():
     x = torch.randn(3, 3, 2, 2, generator=seeded(2), dtype=torch.float64).requires_grad_()
     v = torch.tanh(x.flatten(1) @ weight.T).view_as(x)
     exact = ((1 - v.flatten(1) ** 2) * weight.diagonal()).sum(1)
-    assert (divergence(v, x, unit_probes(x)) - exact).abs().max() < 1e-12
+    assert (divergence(v, x, UnitProbes(x)) - exact).abs().max() < 1e-12
     each = torch.stack([divergence(v, x, probe[None]) for probe in signs(x, 3000)])
     error = each.std(0) / 3000**0.5
     assert ((each.mean(0) - exact).abs() < 4 * error).all()
     assert torch.allclose(divergence(v, x, signs(x, 3000)[:5]), each[:5].mean(0))
+
+
+def test_unit_probes_are_made_one_at_a_time():
+    """All at once would be D x D numbers: of 256 x 256 pixels 155 GB."""
+    first, second, *_ = itertools.islice(UnitProbes(torch.zeros(1, 3, 256, 256)), 2)
+    assert first.flatten().nonzero().tolist() == [[0]]
+    assert second.flatten().nonzero().tolist() == [[1]]
+    probes = UnitProbes(torch.zeros(2, 1, 2, 3))
+    assert torch.equal(torch.stack([*probes])[:, 1].flatten(1), math.sqrt(6) * torch.eye(6))
+    assert len([*probes]) == 6  # again, as each step asks for them
 
 
 def test_times_of_the_ode_lie_near_data():
@@ -160,6 +171,10 @@ def bound(denoise, process, x0, steps, variance, levels=PIXELS, seed=3):
                                       lambda: torch.randn(x0.shape, generator=draws, dtype=x0.dtype), levels, variance)
 
 
+def total(found):
+    return found.prior + found.steps + found.decoder
+
+
 def exact_bits(x0, std):
     """Of each image [B] of the levels of a Gaussian that hardly reaches black or white."""
     return -(Normal(0.0, std).cdf(x0 + 1 / 255) - Normal(0.0, std).cdf(x0 - 1 / 255)).log2().mean((1, 2, 3))
@@ -176,21 +191,44 @@ def test_the_bound_approaches_the_exact_bits_from_above(name):
     process, std = PROCESSES[name], 0.2
     x0 = levels_of_a_gaussian(100, std)
     denoise, exact = gaussian(process, 0.0, std), exact_bits(x0, std)
-    assert_just_above(bound(denoise, process, x0, 1000, "learned").total, exact, 0.06)
-    small, large = ([bound(denoise, process, x0, steps, variance).total.mean() - exact.mean()
+    assert_just_above(total(bound(denoise, process, x0, 1000, "learned")), exact, 0.06)
+    small, large = ([total(bound(denoise, process, x0, steps, variance)).mean() - exact.mean()
                      for steps in (10, 50, 250, 1000)] for variance in ("small", "large"))
     assert small[0] > small[1] > small[2] > small[3] > 0.5
     assert large[0] > 0.4 > 0.2 > max(large[1:])
 
 
-def test_parts_add_up_and_a_prior_that_knows_is_counted():
+def test_a_prior_that_knows_is_counted():
     process = DDPM("linear")
     x0 = levels_of_a_gaussian(4, 0.3)
     found = bound(gaussian(process, 0.0, 0.3), process, x0, 100, "large")
-    assert torch.equal(found.total, found.prior + found.steps + found.decoder)
     alpha, sigma = process.alpha[1000], process.sigma[1000]
     direct = torch.distributions.kl_divergence(Normal(alpha * x0, sigma), Normal(0.0, 1.0)).mean((1, 2, 3))
     assert found.prior.tolist() == pytest.approx((direct / math.log(2)).tolist(), rel=1e-6)
+
+
+def test_the_last_step_has_the_learned_variance():
+    """Narrow data, whose variance given x_1 is 0.8 of the noise's: between the floor of 0.54 and the ceiling."""
+    process, std = DDPM("linear"), 0.02
+    x0, draws, used = levels_of_a_gaussian(20, std), seeded(3), []
+
+    def noise():
+        used.append(torch.randn(x0.shape, generator=draws, dtype=x0.dtype))
+        return used[-1]
+
+    def decoder(variance):
+        return variational_bound_of_chain(gaussian(process, 0.0, std), process, x0, torch.zeros(20),
+                                          torch.tensor([2.0, 1.0, 0.0]).double(), noise, PIXELS, variance).decoder
+
+    found, sigma = decoder("learned"), process.sigma[1]
+    x_1, gain = process.alpha[1] * x0 + sigma * used[-1], std**2 / (process.alpha[1] ** 2 * std**2 + sigma**2)
+    left = Normal(process.alpha[1] * gain * x_1, (sigma**2 * gain).sqrt())
+    assert 0.79 < gain < 0.81
+    exact = -(left.cdf(x0 + 1 / 255) - left.cdf(x0 - 1 / 255)).log2().mean((1, 2, 3))
+    assert found.tolist() == pytest.approx(exact.tolist(), rel=1e-6)
+    used.clear()
+    draws.manual_seed(3)
+    assert (decoder("small") - exact).abs().max() > 0.01
 
 
 def test_the_whole_chain_is_the_sum_of_training_terms():
@@ -215,7 +253,7 @@ def test_a_bound_in_scaled_pixels_is_that_of_the_pixels():
     x0 = levels_of_a_gaussian(50, std)
     levels = Levels(torch.full((3, 1, 1), 0.1).double(), torch.full((3, 1, 1), scale).double())
     denoise = gaussian(process, -0.1 * scale, std * scale)
-    found = bound(denoise, process, (x0 - 0.1) * scale, 1000, "learned", levels).total
+    found = total(bound(denoise, process, (x0 - 0.1) * scale, 1000, "learned", levels))
     assert_just_above(found, exact_bits(x0, std), 0.06)
 
 
@@ -229,5 +267,5 @@ def test_uniform_levels_need_eight_bits():
         return Prediction((odds.softmax(-1) * levels).sum(-1), x_t, x_t, None)
 
     x0 = levels[torch.randint(0, 256, (8, 3, 4, 4), generator=seeded())]
-    found = bound(denoise, process, x0, 1000, "large").total.mean().item()
+    found = total(bound(denoise, process, x0, 1000, "large")).mean().item()
     assert 8 - 0.02 < found < 8.2

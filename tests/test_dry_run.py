@@ -9,9 +9,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from dit.build import build_network
 from dit.config import TrainConfig
 from dit.hardware import Ranks, autocast, choose_attention
-from dit.models.create import blank_inputs
+from dit.models.create import blank_inputs, multiply_adds, parameters
 from dit.runs import NetworkSpec
-from dit.training.dry_run import activation_bytes
+from dit.text import load_text_encoder
+from dit.training.dry_run import activation_bytes, weights_bytes
 from dit.training.trainer import train
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, dry_run=True)
@@ -50,6 +51,18 @@ def test_classifier_and_unconditional(capsys):
     assert rows["diffusion"] == "flow, predicts v"
 
 
+def test_text_is_reckoned_with_its_encoder(capsys):
+    """8 tokens a caption, and the encoder's frozen weights."""
+    encoder = load_text_encoder("digits")
+    rows = told(capsys, conditioning="text", model="DiT-S/4")
+    network = spec("DiT-S/4", conditioning="text", text_width=64)
+    assert rows["compute"].startswith(f"{multiply_adds(network.model, 8, **network.sizes) / 1e9:.3g} G")
+    count = parameters(build_network(network))
+    needed = weights_bytes(count) + 4 * parameters(encoder.network) + activation_bytes(network, 16, CPU, "auto", 8)
+    assert f"about {needed / 2**30:.2f} GiB" in rows["memory"]
+    assert rows["memory"].endswith("and the text encoder")
+
+
 def really_kept(network, inputs, precision):
     """Bytes that a forward pass on real tensors keeps, parameters aside."""
     kept = {}
@@ -71,8 +84,8 @@ def really_kept(network, inputs, precision):
     spec("DiT-Ti/2"), spec("DiT-Ti/2", conditioning="text", text_width=32), spec("UNet-S"), spec("Classifier-Ti/2"),
 ], ids=lambda s: f"{s.model}-{s.conditioning}")
 def test_memory_of_activations_is_what_autograd_keeps(network, precision):
-    found = activation_bytes(network, 3, CPU, precision)
-    kept = really_kept(build_network(network), blank_inputs(network.model, 3, **network.sizes), precision)
+    found = activation_bytes(network, 3, CPU, precision, 8)
+    kept = really_kept(build_network(network), blank_inputs(network.model, 3, 8, **network.sizes), precision)
     assert found == pytest.approx(kept, rel=0.005)
 
 

@@ -1,11 +1,13 @@
 """`dit train-vae`: its losses beside diffusers' and torchmetrics', its data, its mistakes, and the whole command."""
 
 import json
+import math
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from dit.cli import main, parse
 from dit.config import VaeConfig
 from dit.data.images import load_images
 from dit.errors import UserError
+from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.load import load_extractors
 from dit.first_stage import train
 from dit.first_stage.codebook import nearest_entries, perplexity, restart, usage
@@ -28,7 +31,7 @@ from dit.first_stage.networks import create_network
 from dit.first_stage.quality import measure
 from dit.first_stage.train import batches, fit, random_shift, split, statistics, to_unit, train_vae
 from dit.hardware import Ranks
-from dit.latents.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder
+from dit.latents.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_autoencoder
 from dit.latents.store import MemoryLatents
 
 ROOT = Path(__file__).parent.parent
@@ -60,8 +63,6 @@ def test_command_leaves_an_autoencoder_for_training(tmp_path: Path, kind: str, o
     assert f"next: python train.py --data digits --vae {out} --image-size 16" in told
     scores = json.loads((out / "report.json").read_text())["scores"]
     assert {"PSNR", "SSIM", "rFD(digits-cnn)", own} <= scores.keys()
-    assert 0 < scores["PSNR"] < 60
-    assert scores["rFD(digits-cnn)"] > 0
     for name in ("reconstructions.png", "loss.png"):
         Image.open(out / name).verify()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -159,6 +160,7 @@ def test_a_terminated_training_leaves_no_autoencoder(tmp_path: Path):
         ("--codebook-size 8", "--kind kl with --codebook-size 8"),
         ("--lpips-weight 2", "--lpips-weight 2.0 without --lpips FILE"),
         ("--gan-start 2", "--gan-start 2 without --gan-weight"),
+        ("--gan-weight 1 --gan-start 9 --steps 9", "--gan-start 9 with --steps 9; expected a step before the last"),
         ("--channels 12 16", "--channels (12, 16); expected multiples of 8"),
         ("--held-out 1", "--held-out 1.0"),
         ("--image-size 30", "--image-size 30 with 3 --channels, which shrink it by 4; expected a multiple of 4"),
@@ -269,6 +271,48 @@ def test_perplexity_counts_equally_used_entries():
     assert counts.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
     assert perplexity(counts).item() == pytest.approx(4)
     assert perplexity(torch.tensor([5, 0])).item() == pytest.approx(1)
+
+
+class Rounding(VQCodec):
+    """A first stage by hand: z is the pixels, which decoding rounds to black, grey or white; a fourth is never near."""
+
+    def __init__(self) -> None:
+        self.entries = torch.tensor([-1.0, 0.0, 1.0, 9.0])[:, None].expand(-1, 3)
+
+    @property
+    def codebook(self) -> torch.Tensor:
+        return self.entries
+
+    def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pixels, torch.zeros_like(pixels)
+
+    def pixels(self, z: torch.Tensor) -> torch.Tensor:
+        return self.entries[nearest_entries(self.entries, z)].movedim(-1, 1)
+
+
+def test_quality_of_a_codebook_made_by_hand():
+    """Three black images come back, a light grey one, 235, comes back white."""
+    gray = [0, 0, 0, 235]
+    data: Any = ImagesInMemory(torch.tensor(gray, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 16, 16))
+    autoencoder = replace(load_autoencoder("identity"), codec=Rounding())
+    brightness = Extractor(lambda x: Outputs(x.float().mean((1, 2, 3))[:, None]), "mean", "", "", "", CPU, (1, 0, 0))
+    scores = measure(autoencoder, data, np.arange(4), brightness, 3, 0)
+    assert scores["PSNR"] == pytest.approx(10 * math.log10(255**2 / (20**2 / 4)))
+    real, ours = np.array(gray), np.array([0, 0, 0, 255])
+    distance = (real.mean() - ours.mean()) ** 2 + (real.std(ddof=1) - ours.std(ddof=1)) ** 2
+    assert scores["rFD(mean)"] == pytest.approx(distance, rel=1e-5)
+    assert scores["codebook usage"] == 2 / 4
+    assert scores["codebook perplexity"] == pytest.approx(4 * 3 ** (-3 / 4))  # of shares 3/4 and 1/4
+
+
+class ImagesInMemory:
+    image_size = 16
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
 
 
 @pytest.fixture(scope="module")

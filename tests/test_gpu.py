@@ -1,20 +1,25 @@
 """What only a CUDA device can show."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
-from dit.config import SamplerConfig, TrainConfig
+from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, VaeConfig
+from dit.first_stage.train import train_vae
 from dit.generate import sample_latents
 from dit.hardware import Ranks
+from dit.likelihood import nll
 from dit.plan import build_sampling
 from dit.runs import latest, verify
 from dit.trained import load_run
+from dit.training.classifier import train_classifier
 from dit.training.metrics_log import read_metrics
 from dit.training.trainer import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+CUDA = Ranks(device=torch.device("cuda", 0))
 CONFIG = TrainConfig(steps=40, log_every=10, sample_every=20, ckpt_every=20)
 
 
@@ -22,7 +27,7 @@ CONFIG = TrainConfig(steps=40, log_every=10, sample_every=20, ckpt_every=20)
 def run(tmp_path_factory):
     """Trained with compile and bf16, the defaults on CUDA."""
     out = tmp_path_factory.mktemp("gpu") / "run"
-    return train(dataclasses.replace(CONFIG, out=out), Ranks(device=torch.device("cuda", 0)))
+    return train(dataclasses.replace(CONFIG, out=out), CUDA)
 
 
 def test_compiled_bf16_training_learns(run):
@@ -39,3 +44,48 @@ def test_latents_are_those_of_the_cpu(run):
         plan = build_sampling(loaded, config)
         made.append(sample_latents(loaded, plan, config, indices, indices).cpu())
     assert (made[0] - made[1]).abs().max() < 1e-2 * made[0].abs().max()
+
+
+@pytest.mark.parametrize("settings", [
+    dict(conditioning="text"),
+    dict(conditioning="cross-attention"),
+    dict(model="UNet-S"),
+    dict(process="linear", objective="eps", learn_sigma=True, loss="vlb", time_sampling="loss-aware"),
+], ids=lambda settings: "-".join(map(str, settings.values())))
+def test_other_networks_train_compiled_and_sample(settings, tmp_path):
+    out = train(dataclasses.replace(CONFIG, out=tmp_path / "run", steps=20, **settings), CUDA)
+    assert len(read_metrics(out / "metrics.jsonl")) >= 2
+    loaded, config = load_run(out, CUDA.device), SamplerConfig(steps=4, cfg_scale=2.0)
+    made = sample_latents(loaded, build_sampling(loaded, config), config, torch.arange(6), torch.arange(6))
+    assert made.isfinite().all()
+    assert made.std() > 0.1
+
+
+def test_classifier_guides_under_autocast(run, tmp_path):
+    judge = train_classifier(ClassifierConfig(run=run, out=tmp_path / "judge", steps=20), CUDA)
+    loaded, indices = load_run(run, CUDA.device), torch.arange(6)
+    by_judge = dict(classifier=judge, classifier_scale=5.0)
+    plain, guided, exact = (
+        sample_latents(loaded, build_sampling(loaded, config), config, indices, indices)
+        for config in (SamplerConfig(steps=4, precision="bf16"), SamplerConfig(steps=4, precision="bf16", **by_judge),
+                       SamplerConfig(steps=4, precision="fp32", **by_judge)))
+    assert guided.dtype == plain.dtype == torch.float32
+    assert (guided - plain).abs().max() > 2 * (guided - exact).abs().max() > 0
+
+
+def test_steps_of_a_vq_first_stage(tmp_path):
+    config = VaeConfig(out=tmp_path / "vq", kind="vq", image_size=16, channels=(16, 16), steps=40, gan_weight=0.5)
+    out = train_vae(config, CUDA)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["l1"] < lines[0]["l1"]
+    assert "discriminator" in lines[-1]
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(process="linear", objective="eps")], ids=["ode", "vlb"])
+def test_likelihood_is_that_of_the_cpu(settings, make_run):
+    run = make_run(**settings)
+    bits = []
+    for ranks in (Ranks(), CUDA):
+        report = nll(NllConfig(run=run, num_images=4, steps=10, out=run / f"{ranks.device.type}.json"), ranks)
+        bits.append(json.loads(report.read_text())["bits_per_dim"])
+    assert bits[0] == pytest.approx(bits[1], rel=1e-2)

@@ -17,7 +17,7 @@ from dit.generate import sample_latents
 from dit.hardware import Ranks
 from dit.latents.autoencoder import BUNDLED
 from dit.plan import build_sampling, class_ids, labelled, load_classifier
-from dit.runs import find_weights
+from dit.runs import find_weights, read_weights, write_weights
 from dit.sample import sample
 from dit.sample_folder import protocol, sample_folder
 from dit.trained import load_run
@@ -121,7 +121,17 @@ def test_a_run_without_classes_gets_those_of_its_classifier(make_run, classifier
     out = sample_folder(run, config, run.card.ids, 3, tmp_path / "samples", "png", ALONE)
     assert (out / "labels.csv").read_text().splitlines()[2] == "000001.png,1,1"
     grid = sample(SampleConfig(run=path, classifier=classifier, steps=2, per_class=1), ALONE)
-    assert "classifier-1" in grid.name
+    assert "classifier-" in grid.name
+
+
+@pytest.mark.parametrize("role", ["guide", "classifier"])
+def test_grids_by_other_networks_have_other_names(make_run, role):
+    run, kind = make_run(), JUDGE if role == "classifier" else {}
+    others = [make_run(f"other{scale}", **kind, ema=scale) for scale in (0.5, 0.9)]
+    flags = dict(run=run, classes="1", per_class=1, steps=1, cfg_scale=2.0)
+    grids = {sample(SampleConfig(**flags, **{role: other}), ALONE) for other in others}
+    assert len(grids) == 2
+    assert all(grid.is_file() for grid in grids)
 
 
 def test_classifier_is_resized_along_with_the_run(tiny_run, classifier):
@@ -146,6 +156,34 @@ def test_another_kind_of_latents_noise_or_classes(tiny_run, make_run, role, thei
     said = refused(tiny_run, **{role: other}, **(dict(cfg_scale=2.0) if role == "guide" else {}))
     for part in (f"--{role} {other}", name, there, here, str(find_weights(tiny_run))):
         assert part in said
+
+
+def renamed(run, *, step=9, classes=None, **settings):
+    """The run once more, its card changed."""
+    weights = read_weights(find_weights(run))
+    config = dataclasses.replace(weights.card.config, **settings)
+    card = dataclasses.replace(weights.card, classes=classes, config=config)
+    file = run.with_name(f"{run.name}-renamed.safetensors")
+    write_weights(file, weights.state_dict, card, step)
+    return file
+
+
+@pytest.mark.parametrize("role", ["guide", "classifier"])
+def test_classes_of_other_names(tiny_run, make_run, role):
+    other = renamed(make_run("other", **(JUDGE if role == "classifier" else {})), classes=[*"012a456789"])
+    settings = dict(cfg_scale=2.0) if role == "guide" else {}
+    said = refused(tiny_run, **{role: other}, **settings)
+    assert f"--{role} {other} has class 3 'a', {find_weights(tiny_run)} has '3'" in said
+    ids = [str(i) for i in range(10)]
+    run = load_run(renamed(make_run("named"), classes=[*"abcdefghij"]), CPU)
+    released = renamed(make_run("released", **(JUDGE if role == "classifier" else {})), classes=ids, data="imagenet")
+    assert latents(run, **{role: released}, **settings).isfinite().all()  # whose names nobody told
+
+
+def test_classes_without_names_can_not_differ(make_run, classifier):
+    judge = renamed(classifier, classes=[*"abcdefghij"])
+    run = labelled(load_run(make_run(num_classes=0), CPU), judge)
+    assert latents(run, classifier=judge).isfinite().all()
 
 
 def test_the_same_autoencoder_elsewhere_is_the_same(make_run, tmp_path):
@@ -185,6 +223,16 @@ def test_flags_that_do_nothing(settings, says):
     with pytest.raises(UserError) as error:
         SamplerConfig(**settings)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(("flag", "settings", "scale"), [
+    ("guide", {}, dict(cfg_scale=2.0)),
+    ("classifier", JUDGE, dict(classifier_scale=2.0)),
+])
+def test_an_autoencoder_that_moved_names_the_network_that_wants_it(tiny_run, make_run, tmp_path, flag, settings, scale):
+    gone = tmp_path / "gone"
+    other = make_run(flag, vae=str(gone), **settings)
+    assert refused(tiny_run, **{flag: other}, **scale).startswith(f"--{flag} {other}: --vae {gone} is not a folder")
 
 
 # -- what is recorded --------------------------------------------------------------------------------------------

@@ -1,13 +1,19 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dit.cli import main
+from dit.config import VaeConfig
 from dit.errors import UserError
-from dit.info import info, table
+from dit.files import sha256
+from dit.first_stage.networks import create_network, save
+from dit.info import card_rows, info, table
+from dit.latents.autoencoder import BUNDLED, WEIGHTS
 from dit.models.create import create_model, parameters
+from dit.runs import Card
 
 
 def rows(text: str) -> dict[str, str]:
@@ -75,6 +81,39 @@ def test_release_file(tmp_path: Path):
     assert "original DiT release" in said["weights"]
     assert (said["model"], said["classes"], said["learned variance"]) == ("DiT-Ti/4", "5", "yes")
     assert said["stored as"] == "float32"
+
+
+def test_bundled_first_stage():
+    said = rows(info(BUNDLED))
+    config = json.loads((BUNDLED / "config.json").read_text())
+    assert (said["kind"], said["latent channels"]) == ("KL (AutoencoderKL)", "4")
+    assert said["factor"].startswith("4 pixels")
+    assert said["latents scaled by"].startswith(f"mean {config['latents_mean'][0]:.3g} ")
+    assert said["weights"] == f"SHA-256 {sha256(BUNDLED / WEIGHTS)}"
+
+
+def test_first_stage_of_ones_own(tmp_path: Path):
+    config = VaeConfig(out=tmp_path, kind="vq", channels=(8, 8), latent_channels=2, codebook_size=5).resolved()
+    save(create_network(config), tmp_path, torch.tensor([0.25, 0.5]), torch.tensor([2.0, 3.0]))
+    scores = {"PSNR": 23.456, "rFD(inception)": "not available"}
+    (tmp_path / "report.json").write_text(json.dumps({"held_out": 1200, "scores": scores}))
+    said = rows(info(tmp_path))
+    assert said["kind"] == "VQ (VQModel, 5 entries)"
+    assert (said["factor"][0], said["latent channels"]) == ("2", "2")
+    assert said["latents scaled by"] == "mean 0.25 0.5, deviation 2 3"
+    assert (said["held out"], said["PSNR"], said["rFD(inception)"]) == ("1,200 images", "23.46", "not available")
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match="can not be loaded"):
+        info(tmp_path)
+
+
+def test_captions_are_no_classes(make_run):
+    card = Card.read(make_run())
+    spec = replace(card.network, conditioning="text", text_width=8, num_classes=30)
+    said = dict(card_rows(replace(card, network=spec, classes=["a seven", "a one"], text_encoder_sha256="5b")))
+    assert said["captions"] == "a seven, a one, … (28 more)"
+    assert "caption dropout" in said
+    assert not {"classes", "class names", "label dropout"} & {*said}
 
 
 def test_what_is_no_checkpoint(tmp_path: Path, tiny_run: Path):

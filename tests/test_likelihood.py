@@ -13,9 +13,12 @@ from dit import likelihood
 from dit.build import build_source
 from dit.cli import main
 from dit.config import NllConfig
+from dit.data.images import Digits
 from dit.diffusion.denoiser import Prediction
 from dit.diffusion.process import like
 from dit.errors import UserError
+from dit.evaluation.inputs.features import extract
+from dit.evaluation.inputs.images import from_array
 from dit.files import sha256
 from dit.hardware import Ranks
 from dit.likelihood import choose, measure, nll
@@ -118,6 +121,8 @@ def test_the_file_tells_all(capsys, ddpm):
     assert told["weights_sha256"] == sha256(find_weights(ddpm))
     assert (told["method"], told["steps"], told["variance"], told["images"]) == ("vlb", 3, "learned", 3)
     assert (told["data"], told["seed"], told["precision"]) == ("digits", 0, "fp32")
+    pixels = from_array(Digits(8).images[[0, 898, 1796]].permute(0, 2, 3, 1).numpy(), "three digits")
+    assert told["pixels_sha256"] == extract(pixels, [], 2, Ranks(), "").digest
 
 
 def test_flow_and_ddpm_by_the_ode(capsys, make_run, ddpm, tmp_path):
@@ -137,11 +142,13 @@ def test_classes_of_other_data_are_told_by_their_names(make_run, tmp_path):
     run = load_run(make_run(), torch.device("cpu"))
     data = str(tmp_path / "some")
     source = build_source(dataclasses.replace(run.card.config, data=data), run.autoencoder)
-    assert likelihood.class_ids_in(source, run, data).tolist() == [3, 7]
+    same, labels = likelihood.conditioned(run, source, data)
+    assert same is run
+    assert labels.tolist() == [3, 7]
     (tmp_path / "some" / "3").rename(tmp_path / "some" / "heron")
     source = build_source(dataclasses.replace(run.card.config, data=data), run.autoencoder)
     with pytest.raises(UserError, match="heron"):
-        likelihood.class_ids_in(source, run, data)
+        likelihood.conditioned(run, source, data)
 
 
 def test_nan_is_named():

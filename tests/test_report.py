@@ -212,6 +212,20 @@ def test_page_says_what_counts_first():
         assert wanted in head
 
 
+@pytest.mark.parametrize(("sampling", "told"), [
+    ({"cfg_scale": 1.0, "cfg_interval": [0, 1], "cfg_channels": "all"}, "none"),
+    ({"cfg_scale": 1.5, "cfg_interval": [0, 0.5], "cfg_channels": 3}, "CFG scale 1.5, times 0 to 0.5, 3 channels"),
+    ({"cfg_scale": 1.5, "guide": "DiT-Ti/4 at step 9"}, "autoguidance scale 1.5 from DiT-Ti/4 at step 9"),
+    ({"cfg_scale": 1.0, "classifier": "Classifier-Ti/4 at step 9", "classifier_scale": 2.0},
+     "classifier scale 2 by Classifier-Ti/4 at step 9"),
+    ({"cfg_scale": 2.0, "classifier": "Classifier-Ti/4 at step 9", "classifier_scale": 0.5},
+     "CFG scale 2, classifier scale 0.5 by Classifier-Ti/4 at step 9"),
+    ({}, "unknown"),
+])
+def test_every_guidance_is_told(sampling, told):
+    assert report.essentials(make(protocol={"sampling": sampling}))["guidance"] == told
+
+
 def test_scores_are_drawn_and_described():
     text = report.to_html(make())
     assert 'aria-label="FD(digits-cnn): 1.235, from 1.10 – 1.40; real against real 0.520 – 0.610' in text

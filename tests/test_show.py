@@ -19,6 +19,7 @@ from dit.pictures import grid
 from dit.plan import build_sampling
 from dit.runs import Card, NetworkSpec, write_weights
 from dit.show import (
+    Moment,
     backward,
     choose,
     choose_gaze,
@@ -219,7 +220,11 @@ def test_choose_takes_the_nearest_once(tiny_run: Path):
     trace = backward(run, plan, asked, LABELS)  # at 1, 0.75, 0.5, 0.25, 0
     assert [float(m.t) for m in choose(trace, [0.9, 0.95, 0.3, 0.0], Flow())] == [1.0, 0.25, 0.0]
     assert [float(m.t) for m in choose(trace, 3, Flow())] == [1.0, 0.5, 0.0]
-    assert DDPM().end == 1000
+
+
+def test_choose_counts_steps_of_ddpm_as_parts_of_all():
+    trace = [Moment(torch.tensor(float(t)), *torch.zeros(2, 1)) for t in (1000, 750, 500, 250, 0)]
+    assert [float(m.t) for m in choose(trace, [0.9, 0.3, 0.0], DDPM())] == [1000.0, 250.0, 0.0]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -233,6 +238,21 @@ def test_pictures_are_where_they_are_said_to_be(tiny_run: Path, tmp_path: Path, 
     with Image.open(files[0]) as way, Image.open(files[2]) as attention, Image.open(files[1]) as film:
         assert way.height > attention.height > 3 * 96  # 4 rows, 3 rows
         assert film.n_frames == (4 if direction == "backward" else 25)
+
+
+def test_a_mistake_is_told_to_every_rank(tiny_run: Path):
+    """Where only rank 0 knew of it, the others would wait for ever."""
+    shared = []
+
+    class Two(Ranks):
+        def share(self, value):
+            shared.append(value)
+            return value
+
+    with pytest.raises(UserError, match="--layers 9"):
+        show(config(tiny_run, layers="9"), Two(world=2))
+    assert [str(error) for _, error in shared] == [str(shared[0][1])]
+    assert "--layers 9" in str(shared[0][1])
 
 
 def test_the_picture_ends_with_the_sampled_images(tiny_run: Path, tmp_path: Path):

@@ -281,6 +281,20 @@ def test_other_networks_guide_where_they_have_anything_to_say(tiny_run, make_run
     assert (shown.guide, shown.classifier, shown.classifier_scale) == (find_weights(weak), find_weights(judge), 2.0)
 
 
+def test_without_its_classifier_a_run_without_classes_has_none(make_run, tmp_path, undrawn, sampled):
+    """The point of weight 0 is that of a sweep without classifier: the same key, the same unlabelled samples."""
+    run, judge = make_run("bare", num_classes=0), make_run("judge", model="Classifier-Ti/4", label_dropout=0.0)
+    asked = flags(run, out=tmp_path / "sweep", cfg_scale="1", steps="2", num_samples=10, keep_samples=True)
+    out = sweep(dataclasses.replace(asked, classifier=judge, classifier_scale="0,2"), Ranks())
+    labels = {p["setting"]["classifier"] is not None: p["protocol"]["samples"]["labels"]
+              for p in map(json.loads, map(Path.read_text, points_of(out).values()))}
+    assert labels == {False: "none", True: "10 classes, 1 images each"}
+    assert len(list(out.glob("samples-*/labels.csv"))) == 1
+    assert len(sampled) == 2
+    sweep(asked, Ranks())
+    assert len(sampled) == len(points_of(out)) == 2
+
+
 def test_guidance_that_a_sweep_refuses(tiny_run):
     with pytest.raises(UserError, match="--guide weak with --cfg-scale 1"):
         settings_of(flags(tiny_run, guide=Path("weak"), cfg_scale="1"), load_run(tiny_run, Ranks().device))

@@ -7,19 +7,22 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_captions import write_images
 
 from dit import text
 from dit.build import build_card, build_network, build_source, initialise
-from dit.config import SampleConfig, SamplerConfig, TrainConfig
+from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.diffusion.guidance import cfg
 from dit.errors import UserError
 from dit.generate import generate
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
+from dit.likelihood import choose, conditioned, measure, nll, open_data
 from dit.plan import build_sampling, class_ids
 from dit.runs import Card, NetworkSpec, read_weights, write_weights
 from dit.sample import sample
@@ -123,12 +126,20 @@ def test_bundled_tells_digits_apart(digits_encoder):
     assert distance[12].argsort()[1] in (7, 11)  # an unknown word leaves it a seven
 
 
-def test_checksum_knows_weights_and_words(tmp_path, folder):
+def test_checksum_knows_weights_words_and_rules(tmp_path, folder):
     first, again = load_text_encoder(str(folder)), load_text_encoder(str(write_encoder(tmp_path / "again")))
     assert first.checksum == again.checksum
     file = tmp_path / "again" / "tokenizer.json"
-    file.write_text(file.read_text().replace('"green"', '"brown"'))
-    assert load_text_encoder(str(tmp_path / "again")).checksum != first.checksum
+    written = file.read_text()
+    rules = {"normalizer": {"type": "Lowercase"}, "post_processor": None, "pre_tokenizer": {"type": "WhitespaceSplit"}}
+    changed = [written.replace('"green"', '"brown"'), *(json.dumps({**json.loads(written), name: rule})
+                                                        for name, rule in rules.items())]
+    for content in changed:
+        file.write_text(content)
+        assert load_text_encoder(str(tmp_path / "again")).checksum != first.checksum
+    file.write_text(json.dumps({**json.loads(written), "truncation": {
+        "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}}))  # is set by each call
+    assert load_text_encoder(str(tmp_path / "again")).checksum == first.checksum
 
 
 def test_neither_autocast_nor_inference_mode_reaches_the_embeddings(digits_encoder):
@@ -297,10 +308,34 @@ def test_folder_of_prompts_records_them(run, tmp_path):
         assert [row["class"] for row in csv.DictReader(table)] == ["a seven", "one, two", "a seven"]
     record = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert (record["prompts"], record["negative_prompt"]) == (["a seven", "one, two"], "a one")
+    assert {"transformers", "tokenizers"} < {*record["versions"]}
     assert (record["text_encoder"], record["text_encoder_sha256"]) == ("digits", run.card.text_encoder_sha256)
     with pytest.raises(UserError, match="negative_prompt"):
         sample(SampleConfig(run=run.weights.path, prompt=("a seven", "one, two"), cfg_scale=2.0, steps=2,
                             num_samples=3, out=tmp_path / "out"), Ranks())
+
+
+def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
+    """The bits of a caption do not depend on its id, and any caption has some."""
+    lines = []
+    for name, caption in (("a.png", "a seven"), ("b.png", "nine white herons")):
+        Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / name)
+        lines.append(json.dumps({"file_name": name, "text": caption}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    config = NllConfig(run=run.weights.path, data=str(tmp_path), steps=3, precision="fp32")
+    source = open_data(run, str(tmp_path))
+    heard, labels = conditioned(run, source, str(tmp_path))
+    assert [heard.card.class_name(i) for i in labels] == ["a seven", "nine white herons"]
+
+    def bits(run, labels):
+        return measure(run, choose(run, config), config, source, labels, np.arange(2), Ranks())
+
+    seven, heron = bits(heard, labels)
+    known, _ = bits(run, np.array([7, 7]))
+    assert (seven - known).abs().max() < 1e-4
+    assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 1e-3
+    told = json.loads(nll(config, Ranks()).read_text())["protocol"]
+    assert {"transformers", "tokenizers"} < {*told["versions"]}
 
 
 def test_grids_of_other_prompts_have_other_names(run):
@@ -364,6 +399,23 @@ def test_training_goes_on_as_if_never_stopped_and_draws_prompts(tmp_path, folder
     grid = sample(SampleConfig(run=whole, prompt=("a red square", "green"), per_class=2, steps=2), Ranks())
     assert grid.is_file()
     assert (whole / "samples" / "step-0000002.png").is_file()
+
+
+def test_an_encoder_is_found_from_anywhere_and_told_of_where_it_is_not(tmp_path, folder, monkeypatch):
+    encoder = write_encoder(tmp_path / "encoder")
+    asked = settings(tmp_path, "encoder", steps=1, out=tmp_path / "run", sample_every=0)
+    monkeypatch.chdir(tmp_path)
+    run = train(asked, Ranks())
+    monkeypatch.chdir("/")
+    cpu = torch.device("cpu")
+    assert load_run(run, cpu).card.config.text_encoder == str(encoder)
+    encoder.rename(tmp_path / "moved")
+    with pytest.raises(UserError) as error:
+        load_run(run, cpu)
+    assert f"--text-encoder {encoder} is not a folder" in str(error.value)
+    assert f"(ln -s NOW {encoder})" in str(error.value)
+    encoder.symlink_to(tmp_path / "moved")
+    assert load_run(run, cpu).card.classes
 
 
 def test_another_encoder_is_refused(tmp_path, folder):

@@ -198,6 +198,64 @@ def test_two_ranks_learn_what_one_process_learns(tmp_path, weights):
     assert np.allclose(*logs, rtol=1e-5)
 
 
+EVERY_KIND = """
+import dataclasses, shutil, sys
+from pathlib import Path
+
+import torch
+
+from dit.config import TrainConfig
+from dit.hardware import ranks
+from dit.models import dit, unet
+from dit.runs import checkpoints
+from dit.training import trainer
+
+dit.SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
+unet.SIZES["S"] = dict(block_out_channels=(32, 64), layers_per_block=1, attention_sides=(4,))
+KINDS = {
+    "vlb": dict(process="linear", objective="eps", learn_sigma=True, loss="vlb", time_sampling="loss-aware"),
+    "text": dict(conditioning="text"),
+    "unet": dict(model="UNet-S"),
+    "in-context": dict(conditioning="in-context"),
+    "classifier": dict(model="Classifier-Ti/4", label_dropout=0.0),
+}
+out, loop, name = Path(sys.argv[1]), trainer.loop, ""
+
+
+def loop_then_save(job, *others):
+    done = loop(job, *others)
+    times = {"times": job.state.times.history} if job.state.times else {}
+    torch.save({**job.state.network.state_dict(), **times}, out / f"{name}-rank-{job.ranks.rank}.pt")
+    return done
+
+
+trainer.loop = loop_then_save
+config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=8, steps=4, warmup=0, lr=1e-2,
+                     sample_every=0, log_every=2, ckpt_every=2, precision="fp32", compile=False, resume="auto")
+with ranks() as group:
+    for kind, changes in KINDS.items():
+        name, asked = kind, dataclasses.replace(config, out=out / kind, **changes)
+        trainer.train(asked, group)
+        group.on_main(lambda: shutil.rmtree(checkpoints(asked.out)[-1]))
+        name = f"{kind}-again"
+        trainer.train(asked, group)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_stay_together_and_go_on_for_every_kind_of_network(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(EVERY_KIND)
+    torchrun(script, tmp_path)
+    for kind in ("vlb", "text", "unet", "in-context", "classifier"):
+        one, two, *again = (torch.load(tmp_path / f"{kind}{part}-rank-{rank}.pt")
+                            for part in ("", "-again") for rank in (0, 1))
+        assert [name for name in one if not torch.equal(one[name], two[name])] == []
+        assert [name for name in one if not torch.equal(again[0][name], again[1][name])] == []
+        assert max((one[name] - again[0][name]).abs().max() for name in one) < 1e-6
+        assert [line["step"] for line in read_metrics(tmp_path / kind / "metrics.jsonl")] == [2, 4]
+
+
 # -- what a run writes -------------------------------------------------------------------------------------------
 
 

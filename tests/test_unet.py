@@ -1,5 +1,7 @@
 """The U-Net baseline: levels, sizes, what it depends on, what a fresh one says."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.models.create import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
+from dit.runs import Card, NetworkSpec
 from dit.trained import load_run
 from dit.training.trainer import train
 
@@ -122,6 +125,34 @@ def test_attention_where_it_is_asked_for():
     assert attends() == [False, True, True, False]
     assert attends(attention_sides=()) == [False] * 4
     assert attends(attention_sides=(8,), input_size=(8, 24)) == [True, False, False, True]
+
+
+def test_attention_at_levels_of_ones_choice(tmp_path):
+    config = TrainConfig(model="UNet-S", vae="identity", image_size=8, global_batch_size=16, steps=1, sample_every=0,
+                         log_every=0, out=tmp_path / "run", unet_attention=(2,))
+    run = load_run(train(config, Ranks()), torch.device("cpu"))
+    assert run.card.network.unet_attention == (2,)
+    assert run.card.network.told["unet_attention"] == (2,)
+    attends = ["Attn" in type(block).__name__ for block in run.denoise.network.unet.down_blocks]
+    assert attends == [False, False, True]
+    train(dataclasses.replace(config, resume=str(config.out), steps=2), Ranks())
+    with pytest.raises(UserError, match=r"unet_attention \(2,\) there, None now"):
+        train(dataclasses.replace(config, resume=str(config.out), steps=2, unet_attention=None), Ranks())
+
+
+def test_attention_where_there_is_no_level():
+    with pytest.raises(UserError, match=r"--unet-attention 8 5 with --model UNet-S; expected sides .*: 8 4 2"):
+        create_model("UNet-S", input_size=8, in_channels=3, num_classes=5, unet_attention=(8, 5))
+    with pytest.raises(UserError, match="--unet-attention 16 8 with --model DiT-S/2; expected a UNet"):
+        TrainConfig(model="DiT-S/2", unet_attention=(16, 8))
+
+
+def test_runs_from_before_the_choice_are_read(make_run):
+    spec = {"model": "UNet-S", "input_size": 8, "in_channels": 3, "num_classes": 10, "learn_sigma": False}
+    assert NetworkSpec(**spec).told == spec | {"input_size": 8}
+    card = Card.read(make_run(model="UNet-S")).to_json()
+    del card["network"]["unet_attention"], card["config"]["unet_attention"]
+    assert Card.from_json(card).network.unet_attention is None
 
 
 @pytest.mark.parametrize("size", [9, (8, 7), (5, 8)])

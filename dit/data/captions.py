@@ -68,14 +68,14 @@ def _read(file: Path) -> list[tuple[str, str]]:
     if not file.is_file():
         raise UserError(f"no {METADATA} in {file.parent}", 'a line {"file_name": …, "text": …} for each image',
                         "write one, or drop --conditioning text (--captions of dit encode)")
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:  # in UTF-8, of which json makes sure
         entries = [_entry(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not entries:
         raise UserError(f"{file} is empty", "a line for each image", "write its captions")
     return entries
 
 
-def _entry(file: Path, number: int, line: str) -> tuple[str, str]:
+def _entry(file: Path, number: int, line: bytes) -> tuple[str, str]:
     """Name and caption of one line, after making sure that the image is there."""
 
     def wrong(what: str, expected: str, do: str = "mend the line") -> UserError:
@@ -86,6 +86,8 @@ def _entry(file: Path, number: int, line: str) -> tuple[str, str]:
         name, text = values["file_name"], values["text"]
     except (ValueError, KeyError, TypeError) as error:
         raise wrong(f"{type(error).__name__}: {error}", 'a JSON object {"file_name": …, "text": …}') from None
+    if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
+        raise wrong(f"image {name!r}", f"an image in {file.parent} or below it", "move the image there")
     if not isinstance(name, str) or not is_image(Path(name).name) or not (file.parent / name).is_file():
         raise wrong(f"no image {name!r}", f"an image in {file.parent} or below it", "mend the line, or add the image")
     if not isinstance(text, str) or not text.strip():

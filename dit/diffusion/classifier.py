@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dit.diffusion.objective import Loss
 from dit.diffusion.process import Process, add_noise
 
-TERMS = ("accuracy", "accuracy_little_noise", "accuracy_much_noise")
+TERMS = ("accuracy",)
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,7 @@ class NoisyClassifier:
 
 
 def classifier_loss(classifier: NoisyClassifier, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Loss:
-    """Cross-entropy of noised latents, in nats; arguments as of `diffusion_loss`, no label dropped.
-
-    Accuracy is told of all, of those with more signal than noise (alpha > sigma), and of the others.
-    """
-    at = classifier.process.coefficients(t)
+    """Cross-entropy of noised latents, in nats; arguments as of `diffusion_loss`, no label dropped."""
     logits = classifier.logits(add_noise(classifier.process, x0, eps, t), t)
     right = (logits.argmax(1) == y).to(x0)
-    little = (at.alpha > at.sigma).to(x0)
-    shares = [right * part * (len(y) / part.sum().clamp(min=1)) for part in (little, 1 - little)]  # mean: of that part
-    return Loss(F.cross_entropy(logits, y, reduction="none"), dict(zip(TERMS, (right, *shares), strict=True)))
+    return Loss(F.cross_entropy(logits, y, reduction="none"), {"accuracy": right})

@@ -1,7 +1,8 @@
 """How likely data is: the variational bound of a DDPM chain, and the density of the probability-flow ODE."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,11 @@ Tick = Callable[[int], object]  # is told of images that have done one more step
 
 
 class Bound(NamedTuple):
-    """Parts of the variational bound (2006.11239, equation 5) of each image, [B] in bits per dimension."""
+    """Parts of the bound on -log2 p(x0) (2006.11239, equation 5) of each image, [B] in bits per dimension."""
 
     prior: Tensor  # L_T: what noised data still tells
     steps: Tensor  # the sum of L_{t-1} over all steps but the last
     decoder: Tensor  # L_0: the last step's likelihood of pixel levels
-
-    @property
-    def total(self) -> Tensor:
-        """The bound on -log2 p(x0) per dimension, [B]."""
-        return self.prior + self.steps + self.decoder
 
 
 class Levels(NamedTuple):
@@ -89,7 +85,7 @@ def chain(process: DDPM, steps: int) -> Tensor:
 
 
 def ode_log_density(
-    denoise: Denoise, process: Process, x0: Tensor, y: Tensor, times: Tensor, probes: Tensor,
+    denoise: Denoise, process: Process, x0: Tensor, y: Tensor, times: Tensor, probes: Iterable[Tensor],
     tick: Tick = lambda images: None,
 ) -> Tensor:
     """log p(x0) in nats, float64 [B], of the probability-flow ODE (2011.13456, equation 39; 2210.02747, appendix C).
@@ -103,7 +99,7 @@ def ode_log_density(
         x0: images [B, C, H, W], dequantised.
         y: class ids [B].
         times: [steps + 1], ascending from 0, as `ode_times` gives.
-        probes: [P, B, C, H, W], see `divergence`.
+        probes: each [B, C, H, W], the same ones each time they are gone through; see `divergence`.
         tick: called after each step.
     """
     x, change = x0, torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
@@ -117,7 +113,7 @@ def ode_log_density(
 
 
 def velocity(
-    denoise: Denoise, process: Process, x: Tensor, t: Tensor, y: Tensor, probes: Tensor
+    denoise: Denoise, process: Process, x: Tensor, t: Tensor, y: Tensor, probes: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """v [B, C, H, W] and its divergence, float64 [B].
 
@@ -133,20 +129,28 @@ def velocity(
         return v.detach(), divergence(v, x, probes)
 
 
-def divergence(v: Tensor, x: Tensor, probes: Tensor) -> Tensor:
+def divergence(v: Tensor, x: Tensor, probes: Iterable[Tensor]) -> Tensor:
     """Mean over probes of e (dv/dx) e, float64 [B]: Hutchinson's estimate with Rademacher vectors (1810.01367).
 
-    Exact with `unit_probes`. No image's v may depend on another image.
+    Exact with `UnitProbes`. No image's v may depend on another image.
     """
     products = [(torch.autograd.grad(v, x, e, retain_graph=True)[0].double() * e).flatten(1).sum(1) for e in probes]
     return torch.stack(products).mean(0)
 
 
-def unit_probes(x: Tensor) -> Tensor:
-    """The unit vectors times sqrt(D), [D, B, C, H, W], whose mean product is the exact divergence."""
-    dims = x[0].numel()
-    unit = math.sqrt(dims) * torch.eye(dims, dtype=x.dtype, device=x.device)
-    return unit.reshape(dims, 1, *x.shape[1:]).expand(-1, len(x), *x.shape[1:])
+@dataclass(frozen=True)
+class UnitProbes:
+    """All unit vectors times sqrt(D), each made when asked for: their mean product is the exact divergence."""
+
+    x: Tensor  # [B, C, H, W]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """D vectors, each [B, C, H, W]."""
+        dims = self.x[0].numel()
+        for place in range(dims):
+            unit = torch.zeros_like(self.x)
+            unit.flatten(1)[:, place] = math.sqrt(dims)
+            yield unit
 
 
 def ode_times(process: Process, steps: int) -> Tensor:

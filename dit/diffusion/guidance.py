@@ -97,6 +97,6 @@ def restated(denoise: Denoise, process: Process, objective: str) -> Denoise:
     return same
 
 
-def unconditional(denoise: Denoise, null_label: int) -> Denoise:
+def ignoring_labels(denoise: Denoise, null_label: int) -> Denoise:
     """Deaf to the class: what a classifier guides where the network knows none."""
     return lambda x_t, t, y: denoise(x_t, t, torch.full_like(y, null_label))

@@ -33,7 +33,7 @@ class Rule:
     Args:
         touches: scores without their networks; all where empty.
         do: what helps where it is unknown.
-        absent: what it means that a report that tells of sampling does not tell this.
+        absent: what it means that a report that tells of sampling does not tell this, or leaves it empty.
     """
 
     words: str
@@ -41,7 +41,7 @@ class Rule:
     why: str = ""
     touches: tuple[str, ...] = ()
     do: str = ""
-    absent: str = UNKNOWN
+    absent: Any = UNKNOWN
 
 
 DEFINITION = "another definition of the score"
@@ -76,6 +76,13 @@ RULES = {
                                ("KID", *NEIGHBOURS, SHUFFLED)),
     "scores/bootstrap resamples": Rule("resamples of the bootstrap", ASIDE),
     "sampling/classes": Rule("classes", MEASURED, "other classes are another distribution"),
+    "sampling/prompts": Rule("prompts", MEASURED, "other prompts are another distribution", absent="none"),
+    "sampling/negative_prompt": Rule("negative prompt", SAMPLED, absent="none"),
+    "sampling/text_encoder": Rule("text encoder", SAMPLED, absent="none"),
+    "sampling/text_encoder_sha256": Rule("weights of the text encoder", SAMPLED, absent="none"),
+    "sampling/network conditioning": Rule("network conditioning", SAMPLED, absent="adaln-zero"),
+    "sampling/network text_width": Rule("network text width", SAMPLED, absent=None),
+    "sampling/network unet_attention": Rule("network unet attention", SAMPLED, absent=None),
     "sampling/cfg_scale": Rule("CFG scale", SAMPLED),
     "sampling/cfg_interval": Rule("CFG interval", SAMPLED),
     "sampling/cfg_channels": Rule("CFG channels", SAMPLED),
@@ -94,10 +101,12 @@ RULES = {
     "sampling/format": Rule("format of the samples", ASIDE),
     "sampling/num_samples": Rule("samples in the folder", ASIDE),
 }
-"""By section/entry; reports must have those of the kind `measured`. Entries that are not here are of the kind of their
+"""By section/entry; reports must have those of the kind `measured`, unless absence means something.
+Entries that are not here are of the kind of their
 section."""
 KINDS = {"sampling": SAMPLED, "software": ASIDE}
 Entries = dict[tuple[str, str], Any]  # by section and name
+CLASSES, PROMPTS = ("sampling", "classes"), ("sampling", "prompts")
 OF_CONTENT = ("reference/count", "reference/size", "reference/crop", "reference/statistics")
 """Of no matter where the content of the reference is the same."""
 
@@ -232,12 +241,12 @@ def _scores(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _entries(report: dict[str, Any]) -> Entries:
-    """Protocol entries by section and name; of an entry that is a dict, each of its own. What is empty is unknown."""
+    """Protocol entries by section and name; of an entry that is a dict, each of its own. What is empty is absent."""
     flat = {}
     for section, entries in report["protocol"].items():
         for name, value in entries.items():
             inner = {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-            flat.update({(section, key): UNKNOWN if v == "" else v for key, v in inner.items()})
+            flat.update({(section, key): rule_of(section, key).absent if v == "" else v for key, v in inner.items()})
     return flat
 
 
@@ -263,23 +272,36 @@ def _entry(entries: Entries, key: tuple[str, str]) -> Any:
 
 def _needed(networks: Iterable[str]) -> list[tuple[str, str]]:
     """Entries without which nobody knows how a score was measured."""
-    paths = [path.split("/", 1) for path, rule in RULES.items() if rule.kind == MEASURED]
+    paths = [path.split("/", 1) for path, rule in RULES.items() if rule.kind == MEASURED and rule.absent == UNKNOWN]
     sections = {"features": [f"features ({network})" for network in networks]}
     return [(section, entry) for start, entry in paths for section in sections.get(start, [start])]
 
 
 def _excused(a: Entries, b: Entries) -> set[str]:
-    """Entries that spoil nothing: what the content of the reference implies, and classes that can only be all."""
-    content, classes = ("reference", "sha256"), ("sampling", "classes")
+    """Entries that spoil nothing: what the content of the reference implies, classes that can only be all, and prompts
+    that ask for the same."""
+    content = ("reference", "sha256")
     same_content = a.get(content, UNKNOWN) == b.get(content) != UNKNOWN
-    unrecorded = UNKNOWN in (a.get(classes, UNKNOWN), b.get(classes, UNKNOWN))
+    unrecorded = UNKNOWN in (a.get(CLASSES, UNKNOWN), b.get(CLASSES, UNKNOWN))
     excused = set(OF_CONTENT) if same_content else set()
-    return excused | {"/".join(classes)} if unrecorded and _all_classes(a) and _all_classes(b) else excused
+    excused |= {"/".join(CLASSES)} if unrecorded and _all_classes(a) and _all_classes(b) else set()
+    return excused | {"/".join(PROMPTS)} if _same_prompts(a, b) else excused
+
+
+def _same_prompts(a: Entries, b: Entries) -> bool:
+    """Whether two sets of images were asked for by the same prompts, in whatever order, or one by all classes, as many
+    as the other has prompts. Their label balance counts both."""
+    prompts = [side[PROMPTS] for side in (a, b) if isinstance(side.get(PROMPTS), list)]
+    if len(prompts) != 1:
+        return not prompts or sorted(prompts[0]) == sorted(prompts[1])
+    plain = b if isinstance(a.get(PROMPTS), list) else a
+    classes = plain.get(CLASSES, UNKNOWN)
+    return _all_classes(plain) and classes in (UNKNOWN, [*range(len(prompts[0]))])
 
 
 def _all_classes(entries: Entries) -> bool:
     """Whether no class is known to be left out. Other people's samples record none; their label balance counts them."""
-    classes = entries.get(("sampling", "classes"), UNKNOWN)
+    classes = entries.get(CLASSES, UNKNOWN)
     every = entries.get(("sampling", "network num_classes"))
     return classes == UNKNOWN or (isinstance(classes, list) and len(classes) == every)
 

@@ -17,8 +17,7 @@ from dit.evaluation.sampling import recorded_settings, sampled
 from dit.evaluation.scores.memorisation import TrainingImages, pixel_extractor
 from dit.files import make_folder
 from dit.hardware import Ranks
-from dit.plan import build_sampling, labelled
-from dit.trained import load_run
+from dit.plan import build_sampling, load_to_sample
 
 MOST_SAMPLES = 50_000
 
@@ -32,7 +31,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         UserError: a mistake in flags, files or images.
     """
     _check_flags(cfg)
-    run = labelled(load_run(cfg.run, ranks.device, cfg.image_size), cfg.classifier) if cfg.run else None
+    run = load_to_sample(cfg.run, ranks.device, cfg) if cfg.run else None
     given = read_images(cfg.samples) if cfg.samples else None
     settings = recorded_settings(cfg.samples)
     data = run.card.config.data if run else settings.get("data")

@@ -20,7 +20,7 @@ from dit.evaluation.pages import contact_sheets, figures, report
 from dit.evaluation.pages.report import Extrapolated, Report
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, score
-from dit.evaluation.sampling import unconditional
+from dit.evaluation.sampling import without_classes
 from dit.evaluation.scores import metrics, uncertainty
 from dit.evaluation.scores.classes import ClassRow, Labelled, class_rows, classifier_accuracy, svm_accuracy, svm_floor
 from dit.evaluation.scores.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
@@ -55,7 +55,7 @@ def findings(made: Comparison, run: Path | None, title: str, resamples: int, dev
     if made.reference.digits:
         made = dataclasses.replace(made, samples=_digits_by_name(made.samples))
     scores = score(made.found, made.standard, [n.name for n in made.networks], device)
-    digits = _recognise(made.samples) if made.reference.digits and not unconditional(made.settings) else None
+    digits = _recognise(made.samples) if made.reference.digits and not without_classes(made.settings) else None
     limits, intervals = _uncertainty(made, scores, resamples)
     copies = _copies(made, device)
     record = protocol(made.samples, made.found.digest, made.settings, made.reference, made.standard.digest,

@@ -12,7 +12,7 @@ from dit.data.images import Size, show_size, sides
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.references import Reference
-from dit.evaluation.sampling import unconditional
+from dit.evaluation.sampling import without_classes
 from dit.evaluation.scores import metrics, neighbours
 from dit.hardware import versions
 
@@ -32,7 +32,8 @@ def protocol(samples: ImageSet, digest: str, settings: Section, reference: Refer
     """Section -> entry -> value, plain JSON values."""
     return {
         "samples": {"source": samples.name, "count": len(samples), "size": show_size(samples.size),
-                    "labels": "none" if unconditional(settings) else balance(samples.labels), "pixels_sha256": digest},
+                    "labels": "none" if without_classes(settings) else balance(samples.labels),
+                    "pixels_sha256": digest},
         "sampling": _sampling(settings),
         "reference": _reference(reference, reference_digest),
         **{f"features ({network.name})": _network(network) for network in networks},

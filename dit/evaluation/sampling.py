@@ -32,16 +32,26 @@ def settings_key(run: Run, config: SamplerConfig, count: int) -> str:
 
 def image_settings(run: Run, config: SamplerConfig) -> dict[str, Any]:
     """The settings that images depend on, as plain JSON values; of other networks their content."""
-    asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig) if f.name != "batch_size"}
-    asked["precision"] = "bf16" if uses_bf16(run.device, config.precision) else "fp32"
-    asked["image_size"] = size_of(*run.image_size) if run.trained_size else None
-    for network in ("guide", "classifier"):
-        asked[network] = asked[network] and sha256(find_weights(asked[network]))
-    asked["classifier_scale"] = config.classifier_scale if config.classifier else None
+    asked = settings_in_use(
+        config,
+        precision="bf16" if uses_bf16(run.device, config.precision) else "fp32",
+        image_size=size_of(*run.image_size) if run.trained_size else None,
+        guide=config.guide and sha256(find_weights(config.guide)),
+        classifier=config.classifier and sha256(find_weights(config.classifier)),
+    )
+    del asked["batch_size"]
+    return asked
+
+
+def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
+    """Settings by name, `known` ones in place of the config's; what is off is not named."""
+    scale = config.classifier_scale if config.classifier else None
+    asked = {**{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)}, **known,
+             "classifier_scale": scale}
     return {name: value for name, value in asked.items() if value is not None or name not in OPTIONAL}
 
 
-def unconditional(settings: dict[str, Any]) -> bool:
+def without_classes(settings: dict[str, Any]) -> bool:
     """Whether samples.json says that the images have no classes."""
     network = settings.get("network")
     return isinstance(network, dict) and network.get("num_classes") == 0 and not settings.get("classes")

@@ -13,6 +13,7 @@ from torch import Tensor
 from dit.data.images import Size, sides, size_flag
 from dit.errors import UserError
 from dit.files import sha256
+from dit.hub import find_folder
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -202,34 +203,15 @@ def _locate(name: str) -> Path:
     """The folder that holds config.json, downloaded if need be."""
     if name == "digits":
         return BUNDLED
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-            raise UserError(f"--vae {name} is not a folder",
-                            "`digits`, `identity`, a folder in diffusers' layout, or a hub name OWNER/NAME",
-                            "check the path")
-        path = _download(name)
+    files = (CONFIG, WEIGHTS)
+    path = find_folder("--vae", name, "`digits`, `identity`, a folder in diffusers' layout",
+                       f"the model's {CONFIG} and {WEIGHTS}",
+                       [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)])
     for folder in (path, *(path / inside for inside in SUBFOLDERS)):
         if (folder / CONFIG).is_file():
             return folder
     raise UserError(f"--vae {name} has no {CONFIG}", f"{CONFIG} and {WEIGHTS} in the folder or in its subfolder vae",
                     "check that the folder is an autoencoder in diffusers' layout")
-
-
-def _download(name: str) -> Path:
-    """The hub's files in the local cache; asks the network only for what is not there."""
-    from huggingface_hub import snapshot_download
-
-    files = (CONFIG, WEIGHTS)
-    patterns = [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds, those of its HTTP library among them
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--vae {name} is neither a folder here nor to be had from the hub ({reason})",
-                        f"a folder {name} or network access",
-                        f"copy the model's {CONFIG} and {WEIGHTS} into a local folder and pass --vae FOLDER, or fill "
-                        "the hub's cache on a connected machine and set HF_HOME to it") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

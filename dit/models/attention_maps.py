@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from einops import rearrange
 from torch import Tensor
 
 from dit.models.dit import DiT
@@ -38,10 +37,10 @@ def text_maps(network: DiT, layers: Sequence[int]) -> Iterator[dict[int, Tensor]
         for layer in layers:
             attention: Any = network.blocks[layer].text_attn
 
-            def keep(module: Any, inputs: tuple[Tensor, Tensor], output: object, layer: int = layer) -> None:
-                q = rearrange(module.q(inputs[0]), "b t (h d) -> b h t d", h=module.num_heads)
-                k, _ = rearrange(module.kv(inputs[1]), "b s (two h d) -> two b h s d", two=2, h=module.num_heads)
-                maps[layer] = (q * q.shape[-1] ** -0.5 @ k.mT).float().softmax(dim=-1).mean(dim=1)
+            def keep(module: Any, inputs: tuple[Tensor, Tensor, Tensor], output: object, layer: int = layer) -> None:
+                x, tokens, mask = inputs
+                q, k, _ = module.heads(x, tokens)
+                maps[layer] = module.weights(q.float(), k.float(), mask).mean(dim=1)
 
             after.callback(attention.register_forward_hook(keep).remove)
         yield maps

@@ -6,6 +6,7 @@ B images, T tokens, D features, S tokens of a condition.
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from einops import rearrange
 from timm.layers import Mlp, use_fused_attn
 from timm.models.vision_transformer import Attention
@@ -18,6 +19,7 @@ class Condition(NamedTuple):
 
     vector: Tensor  # [B, D]
     tokens: Tensor  # [B, S, D]
+    mask: Tensor | None = None  # bool [B, S], tokens that count; unless given, all
 
 
 class Block(nn.Module):
@@ -89,7 +91,7 @@ class TextBlock(DiTBlock):
     def forward(self, x: Tensor, c: Condition) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c.vector)[:, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
-        x = x + self.text_attn(x, c.tokens)
+        x = x + self.text_attn(x, c.tokens, c.mask)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -104,14 +106,27 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(hidden_size, 2 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # [B, T, D], [B, S, D] -> [B, T, D]
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, D], [B, S, D] -> [B, T, D]; bool mask [B, S]: tokens that count, at least one."""
+        q, k, v = self.heads(x, tokens)
+        if self.fused_attn:
+            x = scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
+        else:
+            x = self.weights(q, k, mask) @ v
+        return self.proj(rearrange(x, "b h t d -> b t (h d)"))
+
+    def heads(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, h, T, d], keys and values [B, h, S, d]."""
         q = rearrange(self.q(x), "b t (h d) -> b h t d", h=self.num_heads)
         k, v = rearrange(self.kv(tokens), "b s (two h d) -> two b h s d", two=2, h=self.num_heads)
-        if self.fused_attn:
-            x = scaled_dot_product_attention(q, k, v)
-        else:
-            x = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
-        return self.proj(rearrange(x, "b h t d -> b t (h d)"))
+        return q, k, v
+
+    def weights(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Softmax(q k^T / sqrt(d)), [B, h, T, S]; 0 at tokens that do not count."""
+        scores = q * q.shape[-1] ** -0.5 @ k.mT
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        return scores.softmax(dim=-1)
 
 
 class FinalLayer(nn.Module):

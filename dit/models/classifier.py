@@ -34,7 +34,6 @@ class Classifier(PatchTransformer):
             raise UserError(f"a classifier of {num_classes} class{'es' * (num_classes != 1)}", "2 classes or more",
                             "train it on data with classes")
         super().__init__(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
-        self.num_classes = num_classes
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.head = nn.Linear(hidden_size, num_classes)

@@ -14,7 +14,6 @@ from dit.models.transformer import PatchTransformer
 from dit.models.unet import UNet
 
 NAMES = [*dit.NAMES, *unet.NAMES, *classifier.NAMES]
-TEXT_TOKENS = 77  # of a caption, to reckon with: CLIP's
 
 
 def check_name(name: str, conditioning: str = "adaln-zero") -> None:
@@ -39,18 +38,24 @@ def is_classifier(name: str) -> bool:
 
 def create_model(
     name: str, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool = False,
-    conditioning: str = "adaln-zero", text_width: int | None = None,
+    conditioning: str = "adaln-zero", text_width: int | None = None, unet_attention: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`; a classifier has no variance to learn.
 
     Raises:
-        UserError: unknown name, or one that does not go with the conditioning, the size or the number of classes.
+        UserError: unknown name, or one that does not go with the conditioning, the size, the number of classes or the
+            levels to attend at.
     """
     check_name(name, conditioning)
     family, _, size = name.partition("-")
     shape: dict[str, Any] = dict(input_size=input_size, in_channels=in_channels, num_classes=num_classes)
     if family == "UNet":
-        return UNet(**shape, learn_sigma=learn_sigma, **unet.SIZES[size])
+        own = {} if unet_attention is None else {"attention_sides": unet_attention}
+        network = UNet(**shape, learn_sigma=learn_sigma, **{**unet.SIZES[size], **own})
+        if not set(unet_attention or ()) <= set(network.sides):
+            raise UserError(f"--unet-attention {' '.join(map(str, unet_attention or ()))} with --model {name}",
+                            f"sides of its levels: {' '.join(map(str, network.sides))}", "change --unet-attention")
+        return network
     size, _, patch = size.partition("/")
     shape |= dict(patch_size=int(patch), **SIZES[size])
     if family == "Classifier":
@@ -73,22 +78,27 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def multiply_adds(name: str, **sizes: Any) -> int:
-    """Multiply-adds of one forward pass for one image (what papers call "Gflops"); real FLOPs are twice that."""
+def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
+    """Multiply-adds of one forward pass for one image (what papers call "Gflops"); real FLOPs are twice that.
+
+    Args:
+        text_tokens: of a caption, for a network of text.
+        sizes: as `create_model` takes them.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        network, inputs = create_model(name, **sizes), blank_inputs(name, 1, **sizes)
+        network, inputs = create_model(name, **sizes), blank_inputs(name, 1, text_tokens, **sizes)
     with FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops() // 2
 
 
-def blank_inputs(name: str, batch: int, **sizes: Any) -> tuple[Tensor, ...]:
-    """What a network made by `create_model(name, **sizes)` takes, as zeros."""
+def blank_inputs(name: str, batch: int, text_tokens: int = 0, **sizes: Any) -> tuple[Tensor, ...]:
+    """What a network made by `create_model(name, **sizes)` takes, as zeros; of text so many tokens."""
     x, t = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"])), torch.zeros(batch)
     if is_classifier(name):
         return x, t
     if width := sizes.get("text_width"):
-        return x, t, torch.zeros(batch, TEXT_TOKENS, width)
+        return x, t, torch.zeros(batch, text_tokens, width)
     return x, t, torch.zeros(batch, dtype=torch.long)

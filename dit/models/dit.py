@@ -47,7 +47,6 @@ class DiT(PatchTransformer):
         assert (conditioning == "text") == (text_width is not None)
         block, final_layer = CONDITIONINGS[conditioning]
         self.conditioning = conditioning
-        self.num_classes = num_classes
         self.y_embedder = nn.Linear(text_width, hidden_size) if text_width else LabelEmbedder(num_classes, hidden_size)
         self.blocks = nn.ModuleList(block(hidden_size, num_heads) for _ in range(depth))
         self.final_layer = final_layer(hidden_size, patch_size, in_channels * (2 if learn_sigma else 1))
@@ -57,7 +56,7 @@ class DiT(PatchTransformer):
         """Times and class ids, or times and text, as vectors and as sequences of tokens."""
         time, told = self.t_embedder(t), self.y_embedder(y)
         if self.conditioning == "text":
-            return Condition(time, told)
+            return Condition(time, told, words(y))
         return Condition(time + told, torch.stack([time, told], dim=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -71,6 +70,11 @@ class DiT(PatchTransformer):
             x = block(x, c)
         x = self.final_layer(x[:, :count], c)  # [B, T, p * p * C]
         return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
+
+
+def words(text: Tensor) -> Tensor:
+    """Tokens of text [B, L, E] that count, bool [B, L]: all but those of zeros, which are padding, and the first."""
+    return text.any(dim=-1) | (torch.arange(text.shape[1], device=text.device) == 0)
 
 
 def split_name(name: str) -> tuple[str, int]:

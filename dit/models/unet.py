@@ -38,11 +38,10 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         super().__init__()
-        self.num_classes = num_classes
         self.halvings = len(block_out_channels) - 1
         self.resize(input_size)
-        sides = [min(to_2tuple(input_size)) >> level for level in range(self.halvings + 1)]
-        attends = ["Attn" if side in attention_sides else "" for side in sides]
+        self.sides = [min(to_2tuple(input_size)) >> level for level in range(self.halvings + 1)]
+        attends = ["Attn" if side in attention_sides else "" for side in self.sides]
         self.y_embedder = LabelEmbedder(num_classes, 4 * block_out_channels[0])
         self.unet: Any = UNet2DModel(
             in_channels=in_channels, out_channels=in_channels * (2 if learn_sigma else 1),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dit.build import build_process
 from dit.diffusion.classifier import NoisyClassifier
-from dit.diffusion.process import add_noise
+from dit.diffusion.process import DDPM, add_noise
 from dit.hardware import autocast
 from dit.training.job import Job
 
@@ -30,7 +30,7 @@ class AccuracyCurve:
         return picture
 
     def finish(self) -> None:
-        """Nothing is left to do: the last picture is the one that stays."""
+        """Nothing: the last picture tells the whole run."""
 
     @torch.inference_mode()
     def measure(self) -> dict[float, float]:
@@ -50,7 +50,7 @@ class AccuracyCurve:
     def _right(self, x0: Tensor, eps: Tensor, labels: Tensor, t: Tensor) -> Tensor:
         """How many of a batch are named, []."""
         process = self.classifier.process
-        time = (t * process.end).round() if process.end > 1 else t  # DDPM counts whole steps
+        time = (t * process.end).round().clamp(min=1) if isinstance(process, DDPM) else t  # whole steps, from 1
         with autocast(x0.device, self.job.config.precision):
             said = self.classifier.logits(add_noise(process, x0, eps, time), time)
         return (said.argmax(1) == labels).sum().float().cpu()

@@ -12,25 +12,30 @@ from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
 from dit.models.create import blank_inputs, is_classifier, multiply_adds, parameters, structure
 from dit.runs import Card, NetworkSpec
+from dit.text import TextEncoder
 from dit.training.schedule import total_steps
 
 
-def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks) -> str:
+def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
+             ) -> str:
     """A table of network, cost, data and schedule."""
     config, spec = card.config, card.network
     with torch.device("meta"):
         network = build_network(spec)
-    macs = multiply_adds(spec.model, **spec.sizes)
+    tokens = encoder.length if encoder else 0
+    macs = multiply_adds(spec.model, tokens, **spec.sizes)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
     bf16 = uses_bf16(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
-    memory = weights_bytes(parameters(network)) + activation_bytes(spec, micro, ranks.device, config.precision)
+    memory = weights_bytes(parameters(network)) + (4 * parameters(encoder.network) if encoder else 0)
+    memory += activation_bytes(spec, micro, ranks.device, config.precision, tokens)
     flips = "on" if source.flips else "off"
     shape = "x".join(map(str, source.shape))
     rows = {
         "model": f"{spec.model}, {parameters(network):,} parameters; {structure(network)}",
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, {6 * macs / 1e9:.3g} GFLOP to train on it",
-        "memory": f"about {memory / 2**30:.2f} GiB a rank for weights, gradients, AdamW, EMA and activations",
+        "memory": f"about {memory / 2**30:.2f} GiB a rank for weights, gradients, AdamW, EMA and activations"
+                  f"{', and the text encoder' if encoder else ''}",
         "data": f"{config.data}: {len(source.labels):,} images, {classes(spec)}, flips {flips}",
         "latents": f"{shape} from {tell_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
         "diffusion": f"{config.process}, {task(config, spec)}",
@@ -69,7 +74,7 @@ def weights_bytes(count: int) -> int:
     return 5 * 4 * count
 
 
-def activation_bytes(spec: NetworkSpec, batch: int, device: torch.device, precision: str) -> int:
+def activation_bytes(spec: NetworkSpec, batch: int, device: torch.device, precision: str, text_tokens: int = 0) -> int:
     """What autograd keeps of one forward pass, counted on tensors without data, each storage once."""
     kept: dict[int, int] = {}
 
@@ -79,7 +84,7 @@ def activation_bytes(spec: NetworkSpec, batch: int, device: torch.device, precis
         return tensor
 
     with FakeTensorMode(), device:
-        network, inputs = build_network(spec), blank_inputs(spec.model, batch, **spec.sizes)
+        network, inputs = build_network(spec), blank_inputs(spec.model, batch, text_tokens, **spec.sizes)
         choose_attention(network, device, precision)
         with saved_tensors_hooks(count, lambda tensor: tensor), autocast(device, precision):
             out = network(*inputs)  # whose graph keeps the storages, so that no two have the same address

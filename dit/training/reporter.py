@@ -1,5 +1,9 @@
 """What a run writes about itself as it goes; by rank 0."""
 
+from typing import Protocol
+
+from PIL import Image
+
 from dit.models.create import is_classifier
 from dit.pictures import loss_curve
 from dit.runs import read_metrics
@@ -9,13 +13,23 @@ from dit.training.metrics_log import Found, MetricsLog
 from dit.training.previews import Previews
 
 
+class Progress(Protocol):
+    """How well the EMA does its task, as a picture."""
+
+    def draw(self, step: int) -> Image.Image:
+        """Write the picture of now."""
+
+    def finish(self) -> None:
+        """Write what there is to see of the whole run, if anything beside the last picture."""
+
+
 class Reporter:
     """metrics.jsonl, TensorBoard, pictures and curves; what lies there of steps done again is dropped."""
 
     def __init__(self, job: Job):
         self.run = job.run
         self.log = MetricsLog(job.run, job.start)
-        self.previews = AccuracyCurve(job) if is_classifier(job.config.model) else Previews(
+        self.progress: Progress = AccuracyCurve(job) if is_classifier(job.config.model) else Previews(
             job.run, job.card, job.state.ema, job.autoencoder, job.start, job.captions)
 
     def write(self, step: int, values: dict[str, float], found: Found) -> None:
@@ -30,11 +44,11 @@ class Reporter:
 
     def draw(self, step: int) -> None:
         """A grid of samples, or how well classes are told."""
-        self.log.image(step, self.previews.draw(step))
+        self.log.image(step, self.progress.draw(step))
 
     def finish(self) -> None:
         """The pictures of the whole run."""
         self.log.close()
-        self.previews.finish()
+        self.progress.finish()
         if lines := [line for line in read_metrics(self.log.file) if "loss" in line]:
             loss_curve(lines, self.run / "loss.png")

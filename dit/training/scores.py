@@ -21,6 +21,7 @@ from dit.evaluation.inputs.images import ImageSet, from_array
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference
+from dit.evaluation.sampling import settings_in_use
 from dit.evaluation.scores.metrics import NAMES, score_names
 from dit.files import write_json
 from dit.generate import NotFinite, generate
@@ -84,7 +85,7 @@ class Scores:
 
     def _hash(self) -> str:
         """Six digits that scores share where they can be compared."""
-        samples = [self.job.config.eval_samples, dataclasses.asdict(self.settings)]
+        samples = [self.job.config.eval_samples, settings_in_use(self.settings)]
         extractor = self.yardstick.extractor
         text = json.dumps([*samples, self.standard.digest, extractor.name, extractor.checksum])
         return hashlib.sha256(text.encode()).hexdigest()[:6]
@@ -156,13 +157,13 @@ class Scores:
         """What samples.json would say, but for the weights, which change."""
         config, autoencoder = self.job.config, self.job.autoencoder
         return {
-            **dataclasses.asdict(self.settings),
+            **settings_in_use(self.settings),
             **dict.fromkeys(("eta", "variance")),  # none of dpmpp_2m's business
             "weights": "the EMA at every step",
             "weights_sha256": "in meta.json of checkpoints",
             "step": "as in metrics.jsonl",
             "ema": config.ema,
-            "network": dataclasses.asdict(self.job.card.network),
+            "network": self.job.card.network.told,
             "process": config.process,
             "objective": config.objective,
             "vae": autoencoder.name,

@@ -68,7 +68,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
         if ranks.main:
-            print(describe(card, source, autoencoder, ranks))
+            print(describe(card, source, autoencoder, ranks, encoder))
         return None
     job = prepare(card, source, normalised(autoencoder, card), ranks, encoder)
     if job.start > job.steps:

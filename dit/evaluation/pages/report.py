@@ -324,15 +324,24 @@ def _images(entries: dict[str, Any]) -> str:
 
 def _guidance(sampling: dict[str, Any]) -> str:
     scale = sampling.get("cfg_scale", UNKNOWN)
-    if scale in (UNKNOWN, 1):
-        return "none" if scale == 1 else UNKNOWN
+    if scale == UNKNOWN:
+        return UNKNOWN
+    parts = _extrapolation(sampling) if scale != 1 else []
+    if "classifier" in sampling:
+        parts.append(f"classifier scale {show(sampling.get('classifier_scale', UNKNOWN))} by {sampling['classifier']}")
+    return ", ".join(parts) or "none"
+
+
+def _extrapolation(sampling: dict[str, Any]) -> list[str]:
+    """From the null class, or from a weaker network, in parts."""
     interval, channels = sampling.get("cfg_interval"), sampling.get("cfg_channels")
-    parts = [f"CFG scale {show(scale)}"]
+    weaker = f" from {sampling['guide']}" if "guide" in sampling else ""
+    parts = [f"{'autoguidance' if weaker else 'CFG'} scale {show(sampling['cfg_scale'])}{weaker}"]
     if isinstance(interval, list) and interval != [0, 1]:
         parts.append(f"times {show(interval[0])} to {show(interval[1])}")
     if isinstance(channels, int):
         parts.append(f"{channels} channels")
-    return ", ".join(parts)
+    return parts
 
 
 @dataclass(frozen=True)

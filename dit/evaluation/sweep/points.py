@@ -17,8 +17,8 @@ from dit.evaluation.sampling import image_settings
 from dit.evaluation.scores.metrics import Score
 from dit.files import sha256
 from dit.hardware import device_kind, versions
+from dit.plan import labelled
 from dit.runs import damaged
-from dit.sample_folder import LIBRARIES
 from dit.trained import Run
 
 
@@ -84,14 +84,14 @@ class Keys:
             "reference": reference,
             "networks": [[n.name, n.checksum, n.preprocessing] for n in networks],
             "bootstrap": bootstrap,
-            "versions": versions(*LIBRARIES, "torch-fidelity"),
+            "versions": {**run.versions, **versions("torch-fidelity")},
             "device": device_kind(run.device),
         }
 
     def __call__(self, setting: SamplerConfig) -> str:
         """Of one setting."""
-        asked = image_settings(self.run, setting)
-        return hashlib.sha256(json.dumps([self.common, asked]).encode()).hexdigest()[:12]
+        shared = {**self.common, "classes": labelled(self.run, setting.classifier).card.classes}
+        return hashlib.sha256(json.dumps([shared, image_settings(self.run, setting)]).encode()).hexdigest()[:12]
 
 
 def picture_file(out: Path, key: str) -> Path:

@@ -65,7 +65,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     Raises:
         UserError: a mistake in flags, files or images.
     """
-    run = labelled(load_run(cfg.run, ranks.device, cfg.image_size), cfg.classifier)
+    run = load_run(cfg.run, ranks.device, cfg.image_size)
     settings = settings_of(cfg, run)
     reference = _reference(cfg, run)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
@@ -121,7 +121,7 @@ def _resolve(run: Run, cfg: SweepConfig, sampler: Any, steps: int | None, interv
                             cfg_channels=cfg.cfg_channels, eta=cfg.eta, variance=cfg.variance,
                             batch_size=cfg.batch_size, precision=cfg.precision,
                             image_size=size_of(*run.image_size) if run.trained_size else None)
-    plan = build_sampling(run, setting)
+    plan = build_sampling(labelled(run, setting.classifier), setting)
     return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
 
 
@@ -202,7 +202,7 @@ def _score_point(study: Study, key: str, setting: SamplerConfig) -> Point:
     whole = len(list(folder.glob("*.png"))) == cfg.num_samples  # before: an earlier sweep was told to keep them
     keep = cfg.keep_samples or whole
     try:
-        sampled(study.run, setting, cfg.num_samples, study.out, ranks)
+        sampled(labelled(study.run, setting.classifier), setting, cfg.num_samples, study.out, ranks)
         seconds = None if begun else time.monotonic() - start
         samples = read_images(folder)
         found = extract(samples, study.networks, cfg.batch_size, ranks, "features of samples")
@@ -255,7 +255,7 @@ def _write(out: Path, point: Point, picture: Image.Image) -> Point:
 def count_evaluations(run: Run, setting: SamplerConfig) -> int:
     """Rows that networks see for one image, those of guidance included: counted on one, not computed."""
     seen: list[int] = []
-    plan = build_sampling(run, setting)
+    plan = build_sampling(labelled(run, setting.classifier), setting)
     modules = [cast(nn.Module, network.network if isinstance(network, Captioned) else network)
                for network in plan.networks]
     hooks = [m.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0]))) for m in modules]
