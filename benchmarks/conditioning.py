@@ -22,6 +22,7 @@ VARIANTS = ("in-context", "cross-attention", "adaln", "adaln-zero")
 SHAPE = dict(input_size=8, in_channels=4, num_classes=10)
 DISTANCE = "FD(digits-cnn)"
 SCORES = 4  # over the training
+TICKS = {"loss": (0.5, 0.7, 1, 1.5), "distance": (1, 2, 5, 10, 20)}
 PICTURE = Path("docs/images/conditioning.png")
 
 
@@ -43,7 +44,7 @@ def ablate(lab: Lab) -> dict[str, dict[str, Any]]:
 
 def draw(found: dict[str, dict[str, Any]]) -> Image.Image:
     """Both curves of all four, side by side."""
-    from dit.evaluation.pages.figures import new_axis, new_figure, to_image
+    from dit.evaluation.pages.figures import new_axis, new_figure, plain_ticks, to_image
 
     figure = new_figure(9.0, 3.4)
     for place, (what, label) in enumerate({"loss": "training loss", "distance": DISTANCE}.items(), start=1):
@@ -52,6 +53,7 @@ def draw(found: dict[str, dict[str, Any]]) -> Image.Image:
             axis.plot(*zip(*values[what], strict=True), label=name, marker="o" if what == "distance" else None,
                       markersize=3, linewidth=1.2)
         axis.set_yscale("log")
+        plain_ticks(axis, TICKS[what])
         axis.set_ylabel(label)
     axis.legend(frameon=False, fontsize=8)
     return to_image(figure)

@@ -14,13 +14,7 @@ class Classifier(PatchTransformer):
     """Patches of a noisy latent, through adaLN-Zero blocks that hear of the time alone, to a score for each class.
 
     Args:
-        input_size: of the latent: height and width, or one number for both.
-        patch_size: height and width of a patch.
-        in_channels: channels of the latent.
-        hidden_size: features of a token.
-        depth: number of blocks.
-        num_heads: attention heads.
-        num_classes: classes, two or more.
+        num_classes: two or more; the others as of `DiT`.
 
     Raises:
         UserError: fewer classes, or a patch that does not divide the latent.
