@@ -44,7 +44,7 @@ def ablate(lab: Lab) -> dict[str, dict[str, Any]]:
 
 def draw(found: dict[str, dict[str, Any]]) -> Image.Image:
     """Both curves of all four, side by side."""
-    from dit.evaluation.pages.figures import new_axis, new_figure, plain_ticks, to_image
+    from dit.evaluation.pages.figures import new_axis, new_figure, to_image
 
     figure = new_figure(9.0, 3.4)
     for place, (what, label) in enumerate({"loss": "training loss", "distance": DISTANCE}.items(), start=1):
@@ -53,7 +53,8 @@ def draw(found: dict[str, dict[str, Any]]) -> Image.Image:
             axis.plot(*zip(*values[what], strict=True), label=name, marker="o" if what == "distance" else None,
                       markersize=3, linewidth=1.2)
         axis.set_yscale("log")
-        plain_ticks(axis, TICKS[what])
+        axis.set_yticks(TICKS[what], [f"{tick:g}" for tick in TICKS[what]])
+        axis.minorticks_off()
         axis.set_ylabel(label)
     axis.legend(frameon=False, fontsize=8)
     return to_image(figure)
