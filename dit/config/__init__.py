@@ -1,0 +1,31 @@
+"""What a user can choose: frozen dataclasses, the one source for flags, `--help`, JSON and docs.
+
+The string under a field is its help text. Defaults are the digits example, small enough for a laptop.
+"""
+
+from dit.config.evaluation import CompareConfig, EvalConfig, NllConfig, ScoringConfig, StatsConfig, SweepConfig
+from dit.config.first_stage import EncodeConfig, VaeConfig
+from dit.config.plain import from_json, to_json
+from dit.config.sampling import SampleConfig, SamplerConfig, ShowConfig
+from dit.config.training import ClassifierConfig, TrainConfig
+from dit.config.weights import ConvertConfig, InfoConfig
+
+__all__ = [
+    "ClassifierConfig",
+    "CompareConfig",
+    "ConvertConfig",
+    "EncodeConfig",
+    "EvalConfig",
+    "InfoConfig",
+    "NllConfig",
+    "SampleConfig",
+    "SamplerConfig",
+    "ScoringConfig",
+    "ShowConfig",
+    "StatsConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "VaeConfig",
+    "from_json",
+    "to_json",
+]

@@ -1,0 +1,186 @@
+"""Flags of everything that scores."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from dit.config.checks import require_range, require_sides
+from dit.config.sampling import SamplerConfig
+from dit.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """What samples are compared with, and how."""
+
+    reference: str | None = None
+    """`digits`, a folder of images, or an .npz file of images or statistics; the run's own data unless given."""
+    crop: bool | None = None
+    """Crop the reference's images to the samples' size as ADM does; unless given, only the run's own data."""
+    extractor: tuple[str, ...] = ("auto",)
+    """Feature networks, one or several: inception, dinov2, digits-cnn, MODULE:CLASS, or a name registered with
+    torch-fidelity; auto: digits-cnn for digits, else inception."""
+    weights: tuple[str, ...] = ()
+    """Local weights of the feature network, where they can not be downloaded: FILE, or NAME=FILE for several."""
+    bootstrap: int = 50
+    """How often the samples are drawn again to tell how sure a Fréchet distance is; 0: not at all."""
+    cache: bool = True
+    """Keep features of references in ~/.cache/dit (or $DIT_CACHE), named by content, for the next time."""
+
+    def __post_init__(self) -> None:
+        require_range(self, ("extractor",), lambda v: len(v) > 0, "one name or more")
+        require_range(self, ("bootstrap",), lambda v: v == 0 or v >= 10, "0, or 10 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(SamplerConfig, ScoringConfig):
+    """Score samples against a reference and write report.json, report.md and report.html."""
+
+    run: Path | None = None
+    """Run to sample from and score."""
+    samples: Path | None = None
+    """Images to score instead: a folder or an .npz file."""
+    num_samples: int | None = None
+    """Images to sample from the run; unless given, as many as the reference has, at most 50,000."""
+    train_data: str | None = None
+    """Images that samples may have been copied from: `digits` or a folder, cropped to the samples' size; unless given,
+    the reference, if it is the run's own data."""
+    out: Path | None = None
+    """Folder of the report; unless given, evaluation/ in the run or SAMPLES-evaluation beside the samples."""
+
+    def __post_init__(self) -> None:
+        SamplerConfig.__post_init__(self)
+        ScoringConfig.__post_init__(self)
+        require_range(self, ("num_samples",), lambda v: v is None or v > 1, "2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(ScoringConfig):
+    """Score a grid of sampling settings on one run, with the same seeds in each; continues where it was interrupted."""
+
+    run: Path
+    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    cfg_scale: str = "1:4:0.5"
+    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with its end."""
+    interval: str = "0-1"
+    """Intervals of time to guide in, LOW-HIGH, such as 0-1,0.2-0.8: 0 is data, 1 is noise (2404.07724)."""
+    steps: str | None = None
+    """Sampling steps, a list or a range; unless given, the sampler's own number."""
+    sampler: str = "auto"
+    """Samplers, a list such as ddim,dpmpp_2m; auto as in sample.py."""
+    cfg_channels: int | None = None
+    """Guide only the first channels; 3 is what the original DiT release does; all unless given."""
+    guide: Path | None = None
+    """Autoguidance by a weaker run, as in sample.py, at every --cfg-scale but 1."""
+    classifier: Path | None = None
+    """Classifier guidance by a run of `dit train-classifier`, as in sample.py."""
+    classifier_scale: str | None = None
+    """With --classifier: weights of its gradient, a list or a range such as 0:4:1; 0 is none, 1 unless given."""
+    eta: float = 0.0
+    """DDIM's noise: 0 is deterministic, 1 is ancestral."""
+    variance: Literal["auto", "small", "large", "learned"] = "auto"
+    """Variance of ddpm steps; auto: learned where the network has it, else small."""
+    num_samples: int = 1000
+    """Images for each setting."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or height and width, of the images where it is not that of training, as in sample.py."""
+    seed: int = 0
+    """Image i is made from (seed, i) in every setting, so that settings differ by themselves and not by luck."""
+    batch_size: int = 64
+    """Images per network call and rank."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network."""
+    out: Path | None = None
+    """Folder of the results; unless given, sweep/ in the run."""
+    keep_samples: bool = False
+    """Keep the images of every setting, not only a grid of the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classifier_scale is not None and self.classifier is None:
+            raise UserError(f"--classifier-scale {self.classifier_scale} without --classifier",
+                            "a classifier with --classifier-scale",
+                            "pass --classifier RUN, a run of `dit train-classifier`, or drop --classifier-scale")
+        require_sides(self)
+        require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        require_range(self, ("eta",), lambda v: v >= 0, "0 or more")
+        require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
+        require_range(self, ("num_samples",), lambda v: v > 1, "2 or more")
+        require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsConfig:
+    """Write the statistics of a data set's features, to be a reference for ever after."""
+
+    data: str
+    """`digits`, a folder of images (flat or one subfolder per class), or an .npz file of images."""
+    out: Path
+    """The .npz file to write."""
+    image_size: int | tuple[int, int] | None = None
+    """Crop images to this side, or height and width, as ADM does; unless given, they are taken as they are
+    (digits: 32)."""
+    extractor: tuple[str, ...] = ("auto",)
+    """Feature networks, as in evaluate.py."""
+    weights: tuple[str, ...] = ()
+    """Local weights of the feature network, as in evaluate.py."""
+    batch_size: int = 64
+    """Images per network call and rank."""
+    cache: bool = True
+    """Keep features in ~/.cache/dit (or $DIT_CACHE), named by content."""
+
+    def __post_init__(self) -> None:
+        require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        require_sides(self)
+        require_range(self, ("extractor",), lambda v: len(v) > 0, "one name or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Tell whether the scores of two reports may be compared; exit code 1 if not, or if it can't be told."""
+
+    a: Positional[Path]
+    """report.json of one evaluation, or its folder."""
+    b: Positional[Path]
+    """report.json of the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NllConfig:
+    """Measure how likely images are under a pixel model (--vae identity), in bits per dimension."""
+
+    run: Path
+    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    data: str | None = None
+    """Images to measure: `digits`, a folder, or latents of `dit encode --vae identity`; the run's own data unless
+    given."""
+    num_images: int = 100
+    """How many of them, evenly spread."""
+    method: Literal["auto", "vlb", "ode"] = "auto"
+    """vlb: the variational bound of a DDPM (2006.11239); ode: the density of the probability-flow ODE (2011.13456);
+    auto: vlb for DDPM processes, ode for flow matching."""
+    steps: int | None = None
+    """Steps of the chain, or of the ODE, which calls the network twice in each; unless given, all 1000, or 50."""
+    variance: Literal["auto", "small", "large", "learned"] = "auto"
+    """Variance of the model's steps, for vlb; auto: learned where the network has it, else large."""
+    probes: int = 1
+    """Random vectors to estimate an image's divergence with, for ode (1810.01367)."""
+    exact: bool = False
+    """Compute the divergence instead, for ode: as many gradients a step as the image has values."""
+    seed: int = 0
+    """Noise of image i is made from (seed, i) alone, whatever the batch size or the number of ranks."""
+    batch_size: int = 64
+    """Images per network call and rank."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; bf16 is quicker and off by a little."""
+    out: Path | None = None
+    """The JSON file to write; unless given, nll.json in the run."""
+
+    def __post_init__(self) -> None:
+        require_range(self, ("num_images", "probes", "batch_size"), lambda v: v > 0, "a number above 0")
+        require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
+        require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
+        if self.exact and self.probes != 1:
+            raise UserError(f"--exact with --probes {self.probes}", "one of the two", "drop --probes")

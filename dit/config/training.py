@@ -1,0 +1,236 @@
+"""Flags of training, of a diffusion model or of a classifier to guide one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dit.config.checks import require_range, require_sides
+from dit.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a diffusion model of images, on latents or pixels: by class, by caption, or unconditional."""
+
+    preset: str = "digits"
+    """Named configuration that gives the defaults of all other flags: digits, imagenet-256, imagenet-256-flow."""
+
+    # -- data ------------------------------------------------------------------------------------------------
+    data: str = "digits"
+    """`digits` (1,797 handwritten digits, ships with scikit-learn), a folder with one subfolder of images per
+    class, a folder of images without classes, or a folder of latents written by `dit encode`; with --conditioning text
+    a folder with a metadata.jsonl of captions."""
+    vae: str = "digits"
+    """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a
+    local folder in diffusers' layout."""
+    image_size: int | tuple[int, int] = 32
+    """Side of the images in pixels, or their height and width, such as 32 48."""
+    num_classes: int | None = None
+    """Number of classes; counted in the data unless given. 0: unconditional, labels are ignored, as in a folder of
+    images without subfolders."""
+    flip: bool | None = None
+    """Random horizontal flips; unless given, on where the data allows it (never for digits)."""
+    latent_norm: Literal["vae", "data"] = "vae"
+    """Scale latents by the autoencoder's own constants, or to zero mean and unit deviation per channel as
+    measured on the data."""
+
+    # -- network ---------------------------------------------------------------------------------------------
+    model: str = "DiT-Ti/2"
+    """Size and patch: DiT-{Ti,S,B,L,XL}/{1,2,4,8}; or UNet-{S,B}."""
+    conditioning: Literal["adaln-zero", "adaln", "cross-attention", "in-context", "text"] = "adaln-zero"
+    """How a DiT hears of time and class (2212.09748, section 3.2); text: of a caption, by cross-attention."""
+    unet_attention: tuple[int, ...] | None = None
+    """With a UNet: sides, in latents, of the levels that have self-attention, such as 16 8; unless given, its size's
+    own."""
+    text_encoder: str | None = None
+    """With --conditioning text: `digits` (bundled), a hub name such as openai/clip-vit-large-patch14, or a local folder
+    of a Hugging Face text encoder; unless given, the bundled one for digits."""
+
+    # -- diffusion -------------------------------------------------------------------------------------------
+    process: Literal["flow", "linear", "cosine"] = "flow"
+    """Noise process: flow matching, or DDPM's 1000 steps with linear or cosine betas."""
+    objective: Literal["eps", "x0", "v"] = "v"
+    """What the network predicts: the noise, the data, or the velocity."""
+    learn_sigma: bool = False
+    """Predict the variance too, trained by the variational bound (DDPM processes only)."""
+    loss: Literal["simple", "vlb"] = "simple"
+    """simple: squared error, with --learn-sigma plus the variational bound for the variance (the hybrid loss of
+    2102.09672); vlb: that bound alone, for the mean too, with --learn-sigma."""
+    time_sampling: Literal["uniform", "logit-normal", "loss-aware"] = "logit-normal"
+    """Distribution of training times: the first two for flow (DDPM is uniform); loss-aware: where the loss is large,
+    for DDPM (2102.09672, section 3.3)."""
+    time_shift: float = 1.0
+    """Shifts flow times towards noise: t -> s t / (1 + (s - 1) t), in training and in sampling."""
+    min_snr_gamma: float | None = None
+    """Clamp of the min-SNR loss weighting (2303.09556), usually 5; off unless given."""
+    label_dropout: float = 0.1
+    """Chance that a label is replaced by the null class, for classifier-free guidance."""
+
+    # -- optimisation ----------------------------------------------------------------------------------------
+    steps: int = 560
+    """Optimizer steps in all."""
+    epochs: float | None = None
+    """Passes over the data; overrides --steps."""
+    global_batch_size: int = 64
+    """Images per optimizer step, over all ranks and accumulation steps."""
+    grad_accum: int = 1
+    """Micro-batches per optimizer step and rank."""
+    lr: float = 4e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    beta2: float = 0.99
+    """Second-moment decay of AdamW."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    cooldown: float = 0.5
+    """Last share of the steps over which the learning rate falls linearly to zero; 0 keeps it constant."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 never clips."""
+    ema: float = 0.999
+    """Decay of the exponential moving average of the weights, which sampling uses."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    compile: bool | None = None
+    """Compile the network with torch.compile; unless given, on for CUDA and off on CPU."""
+    seed: int = 0
+    """Seed of initial weights, order of data, times, noise and label drops."""
+
+    # -- the run ---------------------------------------------------------------------------------------------
+    out: Path | None = None
+    """Run directory; unless given, the next free runs/NNN-DATA-MODEL."""
+    init: Path | None = None
+    """Start from the EMA of another run (directory, checkpoint or weights file), also with other classes: the label
+    embeddings start afresh where their number differs."""
+    resume: str | None = None
+    """Continue a run: its directory, or `auto` to continue --out where it has a checkpoint and start it where not."""
+    sample_every: int = 140
+    """Steps between sample grids; 0 = never."""
+    ckpt_every: int = 280
+    """Steps between checkpoints; 0 = only at the end."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl; 0 = never."""
+    keep: int = 2
+    """How many checkpoints to keep, newest first, and the best one beside them where --eval-every is on."""
+    eval_every: int = 0
+    """Steps between scores of the EMA, on samples with the same seeds every time; 0 = never. The checkpoint with the
+    lowest Fréchet distance is kept as RUN/best; each new best writes a whole checkpoint."""
+    eval_samples: int = 500
+    """Samples behind each score of --eval-every."""
+    eval_reference: str | None = None
+    """What the samples of --eval-every are compared with, as --reference of evaluate.py; the training images unless
+    given."""
+    eval_extractor: str = "auto"
+    """Feature network of --eval-every, one of those that --extractor of evaluate.py takes."""
+    eval_weights: str | None = None
+    """File of that network's weights, for machines that can not download them."""
+    dry_run: bool = False
+    """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
+
+    def __post_init__(self) -> None:
+        positive = ("global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep")
+        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "eval_every")
+        require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
+        require_range(self, positive, lambda v: v > 0, "a number above 0")
+        require_sides(self)
+        require_range(self, not_negative, lambda v: v >= 0, "0 or more")
+        require_range(self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)")
+        require_range(self, ("eval_samples",), lambda v: v > 1, "2 or more")
+        require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
+        require_range(self, ("epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
+        require_range(self, ("num_classes",), lambda v: v is None or 0 <= v <= 10**7, "from 0 to ten million")
+        if self.process == "flow" and self.objective == "eps":
+            raise UserError("--process flow with --objective eps", "--objective v or x0 with flow matching",
+                            "pure noise tells nothing of the data at t = 1: pass --objective v")
+        if self.process == "flow" and self.learn_sigma:
+            raise UserError("--process flow with --learn-sigma", "--process linear or cosine with --learn-sigma",
+                            "a flow has no variance to learn: drop --learn-sigma")
+        _require_text(self)
+        _require_task(self)
+        if self.unet_attention is not None and not self.model.startswith("UNet-"):
+            given = " ".join(map(str, self.unet_attention))
+            raise UserError(f"--unet-attention {given} with --model {self.model}", "a UNet with it",
+                            "pass --model UNet-S, or drop --unet-attention")
+        if self.process == "flow" and self.time_sampling == "loss-aware":
+            raise UserError("--process flow with --time-sampling loss-aware", "--process linear or cosine with it",
+                            "it counts losses of whole noising steps: pass --time-sampling logit-normal")
+        if self.loss == "vlb" and not self.learn_sigma:
+            raise UserError(f"--process {self.process} with --loss vlb and without --learn-sigma",
+                            "--process linear or cosine and --learn-sigma with --loss vlb",
+                            "the bound trains the variance too: add --learn-sigma, or pass --loss simple")
+        if self.loss == "vlb" and self.min_snr_gamma is not None:
+            raise UserError(f"--loss vlb with --min-snr-gamma {self.min_snr_gamma:g}", "one of the two",
+                            "the bound has weights of its own: drop --min-snr-gamma, or pass --loss simple")
+
+
+def _require_text(config: TrainConfig) -> None:
+    given = f"--conditioning {config.conditioning}"
+    if config.conditioning != "text":
+        if config.text_encoder is not None:
+            raise UserError(f"{given} with --text-encoder {config.text_encoder}", "--conditioning text with it",
+                            "pass --conditioning text, or drop --text-encoder")
+        return
+    if config.text_encoder is None and config.data != "digits":
+        raise UserError(f"{given} without --text-encoder for --data {config.data}",
+                        "a hub name or a folder of a text encoder", "pass --text-encoder")
+    if config.num_classes is not None:
+        raise UserError(f"{given} with --num-classes {config.num_classes}", "captions or classes, not both",
+                        "drop --num-classes: the captions are counted in the data")
+    if not config.model.startswith("DiT-"):
+        raise UserError(f"{given} with --model {config.model}", "a DiT, which alone hears of text",
+                        "pass --model DiT-S/2, or drop --conditioning text")
+
+
+def _require_task(config: TrainConfig) -> None:
+    """Refuse what a classifier does not do: it draws no images, and predicts neither noise nor variance."""
+    gamma = config.min_snr_gamma
+    drawing = {
+        f"--label-dropout {config.label_dropout:g}": config.label_dropout,
+        f"--eval-every {config.eval_every}": config.eval_every,
+        "--learn-sigma": config.learn_sigma,
+        f"--loss {config.loss}": config.loss != "simple",
+        f"--objective {config.objective}": config.objective != "v",
+        f"--min-snr-gamma {gamma}": gamma is not None,
+    }
+    given = [flag for flag, on in drawing.items() if on]
+    if given and config.model.startswith("Classifier-"):
+        raise UserError(f"--model {config.model} with {given[0]}", "a network that draws images with it",
+                        "train a classifier with `dit train-classifier --run RUN`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Train a classifier of noised latents, to guide a run with (2105.05233): data, autoencoder, process as there."""
+
+    run: Path
+    """Run to be guided: its directory, a checkpoint directory, or a file of EMA weights (.safetensors)."""
+    data: str | None = None
+    """Images or latents with classes, as in train.py; unless given, those that the run was trained on."""
+    model: str = "Classifier-Ti/2"
+    """Size and patch: Classifier-{Ti,S,B,L,XL}/{1,2,4,8}; a smaller one than the run's will do."""
+    steps: int = 560
+    """Optimizer steps in all."""
+    global_batch_size: int = 64
+    """Images per optimizer step, over all ranks."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    compile: bool | None = None
+    """Compile the network with torch.compile; unless given, on for CUDA and off on CPU."""
+    seed: int = 0
+    """Seed of initial weights, order of data, times and noise."""
+    out: Path | None = None
+    """Run directory of the classifier; unless given, classifier/ in the run."""
+    resume: str | None = None
+    """Continue a classifier: its directory, or `auto` to continue --out where it has a checkpoint."""
+    ckpt_every: int = 280
+    """Steps between checkpoints; 0 = only at the end."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl; 0 = never."""
+    dry_run: bool = False
+    """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
