@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from dit.files import LOCK
 
 Value = TypeVar("Value")
 
+PATIENCE = timedelta(hours=12)  # between ranks: rank 0 computes scores while the others wait
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -26,6 +28,12 @@ class Ranks:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: dist.ProcessGroup | None = None  # that they talk in; the one of all work unless given
+
+    def aside(self) -> "Ranks":
+        """The same ranks on their CPUs, in a group of their own, for a thread that talks while the others compute."""
+        group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
+        return Ranks(self.rank, self.world, torch.device("cpu"), group)
 
     @property
     def main(self) -> bool:
@@ -35,27 +43,31 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
     def share(self, value: Value) -> Value:
         """Rank 0's `value`, on every rank."""
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over ranks, on every rank."""
         if self.world > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def maximum(self, values: torch.Tensor) -> torch.Tensor:
         """Largest of `values` over ranks, on every rank."""
         if self.world > 1:
-            dist.all_reduce(values, dist.ReduceOp.MAX)
+            dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
         return values
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Mean of a value over ranks, on every rank; the value itself stays."""
+        return self.total(value.clone()) / self.world
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """`values` [n, ...] of all ranks, one rank after the other, on every rank: [world * n, ...]."""
@@ -122,8 +134,8 @@ def ranks() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks(device=device)
         return
-    timeout = timedelta(hours=12)  # rank 0 computes scores while the others wait
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=device if cuda else None)
     yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are elsewhere
 

@@ -79,23 +79,32 @@ def first_moment(job: Job) -> Tensor:
 # -- one step ----------------------------------------------------------------------------------------------------
 
 
-def test_every_rank_and_step_draws_its_own_noise(tmp_path):
-    job, seen = a_job(tmp_path), []
+def test_every_image_and_step_has_noise_of_its_own_on_any_number_of_ranks(tmp_path):
+    job, seen = a_job(tmp_path, global_batch_size=64), []
 
     def spy(x0, y, t, eps):
-        seen.extend([x0, eps])
+        seen.append(torch.stack([x0, eps], dim=1))
         return job.loss(x0, y, t, eps)
 
     unit = torch.cat([torch.zeros(64, 3, 8, 8), torch.ones(64, 3, 8, 8)], dim=1)  # x0 is the posterior's noise
     batch = Batch(unit, torch.zeros(64, dtype=torch.long), torch.full((64,), 0.5, dtype=torch.float64))
-    for rank, step in [(0, 1), (1, 1), (0, 2), (1, 2), (0, 1)]:
-        train_step(dataclasses.replace(job, ranks=Ranks(rank, 2), loss=spy), batch, step)
-    *draws, x0_again, eps_again = torch.stack(seen).flatten(1)
-    assert torch.equal(draws[0], x0_again)
-    assert torch.equal(draws[1], eps_again)
-    correlations = torch.corrcoef(torch.stack(draws))
-    assert (correlations - torch.eye(8)).abs().max() < 0.05
-    assert all(abs(d.std() - 1) < 0.03 and abs(d.mean()) < 0.04 for d in draws)
+    for rank, world, step in [(0, 1, 1), (0, 1, 2), (0, 2, 1), (1, 2, 1)]:
+        mine = Batch(*(part[: 64 // world] for part in batch))
+        train_step(dataclasses.replace(job, ranks=Alone(rank, world), loss=spy), mine, step)
+    one, two, *halves = seen
+    assert torch.equal(one, torch.cat(halves))
+    draws = torch.cat([one, two]).flatten(0, 1).flatten(1)  # [images and steps and uses, values]
+    assert torch.corrcoef(draws.unflatten(1, (3, -1))[:, 0]).fill_diagonal_(0).abs().max() < 0.65  # of 64 values
+    assert torch.corrcoef(torch.cat([one, two], dim=1).transpose(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.05
+    assert abs(draws.std() - 1) < 0.02
+    assert abs(draws.mean()) < 0.02
+
+
+class Alone(Ranks):
+    """A rank whose peers are not there."""
+
+    def total(self, values):
+        return values
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, weights):

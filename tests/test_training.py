@@ -131,7 +131,7 @@ def test_signals_save_and_end_cleanly(number, tmp_path):
 def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     out = tmp_path / "run"
     flags = ("--ckpt-every", 2, "--warmup", 0, "--cooldown", 0, "--clip", 0, "--steps", 60, "--out", out)
-    code, _, err = run("--lr", "1e36", *flags)
+    code, _, err = run("--lr", "1e36", "--on-divergence", "stop", *flags)
     assert code == 2
     message = error_line(err)
     bad = int(message.split("at step ")[1].split(";")[0])
@@ -351,16 +351,12 @@ def test_epochs_become_steps():
     assert total_steps(dataclasses.replace(TINY, epochs=2.0), 100) == 13
 
 
-def test_window_names_the_first_bad_step():
+def test_window_means_the_steps_that_were_taken():
     window = Window(("loss",), torch.device("cpu"))
-    for step, value in enumerate([1.0, 2.0, float("nan"), float("inf")], start=5):
-        window.add(step, [torch.tensor(value)])
-    assert window.first_bad_step(Ranks()) == 7
-    window = Window(("loss",), torch.device("cpu"))
-    window.add(1, [torch.tensor(1.0)])
-    window.add(2, [torch.tensor(3.0)])
-    assert window.first_bad_step(Ranks()) == 0
+    for value, left_out in [(1.0, 0.0), (float("nan"), 1.0), (3.0, 0.0)]:
+        window.add([torch.tensor(value)], torch.tensor(left_out))
     assert window.close(Ranks()) == {"loss": 2.0}
+    assert window.close(Ranks()) == {}
 
 
 def test_metrics_lines_cut_short_are_left_out(tmp_path):

@@ -87,10 +87,20 @@ class TrainConfig:
     """Last share of the steps over which the learning rate falls linearly to zero; 0 keeps it constant."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 never clips."""
+    spike: float = 10.0
+    """A step whose loss or gradient norm lies so many standard deviations above its running mean is left out, as is one
+    that is not finite; 0 leaves out the latter alone."""
+    on_divergence: Literal["stop", "skip", "rollback"] = "rollback"
+    """What becomes of the run then: stop ends it at the first such step, skip once --max-skips in a row were left
+    out; rollback goes back to the last checkpoint then, and on with other data."""
+    max_skips: int = 5
+    """How many steps in a row may be left out."""
     ema: float = 0.999
     """Decay of the exponential moving average of the weights, which sampling uses."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """On several ranks, what each of them holds: ddp all weights, fsdp its share of weights, EMA and optimizer."""
     compile: bool | None = None
     """Compile the network with torch.compile; unless given, on for CUDA and off on CPU."""
     seed: int = 0
@@ -112,6 +122,10 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl; 0 = never."""
     keep: int = 2
     """How many checkpoints to keep, newest first, and the best one beside them where --eval-every is on."""
+    keep_every: int = 0
+    """Keep for ever the checkpoints at multiples of so many steps; 0 = none."""
+    timeout: float = 30.0
+    """Minutes without a step after which a run that hangs is ended, and the rank to blame named; 0 = never."""
     eval_every: int = 0
     """Steps between scores of the EMA, on samples with the same seeds every time; 0 = never. The checkpoint with the
     lowest Fréchet distance is kept as RUN/best; each new best writes a whole checkpoint."""
@@ -128,8 +142,9 @@ class TrainConfig:
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
 
     def __post_init__(self) -> None:
-        positive = ("global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep")
-        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "eval_every")
+        positive = ("global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep", "max_skips")
+        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "eval_every",
+                        "keep_every", "timeout", "spike")
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         require_range(self, positive, lambda v: v > 0, "a number above 0")
         require_sides(self)

@@ -51,6 +51,11 @@ class UNet(nn.Module):
         )
         self.init_weights()
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Its levels, in the order in which they are called."""
+        return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+
     def init_weights(self) -> None:
         """Weights that are not diffusers' own: label embeddings as in DiT, a last convolution that says zero."""
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from dit.build import build_process
 from dit.diffusion.classifier import NoisyClassifier
 from dit.diffusion.process import DDPM, add_noise
 from dit.hardware import autocast
@@ -19,13 +18,13 @@ class AccuracyCurve:
 
     def __init__(self, job: Job):
         self.job = job
-        self.classifier = NoisyClassifier(job.state.ema.network, build_process(job.config))
 
-    def draw(self, step: int) -> Image.Image:
+    def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Measure, and write the picture."""
         from dit.evaluation.pages.figures import accuracy_by_time
 
-        picture = accuracy_by_time(self.measure(), len(self.job.card.classes), f"after {step:,} steps")
+        found = self.measure(NoisyClassifier(average, self.job.process))
+        picture = accuracy_by_time(found, len(self.job.card.classes), f"after {step:,} steps")
         picture.save(self.job.run / "accuracy.png")
         return picture
 
@@ -33,7 +32,7 @@ class AccuracyCurve:
         """Nothing: the last picture tells the whole run."""
 
     @torch.inference_mode()
-    def measure(self) -> dict[float, float]:
+    def measure(self, classifier: NoisyClassifier) -> dict[float, float]:
         """Accuracy by time, 0 (data) to 1 (noise), on training images spread over the data."""
         job, size = self.job, len(self.job.source.labels)
         chosen = np.arange(min(IMAGES, size)) * size // min(IMAGES, size)
@@ -44,13 +43,13 @@ class AccuracyCurve:
             mean = moments.chunk(2, dim=1)[0]
             x0, eps = job.autoencoder.draw(moments, torch.zeros_like(mean)), torch.randn(mean.shape, generator=random)
             labels = torch.as_tensor(job.source.labels[part], device=x0.device)
-            right += torch.stack([self._right(x0, eps.to(x0), labels, t) for t in times])
+            right += torch.stack([self._right(classifier, x0, eps.to(x0), labels, t) for t in times])
         return dict(zip(times.tolist(), (right / len(chosen)).tolist(), strict=True))
 
-    def _right(self, x0: Tensor, eps: Tensor, labels: Tensor, t: Tensor) -> Tensor:
+    def _right(self, classifier: NoisyClassifier, x0: Tensor, eps: Tensor, labels: Tensor, t: Tensor) -> Tensor:
         """How many of a batch are named, []."""
-        process = self.classifier.process
+        process = classifier.process
         time = (t * process.end).round().clamp(min=1) if isinstance(process, DDPM) else t  # whole steps, from 1
         with autocast(x0.device, self.job.config.precision):
-            said = self.classifier.logits(add_noise(process, x0, eps, time), time)
+            said = classifier.logits(add_noise(process, x0, eps, time), time)
         return (said.argmax(1) == labels).sum().float().cpu()

@@ -50,17 +50,27 @@ def training_times(job: Job, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
     """
     if job.state.times is None:
         return batch.t, torch.ones_like(batch.t)
-    share, first = len(batch.t), job.ranks.rank * len(batch.t)
-    drawn = job.state.times.draw(job.ranks.world * share, generator(job.config.seed, step, 0))
-    t, weights = (v[first : first + share] for v in drawn)
+    drawn = job.state.times.draw(job.config.global_batch_size, generator(job.config.seed, step, 0))
+    t, weights = (v[share(job)] for v in drawn)
     return t, weights
+
+
+def position(job: Job, step: int) -> int:
+    """Which batch of the data's endless stream a step takes: its own, but after a run went back to a checkpoint."""
+    return step + int(job.state.guard.offset)
+
+
+def share(job: Job) -> slice:
+    """This rank's part of a batch of all ranks."""
+    size = job.config.global_batch_size // job.ranks.world
+    return slice(job.ranks.rank * size, (job.ranks.rank + 1) * size)
 
 
 def draw_batch(job: Job, step: int) -> Batch:
     """This rank's share of the batch of a step, counted from 0."""
+    step = position(job, step)
     config, source, n = job.config, job.source, job.config.global_batch_size
-    share = n // job.ranks.world
-    mine = slice(job.ranks.rank * share, (job.ranks.rank + 1) * share)
+    mine = share(job)
     random = generator(config.seed, step)
     indices = batch_indices(step, len(source.labels), n, config.seed)[mine]
     t = job.process.sample_time(n, random)[mine]

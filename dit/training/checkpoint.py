@@ -1,29 +1,50 @@
-"""Checkpoints: written beside and renamed, checksummed, and free of pickles.
+"""Checkpoints: written beside and renamed while training goes on, checksummed, and free of pickles.
 
 `state/` is torch.distributed.checkpoint in safetensors; `ema-DECAY.safetensors` is what sampling reads.
 """
 
+import os
 import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
 from dit.files import flush, replacing, sha256, write_json
 from dit.hardware import Ranks
-from dit.runs import BEST, Card, Distance, checkpoint_name, checkpoints, find_best, latest, verify, write_weights
+from dit.runs import (
+    BEST,
+    Card,
+    Distance,
+    checkpoint_name,
+    checkpoint_step,
+    checkpoints,
+    find_best,
+    latest,
+    verify,
+    write_weights,
+)
 from dit.training.ema import EMA
+from dit.training.guard import Guard
 from dit.training.metrics_log import Window
+from dit.training.parallel import gathered
+
+ANEW = ("guard.", "window")  # start anew where a checkpoint of an earlier version has them not, or otherwise
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,7 @@ class State:
     optimizer: torch.optim.Optimizer
     ema: EMA
     window: Window
+    guard: Guard
     times: LossAware | None = None  # of --time-sampling loss-aware
 
     def tensors(self) -> dict[str, Tensor]:
@@ -49,7 +71,8 @@ class State:
         networks = {"network": self.network, "ema": self.ema.network}
         weights = {f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()}
         drawn = {"times.history": self.times.history, "times.counts": self.times.counts} if self.times else {}
-        return {**weights, **moments, **drawn, "window": self.window.sums}
+        guard = {f"guard.{name}": value for name, value in self.guard.tensors().items()}
+        return {**weights, **moments, **drawn, **guard, "window": self.window.sums}
 
 
 def _create_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -61,48 +84,99 @@ def _create_moments(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def save(run: Path, step: int, state: State, card: Card, keep: int, ranks: Ranks, distance: Distance | None = None
-         ) -> Path:
-    """Write checkpoints/step-N on all ranks, with the EMA's distance where it was measured, and tidy up.
+class Saver:
+    """Writes checkpoints of a run while training goes on, one at a time.
 
-    Raises:
-        UserError: the disk is full or read-only; earlier checkpoints are as they were.
+    Saving copies the state, which training waits for, and leaves the rest to a thread: files, checksums, the new name,
+    and the removal of what is no longer kept. Its ranks talk among themselves, past those of the loop.
     """
-    state.window.share(ranks)
-    final = run / "checkpoints" / checkpoint_name(step)
-    beside = final.with_name(f".{final.name}")
-    with _clear_errors(final):
-        if ranks.main:
-            for left in final.parent.glob(".step-*"):  # by a kill
-                shutil.rmtree(left, ignore_errors=True)
-            beside.mkdir(parents=True)
-        ranks.barrier()
+
+    def __init__(self, run: Path, card: Card, ranks: Ranks):
+        self.run, self.card, self.ranks = run, card, ranks.aside()
+        cuda = ranks.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(cuda, use_shared_memory=False, use_async_staging=False,
+                                                    use_non_blocking_copy=cuda))
+        self._thread = ThreadPoolExecutor(1, initializer=_stand_back)
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, state: State, ranks: Ranks, distance: Distance | None = None) -> None:
+        """Begin checkpoints/step-N on all ranks, with the EMA's distance where it was measured.
+
+        Raises:
+            UserError: the checkpoint before it could not be written.
+        """
+        self.finish()
+        state.window.share(ranks)
+        staged = self._stager.stage(state.tensors())
+        weights = gathered(state.ema.network, ranks)
+        name = f"ema-{state.ema.decay:g}.safetensors"
+        self._writing = self._thread.submit(self._write, step, staged, name, weights, distance)
+
+    def check(self) -> None:
+        """Raise what has gone wrong, if anything has.
+
+        Raises:
+            UserError: the disk is full, read-only or gone; earlier checkpoints are as they were.
+        """
+        if self._writing and self._writing.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint under way is in its place; raises as `check`."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _write(self, step: int, staged: Any, name: str, weights: dict[str, Tensor],
+               distance: Distance | None) -> None:
+        ranks, final = self.ranks, self.run / "checkpoints" / checkpoint_name(step)
+        beside = final.with_name(f".{final.name}")
+
+        def seal() -> None:
+            with _clear_errors(final):
+                write_weights(beside / name, weights, self.card, step)
+                _seal(beside, step, distance)
+                shutil.rmtree(final, ignore_errors=True)
+                beside.rename(final)
+                flush(final.parent)
+                tidy(self.run, self.card.config)
+
+        ranks.on_main(lambda: _make_place(beside, final))
         writer = dcp.HuggingFaceStorageWriter(str(beside / "state"), save_distributed=ranks.world > 1)
-        with _one_process_is_meant():
-            dcp.save(state.tensors(), storage_writer=writer, no_dist=ranks.world == 1)
-        if ranks.main:
-            ema = f"ema-{state.ema.decay:g}.safetensors"
-            write_weights(beside / ema, state.ema.network.state_dict(), card, step)
-            _seal(beside, step, distance)
-            shutil.rmtree(final, ignore_errors=True)
-            beside.rename(final)
-            flush(final.parent)
-    if ranks.main:
-        tidy(run, keep)
-    ranks.barrier()
-    return final
+        with _clear_errors(final), _one_process_is_meant():
+            dcp.save(staged, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1)
+        ranks.on_main(seal)
 
 
-def tidy(run: Path, keep: int) -> None:
-    """Link RUN/best to the best checkpoint and remove all but that and the newest `keep`; on rank 0.
+def _stand_back() -> None:
+    """Let the thread that calls this work only where training leaves a core free (Linux)."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _make_place(beside: Path, final: Path) -> None:
+    """The folder to write to; what kills have left is removed."""
+    if not final.parent.parent.is_dir():
+        raise UserError(f"{final.parent.parent} is gone", "the run directory, where it was when training started",
+                        "put it back and continue with --resume")
+    with _clear_errors(final):
+        for left in final.parent.glob(".step-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        beside.mkdir(parents=True)
+
+
+def tidy(run: Path, config: TrainConfig) -> None:
+    """Link RUN/best to the best checkpoint and remove all but that, the newest `keep`, and those of every `keep_every`
+    steps; on rank 0.
 
     It can be done again at any time, as after a kill in its midst.
     """
-    best = find_best(run)
-    kept = [*([best.checkpoint] if best else []), *checkpoints(run)[-keep:]]
+    best, every = find_best(run), config.keep_every
+    kept = [*([best.checkpoint] if best else []), *checkpoints(run)[-config.keep :],
+            *(path for path in checkpoints(run) if every and checkpoint_step(path) % every == 0)]
     _link(run / BEST, best.checkpoint if best else None)
     for checkpoint in checkpoints(run):
         if checkpoint not in kept:
+            (checkpoint / "meta.json").unlink()  # without it there is no checkpoint, however far removal comes
             shutil.rmtree(checkpoint)
 
 
@@ -154,8 +228,11 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
     if not (checkpoint / "state").is_dir():
         raise UserError(f"{checkpoint} has no state/", "a checkpoint written by train.py", "resume from another one")
     reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
+    there = reader.read_metadata().state_dict_metadata
+    tensors = {name: v for name, v in state.tensors().items()
+               if not name.startswith(ANEW) or (name in there and getattr(there[name], "size", None) == v.shape)}
     with _one_process_is_meant():
-        dcp.load(state.tensors(), storage_reader=reader, no_dist=ranks.world == 1)
+        dcp.load(tensors, storage_reader=reader, no_dist=ranks.world == 1)
     return meta["step"]
 
 

@@ -20,4 +20,6 @@ class EMA:
     def update(self, network: nn.Module, step: int) -> None:
         """Follow `network` after optimizer step number `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
+        averages, weights = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+        torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
+from dit.build import build_network
 from dit.config import TrainConfig
 from dit.diffusion.objective import LossFunction
 from dit.diffusion.process import Process
@@ -14,6 +16,7 @@ from dit.latents.store import Latents
 from dit.runs import Card
 from dit.text import Captions
 from dit.training.checkpoint import State
+from dit.training.parallel import whole
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,18 @@ class Job:
     start: int
     steps: int
     captions: Captions | None = None  # of the data, for --conditioning text
+    returns: int = 0  # to the checkpoint at `start`, after the run diverged
 
     @property
     def config(self) -> TrainConfig:
         """Settings of the run."""
         return self.card.config
+
+    def average(self) -> nn.Module:
+        """The EMA to sample from; where ranks have shares of it a whole copy, which all of them must ask for."""
+        ema = self.state.ema.network
+        if not isinstance(ema, FSDPModule):
+            return ema
+        network = build_network(self.card.network).to(self.ranks.device).eval().requires_grad_(False)
+        network.load_state_dict({name: whole(tensor) for name, tensor in ema.state_dict().items()})
+        return network

@@ -20,34 +20,27 @@ class Window:
     """Sums of what is logged, since the last line of the log.
 
     They stay on the device, so that no step waits for them, and go into checkpoints, so that a resumed run logs the
-    same lines. The last two entries count steps and hold the first step whose numbers were not finite.
+    same lines. The last entry counts the steps; those that were left out do not count.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device):
         self.names = names
-        self.sums = torch.zeros(len(names) + 2, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
 
-    def add(self, step: int, values: Sequence[Tensor]) -> None:
-        """One step's numbers, in the order of the names."""
-        now = torch.stack([v.detach().double() for v in values])
-        first_bad = torch.where((self.sums[-1] == 0) & ~now.isfinite().all(), step, self.sums[-1])
-        self.sums[:-2] += now
-        self.sums[-2] += 1
-        self.sums[-1] = first_bad
-
-    def first_bad_step(self, ranks: Ranks) -> int:
-        """The last over ranks of their first steps with a number that is not finite; 0 if there was none."""
-        return int(ranks.maximum(self.sums[-1].clone()))
+    def add(self, values: Sequence[Tensor], left_out: Tensor) -> None:
+        """One step's numbers, in the order of the names, unless it was left out (1 instead of 0)."""
+        now = torch.stack([*(v.detach().double() for v in values), torch.ones_like(self.sums[-1])])
+        self.sums += torch.where(left_out.bool(), 0, now)
 
     def share(self, ranks: Ranks) -> None:
         """Spread the sums evenly over ranks, whose checkpoint holds them once."""
-        ranks.total(self.sums[:-1]).div_(ranks.world)
+        ranks.total(self.sums).div_(ranks.world)
 
     def close(self, ranks: Ranks) -> dict[str, float]:
-        """Means over steps and ranks; starts the next window."""
-        sums = ranks.total(self.sums.clone()).tolist()
+        """Means over steps and ranks, if any was taken; starts the next window."""
+        *sums, steps = ranks.total(self.sums.clone()).tolist()
         self.sums.zero_()
-        return {name: value / sums[-2] for name, value in zip(self.names, sums[:-2], strict=True)}
+        return {name: value / steps for name, value in zip(self.names, sums, strict=True)} if steps else {}
 
 
 @dataclass(frozen=True)
@@ -90,6 +83,11 @@ class MetricsLog:
             file.write(json.dumps({"step": step, **values, **scored}) + "\n")
         for name, value in {**values, **{f"eval/{name}": score for name, score in found.scores.items()}}.items():
             self.board.add_scalar(name, value, step)
+
+    def event(self, step: int, what: dict[str, Any]) -> None:
+        """A line of its own for something that happened."""
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, **what}) + "\n")
 
     def image(self, step: int, picture: Any) -> None:
         """A sample grid (a PIL image) for TensorBoard."""

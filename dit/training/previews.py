@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
+from torch import nn
 
 from dit import pictures
 from dit.build import build_denoiser
@@ -13,7 +14,6 @@ from dit.latents.autoencoder import Autoencoder
 from dit.runs import Card, Weights
 from dit.text import Captioned, Captions
 from dit.trained import Run
-from dit.training.ema import EMA
 
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
 CFG_SCALE = 1.5
@@ -26,19 +26,17 @@ def sampler_settings(card: Card) -> SamplerConfig:
     return replace(SETTINGS, precision=card.config.precision, cfg_scale=CFG_SCALE if guided else 1.0)
 
 
-def ema_run(card: Card, ema: EMA, autoencoder: Autoencoder, captions: Captions | None = None) -> Run:
+def ema_run(card: Card, average: nn.Module, autoencoder: Autoencoder, captions: Captions | None = None) -> Run:
     """The EMA of a run in training, ready to sample from; its weights are in no file yet."""
-    denoise = build_denoiser(card.config, Captioned(ema.network, captions) if captions else ema.network)
+    denoise = build_denoiser(card.config, Captioned(average, captions) if captions else average)
     return Run(Weights(Path(), card, 0, {}), denoise, autoencoder, autoencoder.device)
 
 
 class Previews:
     """Grids from the EMA in samples/, and the strip of them all; grids after `start` are of steps done again."""
 
-    def __init__(self, run: Path, card: Card, ema: EMA, autoencoder: Autoencoder, start: int,
-                 captions: Captions | None = None):
-        self.folder, self.card, self.ema, self.autoencoder = run / "samples", card, ema, autoencoder
-        self.captions = captions
+    def __init__(self, run: Path, card: Card, autoencoder: Autoencoder, start: int, captions: Captions | None = None):
+        self.folder, self.card, self.autoencoder, self.captions = run / "samples", card, autoencoder, captions
         for step, file in self.grids().items():
             if step > start:
                 file.unlink()
@@ -47,9 +45,9 @@ class Previews:
         """The grids drawn so far, by step."""
         return {int(f.stem.removeprefix("step-")): f for f in sorted(self.folder.glob("step-*.png"))}
 
-    def draw(self, step: int) -> Image.Image:
+    def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
-        run = ema_run(self.card, self.ema, self.autoencoder, self.captions)
+        run = ema_run(self.card, average, self.autoencoder, self.captions)
         rows = self.card.ids * CLASSES if self.card.unconditional else self.card.ids[:CLASSES]
         images, _ = sample_grid(run, sampler_settings(self.card), rows, PER_CLASS)
         names = None if self.card.unconditional else [self.card.class_name(i) for i in rows]

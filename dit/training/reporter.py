@@ -1,8 +1,11 @@
 """What a run writes about itself as it goes; by rank 0."""
 
-from typing import Protocol
+import sys
+from typing import Any, Protocol
 
 from PIL import Image
+from torch import nn
+from tqdm import tqdm
 
 from dit.models.create import is_classifier
 from dit.pictures import loss_curve
@@ -16,8 +19,8 @@ from dit.training.previews import Previews
 class Progress(Protocol):
     """How well the EMA does its task, as a picture."""
 
-    def draw(self, step: int) -> Image.Image:
-        """Write the picture of now."""
+    def draw(self, step: int, average: nn.Module) -> Image.Image:
+        """Write the picture of now, by the EMA."""
 
     def finish(self) -> None:
         """Write what there is to see of the whole run, if anything beside the last picture."""
@@ -30,7 +33,7 @@ class Reporter:
         self.run = job.run
         self.log = MetricsLog(job.run, job.start)
         self.progress: Progress = AccuracyCurve(job) if is_classifier(job.config.model) else Previews(
-            job.run, job.card, job.state.ema, job.autoencoder, job.start, job.captions)
+            job.run, job.card, job.autoencoder, job.start, job.captions)
 
     def write(self, step: int, values: dict[str, float], found: Found) -> None:
         """A line of the log, where there is anything to tell, and the curve of scores that compare with this one."""
@@ -42,9 +45,14 @@ class Reporter:
             alike = [line for line in read_metrics(self.log.file) if line.get("eval") == found.eval]
             training_scores(alike, self.run / "scores.png")
 
-    def draw(self, step: int) -> None:
-        """A grid of samples, or how well classes are told."""
-        self.log.image(step, self.progress.draw(step))
+    def event(self, step: int, what: dict[str, Any]) -> None:
+        """Something that happened at a step, in the log and for those who watch."""
+        tqdm.write(f"step {step}: " + ", ".join(f"{name} {value}" for name, value in what.items()), file=sys.stderr)
+        self.log.event(step, what)
+
+    def draw(self, step: int, average: nn.Module) -> None:
+        """A grid of samples of the EMA, or how well it tells classes."""
+        self.log.image(step, self.progress.draw(step, average))
 
     def finish(self) -> None:
         """The pictures of the whole run."""

@@ -10,11 +10,12 @@ from dit.hardware import Ranks
 from dit.runs import Card, latest
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
-        "dry_run", "compile", "grad_accum", "eval_every", "eval_reference", "eval_weights", "text_encoder"}
+        "dry_run", "compile", "grad_accum", "eval_every", "eval_reference", "eval_weights", "text_encoder",
+        "parallel", "keep_every", "timeout"}
 """Settings that may differ when a run goes on. `data`, `vae` and `text_encoder` may have moved: their classes, shapes
 and checksum may not."""
 DELIBERATE = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout",
-              "eval_samples", "eval_extractor"}
+              "eval_samples", "eval_extractor", "spike", "on_divergence", "max_skips"}
 """Settings that may differ too when --resume names the run: the user means it."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from dit.config import SamplerConfig, TrainConfig
@@ -90,13 +91,13 @@ class Scores:
         text = json.dumps([*samples, self.standard.digest, extractor.name, extractor.checksum])
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
-    def measure(self, step: int) -> Found:
+    def measure(self, step: int, average: nn.Module) -> Found:
         """Scores of the EMA now; the same on all ranks.
 
         Those that are not available are left out; all of them, with a warning, where samples are not finite, as early
         ones may be. Nothing else should compute meanwhile, for the feature network sets flags of the whole process.
         """
-        ranks, images, extractor = self.job.ranks, self._sample(step), self.yardstick.extractor
+        ranks, images, extractor = self.job.ranks, self._sample(step, average), self.yardstick.extractor
         if images is None:
             if ranks.main:
                 tqdm.write(f"warning: no scores at step {step}: samples of the EMA are not finite", file=sys.stderr)
@@ -110,13 +111,13 @@ class Scores:
         ranks.on_main(lambda: self._record(images))
         return Found(values, self.eval, leads)
 
-    def _sample(self, step: int) -> ImageSet | None:
+    def _sample(self, step: int, average: nn.Module) -> ImageSet | None:
         """The same seeds and classes at every step, the classes evenly; None if an image is not finite.
 
         Batches are the same on any number of ranks, and so is image i, bit for bit.
         """
         job, count = self.job, self.job.config.eval_samples
-        run = ema_run(job.card, job.state.ema, job.autoencoder, job.captions)
+        run = ema_run(job.card, average, job.autoencoder, job.captions)
         plan = build_sampling(run, self.settings)
         indices = torch.arange(count)
         labels = torch.tensor(job.card.ids)[indices * len(job.card.ids) // count]

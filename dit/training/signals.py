@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import torch
+import torch.distributed as dist
 
 from dit.hardware import Ranks
 
@@ -15,17 +16,29 @@ class Stop:
 
     def __init__(self, ranks: Ranks):
         self.ranks, self.asked = ranks, False
+        self._voting: tuple[torch.Tensor, dist.Work] | None = None
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def now(self, step: int) -> bool:
-        """Whether to stop after `step`, the same answer on all ranks, which confer every ten steps."""
+    def now(self) -> bool:
+        """Whether to stop after this step, the same answer on all ranks: they vote, and heed the vote of the step
+        before, for which nobody has to wait."""
         if self.ranks.world == 1:
             return self.asked
-        return step % 10 == 0 and bool(self.ranks.total(torch.tensor(float(self.asked), device=self.ranks.device)))
+        vote = torch.tensor(float(self.asked))  # on the CPU, so that no GPU is waited for either
+        counted, self._voting = self._counted(), (vote, dist.all_reduce(vote, async_op=True))
+        return counted
+
+    def _counted(self) -> bool:
+        """The outcome of the vote under way, if there is one."""
+        if self._voting is None:
+            return False
+        votes, work = self._voting
+        work.wait()
+        return bool(votes)
 
 
 @contextmanager
@@ -35,6 +48,7 @@ def stop_on_signals(ranks: Ranks) -> Iterator[Stop]:
     before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
+        stop._counted()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

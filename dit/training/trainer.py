@@ -1,12 +1,12 @@
 """The training loop."""
 
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dit.build import (
@@ -20,27 +20,31 @@ from dit.build import (
     normalised,
 )
 from dit.config import TrainConfig
-from dit.data.order import generator
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
 from dit.files import write_json
-from dit.hardware import Ranks, autocast, choose_attention
+from dit.hardware import Ranks, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.create import check_name, is_classifier
 from dit.runs import BEST, Card, checkpoint_step, find_best, is_distance, latest
 from dit.text import Captioned, Captions, TextEncoder
 from dit.training import checkpoint
-from dit.training.batches import Batch, Batches, training_times
-from dit.training.checkpoint import State
+from dit.training.batches import Batch, Batches
+from dit.training.checkpoint import Saver, State
+from dit.training.divergence import Diverged, go_back, look
 from dit.training.dry_run import describe
 from dit.training.ema import EMA
+from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
 from dit.training.metrics_log import Found, Stopwatch, Window
+from dit.training.parallel import called, shard
 from dit.training.reporter import Reporter
 from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Stop, stop_on_signals
+from dit.training.step import train_step
+from dit.training.watchdog import Watchdog, watchdog
 
 if TYPE_CHECKING:
     from dit.training.scores import Scores, Yardstick
@@ -90,28 +94,33 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     config = card.config
     run, last = open_run(card, ranks)
     torch.manual_seed(config.seed)
-    network = build_network(card.network).to(ranks.device)
+    network = build_network(card.network)
     if config.init and not last:
         initialise(network, card, config.init)
+    ema = EMA(network, config.ema)
+    for each in (network, ema.network):
+        place(each, config, ranks)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
-    process, called = build_process(config), parallel(network, config, ranks)
+    compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
+    process, calls = build_process(config), called(network, ranks, compiled)
     captions = Captions(source.classes, "", encoder) if encoder else None
-    loss, terms = build_loss(config, Captioned(called, captions) if captions else called, process)
+    loss, terms = build_loss(config, Captioned(calls, captions) if captions else calls, process)
     times = LossAware(int(process.end)) if config.time_sampling == "loss-aware" else None
-    state = State(network, optimizer, EMA(network, config.ema), Window(("loss", "grad_norm", *terms), ranks.device),
-                  times)
+    state = State(network, optimizer, ema, Window(("loss", "grad_norm", *terms), ranks.device),
+                  Guard(config.spike, ranks.device), times)
     start = checkpoint.load(last, state, ranks) if last else 0
-    return Job(run, card, ranks, source, autoencoder, state, called, process, loss, start,
+    return Job(run, card, ranks, source, autoencoder, state, calls, process, loss, start,
                total_steps(config, len(source.labels)), captions)
 
 
-def parallel(network: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    """The network as the loop calls it: with the quicker attention, averaging gradients over ranks, and compiled."""
+def place(network: nn.Module, config: TrainConfig, ranks: Ranks) -> None:
+    """Bring a network, or this rank's share of it, to its device, with the attention that is quicker there."""
     choose_attention(network, ranks.device, config.precision)
-    wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True) if ranks.world > 1 else network
-    compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
-    return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
+    if config.parallel == "fsdp" and ranks.world > 1:
+        shard(network, ranks, config.precision)
+    else:
+        network.to(ranks.device)
 
 
 def choose_yardstick(config: TrainConfig, ranks: Ranks) -> "Yardstick | None":
@@ -124,41 +133,82 @@ def choose_yardstick(config: TrainConfig, ranks: Ranks) -> "Yardstick | None":
 
 
 def loop(job: Job, scores: "Scores | None", stop: Stop) -> int:
-    """All steps from the start, with their logs, pictures, scores and checkpoints; the number of steps done."""
+    """All steps from the start, with their logs, pictures, scores and checkpoints; the number of steps done.
+
+    Where a run diverged, it goes back to its last good checkpoint, and on from there with other data.
+    """
+    saver = Saver(job.run, job.card, job.ranks)
+    if job.ranks.main:
+        checkpoint.tidy(job.run, job.config)  # a kill may have come before it
+    diverged = None
+    while True:
+        try:
+            return stretch(job, scores, stop, saver, diverged)
+        except Diverged as found:
+            saver.finish()
+            job, diverged = go_back(job, found), found
+
+
+def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverged: Diverged | None) -> int:
+    """Steps until the last, or until one must stop; how many were done.
+
+    Args:
+        diverged: how the stretch before this one ended.
+
+    Raises:
+        Diverged: the run should go back to a checkpoint.
+    """
     config, size, step, watch = job.config, job.config.global_batch_size, job.start, Stopwatch()
     reporter, shown, coming = Reporter(job) if job.ranks.main else None, {"loss": "–"}, Batches(job)
-    if job.ranks.main:
-        checkpoint.tidy(job.run, config.keep)  # a kill may have come before it
-    with tqdm(total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
-              disable=not job.ranks.main) as bar:
-        for step, batch in enumerate(coming, start=job.start + 1):
-            train_step(job, batch, step)
-            last = stop.now(step) or step == job.steps
-            logs, draws, judges = (due(step, every, job.steps)
-                                   for every in (config.log_every, config.sample_every, config.eval_every))
-            saves = due(step, config.ckpt_every, job.steps) or last
-            if logs or draws or judges or saves or step % 10 == 0:
-                require_finite(job)
-            values = averages(job, step, watch) if logs else {}
+    if reporter and diverged:
+        reporter.event(diverged.step, {"event": "rollback", "to": job.start, "reason": diverged.why})
+    with watchdog(job.ranks, config.timeout) as dog, tqdm(
+            total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
+            disable=not job.ranks.main) as bar:
+        for step, batch in enumerate(watched(coming, dog, job.start), start=job.start + 1):
+            with dog.at(step, "computes"):
+                train_step(job, batch, step)
+                last = stop.now() or step == job.steps
+                logs, draws, judges = (due(step, every, job.steps)
+                                       for every in (config.log_every, config.sample_every, config.eval_every))
+                saves = due(step, config.ckpt_every, job.steps) or last
+                if logs or draws or judges or saves or step % LOOK == 0:
+                    look(job, step, reporter)
+                values = averages(job, step, watch) if logs else {}
+            saver.check()
             with watch.paused():
                 found = Found()
                 if scores and judges:
                     coming.settle()
-                    found = scores.measure(step)
+                    found = scores.measure(step, job.average())
                 if reporter:
                     reporter.write(step, values, found)
-                    if draws:
-                        reporter.draw(step)
+                if draws:
+                    average = job.average()
+                    if reporter:
+                        reporter.draw(step, average)
                 if saves or found.leads:
-                    checkpoint.save(job.run, step, job.state, job.card, config.keep, job.ranks, found.distance)
+                    saver.save(step, job.state, job.ranks, found.distance)
             shown |= headline({**values, **found.scores})
             bar.set_postfix({"step": step, **shown}, refresh=False)
             bar.update(size)
             if last:
                 break
+        saver.finish()
     if reporter:
         reporter.finish()
     return step
+
+
+def watched(coming: Iterable[Batch], dog: Watchdog, start: int) -> Iterator[Batch]:
+    """Batches, with a watchdog at the wait for each."""
+    batches = iter(coming)
+    for step in count(start + 1):
+        with dog.at(step, "waits for its batch"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -176,55 +226,6 @@ def averages(job: Job, step: int, watch: Stopwatch) -> dict[str, float]:
 def headline(numbers: dict[str, float]) -> dict[str, str]:
     """Those of them that the bar shows."""
     return {name: f"{value:.4g}" for name, value in numbers.items() if name == "loss" or is_distance(name)}
-
-
-def train_step(job: Job, batch: Batch, step: int) -> None:
-    """Noise, loss, gradients over all micro-batches, one optimizer step, EMA. `step` counts from 1."""
-    config, state, device = job.config, job.state, job.ranks.device
-    mean = batch.moments.chunk(2, dim=1)[0]
-    random = generator(config.seed, step - 1, 1 + job.ranks.rank, device=device)
-    posterior_noise, eps = torch.randn(2, *mean.shape, generator=random, device=device)
-    x0 = job.autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
-    t, weights = training_times(job, batch, step - 1)  # t is looked up on CPU
-    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), t, eps, weights)]
-    losses = []  # of each micro-batch, unweighted
-    logged = torch.zeros(len(state.window.names) - 1, device=device)
-    for i, (*micro, weight) in enumerate(zip(*parts, strict=True)):
-        with synchronised(job.network, i == config.grad_accum - 1), autocast(device, config.precision):
-            plain = job.loss(*micro)
-        loss = plain.weighted(weight)
-        (loss.total / config.grad_accum).backward()
-        logged += torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())]) / config.grad_accum
-        losses.append(plain.each.detach())
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf"))
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step - 1, job.steps)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.ema.update(state.network, step)
-    state.window.add(step, (logged[0], norm, *logged[1:]))
-    if state.times:
-        state.times.update(*job.ranks.gather(torch.stack([t.to(device), torch.cat(losses)], dim=1)).cpu().T)
-
-
-def synchronised(network: nn.Module, last: bool):  # type: ignore[no-untyped-def]
-    """Let ranks average gradients in the last micro-batch only."""
-    wrapped = getattr(network, "_orig_mod", network)  # under the compiler
-    return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
-
-
-def require_finite(job: Job) -> None:
-    """Stop a run whose loss or gradient is NaN or infinite.
-
-    Raises:
-        UserError: on all ranks, with the step and the last good checkpoint.
-    """
-    bad = job.state.window.first_bad_step(job.ranks)
-    if bad:
-        good = latest(job.run)
-        kept = f"{good} is the last good checkpoint" if good else "no checkpoint was written yet"
-        raise UserError(f"loss or gradient is not finite at step {bad}", "finite numbers",
-                        f"lower --lr, or pass --precision fp32; {kept}")
 
 
 def farewell(job: Job, done: int) -> None:

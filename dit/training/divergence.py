@@ -1,0 +1,77 @@
+"""What becomes of a run whose steps are left out: it stops, goes on, or goes back (--on-divergence)."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from dit.errors import UserError
+from dit.runs import latest
+from dit.training import checkpoint
+from dit.training.guard import LeftOut
+from dit.training.job import Job
+
+if TYPE_CHECKING:
+    from dit.training.reporter import Reporter
+
+RETURNS = 3  # to one checkpoint, with other data each time; then something else is wrong
+
+
+class Diverged(Exception):
+    """The run should go back: too many steps in a row were left out, until this one."""
+
+    def __init__(self, step: int, why: str):
+        super().__init__(step, why)
+        self.step, self.why = step, why
+
+
+def look(job: Job, step: int, reporter: "Reporter | None") -> None:
+    """Log the steps that were left out since the last look, and do what --on-divergence says; alike on all ranks.
+
+    Raises:
+        UserError: with `stop`, at the first; with `skip`, once --max-skips in a row were left out.
+        Diverged: with `rollback`, then.
+    """
+    found, config = job.state.guard.left_out(), job.config
+    if not found:
+        return
+    if config.on_divergence == "stop":
+        raise hopeless(job, f"{reason(found[0])} at step {found[0].step}")
+    if reporter:
+        for one in found:
+            reporter.event(one.step, {"event": "skipped", "reason": reason(one)})
+    if job.state.guard.streak < config.max_skips:
+        return
+    why = f"{int(job.state.guard.streak)} steps in a row were left out until step {step}: {reason(found[-1])}"
+    if config.on_divergence == "skip":
+        raise hopeless(job, why)
+    raise Diverged(step, why)
+
+
+def go_back(job: Job, divergence: Diverged) -> Job:
+    """The run as its last good checkpoint left it; the batches since then are passed over.
+
+    Raises:
+        UserError: there is no checkpoint yet, or the run came back to this one too often.
+    """
+    good, reached = latest(job.run), divergence.step + int(job.state.guard.offset)
+    if good is None:
+        raise hopeless(job, divergence.why)
+    start = checkpoint.load(good, job.state, job.ranks)
+    returns = job.returns + 1 if start == job.start else 1
+    if returns > RETURNS:
+        raise hopeless(job, f"{divergence.why}; so it went {returns} times from {good}, with other data each time")
+    job.state.guard.offset.fill_(reached - start)
+    return dataclasses.replace(job, start=start, returns=returns)
+
+
+def reason(one: LeftOut) -> str:
+    """Why a step was left out."""
+    if not one.finite:
+        return "loss or gradient is not finite"
+    return f"loss {one.loss:.4g} or gradient norm {one.grad_norm:.4g} leaps"
+
+
+def hopeless(job: Job, given: str) -> UserError:
+    """That training can't go on like this, with the checkpoint that is left."""
+    good = latest(job.run)
+    kept = f"{good} is the last good checkpoint" if good else "no checkpoint was written yet"
+    return UserError(given, "finite numbers that change by and by", f"lower --lr, or pass --precision fp32; {kept}")

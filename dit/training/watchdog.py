@@ -1,0 +1,116 @@
+"""Ends a run that hangs, and says which rank does."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from dit.hardware import Ranks
+
+HUNG = 4  # exit code
+BEAT = 2.0  # seconds between signs of life
+PLACES = ("waits for its batch", "computes")  # in the order of a step
+
+
+class Sign(NamedTuple):
+    """Of life: where a rank's loop is, and how often its watchdog has spoken."""
+
+    step: int
+    place: int
+    beats: int
+
+
+class Watchdog:
+    """A thread on each rank that knows where the loop is, and tells the others.
+
+    Where a loop stays in one place for longer than `patience` seconds, its watchdog asks for all ranks' signs twice: a
+    rank that has stopped to speak is dead or frozen, else the one that is furthest behind keeps the others waiting.
+    """
+
+    def __init__(self, ranks: Ranks, patience: float):
+        self.ranks, self.patience = ranks, patience
+        self._place: tuple[int, int] | None = None  # step and place; None: nobody waits
+        self._since, self._beats, self._over = time.monotonic(), 0, threading.Event()
+        self._store = _store(ranks)
+
+    @contextmanager
+    def at(self, step: int, place: str) -> Iterator[None]:
+        """The loop is there until the block ends."""
+        self._since, self._place = time.monotonic(), (step, PLACES.index(place))
+        try:
+            yield
+        finally:
+            self._place = None
+
+    def watch(self) -> None:
+        """The thread."""
+        while not self._over.wait(BEAT):
+            self._speak()
+            if self._place and time.monotonic() - self._since > self.patience:
+                self._end()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._over.set()
+
+    def _speak(self) -> None:
+        self._beats += 1
+        if self._store and (place := self._place):
+            self._store.set(f"sign-{self.ranks.rank}", ",".join(map(str, (*place, self._beats))))
+
+    def _signs(self) -> list[Sign]:
+        if not self._store:
+            assert self._place
+            return [Sign(*self._place, self._beats)]
+        keys = [f"sign-{rank}" for rank in range(self.ranks.world)]
+        return [Sign(*map(int, sign.decode().split(","))) for sign in self._store.multi_get(keys)]
+
+    def _end(self) -> None:
+        """Say who is to blame, and end this process, whose main thread can not: it hangs."""
+        before = self._signs()
+        time.sleep(3 * BEAT)
+        self._speak()
+        if self._place is None:
+            return  # it went on
+        print(f"error: {verdict(before, self._signs(), self.patience)}", file=sys.stderr, flush=True)
+        os._exit(HUNG)
+
+
+def verdict(before: list[Sign], after: list[Sign], patience: float) -> str:
+    """Which ranks hold up a run, by two signs of life of each."""
+    silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if old.beats == new.beats]
+    behind = min((sign.step, sign.place) for sign in after)
+    late = [rank for rank, sign in enumerate(after) if (sign.step, sign.place) == behind]
+    blamed = silent or late
+    names = ("rank " if len(blamed) == 1 else "ranks ") + ", ".join(map(str, blamed))
+    what = "gives no sign of life" if silent else PLACES[behind[1]]
+    return (f"nothing has moved for {patience:g} s: {names} of {len(after)} {what} in step {after[blamed[0]].step}; "
+            "expected a step within --timeout; look at that rank's machine, and continue with --resume")
+
+
+def _store(ranks: Ranks) -> dist.Store | None:
+    """Where ranks leave their signs; a client of its own, for the loop's may be blocked."""
+    if ranks.world == 1:
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
+    return dist.PrefixStore(f"watchdog-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+@contextmanager
+def watchdog(ranks: Ranks, minutes: float) -> Iterator[Watchdog]:
+    """A watchdog at work inside the block; 0 minutes: one that never bites."""
+    dog = Watchdog(ranks, 60 * minutes)
+    thread = threading.Thread(target=dog.watch, daemon=True)
+    if minutes:
+        thread.start()
+    try:
+        yield dog
+    finally:
+        dog.close()
