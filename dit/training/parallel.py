@@ -1,5 +1,6 @@
 """A network over ranks: whole on each of them (DDP), or a share of every tensor on each (FSDP2)."""
 
+from collections.abc import Set
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dit.hardware import Ranks, uses_bf16
 
 
-def shard(network: nn.Module, ranks: Ranks, precision: str) -> None:
-    """Leave this rank its share of every trained tensor, block by block; fixed positions stay whole.
+def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> None:
+    """Leave this rank its share of every tensor, block by block; those named as fixed, and never trained, stay whole.
 
     A block's weights come together when it is called, in bfloat16 where that is the precision, and go again after it.
     Shares, gradients summed over ranks, and what the optimizer does are float32.
@@ -21,12 +22,12 @@ def shard(network: nn.Module, ranks: Ranks, precision: str) -> None:
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     bf16 = torch.bfloat16 if uses_bf16(ranks.device, precision) else None
     policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    fixed = {p for p in network.parameters() if not p.requires_grad}
-    for parameter in fixed:
+    kept = {parameter for name, parameter in network.named_parameters() if name in fixed}
+    for parameter in kept:
         parameter.data = parameter.data.to(ranks.device)
     for block in network.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(network, mesh=mesh, mp_policy=policy, ignored_params=fixed)
+    fully_shard(network, mesh=mesh, mp_policy=policy, ignored_params=kept)
 
 
 def called(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:

@@ -1,6 +1,6 @@
 """The training loop."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,8 +98,9 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     if config.init and not last:
         initialise(network, card, config.init)
     ema = EMA(network, config.ema)
+    fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     for each in (network, ema.network):
-        place(each, config, ranks)
+        place(each, fixed, config, ranks)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
     compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
@@ -114,11 +115,11 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
                total_steps(config, len(source.labels)), captions)
 
 
-def place(network: nn.Module, config: TrainConfig, ranks: Ranks) -> None:
+def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks) -> None:
     """Bring a network, or this rank's share of it, to its device, with the attention that is quicker there."""
     choose_attention(network, ranks.device, config.precision)
     if config.parallel == "fsdp" and ranks.world > 1:
-        shard(network, ranks, config.precision)
+        shard(network, fixed, ranks, config.precision)
     else:
         network.to(ranks.device)
 

@@ -1,0 +1,119 @@
+"""Ranks: whatever their number, and whether they share the state or not, they learn the same."""
+
+import dataclasses
+from pathlib import Path
+
+import forked
+import pytest
+import torch
+from conftest import write_run
+from safetensors.torch import load_file
+
+from dit.config import TrainConfig
+from dit.hardware import Ranks
+from dit.models.dit import SIZES
+from dit.runs import find_weights, latest, read_metrics, verify
+from dit.training.trainer import train
+
+SMALL = dict(depth=2, hidden_size=64, num_heads=2)
+TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=4, warmup=0, lr=1e-3,
+                   cooldown=0, sample_every=0, ckpt_every=2, keep=9, log_every=1, precision="fp32", compile=False)
+LAYOUTS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
+
+
+def train_small(ranks: Ranks, config: TrainConfig) -> None:
+    SIZES["Ti"] = SMALL
+    train(config, ranks)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setitem(SIZES, "Ti", SMALL)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same training in every layout, from weights that are not zero."""
+    root, before = tmp_path_factory.mktemp("layouts"), SIZES["Ti"]
+    SIZES["Ti"] = SMALL
+    weights = write_run(root / "weights")
+    SIZES["Ti"] = before
+    for world, parallel in LAYOUTS:
+        config = dataclasses.replace(TINY, out=root / f"{world}-{parallel}", parallel=parallel, init=weights)
+        forked.run(world, train_small, config)
+    return root
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_weights(run))
+
+
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("layout", ["2-ddp", "2-fsdp", "4-ddp", "4-fsdp"])
+def test_any_layout_learns_what_one_process_learns(runs, layout):
+    one, other = weights_of(runs / "1-ddp"), weights_of(runs / layout)
+    moved = apart(one, weights_of(runs / "weights"))
+    assert moved > 1e-3
+    assert apart(one, other) < 1e-2 * moved
+    logs = [[(line["step"], pytest.approx(line["loss"], rel=1e-5), pytest.approx(line["grad_norm"], rel=1e-4))
+             for line in read_metrics(runs / name / "metrics.jsonl")] for name in ("1-ddp", layout)]
+    assert [[tuple(getattr(v, "expected", v) for v in line) for line in logs[1]]] == [logs[0]]
+
+
+@pytest.mark.parametrize(("before", "after"), [("4-fsdp", (1, "ddp")), ("1-ddp", (2, "fsdp")), ("2-fsdp", (4, "fsdp")),
+                                               ("4-fsdp", (2, "ddp"))])
+def test_a_checkpoint_goes_on_in_any_layout(runs, before, after, tmp_path):
+    import shutil
+
+    out, (world, parallel) = tmp_path / "run", after
+    shutil.copytree(runs / before, out)
+    shutil.rmtree(latest(out))  # go on from the middle
+    assert verify(latest(out))["step"] == 2
+    config = dataclasses.replace(TINY, out=out, parallel=parallel, resume="auto", init=runs / "weights")
+    forked.run(world, train_small, config)
+    moved = apart(weights_of(runs / "1-ddp"), weights_of(runs / "weights"))
+    assert apart(weights_of(out), weights_of(runs / "1-ddp")) < 1e-2 * moved
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_shares_are_shares(tmp_path):
+    forked.run(2, check_shares, tmp_path)
+
+
+def check_shares(ranks: Ranks, root: Path) -> None:
+    """On each rank: half of the weights, half of AdamW's moments, half of the EMA; pictures are of the whole."""
+    from torch.distributed.tensor import DTensor
+
+    from dit.training import trainer
+
+    SIZES["Ti"] = SMALL
+    seen = []
+
+    def keep(job, *others):
+        done = stretch(job, *others)
+        seen.append(job)
+        return done
+
+    stretch, trainer.stretch = trainer.stretch, keep
+    train(dataclasses.replace(TINY, out=root / "run", parallel="fsdp", precision="bf16", sample_every=4), ranks)
+    state = seen[0].state
+    named = dict(state.network.named_parameters())
+    for values in (named, dict(state.ema.network.named_parameters())):
+        held = sum(p.to_local().numel() if isinstance(p, DTensor) else 0 for p in values.values())
+        total = sum(p.numel() for name, p in values.items() if name != "pos_embed")
+        assert held < 0.51 * total
+        assert {p.dtype for p in values.values()} == {torch.float32}
+    moments = [m for values in state.optimizer.state.values() for name, m in values.items() if name != "step"]
+    assert all(isinstance(m, DTensor) for m in moments)
+    if ranks.main:
+        assert (root / "run" / "samples" / "step-0000004.png").exists()
+
+
+def test_one_rank_needs_no_shares(small, tmp_path):
+    a, b = (train(dataclasses.replace(TINY, out=tmp_path / kind, parallel=kind, steps=2), Ranks())
+            for kind in ("ddp", "fsdp"))
+    assert apart(weights_of(a), weights_of(b)) == 0
