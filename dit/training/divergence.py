@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from dit.errors import UserError
 from dit.runs import latest
 from dit.training import checkpoint
+from dit.training.checkpoint import Saver
 from dit.training.guard import LeftOut
 from dit.training.job import Job
 
@@ -23,7 +24,7 @@ class Diverged(Exception):
         self.step, self.why = step, why
 
 
-def look(job: Job, step: int, reporter: "Reporter | None") -> None:
+def look(job: Job, step: int, reporter: "Reporter | None", saver: Saver) -> None:
     """Log the steps that were left out since the last look, and do what --on-divergence says; alike on all ranks.
 
     Raises:
@@ -33,6 +34,7 @@ def look(job: Job, step: int, reporter: "Reporter | None") -> None:
     found, config = job.state.guard.left_out(), job.config
     if not found:
         return
+    saver.finish()  # so that the newest checkpoint is one
     if config.on_divergence == "stop":
         raise hopeless(job, f"{reason(found[0])} at step {found[0].step}")
     if reporter:

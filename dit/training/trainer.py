@@ -146,7 +146,6 @@ def loop(job: Job, scores: "Scores | None", stop: Stop) -> int:
         try:
             return stretch(job, scores, stop, saver, diverged)
         except Diverged as found:
-            saver.finish()
             job, diverged = go_back(job, found), found
 
 
@@ -174,7 +173,7 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverge
                                        for every in (config.log_every, config.sample_every, config.eval_every))
                 saves = due(step, config.ckpt_every, job.steps) or last
                 if logs or draws or judges or saves or step % LOOK == 0:
-                    look(job, step, reporter)
+                    look(job, step, reporter, saver)
                 values = averages(job, step, watch) if logs else {}
             saver.check()
             with watch.paused():
