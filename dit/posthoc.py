@@ -83,7 +83,7 @@ class Mixture:
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{length:g}" for length in sorted({s.length for s in self.snapshots}))
-        return (f"length {self.length:g} at step {self.step:,}: {_told(self.error)}, of {len(self.snapshots)} snapshots "
+        return (f"length {self.length:g} at step {self.step:,}: {_told(self.error)}, {len(self.snapshots)} snapshots "
                 f"of lengths {lengths}")
 
 
@@ -118,9 +118,18 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: fl
 def drop_after(run: Path, step: int) -> None:
     """Remove what steps after this one left: snapshots, averages made of them, and halves of files."""
     made = [*(run / FOLDER).glob(ANY), *run.glob(f"ema-{ANY}")]
-    later = [file for file in made if int(file.stem.rsplit("-", 1)[1]) > step]
+    later = [file for file in made if _step(file) > step]
     for file in (*later, *(run / FOLDER).glob(f".{ANY}.*")):
         file.unlink()
+
+
+def snapshot_steps(run: Path) -> list[int]:
+    """The step of every snapshot of a run, by their names."""
+    return [_step(file) for file in (run / FOLDER).glob(ANY)]
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.rsplit("-", 1)[1])
 
 
 def find_snapshots(run: Path) -> list[Snapshot]:
