@@ -27,7 +27,7 @@ from dit.hardware import Ranks, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.create import check_name, is_classifier
-from dit.posthoc import drop_after
+from dit.posthoc import FOLDER, drop_after
 from dit.runs import BEST, Card, checkpoint_step, find_best, is_distance, latest
 from dit.text import Captioned, Captions, TextEncoder
 from dit.training import checkpoint
@@ -91,7 +91,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
 
 def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
             ) -> Job:
-    """Network, optimizer and EMA, fresh or as the checkpoint left them."""
+    """Network, optimizer and averages, fresh or as the checkpoint left them."""
     config = card.config
     run, last = open_run(card, ranks)
     torch.manual_seed(config.seed)
@@ -247,6 +247,8 @@ def farewell(job: Job, done: int) -> None:
         print(f"samples     {job.run / 'samples'}")
     if job.config.eval_every:
         print(f"scores      {job.run / 'scores.png'}; how they were made: {job.run / 'scores.json'}")
+    if job.config.ema_lengths:
+        print(f"averages    {job.run / FOLDER}; one of any length: dit ema {job.run} --length 0.07")
     if (best := find_best(job.run)) and (job.run / BEST).exists():
         step, distance = checkpoint_step(best.checkpoint), best.distance
         print(f"best        {job.run / BEST} (step {step}, {distance.name} {distance.value:.4g})")
