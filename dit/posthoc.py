@@ -13,7 +13,7 @@ from torch import Tensor
 from dit.config import EmaConfig
 from dit.config.checks import MEAN
 from dit.errors import UserError
-from dit.files import replacing
+from dit.files import flush, replacing
 from dit.hardware import Ranks
 from dit.profiles import fit
 from dit.runs import Card, checkpoint_name, read_header, write_weights
@@ -110,6 +110,7 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: fl
     try:
         with replacing(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
+            flush(beside)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} could not be written ({error})", "a writable disk with free space",
                         f"make room and continue with --resume {run}") from error
