@@ -93,7 +93,7 @@ def test_the_average_that_sampling_reads_stays_as_it_is(trained, tmp_path):
     assert all(torch.equal(with_lengths[name], without[name]) for name in without)
     assert not (run / FOLDER).exists()
     (state,) = (latest(run) / "state").glob("*.safetensors")
-    assert {name.split(".")[0] for name in load_file(state)} == {"network", "ema", "optimizer", "window"}
+    assert not [name for name in load_file(state) if name.startswith("ema-")]
 
 
 def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
