@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -118,6 +119,22 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert not list((tmp_path / "run").glob("ema-length-*"))
+
+
+def train_small(ranks: Ranks, config: TrainConfig) -> None:
+    SIZES["Ti"] = dict(depth=1, hidden_size=4, num_heads=1)
+    train(config, ranks)
+
+
+def test_ranks_with_shares_leave_whole_snapshots(tmp_path):
+    """Those of one process, but for the order of sums."""
+    asked = dataclasses.replace(TINY, steps=4, ema_lengths=(0.1,), compile=False)
+    train(dataclasses.replace(asked, out=tmp_path / "one"), Ranks())
+    forked.run(2, train_small, dataclasses.replace(asked, out=tmp_path / "two", parallel="fsdp"))
+    one, two = (find_snapshots(tmp_path / name) for name in ("one", "two"))
+    assert [s.step for s in two] == [s.step for s in one] == [3, 4]
+    for ours, theirs in zip(one, two, strict=True):
+        assert (flat(load_file(ours.file)) - flat(load_file(theirs.file))).abs().max() < 1e-5
 
 
 def test_lengths_stay_those_of_the_run_and_every_may_change(trained, tmp_path):
