@@ -173,8 +173,8 @@ def mixtures(run: Path, lengths: Sequence[float], step: int | None = None) -> li
             tried = np.array([*np.geomspace(SHORTEST, 0.999 * MEAN, 100), *known[1]])
             good = tried[fit(*known, tried)[1] <= WORST]
             raise UserError(f"length {length:g} at step {end:,}, of {len(used)} snapshots in {run / FOLDER}: "
-                            f"{_told(error)}", f"{100 * WORST:g}% at most, which lengths from {min(good):.2g} to "
-                            f"{max(good):.2g} have", "pass one of those; in another training, a smaller --ema-every or "
+                            f"{_told(error)}", f"{100 * WORST:g}% at most, which lengths from {min(good):.3g} to "
+                            f"{max(good):.3g} have", "pass one of those; in another training, a smaller --ema-every or "
                             "other --ema-lengths allow others")
     return [Mixture(length, end, used, values.tolist(), float(error))
             for length, values, error in zip(lengths, coefficients.T, errors, strict=True)]
