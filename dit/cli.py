@@ -23,6 +23,7 @@ from dit.config import (
     ClassifierConfig,
     CompareConfig,
     ConvertConfig,
+    EmaConfig,
     EncodeConfig,
     EvalConfig,
     InfoConfig,
@@ -59,6 +60,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "nll": (NllConfig, "dit.likelihood:nll"),
     "encode": (EncodeConfig, "dit.encode:encode"),
     "train-vae": (VaeConfig, "dit.first_stage.train:train_vae"),
+    "ema": (EmaConfig, "dit.posthoc:ema"),
     "convert": (ConvertConfig, "dit.convert:convert"),
     "info": (InfoConfig, "dit.info:show"),
 }

@@ -15,6 +15,7 @@ from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.models.create import is_classifier, parameters, structure
+from dit.posthoc import snapshot_steps
 from dit.runs import (
     BEST,
     WEIGHTS,
@@ -76,6 +77,7 @@ def _run_rows(run: Path) -> Rows:
     else:
         card = read_weights(next(found[-1].glob(WEIGHTS))).card
     rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card), *_best_rows(run)]
+    rows += _average_rows(run, card)
     return [*rows, *((f"checkpoint {checkpoint_step(c)}", _health(c)) for c in found)]
 
 
@@ -160,7 +162,7 @@ def card_rows(card: Card) -> Rows:
         ("objective", objective),
         *([] if card.unconditional else [(f"{'caption' if text else 'label'} dropout", f"{config.label_dropout:g}")]),
         ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
-        ("EMA decay", f"{config.ema:g}"),
+        ("EMA decay", f"{config.ema:g}") if card.ema_length is None else ("EMA", str(card.average)),
         ("precision", config.precision),
         ("seed", str(config.seed)),
     ]
@@ -200,6 +202,16 @@ def _best_rows(run: Path) -> Rows:
     where = BEST if linked else str(checkpoint.relative_to(run))
     step = checkpoint_step(checkpoint)
     return [("best score", f"{distance.name} {distance.value:.4g} at step {step:,} ({where})")]
+
+
+def _average_rows(run: Path, card: Card) -> Rows:
+    """What --ema-lengths tracks, and how much of it is stored."""
+    lengths = " ".join(f"{length:g}" for length in card.config.ema_lengths)
+    if not lengths:
+        return []
+    steps = snapshot_steps(run)
+    stored = f"{len(steps)} snapshots, the last at step {max(steps):,}" if steps else "no snapshot yet"
+    return [("averages", f"lengths {lengths}; {stored}")]
 
 
 def _health(checkpoint: Path) -> str:

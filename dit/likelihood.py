@@ -253,7 +253,7 @@ def protocol(run: Run, plan: Plan, config: NllConfig) -> dict[str, Any]:
         "weights": weights.path.name,
         "weights_sha256": sha256(weights.path),
         "step": weights.step,
-        "ema": run.card.config.ema,
+        "ema": run.card.average,
         "process": run.card.config.process,
         "method": plan.method,
         "steps": plan.steps,

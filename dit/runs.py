@@ -4,6 +4,7 @@
     metrics.jsonl               one line per logged step
     scores.json                 how scores in it were made, by their `eval`, where --eval-every is on
     samples/step-0000400.png    grids from the EMA
+    ema/                        snapshots of the averages of --ema-lengths
     checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample from), meta.json (checksums)
     best                        link to the checkpoint with the lowest Fréchet distance, where --eval-every is on
 
@@ -69,11 +70,17 @@ class Card:
     latent_mean: list[float] | None = None  # of --latent-norm data
     latent_std: list[float] | None = None
     text_encoder_sha256: str | None = None  # of --conditioning text
+    ema_length: float | None = None  # of weights that are a power function's average, not the decay's
 
     @property
     def unconditional(self) -> bool:
         """Whether there are no classes to ask for: all labels are the null id, 0."""
         return self.network.num_classes == 0 and not self.classes
+
+    @property
+    def average(self) -> float | str:
+        """Which average of the trained weights a file has: the decay of the exponential one, or a length in words."""
+        return self.config.ema if self.ema_length is None else f"length {self.ema_length:g}"
 
     @property
     def ids(self) -> list[int]:

@@ -77,7 +77,8 @@ def _default_out(run: Run, config: SampleConfig) -> Path:
     words = "-" + hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:6] if any(prompts) else ""
     by = f"-guide-{_content(config.guide)}" if config.guide else ""
     by += f"-classifier-{_content(config.classifier)}-{config.classifier_scale:g}" if config.classifier else ""
-    name = f"grid-step-{run.weights.step:07d}-cfg-{config.cfg_scale:g}{by}-seed-{config.seed}{size}{words}.png"
+    average = "" if run.card.ema_length is None else f"-ema-{run.card.ema_length:g}"
+    name = f"grid-step-{run.weights.step:07d}{average}-cfg-{config.cfg_scale:g}{by}-seed-{config.seed}{size}{words}.png"
     return run.home / "samples" / name
 
 

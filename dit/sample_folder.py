@@ -81,7 +81,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "weights": weights.path.name,
         "weights_sha256": sha256(weights.path),
         "step": weights.step,
-        "ema": card.config.ema,
+        "ema": card.average,
         "network": card.network.told,
         "data": card.config.data,
         "vae": run.autoencoder.name,

@@ -120,7 +120,7 @@ def test_its_points_keep_their_keys(monkeypatch):
             monkeypatch.setattr(module, "versions", lambda *names, then=software: {name: then[name] for name in names})
         keys = Keys(run, 2, point["protocol"]["reference"]["sha256"], [extractor], 0)
         assert keys(from_json(SamplerConfig, point["setting"])) == key
-        assert points.read_point(OLD / "sweep", key).setting == from_json(SamplerConfig, point["setting"])
+        assert points.read_point(OLD / "sweep", key).setting == from_json(points.Setting, point["setting"])
 
 
 def test_runs_of_text_name_their_libraries_too(home):

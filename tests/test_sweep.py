@@ -11,7 +11,7 @@ import torch
 from conftest import torchrun
 from PIL import Image
 
-from dit import sample_folder
+from dit import posthoc, sample_folder
 from dit.cli import parse
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.errors import UserError
@@ -20,12 +20,12 @@ from dit.evaluation.scores import metrics
 from dit.evaluation.scores.metrics import Score
 from dit.evaluation.sweep import charts, results
 from dit.evaluation.sweep import sweep as module
-from dit.evaluation.sweep.points import Keys, Point, classifier_scale, describe
+from dit.evaluation.sweep.points import Keys, Point, Setting, classifier_scale, describe
 from dit.evaluation.sweep.ranking import paired_interval, rank
 from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
 from dit.generate import NotFinite
 from dit.hardware import Ranks
-from dit.runs import find_weights
+from dit.runs import find_weights, read_weights
 from dit.trained import load_run
 
 COUNT = 24
@@ -235,7 +235,7 @@ def test_what_all_settings_share_is_passed_on(tiny_run):
     shown = results.command(results.Sweep("t", asked, points, rank(points), {}, Path()))
     flags_of_sample = shlex.split(shown)[2:]
     parsed = parse(SampleConfig, flags_of_sample, "sample.py")
-    assert {name: getattr(parsed, name) for name in vars(settings[-1])} == vars(settings[-1])
+    assert {**{name: getattr(parsed, name) for name in vars(SamplerConfig())}, "ema_length": None} == vars(settings[-1])
     assert parsed.run == tiny_run
 
 
@@ -302,6 +302,71 @@ def test_guidance_that_a_sweep_refuses(tiny_run):
         flags(tiny_run, classifier_scale="1,2")
 
 
+@pytest.fixture
+def tracked(make_run):
+    """A run with snapshots of two averages at steps 10, 20, 30 and 40; the weights of the later ones are smaller."""
+    home = make_run(ema_lengths=(0.05, 0.1), step=40)
+    found = read_weights(find_weights(home))
+    for step in (10, 20, 30, 40):
+        for length in (0.05, 0.1):
+            shrunk = {name: tensor * (1.1 - step / 100 - length) for name, tensor in found.state_dict.items()}
+            posthoc.write_snapshot(home, shrunk, found.card, length, step)
+    return home
+
+
+def test_averages_are_an_axis(tracked, tmp_path, sampled, monkeypatch):
+    """Each length is scored as its weights are, made once, and named by the command that samples with the best."""
+    asked = flags(tracked, out=tmp_path / "sweep", ema_length="0.06:0.08:0.02,0.1", cfg_scale="1,2", steps="2")
+    out = sweep(asked, Ranks())
+    found = read(out)
+    assert [(p["ema_length"], p["cfg_scale"]) for p in found["points"]] == [
+        (length, scale) for length in (0.06, 0.08, 0.1) for scale in (1.0, 2.0)]
+    files = {file: file.stat().st_mtime_ns for file in tracked.glob("ema-length-*")}
+    assert len(files) == 3
+    assert {path.name for path in out.glob("*.png")} == {
+        "fd-against-ema-length.png", "fd-against-guidance.png", "images-by-ema-length.png"}
+    monkeypatch.setattr(results, "draw", lambda sweep: {})
+    file = tracked / "ema-length-0.06-step-0000040.safetensors"
+    alone = read(sweep(flags(file, out=tmp_path / "alone", cfg_scale="2", steps="2"), Ranks()))["points"][0]
+    point = found["points"][1]
+    assert alone["scores"] == point["scores"]
+    record = json.loads((out / "points" / f"{point['key']}.json").read_text())["protocol"]
+    assert record["sampling"]["ema"] == "length 0.06"
+    best = next(p for p in found["points"] if p["key"] == found["best"])
+    assert f"--run {tracked}/ema-length-{best['ema_length']:g}-step-0000040.safetensors" in (
+        out / "sweep.html").read_text()
+    sampled.clear()
+    again = read(sweep(dataclasses.replace(asked, ema_length="0.06,0.07,0.08", cfg_scale="1"), Ranks()))
+    assert [s.ema_length for s in sampled] == [0.07]
+    assert {p["key"] for p in again["points"]} > {p["key"] for p in found["points"] if p["ema_length"] in (0.06, 0.08)
+                                                  and p["cfg_scale"] == 1}
+    assert all(file.stat().st_mtime_ns == then for file, then in files.items())
+
+
+def test_averages_in_words():
+    points = [point(float(i), ema_length=length) for i, length in enumerate((0.05, 0.1, 0.15), start=1)]
+    assert describe(points[0].setting) == "cfg-scale 1, 10 steps, ddim, ema-length 0.05"
+    assert charts.varied(points) == ["ema-length"]
+    assert rank(points).edges == [("ema-length", "smallest", 0.05)]
+    (warned,) = said_of(points)[1]
+    assert warned == "The best lies at the smallest ema-length of the sweep (0.05): a smaller one may be better."
+    assert charts.against_guidance(points, rank(points), {}, "ema-length") is not None
+    assert charts.against_guidance(points, rank(points), {}) is None
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    (dict(ema_length="0.001"), "10% at most"), (dict(ema_length="0"), "--ema-length 0"),
+    (dict(ema_length="0.1,0.5"), "--ema-length 0.5"), (dict(ema_length="short"), "--ema-length 'short'"),
+])
+def test_lengths_that_a_sweep_refuses(tracked, tiny_run, tmp_path, sampled, wrong, says):
+    with pytest.raises(UserError) as error:
+        sweep(flags(tracked, out=tmp_path / "sweep", **wrong), Ranks())
+    assert says in str(error.value)
+    with pytest.raises(UserError, match="no snapshots of averages"):
+        sweep(flags(tiny_run, out=tmp_path / "sweep", ema_length="0.1"), Ranks())
+    assert sampled == []
+
+
 @pytest.mark.parametrize(("sampler", "scale", "interval", "calls"), [
     ("euler", 1.0, (0.0, 1.0), 4), ("euler", 2.0, (0.0, 1.0), 8), ("heun", 1.0, (0.0, 1.0), 7),
     ("euler", 2.0, (0.4, 0.8), 6),  # times 1, 0.75, 0.5, 0.25: two of them guided
@@ -330,7 +395,7 @@ def test_two_ranks_score_bitwise_as_one(tiny_run, tmp_path, undrawn):
 
 
 def point(value, replicates=(), scale=1.0, steps=10, calls=10, **more):
-    setting = SamplerConfig(sampler="ddim", steps=steps, cfg_scale=scale, **more)
+    setting = Setting(sampler="ddim", steps=steps, cfg_scale=scale, **more)
     score = Score("FD(x)", value, "lower", 100, reason=None if value is not None else "the arithmetic failed")
     return Point(f"{scale}-{steps}", setting, {"FD(x)": score}, list(replicates), calls, 1.0, {})
 
@@ -393,7 +458,7 @@ def test_findings_in_words():
     assert "beyond the noise" in said_of([point(1.0, 1 + noise), point(9.0, 9 + noise, scale=2.0)])[0][1]
     assert "--bootstrap 0" in said_of([point(1.0), point(9.0, scale=2.0)])[0][1]
     assert said_of([point(None)])[0] == ["No setting has a distance: the arithmetic failed."]
-    guided = describe(SamplerConfig(sampler="ddim", steps=5, cfg_scale=1.5, cfg_interval=(0.2, 0.8)))
+    guided = describe(Setting(sampler="ddim", steps=5, cfg_scale=1.5, cfg_interval=(0.2, 0.8)))
     assert guided == "cfg-scale 1.5 at times 0.2-0.8, 5 steps, ddim"
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.posthoc import find_snapshots
 from dit.runs import checkpoints, find_weights, latest, read_metrics, verify
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
@@ -304,8 +305,9 @@ def test_two_ranks_train_and_resume(tmp_path):
     out = tmp_path / "run"
     for steps in (4, 8):
         torchrun("train.py", *FLAGS, "--out", out, "--resume", "auto", "--ckpt-every", 4, "--cooldown", 0,
-                 "--steps", steps)
+                 "--steps", steps, "--ema-lengths", 0.1, "--ema-every", 3)
     assert latest(out).name == "step-0000008"
+    assert [snapshot.step for snapshot in find_snapshots(out)] == [3, 4, 6, 8]
     verify(latest(out))
     losses = [m["loss"] for m in read_metrics(out / "metrics.jsonl")]
     assert losses[-1] < losses[0]

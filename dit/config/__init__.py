@@ -8,12 +8,13 @@ from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.plain import from_json, to_json
 from dit.config.sampling import SampleConfig, SamplerConfig, ShowConfig
 from dit.config.training import ClassifierConfig, TrainConfig
-from dit.config.weights import ConvertConfig, InfoConfig
+from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig
 
 __all__ = [
     "ClassifierConfig",
     "CompareConfig",
     "ConvertConfig",
+    "EmaConfig",
     "EncodeConfig",
     "EvalConfig",
     "InfoConfig",

@@ -5,6 +5,8 @@ from typing import Any
 
 from dit.errors import UserError
 
+MEAN = 12**-0.5  # deviation of a uniform distribution: relative length of the plain mean of all steps
+
 
 def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str) -> None:
     for name in names:
@@ -12,6 +14,16 @@ def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str
         if not holds(value) or value in (math.inf, -math.inf):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}", expected, f"change {flag}")
+
+
+def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
+    """Refuse what is no length of a power-function average, and the same one twice."""
+    for length in lengths:
+        if not 0 < length < MEAN:
+            raise UserError(f"{flag} {length:g}", f"lengths above 0 and below {MEAN:.4f}, that of a plain mean",
+                            f"change {flag}: 0.05 and 0.1 are usual")
+    if len({f"{length:g}" for length in lengths}) < len(lengths):
+        raise UserError(f"{flag} {' '.join(f'{length:g}' for length in lengths)}", "each length once", "drop one")
 
 
 def require_sides(config: Any) -> None:

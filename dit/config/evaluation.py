@@ -70,6 +70,9 @@ class SweepConfig(ScoringConfig):
     """Sampling steps, a list or a range; unless given, the sampler's own number."""
     sampler: str = "auto"
     """Samplers, a list such as ddim,dpmpp_2m; auto as in sample.py."""
+    ema_length: str | None = None
+    """Lengths of the EMA (sigma_rel), a list or a range such as 0.02:0.1:0.02, made of the snapshots of a run with
+    --ema-lengths as `dit ema` does; unless given, the run's own EMA."""
     cfg_channels: int | None = None
     """Guide only the first channels; 3 is what the original DiT release does; all unless given."""
     guide: Path | None = None

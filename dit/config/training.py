@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dit.config.checks import require_range, require_sides
+from dit.config.checks import require_lengths, require_range, require_sides
 from dit.errors import UserError
 
 
@@ -97,6 +97,9 @@ class TrainConfig:
     """How many steps in a row may be left out."""
     ema: float = 0.999
     """Decay of the exponential moving average of the weights, which sampling uses."""
+    ema_lengths: tuple[float, ...] = ()
+    """Other averages to track: lengths relative to the steps done (sigma_rel of 2312.02696), such as 0.05 0.1, out of
+    whose snapshots `dit ema` makes any length afterwards. Each takes the memory of the weights once more."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -120,6 +123,8 @@ class TrainConfig:
     """Steps between checkpoints; 0 = only at the end."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl; 0 = never."""
+    ema_every: int | None = None
+    """Steps between snapshots of --ema-lengths, which are all kept; unless given, a 32nd of the steps."""
     keep: int = 2
     """How many checkpoints to keep, newest first, and the best one beside them where --eval-every is on."""
     keep_every: int = 0
@@ -151,6 +156,11 @@ class TrainConfig:
         require_range(self, not_negative, lambda v: v >= 0, "0 or more")
         require_range(self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)")
         require_range(self, ("eval_samples",), lambda v: v > 1, "2 or more")
+        require_range(self, ("ema_every",), lambda v: v is None or v > 0, "a number above 0")
+        require_lengths("--ema-lengths", self.ema_lengths)
+        if self.ema_every and not self.ema_lengths:
+            raise UserError(f"--ema-every {self.ema_every} without --ema-lengths", "lengths to store",
+                            "pass --ema-lengths 0.05 0.1, or drop --ema-every")
         require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
         require_range(self, ("epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
         require_range(self, ("num_classes",), lambda v: v is None or 0 <= v <= 10**7, "from 0 to ten million")

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from dit.config.checks import require_lengths, require_range
+from dit.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
@@ -16,6 +19,29 @@ class ConvertConfig:
     """The .safetensors file to write."""
     vae: str = "stabilityai/sd-vae-ft-ema"
     """Autoencoder of the network's latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Make the EMA of any length of a run that was trained with --ema-lengths, out of the snapshots that these left."""
+
+    run: Positional[Path]
+    """Run directory."""
+    length: tuple[float, ...]
+    """Lengths relative to the steps done (sigma_rel of 2312.02696), one or several, such as 0.05 0.1."""
+    step: int | None = None
+    """Step at which the average ends, one with snapshots; the last of them unless given."""
+    out: Path | None = None
+    """The .safetensors file to write, of one length; unless given, ema-length-L-step-N.safetensors in the run."""
+
+    def __post_init__(self) -> None:
+        require_range(self, ("length",), lambda v: len(v) > 0, "one length or more")
+        require_lengths("--length", self.length)
+        if self.out and len(self.length) > 1:
+            raise UserError(f"--out {self.out} with {len(self.length)} lengths", "one length for one file",
+                            "drop --out, or pass one --length")
+        if self.out and self.out.suffix != ".safetensors":
+            raise UserError(f"--out {self.out}", "a file that ends in .safetensors", "change --out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ from dit.runs import (
     verify,
     write_weights,
 )
-from dit.training.ema import EMA
+from dit.training.ema import EMA, Average, Profile
 from dit.training.guard import Guard
 from dit.training.metrics_log import Window
 from dit.training.parallel import gathered
@@ -57,6 +57,12 @@ class State:
     window: Window
     guard: Guard
     times: LossAware | None = None  # of --time-sampling loss-aware
+    profiles: tuple[Profile, ...] = ()  # of --ema-lengths
+
+    @property
+    def averages(self) -> tuple[Average, ...]:
+        """All networks that follow the trained one."""
+        return self.ema, *self.profiles
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, in place: loading into them restores the state."""
@@ -68,7 +74,8 @@ class State:
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
         }
-        networks = {"network": self.network, "ema": self.ema.network}
+        networks = {"network": self.network, "ema": self.ema.network,
+                    **{f"ema-{profile.length:g}": profile.network for profile in self.profiles}}
         weights = {f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()}
         drawn = {"times.history": self.times.history, "times.counts": self.times.counts} if self.times else {}
         guard = {f"guard.{name}": value for name, value in self.guard.tensors().items()}

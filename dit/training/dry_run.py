@@ -13,6 +13,7 @@ from dit.latents.store import Latents
 from dit.models.create import blank_inputs, is_classifier, multiply_adds, parameters, structure
 from dit.runs import Card, NetworkSpec
 from dit.text import TextEncoder
+from dit.training.ema import snapshot_every
 from dit.training.schedule import total_steps
 
 
@@ -27,7 +28,8 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
     bf16 = uses_bf16(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
-    memory = weights_bytes(parameters(network)) + (4 * parameters(encoder.network) if encoder else 0)
+    memory = weights_bytes(parameters(network), averages=1 + len(config.ema_lengths))
+    memory += 4 * parameters(encoder.network) if encoder else 0
     memory += activation_bytes(spec, micro, ranks.device, config.precision, tokens)
     flips = "on" if source.flips else "off"
     shape = "x".join(map(str, source.shape))
@@ -40,6 +42,7 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
         "latents": f"{shape} from {tell_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
         "diffusion": f"{config.process}, {task(config, spec)}",
         "schedule": schedule(config, steps, len(source.labels)),
+        **({"averages": snapshots(config, steps, parameters(network))} if config.ema_lengths else {}),
         "hardware": f"{ranks.world} x {ranks.device.type}, {'bf16' if bf16 else 'fp32'}, {micro} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
@@ -69,9 +72,17 @@ def schedule(config: TrainConfig, steps: int, size: int) -> str:
             f"{config.warmup} steps{cool}; EMA {config.ema:g}")
 
 
-def weights_bytes(count: int) -> int:
-    """Float32 weights, gradients, two moments of AdamW, and the EMA."""
-    return 5 * 4 * count
+def snapshots(config: TrainConfig, steps: int, count: int) -> str:
+    """What --ema-lengths leaves on the disk."""
+    every = snapshot_every(config, steps)
+    files = -(-steps // every) * len(config.ema_lengths)
+    lengths = " ".join(f"{length:g}" for length in config.ema_lengths)
+    return f"lengths {lengths}; every {every:,} steps a snapshot of each, {4 * count * files / 1e9:.3g} GB in all"
+
+
+def weights_bytes(count: int, averages: int = 1) -> int:
+    """Float32 weights, gradients, two moments of AdamW, the EMA and whatever else follows the weights."""
+    return (4 + averages) * 4 * count
 
 
 def activation_bytes(spec: NetworkSpec, batch: int, device: torch.device, precision: str, text_tokens: int = 0) -> int:

@@ -12,7 +12,7 @@ from dit.training.schedule import learning_rate
 
 
 def train_step(job: Job, batch: Batch, step: int) -> None:
-    """Noise, loss, gradients over all micro-batches, one optimizer step, EMA. `step` counts from 1.
+    """Noise, loss, gradients over all micro-batches, one optimizer step, averages. `step` counts from 1.
 
     A step with numbers that are not finite, or that leap, leaves weights and optimizer as they were.
     """
@@ -37,7 +37,8 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     state.optimizer.found_inf = left_out  # type: ignore[attr-defined]  # as torch.amp tells fused optimizers
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    state.ema.update(state.network, step)
+    for average in state.averages:
+        average.update(state.network, step)
     state.window.add((logged[0], norm, *logged[1:]), left_out)
     if state.times:
         state.times.update(*job.ranks.gather(torch.stack([t.to(device), torch.cat(losses)], dim=1)).cpu().T)

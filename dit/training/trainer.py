@@ -27,6 +27,7 @@ from dit.hardware import Ranks, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.create import check_name, is_classifier
+from dit.posthoc import FOLDER, drop_after
 from dit.runs import BEST, Card, checkpoint_step, find_best, is_distance, latest
 from dit.text import Captioned, Captions, TextEncoder
 from dit.training import checkpoint
@@ -34,7 +35,7 @@ from dit.training.batches import Batch, Batches
 from dit.training.checkpoint import Saver, State
 from dit.training.divergence import Diverged, go_back, look
 from dit.training.dry_run import describe
-from dit.training.ema import EMA
+from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
 from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
 from dit.training.metrics_log import Found, Stopwatch, Window
@@ -90,16 +91,16 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
 
 def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
             ) -> Job:
-    """Network, optimizer and EMA, fresh or as the checkpoint left them."""
+    """Network, optimizer and averages, fresh or as the checkpoint left them."""
     config = card.config
     run, last = open_run(card, ranks)
     torch.manual_seed(config.seed)
     network = build_network(card.network)
     if config.init and not last:
         initialise(network, card, config.init)
-    ema = EMA(network, config.ema)
+    ema, profiles = EMA(network, config.ema), tuple(Profile(network, length) for length in config.ema_lengths)
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    for each in (network, ema.network):
+    for each in (network, *(average.network for average in (ema, *profiles))):
         place(each, fixed, config, ranks)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
@@ -109,7 +110,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     loss, terms = build_loss(config, Captioned(calls, captions) if captions else calls, process)
     times = LossAware(int(process.end)) if config.time_sampling == "loss-aware" else None
     state = State(network, optimizer, ema, Window(("loss", "grad_norm", *terms), ranks.device),
-                  Guard(config.spike, ranks.device), times)
+                  Guard(config.spike, ranks.device), times, profiles)
     start = checkpoint.load(last, state, ranks) if last else 0
     return Job(run, card, ranks, source, autoencoder, state, calls, process, loss, start,
                total_steps(config, len(source.labels)), captions)
@@ -160,6 +161,8 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverge
     """
     config, size, step, watch = job.config, job.config.global_batch_size, job.start, Stopwatch()
     reporter, shown, coming = Reporter(job) if job.ranks.main else None, {"loss": "–"}, Batches(job)
+    if job.ranks.main:
+        drop_after(job.run, job.start)
     if reporter and diverged:
         reporter.event(diverged.step, {"event": "rollback", "to": job.start, "reason": diverged.why})
     with watchdog(job.ranks, config.timeout) as dog, tqdm(
@@ -169,10 +172,10 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverge
             with dog.at(step, "computes"):
                 train_step(job, batch, step)
                 last = stop.now() or step == job.steps
-                logs, draws, judges = (due(step, every, job.steps)
-                                       for every in (config.log_every, config.sample_every, config.eval_every))
+                logs, draws, judges, shoots = (due(step, every, job.steps) for every in (
+                    config.log_every, config.sample_every, config.eval_every, snapshot_every(config, job.steps)))
                 saves = due(step, config.ckpt_every, job.steps) or last
-                if logs or draws or judges or saves or step % LOOK == 0:
+                if logs or draws or judges or shoots or saves or step % LOOK == 0:
                     look(job, step, reporter, saver)
                 values = averages(job, step, watch) if logs else {}
             saver.check()
@@ -187,6 +190,8 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverge
                     average = job.average()
                     if reporter:
                         reporter.draw(step, average)
+                if shoots:  # before the checkpoint: what was done before it is not done again
+                    save_snapshots(job.run, step, job.state.profiles, job.card, job.ranks)
                 if saves or found.leads:
                     saver.save(step, job.state, job.ranks, found.distance)
             shown |= headline({**values, **found.scores})
@@ -241,6 +246,8 @@ def farewell(job: Job, done: int) -> None:
         print(f"samples     {job.run / 'samples'}")
     if job.config.eval_every:
         print(f"scores      {job.run / 'scores.png'}; how they were made: {job.run / 'scores.json'}")
+    if job.config.ema_lengths:
+        print(f"averages    {job.run / FOLDER}; one of any length: dit ema {job.run} --length 0.07")
     if (best := find_best(job.run)) and (job.run / BEST).exists():
         step, distance = checkpoint_step(best.checkpoint), best.distance
         print(f"best        {job.run / BEST} (step {step}, {distance.name} {distance.value:.4g})")

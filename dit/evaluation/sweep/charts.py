@@ -6,12 +6,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dit.config import SamplerConfig
 from dit.evaluation.pages import figures
 from dit.evaluation.pages.report import arrow, number, parse
 from dit.evaluation.scores.metrics import Range
 from dit.evaluation.scores.uncertainty import interval
-from dit.evaluation.sweep.points import Point, classifier_scale, picture_file
+from dit.evaluation.sweep.points import Point, Setting, classifier_scale, picture_file
 from dit.evaluation.sweep.ranking import Ranking
 from dit.pictures import GAP, PAPER
 
@@ -23,7 +22,8 @@ NAMED, ROWS = 6, 16  # points of the frontier by name, rows of the strip
 
 Number = Callable[[Point], float]
 
-AXES: dict[str, Callable[[SamplerConfig], Any]] = {
+AXES: dict[str, Callable[[Setting], Any]] = {
+    "ema-length": lambda setting: setting.ema_length,
     "cfg-scale": lambda setting: setting.cfg_scale,
     "classifier-scale": classifier_scale,
     "steps": lambda setting: setting.steps,
@@ -31,13 +31,17 @@ AXES: dict[str, Callable[[SamplerConfig], Any]] = {
     "sampler": lambda setting: setting.sampler,
 }
 """What a sweep varies."""
-WORDS: dict[str, Callable[[SamplerConfig], str]] = {
+WORDS: dict[str, Callable[[Setting], str]] = {
+    "ema-length": lambda setting: f"ema-length {setting.ema_length:g}",
     "cfg-scale": lambda setting: f"cfg-scale {setting.cfg_scale:g}",
     "classifier-scale": lambda setting: f"classifier-scale {classifier_scale(setting):g}",
     "steps": lambda setting: f"{setting.steps} steps",
     "interval": lambda setting: "times {:g}-{:g}".format(*setting.cfg_interval),
     "sampler": lambda setting: setting.sampler,
 }
+
+
+LABELS = ("sampler", "steps", "interval", "cfg-scale", "classifier-scale", "ema-length")  # of a line, in this order
 
 
 def varied(points: Sequence[Point]) -> list[str]:
@@ -50,13 +54,12 @@ def against_guidance(points: Sequence[Point], ranking: Ranking, floor: Mapping[s
     """Distance and, beside it, shares of the manifolds over one scale; None where it does not vary.
 
     Args:
-        scale: cfg-scale or classifier-scale.
+        scale: cfg-scale, classifier-scale or ema-length.
     """
     if scale not in varied(points) or not ranking.order:
         return None
-    best, free = points[ranking.best], scale == "cfg-scale"
-    others = ("sampler", "steps", "interval", "classifier-scale" if free else "cfg-scale")
-    lines = _lines(points, others, share_unguided=free)
+    best = points[ranking.best]
+    lines = _lines(points, [axis for axis in LABELS if axis != scale], share_unguided=scale == "cfg-scale")
     network = parse(best.first.name).network
     beside = [name for panel in PANELS for name in best.scores if parse(name)[:2] == (panel, network)]
     canvas = figures.new_figure(11.0 if beside else 7.2, 4.7)
@@ -74,13 +77,13 @@ def against_guidance(points: Sequence[Point], ranking: Ranking, floor: Mapping[s
 def against_evaluations(points: Sequence[Point], ranking: Ranking, floor: Mapping[str, Range]) -> Image.Image | None:
     """Distance over network calls an image, with the frontier; None where only guidance tells costs apart."""
     costs = {point.evaluations for point in points}
-    if len(costs) < 2 or not {*varied(points)} - {"cfg-scale", "classifier-scale"} or not ranking.order:
+    if len(costs) < 2 or not {*varied(points)} - {"cfg-scale", "classifier-scale", "ema-length"} or not ranking.order:
         return None
     best = points[ranking.best]
     canvas = figures.new_figure(11.0, 4.7)
     axis = _panel(canvas, canvas.add_gridspec(1, 1)[0], "network calls an image (log)", best.first.name, "lower")
     axis.set_xscale("log")
-    lines = _lines(points, ("sampler", "cfg-scale", "classifier-scale", "interval"), share_unguided=False)
+    lines = _lines(points, [axis for axis in LABELS if axis != "steps"], share_unguided=False)
     _draw_distances(axis, lines, floor, lambda point: point.evaluations)
     figures.plain_ticks(axis, sorted(costs))
     _draw_frontier(axis, frontier([points[i] for i in ranking.order]), varied(points))
@@ -167,7 +170,7 @@ def _lines(points: Sequence[Point], axes: Sequence[str], share_unguided: bool) -
 
 
 def _same_sampling(one: Point, other: Point) -> bool:
-    axes = ("sampler", "steps", "classifier-scale")
+    axes = ("sampler", "steps", "classifier-scale", "ema-length")
     return all(AXES[axis](one.setting) == AXES[axis](other.setting) for axis in axes)
 
 
@@ -190,7 +193,7 @@ def _draw_distances(axis: Any, lines: Mapping[str, Sequence[Point]], floor: Mapp
 
 
 def _draw_shares(axis: Any, lines: Mapping[str, Sequence[Point]], name: str, floor: Mapping[str, Range], best: Point,
-                 scale: Callable[[SamplerConfig], float]) -> None:
+                 scale: Callable[[Setting], float]) -> None:
     """One of precision, recall, density and coverage."""
     _band(axis, floor.get(name))
     for place, (label, line) in enumerate(lines.items()):

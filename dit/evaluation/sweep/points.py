@@ -22,6 +22,13 @@ from dit.runs import damaged
 from dit.trained import Run
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting(SamplerConfig):
+    """How noise becomes an image, and by which weights: an average of this length, or those of the run."""
+
+    ema_length: float | None = None
+
+
 @dataclass(frozen=True)
 class Point:
     """A setting and what its samples scored.
@@ -36,7 +43,7 @@ class Point:
     """
 
     key: str
-    setting: SamplerConfig
+    setting: Setting
     scores: dict[str, Score]
     replicates: list[float]
     evaluations: int
@@ -58,12 +65,13 @@ class Point:
         return self.scores[name].value if name in self.scores else None
 
 
-def describe(setting: SamplerConfig) -> str:
+def describe(setting: Setting) -> str:
     """A setting in words, as one would pass it."""
     low, high = setting.cfg_interval
     interval = "" if (low, high) == (0, 1) else f" at times {low:g}-{high:g}"
     classifier = f", classifier-scale {setting.classifier_scale:g}" if setting.classifier else ""
-    return f"cfg-scale {setting.cfg_scale:g}{interval}{classifier}, {setting.steps} steps, {setting.sampler}"
+    average = "" if setting.ema_length is None else f", ema-length {setting.ema_length:g}"
+    return f"cfg-scale {setting.cfg_scale:g}{interval}{classifier}, {setting.steps} steps, {setting.sampler}{average}"
 
 
 def classifier_scale(setting: SamplerConfig) -> float:
@@ -74,11 +82,13 @@ def classifier_scale(setting: SamplerConfig) -> float:
 class Keys:
     """Names of points: the same for the same setting, samples, reference, feature networks, versions and device."""
 
-    def __init__(self, run: Run, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int):
+    def __init__(self, run: Run, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int,
+                 weights: Path | None = None):
+        """Of `weights` for the run's network, its own unless given."""
         self.run = run
         self.common = {
             "count": count,
-            "weights": sha256(run.weights.path),
+            "weights": sha256(weights or run.weights.path),
             "vae": run.autoencoder.checksum,
             "classes": run.card.classes,
             "reference": reference,
@@ -121,7 +131,7 @@ def read_point(out: Path, key: str) -> Point | None:
     with damaged(file, "a point that dit sweep wrote", "it is scored again"):
         values = json.loads(file.read_text())
         scores = {name: Score(**score) for name, score in values["scores"].items()}
-        setting = from_json(SamplerConfig, values["setting"])
+        setting = from_json(Setting, values["setting"])
         point = Point(**{**values, "scores": scores, "setting": setting})
         if point.key != key or not scores:
             raise ValueError(f"it is of point {point.key}")

@@ -4,9 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dit.config import SamplerConfig
 from dit.evaluation.scores.uncertainty import NORMAL_95
-from dit.evaluation.sweep.points import Point, classifier_scale
+from dit.evaluation.sweep.points import Point, Setting, classifier_scale
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,14 @@ def paired_interval(point: Point, best: Point) -> tuple[float, float]:
     return found - reach, found + reach
 
 
-def _edges(settings: Sequence[SamplerConfig], best: SamplerConfig) -> list[tuple[str, str, float]]:
+def _edges(settings: Sequence[Setting], best: Setting) -> list[tuple[str, str, float]]:
     """Where better settings may lie beyond the sweep; not below scale 1, where guidance ends."""
     scales = [setting.cfg_scale for setting in settings]
     steps = [setting.steps or 0 for setting in settings if setting.sampler == best.sampler]
     weights = [classifier_scale(setting) for setting in settings]
+    lengths = [setting.ema_length or 0.0 for setting in settings]
     axes = (("cfg-scale", scales, best.cfg_scale, 1.0), ("classifier-scale", weights, classifier_scale(best), 0.0),
-            ("steps", steps, best.steps or 0, 1))
+            ("ema-length", lengths, best.ema_length or 0.0, 0.0), ("steps", steps, best.steps or 0, 1))
     found: list[tuple[str, str, float]] = []
     for axis, values, value, least in axes:
         if min(values) < value == max(values):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ ALWAYS = ("sampler", "steps", "cfg_scale")  # flags that the command names even 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that a sweep found; `floor` by the name of each score."""
+    """All that a sweep found; `floor` by the name of each score, `weights` by the EMA length of each setting."""
 
     title: str
     cfg: SweepConfig
@@ -46,6 +46,7 @@ class Sweep:
     ranking: Ranking
     floor: dict[str, Range]
     out: Path
+    weights: Mapping[float | None, Path] = field(default_factory=dict)
 
     @property
     def example(self) -> Point:
@@ -76,6 +77,8 @@ def draw(sweep: Sweep) -> dict[str, tuple[str, Image.Image]]:
         drawn["fd-against-guidance"] = "Scores against guidance", guidance
     if judged := charts.against_guidance(points, ranking, floor, "classifier-scale"):
         drawn["fd-against-classifier"] = "Scores against the classifier's scale", judged
+    if averaged := charts.against_guidance(points, ranking, floor, "ema-length"):
+        drawn["fd-against-ema-length"] = "Scores against the length of the EMA", averaged
     if cost := charts.against_evaluations(points, ranking, floor):
         drawn["quality-against-evaluations"] = "Quality against cost", cost
     if found := charts.strip(points, ranking, sweep.out):
@@ -104,6 +107,7 @@ def _plain_point(point: Point, difference: tuple[float, float] | None) -> dict[s
     setting = point.setting
     return {
         "key": point.key,
+        "ema_length": setting.ema_length,
         "sampler": setting.sampler,
         "steps": setting.steps,
         "cfg_scale": setting.cfg_scale,
@@ -206,9 +210,10 @@ def with_interval(point: Point) -> str:
 
 def command(sweep: Sweep) -> str:
     """What samples with the best setting."""
-    parts = ["dit", "sample", "--run", str(sweep.cfg.run)]
+    setting = sweep.example.setting
+    parts = ["dit", "sample", "--run", str(sweep.weights.get(setting.ema_length, sweep.cfg.run))]
     for flag in dataclasses.fields(SamplerConfig):
-        value = getattr(sweep.example.setting, flag.name)
+        value = getattr(setting, flag.name)
         if flag.name in ALWAYS or (value != flag.default and flag.name != "batch_size"):
             values = value if isinstance(value, tuple) else [value]
             parts.append("--" + flag.name.replace("_", "-"))

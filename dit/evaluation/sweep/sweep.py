@@ -16,8 +16,9 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dit import pictures
+from dit import pictures, posthoc
 from dit.config import SamplerConfig, SweepConfig
+from dit.config.checks import require_lengths
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
@@ -31,7 +32,7 @@ from dit.evaluation.sampling import recorded_settings, sampled, settings_key
 from dit.evaluation.scores.metrics import Score, score_names
 from dit.evaluation.scores.uncertainty import bootstrap
 from dit.evaluation.sweep import grid, results
-from dit.evaluation.sweep.points import Keys, Point, describe, picture_file, point_file, read_point, to_plain
+from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank
 from dit.files import replacing, write_json
 from dit.generate import NotFinite, sample_latents
@@ -55,6 +56,13 @@ class Study:
     standard: Standard
     out: Path
     ranks: Ranks
+    weights: dict[float | None, Path]  # files of them, by EMA length
+
+    def of(self, length: float | None) -> "Study":
+        """The study with the network of that length loaded."""
+        file = self.weights[length]
+        known = self.run.weights.path == file
+        return self if known else dataclasses.replace(self, run=load_run(file, self.run.device, self.cfg.image_size))
 
 
 def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
@@ -67,6 +75,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     """
     run = load_run(cfg.run, ranks.device, cfg.image_size)
     settings = settings_of(cfg, run)
+    averages = ranks.on_main(lambda: _averages(cfg, settings))
     reference = _reference(cfg, run)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     out = cfg.out or run.home / "sweep"
@@ -74,10 +83,10 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
         names = [network.name for network in networks]
         standard = prepare(reference, networks, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache)
         ranks.on_main(lambda: _check_distance(standard, names[0]))
-        study = Study(cfg, run, reference, networks, standard, out, ranks)
+        study = Study(cfg, run, reference, networks, standard, out, ranks, {None: run.weights.path, **averages})
         points = _score_all(study, settings)
         if ranks.main:
-            found = results.Sweep(f"Sweep of {cfg.run}", cfg, points, rank(points), standard.floor, out)
+            found = results.Sweep(f"Sweep of {cfg.run}", cfg, points, rank(points), standard.floor, out, averages)
             paths = results.write(found)
             print("\n" + results.to_text(found) + "\n", *paths, sep="\n")
         ranks.barrier()
@@ -87,7 +96,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
 # -- the settings ------------------------------------------------------------------------------------------------
 
 
-def settings_of(cfg: SweepConfig, run: Run) -> list[SamplerConfig]:
+def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
     """Every combination that the flags ask for and that the run can serve, each meaning once.
 
     Raises:
@@ -95,13 +104,14 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[SamplerConfig]:
     """
     known = get_args(get_type_hints(SamplerConfig)["sampler"])
     axes = (
+        [None] if cfg.ema_length is None else grid.parse_numbers("--ema-length", cfg.ema_length),
         grid.parse_names("--sampler", cfg.sampler, known),
         [None] if cfg.steps is None else grid.parse_counts("--steps", cfg.steps),
         grid.parse_intervals("--interval", cfg.interval),
         grid.parse_numbers("--cfg-scale", cfg.cfg_scale),
         grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1") if cfg.classifier else [0.0],
     )
-    if cfg.guide and axes[3] == [1.0]:
+    if cfg.guide and axes[4] == [1.0]:
         raise UserError(f"--guide {cfg.guide} with --cfg-scale {cfg.cfg_scale}", "another scale with --guide",
                         "at scale 1 nothing is extrapolated: pass --cfg-scale 1:3:0.5, or drop --guide")
     grid.check_count("the sweep", math.prod(len(axis) for axis in axes))
@@ -111,18 +121,37 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[SamplerConfig]:
     return list(dict.fromkeys(asked))
 
 
-def _resolve(run: Run, cfg: SweepConfig, sampler: Any, steps: int | None, interval: tuple[float, float], scale: float,
-             weight: float) -> SamplerConfig:
+def _resolve(run: Run, cfg: SweepConfig, length: float | None, sampler: Any, steps: int | None,
+             interval: tuple[float, float], scale: float, weight: float) -> Setting:
     """A setting without `auto`; without guidance there is no interval to guide in, no guide and no classifier."""
-    setting = SamplerConfig(sampler=sampler, steps=steps, cfg_scale=scale,
-                            cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
-                            guide=None if scale == 1 else cfg.guide,
-                            classifier=cfg.classifier if weight else None, classifier_scale=weight or 1.0,
-                            cfg_channels=cfg.cfg_channels, eta=cfg.eta, variance=cfg.variance,
-                            batch_size=cfg.batch_size, precision=cfg.precision,
-                            image_size=size_of(*run.image_size) if run.trained_size else None)
+    setting = Setting(ema_length=length, sampler=sampler, steps=steps, cfg_scale=scale,
+                      cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
+                      guide=None if scale == 1 else cfg.guide,
+                      classifier=cfg.classifier if weight else None, classifier_scale=weight or 1.0,
+                      cfg_channels=cfg.cfg_channels, eta=cfg.eta, variance=cfg.variance,
+                      batch_size=cfg.batch_size, precision=cfg.precision,
+                      image_size=size_of(*run.image_size) if run.trained_size else None)
     plan = build_sampling(labelled(run, setting.classifier), setting)
     return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
+
+
+def _averages(cfg: SweepConfig, settings: Sequence[Setting]) -> dict[float | None, Path]:
+    """Weights of every length, in the run as `dit ema` leaves them; those that are there stay.
+
+    Raises:
+        UserError: lengths that can not be made of the run's snapshots.
+    """
+    lengths = [*dict.fromkeys(setting.ema_length for setting in settings if setting.ema_length is not None)]
+    if not lengths:
+        return {}
+    require_lengths("--ema-length", tuple(lengths))
+    files: dict[float | None, Path] = {}
+    for mixture in posthoc.mixtures(cfg.run, lengths):
+        file = files[mixture.length] = posthoc.default_file(cfg.run, mixture)
+        if not file.exists():
+            posthoc.write(mixture, file)
+            print(mixture)
+    return files
 
 
 def _reference(cfg: SweepConfig, run: Run) -> Reference:
@@ -144,11 +173,12 @@ def _check_distance(standard: Standard, network: str) -> None:
 # -- the points --------------------------------------------------------------------------------------------------
 
 
-def _score_all(study: Study, settings: Sequence[SamplerConfig]) -> list[Point]:
+def _score_all(study: Study, settings: Sequence[Setting]) -> list[Point]:
     """Points in the order of the settings."""
     cfg, ranks = study.cfg, study.ranks
-    key_of = Keys(study.run, cfg.num_samples, study.standard.digest, study.networks, cfg.bootstrap)
-    keys = {key_of(setting): setting for setting in settings}
+    shared = study.run, cfg.num_samples, study.standard.digest, study.networks, cfg.bootstrap
+    key_of = {length: Keys(*shared, study.weights[length]) for length in {s.ema_length for s in settings}}
+    keys = {key_of[setting.ema_length](setting): setting for setting in settings}
     points = ranks.on_main(lambda: _read_all(study.out, list(keys)))
     if ranks.main:
         before = f", {len(points)} of them scored before" if points else ""
@@ -161,6 +191,7 @@ def _score_all(study: Study, settings: Sequence[SamplerConfig]) -> list[Point]:
             if key in points:
                 continue
             bar.set_postfix_str(_progress(setting, points.values()))
+            study = study.of(setting.ema_length)
             with _told(study.out, len(points), len(keys), ranks):
                 points[key] = _score_point(study, key, setting)
             bar.update()
@@ -194,7 +225,7 @@ def _read_all(out: Path, keys: Sequence[str]) -> dict[str, Point]:
     return points
 
 
-def _score_point(study: Study, key: str, setting: SamplerConfig) -> Point:
+def _score_point(study: Study, key: str, setting: Setting) -> Point:
     """Sample, look, score and write; where images come out as NaN, write that instead. On all ranks."""
     cfg, ranks = study.cfg, study.ranks
     folder = study.out / f"samples-{settings_key(study.run, setting, cfg.num_samples)}"
@@ -215,7 +246,7 @@ def _score_point(study: Study, key: str, setting: SamplerConfig) -> Point:
     return point
 
 
-def _write_scored(study: Study, key: str, setting: SamplerConfig, samples: ImageSet, found: Extracted,
+def _write_scored(study: Study, key: str, setting: Setting, samples: ImageSet, found: Extracted,
                   seconds: float | None) -> Point:
     names, standard, device = [n.name for n in study.networks], study.standard, study.ranks.device
     gaussian, first = standard.targets[names[0]].gaussian, found.networks[names[0]].values
@@ -236,7 +267,7 @@ def _write_scored(study: Study, key: str, setting: SamplerConfig, samples: Image
     return _write(study.out, point, draw_first(samples))
 
 
-def _write_failed(study: Study, key: str, setting: SamplerConfig, reason: str) -> Point:
+def _write_failed(study: Study, key: str, setting: Setting, reason: str) -> Point:
     """A point whose images came out as NaN: no distance, and an empty picture."""
     name, *_ = score_names(study.networks[0].name)
     failed = Score(name, None, "lower", study.cfg.num_samples, reason=reason)
@@ -277,7 +308,7 @@ def draw_first(samples: ImageSet) -> Image.Image:
 # -- what one sees of the work -----------------------------------------------------------------------------------
 
 
-def _progress(setting: SamplerConfig, done: Iterable[Point]) -> str:
+def _progress(setting: Setting, done: Iterable[Point]) -> str:
     best = min((point for point in done if point.first.value is not None), key=lambda p: p.distance, default=None)
     so_far = f"; best so far {number(best.distance)} at {describe(best.setting)}" if best else ""
     return describe(setting) + so_far
