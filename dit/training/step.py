@@ -39,6 +39,7 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(state.network, step)
     state.window.add((logged[0], norm, *logged[1:]), left_out)
+    state.window.add_losses(t / job.process.end, torch.cat(losses), left_out)
     if state.times:
         state.times.update(*job.ranks.gather(torch.stack([t.to(device), torch.cat(losses)], dim=1)).cpu().T)
 
