@@ -27,6 +27,7 @@ from dit.config import (
     EvalConfig,
     InfoConfig,
     NllConfig,
+    ReportConfig,
     SampleConfig,
     ShowConfig,
     StatsConfig,
@@ -60,6 +61,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "encode": (EncodeConfig, "dit.encode:encode"),
     "train-vae": (VaeConfig, "dit.first_stage.train:train_vae"),
     "convert": (ConvertConfig, "dit.convert:convert"),
+    "report": (ReportConfig, "dit.report.page:report"),
     "info": (InfoConfig, "dit.info:show"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""

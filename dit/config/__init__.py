@@ -8,7 +8,7 @@ from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.plain import from_json, to_json
 from dit.config.sampling import SampleConfig, SamplerConfig, ShowConfig
 from dit.config.training import ClassifierConfig, TrainConfig
-from dit.config.weights import ConvertConfig, InfoConfig
+from dit.config.weights import ConvertConfig, InfoConfig, ReportConfig
 
 __all__ = [
     "ClassifierConfig",
@@ -18,6 +18,7 @@ __all__ = [
     "EvalConfig",
     "InfoConfig",
     "NllConfig",
+    "ReportConfig",
     "SampleConfig",
     "SamplerConfig",
     "ScoringConfig",
