@@ -28,6 +28,7 @@ from dit.config import (
     EvalConfig,
     InfoConfig,
     NllConfig,
+    ReportConfig,
     SampleConfig,
     ShowConfig,
     StatsConfig,
@@ -62,6 +63,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train-vae": (VaeConfig, "dit.first_stage.train:train_vae"),
     "ema": (EmaConfig, "dit.posthoc:ema"),
     "convert": (ConvertConfig, "dit.convert:convert"),
+    "report": (ReportConfig, "dit.report.page:report"),
     "info": (InfoConfig, "dit.info:show"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""

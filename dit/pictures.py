@@ -137,7 +137,7 @@ def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     axis = figure.add_subplot(xlabel="step", ylabel="loss")
     axis.plot(steps, losses, color="#9db7d5", linewidth=1, label="loss")
-    axis.plot(steps, _smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed")
+    axis.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -154,7 +154,7 @@ def _draw_lr(axis: Any, steps: Sequence[int], rates: Sequence[float]) -> None:
     behind.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Exponential average over about a thirtieth of the values, without bias at the start."""
     keep = 1 - 1 / max(1.0, len(values) / 30)
     total = weight = 0.0

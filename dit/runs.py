@@ -2,6 +2,7 @@
 
     config.json                 the Card: settings, network, classes
     metrics.jsonl               one line per logged step
+    machine.json                what it was trained on, a record per start
     scores.json                 how scores in it were made, by their `eval`, where --eval-every is on
     samples/step-0000400.png    grids from the EMA
     ema/                        snapshots of the averages of --ema-lengths
@@ -32,6 +33,8 @@ from dit.files import sha256
 
 WEIGHTS = "ema-*.safetensors"
 BEST = "best"  # in a run, a link to its best checkpoint
+MACHINE = "machine.json"
+BY_TIME = "loss_by_time/"  # before the ends of a bucket of times, in a line of the log
 RELEASE_DATA = "imagenet"  # what the card of a converted release says that it was trained on
 
 

@@ -22,6 +22,7 @@ LEVELS = [
     {"generate", "encode"},
     {"sample_folder"},
     {"evaluation"},
+    {"report"},
     {"training", "first_stage", "sample", "show", "info", "likelihood"},
     {"cli"},
 ]

@@ -7,7 +7,6 @@ from pathlib import Path
 import forked
 import pytest
 import torch
-from conftest import write_run
 from safetensors.torch import load_file
 
 from dit.config import TrainConfig

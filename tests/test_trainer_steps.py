@@ -318,8 +318,8 @@ def test_tensorboard_has_the_numbers_of_the_log_and_the_pictures(run):
     board.Reload()
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4]
-    for name in ("loss", "grad_norm", "lr"):
-        scalars = [(event.step, event.value) for event in board.Scalars(name)]
+    for group, name in (("train", "loss"), ("optim", "grad_norm"), ("optim", "lr"), ("speed", "img_per_s")):
+        scalars = [(event.step, event.value) for event in board.Scalars(f"{group}/{name}")]
         assert scalars == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines]
     images = board.Images("samples")
     assert [event.step for event in images] == [2, 4]

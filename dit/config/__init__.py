@@ -8,7 +8,7 @@ from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.plain import from_json, to_json
 from dit.config.sampling import SampleConfig, SamplerConfig, ShowConfig
 from dit.config.training import ClassifierConfig, TrainConfig
-from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig
+from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 
 __all__ = [
     "ClassifierConfig",
@@ -19,6 +19,7 @@ __all__ = [
     "EvalConfig",
     "InfoConfig",
     "NllConfig",
+    "ReportConfig",
     "SampleConfig",
     "SamplerConfig",
     "ScoringConfig",

@@ -143,6 +143,9 @@ class TrainConfig:
     """Feature network of --eval-every, one of those that --extractor of evaluate.py takes."""
     eval_weights: str | None = None
     """File of that network's weights, for machines that can not download them."""
+    wandb: str | None = None
+    """Project of Weights & Biases to show the log in too, for which wandb has to be installed; the run keeps its place
+    there when it goes on."""
     dry_run: bool = False
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
 

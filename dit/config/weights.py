@@ -1,4 +1,4 @@
-"""Flags of what is done to weights that are there."""
+"""Flags of what is done to runs and weights that are there."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,3 +51,11 @@ class InfoConfig:
     path: Positional[Path]
     """Run directory, checkpoint directory, .safetensors file, a .pt file of the original DiT release, or a folder of
     `dit train-vae`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a run's page, RUN/report.html: curves, samples, scores, checkpoints, settings; at any time."""
+
+    run: Positional[Path]
+    """Run directory."""

@@ -79,7 +79,8 @@ class State:
         weights = {f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()}
         drawn = {"times.history": self.times.history, "times.counts": self.times.counts} if self.times else {}
         guard = {f"guard.{name}": value for name, value in self.guard.tensors().items()}
-        return {**weights, **moments, **drawn, **guard, "window": self.window.sums}
+        return {**weights, **moments, **drawn, **guard, "window": self.window.sums,
+                "window.by_time": self.window.by_time}
 
 
 def _create_moments(optimizer: torch.optim.Optimizer) -> None:

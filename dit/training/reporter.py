@@ -11,8 +11,11 @@ from dit.models.create import is_classifier
 from dit.pictures import loss_curve
 from dit.runs import read_metrics
 from dit.training.accuracy import AccuracyCurve
+from dit.training.boards import TensorBoard, Wandb
+from dit.training.flops import Meter
 from dit.training.job import Job
-from dit.training.metrics_log import Found, MetricsLog
+from dit.training.machine import record_start
+from dit.training.metrics_log import Board, Found, MetricsLog
 from dit.training.previews import Previews
 
 
@@ -27,11 +30,14 @@ class Progress(Protocol):
 
 
 class Reporter:
-    """metrics.jsonl, TensorBoard, pictures and curves; what lies there of steps done again is dropped."""
+    """metrics.jsonl, boards, pictures and curves; what lies there of steps done again is dropped."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, meter: Meter):
         self.run = job.run
-        self.log = MetricsLog(job.run, job.start)
+        boards: list[Board] = [TensorBoard(job.run, job.start)]
+        boards += [Wandb(job.run, job.card)] if job.config.wandb else []
+        self.log = MetricsLog(job.run, job.start, boards)
+        record_start(job, meter)
         self.progress: Progress = AccuracyCurve(job) if is_classifier(job.config.model) else Previews(
             job.run, job.card, job.autoencoder, job.start, job.captions)
 
@@ -56,7 +62,10 @@ class Reporter:
 
     def finish(self) -> None:
         """The pictures of the whole run."""
-        self.log.close()
         self.progress.finish()
         if lines := [line for line in read_metrics(self.log.file) if "loss" in line]:
             loss_curve(lines, self.run / "loss.png")
+
+    def close(self) -> None:
+        """However training ends: bring all of it to the boards."""
+        self.log.close()

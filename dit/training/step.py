@@ -40,6 +40,7 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     for average in state.averages:
         average.update(state.network, step)
     state.window.add((logged[0], norm, *logged[1:]), left_out)
+    state.window.add_losses(t / job.process.end, torch.cat(losses), left_out)
     if state.times:
         state.times.update(*job.ranks.gather(torch.stack([t.to(device), torch.cat(losses)], dim=1)).cpu().T)
 

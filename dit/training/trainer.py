@@ -1,13 +1,13 @@
 """The training loop."""
 
 from collections.abc import Iterable, Iterator, Set
+from contextlib import closing, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from dit.build import (
     build_card,
@@ -28,23 +28,28 @@ from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.create import check_name, is_classifier
 from dit.posthoc import FOLDER, drop_after
-from dit.runs import BEST, Card, checkpoint_step, find_best, is_distance, latest
+from dit.runs import BEST, Card, checkpoint_step, find_best, latest
 from dit.text import Captioned, Captions, TextEncoder
 from dit.training import checkpoint
 from dit.training.batches import Batch, Batches
+from dit.training.boards import require_wandb
 from dit.training.checkpoint import Saver, State
 from dit.training.divergence import Diverged, go_back, look
 from dit.training.dry_run import describe
 from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
+from dit.training.flops import Meter, meter
 from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
+from dit.training.machine import peak_memory
 from dit.training.metrics_log import Found, Stopwatch, Window
 from dit.training.parallel import called, shard
+from dit.training.progress import Bar
 from dit.training.reporter import Reporter
 from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Stop, stop_on_signals
 from dit.training.step import train_step
+from dit.training.updates import update_ratio
 from dit.training.watchdog import Watchdog, watchdog
 
 if TYPE_CHECKING:
@@ -61,6 +66,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
     check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
+    require_wandb(config.wandb)
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
@@ -142,33 +148,29 @@ def loop(job: Job, scores: "Scores | None", stop: Stop) -> int:
     saver = Saver(job.run, job.card, job.ranks)
     if job.ranks.main:
         checkpoint.tidy(job.run, job.config)  # a kill may have come before it
-    diverged = None
+    diverged, measure = None, meter(job)
     while True:
         try:
-            return stretch(job, scores, stop, saver, diverged)
+            with closing(Reporter(job, measure)) if job.ranks.main else nullcontext() as reporter:
+                if reporter and diverged:
+                    reporter.event(diverged.step, {"event": "rollback", "to": job.start, "reason": diverged.why})
+                return stretch(job, scores, stop, saver, measure, reporter)
         except Diverged as found:
             job, diverged = go_back(job, found), found
 
 
-def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverged: Diverged | None) -> int:
+def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure: Meter, reporter: Reporter | None
+            ) -> int:
     """Steps until the last, or until one must stop; how many were done.
-
-    Args:
-        diverged: how the stretch before this one ended.
 
     Raises:
         Diverged: the run should go back to a checkpoint.
     """
-    config, size, step, watch = job.config, job.config.global_batch_size, job.start, Stopwatch()
-    reporter, shown, coming = Reporter(job) if job.ranks.main else None, {"loss": "–"}, Batches(job)
+    config, step, coming, watch = job.config, job.start, Batches(job), Stopwatch()
     if job.ranks.main:
         drop_after(job.run, job.start)
-    if reporter and diverged:
-        reporter.event(diverged.step, {"event": "rollback", "to": job.start, "reason": diverged.why})
-    with watchdog(job.ranks, config.timeout) as dog, tqdm(
-            total=job.steps * size, initial=step * size, unit="img", unit_scale=True, desc="train",
-            disable=not job.ranks.main) as bar:
-        for step, batch in enumerate(watched(coming, dog, job.start), start=job.start + 1):
+    with watchdog(job.ranks, config.timeout) as dog, Bar(job.start, job.steps, job.ranks.main) as bar:
+        for step, batch in enumerate(watch.waiting(watched(coming, dog, job.start)), start=job.start + 1):
             with dog.at(step, "computes"):
                 train_step(job, batch, step)
                 last = stop.now() or step == job.steps
@@ -177,7 +179,7 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverge
                 saves = due(step, config.ckpt_every, job.steps) or last
                 if logs or draws or judges or shoots or saves or step % LOOK == 0:
                     look(job, step, reporter, saver)
-                values = averages(job, step, watch) if logs else {}
+                values = averages(job, step, watch, measure) if logs else {}
             saver.check()
             with watch.paused():
                 found = Found()
@@ -194,9 +196,7 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, diverge
                     save_snapshots(job.run, step, job.state.profiles, job.card, job.ranks)
                 if saves or found.leads:
                     saver.save(step, job.state, job.ranks, found.distance)
-            shown |= headline({**values, **found.scores})
-            bar.set_postfix({"step": step, **shown}, refresh=False)
-            bar.update(size)
+            bar.update(step, {**values, **found.scores})
             if last:
                 break
         saver.finish()
@@ -221,16 +221,16 @@ def due(step: int, every: int, steps: int) -> bool:
     return every > 0 and (step % every == 0 or step == steps)
 
 
-def averages(job: Job, step: int, watch: Stopwatch) -> dict[str, float]:
-    """What the log says of the steps since its last line."""
+def averages(job: Job, step: int, watch: Stopwatch, measure: Meter) -> dict[str, float]:
+    """What the log says of the steps since its last line; of update and memory, now."""
     values = job.state.window.close(job.ranks)  # waits for the device, so that the watch sees all of its work
-    speed = job.config.global_batch_size * watch.steps_per_second(step - job.start)
-    return {**values, "lr": learning_rate(job.config, step - 1, job.steps), "img_per_s": speed}
-
-
-def headline(numbers: dict[str, float]) -> dict[str, str]:
-    """Those of them that the bar shows."""
-    return {name: f"{value:.4g}" for name, value in numbers.items() if name == "loss" or is_distance(name)}
+    lap = watch.lap(step - job.start)
+    speed = job.config.global_batch_size * lap.steps_per_second
+    own = torch.tensor([[lap.waiting, peak_memory(job.ranks.device)]], dtype=torch.float64, device=job.ranks.device)
+    waiting, memory = job.ranks.gather(own).T
+    return {**values, "lr": learning_rate(job.config, step - 1, job.steps),
+            "update_ratio": update_ratio(job.state.optimizer).item(), "img_per_s": speed,
+            "mfu": measure.utilisation(speed), "data_wait": waiting.mean().item(), "memory_gib": memory.max().item()}
 
 
 def farewell(job: Job, done: int) -> None:
@@ -239,6 +239,7 @@ def farewell(job: Job, done: int) -> None:
         print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {job.run}")
         return
     print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
+    print(f"page        dit report {job.run}")
     if is_classifier(job.config.model):
         print(f"accuracy    {job.run / 'accuracy.png'}")
         return

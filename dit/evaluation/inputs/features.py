@@ -48,7 +48,7 @@ def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, 
     digests = torch.zeros(len(images), hashlib.sha256().digest_size, dtype=torch.uint8)
     batches = -(-len(images) // batch_size)  # the same ones on any number of ranks, so that features are bitwise equal
     start, stop = (min(len(images), batches * r // ranks.world * batch_size) for r in (ranks.rank, ranks.rank + 1))
-    bar = tqdm(total=stop - start, desc=title, unit="img", disable=not ranks.main, leave=None)
+    bar = tqdm(total=stop - start, desc=title, unit="img", disable=None if ranks.main else True, leave=None)
     with bar, ThreadPoolExecutor(4) as pool:
         for first in range(start, stop, batch_size):
             part = slice(first, min(first + batch_size, stop))

@@ -41,11 +41,15 @@ def score_names(log: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Draw each score over the steps of training, its best marked.
+    """Write the chart of the scores in a log as a PNG."""
+    scores_chart(log).save(out)
+
+
+def scores_chart(log: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Each score over the steps of training, its best marked.
 
     Args:
         log: lines of a run's log with `step`, some of them with scores by name, such as FD(digits-cnn); at least one.
-        out: the PNG to write.
     """
     names = score_names(log)
     assert names, "no scores in the log"
@@ -55,7 +59,7 @@ def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
     for place, name in enumerate(names):
         points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
         _training(new_axis(figure, "step", (rows, columns, place + 1)), name, points)
-    to_image(figure).save(out)
+    return to_image(figure)
 
 
 def accuracy_by_time(found: Mapping[float, float], classes: int, title: str) -> Image.Image:

@@ -465,12 +465,12 @@ def to_html(report: Report) -> str:
                   classes=class_table(report.classes), sections=[*dict.fromkeys((*SECTIONS, *report.figures))])
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from a template of this folder, which knows this module's ways of showing values."""
+def render(template: str, *folders: Path, **values: Any) -> str:
+    """A page from a template of these folders or this one, which knows this module's ways of showing values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
+    pages = Environment(loader=FileSystemLoader([*folders, Path(__file__).parent]), autoescape=True,
+                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"show": show, "embed": embed, "number": number, "arrow": arrow, "copies": copies,
                       "class_cells": class_cells, "limit_cells": limit_cells}
     return pages.get_template(template).render(**values)

@@ -1,0 +1,40 @@
+"""What a run was trained on, written down at each of its starts."""
+
+import json
+import resource
+import sys
+from datetime import datetime, timezone
+
+import torch
+
+from dit.files import write_json
+from dit.hardware import device_kind, uses_bf16, versions
+from dit.runs import MACHINE
+from dit.training.flops import Meter
+from dit.training.job import Job
+
+
+def record_start(job: Job, meter: Meter) -> None:
+    """Append this start to machine.json; starts from a later step, which is done again, are dropped."""
+    file = job.run / MACHINE
+    before = json.loads(file.read_text()) if file.exists() else []
+    write_json(file, [*(one for one in before if one["step"] < job.start), {
+        "step": job.start,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": device_kind(job.ranks.device),
+        "ranks": job.ranks.world,
+        "threads": torch.get_num_threads(),
+        "arithmetic": "bf16" if uses_bf16(job.ranks.device, job.config.precision) else "fp32",
+        "flops_per_image": meter.flops,
+        "peak_flops_per_rank": meter.peak.flops,
+        "peak_by": meter.peak.source,
+        "versions": versions("dit", "torch", "timm", "diffusers"),
+    }])
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB that this process has held at most so far: of a GPU, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
