@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit.build import build_card, build_process, build_source
+from dit.build import build_card, build_source
 from dit.cli import main
 from dit.config import ClassifierConfig, SampleConfig, TrainConfig
 from dit.diffusion.classifier import NoisyClassifier
@@ -145,9 +145,7 @@ def curve_of(tmp_path, network, process):
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
     job = prepare(build_card(config, source), source, autoencoder, Ranks())
-    curve = AccuracyCurve(job)
-    curve.classifier = NoisyClassifier(network, build_process(config))
-    return curve.measure(), source, autoencoder
+    return AccuracyCurve(job).measure(NoisyClassifier(network, job.process)), source, autoencoder
 
 
 @pytest.mark.parametrize("process", ["flow", "linear", "cosine"])

@@ -201,10 +201,10 @@ def measure(ranks):
     source = build_source(config, autoencoder)
     job = prepare(build_card(config, source), source, autoencoder, ranks)
     judge = scores.choose_yardstick(config, ranks).prepare(job)
-    found = judge.measure(5)
+    found = judge.measure(5, job.average())
     if ranks.rank == ranks.world - 1:
         next(job.state.ema.network.parameters()).data.fill_(float("nan"))  # on one rank: the others must hear of it
-    return list(map(dataclasses.asdict, (found, judge.measure(6))))
+    return list(map(dataclasses.asdict, (found, judge.measure(6, job.average()))))
 
 
 with ranks() as group:
@@ -242,14 +242,14 @@ def test_samples_that_are_not_finite_cost_a_warning_only(tmp_path, weights, caps
     ema = next(job.state.ema.network.parameters()).data
     good = ema.clone()
     ema.fill_(torch.nan)
-    assert judge.measure(7) == Found()
+    assert judge.measure(7, job.average()) == Found()
     assert "warning: no scores at step 7" in capsys.readouterr().err
     ema.copy_(good)
-    found = judge.measure(8)
+    found = judge.measure(8, job.average())
     assert found.leads
     assert np.isfinite([*found.scores.values()]).all()
     again = dataclasses.replace(found, leads=False)
-    assert judge.measure(9) == again, "the same samples each time, and no better than before"
+    assert judge.measure(9, job.average()) == again, "the same samples each time, and no better than before"
 
 
 def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypatch):
@@ -264,7 +264,7 @@ def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypat
     for count in (5, 20):
         config = dataclasses.replace(job.config, eval_samples=count)
         scored = dataclasses.replace(job, card=dataclasses.replace(job.card, config=config))
-        scores.choose_yardstick(config, Ranks()).prepare(scored).measure(1)
+        scores.choose_yardstick(config, Ranks()).prepare(scored).measure(1, job.average())
     assert seen[:5] == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]
     assert seen[5:] == [(i, i // 2) for i in range(20)]
 
