@@ -39,7 +39,7 @@ bench: $(READY)            ## measured speed and quality, into benchmarks/result
 	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record
 	$(BIN)/python -m benchmarks.evaluation_speed --record
 
-story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, under an hour on 2 CPU cores
+story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, about an hour on 2 CPU cores
 	$(BIN)/python -m benchmarks.story --record
 
 clean:

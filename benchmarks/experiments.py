@@ -14,7 +14,7 @@ from dit.config import SamplerConfig
 from dit.evaluation.sweep.sweep import count_evaluations
 from dit.files import write_json
 from dit.hardware import Ranks
-from dit.runs import Card, checkpoint_step, latest, read_metrics
+from dit.runs import checkpoint_step, latest
 from dit.trained import load_run
 
 
@@ -49,7 +49,7 @@ class Lab:
             perform(f"dit evaluate --samples {samples} --reference digits --out {out}")
             write_json(out / "row.json", {"command": sampling, "seconds": seconds, "calls": calls(run, samples)})
         row, report = (json.loads((out / f"{file}.json").read_text()) for file in ("row", "report"))
-        return {**row, "training": training_seconds(run), "report": report}
+        return {**row, "report": report}
 
 
 def claim(file: Path, command: str) -> bool:
@@ -75,12 +75,6 @@ def perform(command: str) -> None:
     code = main(shlex.split(command)[1:])
     if code:
         sys.exit(code)
-
-
-def training_seconds(run: Path) -> float:
-    """Of all steps, without the pauses for scores and pictures: images by the speed that the log tells last."""
-    last = [line for line in read_metrics(run / "metrics.jsonl") if "img_per_s" in line][-1]
-    return last["step"] * Card.read(run).config.global_batch_size / last["img_per_s"]
 
 
 def calls(run: Path, samples: Path) -> int:

@@ -114,16 +114,15 @@ def tell(lab: Lab, vae_steps: int) -> dict[str, Any]:
 
 def table(chapter: dict[str, Step], found: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line for each step."""
-    lines = ["| | FD | 95% | precision | recall | recognised | network calls | sampling, s | training, s |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| | FD | 95% | precision | recall | recognised | network calls | sampling, s |",
+             "|---|---|---|---|---|---|---|---|"]
     for key, step in chapter.items():
         row = found[key]
         scores = row["report"]["scores"]
         low, high = scores["FD(digits-cnn)"]["interval"]
         numbers = [f"{scores['FD(digits-cnn)']['value']:.2f}", f"{low:.2f} – {high:.2f}",
                    *(f"{scores[f'{name}(digits-cnn)']['value']:.2f}" for name in ("precision", "recall")),
-                   f"{100 * recognised(row):.1f}%", str(row["calls"]), f"{row['seconds']:.0f}",
-                   f"{row['training']:.0f}"]
+                   f"{100 * recognised(row):.1f}%", str(row["calls"]), f"{row['seconds']:.0f}"]
         lines.append(f"| {step.title} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
@@ -168,10 +167,10 @@ def write_tables(tables: dict[str, str], file: Path) -> None:
 
 
 def draw(lab: Lab) -> Image.Image:
-    """The first samples of every step, a row each: the same seeds and classes."""
-    steps = {key: step.title for chapter in CHAPTERS.values() for key, step in chapter.items()}
+    """The first samples of every step, a row each, by its short name: the same seeds and classes."""
+    steps = list(dict.fromkeys(key for chapter in CHAPTERS.values() for key in chapter))
     rows = [read_images(lab.root / "samples" / key).stack(range(SHOWN)) for key in steps]
-    return pictures.grid(torch.cat(rows), list(steps.values()), SHOWN)
+    return pictures.grid(torch.cat(rows), steps, SHOWN)
 
 
 def main() -> None:
