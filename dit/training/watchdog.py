@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from dit.hardware import Ranks
 
 HUNG = 4  # exit code
 BEAT = 2.0  # seconds between signs of life
+LISTEN = 3  # beats for which the others are listened to
 PLACES = ("waits for its batch", "computes")  # in the order of a step
 
 
@@ -62,7 +63,8 @@ class Watchdog:
     def _speak(self) -> None:
         self._beats += 1
         if self._store and (place := self._place):
-            self._store.set(f"sign-{self.ranks.rank}", ",".join(map(str, (*place, self._beats))))
+            with suppress(dist.DistError):  # rank 0 has ended, and its store with it
+                self._store.set(f"sign-{self.ranks.rank}", ",".join(map(str, (*place, self._beats))))
 
     def _signs(self) -> list[Sign]:
         if not self._store:
@@ -73,13 +75,25 @@ class Watchdog:
 
     def _end(self) -> None:
         """Say who is to blame, and end this process, whose main thread can not: it hangs."""
-        before = self._signs()
-        time.sleep(3 * BEAT)
-        self._speak()
+        try:
+            blame = self._blame()
+        except dist.DistError:
+            blame = f"nothing has moved for {self.patience:g} s, and rank 0 is gone; continue with --resume"
         if self._place is None:
-            return  # it went on
-        print(f"error: {verdict(before, self._signs(), self.patience)}", file=sys.stderr, flush=True)
+            return  # it went on meanwhile
+        print(f"error: {blame}", file=sys.stderr, flush=True)
         os._exit(HUNG)
+
+    def _blame(self) -> str:
+        """The verdict, of the first rank that comes to one."""
+        if self._store and self._store.check(["verdict"]):
+            return self._store.get("verdict").decode()
+        before = self._signs()
+        for _ in range(LISTEN):
+            time.sleep(BEAT)
+            self._speak()
+        found = verdict(before, self._signs(), self.patience)
+        return self._store.compare_set("verdict", "", found).decode() if self._store else found
 
 
 def verdict(before: list[Sign], after: list[Sign], patience: float) -> str:
