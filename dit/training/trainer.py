@@ -39,6 +39,7 @@ from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
 from dit.training.metrics_log import Found, Stopwatch, Window
 from dit.training.parallel import called, shard
+from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
 from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
@@ -98,6 +99,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     if config.init and not last:
         initialise(network, card, config.init)
     ema = EMA(network, config.ema)
+    recompute(network, config.recompute)
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     for each in (network, ema.network):
         place(each, fixed, config, ranks)
