@@ -9,7 +9,7 @@ from torch import Tensor
 from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.hardware import autocast
-from dit.plan import SamplingPlan, build_sampling
+from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.trained import Run
 
 

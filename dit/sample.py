@@ -11,9 +11,9 @@ from dit.files import replacing, sha256
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
-from dit.plan import class_ids, load_to_sample
 from dit.runs import find_weights
 from dit.sample_folder import sample_folder
+from dit.sampling_plan import class_ids, load_to_sample
 from dit.trained import Run, prompted
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more

@@ -21,8 +21,8 @@ from dit.errors import UserError
 from dit.files import replacing, sha256, write_json
 from dit.generate import NotFinite, generate
 from dit.hardware import Ranks, uses_bf16
-from dit.plan import SamplingPlan, build_sampling
 from dit.runs import damaged, find_weights, read_header
+from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.text import Captioned
 from dit.trained import Run
 

@@ -22,7 +22,7 @@ from dit.generate import ImageNoise, check_finite, sample_latents
 from dit.hardware import Ranks, autocast
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
-from dit.plan import SamplingPlan, build_sampling, class_ids, load_to_sample
+from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.text import Captioned
 from dit.trained import Run, prompted
 

@@ -18,7 +18,7 @@ LEVELS = [
     {"runs", "presets"},
     {"build", "convert", "posthoc"},
     {"trained"},
-    {"plan"},
+    {"sampling_plan"},
     {"generate", "encode"},
     {"sample_folder"},
     {"evaluation"},
@@ -96,6 +96,7 @@ def test_entry_points_are_short(script):
 
 def test_import_brings_no_heavy_library():
     heavy = "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers']"
-    code = f"import sys, dit.plan, dit.training.trainer, dit.generate; print([m for m in {heavy} if m in sys.modules])"
+    imports = "import sys, dit.sampling_plan, dit.training.trainer, dit.generate"
+    code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"

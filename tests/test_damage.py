@@ -10,8 +10,8 @@ from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.plan import class_ids
 from dit.runs import WEIGHTS, Card, checkpoints, find_weights, latest, read_weights, verify
+from dit.sampling_plan import class_ids
 from dit.trained import load_run
 
 CPU = Ranks().device

@@ -1,18 +1,17 @@
-"""What --dry-run tells of each kind of network, and that the memory it tells is what autograd keeps."""
+"""What --dry-run tells of each kind of network."""
 
 import dataclasses
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
-from dit.build import build_network
 from dit.config import TrainConfig
-from dit.hardware import Ranks, autocast, choose_attention
-from dit.models.create import blank_inputs, multiply_adds, parameters
+from dit.hardware import Ranks
+from dit.models.create import multiply_adds, parameters
 from dit.runs import NetworkSpec
 from dit.text import load_text_encoder
-from dit.training.dry_run import activation_bytes, weights_bytes
+from dit.training.dry_run import budget, frozen_bytes
+from dit.training.memory import estimate
 from dit.training.trainer import train
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, dry_run=True)
@@ -54,41 +53,22 @@ def test_classifier_and_unconditional(capsys):
 def test_text_is_reckoned_with_its_encoder(capsys):
     """8 tokens a caption, and the encoder's frozen weights."""
     encoder = load_text_encoder("digits")
-    rows = told(capsys, conditioning="text", model="DiT-S/4")
-    network = spec("DiT-S/4", conditioning="text", text_width=64)
+    rows = told(capsys, conditioning="text")
+    network = spec("DiT-Ti/4", conditioning="text", text_width=64)
     assert rows["compute"].startswith(f"{multiply_adds(network.model, 8, **network.sizes) / 1e9:.3g} G")
-    count = parameters(build_network(network))
-    needed = weights_bytes(count) + 4 * parameters(encoder.network) + activation_bytes(network, 16, CPU, "auto", 8)
-    assert f"about {needed / 2**30:.2f} GiB" in rows["memory"]
-    assert rows["memory"].endswith("and the text encoder")
+    need = estimate(network, 16, CPU, "auto", text_tokens=8)
+    assert f"about {(need.total + 4 * parameters(encoder.network)) / 2**30:.2f} GiB" in rows["memory"]
 
 
-def really_kept(network, inputs, precision):
-    """Bytes that a forward pass on real tensors keeps, parameters aside."""
-    kept = {}
-    choose_attention(network, CPU, precision)
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(CPU, precision):
-        out = network(*inputs)
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    assert out.requires_grad
-    return sum(size for address, size in kept.items() if address not in own)
+def test_memory_is_told_by_part(capsys):
+    rows = told(capsys, precision="fp32", grad_accum=2)
+    need = estimate(spec("DiT-Ti/4"), 8, CPU, "fp32", grad_accum=2)
+    assert f"weights {need.weights / 2**30:.2f}, EMA " in rows["memory"]
+    assert f"AdamW {need.optimizer / 2**30:.2f}, gradients {need.gradients / 2**30:.2f}" in rows["memory"]
+    assert "bf16" not in rows["memory"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("network", [
-    spec("DiT-Ti/2"), spec("DiT-Ti/2", conditioning="text", text_width=32), spec("UNet-S"), spec("Classifier-Ti/2"),
-], ids=lambda s: f"{s.model}-{s.conditioning}")
-def test_memory_of_activations_is_what_autograd_keeps(network, precision):
-    found = activation_bytes(network, 3, CPU, precision, 8)
-    kept = really_kept(build_network(network), blank_inputs(network.model, 3, 8, **network.sizes), precision)
-    assert found == pytest.approx(kept, rel=0.005)
-
-
-def test_memory_grows_with_the_batch():
-    few, more, most = (activation_bytes(spec("DiT-Ti/2"), batch, CPU, "bf16") for batch in (4, 8, 16))
-    assert most - more == pytest.approx(2 * (more - few), rel=0.001)  # what does not grow are the weights in bf16
+def test_frozen_networks_count():
+    need, network = estimate(spec("DiT-Ti/4"), 8, CPU, "fp32"), torch.nn.Linear(2**14, 2**13, bias=False)
+    assert frozen_bytes(None, network, network) == 2**30
+    assert budget(need, 2**30) == f"about {1 + need.total / 2**30:.2f}{budget(need, 0)[10:]}, frozen networks 1.00"

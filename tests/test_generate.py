@@ -20,9 +20,9 @@ from dit.config import SampleConfig, SamplerConfig
 from dit.errors import UserError
 from dit.generate import ImageNoise, NotFinite, generate, sample_grid, sample_latents
 from dit.hardware import Ranks
-from dit.plan import SamplingPlan, build_sampling
 from dit.sample import sample
 from dit.sample_folder import sample_folder
+from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.trained import Run, load_run
 
 CPU, ALONE = torch.device("cpu"), Ranks()

@@ -11,8 +11,8 @@ from dit.first_stage.train import train_vae
 from dit.generate import sample_latents
 from dit.hardware import Ranks
 from dit.likelihood import nll
-from dit.plan import build_sampling
 from dit.runs import latest, verify
+from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 from dit.training.classifier import train_classifier
 from dit.training.metrics_log import read_metrics

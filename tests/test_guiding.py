@@ -16,10 +16,10 @@ from dit.files import sha256
 from dit.generate import sample_latents
 from dit.hardware import Ranks
 from dit.latents.autoencoder import BUNDLED
-from dit.plan import build_sampling, class_ids, labelled, load_classifier
 from dit.runs import find_weights, read_weights, write_weights
 from dit.sample import sample
 from dit.sample_folder import protocol, sample_folder
+from dit.sampling_plan import build_sampling, class_ids, labelled, load_classifier
 from dit.trained import load_run
 
 CPU, ALONE = torch.device("cpu"), Ranks()

@@ -16,7 +16,7 @@ from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.info import info
 from dit.models.dit import SIZES
-from dit.plan import build_sampling
+from dit.sampling_plan import build_sampling
 from dit.posthoc import FOLDER, ema, file_name, find_snapshots, mixtures
 from dit.profiles import gamma_of, inner_products
 from dit.runs import checkpoint_name, latest, read_header, read_weights, write_weights

@@ -21,10 +21,10 @@ from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import LatentStore
-from dit.plan import build_sampling
 from dit.runs import Card
 from dit.sample import sample
 from dit.sample_folder import sample_folder
+from dit.sampling_plan import build_sampling
 from dit.trained import Run, load_run
 from dit.training.trainer import train
 

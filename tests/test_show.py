@@ -16,8 +16,8 @@ from dit.errors import UserError
 from dit.generate import ImageNoise, generate
 from dit.hardware import Ranks
 from dit.pictures import grid
-from dit.plan import build_sampling
 from dit.runs import Card, NetworkSpec, write_weights
+from dit.sampling_plan import build_sampling
 from dit.show import (
     Moment,
     backward,

@@ -23,9 +23,9 @@ from dit.generate import generate
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.likelihood import choose, conditioned, measure, nll, open_data
-from dit.plan import build_sampling, class_ids
 from dit.runs import Card, NetworkSpec, read_weights, write_weights
 from dit.sample import sample
+from dit.sampling_plan import build_sampling, class_ids
 from dit.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
 from dit.trained import load_run, prompted
 from dit.training.trainer import train

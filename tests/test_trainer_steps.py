@@ -27,8 +27,8 @@ from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import MemoryLatents
 from dit.models.dit import SIZES
-from dit.plan import build_sampling
 from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify
+from dit.sampling_plan import build_sampling
 from dit.trained import Run, load_run
 from dit.training import previews
 from dit.training.batches import Batch, draw_batch

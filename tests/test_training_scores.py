@@ -27,8 +27,8 @@ from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.dit import SIZES
 from dit.pictures import loss_curve
-from dit.plan import SamplingPlan, build_sampling
 from dit.runs import Best, Distance, checkpoints, find_best, find_weights, latest, read_distance, read_metrics, verify
+from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.trained import Run, load_run
 from dit.training import batches, checkpoint, scores
 from dit.training.batches import Batch, draw_batch

@@ -21,10 +21,10 @@ from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import LatentStore, OnlineLatents
-from dit.plan import class_ids
 from dit.runs import Card, find_weights, read_metrics
 from dit.sample import sample
 from dit.sample_folder import sample_folder
+from dit.sampling_plan import class_ids
 from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.trainer import prepare, train

@@ -106,6 +106,9 @@ class TrainConfig:
     """On several ranks, what each of them holds: ddp all weights, fsdp its share of weights, EMA and optimizer."""
     compile: bool | None = None
     """Compile the network with torch.compile; unless given, on for CUDA and off on CPU."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What of each block the backward pass computes again instead of keeping it (activation checkpointing): none;
+    selective, all but matrix products; full, all, for the least memory and a third more work. Same gradients."""
     seed: int = 0
     """Seed of initial weights, order of data, times, noise and label drops."""
 
@@ -250,6 +253,9 @@ class ClassifierConfig:
     """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
     compile: bool | None = None
     """Compile the network with torch.compile; unless given, on for CUDA and off on CPU."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What of each block the backward pass computes again instead of keeping it (activation checkpointing): none;
+    selective, all but matrix products; full, all, for the least memory and a third more work. Same gradients."""
     seed: int = 0
     """Seed of initial weights, order of data, times and noise."""
     out: Path | None = None

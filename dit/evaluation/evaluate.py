@@ -17,7 +17,7 @@ from dit.evaluation.sampling import recorded_settings, sampled
 from dit.evaluation.scores.memorisation import TrainingImages, pixel_extractor
 from dit.files import make_folder
 from dit.hardware import Ranks
-from dit.plan import build_sampling, load_to_sample
+from dit.sampling_plan import build_sampling, load_to_sample
 
 MOST_SAMPLES = 50_000
 

@@ -47,8 +47,8 @@ def settings_for(config: ClassifierConfig, guided: Weights) -> TrainConfig:
         time_sampling="logit-normal" if theirs.time_sampling == "loss-aware" else theirs.time_sampling,
         time_shift=theirs.time_shift, label_dropout=0.0, steps=config.steps,
         global_batch_size=config.global_batch_size, lr=config.lr, weight_decay=config.weight_decay,
-        warmup=config.warmup, precision=config.precision, compile=config.compile, seed=config.seed,
-        out=_out(config, guided.home), resume=config.resume, sample_every=config.steps,
+        warmup=config.warmup, precision=config.precision, compile=config.compile, recompute=config.recompute,
+        seed=config.seed, out=_out(config, guided.home), resume=config.resume, sample_every=config.steps,
         ckpt_every=config.ckpt_every, log_every=config.log_every, dry_run=config.dry_run,
     )
 

@@ -1,20 +1,27 @@
 """What a configuration would train, without training it."""
 
+from dataclasses import asdict
+
 import torch
-from torch._subclasses import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
+from torch import nn
 
 from dit.build import build_network
 from dit.config import TrainConfig
 from dit.data.images import tell_size
-from dit.hardware import Ranks, autocast, choose_attention, uses_bf16
+from dit.hardware import Ranks, uses_bf16
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
-from dit.models.create import blank_inputs, is_classifier, multiply_adds, parameters, structure
+from dit.models.create import is_classifier, multiply_adds, parameters, structure
 from dit.runs import Card, NetworkSpec
 from dit.text import TextEncoder
 from dit.training.ema import snapshot_every
+from dit.training.memory import Memory, estimate
 from dit.training.schedule import total_steps
+
+NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradients": "gradients",
+         "copies": "weights in bf16", "activations": "activations", "temporaries": "backward pass",
+         "exchange": "exchange between ranks"}
+"""Parts of memory in words."""
 
 
 def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
@@ -25,19 +32,16 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
         network = build_network(spec)
     tokens = encoder.length if encoder else 0
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
+    frozen = frozen_bytes(getattr(autoencoder.codec, "network", None), encoder.network if encoder else None)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
     bf16 = uses_bf16(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
-    memory = weights_bytes(parameters(network), averages=1 + len(config.ema_lengths))
-    memory += 4 * parameters(encoder.network) if encoder else 0
-    memory += activation_bytes(spec, micro, ranks.device, config.precision, tokens)
     flips = "on" if source.flips else "off"
     shape = "x".join(map(str, source.shape))
     rows = {
         "model": f"{spec.model}, {parameters(network):,} parameters; {structure(network)}",
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, {6 * macs / 1e9:.3g} GFLOP to train on it",
-        "memory": f"about {memory / 2**30:.2f} GiB a rank for weights, gradients, AdamW, EMA and activations"
-                  f"{', and the text encoder' if encoder else ''}",
+        "memory": budget(memory(card, micro, ranks, tokens), frozen),
         "data": f"{config.data}: {len(source.labels):,} images, {classes(spec)}, flips {flips}",
         "latents": f"{shape} from {tell_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
         "diffusion": f"{config.process}, {task(config, spec)}",
@@ -80,25 +84,25 @@ def snapshots(config: TrainConfig, steps: int, count: int) -> str:
     return f"lengths {lengths}; every {every:,} steps a snapshot of each, {4 * count * files / 1e9:.3g} GB in all"
 
 
-def weights_bytes(count: int, averages: int = 1) -> int:
-    """Float32 weights, gradients, two moments of AdamW, the EMA and whatever else follows the weights."""
-    return (4 + averages) * 4 * count
+def memory(card: Card, batch: int, ranks: Ranks, text_tokens: int) -> Memory:
+    """What a rank needs of memory at the peak of a step, with so many images in work at once."""
+    config = card.config
+    return estimate(card.network, batch, ranks.device, config.precision, recompute=config.recompute,
+                    grad_accum=config.grad_accum, text_tokens=text_tokens, parallel=config.parallel, world=ranks.world)
 
 
-def activation_bytes(spec: NetworkSpec, batch: int, device: torch.device, precision: str, text_tokens: int = 0) -> int:
-    """What autograd keeps of one forward pass, counted on tensors without data, each storage once."""
-    kept: dict[int, int] = {}
+def budget(need: Memory, frozen: int) -> str:
+    """Memory in words, with bytes of networks that are not trained."""
+    named = {NAMES[name]: size for name, size in asdict(need).items()} | {"frozen networks": frozen}
+    told = [f"{name} {gib(size)}" for name, size in named.items() if size >= 2**30 / 200]
+    return f"about {gib(need.total + frozen)} GiB a rank at the peak of a step: {', '.join(told)}"
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
 
-    with FakeTensorMode(), device:
-        network, inputs = build_network(spec), blank_inputs(spec.model, batch, text_tokens, **spec.sizes)
-        choose_attention(network, device, precision)
-        with saved_tensors_hooks(count, lambda tensor: tensor), autocast(device, precision):
-            out = network(*inputs)  # whose graph keeps the storages, so that no two have the same address
-        own = {p.untyped_storage()._cdata for p in network.parameters()}
-    del out
-    return sum(size for address, size in kept.items() if address not in own)
+def gib(size: int) -> str:
+    """Bytes in GiB."""
+    return f"{size / 2**30:.2f}"
+
+
+def frozen_bytes(*networks: nn.Module | None) -> int:
+    """Weights of networks that are not trained, in float32."""
+    return 4 * sum(parameters(network) for network in networks if network)

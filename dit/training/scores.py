@@ -27,8 +27,8 @@ from dit.evaluation.scores.metrics import NAMES, score_names
 from dit.files import write_json
 from dit.generate import NotFinite, generate
 from dit.hardware import Ranks, uses_bf16
-from dit.plan import build_sampling
 from dit.runs import damaged, find_best
+from dit.sampling_plan import build_sampling
 from dit.training.job import Job
 from dit.training.metrics_log import Found
 from dit.training.previews import ema_run, sampler_settings

@@ -53,4 +53,4 @@ def noise(job: Job, step: int) -> Tensor:
     device = job.ranks.device
     random = generator(job.config.seed, step, 1, device=device)
     shape = (2, job.config.global_batch_size, *job.source.shape)
-    return torch.randn(shape, generator=random, device=device)[:, share(job)]
+    return torch.randn(shape, generator=random, device=device)[:, share(job)].clone()  # so that the others' is freed

@@ -44,6 +44,7 @@ from dit.training.machine import peak_memory
 from dit.training.metrics_log import Found, Stopwatch, Window
 from dit.training.parallel import called, shard
 from dit.training.progress import Bar
+from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
 from dit.training.run_directory import open_run
 from dit.training.schedule import learning_rate, total_steps
@@ -105,6 +106,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     if config.init and not last:
         initialise(network, card, config.init)
     ema, profiles = EMA(network, config.ema), tuple(Profile(network, length) for length in config.ema_lengths)
+    recompute(network, config.recompute)
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     for each in (network, *(average.network for average in (ema, *profiles))):
         place(each, fixed, config, ranks)

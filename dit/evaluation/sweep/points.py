@@ -17,8 +17,8 @@ from dit.evaluation.sampling import image_settings
 from dit.evaluation.scores.metrics import Score
 from dit.files import sha256
 from dit.hardware import device_kind, versions
-from dit.plan import labelled
 from dit.runs import damaged
+from dit.sampling_plan import labelled
 from dit.trained import Run
 
 

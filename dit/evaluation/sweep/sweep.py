@@ -37,8 +37,8 @@ from dit.evaluation.sweep.ranking import rank
 from dit.files import replacing, write_json
 from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
-from dit.plan import build_sampling, labelled
 from dit.runs import find_weights
+from dit.sampling_plan import build_sampling, labelled
 from dit.text import Captioned
 from dit.trained import Run, load_run
 
