@@ -435,7 +435,7 @@ def test_a_best_checkpoint_removed_by_hand_is_no_harm(tmp_path, monkeypatch):
     assert (out / "best").resolve().name == "step-0000010"
     for left in checkpoints(out):
         shutil.rmtree(left)
-    tidy(out, keep=1)
+    tidy(out, config)
     assert not (out / "best").is_symlink()
 
 
