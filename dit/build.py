@@ -18,7 +18,9 @@ from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, va
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
-from dit.latents.store import Latents, LatentStore, MemoryLatents, OnlineLatents, holds_latents
+from dit.latents.online import MemoryLatents, OnlineLatents
+from dit.latents.shards import holds_latents
+from dit.latents.store import Latents, LatentStore
 from dit.models.create import create_model, is_classifier
 from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights
 from dit.text import TextEncoder, load_text_encoder

@@ -16,8 +16,9 @@ from dit.data.captions import load_captioned
 from dit.data.images import ImageFolder, Images, load_images, size_flag
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.latents import store
+from dit.latents import shards
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
+from dit.latents.moments import decode_batches, encode_views
 
 
 def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
@@ -26,7 +27,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     Every rank calls this and makes its share of the missing shards. All is checked before anything is written.
 
     Returns:
-        The folder, which `store.LatentStore` opens.
+        The folder, which `LatentStore` opens.
 
     Raises:
         UserError: bad images, autoencoder or sizes; the folder holds something else, or another process
@@ -39,7 +40,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     if isinstance(images, ImageFolder) and cfg.out.resolve().parent == images.root.resolve():
         raise UserError(f"--out {cfg.out} lies in --data {cfg.data}", "a folder elsewhere: there it would be a class",
                         "choose another --out")
-    ranks.on_main(lambda: store.check_folder(cfg.out, encoding))
+    ranks.on_main(lambda: shards.check_folder(cfg.out, encoding))
     with ranks.alone_in(cfg.out):
         missing = _missing(cfg.out, encoding, ranks)
         view = (2 if encoding.flips else 1, 2 * shape[0], *shape[1:])
@@ -48,17 +49,17 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
         quiet = not (ranks.main and own)
         if isinstance(images, ImageFolder):
             _check_images(images, cfg.out, [encoding.indices(shard).tolist() for shard in own], ranks)
-        ranks.on_main(lambda: store.claim(cfg.out, encoding))
+        ranks.on_main(lambda: shards.claim(cfg.out, encoding))
         name = "encode" if ranks.world == 1 else f"encode, rank 0 of {ranks.world}"
         with tqdm(total=encoding.images_in(own), unit="img", desc=name, disable=quiet) as bar:
             for shard in own:
                 indices = encoding.indices(shard)
-                decoded = store.decode_batches(images, indices, cfg.batch_size)
+                decoded = decode_batches(images, indices, cfg.batch_size)
                 batches = _encoded(decoded, autoencoder, encoding.flips, bar)
-                store.write_shard(cfg.out, shard, batches, (len(indices), *view))
+                shards.write_shard(cfg.out, shard, batches, (len(indices), *view))
         ranks.barrier()
         if ranks.main:
-            store.write_index(cfg.out, encoding, images, shape)
+            shards.write_index(cfg.out, encoding, images, shape)
             text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
             print(f"{len(images):,} latents {' x '.join(map(str, shape))} in {cfg.out}; next: "
                   f"python train.py --data {cfg.out} --vae {cfg.vae} {size_flag(cfg.image_size)}{text}")
@@ -66,12 +67,12 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     return cfg.out
 
 
-def describe(cfg: EncodeConfig, images: Images, autoencoder: Autoencoder) -> store.Encoding:
+def describe(cfg: EncodeConfig, images: Images, autoencoder: Autoencoder) -> shards.Encoding:
     """What the folder is going to hold."""
-    return store.Encoding(
+    return shards.Encoding(
         vae=autoencoder.name,
         checksum=autoencoder.checksum,
-        image_size=store.plain_size(cfg.image_size),
+        image_size=shards.plain_size(cfg.image_size),
         flips=images.flips if cfg.flip is None else cfg.flip,
         count=len(images),
         shard_size=cfg.shard_size,
@@ -80,17 +81,17 @@ def describe(cfg: EncodeConfig, images: Images, autoencoder: Autoencoder) -> sto
     )
 
 
-def _missing(root: Path, encoding: store.Encoding, ranks: Ranks) -> list[int]:
+def _missing(root: Path, encoding: shards.Encoding, ranks: Ranks) -> list[int]:
     """The shards that are still to be made, the same on every rank; each rank checks its share of the others."""
     missing = torch.zeros(encoding.shards, device=ranks.device)
     for shard in range(ranks.rank, encoding.shards, ranks.world):
-        missing[shard] = not store.is_complete(root, shard)
+        missing[shard] = not shards.is_complete(root, shard)
     return ranks.total(missing).nonzero().flatten().tolist()
 
 
 def _encoded(batches: Iterator[Tensor], autoencoder: Autoencoder, flips: bool, bar: tqdm) -> Iterator[Tensor]:
     for images in batches:
-        yield store.encode_views(images, autoencoder, flips)
+        yield encode_views(images, autoencoder, flips)
         bar.update(len(images))
 
 
@@ -108,7 +109,7 @@ def _check_images(images: ImageFolder, root: Path, parts: list[list[int]], ranks
     found = [images.path(index) for index in ranks.total(bad).nonzero().flatten().tolist()]
     if found:
         names = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
-        begun = store.holds_latents(root)  # then the names and the order of the images must stay
+        begun = shards.holds_latents(root)  # then the names and the order of the images must stay
         raise UserError(f"{len(found)} of {len(images)} images can not be read: {names} ({_damage(found[0])})",
                         "intact image files", "replace them by images of the same names" if begun else
                         "replace or delete them: no shard is written yet")

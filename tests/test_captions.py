@@ -13,7 +13,8 @@ from dit.encode import encode
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import INDEX, LatentStore
+from dit.latents.shards import INDEX
+from dit.latents.store import LatentStore
 
 LINES = [("b/red.png", "a red square"), ("green.png", "a green square"), ("b/blue.png", "a red square")]
 

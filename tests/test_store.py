@@ -17,9 +17,11 @@ from dit.data.images import ImageFolder
 from dit.encode import encode
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.latents import store
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import LatentStore, MemoryLatents, MomentSums, OnlineLatents, holds_latents
+from dit.latents.moments import MomentSums, decode_batches
+from dit.latents.online import MemoryLatents, OnlineLatents
+from dit.latents.shards import holds_latents
+from dit.latents.store import LatentStore
 
 COUNT = 20
 
@@ -340,6 +342,6 @@ def test_two_ranks_make_the_same_store(cfg, finished, tmp_path):
 
 def test_decode_batches_keeps_order(data):
     images = ImageFolder(data, 32)
-    batches = list(store.decode_batches(images, np.arange(3, 14), 4))
+    batches = list(decode_batches(images, np.arange(3, 14), 4))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in range(3, 14)]))

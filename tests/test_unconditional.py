@@ -20,7 +20,8 @@ from dit.evaluation.sweep.sweep import sweep
 from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import LatentStore, OnlineLatents
+from dit.latents.online import OnlineLatents
+from dit.latents.store import LatentStore
 from dit.plan import class_ids
 from dit.runs import Card, find_weights, read_metrics
 from dit.sample import sample

@@ -29,7 +29,7 @@ from dit.first_stage.networks import create_network, latent_sides, save
 from dit.first_stage.quality import Scores, measure, reconstruct
 from dit.hardware import Ranks, autocast
 from dit.latents.autoencoder import Autoencoder, codec_of, load_autoencoder
-from dit.latents.store import MomentSums, decode_batches
+from dit.latents.moments import MomentSums, decode_batches
 from dit.pictures import fitting_scale, grid, loss_curve
 from dit.runs import read_metrics
 
