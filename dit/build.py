@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dit.config import TrainConfig
-from dit.data.captions import load_captioned
-from dit.data.images import load_images, sides, size_flag, size_of
+from dit.data.images import sides, size_flag, size_of
+from dit.data.sources import load_images
 from dit.diffusion import classifier
 from dit.diffusion.classifier import NoisyClassifier, classifier_loss
 from dit.diffusion.denoiser import Denoiser
@@ -112,8 +112,7 @@ def build_source(config: TrainConfig, autoencoder: Autoencoder) -> Latents:
     autoencoder.latent_shape(config.image_size)  # tells of a size that does not fit before anything is encoded
     if holds_latents(Path(config.data)):
         return open_store(config, autoencoder)
-    load = load_captioned if config.conditioning == "text" else load_images
-    images = load(config.data, config.image_size)
+    images = load_images(config.data, config.image_size, config.conditioning == "text")
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)

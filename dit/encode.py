@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import EncodeConfig
-from dit.data.captions import load_captioned
-from dit.data.images import ImageFolder, Images, load_images, size_flag
+from dit.data.images import ImageFiles, ImageFolder, Images, size_flag
+from dit.data.sources import load_images
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents import shards
@@ -33,7 +32,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
         UserError: bad images, autoencoder or sizes; the folder holds something else, or another process
             encodes there; the disk is too small.
     """
-    images = (load_captioned if cfg.captions else load_images)(cfg.data, cfg.image_size)
+    images = load_images(cfg.data, cfg.image_size, cfg.captions)
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
     shape = autoencoder.latent_shape(cfg.image_size)
     encoding = describe(cfg, images, autoencoder)
@@ -47,7 +46,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
         _check_space(cfg.out, encoding.images_in(missing), view)
         own = missing[ranks.rank :: ranks.world]
         quiet = not (ranks.main and own)
-        if isinstance(images, ImageFolder):
+        if isinstance(images, ImageFiles):
             _check_images(images, cfg.out, [encoding.indices(shard).tolist() for shard in own], ranks)
         ranks.on_main(lambda: shards.claim(cfg.out, encoding))
         name = "encode" if ranks.world == 1 else f"encode, rank 0 of {ranks.world}"
@@ -95,38 +94,24 @@ def _encoded(batches: Iterator[Tensor], autoencoder: Autoencoder, flips: bool, b
         bar.update(len(images))
 
 
-def _check_images(images: ImageFolder, root: Path, parts: list[list[int]], ranks: Ranks) -> None:
+def _check_images(images: ImageFiles, root: Path, parts: list[list[int]], ranks: Ranks) -> None:
     """Each rank looks at the images of its `parts`; all raise the same error."""
     bad = torch.zeros(len(images), device=ranks.device)
     total = sum(map(len, parts))
     with (ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
           tqdm(total=total, unit="img", desc="checking", disable=not (ranks.main and total)) as bar):
         for part in parts:
-            for index, damage in zip(part, pool.map(_damage, map(images.path, part)), strict=True):
+            for index, damage in zip(part, pool.map(images.damage, part), strict=True):
                 if damage:
                     bad[index] = 1
                 bar.update()
-    found = [images.path(index) for index in ranks.total(bad).nonzero().flatten().tolist()]
+    found = ranks.total(bad).nonzero().flatten().tolist()
     if found:
-        names = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
+        names = ", ".join(map(images.name, found[:5])) + (", …" if len(found) > 5 else "")
         begun = shards.holds_latents(root)  # then the names and the order of the images must stay
-        raise UserError(f"{len(found)} of {len(images)} images can not be read: {names} ({_damage(found[0])})",
+        raise UserError(f"{len(found)} of {len(images)} images can not be read: {names} ({images.damage(found[0])})",
                         "intact image files", "replace them by images of the same names" if begun else
                         "replace or delete them: no shard is written yet")
-
-
-def _damage(path: Path) -> str:
-    """What keeps an image from being read; nothing if it is intact. Cheaper than decoding it."""
-    try:
-        with Image.open(path) as image:
-            if image.format == "PNG":
-                image.verify()  # its checksums; does nothing for most other formats
-            else:
-                image.draft("RGB", (1, 1))  # an eighth of a JPEG's size
-                image.load()
-    except Exception as error:  # Pillow's readers raise many kinds
-        return str(error) or repr(error)
-    return ""
 
 
 def _check_space(root: Path, count: int, view: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dit.cli import main, parse
 from dit.config import VaeConfig
-from dit.data.images import load_images
+from dit.data.sources import load_images
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.load import load_extractors

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dit.build import build_card
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, SweepConfig, TrainConfig
-from dit.data.images import load_images
+from dit.data.sources import load_images
 from dit.encode import encode
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate

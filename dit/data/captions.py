@@ -1,4 +1,4 @@
-"""Captioned images: the digits, or a folder with a metadata.jsonl, Hugging Face's imagefolder layout.
+"""Captioned images: a folder with a metadata.jsonl, Hugging Face's imagefolder layout.
 
 Every distinct caption is a class.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dit.data.images import Digits, ImageFolder, Size, is_image
+from dit.data.images import ImageFolder, Size, is_image
 from dit.errors import UserError
 
 METADATA = "metadata.jsonl"
@@ -48,19 +48,6 @@ class CaptionedFolder(ImageFolder):
         """SHA-256 over files and captions, in order."""
         lines = [[name, self.classes[label]] for label, name in zip(self.labels, self._files, strict=True)]
         return _sha256(json.dumps(lines))
-
-
-def load_captioned(data: str, image_size: Size) -> Digits | CaptionedFolder:
-    """The captioned images that `--data` names: `digits`, or a folder with a metadata.jsonl.
-
-    Raises:
-        UserError: as `Digits` and `CaptionedFolder` do.
-    """
-    if data != "digits":
-        return CaptionedFolder(Path(data).expanduser(), image_size)
-    digits = Digits(image_size)
-    digits.classes = list(DIGIT_CAPTIONS)
-    return digits
 
 
 def _read(file: Path) -> list[tuple[str, str]]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import VaeConfig, to_json
-from dit.data.images import Images, load_images, sides, size_flag
+from dit.data.images import Images, sides, size_flag
+from dit.data.sources import load_images
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
