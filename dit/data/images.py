@@ -3,7 +3,8 @@
 import hashlib
 import os
 import struct
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -144,8 +145,7 @@ class ImageFiles:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Tensor:
-        with self.open(index) as file:
-            return decode(file, self.name(index), self.image_size)
+        return decode(partial(self.open, index), self.name(index), self.image_size)
 
     def name(self, index: int) -> str:
         """Where image `index` is stored, in words."""
@@ -209,28 +209,32 @@ class ImageFolder(ImageFiles):
         return digest.hexdigest()
 
 
-def decode(file: BinaryIO, name: str, size: Size) -> Tensor:
-    """An image file, cropped as in ADM: uint8 [3, H, W].
+def decode(open_file: Callable[[], BinaryIO], name: str, size: Size) -> Tensor:
+    """An image file in RGB, cropped as in ADM: uint8 [3, H, W].
 
     Raises:
         UserError: it can not be read; `name` says which it is.
     """
-    pixels = center_crop(read_rgb(file, name), size)
+    pixels = center_crop(_read(open_file, name), size)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_rgb(file: Path | BinaryIO, name: str = "") -> Image.Image:
+def read_rgb(path: Path) -> Image.Image:
     """An image file in RGB, turned as its EXIF tag says, laid on white where it is transparent.
 
     Raises:
-        UserError: it can not be read; `name` says which it is where the file does not.
+        UserError: it can not be read.
     """
+    return _read(lambda: path.open("rb"), str(path))
+
+
+def _read(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with open_file() as file, Image.open(file) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except READ_ERRORS as error:
-        raise UserError(f"{name or file} can not be read as an image ({error})", "an intact image file",
-                        "replace or delete the file") from error
+        raise UserError(f"{name} can not be read as an image ({error})", "an intact image file",
+                        "replace or delete it") from error
 
 
 def center_crop(image: Image.Image, size: Size) -> np.ndarray:

@@ -5,9 +5,11 @@ mirrored itself.
 """
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -45,11 +47,19 @@ class MomentSums:
 
 def decode_batches(images: Images, indices: np.ndarray, batch_size: int) -> Iterator[Tensor]:
     """uint8 batches [B, 3, H, W] of the images at `indices`; threads decode the next while the caller has one."""
-    batches = np.split(indices, range(batch_size, len(indices), batch_size))
+    return in_batches((partial(images.__getitem__, int(i)) for i in indices), batch_size)
+
+
+def in_batches(images: Iterator[Callable[[], Tensor]], batch_size: int) -> Iterator[Tensor]:
+    """Batches [B, ...] of what these functions give; threads call those of the next while the caller has one."""
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        ahead = [pool.submit(images.__getitem__, int(i)) for i in batches[0]]
-        for following in [*batches[1:], np.empty(0, np.int64)]:
-            current, ahead = ahead, [pool.submit(images.__getitem__, int(i)) for i in following]
+
+        def submit() -> list[Future[Tensor]]:
+            return [pool.submit(image) for image in islice(images, batch_size)]
+
+        ahead = submit()
+        while ahead:
+            current, ahead = ahead, submit()
             yield torch.stack([image.result() for image in current])
 
 

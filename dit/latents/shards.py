@@ -2,24 +2,25 @@
 
     encoding.json     what is being encoded and how; written first, so that a rerun can tell whether it fits
     shard-00000.npy   [n, F, 2C, h, w] float16: n images, F = 2 with mirrored ones, else 1
-    shard-00000.json  count, SHA-256 and sums of that shard; written after it, so it says that it is complete
+    shard-00000.json  count, SHA-256 and sums of that shard; written after it, so it says that it is complete. Of a
+                      stream also what its images are labelled, and where the stream goes on
     labels.npy        [N] int64
     index.json        everything a reader needs; written last
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 
-from dit.data.images import Images, Size, sides, size_of
+from dit.data.images import Size, sides, size_of
 from dit.errors import UserError
-from dit.files import LOCK, sha256, write_json
+from dit.files import LOCK, replacing, sha256, write_json
 from dit.latents.moments import MomentSums
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
@@ -35,23 +36,15 @@ class Encoding:
     checksum: str | None  # SHA-256 of the autoencoder's weights
     image_size: int | list[int]
     flips: bool
-    count: int  # images
+    count: int | None  # images; of a stream that shows at the end
     shard_size: int
     fingerprint: str  # of the names and order of the images
     captions: bool = False  # whether classes are captions; not said by folders of earlier versions
 
-    @property
-    def shards(self) -> int:
-        """How many shards there are."""
-        return -(-self.count // self.shard_size)
-
     def indices(self, shard: int) -> np.ndarray:
         """The images of a shard."""
+        assert self.count is not None, "of a stream nobody knows"
         return np.arange(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
-
-    def images_in(self, shards: Sequence[int]) -> int:
-        """How many images these shards hold."""
-        return sum(len(self.indices(shard)) for shard in shards)
 
 
 def plain_size(size: Size) -> int | list[int]:
@@ -113,36 +106,86 @@ def is_complete(root: Path, shard: int) -> bool:
     return path.is_file() and note.keys() >= NOTE_KEYS and note["sha256"] == sha256(path)
 
 
-def write_shard(root: Path, shard: int, batches: Iterator[Tensor], shape: tuple[int, ...]) -> None:
-    """Write one shard from batches of moments [B, F, 2C, h, w], `shape` in all; it appears when it is whole."""
+def begun(root: Path) -> int:
+    """How many shards there are up to the last, complete or not."""
+    return max((int(path.stem.removeprefix("shard-")) + 1 for path in root.glob("shard-*.json")), default=0)
+
+
+def read_note(root: Path, shard: int) -> dict[str, Any]:
+    """What is written beside a complete shard."""
+    return read_json(_note_path(root, shard))
+
+
+def write_shard(root: Path, shard: int, batches: Iterable[Tensor], view: tuple[int, ...],
+                more: Callable[[], dict[str, Any]] = dict) -> None:
+    """Write one shard, which appears when it is whole.
+
+    Args:
+        batches: moments [B, F, 2C, h, w], in all as many as the shard has.
+        view: (F, 2C, h, w).
+        more: for the note, asked for once all batches are written.
+    """
     path = _shard_path(root, shard)
-    beside = path.with_suffix(".npy.tmp")
-    array = np.lib.format.open_memmap(beside, "w+", np.float16, shape)
-    sums, start = [], 0
-    for batch in batches:
-        stored = batch.numpy().astype(np.float16)
-        array[start : start + len(stored)] = stored
-        sums.append(MomentSums.of(stored))
-        start += len(stored)
-    assert start == shape[0], f"{start} images for a shard of {shape[0]}"
-    array.flush()
-    del array
+    beside, sums = path.with_suffix(".npy.tmp"), []
+
+    def stored() -> Iterator[np.ndarray]:
+        for batch in batches:
+            rows = batch.numpy().astype(np.float16)
+            sums.append(MomentSums.of(rows))
+            yield rows
+
+    count = _write_array(beside, stored(), np.dtype(np.float16), view)
     _note_path(root, shard).unlink(missing_ok=True)  # it spoke of the shard that is replaced now
     beside.replace(path)
     total = sum(sums[1:], sums[0])
-    note = {"file": path.name, "count": shape[0], "sha256": sha256(path), "values": total.count}
-    write_json(_note_path(root, shard), note | {"first": total.first.tolist(), "second": total.second.tolist()})
+    note = {"file": path.name, "count": count, "sha256": sha256(path), "values": total.count}
+    statistics = {"first": total.first.tolist(), "second": total.second.tolist()}
+    write_json(_note_path(root, shard), note | statistics | more())
 
 
-def write_index(root: Path, encoding: Encoding, images: Images, shape: tuple[int, int, int]) -> None:
-    """Finish the folder, once all shards are complete."""
-    notes = [read_json(_note_path(root, shard)) for shard in range(encoding.shards)]
+def write_index(root: Path, encoding: Encoding, shards: int, classes: list[str], labels: Iterable[np.ndarray],
+                shape: tuple[int, int, int]) -> int:
+    """Finish the folder, once all shards are complete.
+
+    Args:
+        labels: int64, of all images in their order, in any parts.
+
+    Returns:
+        How many images there are.
+    """
+    keys = ("file", "count", "sha256", "values", "first", "second")
+    notes = [{key: read_note(root, shard)[key] for key in keys} for shard in range(shards)]
     sums = [MomentSums(n["values"], np.array(n["first"]), np.array(n["second"])) for n in notes]
     mean, std = sum(sums[1:], sums[0]).statistics()
-    np.save(root / LABELS, images.labels)
-    shards = [{key: note[key] for key in ("file", "count", "sha256")} for note in notes]
-    index = {"shape": shape, "classes": images.classes, "mean": mean.tolist(), "std": std.tolist(), "shards": shards}
+    with replacing(root / LABELS) as beside:
+        count = _write_array(beside, labels, np.dtype(np.int64), ())
+    assert count == sum(note["count"] for note in notes), "a label for each image"
+    listed = [{key: note[key] for key in ("file", "count", "sha256")} for note in notes]
+    index = {"count": count, "shape": shape, "classes": classes, "mean": mean.tolist(), "std": std.tolist(),
+             "labels_sha256": sha256(root / LABELS), "shards": listed}
     write_json(root / INDEX, dataclasses.asdict(encoding) | index)
+    return count
+
+
+def _write_array(file: Path, parts: Iterable[np.ndarray], dtype: np.dtype, row: tuple[int, ...]) -> int:
+    """An .npy file from its parts [n, *row], of which only one is in memory; how many rows it has."""
+    count = 0
+    with file.open("wb") as opened:
+        _write_header(opened, (0, *row), dtype)
+        start = opened.tell()
+        for part in parts:
+            assert part.shape[1:] == row, f"{part.shape} for rows {row}"
+            opened.write(np.ascontiguousarray(part, dtype).data)
+            count += len(part)
+        opened.seek(0)
+        _write_header(opened, (count, *row), dtype)
+        assert opened.tell() == start, "headers have room for any number of rows"
+    return count
+
+
+def _write_header(opened: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(opened, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def holds_latents(root: Path) -> bool:
