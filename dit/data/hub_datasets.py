@@ -171,7 +171,7 @@ def open_table(data: str, columns: Columns, streaming: bool) -> Table:
     from datasets import ClassLabel, Image
 
     name, split = _parse(data)
-    rows = _choose_split(_load(name, streaming), data, name, split)
+    rows = _choose_split(_load(name, data, streaming), data, name, split)
     features = rows.features if rows.features is not None else rows._resolve_features().features
     image = _choose("--image-column", columns.image, IMAGE_COLUMNS, [n for n in features if _is_image(features[n])],
                     features, data)
@@ -205,7 +205,7 @@ def _parse(data: str) -> tuple[str, str | None]:
     return (head, tail) if data.startswith(HUB) and head and not Path(name).exists() else (name, None)
 
 
-def _load(name: str, streaming: bool) -> Any:
+def _load(name: str, data: str, streaming: bool) -> Any:
     """A Dataset, an IterableDataset, or a dictionary of them by split."""
     import datasets
 
@@ -219,7 +219,7 @@ def _load(name: str, streaming: bool) -> Any:
         owner, *config = [str(path)] if path.exists() else ["/".join(name.split("/")[:2]), *name.split("/")[2:]]
         return datasets.load_dataset(owner, *config, streaming=streaming)
     except Exception as error:  # of many kinds
-        raise UserError(f"--data {name} can not be opened as a data set ({_short(error)})",
+        raise UserError(f"--data {data} can not be opened as a data set ({_short(error)})",
                         "a folder of save_to_disk or of parquet files, or the hub's OWNER/NAME[/CONFIG]",
                         "check the name, or fill the hub's cache where there is a network and set HF_HOME to it"
                         ) from error

@@ -15,7 +15,7 @@ def named_files(pattern: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.exists():
         return [path] if path.is_file() else []
-    if "{" not in pattern and not has_magic(pattern):
+    if not is_pattern(pattern):
         return []
     try:
         names = list(braceexpand(str(path)))
@@ -23,3 +23,8 @@ def named_files(pattern: str) -> list[Path]:
         return []
     found = [sorted(glob(name)) if has_magic(name) else [name] for name in names]
     return [Path(name) for some in found for name in some]
+
+
+def is_pattern(text: str) -> bool:
+    """Whether it has braces or wildcards."""
+    return "{" in text or has_magic(text)

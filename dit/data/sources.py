@@ -7,7 +7,7 @@ from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder
 from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, is_dataset
 from dit.data.images import Digits, ImageFolder, Images, Size, is_image
 from dit.data.labels import Columns
-from dit.data.patterns import named_files
+from dit.data.patterns import is_pattern, named_files
 from dit.data.tars import TarImages, tars_in
 from dit.errors import UserError, nearest
 
@@ -39,6 +39,9 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     path = Path(data).expanduser()
     if path.is_dir():
         return (CaptionedFolder if columns.captions else ImageFolder)(path, image_size)
+    if is_pattern(data):
+        raise UserError(f"--data {data} names no file", "a pattern of .tar or .parquet files that are there",
+                        "check the path, and put the pattern in quotes")
     beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     likely = difflib.get_close_matches(data, beside, n=3)
     raise UserError(f"--data {data} is neither `digits` nor a folder", KINDS, nearest(data, [*likely, "digits"]))
@@ -78,4 +81,4 @@ def _refuse_columns(data: str, columns: Columns) -> None:
     for flag, value in (("--image-column", columns.image), ("--label-column", columns.label)):
         if value is not None:
             raise UserError(f"{flag} {value} with --data {data}", "tar shards, or a data set of Hugging Face, with it",
-                            f"drop {flag}")
+                            f"drop {flag}, or check the path")

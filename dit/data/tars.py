@@ -123,9 +123,18 @@ def _samples(shard: Path) -> Iterator[tuple[tarfile.TarFile, Sample]]:
                 sample[extension.lower()] = member
             if sample:
                 yield tar, sample
+            _check_end(shard, tar.offset)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{shard} can not be read as a tar ({error})", "an intact tar file, not compressed",
                         "fetch it again, unpack a .tar.gz, or pass the shards without it") from error
+
+
+def _check_end(shard: Path, offset: int) -> None:
+    """Whether a shard ends there as a tar does: tarfile takes a missing or a damaged header for the end, too."""
+    with shard.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"it breaks off at byte {offset:,}")
 
 
 def _image(sample: Sample, columns: Columns, shard: Path) -> tarfile.TarInfo | None:
