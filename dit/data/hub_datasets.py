@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dit.data.images import ImageFiles, Size
+from dit.data.images import READ_ERRORS, ImageFiles, Size
 from dit.data.labels import Columns, Labels, Value
 from dit.data.patterns import named_files
 from dit.errors import UserError, nearest
@@ -68,7 +68,7 @@ class DatasetImages(ImageFiles):
         """SHA-256 over classes and a few of the images: the same wherever the data set lies."""
         digest = hashlib.sha256(repr((len(self), self.classes)).encode() + self.labels.tobytes())
         for index in np.linspace(0, len(self) - 1, LOOKED_AT).astype(int).tolist():
-            digest.update(self.open(index).read())
+            digest.update(_content(partial(self.open, index)))
         return digest.hexdigest()
 
 
@@ -104,7 +104,7 @@ class DatasetStream:
         """SHA-256 over the first images and classes."""
         digest = hashlib.sha256(repr(("stream", self.labels)).encode())
         for row, _ in zip(self.start(), range(LOOKED_AT), strict=False):
-            digest.update(row.open().read() + repr(row.value).encode())
+            digest.update(_content(row.open) + repr(row.value).encode())
         return digest.hexdigest()
 
 
@@ -153,6 +153,14 @@ def open_image(value: dict[str, Any] | None) -> BinaryIO:
 
     with fsspec.open(value["path"], "rb") as file:
         return io.BytesIO(file.read())
+
+
+def _content(open_file: Callable[[], BinaryIO]) -> bytes:
+    """What is in a file; nothing if it can not be opened, which is told when it is to be encoded."""
+    try:
+        return open_file().read()
+    except READ_ERRORS:
+        return b""
 
 
 # -- opening -----------------------------------------------------------------------------------------------------
