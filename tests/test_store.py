@@ -3,10 +3,8 @@ import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from dataclasses import replace
 
@@ -149,36 +147,6 @@ def test_rerun_makes_only_what_is_missing_or_damaged(finished, tmp_path, cfg):
     made = {k for k, time_ns in kept.items() if (out / f"shard-0000{k}.npy").stat().st_mtime_ns != time_ns}
     assert made == {2}
     assert torch.equal(everything(LatentStore(out), True), whole)
-
-
-SLOW_ENCODE = """
-import sys, time
-from pathlib import Path
-from dit.config import EncodeConfig
-from dit.data.images import ImageFolder
-from dit.encode import encode
-from dit.hardware import Ranks
-read = ImageFolder.__getitem__
-ImageFolder.__getitem__ = lambda self, index: (time.sleep(0.3 if index > 6 else 0), read(self, index))[1]
-encode(EncodeConfig(data=sys.argv[1], out=Path(sys.argv[2]), image_size=32, batch_size=2, shard_size=6), Ranks())
-"""
-
-
-def test_killed_run_is_continued(cfg, finished):
-    process = subprocess.Popen([sys.executable, "-c", SLOW_ENCODE, cfg.data, str(cfg.out)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (cfg.out / "shard-00001.npy.tmp").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (cfg.out / "shard-00001.npy.tmp").exists()
-    with pytest.raises(UserError, match="run dit encode again to finish"):
-        LatentStore(cfg.out)
-    before = (cfg.out / "shard-00000.npy").stat().st_mtime_ns
-    encode(cfg, Ranks())
-    assert (cfg.out / "shard-00000.npy").stat().st_mtime_ns == before
-    assert not list(cfg.out.glob("*.tmp"))
-    torch.testing.assert_close(everything(LatentStore(cfg.out), True), everything(LatentStore(finished), True))
 
 
 @pytest.mark.parametrize(
