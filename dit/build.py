@@ -1,5 +1,6 @@
 """From configuration to the objects of a run: network, process, loss, data, card."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,16 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from dit.config import TrainConfig
-from dit.data.captions import load_captioned
-from dit.data.images import load_images, sides, size_flag, size_of
+from dit.data.images import sides, size_flag, size_of
+from dit.data.labels import Columns
+from dit.data.sources import load_images
 from dit.diffusion import classifier
 from dit.diffusion.classifier import NoisyClassifier, classifier_loss
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
+from dit.hardware import Ranks
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
-from dit.latents.store import Latents, LatentStore, MemoryLatents, OnlineLatents, holds_latents
+from dit.latents.online import MemoryLatents, OnlineLatents
+from dit.latents.shards import AGAIN, LABELS, holds_latents
+from dit.latents.store import Latents, LatentStore, damaged_shards
 from dit.models.create import create_model, is_classifier
 from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights
 from dit.text import TextEncoder, load_text_encoder
@@ -105,26 +110,28 @@ def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoi
     return Denoiser(network, build_process(config), config.objective, config.learn_sigma)
 
 
-def build_source(config: TrainConfig, autoencoder: Autoencoder) -> Latents:
-    """The latents to train on: stored ones, digits encoded now, or a folder's images encoded as they come."""
+def build_source(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks | None = None) -> Latents:
+    """The latents to train on: stored ones, digits encoded now, or other images encoded as they come."""
     autoencoder.latent_shape(config.image_size)  # tells of a size that does not fit before anything is encoded
     if holds_latents(Path(config.data)):
-        return open_store(config, autoencoder)
-    load = load_captioned if config.conditioning == "text" else load_images
-    images = load(config.data, config.image_size)
+        return open_store(config, autoencoder, ranks or Ranks())
+    if config.skip_damaged:
+        raise UserError(f"--skip-damaged with --data {config.data}", "a folder of latents with it",
+                        "drop --skip-damaged")
+    images = load_images(config.data, config.image_size, Columns(captions=config.conditioning == "text"))
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)
     return OnlineLatents(images, autoencoder, flips)
 
 
-def open_store(config: TrainConfig, autoencoder: Autoencoder) -> LatentStore:
-    """Stored latents, if they are what this configuration would encode.
+def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> LatentStore:
+    """Stored latents, if they are what this configuration would encode; without damaged shards, if it says so.
 
     Raises:
         UserError: encoded by another autoencoder, at another size, or without the flips asked for.
     """
-    store = LatentStore(config.data)
+    store = LatentStore(config.data, ranks.on_main(partial(find_damaged, config.data)) if config.skip_damaged else ())
     again = f"encode again: dit encode --data IMAGES --out OTHER --vae {config.vae} {size_flag(config.image_size)}"
     if store.checksum != autoencoder.checksum:
         raise UserError(f"--data {config.data} was encoded by {store.vae}, not by --vae {config.vae}",
@@ -143,6 +150,23 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder) -> LatentStore:
         raise UserError(f"--flip with --data {config.data}, which holds no mirrored images", "latents with flips",
                         f"drop --flip, or {again} --flip")
     return store
+
+
+def find_damaged(root: str) -> list[str]:
+    """Names of the damaged shards of stored latents; tells of each.
+
+    Raises:
+        UserError: the labels are damaged, without which no shard is of use.
+    """
+    damaged = damaged_shards(root)
+    for damage in damaged:
+        if damage.file == LABELS:
+            raise UserError(f"{Path(root) / LABELS} is damaged ({damage.reason})", "intact labels", AGAIN)
+        print(f"left out: {damage.file}, {damage.images:,} images ({damage.reason})", file=sys.stderr)
+    if damaged:
+        print(f"left out in all: {len(damaged)} damaged shards with {sum(d.images for d in damaged):,} images",
+              file=sys.stderr)
+    return [damage.file for damage in damaged]
 
 
 def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder | None:

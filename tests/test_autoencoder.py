@@ -11,7 +11,7 @@ from dit.data.images import Digits
 from dit.errors import UserError
 from dit.first_stage.networks import create_network
 from dit.latents.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder, sha256
-from dit.latents.store import MemoryLatents
+from dit.latents.online import MemoryLatents
 
 
 @pytest.fixture(scope="module")

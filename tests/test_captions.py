@@ -7,13 +7,16 @@ from PIL import Image
 
 from dit.build import build_source
 from dit.config import EncodeConfig, TrainConfig
-from dit.data.captions import DIGIT_CAPTIONS, METADATA, CaptionedFolder, load_captioned
+from dit.data.captions import DIGIT_CAPTIONS, METADATA, CaptionedFolder
 from dit.data.images import Digits
+from dit.data.labels import Columns
+from dit.data.sources import load_images
 from dit.encode import encode
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import INDEX, LatentStore
+from dit.latents.shards import INDEX
+from dit.latents.store import LatentStore
 
 LINES = [("b/red.png", "a red square"), ("green.png", "a green square"), ("b/blue.png", "a red square")]
 
@@ -50,7 +53,7 @@ def test_fingerprint_knows_captions(tmp_path):
 
 
 def test_digits_are_spelled_out():
-    images = load_captioned("digits", 8)
+    images = load_images("digits", 8, Columns(captions=True))
     assert [images.classes[label] for label in images.labels[:3]] == ["a zero", "a one", "a two"]
     assert np.array_equal(images.labels, Digits(8).labels)
     assert len(set(DIGIT_CAPTIONS)) == 10
@@ -88,7 +91,7 @@ def test_no_captions_and_empty_ones_are_refused(tmp_path):
         CaptionedFolder(file.parent, 8)
     file.unlink()
     with pytest.raises(UserError, match=r"no metadata\.jsonl .* drop --conditioning text"):
-        load_captioned(str(file.parent), 8)
+        load_images(str(file.parent), 8, Columns(captions=True))
 
 
 def text_config(data, **settings):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dit.cli import main, parse
 from dit.config import VaeConfig
-from dit.data.images import load_images
+from dit.data.sources import load_images
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.load import load_extractors
@@ -32,7 +32,7 @@ from dit.first_stage.quality import measure
 from dit.first_stage.train import batches, fit, random_shift, split, statistics, to_unit, train_vae
 from dit.hardware import Ranks
 from dit.latents.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_autoencoder
-from dit.latents.store import MemoryLatents
+from dit.latents.online import MemoryLatents
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ from dit.data.images import (
     Digits,
     ImageFolder,
     center_crop,
-    load_images,
     sides,
     size_flag,
     size_of,
     tell_size,
     to_digits,
 )
+from dit.data.sources import load_images
 from dit.errors import UserError
 
 

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,66 @@ def test_orders_are_equally_likely():
 def test_neighbours_are_scattered():
     order = permute(np.arange(10_000), 10_000, 0, 0)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.04  # 4 deviations
+
+
+# -- a thousand million samples ----------------------------------------------------------------------------------
+
+BILLION = 10**9
+MOST = 148.2  # of chi-squared with 99 degrees of freedom, p = 0.001
+
+
+def chi_squared(values: np.ndarray, others: np.ndarray | None = None, size: int = BILLION) -> float:
+    """How far values in range(size) are from falling evenly into 100 cells; or pairs of them into 10 x 10."""
+    if others is None:
+        cells = values * 100 // size
+    else:
+        cells = values * 10 // size * 10 + others * 10 // size
+    expected = len(values) / 100
+    return float(((np.bincount(cells, minlength=100) - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("size", [10**6 + 3, 2**20, 2**20 + 1])
+def test_permute_is_a_bijection_of_a_million(size):
+    order = permute(np.arange(size), size, 3, 1)
+    assert np.bincount(order, minlength=size).max() == 1
+    assert order.min() == 0
+    assert order.max() == size - 1
+
+
+@pytest.mark.parametrize("start", [0, BILLION // 3, BILLION - 10**6])
+def test_a_million_of_a_billion_positions_take_different_samples(start):
+    order = permute(np.arange(start, start + 10**6), BILLION, 0, 0)
+    assert len(np.unique(order)) == 10**6
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("size", [BILLION, 2**30, 2**30 + 1, 10**12])
+def test_samples_are_uniform_wherever_one_looks(size, seed):
+    for start in (0, size // 2, size - 10**5):
+        order = permute(np.arange(start, start + 10**5), size, seed, 0)
+        assert chi_squared(order, size=size) < MOST
+        assert chi_squared(order[:-1], order[1:], size) < MOST  # neighbours
+        assert chi_squared(order[:-256], order[256:], size) < MOST  # the same place in the next batch
+        assert chi_squared(order, permute(np.arange(start, start + 10**5), size, seed, 1), size) < MOST  # next pass
+        assert chi_squared(order, permute(np.arange(start, start + 10**5), size, seed + 1, 0), size) < MOST
+        low = order % 100  # the last digits are as uniform as the first
+        assert ((np.bincount(low, minlength=100) - 1000) ** 2 / 1000).sum() < MOST
+
+
+def test_first_samples_are_uniform_over_seeds():
+    firsts = np.array([batch_indices(0, BILLION, 1, seed)[0] for seed in range(2000)])
+    assert chi_squared(firsts) < MOST
+
+
+@pytest.mark.parametrize("size", [BILLION, 2**30 + 1])  # the latter takes up to four turns a number
+def test_a_batch_of_a_billion_samples_takes_memory_for_the_batch_alone(size):
+    batch_indices(0, size, 4096, 0)
+    tracemalloc.start()
+    for step in (0, 10**5, size // 4096):  # the last one reaches into the next pass
+        assert len(batch_indices(step, size, 4096, 0)) == 4096
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6  # bytes, of which the indices are 32,768
 
 
 def _draw(*stream: int) -> list[float]:

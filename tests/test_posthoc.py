@@ -16,11 +16,11 @@ from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.info import info
 from dit.models.dit import SIZES
-from dit.sampling_plan import build_sampling
 from dit.posthoc import FOLDER, ema, file_name, find_snapshots, mixtures
 from dit.profiles import gamma_of, inner_products
 from dit.runs import checkpoint_name, latest, read_header, read_weights, write_weights
 from dit.sample_folder import protocol
+from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 from dit.training import trainer
 from dit.training.ema import Profile, snapshot_every

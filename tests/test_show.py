@@ -10,7 +10,7 @@ from dit import cli
 from dit.build import build_text_encoder
 from dit.config import ShowConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
-from dit.data.images import load_images
+from dit.data.sources import load_images
 from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.errors import UserError
 from dit.generate import ImageNoise, generate

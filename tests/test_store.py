@@ -1,10 +1,11 @@
 import fcntl
+import gc
+import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from dit.config import EncodeConfig
+from dit.build import build_source
+from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder
+from dit.data.order import batch_indices
 from dit.encode import encode
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents import store
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import LatentStore, MemoryLatents, MomentSums, OnlineLatents, holds_latents
+from dit.latents.moments import MomentSums, decode_batches
+from dit.latents.online import MemoryLatents, OnlineLatents
+from dit.latents.shards import holds_latents
+from dit.latents.store import Damage, LatentStore, damaged_shards
 
 COUNT = 20
 
@@ -61,7 +67,7 @@ def finished(data, tmp_path_factory):
 
 
 def everything(source, flip):
-    return source.read(np.arange(COUNT), np.full(COUNT, flip))
+    return source.read(np.arange(COUNT), np.full(COUNT, flip)).float()
 
 
 def copy_of(finished, tmp_path):
@@ -75,16 +81,17 @@ def test_stored_moments_are_those_of_the_image_or_its_mirror(finished, data, aut
     images = torch.stack([ImageFolder(data, 32)[i] for i in range(COUNT)])
     direct = autoencoder.encode(images.flip(-1) if flip else images)
     stored = everything(LatentStore(finished), flip)
-    assert stored.dtype == torch.float32
     torch.testing.assert_close(stored, direct, rtol=1e-3, atol=1e-4)  # float16 keeps 11 bits
 
 
 def test_read_takes_any_order_across_shards(finished):
     latents = LatentStore(finished)
-    whole = torch.stack([everything(latents, False), everything(latents, True)], 1)
+    whole = torch.from_numpy(np.concatenate([np.load(finished / f"shard-0000{k}.npy") for k in range(4)]))
     indices = np.random.default_rng(0).integers(0, COUNT, 50)
     flip = np.random.default_rng(1).random(50) < 0.5
-    assert torch.equal(latents.read(indices, flip), whole[torch.from_numpy(indices), torch.from_numpy(flip).long()])
+    found = latents.read(indices, flip)
+    assert found.dtype == torch.float16  # as on the disk: the device makes float32 of it
+    assert torch.equal(found, whole[torch.from_numpy(indices), torch.from_numpy(flip).long()])
 
 
 def test_store_describes_itself(finished, autoencoder):
@@ -102,7 +109,7 @@ def test_sources_agree(finished, data, autoencoder):
     sources = [LatentStore(finished), MemoryLatents.encode(images, autoencoder, True, batch_size=7),
                OnlineLatents(images, autoencoder, True)]
     indices, flip = np.array([3, 19, 0, 3]), np.array([True, False, False, False])
-    stored, *others = [source.read(indices, flip) for source in sources]
+    stored, *others = [source.read(indices, flip).float() for source in sources]
     for other in others:
         torch.testing.assert_close(stored, other, rtol=1e-3, atol=1e-4)
     expected = sources[0].statistics()
@@ -140,36 +147,6 @@ def test_rerun_makes_only_what_is_missing_or_damaged(finished, tmp_path, cfg):
     made = {k for k, time_ns in kept.items() if (out / f"shard-0000{k}.npy").stat().st_mtime_ns != time_ns}
     assert made == {2}
     assert torch.equal(everything(LatentStore(out), True), whole)
-
-
-SLOW_ENCODE = """
-import sys, time
-from pathlib import Path
-from dit.config import EncodeConfig
-from dit.data.images import ImageFolder
-from dit.encode import encode
-from dit.hardware import Ranks
-read = ImageFolder.__getitem__
-ImageFolder.__getitem__ = lambda self, index: (time.sleep(0.3 if index > 6 else 0), read(self, index))[1]
-encode(EncodeConfig(data=sys.argv[1], out=Path(sys.argv[2]), image_size=32, batch_size=2, shard_size=6), Ranks())
-"""
-
-
-def test_killed_run_is_continued(cfg, finished):
-    process = subprocess.Popen([sys.executable, "-c", SLOW_ENCODE, cfg.data, str(cfg.out)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (cfg.out / "shard-00001.npy.tmp").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (cfg.out / "shard-00001.npy.tmp").exists()
-    with pytest.raises(UserError, match="run dit encode again to finish"):
-        LatentStore(cfg.out)
-    before = (cfg.out / "shard-00000.npy").stat().st_mtime_ns
-    encode(cfg, Ranks())
-    assert (cfg.out / "shard-00000.npy").stat().st_mtime_ns == before
-    assert not list(cfg.out.glob("*.tmp"))
-    torch.testing.assert_close(everything(LatentStore(cfg.out), True), everything(LatentStore(finished), True))
 
 
 @pytest.mark.parametrize(
@@ -308,8 +285,122 @@ def test_damaged_json_is_named_and_mended(finished, data, tmp_path, content):
 def test_labels_beyond_the_classes_are_refused(finished, tmp_path):
     out = copy_of(finished, tmp_path)
     np.save(out / "labels.npy", np.arange(COUNT))
-    with pytest.raises(UserError, match=r"labels\.npy holds labels 0 to 19; expected 0 to 1"):
+    latents = LatentStore(out)  # looks at no label: there may be billions
+    assert len(latents.read(np.array([0, 1]), np.zeros(2, bool))) == 2
+    with pytest.raises(UserError, match=r"labels\.npy holds labels 1 to 19; expected 0 to 1"):
+        latents.read(np.array([1, 19]), np.zeros(2, bool))
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_shards_are_found_by_their_checksum(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    assert damaged_shards(out) == []
+    flip_a_bit(out / "shard-00001.npy")
+    LatentStore(out)  # a bit is not seen by opening
+    (out / "shard-00003.npy").unlink()
+    flip_a_bit(out / "labels.npy")
+    found = {damage.file: damage for damage in damaged_shards(out)}
+    assert found.keys() == {"shard-00001.npy", "shard-00003.npy", "labels.npy"}
+    assert found["shard-00003.npy"] == Damage("shard-00003.npy", 2, "missing")
+    assert "SHA-256" in found["shard-00001.npy"].reason
+    with pytest.raises(UserError, match=r"shard-00003\.npy is missing .*run dit encode again.*--skip-damaged"):
         LatentStore(out)
+
+
+@pytest.mark.parametrize("lost", [["shard-00000.npy"], ["shard-00001.npy"], ["shard-00003.npy"],
+                                  ["shard-00002.npy", "shard-00000.npy"]])
+def test_a_store_without_shards_is_that_of_the_remaining_images(finished, tmp_path, lost):
+    out, whole = copy_of(finished, tmp_path), LatentStore(finished)
+    for name in lost:
+        (out / name).unlink()
+    kept = np.array([i for i in range(COUNT) if f"shard-{i // 6:05d}.npy" not in lost])
+    rest = LatentStore(out, lost)
+    np.testing.assert_array_equal(rest.labels, whole.labels[kept])
+    for flip in (False, True):
+        every = rest.read(np.arange(len(kept)), np.full(len(kept), flip))
+        assert torch.equal(every, whole.read(kept, np.full(len(kept), flip)))
+    with pytest.raises(UserError, match=r"all shards of .* are damaged"):
+        LatentStore(out, [f"shard-0000{k}.npy" for k in range(4)])
+
+
+def open_shards():
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return sum("shard-" in os.readlink(link) for link in links if os.path.islink(link))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux")
+def test_no_more_shards_are_open_than_allowed(finished, monkeypatch):
+    latents = LatentStore(finished)
+    expected = everything(latents, True)
+    monkeypatch.setattr(store, "MOST_OPEN", 2)
+    del latents
+    gc.collect()
+    before, few = open_shards(), LatentStore(finished)
+    shuffled = np.random.default_rng(0).permutation(COUNT)
+    assert torch.equal(few.read(shuffled, np.full(COUNT, True)).float(), expected[shuffled])
+    assert open_shards() - before <= 2
+    del few
+    gc.collect()
+    assert open_shards() == before
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    latents = LatentStore(out)
+    os.truncate(out / "shard-00000.npy", 5000)
+    with pytest.raises(UserError, match=r"shard-00000\.npy breaks off before byte"):
+        latents.read(np.arange(6), np.zeros(6, bool))
+
+
+def test_a_billion_latents_cost_no_memory(finished, tmp_path):
+    """Files with holes: a store of 10^9 images of which nothing was ever written."""
+    size = 10**9
+    index = json.loads((finished / "index.json").read_text())
+    names = [f"shard-{k:05d}.npy" for k in range(4)]
+    index |= {"count": size, "shape": [1, 1, 1], "flips": False, "shard_size": size // 4,
+              "shards": [{"file": name, "count": size // 4, "sha256": ""} for name in names]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    for name, dtype, shape in [("labels.npy", "<i8", (size,))] + [(n, "<f2", (size // 4, 1, 2, 1, 1)) for n in names]:
+        with (tmp_path / name).open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+            file.truncate(file.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
+    tracemalloc.start()
+    latents = LatentStore(tmp_path)
+    for step in (0, 123_456, size // 256 - 1):
+        indices = batch_indices(step, len(latents.labels), 256, seed=0)
+        assert latents.read(indices, np.zeros(256, bool)).abs().sum() == 0
+        assert latents.labels[indices].sum() == 0
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_training_leaves_damaged_shards_out_if_asked(finished, tmp_path, capsys, monkeypatch):
+    out = copy_of(finished, tmp_path)
+    config = TrainConfig(data=str(out), image_size=32, skip_damaged=True)
+    autoencoder = load_autoencoder("digits")
+    assert len(build_source(config, autoencoder).labels) == COUNT
+    assert "left out" not in capsys.readouterr().err
+    flip_a_bit(out / "shard-00001.npy")
+    (out / "shard-00003.npy").unlink()
+    source = build_source(config, autoencoder)
+    np.testing.assert_array_equal(source.labels, [0] * 6 + [1] * 6)
+    said = capsys.readouterr().err
+    assert "left out: shard-00003.npy, 2 images (missing)" in said
+    assert "left out in all: 2 damaged shards with 8 images" in said
+    flip_a_bit(out / "labels.npy")
+    with pytest.raises(UserError, match=r"labels\.npy is damaged"):
+        build_source(config, autoencoder)
+    with pytest.raises(UserError, match="--skip-damaged with --data digits"):
+        build_source(replace(config, data="digits"), autoencoder)
 
 
 TWO_RANKS = """
@@ -340,6 +431,6 @@ def test_two_ranks_make_the_same_store(cfg, finished, tmp_path):
 
 def test_decode_batches_keeps_order(data):
     images = ImageFolder(data, 32)
-    batches = list(store.decode_batches(images, np.arange(3, 14), 4))
+    batches = list(decode_batches(images, np.arange(3, 14), 4))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in range(3, 14)]))

@@ -25,7 +25,7 @@ from dit.config import SamplerConfig, TrainConfig
 from dit.generate import sample_grid, sample_latents
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import MemoryLatents
+from dit.latents.online import MemoryLatents
 from dit.models.dit import SIZES
 from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify
 from dit.sampling_plan import build_sampling

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dit.build import build_card
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, SweepConfig, TrainConfig
-from dit.data.images import load_images
+from dit.data.sources import load_images
 from dit.encode import encode
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
@@ -20,7 +20,8 @@ from dit.evaluation.sweep.sweep import sweep
 from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import LatentStore, OnlineLatents
+from dit.latents.online import OnlineLatents
+from dit.latents.store import LatentStore
 from dit.runs import Card, find_weights, read_metrics
 from dit.sample import sample
 from dit.sample_folder import sample_folder

@@ -11,10 +11,12 @@ from dit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """Encode an image folder to latents once, so that training need not; continues where it was interrupted."""
+    """Encode images to latents once, so that training need not; continues where it was interrupted."""
 
     data: str
-    """`digits`, or a folder of images, flat or with one subfolder per class."""
+    """`digits`; a folder of images, flat or with one subfolder per class; WebDataset shards, by their folder or a
+    pattern such as 'train-{0000..0009}.tar'; a data set of Hugging Face: hf:OWNER/NAME, hf:OWNER/NAME:SPLIT or
+    hf:OWNER/NAME/CONFIG:SPLIT of the hub, a folder of save_to_disk, a folder or pattern of .parquet files."""
     out: Path
     """Folder for the latent shards."""
     vae: str = "digits"
@@ -22,7 +24,15 @@ class EncodeConfig:
     image_size: int | tuple[int, int] = 256
     """Side of the images in pixels, or their height and width."""
     captions: bool = False
-    """Keep captions, for --conditioning text: those of digits, or of the folder's metadata.jsonl."""
+    """Keep captions, for --conditioning text: those of digits, of the folder's metadata.jsonl, of .txt or .json in tar
+    shards, or of a column of texts."""
+    image_column: str | None = None
+    """Column of a data set, or extension in tar shards, that is the image, where several could be."""
+    label_column: str | None = None
+    """Column of a data set, or extension or key of .json in tar shards, that is the class or, with --captions, the
+    caption, where it has another name than usual."""
+    streaming: bool = False
+    """Read a data set of Hugging Face from front to back, without a copy on the disk; every rank reads all of it."""
     flip: bool | None = None
     """Store the mirrored image too; unless given, on where the data allows it (never for digits)."""
     batch_size: int = 64

@@ -20,6 +20,8 @@ class TrainConfig:
     """`digits` (1,797 handwritten digits, ships with scikit-learn), a folder with one subfolder of images per
     class, a folder of images without classes, or a folder of latents written by `dit encode`; with --conditioning text
     a folder with a metadata.jsonl of captions."""
+    skip_damaged: bool = False
+    """With a folder of latents: compare the checksum of every shard first, and train without those that are damaged."""
     vae: str = "digits"
     """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a
     local folder in diffusers' layout."""

@@ -1,16 +1,16 @@
-"""Captioned images: the digits, or a folder with a metadata.jsonl, Hugging Face's imagefolder layout.
+"""Captioned images: a folder with a metadata.jsonl, Hugging Face's imagefolder layout.
 
 Every distinct caption is a class.
 """
 
-import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from dit.data.images import Digits, ImageFolder, Size, is_image
+from dit.data.images import ImageFolder, Size, is_image
+from dit.data.labels import by_hash, sha256
 from dit.errors import UserError
 
 METADATA = "metadata.jsonl"
@@ -35,7 +35,7 @@ class CaptionedFolder(ImageFolder):
         self.image_size = image_size
         entries = _read(self.root / METADATA)
         self._files = [name for name, _ in entries]
-        self.classes = sorted({text for _, text in entries}, key=_sha256)
+        self.classes = by_hash(text for _, text in entries)
         ids = {text: i for i, text in enumerate(self.classes)}
         self.labels = np.array([ids[text] for _, text in entries], dtype=np.int64)
 
@@ -47,20 +47,7 @@ class CaptionedFolder(ImageFolder):
     def fingerprint(self) -> str:
         """SHA-256 over files and captions, in order."""
         lines = [[name, self.classes[label]] for label, name in zip(self.labels, self._files, strict=True)]
-        return _sha256(json.dumps(lines))
-
-
-def load_captioned(data: str, image_size: Size) -> Digits | CaptionedFolder:
-    """The captioned images that `--data` names: `digits`, or a folder with a metadata.jsonl.
-
-    Raises:
-        UserError: as `Digits` and `CaptionedFolder` do.
-    """
-    if data != "digits":
-        return CaptionedFolder(Path(data).expanduser(), image_size)
-    digits = Digits(image_size)
-    digits.classes = list(DIGIT_CAPTIONS)
-    return digits
+        return sha256(json.dumps(lines))
 
 
 def _read(file: Path) -> list[tuple[str, str]]:
@@ -93,7 +80,3 @@ def _entry(file: Path, number: int, line: bytes) -> tuple[str, str]:
     if not isinstance(text, str) or not text.strip():
         raise wrong(f"caption {text!r} of {name}", "a text that is not empty")
     return name, text.strip()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

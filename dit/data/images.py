@@ -1,12 +1,12 @@
-"""Images and their classes: the digits that ship with scikit-learn, or a folder, flat or with a subfolder per class."""
+"""Images and their classes: the digits that ship with scikit-learn, and image files, such as those of a folder."""
 
-import difflib
 import hashlib
 import os
 import struct
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dit.errors import UserError, nearest
+from dit.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # of Pillow
@@ -126,18 +126,56 @@ def to_digits(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(gray, DIGIT_SIDE).flatten(1)
 
 
-class ImageFolder:
-    """Images in `root/CLASS/FILE`, classes and files in alphabetical order; or in `root/FILE`, then without classes.
+class ImageFiles:
+    """Images in files of the common formats, wherever these lie; `name` and `open` say where.
 
     Images are decoded when asked for, turned as their EXIF tag says, laid on white where they are transparent, and
     cropped as in ADM (see `center_crop`).
 
     Raises:
+        UserError: when an image is asked for: its file can not be read.
+    """
+
+    image_size: Size
+    labels: np.ndarray  # [N] int64; all 0 where there are no classes
+    classes: list[str]
+    flips = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return decode(partial(self.open, index), self.name(index), self.image_size)
+
+    def name(self, index: int) -> str:
+        """Where image `index` is stored, in words."""
+        raise NotImplementedError
+
+    def open(self, index: int) -> BinaryIO:
+        """The file of image `index`."""
+        raise NotImplementedError
+
+    def damage(self, index: int) -> str:
+        """What keeps an image from being read; nothing if it is intact. Cheaper than decoding it."""
+        try:
+            with self.open(index) as file, Image.open(file) as image:
+                if image.format == "PNG":
+                    image.verify()  # its checksums; does nothing for most other formats
+                else:
+                    image.draft("RGB", (1, 1))  # an eighth of a JPEG's size
+                    image.load()
+        except Exception as error:  # Pillow's readers raise many kinds
+            return str(error) or repr(error)
+        return ""
+
+
+class ImageFolder(ImageFiles):
+    """Images in `root/CLASS/FILE`, classes and files in alphabetical order; or in `root/FILE`, then without classes.
+
+    Raises:
         UserError: the folder is missing, empty, with images both directly and in subfolders, or a class folder has no
             images; when an image is asked for: the file can not be read.
     """
-
-    flips = True
 
     def __init__(self, root: str | Path, image_size: Size):
         self.root = Path(root)
@@ -147,9 +185,6 @@ class ImageFolder:
         self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(names) for names in files])
         self._files = [name for names in files for name in names]
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def path(self, index: int) -> Path:
         """Where image `index` is stored."""
         return self.root / self._folder(index) / self._files[index]
@@ -157,9 +192,13 @@ class ImageFolder:
     def _folder(self, index: int) -> str:
         return self.classes[self.labels[index]] if self.classes else ""
 
-    def __getitem__(self, index: int) -> Tensor:
-        pixels = center_crop(read_rgb(self.path(index)), self.image_size)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    def name(self, index: int) -> str:
+        """Where image `index` is stored, in words."""
+        return str(self.path(index))
+
+    def open(self, index: int) -> BinaryIO:
+        """The file of image `index`."""
+        return self.path(index).open("rb")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -170,18 +209,32 @@ class ImageFolder:
         return digest.hexdigest()
 
 
+def decode(open_file: Callable[[], BinaryIO], name: str, size: Size) -> Tensor:
+    """An image file in RGB, cropped as in ADM: uint8 [3, H, W].
+
+    Raises:
+        UserError: it can not be read; `name` says which it is.
+    """
+    pixels = center_crop(_read(open_file, name), size)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
 def read_rgb(path: Path) -> Image.Image:
     """An image file in RGB, turned as its EXIF tag says, laid on white where it is transparent.
 
     Raises:
         UserError: it can not be read.
     """
+    return _read(lambda: path.open("rb"), str(path))
+
+
+def _read(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with open_file() as file, Image.open(file) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except READ_ERRORS as error:
-        raise UserError(f"{path} can not be read as an image ({error})", "an intact image file",
-                        "replace or delete the file") from error
+        raise UserError(f"{name} can not be read as an image ({error})", "an intact image file",
+                        "replace or delete it") from error
 
 
 def center_crop(image: Image.Image, size: Size) -> np.ndarray:
@@ -253,20 +306,3 @@ def image_files(root: Path, name: str) -> list[str]:
 def is_image(name: str) -> bool:
     """Whether a file of this name is taken for an image."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def load_images(data: str, image_size: Size) -> Digits | ImageFolder:
-    """The images that `--data` names: `digits`, or a folder, flat (no classes) or with one subfolder per class.
-
-    Raises:
-        UserError: neither of the two; or as `Digits` and `ImageFolder` do.
-    """
-    if data == "digits":
-        return Digits(image_size)
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return ImageFolder(path, image_size)
-    beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    likely = difflib.get_close_matches(data, beside, n=3)
-    raise UserError(f"--data {data} is neither `digits` nor a folder", "an existing folder",
-                    nearest(data, [*likely, "digits"]))

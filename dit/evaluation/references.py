@@ -20,7 +20,7 @@ from dit.evaluation.scores import metrics
 from dit.evaluation.scores.frechet import from_moments
 from dit.evaluation.scores.metrics import Range, Score, Target
 from dit.hardware import Ranks
-from dit.latents.store import holds_latents
+from dit.latents.shards import holds_latents
 
 STATISTICS_ONLY = "the reference has statistics only, no images"
 

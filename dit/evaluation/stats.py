@@ -23,7 +23,7 @@ from dit.evaluation.references import choose_extractors
 from dit.evaluation.scores.frechet import Counted, merge, moments
 from dit.files import sha256
 from dit.hardware import Ranks, versions
-from dit.latents.store import holds_latents
+from dit.latents.shards import holds_latents
 
 DIGITS_SIZE = 32
 MOST = 50_000  # images whose features are in memory at a time

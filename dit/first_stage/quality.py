@@ -12,7 +12,7 @@ from dit.evaluation.scores.frechet import fit, frechet
 from dit.evaluation.scores.metrics import score_names
 from dit.first_stage.codebook import nearest_entries, perplexity, usage
 from dit.latents.autoencoder import Autoencoder, VQCodec
-from dit.latents.store import decode_batches
+from dit.latents.moments import decode_batches
 
 SSIM_WINDOW = 11  # pixels
 NOISE = 0.1  # deviations of the latents, to tell how brittle they are

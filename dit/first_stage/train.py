@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import VaeConfig, to_json
-from dit.data.images import Images, load_images, sides, size_flag
+from dit.data.images import Images, sides, size_flag
+from dit.data.sources import load_images
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
@@ -29,7 +30,7 @@ from dit.first_stage.networks import create_network, latent_sides, save
 from dit.first_stage.quality import Scores, measure, reconstruct
 from dit.hardware import Ranks, autocast
 from dit.latents.autoencoder import Autoencoder, codec_of, load_autoencoder
-from dit.latents.store import MomentSums, decode_batches
+from dit.latents.moments import MomentSums, decode_batches
 from dit.pictures import fitting_scale, grid, loss_curve
 from dit.runs import read_metrics
 

@@ -11,7 +11,8 @@ from dit.runs import Card, latest
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum", "ema_every", "eval_every", "eval_reference", "eval_weights", "text_encoder",
-        "parallel", "recompute", "keep_every", "timeout", "wandb"}
+        "parallel", "recompute", "keep_every", "timeout", "wandb",
+        "skip_damaged"}
 """Settings that may differ when a run goes on. `data`, `vae` and `text_encoder` may have moved: their classes, shapes
 and checksum may not."""
 DELIBERATE = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout",

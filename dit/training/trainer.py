@@ -73,7 +73,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
                         f"{config.grad_accum}", f"a multiple of {share}", "change one of them")
     autoencoder = load_autoencoder(config.vae, ranks.device)
-    source = build_source(config, autoencoder)
+    source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
     before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
     card = build_card(config, source, encoder, before or kin)

@@ -1,0 +1,112 @@
+"""Encoding that is killed ends as if it had not been: every source, in the middle of a shard."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import webdataset
+from conftest import ROOT, torchrun
+from PIL import Image
+
+from dit.config import EncodeConfig
+from dit.encode import encode
+from dit.errors import UserError
+from dit.hardware import Ranks
+from dit.latents.store import LatentStore
+
+COUNT = 22
+SLOW = """
+import sys, time
+from pathlib import Path
+from dit.config import EncodeConfig
+from dit.encode import encode
+from dit.hardware import Ranks
+from dit.latents.autoencoder import Autoencoder
+quick, calls = Autoencoder.encode, []
+def slow(self, images):
+    calls.append(len(images))
+    time.sleep(0 if sum(calls) < 16 else 0.3)
+    return quick(self, images)
+Autoencoder.encode = slow
+encode(EncodeConfig(data=sys.argv[1], out=Path(sys.argv[2]), streaming=sys.argv[3] == "True", vae="identity",
+                    image_size=8, batch_size=2, shard_size=6), Ranks())
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The same images in a folder, in tar shards and in parquet files."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("folder", "tars", "parquet"):
+        (root / name).mkdir()
+    files = []
+    for number in range(COUNT):
+        file = io.BytesIO()
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+        (root / "folder" / f"{number:02d}.png").write_bytes(files[-1])
+    with webdataset.ShardWriter(str(root / "tars" / "%03d.tar"), maxcount=5, verbose=0) as writer:
+        for number, file in enumerate(files):
+            writer.write({"__key__": f"{number:02d}", "png": file})
+    rows = datasets.Dataset.from_dict({"image": files})
+    for part in range(2):
+        rows.shard(2, part, contiguous=True).to_parquet(root / "parquet" / f"{part}.parquet", batch_size=4)
+    return root
+
+
+def settings(data, out, streaming):
+    return EncodeConfig(data=str(data), out=out, streaming=streaming, vae="identity", image_size=8, batch_size=2,
+                        shard_size=6)
+
+
+def contents(out):
+    """Bytes of arrays, and of all that is told of them but where a stream stood: `datasets` has many words for that."""
+    arrays = {path.name: path.read_bytes() for path in out.glob("*.npy")}
+    told = {path.name: json.loads(path.read_text()) for path in out.glob("*.json")}
+    for note in told.values():
+        note.pop("position", None)
+    return arrays | told
+
+
+def kill_in_shard(number, data, out, streaming):
+    """Encode in another process, and end that in the middle of a shard."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW, data, out, str(streaming)], stderr=subprocess.DEVNULL,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    begun, deadline = out / f"shard-{number:05d}.npy.tmp", time.monotonic() + 100
+    while not begun.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert begun.exists()
+
+
+@pytest.mark.parametrize(("name", "streaming"), [("folder", False), ("tars", False), ("parquet", False),
+                                                ("parquet", True)])
+def test_a_killed_encoding_goes_on_to_the_same_bytes(places, tmp_path, name, streaming):
+    whole = encode(settings(places / name, tmp_path / "whole", streaming), Ranks())
+    out = tmp_path / "killed"
+    kill_in_shard(1, places / name, out, streaming)
+    with pytest.raises(UserError, match="run dit encode again to finish"):
+        LatentStore(out)
+    before = (out / "shard-00000.npy").stat().st_mtime_ns
+    encode(settings(places / name, out, streaming), Ranks())
+    assert contents(out) == contents(whole)
+    assert (out / "shard-00000.npy").stat().st_mtime_ns == before
+    assert not list(out.glob("*.tmp"))
+
+
+def test_two_ranks_share_a_stream(places, tmp_path):
+    whole = encode(settings(places / "parquet", tmp_path / "whole", True), Ranks())
+    out = tmp_path / "two"
+    flags = ["--streaming", "--vae", "identity", "--image-size", "8", "--batch-size", "2", "--shard-size", "6"]
+    torchrun(Path(ROOT) / "dit" / "cli.py", "encode", "--data", places / "parquet", "--out", out, *flags)
+    assert contents(out) == contents(whole)
