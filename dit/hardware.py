@@ -135,7 +135,11 @@ def ranks() -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE, device_id=device if cuda else None)
+    found, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of torchrun, which keeps the addresses of dead ranks
+    store = dist.PrefixStore(f"start-{start}-of-{world}", found)
+    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world,
+                            device_id=device if cuda else None)
     yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are elsewhere
 

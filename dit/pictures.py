@@ -78,7 +78,8 @@ def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
     from matplotlib import colormaps
 
-    weights = (weights / weights.amax((1, 2), keepdim=True)).cpu()
+    weights = weights.float().cpu()
+    weights = weights / weights.amax((1, 2), keepdim=True)
     colours = torch.from_numpy(colormaps["inferno"](weights.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
     factors = images.shape[-2] // weights.shape[1], images.shape[-1] // weights.shape[2]
     gray = images.float().mean(1, keepdim=True)

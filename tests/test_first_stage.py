@@ -459,6 +459,12 @@ def test_statistics_are_those_of_drawn_latents():
     torch.testing.assert_close(std, 1 / bundled.scale.flatten(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_the_rate_rises_and_falls_in_any_number_of_steps(steps: int, tmp_path: Path):
+    schedule = train.Learner.create(config(tmp_path, steps=steps), CPU).schedule
+    assert 0 < schedule.get_last_lr()[0] <= 4e-3
+
+
 def test_loss_falls_within_a_few_steps(tmp_path: Path):
     cfg = config(tmp_path, steps=60, lr=4e-3)
     images = load_images("digits", 16)

@@ -88,6 +88,9 @@ def test_heat_is_bright_where_the_weights_are_large():
     cells = found[0].unflatten(-1, (3, 4)).unflatten(-3, (2, 2))  # [3, 2, 2, 3, 4]
     assert torch.equal(cells, cells[:, :, :1, :, :1].expand_as(cells))
     assert (cells[..., 0, :, 0].float().sum(0).flatten().diff() > 0).all()
+    coarse = [pictures.heat(torch.zeros(2, 3, 4, 12, dtype=torch.uint8), w)
+              for w in (weights.bfloat16(), weights.bfloat16().float())]
+    assert torch.equal(*coarse)
     below = pictures.heat(torch.full((1, 3, 4, 12), 255, dtype=torch.uint8), weights[:1])
     assert (below.int() - found[:1].int() - round(255 * (1 - pictures.HEAT))).abs().max() <= 1
 

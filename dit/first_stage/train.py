@@ -147,7 +147,8 @@ class Learner:
         """
         network = create_network(cfg).to(device).train()
         optimizer = torch.optim.AdamW(network.parameters(), cfg.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, max(2, cfg.steps), pct_start=0.1,
+        rise = 0.1 if cfg.steps != 10 else 0.2  # one step of ten would be a rise of no length, by which torch divides
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, max(2, cfg.steps), pct_start=rise,
                                                        cycle_momentum=False)
         return cls(network, KINDS[cfg.kind](cfg), optimizer, schedule,
                    load_lpips(cfg.lpips).to(device) if cfg.lpips else None,
