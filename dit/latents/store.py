@@ -127,11 +127,16 @@ class ShardFile:
         """Fill bytes [n] from there.
 
         Raises:
-            UserError: the file ends before.
+            UserError: the file ends before, or the disk fails.
         """
-        if os.preadv(self._descriptor, [place.data], HEADER + start) != len(place):
-            raise UserError(f"{self._path} breaks off before byte {HEADER + start + len(place):,}",
-                            "all of its latents", DAMAGED)
+        end = HEADER + start + len(place)
+        try:
+            count = os.preadv(self._descriptor, [place.data], HEADER + start)
+        except OSError as error:
+            raise UserError(f"{self._path} can not be read before byte {end:,} ({error.strerror})",
+                            "an intact disk", DAMAGED) from error
+        if count != len(place):
+            raise UserError(f"{self._path} breaks off before byte {end:,}", "all of its latents", DAMAGED)
 
 
 @dataclass(frozen=True)
