@@ -35,6 +35,7 @@ from dit.config import (
     SweepConfig,
     TrainConfig,
     VaeConfig,
+    VerifyConfig,
 )
 from dit.errors import UserError, nearest
 
@@ -65,6 +66,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "convert": (ConvertConfig, "dit.convert:convert"),
     "report": (ReportConfig, "dit.report.page:report"),
     "info": (InfoConfig, "dit.info:show"),
+    "verify": (VerifyConfig, "dit.verify:verify"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""
 

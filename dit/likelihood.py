@@ -29,6 +29,7 @@ from dit.errors import UserError
 from dit.files import sha256, write_json
 from dit.generate import ImageNoise
 from dit.hardware import Ranks, autocast, device_kind, uses_bf16
+from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.text import Captioned, Captions
 from dit.trained import Run, load_run, with_captions
@@ -127,8 +128,9 @@ def open_data(run: Run, data: str) -> Latents:
     """
     network = run.denoise.network
     encoder = network.captions.encoder.name if isinstance(network, Captioned) else None
-    return build_source(dataclasses.replace(run.card.config, data=data, flip=False, text_encoder=encoder),
-                        run.autoencoder)
+    skip = run.card.config.skip_damaged and holds_latents(Path(data))
+    config = dataclasses.replace(run.card.config, data=data, flip=False, text_encoder=encoder, skip_damaged=skip)
+    return build_source(config, run.autoencoder)
 
 
 def conditioned(run: Run, source: Latents, data: str) -> tuple[Run, np.ndarray]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dit import pictures
 from dit.build import build_source
 from dit.config import ShowConfig
+from dit.data.sources import is_there
 from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.process import Process, add_noise
 from dit.errors import UserError
@@ -109,7 +110,7 @@ def own_latents(run: Run, labels: Tensor, seed: int) -> Tensor:
         UserError: the data is not there any more, or has no images of a class.
     """
     config = run.card.config
-    if config.data != "digits" and not Path(config.data).expanduser().is_dir():
+    if not is_there(config.data):
         raise UserError(f"the data of {run.home}, {config.data}, is not there", "what it was trained on",
                         "bring it back, or look at `dit show backward`, which needs no data")
     source = build_source(replace(config, flip=False), run.autoencoder)

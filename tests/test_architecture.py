@@ -23,7 +23,7 @@ LEVELS = [
     {"sample_folder"},
     {"evaluation"},
     {"report"},
-    {"training", "first_stage", "sample", "show", "info", "likelihood"},
+    {"training", "first_stage", "sample", "show", "info", "verify", "likelihood"},
     {"cli"},
 ]
 WITHIN_EVALUATION = [

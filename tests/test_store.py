@@ -360,6 +360,17 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(finished, tmp_path):
         latents.read(np.arange(6), np.zeros(6, bool))
 
 
+def test_a_disk_that_fails_is_named(finished, monkeypatch):
+    latents = LatentStore(finished)
+
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(UserError, match=r"shard-00000\.npy can not be read before byte .*\(Input/output error\)"):
+        latents.read(np.arange(1), np.zeros(1, bool))
+
+
 def test_a_billion_latents_cost_no_memory(finished, tmp_path):
     """Files with holes: a store of 10^9 images of which nothing was ever written."""
     size = 10**9

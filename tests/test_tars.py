@@ -9,12 +9,14 @@ import torch
 import webdataset
 from PIL import Image
 
-from dit.config import EncodeConfig
+from dit.config import EncodeConfig, StatsConfig
 from dit.data.images import decode
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.encode import encode
 from dit.errors import UserError
+from dit.evaluation.references import find_reference
+from dit.evaluation.stats import stats
 from dit.hardware import Ranks
 from dit.latents.store import LatentStore
 
@@ -195,3 +197,12 @@ def test_unreadable_members_are_named_before_anything_is_written(tmp_path):
     assert [path.name for path in cfg.out.iterdir()] == [".lock"]
     with pytest.raises(UserError, match=r"part\.of/0007\.png in .*train-001\.tar can not be read as an image"):
         load_images(str(tars), 8)[7]
+
+
+def test_samples_are_scored_against_tars(tars):
+    reference = find_reference(str(tars), (8, 8), crop=False)
+    images = load_images(str(tars), 8)
+    assert torch.equal(reference.images.stack(range(COUNT)), torch.stack([images[i] for i in range(COUNT)]))
+    assert reference.images.labels == [str(i % 3) for i in range(COUNT)]
+    with pytest.raises(UserError, match=r"--data .* without --image-size"):
+        stats(StatsConfig(data=str(tars), out=tars / "x.npz"), Ranks())

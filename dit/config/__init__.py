@@ -8,7 +8,7 @@ from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.plain import from_json, to_json
 from dit.config.sampling import SampleConfig, SamplerConfig, ShowConfig
 from dit.config.training import ClassifierConfig, TrainConfig
-from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
+from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig
 
 __all__ = [
     "ClassifierConfig",
@@ -28,6 +28,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "VaeConfig",
+    "VerifyConfig",
     "from_json",
     "to_json",
 ]

@@ -16,7 +16,8 @@ class ScoringConfig:
     """What samples are compared with, and how."""
 
     reference: str | None = None
-    """`digits`, a folder of images, or an .npz file of images or statistics; the run's own data unless given."""
+    """`digits`, a folder of images, tar shards, a data set of Hugging Face, or an .npz file of images or statistics;
+    the run's own data unless given."""
     crop: bool | None = None
     """Crop the reference's images to the samples' size as ADM does; unless given, only the run's own data."""
     extractor: tuple[str, ...] = ("auto",)
@@ -119,7 +120,8 @@ class StatsConfig:
     """Write the statistics of a data set's features, to be a reference for ever after."""
 
     data: str
-    """`digits`, a folder of images (flat or one subfolder per class), or an .npz file of images."""
+    """`digits`, a folder of images (flat or one subfolder per class), tar shards, a data set of Hugging Face, or an
+    .npz file of images."""
     out: Path
     """The .npz file to write."""
     image_size: int | tuple[int, int] | None = None

@@ -18,8 +18,9 @@ class TrainConfig:
     # -- data ------------------------------------------------------------------------------------------------
     data: str = "digits"
     """`digits` (1,797 handwritten digits, ships with scikit-learn), a folder with one subfolder of images per
-    class, a folder of images without classes, or a folder of latents written by `dit encode`; with --conditioning text
-    a folder with a metadata.jsonl of captions."""
+    class, a folder of images without classes, a folder of latents written by `dit encode`, or tar shards or a data set
+    of Hugging Face as that takes them; with --conditioning text a folder with a metadata.jsonl of captions, or one
+    of the last three."""
     skip_damaged: bool = False
     """With a folder of latents: compare the checksum of every shard first, and train without those that are damaged."""
     vae: str = "digits"

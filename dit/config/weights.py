@@ -54,6 +54,14 @@ class InfoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Compare every file of a folder of latents with its checksum, and name those that are damaged."""
+
+    path: Positional[Path]
+    """Folder of `dit encode`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Write a run's page, RUN/report.html: curves, samples, scores, checkpoints, settings; at any time."""
 

@@ -27,7 +27,7 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
         UserError: none of these; or as the classes of `dit.data` do.
     """
     columns = columns or Columns()
-    if data != "digits" and _is_dataset(data):
+    if _is_dataset(data):
         return DatasetImages(data, image_size, columns)
     if data != "digits" and (shards := find_tars(data)):
         return TarImages(shards, image_size, columns)
@@ -71,7 +71,14 @@ def find_tars(data: str) -> list[Path]:
     return files
 
 
+def is_packed(data: str) -> bool:
+    """Whether `--data` names tar shards or a data set of Hugging Face, whose images are no files of their own."""
+    return data != "digits" and (_is_dataset(data) or bool(find_tars(data)))
+
+
 def _is_dataset(data: str) -> bool:
+    if data == "digits":
+        return False
     path = Path(data).expanduser()
     files = [] if path.is_dir() else named_files(data)
     return data.startswith(HUB) or is_dataset(path) or (bool(files) and files[0].suffix == ".parquet")
@@ -82,3 +89,8 @@ def _refuse_columns(data: str, columns: Columns) -> None:
         if value is not None:
             raise UserError(f"{flag} {value} with --data {data}", "tar shards, or a data set of Hugging Face, with it",
                             f"drop {flag}, or check the path")
+
+
+def is_there(data: str) -> bool:
+    """Whether a file or folder of that name is there; what needs none always is."""
+    return data == "digits" or data.startswith(HUB) or Path(data).expanduser().is_dir() or bool(named_files(data))

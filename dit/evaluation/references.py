@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dit.data.images import Digits, Size, show_size, size_flag, size_of, tell_size
+from dit.data.sources import is_packed, load_images
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import Extracted, Features
@@ -52,7 +53,8 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
     """The reference that a name stands for, in the samples' size (height, width).
 
     Args:
-        name: `digits`, a folder of images, or an .npz file.
+        name: `digits`, a folder of images, tar shards or a data set of Hugging Face, which are always cropped, or an
+            .npz file.
         crop: whether to crop its images to `size`, as ADM does.
 
     Raises:
@@ -64,6 +66,8 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
                         "pass --reference with the folder of images that was encoded")
     if name == "digits":
         return Reference(name, from_data(Digits(size_of(*size)), name), None)
+    if path.suffix != ".npz" and is_packed(name):
+        return Reference(name, from_data(load_images(name, size_of(*size)), name), None, size_of(*size))
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", show_size(size)) != show_size(size):
         raise UserError(f"samples of {tell_size(size)} and statistics of {statistics.record['size']} in {name}",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit.config import StatsConfig
 from dit.data.images import Digits, show_size
+from dit.data.sources import is_packed, load_images
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.images import ImageSet, from_data, read_images
@@ -66,6 +67,11 @@ def _images(config: StatsConfig) -> ImageSet:
         return from_data(Digits(config.image_size or DIGITS_SIZE), config.data)
     if holds_latents(path):
         raise UserError(f"{config.data} holds latents", "images", "pass the folder of images that was encoded")
+    if is_packed(config.data):
+        if config.image_size is None:
+            raise UserError(f"--data {config.data} without --image-size", "the size to crop its images to",
+                            "pass --image-size")
+        return from_data(load_images(config.data, config.image_size), config.data)
     return read_images(path, config.image_size)
 
 

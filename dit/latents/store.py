@@ -61,7 +61,7 @@ class LatentStore:
 
     def __init__(self, root: str | Path, without: Collection[str] = ()):
         self.root = Path(root)
-        index = _read_index(self.root)
+        index = read_index(self.root)
         self.shape: tuple[int, int, int] = tuple(index["shape"])
         self.classes: list[str] = index["classes"]
         self.flips: bool = index["flips"]
@@ -127,11 +127,16 @@ class ShardFile:
         """Fill bytes [n] from there.
 
         Raises:
-            UserError: the file ends before.
+            UserError: the file ends before, or the disk fails.
         """
-        if os.preadv(self._descriptor, [place.data], HEADER + start) != len(place):
-            raise UserError(f"{self._path} breaks off before byte {HEADER + start + len(place):,}",
-                            "all of its latents", DAMAGED)
+        end = HEADER + start + len(place)
+        try:
+            count = os.preadv(self._descriptor, [place.data], HEADER + start)
+        except OSError as error:
+            raise UserError(f"{self._path} can not be read before byte {end:,} ({error.strerror})",
+                            "an intact disk", DAMAGED) from error
+        if count != len(place):
+            raise UserError(f"{self._path} breaks off before byte {end:,}", "all of its latents", DAMAGED)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def damaged_shards(root: str | Path, quiet: bool = False) -> list[Damage]:
         UserError: not a folder of latents, or an unfinished one.
     """
     root = Path(root)
-    index = _read_index(root)
+    index = read_index(root)
     files = [(shard["file"], shard["count"], shard["sha256"]) for shard in index["shards"]]
     files += [(LABELS, index["count"], index["labels_sha256"])] if "labels_sha256" in index else []
     size = sum(_size(root / name) for name, _, _ in files)
@@ -191,7 +196,12 @@ def _parts(shards: list[dict[str, Any]], without: Collection[str]) -> list[slice
             if shard["file"] not in without]
 
 
-def _read_index(root: Path) -> dict[str, Any]:
+def read_index(root: Path) -> dict[str, Any]:
+    """What index.json says of a finished store.
+
+    Raises:
+        UserError: not a folder of latents, an unfinished one, or a damaged index.
+    """
     if (root / INDEX).is_file():
         index = {"captions": False, **read_json(root / INDEX)}
         names = {field.name for field in dataclasses.fields(Encoding)} | {"shape", "classes", "mean", "std", "shards"}

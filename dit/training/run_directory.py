@@ -1,6 +1,7 @@
 """Which directory a run lives in, and whether it starts there or goes on."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
@@ -52,7 +53,8 @@ def _check_flags(config: TrainConfig) -> None:
 
 
 def _next_free(card: Card) -> Path:
-    name = f"{Path(card.config.data).name}-{card.config.model.replace('/', '-')}"
+    data = re.sub(r"[^\w.-]+", "-", Path(card.config.data).name).strip("-")  # a pattern has characters to mind
+    name = f"{data}-{card.config.model.replace('/', '-')}"
     taken = [int(p.name[:3]) for p in Path("runs").glob("[0-9][0-9][0-9]-*")]
     return Path("runs") / f"{max(taken, default=-1) + 1:03d}-{name}"
 

@@ -117,7 +117,7 @@ def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None
 def from_data(images: Images, name: str) -> ImageSet:
     """The images of a data set, as training sees them."""
     size = sides(images.image_size)
-    labels = [images.classes[label] for label in images.labels]
+    labels = [images.classes[label] for label in images.labels] if images.classes else None
 
     def contents() -> str:
         if isinstance(images, ImageFolder):

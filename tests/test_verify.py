@@ -1,0 +1,43 @@
+import shutil
+
+import pytest
+
+from dit.cli import main
+from dit.config import EncodeConfig
+from dit.encode import encode
+from dit.hardware import Ranks
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return encode(EncodeConfig(data="digits", out=tmp_path_factory.mktemp("latents"), vae="identity", image_size=8,
+                               shard_size=600), Ranks())
+
+
+def test_intact_latents(finished, capsys):
+    assert main(["verify", str(finished)]) == 0
+    assert capsys.readouterr().out == f"intact   {finished}: 3 shards with 1,797 images, and their labels\n"
+
+
+def test_damaged_files_are_named(finished, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "out")
+    with (out / "shard-00001.npy").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"?")
+    (out / "shard-00002.npy").unlink()
+    assert main(["verify", str(out)]) == 2
+    said = capsys.readouterr()
+    assert [line.split("  ")[1:3] for line in said.out.splitlines()] == [
+        [str(out / "shard-00001.npy"), "600 images"], [str(out / "shard-00002.npy"), "597 images"]]
+    assert "2 files of" in said.err
+    assert "shard-00001.npy, shard-00002.npy" in said.err
+    assert "--skip-damaged" in said.err
+
+
+def test_other_folders(finished, tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "is not a folder of latents" in capsys.readouterr().err
+    unfinished = shutil.copytree(finished, tmp_path / "unfinished")
+    (unfinished / "index.json").unlink()
+    assert main(["verify", str(unfinished)]) == 2
+    assert "are unfinished" in capsys.readouterr().err
