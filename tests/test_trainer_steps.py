@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,10 @@ def flat(job: Job) -> Tensor:
     return torch.cat([p.detach().flatten() for p in job.state.network.parameters()])
 
 
+def flat_average(job: Job) -> Tensor:
+    return torch.cat([p.flatten() for p in job.state.ema.network.parameters()])
+
+
 def first_moment(job: Job) -> Tensor:
     """AdamW's running mean of the gradient: (1 - beta1) times the gradient after one step."""
     return torch.cat([values["exp_avg"].flatten() for values in job.state.optimizer.state.values()])
@@ -114,6 +119,25 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, weights):
     assert expected.norm() > 0.1
     assert (first_moment(parts) - expected).norm() < 1e-5 * expected.norm()
     assert torch.allclose(parts.state.window.sums, whole.state.window.sums, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-2])
+def test_accumulation_over_steps_moves_weights_moments_and_average_as_whole_batches_do(clip, tmp_path, weights,
+                                                                                       monkeypatch):
+    """AdamW with steps in proportion to gradients, so that rounding stays small and a wrong scale does not."""
+    monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1.0))
+    settings = dict(init=weights, clip=clip, lr=1.0, warmup=0, cooldown=0, ema=0.5)
+    whole, parts = (a_job(tmp_path, **settings, grad_accum=n) for n in (1, 4))
+    start = flat(whole)
+    for step in range(1, 5):
+        do_step(whole, step)
+        do_step(parts, step)
+        assert all(p.grad is None for job in (whole, parts) for p in job.state.network.parameters())
+    for values in (flat, first_moment, flat_average):
+        expected = values(whole)
+        moved = expected if values is first_moment else expected - start
+        assert moved.norm() > 1e-4
+        assert (values(parts) - expected).norm() < 1e-4 * moved.norm()
 
 
 def test_clipping_bounds_the_gradient_and_the_log_has_its_norm_before(tmp_path, weights):
