@@ -20,7 +20,7 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $(READY)
 
-test: $(READY)             ## all quick tests, under 6 minutes on 2 cores
+test: $(READY)             ## all quick tests, about 8 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)        ## the tests that take minutes

@@ -1,28 +1,48 @@
-"""Whether the files of latents are as they were written."""
+"""Whether the files of a run, or of latents, are as they were written."""
 
 from pathlib import Path
 
+from tqdm import tqdm
+
+from dit import runs
 from dit.config import VerifyConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents.shards import AGAIN, holds_latents
 from dit.latents.store import damaged_shards, read_index
+from dit.runs import checkpoints
 
 
 def verify(config: VerifyConfig, ranks: Ranks) -> None:
-    """Print what is damaged in a folder of latents, or that nothing is.
+    """Print what is damaged in a run or in a folder of latents, or that nothing is.
 
     Raises:
         UserError: not such a folder; or something in it is damaged.
     """
-    ranks.on_main(lambda: verify_latents(config.path))
+    check = verify_run if checkpoints(config.path) else verify_latents
+    ranks.on_main(lambda: check(config.path))
+
+
+def verify_run(run: Path) -> None:
+    """`verify` of all checkpoints of a run, by their checksums."""
+    damaged = []
+    for checkpoint in tqdm(checkpoints(run), desc="verify", unit="checkpoint"):
+        try:
+            runs.verify(checkpoint)
+            tqdm.write(f"intact   {checkpoint}")
+        except UserError as error:
+            damaged.append(checkpoint.name)
+            tqdm.write(f"damaged  {checkpoint}: {error.given}")
+    if damaged:
+        raise UserError(f"{len(damaged)} checkpoints of {run} are damaged: {', '.join(damaged)}", "what was written",
+                        "remove them: a run goes on from its newest checkpoint")
 
 
 def verify_latents(root: Path) -> None:
     """`verify` of a folder of latents."""
     if not holds_latents(root):
-        raise UserError(f"{root} is not a folder of latents", "a folder written by `dit encode`",
-                        "check the path; `dit info` tells whether runs and weights are intact")
+        raise UserError(f"{root} is not a folder of latents", "a run with checkpoints, or what `dit encode` wrote",
+                        "check the path")
     index, damaged = read_index(root), damaged_shards(root)
     for damage in damaged:
         print(f"damaged  {root / damage.file}  {damage.images:,} images  {damage.reason}")

@@ -41,3 +41,18 @@ def test_other_folders(finished, tmp_path, capsys):
     (unfinished / "index.json").unlink()
     assert main(["verify", str(unfinished)]) == 2
     assert "are unfinished" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_of_a_run_are_named(make_run, capsys):
+    run = make_run()
+    assert main(["verify", str(run)]) == 0
+    assert "intact" in capsys.readouterr().out
+    weights = next(run.rglob("ema-*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["verify", str(run)]) == 2
+    said = capsys.readouterr()
+    assert weights.name in said.out
+    assert "1 checkpoints" in said.err
+    assert "step-0000003" in said.err

@@ -55,10 +55,10 @@ class InfoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Compare every file of a folder of latents with its checksum, and name those that are damaged."""
+    """Compare every file of a run or of a folder of latents with its checksum, and name those that are damaged."""
 
     path: Positional[Path]
-    """Folder of `dit encode`."""
+    """Run directory, or folder of `dit encode`."""
 
 
 @dataclass(frozen=True, kw_only=True)

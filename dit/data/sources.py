@@ -73,7 +73,7 @@ def find_tars(data: str) -> list[Path]:
 
 def is_packed(data: str) -> bool:
     """Whether `--data` names tar shards or a data set of Hugging Face, whose images are no files of their own."""
-    return data != "digits" and (_is_dataset(data) or bool(find_tars(data)))
+    return data != "digits" and Path(data).suffix != ".npz" and (_is_dataset(data) or bool(find_tars(data)))
 
 
 def _is_dataset(data: str) -> bool:

@@ -82,6 +82,7 @@ class Watchdog:
         if self._place is None:
             return  # it went on meanwhile
         print(f"error: {blame}", file=sys.stderr, flush=True)
+        time.sleep(2 * LISTEN * BEAT)  # so that the others hear it: without torchrun the store ends with rank 0
         os._exit(HUNG)
 
     def _blame(self) -> str:
