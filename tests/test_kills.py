@@ -78,7 +78,7 @@ def assert_same(whole: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_five_kills_leave_no_trace(parallel, tmp_path):
-    config = dataclasses.replace(RUN, steps=40, parallel=parallel, out=tmp_path / "run")
+    config = dataclasses.replace(RUN, steps=150, parallel=parallel, out=tmp_path / "run")
     moments = [(writing, 0.0), (sealing, 0.0), (pruning, 0.0), (None, 2.5), (writing, 0.05)]
     assert disturb(config, moments) >= 4
     whole = dataclasses.replace(config, out=tmp_path / "whole")
