@@ -74,6 +74,8 @@ def assert_same(whole: Path, other: Path) -> None:
             for run in (whole, other)]
     assert logs[0] == logs[1]
     assert [c.name for c in checkpoints(whole)] == [c.name for c in checkpoints(other)]
+    left = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, other)]
+    assert left[0] == left[1], "kills leave nothing behind"
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])

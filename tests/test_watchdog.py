@@ -18,6 +18,7 @@ from dit.training.watchdog import HUNG, Sign, verdict, watchdog
     ([Sign(7, 1, 3), Sign(6, 1, 3)], [Sign(7, 1, 6), Sign(6, 1, 6)], "rank 1 of 2 computes in step 6"),
     ([Sign(7, 1, 3), Sign(7, 1, 3), Sign(7, 1, 3)], [Sign(7, 1, 3), Sign(7, 1, 6), Sign(7, 1, 6)],
      "rank 0 of 3 gives no sign of life in step 7"),
+    ([Sign(6, 2, 3), Sign(7, 1, 3)], [Sign(6, 2, 6), Sign(7, 1, 6)], "rank 0 of 2 is between steps in step 6"),
     ([Sign(7, 1, 3), Sign(7, 1, 3)], [Sign(7, 1, 6), Sign(7, 1, 6)], "ranks 0, 1 of 2 computes in step 7"),
 ])
 def test_the_rank_that_is_silent_or_behind_is_to_blame(before, after, named):

@@ -157,8 +157,9 @@ class Saver:
 
 
 def _stand_back() -> None:
-    """Let the thread that calls this work only where training leaves a core free (Linux)."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    """Let the calling thread work only where training leaves a core free: on Linux, where threads have priorities."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _make_place(beside: Path, final: Path) -> None:
@@ -184,8 +185,9 @@ def tidy(run: Path, config: TrainConfig) -> None:
     _link(run / BEST, best.checkpoint if best else None)
     for checkpoint in checkpoints(run):
         if checkpoint not in kept:
-            (checkpoint / "meta.json").unlink()  # without it there is no checkpoint, however far removal comes
-            shutil.rmtree(checkpoint)
+            gone = checkpoint.with_name(f".{checkpoint.name}")  # whole or not there, however far removal comes
+            checkpoint.rename(gone)
+            shutil.rmtree(gone)
 
 
 def _link(link: Path, best: Path | None) -> None:

@@ -16,7 +16,7 @@ from dit.hardware import Ranks
 HUNG = 4  # exit code
 BEAT = 2.0  # seconds between signs of life
 LISTEN = 3  # beats for which the others are listened to
-PLACES = ("waits for its batch", "computes")  # in the order of a step
+PLACES = ("waits for its batch", "computes", "is between steps")  # in the order of a step
 
 
 class Sign(NamedTuple):
@@ -36,24 +36,25 @@ class Watchdog:
 
     def __init__(self, ranks: Ranks, patience: float):
         self.ranks, self.patience = ranks, patience
-        self._place: tuple[int, int] | None = None  # step and place; None: nobody waits
+        self._place, self._inside = (0, 0), False  # step and place; whether it is watched now
         self._since, self._beats, self._over = time.monotonic(), 0, threading.Event()
         self._store = _store(ranks)
 
     @contextmanager
     def at(self, step: int, place: str) -> Iterator[None]:
         """The loop is there until the block ends."""
-        self._since, self._place = time.monotonic(), (step, PLACES.index(place))
+        self._since, self._place, self._inside = time.monotonic(), (step, PLACES.index(place)), True
         try:
             yield
         finally:
-            self._place = None
+            self._place, self._inside = (step, len(PLACES) - 1), False
 
     def watch(self) -> None:
         """The thread."""
+        self._speak()
         while not self._over.wait(BEAT):
             self._speak()
-            if self._place and time.monotonic() - self._since > self.patience:
+            if self._inside and time.monotonic() - self._since > self.patience:
                 self._end()
 
     def close(self) -> None:
@@ -62,13 +63,12 @@ class Watchdog:
 
     def _speak(self) -> None:
         self._beats += 1
-        if self._store and (place := self._place):
+        if self._store:
             with suppress(dist.DistError):  # rank 0 has ended, and its store with it
-                self._store.set(f"sign-{self.ranks.rank}", ",".join(map(str, (*place, self._beats))))
+                self._store.set(f"sign-{self.ranks.rank}", ",".join(map(str, (*self._place, self._beats))))
 
     def _signs(self) -> list[Sign]:
         if not self._store:
-            assert self._place
             return [Sign(*self._place, self._beats)]
         keys = [f"sign-{rank}" for rank in range(self.ranks.world)]
         return [Sign(*map(int, sign.decode().split(","))) for sign in self._store.multi_get(keys)]
@@ -78,8 +78,9 @@ class Watchdog:
         try:
             blame = self._blame()
         except dist.DistError:
-            blame = f"nothing has moved for {self.patience:g} s, and rank 0 is gone; continue with --resume"
-        if self._place is None:
+            blame = (f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank {self.ranks.rank}, "
+                     "and the other ranks can not be heard; continue with --resume")
+        if not self._inside:
             return  # it went on meanwhile
         print(f"error: {blame}", file=sys.stderr, flush=True)
         time.sleep(2 * LISTEN * BEAT)  # so that the others hear it: without torchrun the store ends with rank 0
