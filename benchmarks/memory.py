@@ -27,7 +27,7 @@ from dit.build import build_card
 from dit.config import TrainConfig
 from dit.hardware import Ranks, ranks
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import MemoryLatents
+from dit.latents.online import MemoryLatents
 from dit.training.batches import draw_batch
 from dit.training.dry_run import memory
 from dit.training.job import Job

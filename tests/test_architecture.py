@@ -22,13 +22,9 @@ LEVELS = [
     {"generate", "encode"},
     {"sample_folder"},
     {"evaluation"},
-<<<<<<< HEAD
     {"report"},
     {"training", "first_stage", "sample", "show", "info", "verify", "likelihood"},
-=======
-    {"training", "first_stage", "sample", "show", "info", "likelihood"},
     {"scaling"},
->>>>>>> a9dda0e (dit plan: memory, communication and time of a training on many GPUs, and a benchmark that compares with processes here)
     {"cli"},
 ]
 WITHIN_EVALUATION = [

@@ -6,6 +6,7 @@ from typing import Any
 
 from dit.config import PlanConfig
 from dit.errors import UserError
+from dit.training.flops import data_sheet
 
 START = 14e-6  # seconds of a collective before its first byte, and below of each hop: NCCL's table for LL128
 RING = {"node": 1.9e-6, "network": 4.0e-6}
@@ -58,10 +59,10 @@ class Cluster:
 
 USED = 0.8  # share of a wire's bandwidth that collectives reach
 GPUS: dict[str, dict[str, float]] = {
-    "a100": dict(peak=312e12, memory=80 * 2**30, hbm=2.0e12, nvlink=300e9, network=25e9),
-    "h100": dict(peak=989e12, memory=80 * 2**30, hbm=3.35e12, nvlink=450e9, network=50e9),
-    "h200": dict(peak=989e12, memory=141e9, hbm=4.8e12, nvlink=450e9, network=50e9),
-    "b200": dict(peak=2250e12, memory=180e9, hbm=7.7e12, nvlink=900e9, network=50e9),
+    "a100": dict(memory=80 * 2**30, hbm=2.0e12, nvlink=300e9, network=25e9),
+    "h100": dict(memory=80 * 2**30, hbm=3.35e12, nvlink=450e9, network=50e9),
+    "h200": dict(memory=141e9, hbm=4.8e12, nvlink=450e9, network=50e9),
+    "b200": dict(memory=180e9, hbm=7.7e12, nvlink=900e9, network=50e9),
 }
 """Data sheets of the SXM modules; network: a card for each GPU, of 200 Gbit/s with A100s, of 400 with the others."""
 
@@ -81,6 +82,7 @@ def cluster(config: PlanConfig, gpus: int) -> Cluster:
         "nvlink": config.nvlink and config.nvlink * 1e9,
         "network": config.network and config.network * 1e9,
     }
-    kind: dict[str, Any] = {**GPUS[config.gpu], **{name: value for name, value in given.items() if value}}
+    kind: dict[str, Any] = {"peak": data_sheet(config.gpu.upper(), bf16=True), **GPUS[config.gpu]}
+    kind |= {name: value for name, value in given.items() if value}
     wires = {name: USED * kind[name] for name in ("nvlink", "network")}
     return replace(Cluster(gpus=gpus, **kind), **wires, per_node=config.gpus_per_node, efficiency=config.efficiency)
