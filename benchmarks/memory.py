@@ -67,6 +67,7 @@ CUDA = [
       ("DiT-L/2", 32), ("DiT-XL/2", 32)) for r in ("none", "selective", "full")),
     dict(model="DiT-B/4", batch=64, precision="fp32"),
     dict(model="DiT-XL/2", batch=32, precision="bf16", grad_accum=4),
+    *(dict(model="DiT-XL/2", batch=32, precision="bf16", compile=True, recompute=r) for r in ("none", "full")),
     dict(model="UNet-B", batch=32, precision="bf16"),
 ]
 """`batch` is what a rank has in work at once."""
