@@ -27,7 +27,7 @@ from dit.build import build_card
 from dit.config import TrainConfig
 from dit.hardware import Ranks, ranks
 from dit.latents.autoencoder import load_autoencoder
-from dit.latents.store import MemoryLatents
+from dit.latents.online import MemoryLatents
 from dit.training.batches import draw_batch
 from dit.training.dry_run import memory
 from dit.training.job import Job
@@ -67,6 +67,7 @@ CUDA = [
       ("DiT-L/2", 32), ("DiT-XL/2", 32)) for r in ("none", "selective", "full")),
     dict(model="DiT-B/4", batch=64, precision="fp32"),
     dict(model="DiT-XL/2", batch=32, precision="bf16", grad_accum=4),
+    *(dict(model="DiT-XL/2", batch=32, precision="bf16", compile=True, recompute=r) for r in ("none", "full")),
     dict(model="UNet-B", batch=32, precision="bf16"),
 ]
 """`batch` is what a rank has in work at once."""

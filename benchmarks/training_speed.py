@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import record
-from dit.config import TrainConfig
 from dit.convert import diffusers_config
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM
-from dit.hardware import Ranks, autocast
+from dit.hardware import Ranks, autocast, choose_attention
 from dit.models.create import create_model, multiply_adds
 from dit.runs import NetworkSpec
 from dit.training.ema import EMA
-from dit.training.trainer import parallel
+from dit.training.parallel import called
 
 SHAPE = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 
@@ -56,9 +55,9 @@ def step_of(
     ema = EMA(network, 0.9999)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-4, fused=fused)
-    config = TrainConfig(precision=precision, compile=compiled)  # type: ignore[arg-type]
-    called = parallel(network, config, Ranks(device=torch.device(device)))
-    denoise = Denoiser(called, DDPM("linear"), "eps", learn_sigma=True)
+    choose_attention(network, torch.device(device), precision)
+    calls = called(network, Ranks(device=torch.device(device)), compiled)
+    denoise = Denoiser(calls, DDPM("linear"), "eps", learn_sigma=True)
     x0, eps = torch.randn(2, batch, 4, 32, 32, device=device)
     y, t = torch.randint(1000, (batch,), device=device), torch.randint(1, 1001, (batch,)).double()
 

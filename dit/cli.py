@@ -28,6 +28,7 @@ from dit.config import (
     EvalConfig,
     InfoConfig,
     NllConfig,
+    PlanConfig,
     ReportConfig,
     SampleConfig,
     ShowConfig,
@@ -66,6 +67,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "convert": (ConvertConfig, "dit.convert:convert"),
     "report": (ReportConfig, "dit.report.page:report"),
     "info": (InfoConfig, "dit.info:show"),
+    "plan": (PlanConfig, "dit.scaling.plan:plan"),
     "verify": (VerifyConfig, "dit.verify:verify"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""

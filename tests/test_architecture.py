@@ -24,6 +24,7 @@ LEVELS = [
     {"evaluation"},
     {"report"},
     {"training", "first_stage", "sample", "show", "info", "verify", "likelihood"},
+    {"scaling"},
     {"cli"},
 ]
 WITHIN_EVALUATION = [

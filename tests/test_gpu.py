@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.memory import BOUND, measure
 from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, VaeConfig
 from dit.first_stage.train import train_vae
 from dit.generate import sample_latents
@@ -89,3 +90,9 @@ def test_likelihood_is_that_of_the_cpu(settings, make_run):
         report = nll(NllConfig(run=run, num_images=4, steps=10, out=run / f"{ranks.device.type}.json"), ranks)
         bits.append(json.loads(report.read_text())["bits_per_dim"])
     assert bits[0] == pytest.approx(bits[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_memory_is_what_dry_run_tells(recompute):
+    found = measure(dict(model="DiT-B/2", batch=32, precision="bf16", recompute=recompute), CUDA)
+    assert abs(found["error"]) < BOUND

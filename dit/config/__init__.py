@@ -7,6 +7,7 @@ from dit.config.evaluation import CompareConfig, EvalConfig, NllConfig, ScoringC
 from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.plain import from_json, to_json
 from dit.config.sampling import SampleConfig, SamplerConfig, ShowConfig
+from dit.config.scaling import PlanConfig
 from dit.config.training import ClassifierConfig, TrainConfig
 from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig
 
@@ -19,6 +20,7 @@ __all__ = [
     "EvalConfig",
     "InfoConfig",
     "NllConfig",
+    "PlanConfig",
     "ReportConfig",
     "SampleConfig",
     "SamplerConfig",

@@ -39,7 +39,7 @@ class TrainConfig:
 
     # -- network ---------------------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
-    """Size and patch: DiT-{Ti,S,B,L,XL}/{1,2,4,8}; or UNet-{S,B}."""
+    """Size and patch: DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; or UNet-{S,B}."""
     conditioning: Literal["adaln-zero", "adaln", "cross-attention", "in-context", "text"] = "adaln-zero"
     """How a DiT hears of time and class (2212.09748, section 3.2); text: of a caption, by cross-attention."""
     unet_attention: tuple[int, ...] | None = None
@@ -241,7 +241,7 @@ class ClassifierConfig:
     data: str | None = None
     """Images or latents with classes, as in train.py; unless given, those that the run was trained on."""
     model: str = "Classifier-Ti/2"
-    """Size and patch: Classifier-{Ti,S,B,L,XL}/{1,2,4,8}; a smaller one than the run's will do."""
+    """Size and patch: Classifier-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; a smaller one than the run's will do."""
     steps: int = 560
     """Optimizer steps in all."""
     global_batch_size: int = 64

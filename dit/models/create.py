@@ -85,11 +85,15 @@ def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
         text_tokens: of a caption, for a network of text.
         sizes: as `create_model` takes them.
     """
+    with torch.device("meta"):
+        return multiply_adds_of(create_model(name, **sizes), blank_inputs(name, 1, text_tokens, **sizes))
+
+
+def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Of one forward pass of a network on these inputs."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
-        network, inputs = create_model(name, **sizes), blank_inputs(name, 1, text_tokens, **sizes)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*inputs)
     return counter.get_total_flops() // 2
 

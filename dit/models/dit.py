@@ -17,6 +17,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "B": dict(depth=12, hidden_size=768, num_heads=12),
     "L": dict(depth=24, hidden_size=1024, num_heads=16),
     "XL": dict(depth=28, hidden_size=1152, num_heads=16),
+    "1B": dict(depth=24, hidden_size=1536, num_heads=12),  # from here on not the paper's
+    "3B": dict(depth=32, hidden_size=2304, num_heads=18),
+    "7B": dict(depth=40, hidden_size=3072, num_heads=24),
 }
 PATCHES = (1, 2, 4, 8)
 NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]

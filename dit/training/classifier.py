@@ -38,7 +38,8 @@ def settings_for(config: ClassifierConfig, guided: Weights) -> TrainConfig:
         raise UserError(f"--run {config.run} was trained on captions (--conditioning text)", "a run with classes",
                         "guide it with --cfg-scale, or a weaker run with --guide")
     if not is_classifier(config.model):
-        raise UserError(f"--model {config.model}", "Classifier-{Ti,S,B,L,XL}/{1,2,4,8}", "pass --model Classifier-Ti/2")
+        raise UserError(f"--model {config.model}", "Classifier-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}",
+                        "pass --model Classifier-Ti/2")
     theirs = card.config
     return TrainConfig(
         preset=theirs.preset, data=config.data or theirs.data, vae=theirs.vae, image_size=theirs.image_size,

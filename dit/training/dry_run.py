@@ -88,7 +88,8 @@ def memory(card: Card, batch: int, ranks: Ranks, text_tokens: int) -> Memory:
     """What a rank needs of memory at the peak of a step, with so many images in work at once."""
     config = card.config
     return estimate(card.network, batch, ranks.device, config.precision, recompute=config.recompute,
-                    grad_accum=config.grad_accum, text_tokens=text_tokens, parallel=config.parallel, world=ranks.world)
+                    grad_accum=config.grad_accum, averages=1 + len(config.ema_lengths), text_tokens=text_tokens,
+                    parallel=config.parallel, world=ranks.world)
 
 
 def budget(need: Memory, frozen: int) -> str:

@@ -82,13 +82,17 @@ def training_flops(spec: NetworkSpec, text_tokens: int = 0) -> float:
 
 def peak_of(device: torch.device, bf16: bool) -> Peak:
     """From the data sheet of a GPU that is known, else measured."""
-    name, kind = device_kind(device), "bf16" if bf16 else "fp32"
-    if not re.search(PARTS, name):
-        for pattern, rates in DATA_SHEETS.items():
-            if re.search(pattern, name):
-                return Peak(rates[0 if bf16 else 1] * TERA, f"data sheet, dense {kind}")
+    kind = "bf16" if bf16 else "fp32"
+    if known := data_sheet(device_kind(device), bf16):
+        return Peak(known, f"data sheet, dense {kind}")
     side = LARGE[device.type]
     return Peak(measured_rate(device, side, bf16), f"measured, {kind} products of {side} x {side} matrices")
+
+
+def data_sheet(name: str, bf16: bool) -> float | None:
+    """FLOP/s of a GPU of this name, on its data sheet, if it is known and whole."""
+    found = next((rates for pattern, rates in DATA_SHEETS.items() if re.search(pattern, name)), None)
+    return found[0 if bf16 else 1] * TERA if found and not re.search(PARTS, name) else None
 
 
 @cache

@@ -1,0 +1,1 @@
+"""What a training on many GPUs needs, reckoned on one machine without any (docs/scaling.md)."""
