@@ -84,7 +84,7 @@ def test_stored_moments_are_those_of_the_image_or_its_mirror(finished, data, aut
     torch.testing.assert_close(stored, direct, rtol=1e-3, atol=1e-4)  # float16 keeps 11 bits
 
 
-def test_read_takes_any_order_across_shards(finished):
+def test_read_takes_any_order_across_shards(finished, autoencoder):
     latents = LatentStore(finished)
     whole = torch.from_numpy(np.concatenate([np.load(finished / f"shard-0000{k}.npy") for k in range(4)]))
     indices = np.random.default_rng(0).integers(0, COUNT, 50)
@@ -92,6 +92,8 @@ def test_read_takes_any_order_across_shards(finished):
     found = latents.read(indices, flip)
     assert found.dtype == torch.float16  # as on the disk: the device makes float32 of it
     assert torch.equal(found, whole[torch.from_numpy(indices), torch.from_numpy(flip).long()])
+    noise = torch.randn(50, *latents.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(autoencoder.draw(found, noise), autoencoder.draw(found.float(), noise))
 
 
 def test_store_describes_itself(finished, autoencoder):

@@ -73,7 +73,10 @@ def find_tars(data: str) -> list[Path]:
 
 def is_packed(data: str) -> bool:
     """Whether `--data` names tar shards or a data set of Hugging Face, whose images are no files of their own."""
-    return data != "digits" and Path(data).suffix != ".npz" and (_is_dataset(data) or bool(find_tars(data)))
+    if data == "digits":
+        return False
+    files = named_files(data)
+    return _is_dataset(data) or (files[0].suffix == ".tar" if files else bool(find_tars(data)))
 
 
 def _is_dataset(data: str) -> bool:

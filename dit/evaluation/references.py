@@ -66,7 +66,7 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
                         "pass --reference with the folder of images that was encoded")
     if name == "digits":
         return Reference(name, from_data(Digits(size_of(*size)), name), None)
-    if path.suffix != ".npz" and is_packed(name):
+    if is_packed(name):
         return Reference(name, from_data(load_images(name, size_of(*size)), name), None, size_of(*size))
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", show_size(size)) != show_size(size):
