@@ -72,7 +72,7 @@ def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: No
     if channels is not None and channels > spec.in_channels:
         raise UserError(f"--cfg-channels {channels}", f"at most {spec.in_channels} latent channels",
                         "pass fewer, or drop it to guide all")
-    if config.cfg_scale != 1 and not guide and not (spec.num_classes and run.card.config.label_dropout):
+    if config.cfg_scale != 1 and not guide and not has_null_class(run.card):
         why = "was trained with --label-dropout 0" if spec.num_classes else "knows no classes"
         raise UserError(f"--cfg-scale {config.cfg_scale:g} for {run.weights.path}, which {why}",
                         "a network with classes and a null class", "pass --cfg-scale 1, or a weaker run with --guide")
@@ -84,6 +84,11 @@ def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: No
     if judge is None:
         return guided
     return classifier_guidance(guided, process, objective, judge.gradient, config.classifier_scale)
+
+
+def has_null_class(card: Card) -> bool:
+    """Whether a network learned what an image of no class is, which classifier-free guidance leads away from."""
+    return bool(card.network.num_classes and card.config.label_dropout)
 
 
 def load_guide(run: Run, path: Path) -> Run:

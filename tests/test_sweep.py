@@ -257,6 +257,18 @@ def test_keys_tell_apart_what_scores_depend_on(tiny_run, make_run):
     assert len({key(), *changed, elsewhere}) == 8
 
 
+def test_scales_that_nobody_asked_for(tiny_run, make_run):
+    """1 to 4 where classifier-free guidance or a guide is what there is to sweep, else none."""
+    bare, undropped = make_run("bare", num_classes=0), make_run("undropped", label_dropout=0.0)
+    weak, judge = make_run("weak", num_classes=0), make_run("judge", model="Classifier-Ti/4", label_dropout=0.0)
+    cases = [(tiny_run, {}, 7), (bare, {}, 1), (undropped, {}, 1), (bare, dict(guide=weak), 7),
+             (tiny_run, dict(classifier=judge), 1), (bare, dict(classifier=judge, classifier_scale="0,1,2"), 3),
+             (tiny_run, dict(classifier=judge, cfg_scale="1,2"), 2)]
+    for run, more, count in cases:
+        asked = SweepConfig(**{**dict(run=run, steps="2"), **more})
+        assert len(settings_of(asked, load_run(run, Ranks().device))) == count
+
+
 def test_other_networks_guide_where_they_have_anything_to_say(tiny_run, make_run):
     """No guide at scale 1 and no classifier at weight 0; their weights are named, not a run that may go on learning."""
     weak, judge = make_run("weak", objective="x0"), make_run("judge", model="Classifier-Ti/4", label_dropout=0.0)

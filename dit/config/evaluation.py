@@ -63,8 +63,9 @@ class SweepConfig(ScoringConfig):
 
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
-    cfg_scale: str = "1:4:0.5"
-    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with its end."""
+    cfg_scale: str | None = None
+    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with its end; unless given,
+    1:4:0.5, and 1 with --classifier or where nothing else guides."""
     interval: str = "0-1"
     """Intervals of time to guide in, LOW-HIGH, such as 0-1,0.2-0.8: 0 is data, 1 is noise (2404.07724)."""
     steps: str | None = None

@@ -38,7 +38,7 @@ from dit.files import replacing, write_json
 from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
 from dit.runs import find_weights
-from dit.sampling_plan import build_sampling, labelled
+from dit.sampling_plan import build_sampling, has_null_class, labelled
 from dit.text import Captioned
 from dit.trained import Run, load_run
 
@@ -108,7 +108,7 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
         grid.parse_names("--sampler", cfg.sampler, known),
         [None] if cfg.steps is None else grid.parse_counts("--steps", cfg.steps),
         grid.parse_intervals("--interval", cfg.interval),
-        grid.parse_numbers("--cfg-scale", cfg.cfg_scale),
+        grid.parse_numbers("--cfg-scale", cfg.cfg_scale or _usual_scales(cfg, run)),
         grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1") if cfg.classifier else [0.0],
     )
     if cfg.guide and axes[4] == [1.0]:
@@ -119,6 +119,11 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
                                  classifier=cfg.classifier and find_weights(cfg.classifier))
     asked = [_resolve(run, pinned, *values) for values in itertools.product(*axes)]
     return list(dict.fromkeys(asked))
+
+
+def _usual_scales(cfg: SweepConfig, run: Run) -> str:
+    """Those of classifier-free guidance, where it is what guides."""
+    return "1:4:0.5" if cfg.guide or (has_null_class(run.card) and not cfg.classifier) else "1"
 
 
 def _resolve(run: Run, cfg: SweepConfig, length: float | None, sampler: Any, steps: int | None,
