@@ -14,7 +14,7 @@ from dit.config import SamplerConfig
 from dit.data.images import show_size, sides
 from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
-from dit.diffusion.denoiser import Denoise
+from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
@@ -35,6 +35,25 @@ class SamplingPlan:
     name: str
     times: torch.Tensor
     networks: tuple[Callable[..., Tensor], ...]
+
+    @property
+    def steps(self) -> int:
+        """Number of its steps."""
+        return len(self.times) - 1
+
+    def counting(self, tick: Callable[[float], object]) -> "SamplingPlan":
+        """The plan, telling at each call of the denoiser how many images that is worth, of all that make one image.
+
+        Nothing waits for the device: a call counts once it is on its way.
+        """
+        calls = 2 * self.steps - 1 if self.name == "heun" else self.steps
+
+        def counted(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
+            said = self.denoise(x_t, t, y)
+            tick(len(x_t) / calls)
+            return said
+
+        return replace(self, denoise=counted)
 
 
 def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:

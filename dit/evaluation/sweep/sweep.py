@@ -137,7 +137,7 @@ def _resolve(run: Run, cfg: SweepConfig, length: float | None, sampler: Any, ste
                       batch_size=cfg.batch_size, precision=cfg.precision,
                       image_size=size_of(*run.image_size) if run.trained_size else None)
     plan = build_sampling(labelled(run, setting.classifier), setting)
-    return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
+    return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=plan.steps)
 
 
 def _averages(cfg: SweepConfig, settings: Sequence[Setting]) -> dict[float | None, Path]:
