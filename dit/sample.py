@@ -28,7 +28,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     _check(config)
     run = load_to_sample(config.run, ranks.device, config)
     if config.prompt or config.negative_prompt:
-        run = prompted(run, config.prompt, config.negative_prompt)
+        run = prompted(run, config.prompt or (), config.negative_prompt)
     classes = class_ids(config.classes, run.card)
     if config.classes is None and config.num_samples is None and not config.prompt:
         classes = spread(classes, GRID_CLASSES)

@@ -171,6 +171,7 @@ def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
         same_vae = theirs.config.vae == ours.config.vae or (
             load_autoencoder(theirs.config.vae, run.device).checksum == run.autoencoder.checksum)
     facts: dict[str, tuple[Any, Any]] = {
+        "conditions that are": (_conditions(theirs), _conditions(ours)),
         "process": (theirs.config.process, ours.config.process),
         "autoencoder": ("that one", "that one") if same_vae else (theirs.config.vae, ours.config.vae),
         "latent statistics": (_statistics(theirs), _statistics(ours)),
@@ -194,6 +195,10 @@ def _named(flag: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{flag}: {error.given}", error.expected, error.do) from error
+
+
+def _conditions(card: Card) -> str:
+    return "captions" if card.network.conditioning == "text" else "classes"
 
 
 def _statistics(card: Card) -> str:

@@ -31,3 +31,10 @@ def require_sides(config: Any) -> None:
     if size is not None and min(size if isinstance(size, tuple) else (size,)) <= 0:
         given = " ".join(map(str, size if isinstance(size, tuple) else (size,)))
         raise UserError(f"--image-size {given}", "numbers above 0", "change --image-size")
+
+
+def require_words(config: Any) -> None:
+    """Refuse prompts that say nothing."""
+    if config.prompt is not None and not (config.prompt and all(map(str.strip, config.prompt))):
+        raise UserError("--prompt" + " ''" * ("" in map(str.strip, config.prompt)), "captions of one word or more",
+                        'such as --prompt "a seven" "a one", or drop --prompt for captions of the data')

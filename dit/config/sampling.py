@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.checks import require_range, require_sides
+from dit.config.checks import require_range, require_sides, require_words
 from dit.errors import UserError
 
 
@@ -71,7 +71,7 @@ class SampleConfig(SamplerConfig):
     """Class ids such as 0,1,2, taken in turn; unless given, all (in a grid at most 16)."""
     num_samples: int | None = None
     """Number of images for --out; unless given, a grid with some images of each class."""
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] | None = None
     """Captions to draw, for a run with --conditioning text, such as "a seven" "a one"."""
     negative_prompt: str = ""
     """What --cfg-scale leads away from, for a run with --conditioning text."""
@@ -85,12 +85,14 @@ class SampleConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_words(self)
         if self.prompt and self.classes is not None:
             raise UserError(f"--prompt {self.prompt[0]!r} with --classes {self.classes}", "one of the two", "drop one")
         if self.negative_prompt and (self.cfg_scale == 1 or self.guide):
             other = f"--guide {self.guide}" if self.guide else f"--cfg-scale {self.cfg_scale:g}"
             raise UserError(f"--negative-prompt {self.negative_prompt!r} with {other}",
-                            "--cfg-scale above 1 and no --guide, for guidance to lead away from the prompt",
+                            "a run with --conditioning text, --cfg-scale above 1 and no --guide, for guidance to lead "
+                            "away from the prompt",
                             "pass --cfg-scale 2, drop --guide, or drop --negative-prompt")
 
 
@@ -104,7 +106,7 @@ class ShowConfig(SamplerConfig):
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     classes: str | None = None
     """Class ids such as 0,1,2, taken in turn; unless given, some of all."""
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] | None = None
     """Captions to draw, backward, for a run with --conditioning text."""
     num_images: int = 4
     """Images, two rows each; backward, those that sample.py makes with the same settings and --num-samples."""
@@ -119,6 +121,7 @@ class ShowConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_words(self)
         require_range(self, ("num_images",), lambda v: v > 0, "a number above 0")
         require_range(self, ("token",), lambda v: v is None or min(v) >= 0, "a row and a column, 0 or more")
         other = "forward" if self.direction == "forward" else self.classes and f"--classes {self.classes}"
