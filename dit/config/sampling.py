@@ -6,7 +6,15 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.checks import require_range, require_sides, require_words
+from dit.config.checks import (
+    NO_CLASSIFIER,
+    NOT_DDIM,
+    NOTHING_GUIDED,
+    require_range,
+    require_sides,
+    require_use,
+    require_words,
+)
 from dit.errors import UserError
 
 
@@ -25,7 +33,7 @@ class SamplerConfig:
     cfg_channels: int | None = None
     """Guide only the first channels; 3 is what the original DiT release does; all unless given."""
     eta: float = 0.0
-    """DDIM's noise: 0 is deterministic, 1 is ancestral."""
+    """With --sampler ddim, its noise: 0 is deterministic, 1 is ancestral."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
     """Variance of ddpm steps; auto: learned where the network has it, else small."""
     guide: Path | None = None
@@ -47,18 +55,15 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
         require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
-        require_range(self, ("cfg_scale", "eta", "classifier_scale"), lambda v: v >= 0, "0 or more")
+        require_range(self, ("cfg_scale", "classifier_scale"), lambda v: v >= 0, "0 or more")
+        require_range(self, ("eta",), lambda v: 0 <= v <= 1, "a number from 0 to 1")
         require_sides(self)
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         require_range(self, ("cfg_interval",), lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1")
         require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
-        if self.guide and self.cfg_scale == 1:
-            raise UserError(f"--guide {self.guide} with --cfg-scale 1", "another scale with --guide",
-                            "at scale 1 nothing is extrapolated: pass --cfg-scale 2, or drop --guide")
-        if self.classifier is None and self.classifier_scale != 1:
-            raise UserError(f"--classifier-scale {self.classifier_scale:g} without --classifier",
-                            "a classifier with --classifier-scale",
-                            "pass --classifier RUN, a run of `dit train-classifier`, or drop --classifier-scale")
+        require_use(self, ("guide", "cfg_interval", "cfg_channels"), self.cfg_scale != 1, *NOTHING_GUIDED)
+        require_use(self, ("eta",), self.sampler == "ddim", f"with --sampler {self.sampler}", *NOT_DDIM)
+        require_use(self, ("classifier_scale",), self.classifier is not None, *NO_CLASSIFIER)
 
 
 @dataclass(frozen=True, kw_only=True)
