@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from dit.errors import UserError
@@ -55,6 +56,25 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"--out {folder} is a file", "a folder, new or existing", "pass another --out") from None
     except OSError as error:
         raise UserError(f"--out {folder} can not be made ({error.strerror})", "a writable place",
+                        "pass another --out") from None
+
+
+def require_place(file: Path, kind: str) -> None:
+    """Make sure that `--out FILE` can be written, before that has cost any work.
+
+    Args:
+        kind: what it ends in, such as .json.
+
+    Raises:
+        UserError: a folder is in the way, or the place is not writable.
+    """
+    if file.is_dir():
+        raise UserError(f"--out {file} is a folder", f"a {kind} file", f"pass --out {file}/NAME{kind}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise UserError(f"--out {file} can not be written ({error.strerror})", f"a {kind} file in a writable place",
                         "pass another --out") from None
 
 

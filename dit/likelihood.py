@@ -26,7 +26,7 @@ from dit.diffusion.density import (
 )
 from dit.diffusion.process import DDPM
 from dit.errors import UserError
-from dit.files import sha256, write_json
+from dit.files import require_place, sha256, write_json
 from dit.generate import ImageNoise
 from dit.hardware import Ranks, autocast, device_kind, uses_bf16
 from dit.latents.shards import holds_latents
@@ -46,13 +46,14 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     """
     run = load_run(config.run, ranks.device)
     plan = choose(run, config)
+    out = config.out or run.home / "nll.json"
+    ranks.on_main(lambda: require_place(out, ".json"))
     data = config.data or run.card.config.data
     source = open_data(run, data)
     run, labels = conditioned(run, source, data)
     chosen = np.linspace(0, len(labels) - 1, min(config.num_images, len(labels))).round().astype(np.int64)
     bits = measure(run, plan, config, source, labels, chosen, ranks)  # [N, parts]
     require_finite(bits, chosen)
-    out = config.out or run.home / "nll.json"
     if ranks.main:
         result = summary(bits, plan)
         told = {"data": data, "images": len(chosen), "pixels_sha256": pixels_sha256(source, chosen)}

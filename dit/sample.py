@@ -7,7 +7,7 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.data.images import show_size
 from dit.errors import UserError
-from dit.files import replacing
+from dit.files import replacing, require_place
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
@@ -39,6 +39,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     else:
         plan = build_sampling(run, config)
         out = config.out or _default_out(run, plan, config, classes)
+        ranks.on_main(lambda: require_place(out, ".png"))
         found = f"grid of samples in {out}"
         if ranks.main:
             with sampling_bar(len(classes) * config.per_class, 0, ranks) as bar:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dit.config import SamplerConfig
 from dit.data.images import size_of
 from dit.errors import UserError
-from dit.files import replacing, sha256, write_json
+from dit.files import make_folder, replacing, sha256, write_json
 from dit.generate import NotFinite, generate
 from dit.hardware import Ranks, uses_bf16
 from dit.runs import damaged, find_weights, read_header
@@ -170,6 +170,7 @@ def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -
     """Claim the folder for these settings; which images it lacks."""
     record = folder.out / RECORD
     _check_folder(folder.out)
+    make_folder(folder.out)
     if record.exists():
         _check_settings(_read_record(record), json.loads(json.dumps(settings)), record)  # where tuples are lists
     for leftover in folder.out.rglob(".*"):

@@ -383,6 +383,8 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
         (dict(num_samples=0, out=Path("x")), "--num-samples 0"),
         (dict(out=Path("folder")), "a .png file for the grid"),
         (dict(per_class=0), "--per-class 0"),
+        (dict(out=Path("/proc/x.png")), "--out /proc/x.png can not be written .* a .png file in a writable place"),
+        (dict(out=Path("/proc/x"), num_samples=3), "--out /proc/x can not be made"),
         (dict(classes="0,10"), "class ids from 0 to 9"),
         (dict(run=Path("nowhere")), "no checkpoint in nowhere"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,3 +185,11 @@ def test_what_does_not_fit_is_refused(settings, flags, named, make_run):
 def test_exact_with_probes_is_refused(tmp_path):
     with pytest.raises(UserError, match="--exact with --probes 2"):
         NllConfig(run=tmp_path, exact=True, probes=2)
+
+
+@pytest.mark.parametrize(("out", "said"), [("{tmp}", "--out {tmp} is a folder; expected a .json file"),
+                                           ("/proc/x.json", "--out /proc/x.json can not be written")])
+def test_a_place_that_is_none_is_refused_before_the_work(tiny_run, tmp_path, monkeypatch, out, said):
+    monkeypatch.setattr("dit.likelihood.measure", pytest.fail)
+    with pytest.raises(UserError, match=said.format(tmp=tmp_path)):
+        nll(NllConfig(run=tiny_run, out=Path(out.format(tmp=tmp_path))), Ranks())

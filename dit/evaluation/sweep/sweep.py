@@ -34,7 +34,7 @@ from dit.evaluation.scores.uncertainty import bootstrap
 from dit.evaluation.sweep import grid, results
 from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank
-from dit.files import replacing, write_json
+from dit.files import make_folder, replacing, write_json
 from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
 from dit.runs import find_weights
@@ -79,6 +79,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     reference = _reference(cfg, run)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     out = cfg.out or run.home / "sweep"
+    ranks.on_main(lambda: make_folder(out))
     ranks.on_main(lambda: results.check_count(out, cfg.num_samples))
     with ranks.alone_in(out):
         names = [network.name for network in networks]
