@@ -62,7 +62,8 @@ def draw(found: dict[str, dict[str, Any]]) -> Image.Image:
 
 def main() -> None:
     """Train, draw and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/story"), help="folder of the runs")
     parser.add_argument("--train-steps", type=int, default=400, help="optimizer steps of each")
     parser.add_argument("--num-samples", type=int, default=500, help="samples behind each distance")

@@ -175,7 +175,8 @@ def draw(lab: Lab) -> Image.Image:
 
 def main() -> None:
     """Tell the story."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/story"), help="folder of all experiments")
     parser.add_argument("--train-steps", type=int, default=400, help="optimizer steps of each training")
     parser.add_argument("--vae-steps", type=int, default=1200, help="optimizer steps of the VQ first stage")
