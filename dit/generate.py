@@ -9,7 +9,7 @@ from torch import Tensor
 from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.hardware import autocast
-from dit.sampling_plan import SamplingPlan, build_sampling
+from dit.sampling_plan import SamplingPlan
 from dit.trained import Run
 
 
@@ -93,8 +93,8 @@ def sample_latents(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: 
         return plan.sampler(plan.denoise, plan.process, noise(), labels.to(run.device), plan.times, noise)
 
 
-def sample_grid(run: Run, config: SamplerConfig, classes: Sequence[int], per_class: int) -> tuple[Tensor, Tensor]:
+def sample_grid(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int], per_class: int
+                ) -> tuple[Tensor, Tensor]:
     """`per_class` images of each class, class by class: uint8 [N, 3, H, W] and their labels, int64 [N]."""
     labels = torch.tensor(classes).repeat_interleave(per_class)
-    plan = build_sampling(run, config)
     return generate(run, plan, config, labels, torch.arange(len(labels))), labels

@@ -7,13 +7,12 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.data.images import show_size
 from dit.errors import UserError
-from dit.files import replacing, sha256
+from dit.files import replacing
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
-from dit.runs import find_weights
-from dit.sample_folder import sample_folder
-from dit.sampling_plan import class_ids, load_to_sample
+from dit.sample_folder import protocol, sample_folder
+from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.trained import Run, prompted
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
@@ -38,10 +37,11 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
         out = sample_folder(run, config, classes, config.num_samples, config.out, config.format, ranks)
         found = f"{config.num_samples} images in {out / 'samples.npz' if config.format == 'npz' else out}"
     else:
-        out = config.out or _default_out(run, config)
+        plan = build_sampling(run, config)
+        out = config.out or _default_out(run, plan, config, classes)
         found = f"grid of samples in {out}"
         if ranks.main:
-            _write_grid(run, config, classes, out)
+            _write_grid(run, plan, config, classes, out)
         ranks.barrier()
     if ranks.main:
         print(found)
@@ -62,8 +62,8 @@ def _check(config: SampleConfig) -> None:
         raise UserError("--num-samples without --out", "a folder for the images", "add --out DIR")
 
 
-def _write_grid(run: Run, config: SampleConfig, classes: list[int], out: Path) -> None:
-    images, _ = sample_grid(run, config, classes, config.per_class)
+def _write_grid(run: Run, plan: SamplingPlan, config: SampleConfig, classes: list[int], out: Path) -> None:
+    images, _ = sample_grid(run, plan, config, classes, config.per_class)
     names = None if run.card.unconditional else [run.card.class_name(c) for c in classes]
     columns = config.per_class if names else min(config.per_class, COLUMNS)
     sheet = grid(images, names, columns, fitting_scale(max(images.shape[-2:])))
@@ -71,17 +71,12 @@ def _write_grid(run: Run, config: SampleConfig, classes: list[int], out: Path) -
         sheet.save(beside, format="PNG")
 
 
-def _default_out(run: Run, config: SampleConfig) -> Path:
-    size = f"-{show_size(run.image_size)}" if run.trained_size else ""
-    prompts = [*config.prompt, config.negative_prompt]
-    words = "-" + hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:6] if any(prompts) else ""
-    by = f"-guide-{_content(config.guide)}" if config.guide else ""
-    by += f"-classifier-{_content(config.classifier)}-{config.classifier_scale:g}" if config.classifier else ""
+def _default_out(run: Run, plan: SamplingPlan, config: SampleConfig, classes: list[int]) -> Path:
+    """Named by weights, sampler, steps, guidance and seed, and by six digits of all that the picture depends on."""
+    made = {**protocol(run, plan, config, classes), "per_class": config.per_class}
+    del made["versions"]
+    digits = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:6]
     average = "" if run.card.ema_length is None else f"-ema-{run.card.ema_length:g}"
-    name = f"grid-step-{run.weights.step:07d}{average}-cfg-{config.cfg_scale:g}{by}-seed-{config.seed}{size}{words}.png"
-    return run.home / "samples" / name
-
-
-def _content(path: Path) -> str:
-    """Six digits that tell one network from another."""
-    return sha256(find_weights(path))[:6]
+    size = f"-{show_size(run.image_size)}" if run.trained_size else ""
+    how = f"{plan.name}-{len(plan.times) - 1}-cfg-{config.cfg_scale:g}-seed-{config.seed}{size}"
+    return run.home / "samples" / f"grid-step-{run.weights.step:07d}{average}-{how}-{digits}.png"

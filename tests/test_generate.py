@@ -114,7 +114,7 @@ def test_the_error_of_nan_goes_from_rank_to_rank():
 
 
 def test_grid_has_each_class_in_turn(run: Run):
-    images, labels = sample_grid(run, QUICK, [4, 2], 3)
+    images, labels = sample_grid(run, planned(run, QUICK), QUICK, [4, 2], 3)
     assert labels.tolist() == [4, 4, 4, 2, 2, 2]
     assert images.shape == (6, 3, 8, 8)
 
@@ -333,11 +333,26 @@ def test_two_ranks_make_the_same_images(run: Run, tiny_run: Path, tmp_path: Path
 def test_grid_goes_to_the_run(make_run, capsys: pytest.CaptureFixture[str]):
     home = make_run()
     out = sample(SampleConfig(run=home, steps=2, classes="0,7", per_class=3, cfg_scale=4), ALONE)
-    assert out == home / "samples" / "grid-step-0000003-cfg-4-seed-0.png"
+    assert out.parent == home / "samples"
+    assert out.match("grid-step-0000003-dpmpp_2m-2-cfg-4-seed-0-??????.png")
     assert str(out) in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.width > picture.height > 16
     assert sample(SampleConfig(run=home, steps=2, per_class=1, out=home / "my.png"), ALONE).exists()
+
+
+def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dit.sample._write_grid", lambda *args: None)
+
+    def name(**flags) -> str:
+        return sample(SampleConfig(**{**dict(run=tiny_run, steps=2, cfg_scale=2.0), **flags}), ALONE).name
+
+    changes = (dict(steps=3), dict(sampler="euler"), dict(sampler="ddim"), dict(sampler="ddim", eta=1.0),
+               dict(cfg_interval=(0.1, 0.8)), dict(cfg_channels=2), dict(sampler="ddpm", variance="large"),
+               dict(sampler="ddpm"), dict(classes="0,7"), dict(classes="7,0"), dict(per_class=3), dict(seed=1),
+               dict(cfg_scale=1.0), dict(image_size=16))
+    assert len({name(), *(name(**change) for change in changes)}) == 1 + len(changes)
+    assert name() == name(sampler="dpmpp_2m", batch_size=3, classes="0,1,2,3,4,5,6,7,8,9")
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_a_run_without_classes_gets_those_of_its_classifier(make_run, classifier
     out = sample_folder(run, config, run.card.ids, 3, tmp_path / "samples", "png", ALONE)
     assert (out / "labels.csv").read_text().splitlines()[2] == "000001.png,1,1"
     grid = sample(SampleConfig(run=path, classifier=classifier, steps=2, per_class=1), ALONE)
-    assert "classifier-" in grid.name
+    assert grid.is_file()
 
 
 @pytest.mark.parametrize("role", ["guide", "classifier"])

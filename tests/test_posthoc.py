@@ -214,7 +214,7 @@ def test_what_is_made_is_sampled_and_says_what_it_is(run):
     assert protocol(loaded, build_sampling(loaded, setting), setting, [0])["ema"] == "length 0.14"
     assert "length 0.14" in info(file)
     assert main(["sample", "--run", str(file), "--steps", "2", "--per-class", "1"]) == 0
-    assert (run / "samples" / "grid-step-0000048-ema-0.14-cfg-1-seed-0.png").exists()
+    assert len([*(run / "samples").glob("grid-step-0000048-ema-0.14-dpmpp_2m-2-cfg-1-seed-0-*.png")]) == 1
 
 
 def test_info_counts_snapshots(trained, run):

@@ -330,7 +330,8 @@ def test_previews_are_samples_of_the_ema(run):
 
 def preview(run: Run) -> np.ndarray:
     settings = dataclasses.replace(previews.SETTINGS, precision="fp32", cfg_scale=previews.CFG_SCALE)
-    images, _ = sample_grid(run, settings, range(10), previews.PER_CLASS)
+    plan = build_sampling(run, settings)
+    images, _ = sample_grid(run, plan, settings, range(10), previews.PER_CLASS)
     scale = pictures.fitting_scale(images.shape[-1])
     return np.asarray(pictures.grid(images, run.card.classes, previews.PER_CLASS, scale)).astype(int)
 

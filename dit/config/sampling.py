@@ -78,7 +78,8 @@ class SampleConfig(SamplerConfig):
     per_class: int = 8
     """Images of each class, or of each prompt, in the grid."""
     out: Path | None = None
-    """Grid: a .png file (default: in the run's samples/). With --num-samples: the folder to fill."""
+    """Grid: a .png file; unless given, in the run's samples/, named by the settings. With --num-samples: the folder to
+    fill."""
     format: Literal["png", "npz"] = "png"
     """With --num-samples: one .png an image, or one samples.npz."""
 

@@ -12,6 +12,7 @@ from dit.config import SamplerConfig
 from dit.generate import sample_grid
 from dit.latents.autoencoder import Autoencoder
 from dit.runs import Card, Weights
+from dit.sampling_plan import build_sampling
 from dit.text import Captioned, Captions
 from dit.trained import Run
 
@@ -49,7 +50,8 @@ class Previews:
         """Sample a grid and write samples/step-N.png."""
         run = ema_run(self.card, average, self.autoencoder, self.captions)
         rows = self.card.ids * CLASSES if self.card.unconditional else self.card.ids[:CLASSES]
-        images, _ = sample_grid(run, sampler_settings(self.card), rows, PER_CLASS)
+        settings = sampler_settings(self.card)
+        images, _ = sample_grid(run, build_sampling(run, settings), settings, rows, PER_CLASS)
         names = None if self.card.unconditional else [self.card.class_name(i) for i in rows]
         picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(max(images.shape[-2:])))
         self.folder.mkdir(parents=True, exist_ok=True)
