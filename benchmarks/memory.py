@@ -76,15 +76,16 @@ CUDA = [
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def job_of(settings: dict[str, Any], joined: Ranks, folder: str) -> Job:
-    """A run of the trainer, on random latents as of Stable Diffusion's autoencoder at 256 px."""
+def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32) -> Job:
+    """A run of the trainer, on random latents as of Stable Diffusion's autoencoder, at 256 px unless given another
+    side of the latents."""
     micro, accum = settings["batch"], settings.get("grad_accum", 1)
     flags = {name: value for name, value in settings.items() if name not in ("batch", "ranks")}
     classifies = settings["model"].startswith("Classifier")
     diffusion = {} if classifies else dict(process="linear", objective="eps", time_sampling="uniform", learn_sigma=True)
     config = TrainConfig(**{"compile": False, **diffusion, **flags}, vae="identity", out=Path(folder) / "run",
                          global_batch_size=micro * accum * joined.world)
-    source = MemoryLatents(torch.randn(256, 1, 8, 32, 32), np.arange(256), [str(i) for i in range(1000)])
+    source = MemoryLatents(torch.randn(256, 1, 8, side, side), np.arange(256), [str(i) for i in range(1000)])
     zeros = torch.zeros(4, 1, 1, device=joined.device)
     autoencoder = replace(load_autoencoder("identity"), channels=4, shift=zeros, scale=zeros + 1)
     return prepare(build_card(config, source), source, autoencoder, joined)

@@ -72,6 +72,7 @@ class Card:
     classes: list[str]  # names of those in the data; the network may have room for more
     latent_mean: list[float] | None = None  # of --latent-norm data
     latent_std: list[float] | None = None
+    vae_sha256: str | None = None  # of the autoencoder's weights; of earlier versions' runs nobody knows
     text_encoder_sha256: str | None = None  # of --conditioning text
     ema_length: float | None = None  # of weights that are a power function's average, not the decay's
 
@@ -130,6 +131,12 @@ def named_otherwise(theirs: Card, ours: Card) -> tuple[int, str, str] | None:
     """The first class that two networks do not mean the same by: its id, and their names of it."""
     pairs = enumerate(zip(theirs.names, ours.names, strict=False))  # one may know fewer than there is room for
     return next(((label, there, here) for label, (there, here) in pairs if there != here), None)
+
+
+def same_autoencoder(theirs: Card, ours: Card) -> bool:
+    """By the checksums of its weights where both are known, else by its name."""
+    known = theirs.vae_sha256 and ours.vae_sha256
+    return theirs.vae_sha256 == ours.vae_sha256 if known else theirs.config.vae == ours.config.vae
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 from conftest import write_run
 from safetensors.torch import load_file
 
+from benchmarks import forked
 from dit.config import TrainConfig
 from dit.hardware import Ranks
 from dit.models.dit import SIZES

@@ -3,12 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_profiles import weights_of
 
+from benchmarks import forked
 from dit import posthoc
 from dit.cli import main
 from dit.config import EmaConfig, SamplerConfig, TrainConfig

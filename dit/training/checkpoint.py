@@ -129,6 +129,11 @@ class Saver:
         if self._writing and self._writing.done():
             self.finish()
 
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is under way."""
+        return self._writing is not None and not self._writing.done()
+
     def finish(self) -> None:
         """Wait until the checkpoint under way is in its place; raises as `check`."""
         writing, self._writing = self._writing, None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Set
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
     before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
-    card = build_card(config, source, encoder, before or kin)
+    card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
         choice = choose(card, autoencoder, encoder, ranks)
