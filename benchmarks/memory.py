@@ -29,8 +29,8 @@ from dit.hardware import Ranks, ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.training.batches import draw_batch
-from dit.training.dry_run import memory
 from dit.training.job import Job
+from dit.training.layout import memory
 from dit.training.memory import Memory
 from dit.training.step import train_step
 from dit.training.trainer import prepare
@@ -97,7 +97,7 @@ def steps(settings: dict[str, Any], joined: Ranks) -> Memory:
         job = job_of(settings, joined, folder)
         for step in range(1, STEPS + 1):
             train_step(job, draw_batch(job, step - 1), step)
-        return memory(job.card, settings["batch"], joined, 0)
+        return memory(job.card, joined, job.parallel.parallel, 0)
 
 
 def in_use(device: torch.device) -> int:

@@ -69,6 +69,10 @@ class Ranks:
         """Mean of a value over ranks, on every rank; the value itself stays."""
         return self.total(value.clone()) / self.world
 
+    def minimum(self, values: torch.Tensor) -> torch.Tensor:
+        """Smallest of `values` over ranks, on every rank."""
+        return -self.maximum(-values)
+
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """`values` [n, ...] of all ranks, one rank after the other, on every rank: [world * n, ...]."""
         rows = values.new_zeros(self.world, *values.shape)
@@ -147,6 +151,14 @@ def ranks() -> Iterator[Ranks]:
 def device_kind(device: torch.device) -> str:
     """What arithmetic depends on: `cpu`, or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a rank may have: its GPU's, or an equal part of the machine's for each rank on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def fast_bf16(device: torch.device) -> bool:

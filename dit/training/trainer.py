@@ -41,6 +41,7 @@ from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
 from dit.training.flops import Meter, meter
 from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
+from dit.training.layout import Choice, choose
 from dit.training.machine import peak_memory
 from dit.training.metrics_log import Found, Stopwatch, Window
 from dit.training.parallel import called, shard
@@ -80,8 +81,9 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
+        choice = choose(card, autoencoder, encoder, ranks)
         if ranks.main:
-            print(describe(card, source, autoencoder, ranks, encoder))
+            print(describe(card, source, autoencoder, ranks, choice, encoder))
         return None
     job = prepare(card, source, normalised(autoencoder, card), ranks, encoder)
     if job.start > job.steps:
@@ -91,6 +93,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             write_json(job.run / "config.json", card.to_json())
+            announce(job)
         done = loop(job, scores, stop)
     if ranks.main:
         farewell(job, done)
@@ -102,6 +105,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     """Network, optimizer and averages, fresh or as the checkpoint left them."""
     config = card.config
     run, last = open_run(card, ranks)
+    choice = choose(card, autoencoder, encoder, ranks)
     torch.manual_seed(config.seed)
     network = build_network(card.network)
     if config.init and not last:
@@ -110,7 +114,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     recompute(network, config.recompute)
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     for each in (network, *(average.network for average in (ema, *profiles))):
-        place(each, fixed, config, ranks)
+        place(each, fixed, config, ranks, choice)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
     compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
@@ -122,13 +126,13 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
                   Guard(config.spike, ranks.device), times, profiles)
     start = checkpoint.load(last, state, ranks) if last else 0
     return Job(run, card, ranks, source, autoencoder, state, calls, process, loss, start,
-               total_steps(config, len(source.labels)), captions)
+               total_steps(config, len(source.labels)), choice, captions)
 
 
-def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks) -> None:
+def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks, choice: Choice) -> None:
     """Bring a network, or this rank's share of it, to its device, with the attention that is quicker there."""
     choose_attention(network, ranks.device, config.precision)
-    if config.parallel == "fsdp" and ranks.world > 1:
+    if choice.parallel == "fsdp" and ranks.world > 1:
         shard(network, fixed, ranks, config.precision)
     else:
         network.to(ranks.device)
@@ -234,6 +238,12 @@ def averages(job: Job, step: int, watch: Stopwatch, measure: Meter) -> dict[str,
     return {**values, "lr": learning_rate(job.config, step - 1, job.steps),
             "update_ratio": update_ratio(job.state.optimizer).item(), "img_per_s": speed,
             "mfu": measure.utilisation(speed), "data_wait": waiting.mean().item(), "memory_gib": memory.max().item()}
+
+
+def announce(job: Job) -> None:
+    """Tell what was decided at the start, where there was anything to decide."""
+    if job.ranks.world > 1:
+        print(f"parallel    {job.parallel}", flush=True)
 
 
 def farewell(job: Job, done: int) -> None:
