@@ -11,7 +11,7 @@ from dit.files import replacing
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
-from dit.sample_folder import protocol, sample_folder
+from dit.sample_folder import protocol, sample_folder, sampling_bar
 from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.trained import Run, prompted
 
@@ -28,7 +28,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     _check(config)
     run = load_to_sample(config.run, ranks.device, config)
     if config.prompt or config.negative_prompt:
-        run = prompted(run, config.prompt, config.negative_prompt)
+        run = prompted(run, config.prompt or (), config.negative_prompt)
     classes = class_ids(config.classes, run.card)
     if config.classes is None and config.num_samples is None and not config.prompt:
         classes = spread(classes, GRID_CLASSES)
@@ -41,7 +41,8 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
         out = config.out or _default_out(run, plan, config, classes)
         found = f"grid of samples in {out}"
         if ranks.main:
-            _write_grid(run, plan, config, classes, out)
+            with sampling_bar(len(classes) * config.per_class, 0, ranks) as bar:
+                _write_grid(run, plan.counting(bar.update), config, classes, out)
         ranks.barrier()
     if ranks.main:
         print(found)
@@ -78,5 +79,5 @@ def _default_out(run: Run, plan: SamplingPlan, config: SampleConfig, classes: li
     digits = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:6]
     average = "" if run.card.ema_length is None else f"-ema-{run.card.ema_length:g}"
     size = f"-{show_size(run.image_size)}" if run.trained_size else ""
-    how = f"{plan.name}-{len(plan.times) - 1}-cfg-{config.cfg_scale:g}-seed-{config.seed}{size}"
+    how = f"{plan.name}-{plan.steps}-cfg-{config.cfg_scale:g}-seed-{config.seed}{size}"
     return run.home / "samples" / f"grid-step-{run.weights.step:07d}{average}-{how}-{digits}.png"

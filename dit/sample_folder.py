@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "p
 LEFTOVER = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
 PNG_END = b"IEND\xaeB`\x82"
 WRITERS = 4  # threads that compress PNGs
+BAR = "{l_bar}{bar}| {n:,.1f}/{total:,} img [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def sample_folder(
@@ -52,9 +54,10 @@ def sample_folder(
     settings = {**protocol(run, plan, config, classes), "format": format}
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
     there = num_samples - len(missing)
-    with tqdm(total=num_samples, initial=there, unit="img", disable=not ranks.main, desc="sampling", leave=None) as bar:
+    with sampling_bar(num_samples, there, ranks) as bar:
+        counting = plan.counting(lambda images: bar.update(images * ranks.world))  # the others are about as far
         for done, indices in _batches(missing, config.batch_size, ranks):
-            spoilt = _fill(folder, run, plan, config, classes, indices)
+            spoilt = _fill(folder, run, counting, config, classes, indices)
             spoilt = int(ranks.maximum(torch.tensor(spoilt, device=ranks.device)))
             if spoilt >= 0:
                 raise NotFinite(spoilt, classes[spoilt % len(classes)])
@@ -63,6 +66,12 @@ def sample_folder(
         folder.finish(num_samples)
     ranks.barrier()
     return out
+
+
+def sampling_bar(total: int, there: int, ranks: Ranks) -> tqdm:
+    """Of images, parts of them counted too; in a file, where every change is more text, it moves twice a minute."""
+    return tqdm(total=total, initial=there, unit="img", desc="sampling", bar_format=BAR, disable=not ranks.main,
+                leave=None, mininterval=0.1 if sys.stderr.isatty() else 30)
 
 
 def _batches(missing: Sequence[int], size: int, ranks: Ranks) -> Iterator[tuple[int, Tensor]]:
@@ -91,7 +100,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "process": card.config.process,
         "objective": card.config.objective,
         "sampler": plan.name,
-        "steps": len(plan.times) - 1,
+        "steps": plan.steps,
         "cfg_scale": config.cfg_scale,
         "cfg_interval": list(config.cfg_interval),
         "cfg_channels": config.cfg_channels,

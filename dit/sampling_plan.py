@@ -14,7 +14,7 @@ from dit.config import SamplerConfig
 from dit.data.images import show_size, sides
 from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
-from dit.diffusion.denoiser import Denoise
+from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
@@ -35,6 +35,25 @@ class SamplingPlan:
     name: str
     times: torch.Tensor
     networks: tuple[Callable[..., Tensor], ...]
+
+    @property
+    def steps(self) -> int:
+        """Number of its steps."""
+        return len(self.times) - 1
+
+    def counting(self, tick: Callable[[float], object]) -> "SamplingPlan":
+        """The plan, telling at each call of the denoiser how many images that is worth, of all that make one image.
+
+        Nothing waits for the device: a call counts once it is on its way.
+        """
+        calls = 2 * self.steps - 1 if self.name == "heun" else self.steps
+
+        def counted(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
+            said = self.denoise(x_t, t, y)
+            tick(len(x_t) / calls)
+            return said
+
+        return replace(self, denoise=counted)
 
 
 def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
@@ -72,7 +91,7 @@ def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: No
     if channels is not None and channels > spec.in_channels:
         raise UserError(f"--cfg-channels {channels}", f"at most {spec.in_channels} latent channels",
                         "pass fewer, or drop it to guide all")
-    if config.cfg_scale != 1 and not guide and not (spec.num_classes and run.card.config.label_dropout):
+    if config.cfg_scale != 1 and not guide and not has_null_class(run.card):
         why = "was trained with --label-dropout 0" if spec.num_classes else "knows no classes"
         raise UserError(f"--cfg-scale {config.cfg_scale:g} for {run.weights.path}, which {why}",
                         "a network with classes and a null class", "pass --cfg-scale 1, or a weaker run with --guide")
@@ -84,6 +103,11 @@ def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: No
     if judge is None:
         return guided
     return classifier_guidance(guided, process, objective, judge.gradient, config.classifier_scale)
+
+
+def has_null_class(card: Card) -> bool:
+    """Whether a network learned what an image of no class is, which classifier-free guidance leads away from."""
+    return bool(card.network.num_classes and card.config.label_dropout)
 
 
 def load_guide(run: Run, path: Path) -> Run:
@@ -147,6 +171,7 @@ def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
         same_vae = theirs.config.vae == ours.config.vae or (
             load_autoencoder(theirs.config.vae, run.device).checksum == run.autoencoder.checksum)
     facts: dict[str, tuple[Any, Any]] = {
+        "conditions that are": (_conditions(theirs), _conditions(ours)),
         "process": (theirs.config.process, ours.config.process),
         "autoencoder": ("that one", "that one") if same_vae else (theirs.config.vae, ours.config.vae),
         "latent statistics": (_statistics(theirs), _statistics(ours)),
@@ -170,6 +195,10 @@ def _named(flag: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{flag}: {error.given}", error.expected, error.do) from error
+
+
+def _conditions(card: Card) -> str:
+    return "captions" if card.network.conditioning == "text" else "classes"
 
 
 def _statistics(card: Card) -> str:

@@ -114,9 +114,10 @@ def prompted(run: Run, prompts: Sequence[str], negative: str = "") -> Run:
     """
     captioned = run.denoise.network
     if not isinstance(captioned, Captioned):
-        what = f"--prompt {prompts[0]!r}" if prompts else f"--negative-prompt {negative!r}"
+        what, instead = (f"--prompt {prompts[0]!r}", "pass --classes instead") if prompts else (
+            f"--negative-prompt {negative!r}", "drop it: guidance leads away from no class")
         raise UserError(f"{what} for {run.weights.path}, trained with --conditioning {run.card.network.conditioning}",
-                        "a run with --conditioning text", "drop it, or pass --classes")
+                        "a run with --conditioning text", instead)
     captions = Captions(prompts or run.card.classes, negative, captioned.captions.encoder)
     return with_captions(run, captioned.network, captions)
 

@@ -106,8 +106,9 @@ def test_flags_become_a_configuration():
     assert given == TrainConfig(model="DiT-S/4", lr=1e-3, flip=False, resume="auto", out=Path("runs/x"), num_classes=7,
                                 global_batch_size=8)
     assert type(given) is TrainConfig
-    sampled = parse(SampleConfig, ["--run", "r", "--cfg-interval", "0.1", "0.8", "--classes", "0,1,2"], "sample.py")
-    assert sampled == SampleConfig(run=Path("r"), cfg_interval=(0.1, 0.8), classes="0,1,2")
+    argv = "--run r --cfg-scale 2 --cfg-interval 0.1 0.8 --classes 0,1,2"
+    sampled = parse(SampleConfig, argv.split(), "sample.py")
+    assert sampled == SampleConfig(run=Path("r"), cfg_scale=2.0, cfg_interval=(0.1, 0.8), classes="0,1,2")
     assert parse(EvalConfig, [], "evaluate.py") == EvalConfig()
 
 

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from dit import sample_folder as module
 from dit.config import SampleConfig, SamplerConfig
@@ -94,6 +96,25 @@ def test_class_and_seed_change_the_image(run: Run):
     assert largest_difference(latents, sample_latents(run, plan, QUICK, zero + 1, zero)) > 1e-2
     other = dataclasses.replace(QUICK, seed=6)
     assert largest_difference(latents, sample_latents(run, plan, other, zero, zero)) > 1e-2
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("heun", 5), ("ddpm", 3)])
+def test_progress_is_told_by_network_calls(run: Run, sampler: str, calls: int):
+    config, told = dataclasses.replace(QUICK, sampler=sampler), []
+    plan = planned(run, config)
+    images = [generate(run, p, config, torch.arange(6), torch.arange(6)) for p in (plan, plan.counting(told.append))]
+    assert told == pytest.approx([4 / calls] * calls + [2 / calls] * calls)
+    assert torch.equal(*images)
+
+
+def test_a_bar_moves_within_a_batch_and_ends_with_all_images(tiny_run: Path, tmp_path: Path, capfd, monkeypatch):
+    monkeypatch.setattr(module, "tqdm", lambda **options: tqdm(**options | dict(mininterval=0)))
+    for flags in (dict(per_class=1), dict(num_samples=10, out=tmp_path / "out")):
+        sample(SampleConfig(run=tiny_run, steps=4, **flags), ALONE)
+        counts = re.findall(r"([\d.]+)/10 img", capfd.readouterr().err)
+        assert counts[0] == "0.0"
+        assert counts[-1] == "10.0"
+        assert {"2.5", "5.0", "7.5"} < {*counts}
 
 
 def test_nan_names_the_image(run: Run):

@@ -218,6 +218,11 @@ def test_guidance_without_a_null_class(make_run):
     (dict(guide="weak"), "--guide weak with --cfg-scale 1"),
     (dict(classifier_scale=2.0), "--classifier-scale 2 without --classifier"),
     (dict(classifier_scale=-1.0), "--classifier-scale -1"),
+    (dict(cfg_interval=(0.1, 0.8)), "--cfg-interval 0.1 0.8 with --cfg-scale 1"),
+    (dict(cfg_channels=3), "--cfg-channels 3 with --cfg-scale 1"),
+    (dict(eta=0.5), "--eta 0.5 with --sampler auto"),
+    (dict(eta=1.0, sampler="ddpm"), "--eta 1 with --sampler ddpm"),
+    (dict(eta=1.5, sampler="ddim"), "--eta 1.5; expected a number from 0 to 1"),
 ])
 def test_flags_that_do_nothing(settings, says):
     with pytest.raises(UserError) as error:

@@ -230,7 +230,9 @@ def test_what_all_settings_share_is_passed_on(tiny_run):
                   steps="4", sampler="ddim")
     settings = settings_of(asked, load_run(tiny_run, Ranks().device))
     assert {(s.cfg_channels, s.eta, s.variance, s.seed, s.precision) for s in settings} == {
-        (2, 0.5, "large", 3, "fp32")}
+        (None, 0.5, "large", 3, "fp32"), (2, 0.5, "large", 3, "fp32")}
+    both = settings_of(dataclasses.replace(asked, sampler="ddim,euler"), load_run(tiny_run, Ranks().device))
+    assert {(s.sampler, s.eta) for s in both} == {("ddim", 0.5), ("euler", 0.0)}
     points = [dataclasses.replace(point(1 / setting.cfg_scale), setting=setting) for setting in settings]
     shown = results.command(results.Sweep("t", asked, points, rank(points), {}, Path()))
     flags_of_sample = shlex.split(shown)[2:]
@@ -255,6 +257,18 @@ def test_keys_tell_apart_what_scores_depend_on(tiny_run, make_run):
     changed = [key(other), key(count=25), key(reference="x"), key(bootstrap=11), key(seed=1), key(steps=5)]
     elsewhere = key(dataclasses.replace(run, device=torch.device("meta")))
     assert len({key(), *changed, elsewhere}) == 8
+
+
+def test_scales_that_nobody_asked_for(tiny_run, make_run):
+    """1 to 4 where classifier-free guidance or a guide is what there is to sweep, else none."""
+    bare, undropped = make_run("bare", num_classes=0), make_run("undropped", label_dropout=0.0)
+    weak, judge = make_run("weak", num_classes=0), make_run("judge", model="Classifier-Ti/4", label_dropout=0.0)
+    cases = [(tiny_run, {}, 7), (bare, {}, 1), (undropped, {}, 1), (bare, dict(guide=weak), 7),
+             (tiny_run, dict(classifier=judge), 1), (bare, dict(classifier=judge, classifier_scale="0,1,2"), 3),
+             (tiny_run, dict(classifier=judge, cfg_scale="1,2"), 2)]
+    for run, more, count in cases:
+        asked = SweepConfig(**{**dict(run=run, steps="2"), **more})
+        assert len(settings_of(asked, load_run(run, Ranks().device))) == count
 
 
 def test_other_networks_guide_where_they_have_anything_to_say(tiny_run, make_run):
@@ -531,6 +545,9 @@ def test_panels_are_of_the_network_that_ranks(monkeypatch):
     (dict(sampler="dpmpp2m"), "did you mean dpmpp_2m"),
     (dict(cfg_scale="1:100:1", steps="1:20:1"), "the sweep makes 2,000 settings"),
     (dict(cfg_channels=9), "--cfg-channels 9"),
+    (dict(cfg_scale="1", interval="0.2-0.8"), "--interval 0.2-0.8 with --cfg-scale 1"),
+    (dict(cfg_scale="1", cfg_channels=2), "--cfg-channels 2 with --cfg-scale 1"),
+    (dict(sampler="ddpm,euler", eta=0.5), "--eta 0.5 with --sampler ddpm,euler"),
     (dict(reference="nowhere"), "nowhere"),
     (dict(extractor=("inception",), weights=("none.pth",)), "none.pth"),
 ])

@@ -340,7 +340,7 @@ def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
 
 def test_grids_of_other_prompts_have_other_names(run):
     flags = dict(run=run.weights.path, per_class=1, steps=1)
-    found = {sample(SampleConfig(prompt=prompt, **flags), Ranks()) for prompt in ((), ("a one",), ("a two",))}
+    found = {sample(SampleConfig(prompt=prompt, **flags), Ranks()) for prompt in (None, ("a one",), ("a two",))}
     assert len(found) == 3
     assert all(file.is_file() for file in found)
 
@@ -365,7 +365,9 @@ def test_flags_of_training_that_do_not_fit_are_refused(flags, message):
 
 @pytest.mark.parametrize(("flags", "message"), [
     ({"prompt": ("a one",), "classes": "1"}, "--prompt 'a one' with --classes 1"),
-    ({"negative_prompt": "a one"}, "--negative-prompt 'a one' with --cfg-scale 1"),
+    ({"prompt": ()}, "--prompt; expected captions of one word or more"),
+    ({"prompt": ("a one", " ")}, "--prompt ''; expected captions of one word or more"),
+    ({"negative_prompt": "a one"}, "--negative-prompt 'a one' with --cfg-scale 1; expected a run with --conditioning"),
     ({"negative_prompt": "a one", "cfg_scale": 2.0, "guide": Path("g")}, "--negative-prompt 'a one' with --guide g"),
 ])
 def test_flags_of_sampling_that_do_not_fit_are_refused(flags, message):
@@ -449,6 +451,15 @@ def test_a_guide_hears_the_same_prompts(run, tmp_path):
     same = write_text_run(tmp_path / "guide", DIGIT_CAPTIONS[::-1])  # whose own ids say something else
     config = dict(guide=same, cfg_scale=2.0)
     assert (pictures(run, ["a seven"], **config) - pictures(run, ["a seven"])).abs().max() <= 1
+
+
+def test_a_guide_that_hears_something_else_is_refused(run, tiny_run):
+    """Whichever of the two it is that hears captions."""
+    classes = load_run(tiny_run, torch.device("cpu"))
+    pairs = (classes, run.weights.path, "captions, .* has classes"), (run, tiny_run, "classes, .* has captions")
+    for ours, theirs, said in pairs:
+        with pytest.raises(UserError, match=f"--guide {theirs} has conditions that are {said}; expected the same"):
+            pictures(ours, guide=theirs, cfg_scale=2.0)
 
 
 def test_a_run_remembers_at_most_so_many_captions(tmp_path, folder, monkeypatch):

@@ -1,10 +1,14 @@
 """What several configurations refuse."""
 
+import dataclasses
 import math
 from typing import Any
 
 from dit.errors import UserError
 
+NOTHING_GUIDED = "with --cfg-scale 1", "another scale", "at scale 1 nothing is extrapolated: pass --cfg-scale 2"
+NOT_DDIM = "ddim, the only sampler that reads it,", "pass --sampler ddim"
+NO_CLASSIFIER = "without --classifier", "a classifier", "pass --classifier RUN, a run of `dit train-classifier`"
 MEAN = 12**-0.5  # deviation of a uniform distribution: relative length of the plain mean of all steps
 
 
@@ -14,6 +18,17 @@ def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str
         if not holds(value) or value in (math.inf, -math.inf):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}", expected, f"change {flag}")
+
+
+def require_use(config: Any, names: tuple[str, ...], used: bool, given: str, expected: str, do: str) -> None:
+    """Refuse values other than the default where nothing would read them: `FLAG VALUE GIVEN; expected …`."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in () if used else names:
+        value = getattr(config, name)
+        if value != defaults[name]:
+            flag, values = "--" + name.replace("_", "-"), value if isinstance(value, tuple) else (value,)
+            shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+            raise UserError(f"{flag} {shown} {given}", f"{expected} with {flag}", f"{do}, or drop {flag}")
 
 
 def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
@@ -31,3 +46,10 @@ def require_sides(config: Any) -> None:
     if size is not None and min(size if isinstance(size, tuple) else (size,)) <= 0:
         given = " ".join(map(str, size if isinstance(size, tuple) else (size,)))
         raise UserError(f"--image-size {given}", "numbers above 0", "change --image-size")
+
+
+def require_words(config: Any) -> None:
+    """Refuse prompts that say nothing."""
+    if config.prompt is not None and not (config.prompt and all(map(str.strip, config.prompt))):
+        raise UserError("--prompt" + " ''" * ("" in map(str.strip, config.prompt)), "captions of one word or more",
+                        'such as --prompt "a seven" "a one", or drop --prompt for captions of the data')

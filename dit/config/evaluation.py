@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.checks import require_range, require_sides
+from dit.config.checks import NO_CLASSIFIER, require_range, require_sides, require_use
 from dit.config.sampling import SamplerConfig
 from dit.errors import UserError
 
@@ -63,8 +63,9 @@ class SweepConfig(ScoringConfig):
 
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
-    cfg_scale: str = "1:4:0.5"
-    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with its end."""
+    cfg_scale: str | None = None
+    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with its end; unless given,
+    1:4:0.5, and 1 with --classifier or where nothing else guides."""
     interval: str = "0-1"
     """Intervals of time to guide in, LOW-HIGH, such as 0-1,0.2-0.8: 0 is data, 1 is noise (2404.07724)."""
     steps: str | None = None
@@ -103,13 +104,10 @@ class SweepConfig(ScoringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.classifier_scale is not None and self.classifier is None:
-            raise UserError(f"--classifier-scale {self.classifier_scale} without --classifier",
-                            "a classifier with --classifier-scale",
-                            "pass --classifier RUN, a run of `dit train-classifier`, or drop --classifier-scale")
+        require_use(self, ("classifier_scale",), self.classifier is not None, *NO_CLASSIFIER)
         require_sides(self)
         require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
-        require_range(self, ("eta",), lambda v: v >= 0, "0 or more")
+        require_range(self, ("eta",), lambda v: 0 <= v <= 1, "a number from 0 to 1")
         require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
         require_range(self, ("num_samples",), lambda v: v > 1, "2 or more")
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")

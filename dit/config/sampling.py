@@ -6,7 +6,15 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.checks import require_range, require_sides
+from dit.config.checks import (
+    NO_CLASSIFIER,
+    NOT_DDIM,
+    NOTHING_GUIDED,
+    require_range,
+    require_sides,
+    require_use,
+    require_words,
+)
 from dit.errors import UserError
 
 
@@ -25,7 +33,7 @@ class SamplerConfig:
     cfg_channels: int | None = None
     """Guide only the first channels; 3 is what the original DiT release does; all unless given."""
     eta: float = 0.0
-    """DDIM's noise: 0 is deterministic, 1 is ancestral."""
+    """With --sampler ddim, its noise: 0 is deterministic, 1 is ancestral."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
     """Variance of ddpm steps; auto: learned where the network has it, else small."""
     guide: Path | None = None
@@ -47,18 +55,15 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
         require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
-        require_range(self, ("cfg_scale", "eta", "classifier_scale"), lambda v: v >= 0, "0 or more")
+        require_range(self, ("cfg_scale", "classifier_scale"), lambda v: v >= 0, "0 or more")
+        require_range(self, ("eta",), lambda v: 0 <= v <= 1, "a number from 0 to 1")
         require_sides(self)
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         require_range(self, ("cfg_interval",), lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1")
         require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
-        if self.guide and self.cfg_scale == 1:
-            raise UserError(f"--guide {self.guide} with --cfg-scale 1", "another scale with --guide",
-                            "at scale 1 nothing is extrapolated: pass --cfg-scale 2, or drop --guide")
-        if self.classifier is None and self.classifier_scale != 1:
-            raise UserError(f"--classifier-scale {self.classifier_scale:g} without --classifier",
-                            "a classifier with --classifier-scale",
-                            "pass --classifier RUN, a run of `dit train-classifier`, or drop --classifier-scale")
+        require_use(self, ("guide", "cfg_interval", "cfg_channels"), self.cfg_scale != 1, *NOTHING_GUIDED)
+        require_use(self, ("eta",), self.sampler == "ddim", f"with --sampler {self.sampler}", *NOT_DDIM)
+        require_use(self, ("classifier_scale",), self.classifier is not None, *NO_CLASSIFIER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ class SampleConfig(SamplerConfig):
     """Class ids such as 0,1,2, taken in turn; unless given, all (in a grid at most 16)."""
     num_samples: int | None = None
     """Number of images for --out; unless given, a grid with some images of each class."""
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] | None = None
     """Captions to draw, for a run with --conditioning text, such as "a seven" "a one"."""
     negative_prompt: str = ""
     """What --cfg-scale leads away from, for a run with --conditioning text."""
@@ -85,12 +90,14 @@ class SampleConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_words(self)
         if self.prompt and self.classes is not None:
             raise UserError(f"--prompt {self.prompt[0]!r} with --classes {self.classes}", "one of the two", "drop one")
         if self.negative_prompt and (self.cfg_scale == 1 or self.guide):
             other = f"--guide {self.guide}" if self.guide else f"--cfg-scale {self.cfg_scale:g}"
             raise UserError(f"--negative-prompt {self.negative_prompt!r} with {other}",
-                            "--cfg-scale above 1 and no --guide, for guidance to lead away from the prompt",
+                            "a run with --conditioning text, --cfg-scale above 1 and no --guide, for guidance to lead "
+                            "away from the prompt",
                             "pass --cfg-scale 2, drop --guide, or drop --negative-prompt")
 
 
@@ -104,7 +111,7 @@ class ShowConfig(SamplerConfig):
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     classes: str | None = None
     """Class ids such as 0,1,2, taken in turn; unless given, some of all."""
-    prompt: tuple[str, ...] = ()
+    prompt: tuple[str, ...] | None = None
     """Captions to draw, backward, for a run with --conditioning text."""
     num_images: int = 4
     """Images, two rows each; backward, those that sample.py makes with the same settings and --num-samples."""
@@ -119,6 +126,7 @@ class ShowConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_words(self)
         require_range(self, ("num_images",), lambda v: v > 0, "a number above 0")
         require_range(self, ("token",), lambda v: v is None or min(v) >= 0, "a row and a column, 0 or more")
         other = "forward" if self.direction == "forward" else self.classes and f"--classes {self.classes}"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dit import pictures, posthoc
 from dit.config import SamplerConfig, SweepConfig
-from dit.config.checks import require_lengths
+from dit.config.checks import NOT_DDIM, NOTHING_GUIDED, require_lengths, require_use
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
@@ -38,7 +38,7 @@ from dit.files import replacing, write_json
 from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
 from dit.runs import find_weights
-from dit.sampling_plan import build_sampling, labelled
+from dit.sampling_plan import build_sampling, has_null_class, labelled
 from dit.text import Captioned
 from dit.trained import Run, load_run
 
@@ -108,12 +108,11 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
         grid.parse_names("--sampler", cfg.sampler, known),
         [None] if cfg.steps is None else grid.parse_counts("--steps", cfg.steps),
         grid.parse_intervals("--interval", cfg.interval),
-        grid.parse_numbers("--cfg-scale", cfg.cfg_scale),
+        grid.parse_numbers("--cfg-scale", cfg.cfg_scale or _usual_scales(cfg, run)),
         grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1") if cfg.classifier else [0.0],
     )
-    if cfg.guide and axes[4] == [1.0]:
-        raise UserError(f"--guide {cfg.guide} with --cfg-scale {cfg.cfg_scale}", "another scale with --guide",
-                        "at scale 1 nothing is extrapolated: pass --cfg-scale 1:3:0.5, or drop --guide")
+    require_use(cfg, ("guide", "interval", "cfg_channels"), axes[4] != [1.0], *NOTHING_GUIDED)
+    require_use(cfg, ("eta",), "ddim" in axes[1], f"with --sampler {cfg.sampler}", *NOT_DDIM)
     grid.check_count("the sweep", math.prod(len(axis) for axis in axes))
     pinned = dataclasses.replace(cfg, guide=cfg.guide and find_weights(cfg.guide),
                                  classifier=cfg.classifier and find_weights(cfg.classifier))
@@ -121,18 +120,24 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
     return list(dict.fromkeys(asked))
 
 
+def _usual_scales(cfg: SweepConfig, run: Run) -> str:
+    """Those of classifier-free guidance, where it is what guides."""
+    return "1:4:0.5" if cfg.guide or (has_null_class(run.card) and not cfg.classifier) else "1"
+
+
 def _resolve(run: Run, cfg: SweepConfig, length: float | None, sampler: Any, steps: int | None,
              interval: tuple[float, float], scale: float, weight: float) -> Setting:
-    """A setting without `auto`; without guidance there is no interval to guide in, no guide and no classifier."""
+    """A setting without `auto`, and without what it makes no use of: the meaning is one, and so is the point."""
     setting = Setting(ema_length=length, sampler=sampler, steps=steps, cfg_scale=scale,
                       cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
                       guide=None if scale == 1 else cfg.guide,
                       classifier=cfg.classifier if weight else None, classifier_scale=weight or 1.0,
-                      cfg_channels=cfg.cfg_channels, eta=cfg.eta, variance=cfg.variance,
+                      cfg_channels=None if scale == 1 else cfg.cfg_channels, eta=cfg.eta if sampler == "ddim" else 0.0,
+                      variance=cfg.variance,
                       batch_size=cfg.batch_size, precision=cfg.precision,
                       image_size=size_of(*run.image_size) if run.trained_size else None)
     plan = build_sampling(labelled(run, setting.classifier), setting)
-    return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=len(plan.times) - 1)
+    return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=plan.steps)
 
 
 def _averages(cfg: SweepConfig, settings: Sequence[Setting]) -> dict[float | None, Path]:
