@@ -1,12 +1,15 @@
 """Two ranks, killed at any moment and started again, end where an undisturbed run ends, bit for bit."""
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from benchmarks import forked
+from benchmarks import forked, restarts
 from benchmarks.equality import RUN, disturb, everything, killed, parts, pruning, sealing, train_small, writing
+from dit.runs import latest
 
 
 def assert_same(whole: Path, other: Path) -> None:
@@ -32,3 +35,21 @@ def test_thirty_kills_leave_no_trace(tmp_path):
     found = killed(tmp_path, (2, "ddp"), 30)
     assert found["met_at_work"] >= 25
     assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_what_the_command_began(tmp_path):
+    """Without --resume auto; a second command in its place is refused, however often torchrun starts it."""
+    whole, killed = (restarts.launch(tmp_path / name, "--steps", 200, restarts=1) for name in ("whole", "killed"))
+    restarts.wait(lambda: latest(tmp_path / "killed"), killed)
+    os.kill(restarts.process_of(1, killed.pid), signal.SIGKILL)
+    (said, _), _ = killed.communicate(timeout=240), whole.communicate(timeout=240)
+    assert (whole.returncode, killed.returncode) == (0, 0), said
+    assert said.count("error: rank 0 of 2 lost another rank in step ") == 1
+    assert "Traceback" not in said
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert restarts.starts(tmp_path / "killed")[1] >= 20
+    again = restarts.launch(tmp_path / "killed", "--steps", 220, restarts=1)
+    said, _ = again.communicate(timeout=240)
+    assert said.count("has checkpoints; expected a new directory") >= 2
+    assert restarts.done(tmp_path / "killed") == 200

@@ -48,7 +48,7 @@ from dit.training.parallel import called, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import open_run
+from dit.training.run_directory import BEGUN, open_run, restarted
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Stop, stop_on_signals
 from dit.training.step import train_step
@@ -68,6 +68,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
+    config = restarted(config, ranks)
     check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
     require_wandb(config.wandb)
     share = ranks.world * config.grad_accum
@@ -94,6 +95,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
         if ranks.main:
             write_json(job.run / "config.json", card.to_json())
             announce(job)
+        ranks.note(BEGUN, str(job.run))
         done = loop(job, scores, stop)
     if ranks.main:
         farewell(job, done)
