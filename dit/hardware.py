@@ -99,12 +99,14 @@ class Ranks:
     def note(self, key: str, value: str) -> None:
         """Let those know who will stand in for these ranks, if torchrun has to start them again."""
         if self.main and self.store:
-            self.store.set(key, value)
+            self.store.set(key, f"{self.place} {value}")
 
     def recall(self, key: str) -> str | None:
         """What was noted by the ranks in whose stead torchrun started these; None if nothing was."""
-        noted = self.main and self.store and self.store.check([key])
-        return self.share(self.store.get(key).decode() if noted and self.store else None)
+        place, value = self.place, None
+        if self.main and self.store and self.store.check([key]):
+            place, value = self.store.get(key).decode().split(" ", 1)
+        return self.share(None if place == self.place else value)
 
     @contextmanager
     def whole_machine(self) -> Iterator[None]:
@@ -153,10 +155,10 @@ def ranks() -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-    if world == 1:
-        yield Ranks(device=device, store=store)
-        return
     place = _meet(store, rank, world)
+    if world == 1:
+        yield Ranks(device=device, store=store, place=place)
+        return
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, rank=rank, world_size=world,
                             store=dist.PrefixStore(place, store), device_id=device if cuda else None)
     yield Ranks(rank, world, device, store=store, place=place)

@@ -141,9 +141,9 @@ def watchdog(ranks: Ranks, minutes: float) -> Iterator[Watchdog]:
     except RuntimeError as error:
         if ranks.world == 1 or not _of_the_wire(error):
             raise
-        said = str(error).splitlines()[0]
-        raise PeerLost(f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({said}); expected all "
-                       "ranks to go on; look for what that rank said last, and continue with --resume") from error
+        lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({str(error).splitlines()[0]})"
+        raise PeerLost(f"{lost}; expected all ranks to go on; look for what that rank said last, and continue with "
+                       "--resume") from error
     finally:
         dog.close()
 
