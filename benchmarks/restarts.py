@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,15 @@ LONG = 100_000  # steps, or seconds
 def launch(out: Path, *flags: object, restarts: int = 0) -> subprocess.Popen[str]:
     """Begin a training under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", RANKS, "--max-restarts", restarts]
-    command = [sys.executable, *launcher, ROOT / "train.py", "--out", out, *FLAGS, *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([*map(str, command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)
+    return begin([sys.executable, *launcher, ROOT / "train.py"], out, *flags)
+
+
+def begin(launcher: Sequence[object], out: Path, *flags: object, **environment: str) -> subprocess.Popen[str]:
+    """Begin a training on CPUs, by what takes the flags of train.py."""
+    everything = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+                  "PYTHON": sys.executable, **environment}
+    command = [*map(str, (*launcher, "--out", out, *FLAGS, *flags))]
+    return subprocess.Popen(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait(sign: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> float:
@@ -67,12 +72,18 @@ def starts(out: Path) -> list[int]:
     return [one["step"] for one in json.loads(file.read_text())] if file.exists() else []
 
 
-def process_of(rank: int, torchrun: int) -> int:
-    """The id of the process that is a rank of that torchrun."""
-    for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
-        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
-            return int(child)
-    raise LookupError(f"no rank {rank} among the children of {torchrun}")
+def process_of(rank: int, launcher: int) -> int:
+    """The id of the process that is a rank, below what launched it."""
+    return next(child for child in descendants(launcher)
+                if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"))
+
+
+def descendants(process: int) -> Iterator[int]:
+    """Processes that it started, and those that they started."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        for child in map(int, (thread / "children").read_text().split()):
+            yield child
+            yield from descendants(child)
 
 
 # -- what is measured ------------------------------------------------------------------------------------------------
