@@ -21,6 +21,19 @@ DELIBERATE = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "prec
 """Settings that may differ too when --resume names the run: the user means it."""
 
 
+def begin(run: Path, asked: TrainConfig, ranks: Ranks) -> None:
+    """Note that this very command, with the settings that it asked for, has begun a run there."""
+    ranks.note(f"run for {asked.out}", str(run))
+
+
+def restarted(asked: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The settings; where torchrun has started again what this very command had begun, as with `--resume auto`."""
+    begun = ranks.recall(f"run for {asked.out}")
+    if begun is None or asked.resume is not None:
+        return asked
+    return dataclasses.replace(asked, out=Path(begun), resume="auto")
+
+
 def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     """The run directory, and the checkpoint to go on from, if any; nothing is written.
 

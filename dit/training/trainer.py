@@ -48,9 +48,9 @@ from dit.training.parallel import called, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import open_run
+from dit.training.run_directory import begin, open_run, restarted
 from dit.training.schedule import learning_rate, total_steps
-from dit.training.signals import Stop, stop_on_signals
+from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
 from dit.training.updates import update_ratio
 from dit.training.watchdog import Watchdog, watchdog
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from dit.training.scores import Scores, Yardstick
 
 
-def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | None:
+def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | None:
     """Train, or continue, a run; its directory (None after a dry run).
 
     Args:
@@ -68,6 +68,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
+    config = restarted(asked, ranks)
     check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
     require_wandb(config.wandb)
     share = ranks.world * config.grad_accum
@@ -94,6 +95,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
         if ranks.main:
             write_json(job.run / "config.json", card.to_json())
             announce(job)
+        begin(job.run, asked, ranks)
         done = loop(job, scores, stop)
     if ranks.main:
         farewell(job, done)
@@ -192,13 +194,17 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure
                 found = Found()
                 if scores and judges:
                     coming.settle()
-                    found = scores.measure(step, job.average())
+                    found, left = judge(job, scores, step, stop)
+                    saves, last = saves or left, last or left
+                    if left and reporter:
+                        reporter.event(step, {"event": "unscored", "reason": "a signal asked to stop"})
                 if reporter:
                     reporter.write(step, values, found)
                 if draws:
                     average = job.average()
                     if reporter:
-                        reporter.draw(step, average)
+                        with stop.leaving(average):
+                            reporter.draw(step, average)
                 if shoots:  # before the checkpoint: what was done before it is not done again
                     save_snapshots(job.run, step, job.state.profiles, job.card, job.ranks)
                 if saves or found.leads:
@@ -210,6 +216,14 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure
     if reporter:
         reporter.finish()
     return step
+
+
+def judge(job: Job, scores: "Scores", step: int, stop: Stop) -> tuple[Found, bool]:
+    """Scores of the EMA, and whether a signal put an end to them."""
+    try:
+        return scores.measure(step, job.average(), stop.heed), False
+    except Left:
+        return Found(), True
 
 
 def watched(coming: Iterable[Batch], dog: Watchdog, start: int) -> Iterator[Batch]:
