@@ -55,7 +55,8 @@ def memory(card: Card, ranks: Ranks, parallel: str, text_tokens: int) -> Memory:
 
 def frozen_bytes(autoencoder: Autoencoder, encoder: TextEncoder | None) -> int:
     """Weights of networks that are not trained, in float32."""
-    networks: list[nn.Module | None] = [getattr(autoencoder.codec, "network", None), encoder.network if encoder else None]
+    networks: list[nn.Module | None] = [getattr(autoencoder.codec, "network", None),
+                                        encoder.network if encoder else None]
     return 4 * sum(parameters(network) for network in networks if network)
 
 

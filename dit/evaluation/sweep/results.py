@@ -311,7 +311,7 @@ def to_markdown(sweep: Sweep) -> str:
               "tied: " + row.further if row.kind == "tied" else row.further, *row.scores, row.evaluations, row.seconds]
              for row in rows(sweep)]
     parts = [f"# {sweep.title}", *sentences(sweep), *(f"**Note:** {text}" for text in warnings(sweep)),
-             table(head, lines)]
+             table(head, lines), table(["", ""], essentials(sweep).items())]
     for section, entries in common_protocol(sweep.points).items():
         parts += [f"## Protocol: {section}", table(["", ""], ([name, show(v)] for name, v in entries.items()))]
     return "\n\n".join(parts) + "\n"

@@ -257,7 +257,7 @@ def _write_scored(study: Study, key: str, setting: Setting, samples: ImageSet, f
     gaussian, first = standard.targets[names[0]].gaussian, found.networks[names[0]].values
     assert gaussian
     record = protocol(samples, found.digest, recorded_settings(Path(samples.name)), study.reference, standard.digest,
-                      study.networks, device)
+                      study.networks, device, resamples=study.cfg.bootstrap)
     scores = score(found, standard, names, device)
     known = next(iter(scores.values())).value is not None
     point = Point(
