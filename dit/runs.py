@@ -15,7 +15,7 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -196,14 +196,26 @@ def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
         meta = json.loads((checkpoint / "meta.json").read_text())
         step, files = int(meta["step"]), dict(meta["files"])
     for name, recorded in files.items():
-        if not fnmatch(name, pattern):
-            continue
-        file = checkpoint / name
-        found = {"bytes": file.stat().st_size, "sha256": sha256(file)} if file.exists() else {"bytes": 0}
-        for what, value in recorded.items():
-            if found.get(what) != value:
-                raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do)
+        if fnmatch(name, pattern):
+            require_intact(checkpoint / name, recorded, do)
     return {"step": step, "files": files}
+
+
+def sums(file: Path) -> dict[str, Any]:
+    """What meta.json lists of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def require_intact(file: Path, recorded: Mapping[str, Any], do: str) -> None:
+    """Compare a file with what the meta.json beside it lists.
+
+    Raises:
+        UserError: it is missing, truncated or changed.
+    """
+    found = sums(file) if file.exists() else {"bytes": 0}
+    for what, value in recorded.items():
+        if found.get(what) != value:
+            raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do)
 
 
 def find_weights(path: Path) -> Path:

@@ -93,7 +93,7 @@ RULES = {
     "sampling/classifier_scale": Rule("classifier scale", SAMPLED, absent="none"),
     "sampling/block_cache": Rule("network calls that share middle blocks", SAMPLED, absent="none"),
     "sampling/trained_size": Rule("image size of training", SAMPLED, absent="that of the samples"),
-    "sampling/ema": Rule("EMA decay", SAMPLED),
+    "sampling/ema": Rule("EMA", SAMPLED),
     "sampling/vae": Rule("autoencoder", SAMPLED),
     "sampling/vae_sha256": Rule("weights of the autoencoder", SAMPLED),
     "sampling/weights": Rule("file of the weights", SAMPLED),
