@@ -41,8 +41,9 @@ bench: $(READY)            ## measured speed and quality, into benchmarks/result
 	$(BIN)/python -m benchmarks.loader --record
 	$(BIN)/python -m benchmarks.memory --record
 	$(BIN)/python -m benchmarks.scaling --record
+	$(BIN)/python -m benchmarks.restarts --record
 
-story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, about an hour on 2 CPU cores
+story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, 43 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.story --record
 
 clean:

@@ -29,8 +29,8 @@ from dit.hardware import Ranks, ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.training.batches import draw_batch
-from dit.training.dry_run import memory
 from dit.training.job import Job
+from dit.training.layout import memory
 from dit.training.memory import Memory
 from dit.training.step import train_step
 from dit.training.trainer import prepare
@@ -76,15 +76,16 @@ CUDA = [
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def job_of(settings: dict[str, Any], joined: Ranks, folder: str) -> Job:
-    """A run of the trainer, on random latents as of Stable Diffusion's autoencoder at 256 px."""
+def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32) -> Job:
+    """A run of the trainer, on random latents as of Stable Diffusion's autoencoder, at 256 px unless given another
+    side of the latents."""
     micro, accum = settings["batch"], settings.get("grad_accum", 1)
     flags = {name: value for name, value in settings.items() if name not in ("batch", "ranks")}
     classifies = settings["model"].startswith("Classifier")
     diffusion = {} if classifies else dict(process="linear", objective="eps", time_sampling="uniform", learn_sigma=True)
     config = TrainConfig(**{"compile": False, **diffusion, **flags}, vae="identity", out=Path(folder) / "run",
                          global_batch_size=micro * accum * joined.world)
-    source = MemoryLatents(torch.randn(256, 1, 8, 32, 32), np.arange(256), [str(i) for i in range(1000)])
+    source = MemoryLatents(torch.randn(256, 1, 8, side, side), np.arange(256), [str(i) for i in range(1000)])
     zeros = torch.zeros(4, 1, 1, device=joined.device)
     autoencoder = replace(load_autoencoder("identity"), channels=4, shift=zeros, scale=zeros + 1)
     return prepare(build_card(config, source), source, autoencoder, joined)
@@ -96,7 +97,7 @@ def steps(settings: dict[str, Any], joined: Ranks) -> Memory:
         job = job_of(settings, joined, folder)
         for step in range(1, STEPS + 1):
             train_step(job, draw_batch(job, step - 1), step)
-        return memory(job.card, settings["batch"], joined, 0)
+        return memory(job.card, joined, job.parallel.parallel, 0)
 
 
 def in_use(device: torch.device) -> int:

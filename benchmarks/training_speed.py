@@ -1,123 +1,205 @@
-"""Training img/s of DiT-S/4 on 4x32x32 latents: ours and diffusers', each as ratio to a plain float32 eager step.
+"""Training img/s on stored latents of 4x32x32: this package's trainer beside its peers, in one run.
 
-    python -m benchmarks.training_speed [--batch 32] [--rounds 5]
+    python -m benchmarks.training_speed [--rounds 5] [--models DiT-S/4 …] [--batch 32] [--tiny] [--record]
 
-A step is forward, loss (with learned variance), backward, AdamW and EMA. All variants take turns in every round, so
-that a noisy machine disturbs them alike; the figure is the median over rounds, the ratio that of medians.
+`dit` is the trainer's own step: a batch from memory, latents drawn, times, dropped labels, forward, hybrid loss with
+learned variance, backward, clipping, AdamW, EMA. The peers' step is the plainest that trains the same: latents already
+there, no clipping. `plain` is that step with our network, float32, eager, AdamW without its fused kernel, as the
+original release trains (on CUDA in TF32, as its authors advise); `diffusers` is DiTTransformer2DModel.
+
+On a CPU all variants of a model take turns in every round, so that a noisy machine disturbs them alike; on a GPU one
+follows the other, so that each has the memory to itself. A figure is the median over rounds. MFU is of the large matrix
+product measured in the same run; FLOPs are six for each multiply-add of our network's forward pass.
 """
 
 import argparse
+import gc
+import shlex
 import statistics
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.ceilings import ceilings, seconds, tf32
+from benchmarks.memory import job_of
 from benchmarks.record import record
 from dit.convert import diffusers_config
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM
-from dit.hardware import Ranks, autocast, choose_attention
-from dit.models.create import create_model, multiply_adds
+from dit.hardware import Ranks, autocast
+from dit.models.create import create_model
 from dit.runs import NetworkSpec
+from dit.training.batches import draw_batch
 from dit.training.ema import EMA
-from dit.training.parallel import called
+from dit.training.flops import training_flops
+from dit.training.step import train_step
 
-SHAPE = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
+SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
+Step = Callable[[], None]
 
 
-def ours() -> nn.Module:
-    """DiT-S/4 of this package."""
-    return create_model("DiT-S/4", **SHAPE)
+class Variant(NamedTuple):
+    """One way to train: whose step, how multiplied."""
+
+    whose: str
+    precision: str
+    compiled: bool
+
+    @property
+    def title(self) -> str:
+        """As in the table."""
+        return f"{self.whose} {self.precision} {'compiled' if self.compiled else 'eager'}"
+
+
+PLAIN = Variant("plain", "fp32", False)
+DIT = Variant("dit", "bf16", True)
+WAYS = [("fp32", False), ("bf16", False), ("bf16", True)]
+VARIANTS = [PLAIN, *(Variant(whose, *way) for whose in ("dit", "diffusers") for way in WAYS)]
+CPU: dict[str, tuple[int, list[Variant]]] = {"DiT-S/4": (32, VARIANTS)}
+CUDA = {"DiT-XL/2": (128, VARIANTS), "DiT-L/2": (128, [DIT]), "DiT-B/2": (256, [DIT]), "DiT-S/2": (256, [DIT]),
+        "DiT-XL/4": (256, [DIT]), "DiT-L/4": (256, [DIT]), "DiT-B/4": (256, [DIT]), "DiT-S/4": (256, [DIT])}
+TINY = {"DiT-S/8": (4, VARIANTS)}
 
 
 class Diffusers(nn.Module):
     """diffusers' DiTTransformer2DModel of the same size, called as ours is."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str):
         super().__init__()
         from diffusers import DiTTransformer2DModel
 
-        self.model = DiTTransformer2DModel(**diffusers_config(NetworkSpec(model="DiT-S/4", **SHAPE)))
+        self.model = DiTTransformer2DModel(**diffusers_config(NetworkSpec(model=model, **SHAPE)))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """As in `dit.models`."""
         return self.model(x, timestep=t.long(), class_labels=y).sample
 
 
-def step_of(
-    network: nn.Module, batch: int, precision: str, compiled: bool, fused: bool, device: str
-) -> Callable[[], None]:
+def step_of(variant: Variant, model: str, batch: int, device: torch.device, folder: str) -> Step:
     """One training step as a function."""
+    torch.manual_seed(0)
+    if variant.whose == "dit":
+        return trainer_step(variant, model, batch, device, folder)
+    network = create_model(model, **SHAPE) if variant.whose == "plain" else Diffusers(model)
+    return peer_step(variant, network, batch, device)
+
+
+def trainer_step(variant: Variant, model: str, batch: int, device: torch.device, folder: str) -> Step:
+    """This package's."""
+    job = job_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled, steps=10**6),
+                 Ranks(device=device), folder)
+    numbers = iter(range(10**6))
+
+    def step() -> None:
+        number = next(numbers)
+        train_step(job, draw_batch(job, number), number + 1)
+
+    return step
+
+
+def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.device) -> Step:
+    """The plainest that trains the same."""
     network.to(device).train()
     ema = EMA(network, 0.9999)
     trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, 1e-4, fused=fused)
-    choose_attention(network, torch.device(device), precision)
-    calls = called(network, Ranks(device=torch.device(device)), compiled)
+    optimizer = torch.optim.AdamW(trained, 1e-4, fused=variant.whose != "plain")
+    calls = torch.compile(network) if variant.compiled else network
     denoise = Denoiser(calls, DDPM("linear"), "eps", learn_sigma=True)
-    x0, eps = torch.randn(2, batch, 4, 32, 32, device=device)
+    x0, eps = torch.randn(2, batch, *(SHAPE["in_channels"], 32, 32), device=device)
     y, t = torch.randint(1000, (batch,), device=device), torch.randint(1, 1001, (batch,)).double()
 
     def step() -> None:
-        with autocast(torch.device(device), precision):
+        with tf32(device.type == "cuda"), autocast(device, variant.precision):
             loss = diffusion_loss(denoise, x0, y, t, eps)
-        loss.total.backward()
+            loss.total.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(network, 1)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     return step
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(model: str, batch: int, variants: list[Variant], rounds: int, device: torch.device
+            ) -> Iterator[tuple[Variant, dict[str, float]]]:
+    """Seconds of a step, and on CUDA the peak of memory, of each variant of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        make = lambda variant: step_of(variant, model, batch, device, folder)  # noqa: E731
+        groups = [variants] if device.type == "cpu" else [[variant] for variant in variants]
+        for group in groups:
+            if device.type == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            steps = {variant: make(variant) for variant in group}
+            first = {variant: seconds(step, device) for variant, step in steps.items()}
+            for step in steps.values():
+                step()
+            took = [{variant: seconds(step, device) for variant, step in steps.items()} for _ in range(rounds)]
+            for variant in group:
+                found = [turn[variant] for turn in took]
+                median = statistics.median(found)
+                peak = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
+                yield variant, {"seconds": median, "spread": (max(found) - min(found)) / median,
+                                "first_step_s": first[variant], **peak}
+            del steps
+
+
+def rows_of(plan: dict[str, tuple[int, list[Variant]]], rounds: int, device: torch.device, best: dict[str, float]
+            ) -> Iterator[dict[str, Any]]:
+    """A row of the table for each variant of each model; ratios are to the plain step of the same model."""
+    for model, (batch, variants) in plan.items():
+        flops, plain = training_flops(NetworkSpec(model=model, **SHAPE)), None
+        for variant, found in measure(model, batch, variants, rounds, device):
+            plain = found["seconds"] if variant == PLAIN else plain
+            speed = batch / found["seconds"]
+            yield {"model": model, "batch": batch, "variant": variant.title, "img_per_s": speed,
+                   "ratio_to_plain": plain / found["seconds"] if plain else None,
+                   "mfu": speed * flops / best["bf16"], **found}
+
+
+def tell(row: dict[str, Any]) -> str:
+    """As a line of a Markdown table."""
+    ratio = f"{row['ratio_to_plain']:.2f}" if row["ratio_to_plain"] else "–"
+    peak = f"{row['peak_gib']:.1f}" if "peak_gib" in row else "–"
+    return (f"| {row['model']} | {row['batch']} | {row['variant']} | {row['img_per_s']:.4g} | {ratio} | "
+            f"{row['mfu']:.0%} | {peak} | {row['first_step_s']:.1f} | {row['spread']:.0%} |")
+
+
+HEAD = """| model | batch | variant | img/s | ratio to plain | MFU | peak GiB | first step, s | spread |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--models", nargs="+", help="of those that are measured on this device; all unless given")
+    parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="one small model in small batches, to see that all works")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    variants = {
-        "plain fp32 eager": (ours, "fp32", False, False),
-        "dit fp32 eager": (ours, "fp32", False, True),
-        "dit bf16 eager": (ours, "bf16", False, True),
-        "dit bf16 compiled": (ours, "bf16", True, True),
-        "diffusers fp32 eager": (Diffusers, "fp32", False, True),
-        "diffusers bf16 eager": (Diffusers, "bf16", False, True),
-        "diffusers bf16 compiled": (Diffusers, "bf16", True, True),
-    }
-    steps = {}
-    for name, (make, precision, compiled, fused) in variants.items():
-        steps[name] = step_of(make(), args.batch, precision, compiled, fused, device)
-        for _ in range(2):
-            steps[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            step()
-            seconds[name].append((time.perf_counter() - begin) / 2)
-    flops = 6 * multiply_adds("DiT-S/4", **SHAPE)
-    plain = statistics.median(seconds["plain fp32 eager"])
-    results = {
-        name: {
-            "img_per_s": round(args.batch / statistics.median(s), 2),
-            "ratio_to_plain": round(plain / statistics.median(s), 3),
-            "gflop_per_s": round(flops * args.batch / statistics.median(s) / 1e9, 1),
-            "spread": round((max(s) - min(s)) / statistics.median(s), 3),
-        }
-        for name, s in seconds.items()
-    }
-    print(f"{'':<26}{'img/s':>8}{'ratio':>8}{'GFLOP/s':>10}{'spread':>8}")
-    for name, r in results.items():
-        print(f"{name:<26}{r['img_per_s']:>8}{r['ratio_to_plain']:>8}{r['gflop_per_s']:>10}{r['spread']:>8}")
-    command = f"python -m benchmarks.training_speed --batch {args.batch} --rounds {args.rounds}"
-    print(record("training-speed", command, results))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
+    plan = {model: (args.batch or batch, variants) for model, (batch, variants) in plan.items()
+            if args.models is None or model in args.models}
+    best = ceilings(device)
+    print(", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in best.items() if name != "copy"),
+          f"copy {best['copy'] / 1e9:.0f} GB/s", HEAD, sep="\n", flush=True)
+    rows = []
+    for row in rows_of(plan, args.rounds, device, best):
+        rows.append(row)
+        print(tell(row), flush=True)
+    if args.record:
+        command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
+        print(record("training-speed", command, {"ceilings": best, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,12 @@ from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, va
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.latents.autoencoder import Autoencoder, load_autoencoder
+from dit.latents.autoencoder import Autoencoder
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, damaged_shards
 from dit.models.create import create_model, is_classifier
-from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights
+from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights, same_autoencoder
 from dit.text import TextEncoder, load_text_encoder
 
 MOST_CAPTIONS = 10_000  # that a run remembers of its data
@@ -55,18 +56,22 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
     if theirs.conditioning != spec.conditioning:
         raise UserError(f"--init {weights} was trained with --conditioning {theirs.conditioning}, not "
                         f"{spec.conditioning}", "the same for both", f"pass --conditioning {theirs.conditioning}")
-    if replace(theirs, num_classes=spec.num_classes) != spec:
-        raise UserError(f"--init {weights} is {theirs}", f"{spec}", "give the flags that the weights were trained with")
-    for name in ("process", "objective", "vae", "latent_norm"):
+    pairs = {f.name: (getattr(theirs, f.name), getattr(spec, f.name)) for f in fields(spec) if f.name != "num_classes"}
+    if different := [f"{name} {old}, not {new}" for name, (old, new) in pairs.items() if old != new]:
+        raise UserError(f"--init {weights} has a network of {'; '.join(different)}", "the same network for both",
+                        "give the flags that the weights were trained with (dit info tells them)")
+    for name in ("process", "objective", "latent_norm"):
         old, new = getattr(found.card.config, name), getattr(config, name)
         if old != new:
             raise UserError(f"--init {weights} was trained with {name} {old}, not {new}", "the same for both",
                             f"pass --{name.replace('_', '-')} {old}")
-    if found.card.text_encoder_sha256 != card.text_encoder_sha256:
-        old, new = (one.text_encoder or "digits" for one in (found.card.config, config))
-        raise UserError(f"--init {weights} was trained with --text-encoder {old}, which is not --text-encoder {new}",
-                        "the same for both",
-                        "pass the encoder that the weights were trained with")
+    for name, same in (("vae", same_autoencoder(found.card, card)),
+                       ("text_encoder", found.card.text_encoder_sha256 == card.text_encoder_sha256)):
+        if not same:
+            flag = f"--{name.replace('_', '-')}"
+            old, new = (getattr(one, name) or "digits" for one in (found.card.config, config))
+            raise UserError(f"--init {weights} was trained with {flag} {old}, which is not {flag} {new}",
+                            "the same for both", "pass the one that the weights were trained with")
     fresh = fresh_classes(network, found.state_dict) if theirs.num_classes != spec.num_classes else {}
     load_weights(network, {**found.state_dict, **fresh}, found.path)
 
@@ -175,10 +180,14 @@ def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The configuration as a card keeps it: a text encoder's folder by its absolute path, to be found from anywhere."""
-    if config.text_encoder in (None, "digits") or not Path(config.text_encoder).expanduser().is_dir():
-        return config
-    return replace(config, text_encoder=str(Path(config.text_encoder).expanduser().absolute()))
+    """The configuration as a card keeps it: other networks' folders by absolute paths, to be found from anywhere."""
+    return replace(config, vae=_absolute(config.vae, "identity"), text_encoder=_absolute(config.text_encoder, None))
+
+
+def _absolute(name: Any, *known: str | None) -> Any:
+    """Of a network's name: where it lies, if that is a folder."""
+    folder = name in ("digits", *known) or Path(name).expanduser()
+    return str(folder.absolute()) if isinstance(folder, Path) and folder.is_dir() else name
 
 
 def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None = None,
@@ -222,11 +231,6 @@ def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None
         return replace(card, latent_mean=kin.latent_mean, latent_std=kin.latent_std)
     mean, std = source.statistics()
     return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
-
-
-def build_autoencoder(card: Card, device: torch.device) -> Autoencoder:
-    """The autoencoder of a run, with the run's own normalisation."""
-    return normalised(load_autoencoder(card.config.vae, device), card)
 
 
 def normalised(autoencoder: Autoencoder, card: Card) -> Autoencoder:

@@ -38,9 +38,9 @@ from dit.config import (
     VaeConfig,
     VerifyConfig,
 )
-from dit.errors import UserError, nearest
+from dit.errors import PeerLost, UserError, nearest
 
-MISTAKE, INTERRUPTED = 2, 130  # exit codes
+MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EEXIST, errno.ENOTDIR,
         errno.EISDIR}
@@ -116,6 +116,9 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
         _work(config, target)
     except UserError as error:
         return _report(error)
+    except PeerLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return LOST
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED

@@ -21,6 +21,10 @@ class UserError(Exception):
         return f"{self.given}; expected {self.expected}; {self.do}"
 
 
+class PeerLost(Exception):
+    """Another rank has ended, so that this one can not go on; shown as one line, and torchrun may start all again."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names, those most like `name` first: "did you mean A or B?" for an error's last part."""
     known = list(known)

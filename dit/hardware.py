@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,8 @@ class Ranks:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None  # that they talk in; the one of all work unless given
+    store: dist.Store | None = None  # torchrun's, which outlives ranks that it starts again
+    place: str = ""  # in the store, of these ranks alone
 
     def aside(self) -> "Ranks":
         """The same ranks on their CPUs, in a group of their own, for a thread that talks while the others compute."""
@@ -69,6 +73,10 @@ class Ranks:
         """Mean of a value over ranks, on every rank; the value itself stays."""
         return self.total(value.clone()) / self.world
 
+    def minimum(self, values: torch.Tensor) -> torch.Tensor:
+        """Smallest of `values` over ranks, on every rank."""
+        return -self.maximum(-values)
+
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """`values` [n, ...] of all ranks, one rank after the other, on every rank: [world * n, ...]."""
         rows = values.new_zeros(self.world, *values.shape)
@@ -87,6 +95,18 @@ class Ranks:
         if failed:
             raise failed
         return value  # type: ignore[return-value]
+
+    def note(self, key: str, value: str) -> None:
+        """Let those know who will stand in for these ranks, if torchrun has to start them again."""
+        if self.main and self.store:
+            self.store.set(key, f"{self.place} {value}")
+
+    def recall(self, key: str) -> str | None:
+        """What was noted by the ranks in whose stead torchrun started these; None if nothing was."""
+        place, value = self.place, None
+        if self.main and self.store and self.store.check([key]):
+            place, value = self.store.get(key).decode().split(" ", 1)
+        return self.share(None if place == self.place else value)
 
     @contextmanager
     def whole_machine(self) -> Iterator[None]:
@@ -131,22 +151,53 @@ def ranks() -> Iterator[Ranks]:
                         f"pass torchrun --nproc-per-node {torch.cuda.device_count()}")
     if cuda:
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Ranks(device=device)
         return
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    found, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of torchrun, which keeps the addresses of dead ranks
-    store = dist.PrefixStore(f"start-{start}-of-{world}", found)
-    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world,
-                            device_id=device if cuda else None)
-    yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    place = _meet(store, rank, world)
+    if world == 1:
+        yield Ranks(device=device, store=store, place=place)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, rank=rank, world_size=world,
+                            store=dist.PrefixStore(place, store), device_id=device if cuda else None)
+    yield Ranks(rank, world, device, store=store, place=place)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are elsewhere
+
+
+def _meet(store: dist.Store, rank: int, world: int) -> str:
+    """A place in the store for the ranks that are alive now.
+
+    torchrun's store outlives ranks and keeps the addresses of dead ones, and of several nodes each counts restarts by
+    itself. So each rank calls with a word of its own, and rank 0 tells all who call where it is, until all have come.
+    """
+    if rank:
+        word = uuid4().hex
+        store.set(f"call-{rank}", word)
+        place = store.get(f"answer-{word}").decode()
+        store.set(f"{place}-has-{rank}", "")
+        return place
+    place, awaited = f"start-{store.add('starts', 1)}", set(range(1, world))
+    while awaited:
+        for other in awaited:
+            if store.check([f"call-{other}"]):
+                store.set(f"answer-{store.get(f'call-{other}').decode()}", place)
+        time.sleep(0.02)
+        awaited = {other for other in awaited if not store.check([f"{place}-has-{other}"])}
+    return place
 
 
 def device_kind(device: torch.device) -> str:
     """What arithmetic depends on: `cpu`, or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a rank may have: its GPU's, or an equal part of the machine's for each rank on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -1,9 +1,11 @@
 """EMA after the fact (2312.02696, section 3.2): snapshots of a few averages of a training become that of any length."""
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +15,15 @@ from torch import Tensor
 from dit.config import EmaConfig
 from dit.config.checks import MEAN
 from dit.errors import UserError
-from dit.files import flush, replacing
+from dit.files import flush, replacing, write_json
 from dit.hardware import Ranks
 from dit.profiles import fit
-from dit.runs import Card, checkpoint_name, read_header, write_weights
+from dit.runs import Card, checkpoint_name, damaged, read_header, sums, write_weights
 
 FOLDER = "ema"  # of snapshots, in a run
 WORST = 0.1  # error of a fit with which weights are still made
 SHORTEST = 0.002  # length that is looked at when a message tells which ones can be made
+RECORD = Path(FOLDER) / "meta.json"  # their sizes and checksums
 ANY = "length-*-step-*.safetensors"
 
 
@@ -111,6 +114,7 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: fl
         with replacing(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
             flush(beside)
+        write_json(run / RECORD, {"files": recorded(run) | {file.name: sums(file)}})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} could not be written ({error})", "a writable disk with free space",
                         f"make room and continue with --resume {run}") from error
@@ -122,6 +126,22 @@ def drop_after(run: Path, step: int) -> None:
     later = [file for file in made if _step(file) > step]
     for file in (*later, *(run / FOLDER).glob(f".{ANY}.*")):
         file.unlink()
+    if listed := recorded(run):
+        write_json(run / RECORD, {"files": {name: value for name, value in listed.items()
+                                            if _step(run / FOLDER / name) <= step}})
+
+
+def recorded(run: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of snapshots by file name; earlier versions listed none.
+
+    Raises:
+        UserError: the list is damaged.
+    """
+    file = run / RECORD
+    if not file.exists():
+        return {}
+    with damaged(file, "the list of snapshots that train.py wrote", f"remove {file}"):
+        return dict(json.loads(file.read_text())["files"])
 
 
 def snapshot_steps(run: Path) -> list[int]:

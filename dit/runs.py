@@ -15,7 +15,7 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -72,6 +72,7 @@ class Card:
     classes: list[str]  # names of those in the data; the network may have room for more
     latent_mean: list[float] | None = None  # of --latent-norm data
     latent_std: list[float] | None = None
+    vae_sha256: str | None = None  # of the autoencoder's weights; of earlier versions' runs nobody knows
     text_encoder_sha256: str | None = None  # of --conditioning text
     ema_length: float | None = None  # of weights that are a power function's average, not the decay's
 
@@ -132,6 +133,12 @@ def named_otherwise(theirs: Card, ours: Card) -> tuple[int, str, str] | None:
     return next(((label, there, here) for label, (there, here) in pairs if there != here), None)
 
 
+def same_autoencoder(theirs: Card, ours: Card) -> bool:
+    """By the checksums of its weights where both are known, else by its name."""
+    known = theirs.vae_sha256 and ours.vae_sha256
+    return theirs.vae_sha256 == ours.vae_sha256 if known else theirs.config.vae == ours.config.vae
+
+
 @dataclass(frozen=True)
 class Weights:
     """EMA weights with their origin."""
@@ -189,14 +196,26 @@ def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
         meta = json.loads((checkpoint / "meta.json").read_text())
         step, files = int(meta["step"]), dict(meta["files"])
     for name, recorded in files.items():
-        if not fnmatch(name, pattern):
-            continue
-        file = checkpoint / name
-        found = {"bytes": file.stat().st_size, "sha256": sha256(file)} if file.exists() else {"bytes": 0}
-        for what, value in recorded.items():
-            if found.get(what) != value:
-                raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do)
+        if fnmatch(name, pattern):
+            require_intact(checkpoint / name, recorded, do)
     return {"step": step, "files": files}
+
+
+def sums(file: Path) -> dict[str, Any]:
+    """What meta.json lists of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def require_intact(file: Path, recorded: Mapping[str, Any], do: str) -> None:
+    """Compare a file with what the meta.json beside it lists.
+
+    Raises:
+        UserError: it is missing, truncated or changed.
+    """
+    found = sums(file) if file.exists() else {"bytes": 0}
+    for what, value in recorded.items():
+        if found.get(what) != value:
+            raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do)
 
 
 def find_weights(path: Path) -> Path:

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dit.build import build_autoencoder, build_denoiser, build_network, build_text_encoder, load_weights
+from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised
 from dit.data.images import Size, sides, size_of
 from dit.diffusion.denoiser import Denoiser
 from dit.errors import UserError
 from dit.hardware import versions
-from dit.latents.autoencoder import Autoencoder
+from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.models.create import is_classifier
 from dit.runs import Card, Weights, find_weights, read_weights
 from dit.text import Captioned, Captions, TextEncoder
@@ -78,7 +79,7 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Run:
     if is_classifier(weights.card.network.model):
         raise UserError(f"{path} is a {weights.card.network.model}", "a diffusion run", "pass it as --classifier")
     network = load_network(weights, device)
-    denoise, autoencoder = build_denoiser(weights.card.config, network), build_autoencoder(weights.card, device)
+    denoise, autoencoder = build_denoiser(weights.card.config, network), _load_autoencoder(weights, device)
     run = Run(weights, denoise, autoencoder, device)
     if encoder := _load_encoder(weights, device):
         run = with_captions(run, network, Captions(weights.card.classes, "", encoder))
@@ -129,20 +130,32 @@ def with_captions(run: Run, network: Callable[..., Tensor], captions: Captions) 
                    denoise=replace(run.denoise, network=Captioned(network, captions)))
 
 
+def _load_autoencoder(weights: Weights, device: torch.device) -> Autoencoder:
+    """The autoencoder that a run was trained with, with the run's own normalisation."""
+    card = weights.card
+    load = partial(load_autoencoder, card.config.vae, device)
+    return normalised(_as_trained("--vae", card.config.vae, weights, load, card.vae_sha256), card)
+
+
 def _load_encoder(weights: Weights, device: torch.device) -> TextEncoder | None:
-    """The text encoder that a run was trained with; none for runs without captions.
+    """The text encoder that a run was trained with; none for runs without captions."""
+    config = weights.card.config
+    load = partial(build_text_encoder, config, device)
+    return _as_trained("--text-encoder", config.text_encoder, weights, load, weights.card.text_encoder_sha256)
+
+
+def _as_trained(flag: str, place: str | None, weights: Weights, load: Callable[[], Any], checksum: str | None) -> Any:
+    """What `load` finds, with the checksum that is known of it.
 
     Raises:
         UserError: it is not where it was, or is another one.
     """
-    config, expected = weights.card.config, str(weights.card.text_encoder_sha256)
-    place = config.text_encoder
-    do = f"put the run's text encoder back at {place}, or a link to where it is now (ln -s NOW {place})"
+    do = f"put it back at {place}, or a link to where it is now (ln -s NOW {place})"
     try:
-        encoder = build_text_encoder(config, device)
+        found = load()
     except UserError as error:
         raise UserError(f"{error.given}; {weights.path} was trained with it", error.expected, do) from error
-    if encoder and encoder.checksum != expected:
-        raise UserError(f"--text-encoder {encoder.name} with SHA-256 {encoder.checksum[:8]}",
-                        f"{expected[:8]}, the one that the run was trained with", do)
-    return encoder
+    if checksum and found.checksum != checksum:
+        raise UserError(f"{flag} {place} with SHA-256 {str(found.checksum)[:8]}",
+                        f"{checksum[:8]}, the one that the run was trained with", do)
+    return found

@@ -1,5 +1,7 @@
 """Whether the files of a run, or of latents, are as they were written."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +12,7 @@ from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents.shards import AGAIN, holds_latents
 from dit.latents.store import damaged_shards, read_index
+from dit.posthoc import FOLDER, recorded
 from dit.runs import checkpoints
 
 
@@ -24,18 +27,23 @@ def verify(config: VerifyConfig, ranks: Ranks) -> None:
 
 
 def verify_run(run: Path) -> None:
-    """`verify` of all checkpoints of a run, by their checksums."""
+    """`verify` of all checkpoints of a run, and of its snapshots of averages, by their checksums."""
+    checks: dict[Path, Callable[[], object]] = {path: partial(runs.verify, path) for path in checkpoints(run)}
+    for name, listed in recorded(run).items():
+        file = run / FOLDER / name
+        checks[file] = partial(runs.require_intact, file, listed, f"remove {file}")
     damaged = []
-    for checkpoint in tqdm(checkpoints(run), desc="verify", unit="checkpoint"):
+    for path, check in tqdm(checks.items(), desc="verify", unit="file"):
         try:
-            runs.verify(checkpoint)
-            tqdm.write(f"intact   {checkpoint}")
+            check()
+            tqdm.write(f"intact   {path}")
         except UserError as error:
-            damaged.append(checkpoint.name)
-            tqdm.write(f"damaged  {checkpoint}: {error.given}")
+            damaged.append(path.name)
+            tqdm.write(f"damaged  {path}: {error.given}")
     if damaged:
-        raise UserError(f"{len(damaged)} checkpoints of {run} are damaged: {', '.join(damaged)}", "what was written",
-                        "remove them: a run goes on from its newest checkpoint")
+        raise UserError(f"{len(damaged)} checkpoints or snapshots of {run} are damaged: {', '.join(damaged)}",
+                        "what was written", "remove them: a run goes on from its newest checkpoint, and `dit ema` goes "
+                        "by the snapshots that are left")
 
 
 def verify_latents(root: Path) -> None:

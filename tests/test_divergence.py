@@ -4,11 +4,11 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import forked
 from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks

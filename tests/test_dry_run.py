@@ -1,6 +1,7 @@
 """What --dry-run tells of each kind of network."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from dit.hardware import Ranks
 from dit.models.create import multiply_adds, parameters
 from dit.runs import NetworkSpec
 from dit.text import load_text_encoder
-from dit.training.dry_run import budget, frozen_bytes
+from dit.training.dry_run import budget
+from dit.training.layout import frozen_bytes
 from dit.training.memory import estimate
 from dit.training.trainer import train
 
@@ -70,5 +72,7 @@ def test_memory_is_told_by_part(capsys):
 
 def test_frozen_networks_count():
     need, network = estimate(spec("DiT-Ti/4"), 8, CPU, "fp32"), torch.nn.Linear(2**14, 2**13, bias=False)
-    assert frozen_bytes(None, network, network) == 2**30
+    coder = SimpleNamespace(codec=SimpleNamespace(network=network))
+    assert frozen_bytes(coder, SimpleNamespace(network=network)) == 2**30
+    assert frozen_bytes(SimpleNamespace(codec=object()), None) == 0
     assert budget(need, 2**30) == f"about {1 + need.total / 2**30:.2f}{budget(need, 0)[10:]}, frozen networks 1.00"

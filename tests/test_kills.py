@@ -1,79 +1,21 @@
 """Two ranks, killed at any moment and started again, end where an undisturbed run ends, bit for bit."""
 
 import dataclasses
-import random
-import time
-from collections.abc import Callable
+import os
+import signal
 from pathlib import Path
 
-import forked
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from dit.config import TrainConfig
-from dit.hardware import Ranks
-from dit.models.dit import SIZES
-from dit.runs import checkpoints, latest, read_metrics, verify
-from dit.training.trainer import train
-
-CLOCKS = {"img_per_s", "mfu", "data_wait", "memory_gib"}
-RUN = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, warmup=2, sample_every=0,
-                  ckpt_every=3, keep=2, log_every=2, precision="fp32", compile=False, resume="auto")
-
-
-def train_small(ranks: Ranks, config: TrainConfig) -> None:
-    SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
-    train(config, ranks)
-
-
-def writing(run: Path) -> bool:
-    return any(run.glob("checkpoints/.step-*"))
-
-
-def sealing(run: Path) -> bool:
-    return any(run.glob("checkpoints/.step-*/ema-*.safetensors"))
-
-
-def pruning(run: Path) -> bool:
-    found = [*run.glob("checkpoints/step-*")]
-    return len(found) > len(checkpoints(run)) or len(found) > RUN.keep
-
-
-def disturb(config: TrainConfig, moments: list[tuple[Callable[[Path], bool] | None, float]]) -> int:
-    """Train, with a kill of both ranks at each moment: a delay, after something is seen where that is asked for; how
-    many kills met a run at work."""
-    kills = 0
-    for sign, delay in moments:
-        processes = forked.start(2, train_small, config)
-        deadline = time.monotonic() + 60
-        while sign and not sign(config.out) and processes[0].is_alive() and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        time.sleep(delay)
-        kills += any(process.is_alive() for process in processes)
-        for process in processes:
-            process.kill()
-            process.join()
-        if last := latest(config.out):
-            verify(last)
-    forked.run(2, train_small, config)
-    return kills
-
-
-def everything(run: Path) -> dict[str, torch.Tensor]:
-    return {f"{file.name}:{name}": tensor for file in sorted(latest(run).rglob("*.safetensors"))
-            for name, tensor in load_file(file).items()}
+from benchmarks import forked, restarts
+from benchmarks.equality import RUN, disturb, everything, killed, parts, pruning, sealing, train_small, writing
+from dit.runs import checkpoint_step, latest, read_metrics
 
 
 def assert_same(whole: Path, other: Path) -> None:
-    a, b = everything(whole), everything(other)
-    assert a.keys() == b.keys()
-    assert {name.split(":")[1].split(".")[0] for name in a} >= {"network", "ema", "optimizer", "guard", "window"}
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    logs = [[{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(run / "metrics.jsonl")]
-            for run in (whole, other)]
-    assert logs[0] == logs[1]
-    assert [c.name for c in checkpoints(whole)] == [c.name for c in checkpoints(other)]
+    assert {name.split(":")[1].split(".")[0] for name in everything(whole)} >= {"network", "ema", "optimizer", "guard",
+                                                                               "window"}
+    assert [part for part, same in parts(whole, other).items() if not same] == []
     left = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, other)]
     assert left[0] == left[1], "kills leave nothing behind"
 
@@ -81,8 +23,8 @@ def assert_same(whole: Path, other: Path) -> None:
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_five_kills_leave_no_trace(parallel, tmp_path):
     config = dataclasses.replace(RUN, steps=150, parallel=parallel, out=tmp_path / "run")
-    moments = [(writing, 0.0), (sealing, 0.0), (pruning, 0.0), (None, 2.5), (writing, 0.05)]
-    assert disturb(config, moments) >= 4
+    chosen = [(writing, 0.0), (sealing, 0.0), (pruning, 0.0), (None, 2.5), (writing, 0.05)]
+    assert disturb(config, chosen) >= 4
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     forked.run(2, train_small, whole)
     assert_same(whole.out, config.out)
@@ -90,13 +32,60 @@ def test_five_kills_leave_no_trace(parallel, tmp_path):
 
 @pytest.mark.slow
 def test_thirty_kills_leave_no_trace(tmp_path):
-    dice = random.Random(0)
-    config = dataclasses.replace(RUN, steps=400, out=tmp_path / "run")
-    signs = [None, writing, sealing, pruning]
-    moments = [(sign, dice.uniform(0, 0.1) if sign else dice.uniform(1, 4)) for sign in dice.choices(signs, k=30)]
-    kills = disturb(config, moments)
-    print(f"{kills} kills of 30 met a run at work")
-    assert kills >= 25
-    whole = dataclasses.replace(config, out=tmp_path / "whole")
-    forked.run(2, train_small, whole)
-    assert_same(whole.out, config.out)
+    found = killed(tmp_path, (2, "ddp"), 30)
+    assert found["met_at_work"] >= 25
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_what_the_command_began(tmp_path):
+    """Without --resume auto; a second command in its place is refused, however often torchrun starts it."""
+    whole, killed = (restarts.launch(tmp_path / name, "--steps", 200, restarts=1) for name in ("whole", "killed"))
+    restarts.wait(lambda: latest(tmp_path / "killed"), killed)
+    os.kill(restarts.process_of(1, killed.pid), signal.SIGKILL)
+    (said, _), _ = killed.communicate(timeout=240), whole.communicate(timeout=240)
+    assert (whole.returncode, killed.returncode) == (0, 0), said
+    assert said.count("error: rank 0 of 2 lost another rank in step ") == 1
+    assert "Traceback" not in said
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert restarts.starts(tmp_path / "killed")[1] >= 20
+    again = restarts.launch(tmp_path / "killed", "--steps", 220, restarts=1)
+    said, _ = again.communicate(timeout=240)
+    assert said.count("has checkpoints; expected a new directory") >= 2
+    assert restarts.done(tmp_path / "killed") == 200
+
+
+@pytest.mark.slow
+def test_two_nodes_meet_again_after_one_has_failed(tmp_path):
+    """Their launchers count restarts each by itself: one that lost its rank, the other that lost its peer."""
+    out = tmp_path / "run"
+    script, port = restarts.ROOT / "scripts" / "two_nodes.sh", str(forked.free_port())
+    nodes = restarts.begin([script], out, "--steps", 200, PORT=port)
+    restarts.wait(lambda: latest(out), nodes)
+    os.kill(restarts.process_of(1, nodes.pid), signal.SIGKILL)
+    said, _ = nodes.communicate(timeout=300)
+    assert nodes.returncode == 0, said
+    assert len(restarts.starts(out)) == 2
+    assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [*range(1, 201)]
+
+
+SLURM = {"srun": 'shift; exec "$@"', "scontrol": '[ "$1" = show ] && echo localhost || echo "$@" > "$ASKED"'}
+
+
+@pytest.mark.slow
+def test_a_slurm_job_saves_and_goes_back_into_the_queue(tmp_path):
+    for name, does in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    out, script = tmp_path / "run", restarts.ROOT / "scripts" / "train.slurm"
+    job = restarts.begin(["bash", script], out, "--steps", 10**5, SLURM_SUBMIT_DIR=str(restarts.ROOT),
+                         PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_NUM_NODES="1", SLURM_JOB_ID="7",
+                         SLURM_JOB_NODELIST="localhost", RANKS_PER_NODE="2", ADDRESS="127.0.0.1",
+                         PORT=str(forked.free_port()), ASKED=str(tmp_path / "asked"))
+    restarts.wait(lambda: restarts.done(out) >= 5, job)
+    job.terminate()
+    said, _ = job.communicate(timeout=100)
+    assert job.returncode == 0, said
+    assert f"continue with: python train.py --resume {out}" in said
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert checkpoint_step(latest(out)) >= restarts.done(out)

@@ -1,14 +1,15 @@
 """Ranks: whatever their number, and whether they share the state or not, they learn the same."""
 
 import dataclasses
+import json
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 from conftest import write_run
 from safetensors.torch import load_file
 
+from benchmarks import forked
 from dit.config import TrainConfig
 from dit.hardware import Ranks
 from dit.models.dit import SIZES
@@ -85,10 +86,13 @@ def test_shares_are_shares(tmp_path):
 
 
 def check_shares(ranks: Ranks, root: Path) -> None:
-    """On each rank: half of the weights, half of AdamW's moments, half of the EMA; pictures are of the whole."""
+    """On each rank: half of the weights, half of AdamW's moments, half of the EMA; pictures are of the whole.
+
+    They share because one of them has too little memory for all of it.
+    """
     from torch.distributed.tensor import DTensor
 
-    from dit.training import trainer
+    from dit.training import layout, trainer
 
     SIZES["Ti"] = SMALL
     seen = []
@@ -99,7 +103,8 @@ def check_shares(ranks: Ranks, root: Path) -> None:
         return done
 
     stretch, trainer.stretch = trainer.stretch, keep
-    train(dataclasses.replace(TINY, out=root / "run", parallel="fsdp", precision="bf16", sample_every=4), ranks)
+    layout.memory_of = lambda device: (2**40, 2**10)[ranks.rank]
+    train(dataclasses.replace(TINY, out=root / "run", precision="bf16", sample_every=4), ranks)
     state = seen[0].state
     named = dict(state.network.named_parameters())
     for values in (named, dict(state.ema.network.named_parameters())):
@@ -109,6 +114,9 @@ def check_shares(ranks: Ranks, root: Path) -> None:
         assert {p.dtype for p in values.values()} == {torch.float32}
     moments = [m for values in state.optimizer.state.values() for name, m in values.items() if name != "step"]
     assert all(isinstance(m, DTensor) for m in moments)
+    assert json.loads((root / "run" / "machine.json").read_text())[0]["parallel"] == "fsdp"
+    layout.memory_of = lambda device: (2**40, 2**30)[ranks.rank]
+    assert layout.choose(seen[0].card, seen[0].autoencoder, None, ranks).parallel == "ddp"
     if ranks.main:
         assert (root / "run" / "samples" / "step-0000004.png").exists()
 

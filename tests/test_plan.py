@@ -7,11 +7,11 @@ import re
 import shlex
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 from conftest import ROOT
 
+from benchmarks import forked
 from benchmarks.memory import job_of
 from benchmarks.scaling import Sent
 from dit.cli import main

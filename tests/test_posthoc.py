@@ -3,12 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_profiles import weights_of
 
+from benchmarks import forked
 from dit import posthoc
 from dit.cli import main
 from dit.config import EmaConfig, SamplerConfig, TrainConfig
@@ -114,9 +114,11 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
         file.write_bytes(b"stale")
     monkeypatch.setattr(trainer, "train_step", real)
     train(asked, Ranks())
-    whole, again = ({file.name: flat(load_file(file)) for file in f.iterdir()} for f in (trained[0] / FOLDER, folder))
+    whole, again = ({file.name: flat(load_file(file)) for file in f.glob(posthoc.ANY)}
+                    for f in (trained[0] / FOLDER, folder))
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert posthoc.recorded(tmp_path / "run").keys() == whole.keys()
     assert not list((tmp_path / "run").glob("ema-length-*"))
 
 

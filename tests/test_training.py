@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, torchrun
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
 from dit.errors import UserError
+from dit.files import sha256
 from dit.hardware import Ranks
+from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
 from dit.runs import checkpoints, find_weights, latest, read_metrics, verify
+from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
 from dit.training.job import Job
@@ -297,8 +301,30 @@ def test_a_run_starts_from_the_weights_of_another_with_other_classes(tmp_path):
     assert [k for k in ours if k != table and not torch.equal(ours[k], theirs[k])] == []
     assert ours[table].shape[0] == 11
     assert torch.equal(ours[table][10], theirs[table][12])
-    with pytest.raises(UserError, match="--init"):
+    with pytest.raises(UserError, match=r"--init .* has a network of model DiT-Ti/4, not DiT-Ti/2; expected"):
         a_job(tmp_path / "other", init=first, model="DiT-Ti/2")
+
+
+def test_an_autoencoder_is_found_from_anywhere_and_no_other_takes_its_place(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "vae")
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(TINY, vae="vae", image_size=16, steps=2, out=tmp_path / "run")
+    train(config, Ranks())
+    monkeypatch.chdir("/")
+    loaded = load_run(config.out, torch.device("cpu"))
+    assert loaded.card.vae_sha256 == sha256(tmp_path / "vae" / WEIGHTS) == loaded.autoencoder.checksum
+    again = dataclasses.replace(config, resume="auto", steps=4)
+    (tmp_path / "vae").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"--vae .* is not a folder; .* was trained with it; .* \(ln -s NOW"):
+        load_run(config.out, torch.device("cpu"))
+    weights = load_file(save_tiny(tmp_path / "vae") / WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "vae" / WEIGHTS)
+    for attempt in (lambda: load_run(config.out, torch.device("cpu")),
+                    lambda: train(dataclasses.replace(again, vae=str(tmp_path / "vae")), Ranks())):
+        with pytest.raises(UserError, match=r"--vae .* with SHA-256 .* expected .*was trained with; put"):
+            attempt()
+    train(dataclasses.replace(again, vae=str(tmp_path / "moved")), Ranks())
+    assert load_run(config.out, torch.device("cpu")).card.config.vae == str(tmp_path / "moved")
 
 
 def test_two_ranks_train_and_resume(tmp_path):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import forked
 from dit.build import build_card, build_source
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import Digits
@@ -36,6 +39,7 @@ from dit.training.checkpoint import tidy
 from dit.training.job import Job
 from dit.training.metrics_log import Found, MetricsLog
 from dit.training.previews import sampler_settings
+from dit.training.signals import Stop
 from dit.training.trainer import prepare, train
 
 COUNT = 70  # two batches, the second one not full
@@ -97,6 +101,38 @@ def prescribe(monkeypatch: pytest.MonkeyPatch, *distances: float) -> None:
         return {**found, FD: Score(FD, next(coming), "lower", COUNT)}
 
     monkeypatch.setattr(scores.references, "score", score)
+
+
+def interrupted(ranks: Ranks, config: TrainConfig) -> None:
+    """Train; rank 1 gets a signal when it makes its second batch of samples, of thousands."""
+    made, quick = [], scores.generate
+
+    def slow(*given: object) -> Tensor:
+        made.append(given)
+        if ranks.rank == 1 and len(made) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert len(made) < 10, "goes on as if nothing had come"
+        return quick(*given)
+
+    SIZES["Ti"] = dict(depth=1, hidden_size=32, num_heads=1)
+    scores.generate = slow
+    train(config, ranks)
+
+
+def test_a_signal_to_any_rank_ends_scoring_and_the_run_goes_on_from_there(tmp_path):
+    config = dataclasses.replace(SCORED, eval_samples=10**5, out=tmp_path / "run")
+    forked.run(2, interrupted, config)
+    assert verify(latest(config.out))["step"] == 5
+    assert [(line["step"], line["event"]) for line in read_metrics(config.out / "metrics.jsonl")] == [(5, "unscored")]
+
+
+def test_a_signal_ends_a_picture():
+    stop, network, calls = Stop(Ranks()), torch.nn.Identity(), []
+    with stop.leaving(network):
+        calls.append(network(1))
+        stop.asked = True
+        calls.append(network(2))
+    assert [*calls, network(3)] == [1, 3]
 
 
 # -- the numbers -------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@ import shutil
 
 import pytest
 
+from dit import posthoc
 from dit.cli import main
 from dit.config import EncodeConfig
 from dit.encode import encode
 from dit.hardware import Ranks
+from dit.runs import find_weights, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -54,5 +56,24 @@ def test_damaged_checkpoints_of_a_run_are_named(make_run, capsys):
     assert main(["verify", str(run)]) == 2
     said = capsys.readouterr()
     assert weights.name in said.out
-    assert "1 checkpoints" in said.err
+    assert "1 checkpoints or snapshots" in said.err
     assert "step-0000003" in said.err
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_damaged_snapshots_of_a_run_are_named(damage, make_run, capsys):
+    run = make_run()
+    weights = read_weights(find_weights(run))
+    for step in (1, 2, 3):
+        posthoc.write_snapshot(run, weights.state_dict, weights.card, 0.1, step)
+    posthoc.drop_after(run, 2)
+    first, second = sorted((run / posthoc.FOLDER).glob("*.safetensors"))
+    assert main(["verify", str(run)]) == 0
+    assert f"intact   {second}\n" in capsys.readouterr().out
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.unlink() if damage == "missing" else first.write_bytes(content)
+    assert main(["verify", str(run)]) == 2
+    said = capsys.readouterr()
+    assert f"damaged  {first}: " in said.out
+    assert f"are damaged: {first.name}; " in said.err

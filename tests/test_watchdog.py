@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-import forked
 import pytest
 
+from benchmarks import forked
 from dit.hardware import Ranks
 from dit.training.watchdog import HUNG, Sign, verdict, watchdog
 

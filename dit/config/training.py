@@ -105,8 +105,9 @@ class TrainConfig:
     whose snapshots `dit ema` makes any length afterwards. Each takes the memory of the weights once more."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """On several ranks, what each of them holds: ddp all weights, fsdp its share of weights, EMA and optimizer."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """On several ranks, what each of them holds: ddp all weights, fsdp its share of weights, EMA and optimizer; auto
+    takes ddp where there is memory for it, by the estimate of --dry-run."""
     compile: bool | None = None
     """Compile the network with torch.compile; unless given, on for CUDA and off on CPU."""
     recompute: Literal["none", "selective", "full"] = "none"

@@ -16,10 +16,9 @@ from dit.models.create import blank_inputs, multiply_adds_of
 from dit.models.dit import SIZES, DiT, split_name
 from dit.scaling.cluster import Cluster, cluster
 from dit.scaling.cost import Seconds, Work, seconds, traffic
-from dit.training.memory import Layout, Memory, Step
+from dit.training.memory import RESERVE, Layout, Memory, Step
 
 FACTOR, CHANNELS, CLASSES = 8, 4, 1000  # of the autoencoder, and of ImageNet
-RESERVE = 0.1  # share of a GPU's memory that is not ours: context, communication buffers, what lies free between
 MOST = 4096  # images at once that are tried
 GIB = 2**30
 

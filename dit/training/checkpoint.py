@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
-from dit.files import flush, replacing, sha256, write_json
+from dit.files import flush, replacing, write_json
 from dit.hardware import Ranks
 from dit.runs import (
     BEST,
@@ -36,6 +36,7 @@ from dit.runs import (
     checkpoints,
     find_best,
     latest,
+    sums,
     verify,
     write_weights,
 )
@@ -129,6 +130,11 @@ class Saver:
         if self._writing and self._writing.done():
             self.finish()
 
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is under way."""
+        return self._writing is not None and not self._writing.done()
+
     def finish(self) -> None:
         """Wait until the checkpoint under way is in its place; raises as `check`."""
         writing, self._writing = self._writing, None
@@ -206,7 +212,7 @@ def _link(link: Path, best: Path | None) -> None:
 def _seal(folder: Path, step: int, distance: Distance | None) -> None:
     """Write meta.json, with the distance and with size and hash of every file, and bring all to the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    listed = {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+    listed = {str(f.relative_to(folder)): sums(f) for f in files}
     scored = {"distance": distance._asdict()} if distance else {}
     write_json(folder / "meta.json", {"step": step, "torch": torch.__version__, **scored, "files": listed})
     for path in (*files, folder / "meta.json", folder / "state", folder):

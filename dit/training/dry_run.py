@@ -3,7 +3,6 @@
 from dataclasses import asdict
 
 import torch
-from torch import nn
 
 from dit.build import build_network
 from dit.config import TrainConfig
@@ -15,7 +14,8 @@ from dit.models.create import is_classifier, multiply_adds, parameters, structur
 from dit.runs import Card, NetworkSpec
 from dit.text import TextEncoder
 from dit.training.ema import snapshot_every
-from dit.training.memory import Memory, estimate
+from dit.training.layout import Choice, frozen_bytes, gib, memory
+from dit.training.memory import Memory
 from dit.training.schedule import total_steps
 
 NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradients": "gradients",
@@ -24,15 +24,15 @@ NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradien
 """Parts of memory in words."""
 
 
-def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
-             ) -> str:
+def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, choice: Choice,
+             encoder: TextEncoder | None = None) -> str:
     """A table of network, cost, data and schedule."""
     config, spec = card.config, card.network
     with torch.device("meta"):
         network = build_network(spec)
     tokens = encoder.length if encoder else 0
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
-    frozen = frozen_bytes(getattr(autoencoder.codec, "network", None), encoder.network if encoder else None)
+    frozen = frozen_bytes(autoencoder, encoder)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
     bf16 = uses_bf16(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
@@ -41,7 +41,8 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     rows = {
         "model": f"{spec.model}, {parameters(network):,} parameters; {structure(network)}",
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, {6 * macs / 1e9:.3g} GFLOP to train on it",
-        "memory": budget(memory(card, micro, ranks, tokens), frozen),
+        "memory": budget(memory(card, ranks, choice.parallel, tokens), frozen),
+        **({"parallel": str(choice)} if ranks.world > 1 else {}),
         "data": f"{config.data}: {len(source.labels):,} images, {classes(spec)}, flips {flips}",
         "latents": f"{shape} from {tell_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
         "diffusion": f"{config.process}, {task(config, spec)}",
@@ -84,26 +85,8 @@ def snapshots(config: TrainConfig, steps: int, count: int) -> str:
     return f"lengths {lengths}; every {every:,} steps a snapshot of each, {4 * count * files / 1e9:.3g} GB in all"
 
 
-def memory(card: Card, batch: int, ranks: Ranks, text_tokens: int) -> Memory:
-    """What a rank needs of memory at the peak of a step, with so many images in work at once."""
-    config = card.config
-    return estimate(card.network, batch, ranks.device, config.precision, recompute=config.recompute,
-                    grad_accum=config.grad_accum, averages=1 + len(config.ema_lengths), text_tokens=text_tokens,
-                    parallel=config.parallel, world=ranks.world)
-
-
 def budget(need: Memory, frozen: int) -> str:
     """Memory in words, with bytes of networks that are not trained."""
     named = {NAMES[name]: size for name, size in asdict(need).items()} | {"frozen networks": frozen}
     told = [f"{name} {gib(size)}" for name, size in named.items() if size >= 2**30 / 200]
     return f"about {gib(need.total + frozen)} GiB a rank at the peak of a step: {', '.join(told)}"
-
-
-def gib(size: int) -> str:
-    """Bytes in GiB."""
-    return f"{size / 2**30:.2f}"
-
-
-def frozen_bytes(*networks: nn.Module | None) -> int:
-    """Weights of networks that are not trained, in float32."""
-    return 4 * sum(parameters(network) for network in networks if network)

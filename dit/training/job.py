@@ -16,6 +16,7 @@ from dit.latents.store import Latents
 from dit.runs import Card
 from dit.text import Captions
 from dit.training.checkpoint import State
+from dit.training.layout import ALONE, Choice
 from dit.training.parallel import whole
 
 
@@ -34,6 +35,7 @@ class Job:
     loss: LossFunction  # of that network in that process
     start: int
     steps: int
+    parallel: Choice = ALONE  # what ranks hold
     captions: Captions | None = None  # of the data, for --conditioning text
     returns: int = 0  # to the checkpoint at `start`, after the run diverged
 

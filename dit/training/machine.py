@@ -23,6 +23,7 @@ def record_start(job: Job, meter: Meter) -> None:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_kind(job.ranks.device),
         "ranks": job.ranks.world,
+        "parallel": job.parallel.parallel if job.ranks.world > 1 else None,
         "threads": torch.get_num_threads(),
         "arithmetic": "bf16" if uses_bf16(job.ranks.device, job.config.precision) else "fp32",
         "flops_per_image": meter.flops,

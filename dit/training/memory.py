@@ -27,6 +27,7 @@ from dit.training.recompute import recompute as forgets
 
 PARTS = ("weights", "optimizer", "gradients", "copies", "activations", "temporaries")
 DRAWN = 5  # tensors of the latents' size that a step begins with, for all micro-batches: two moments, two noises, x0
+RESERVE = 0.1  # share of a device's memory that is not ours: context, communication buffers, what lies free between
 GATHERED, REDUCED = 2, 2  # blocks whose weights, and whose gradients, FSDP2 has on their way at once
 
 

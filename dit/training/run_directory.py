@@ -21,6 +21,19 @@ DELIBERATE = {"lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "prec
 """Settings that may differ too when --resume names the run: the user means it."""
 
 
+def begin(run: Path, asked: TrainConfig, ranks: Ranks) -> None:
+    """Note that this very command, with the settings that it asked for, has begun a run there."""
+    ranks.note(f"run for {asked.out}", str(run))
+
+
+def restarted(asked: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The settings; where torchrun has started again what this very command had begun, as with `--resume auto`."""
+    begun = ranks.recall(f"run for {asked.out}")
+    if begun is None or asked.resume is not None:
+        return asked
+    return dataclasses.replace(asked, out=Path(begun), resume="auto")
+
+
 def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     """The run directory, and the checkpoint to go on from, if any; nothing is written.
 
@@ -60,7 +73,12 @@ def _next_free(card: Card) -> Path:
 
 
 def _require_same(run: Path, card: Card) -> None:
-    old, new = _identity(Card.read(run)), _identity(card)
+    before = Card.read(run)
+    if before.vae_sha256 not in (None, card.vae_sha256):
+        raise UserError(f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
+                        f"{before.vae_sha256[:8]}, the one that {run} was trained with",
+                        "put that one back, or pass --vae with the place where it is now")
+    old, new = _identity(before), _identity(card)
     free = FREE | (DELIBERATE if card.config.resume not in (None, "auto") else set())
     different = [f"{key} {old[key]} there, {new[key]} now" for key in new if key not in free and old[key] != new[key]]
     if different:

@@ -17,7 +17,7 @@ from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import sides
 from dit.errors import UserError
 from dit.evaluation import references
-from dit.evaluation.inputs.features import extract, gather
+from dit.evaluation.inputs.features import Heed, extract, gather, go_on
 from dit.evaluation.inputs.images import ImageSet, from_array
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.protocol import protocol
@@ -91,18 +91,19 @@ class Scores:
         text = json.dumps([*samples, self.standard.digest, extractor.name, extractor.checksum])
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
-    def measure(self, step: int, average: nn.Module) -> Found:
+    def measure(self, step: int, average: nn.Module, heed: Heed = go_on) -> Found:
         """Scores of the EMA now; the same on all ranks.
 
         Those that are not available are left out; all of them, with a warning, where samples are not finite, as early
         ones may be. Nothing else should compute meanwhile, for the feature network sets flags of the whole process.
+        All ranks call `heed` before each batch, as often, and may be left by what it raises.
         """
-        ranks, images, extractor = self.job.ranks, self._sample(step, average), self.yardstick.extractor
+        ranks, images, extractor = self.job.ranks, self._sample(step, average, heed), self.yardstick.extractor
         if images is None:
             if ranks.main:
                 tqdm.write(f"warning: no scores at step {step}: samples of the EMA are not finite", file=sys.stderr)
             return Found()
-        seen = extract(images, [extractor], self.settings.batch_size, ranks, f"features at step {step}")
+        seen = extract(images, [extractor], self.settings.batch_size, ranks, f"features at step {step}", heed)
         scores = ranks.on_main(lambda: references.score(seen, self.standard, [extractor.name], ranks.device))
         values = {name: value for name in self.names if (value := scores[name].value) is not None}
         distance = values.get(self.names[0])
@@ -111,7 +112,7 @@ class Scores:
         ranks.on_main(lambda: self._record(images))
         return Found(values, self.eval, leads)
 
-    def _sample(self, step: int, average: nn.Module) -> ImageSet | None:
+    def _sample(self, step: int, average: nn.Module, heed: Heed) -> ImageSet | None:
         """The same seeds and classes at every step, the classes evenly; None if an image is not finite.
 
         Batches are the same on any number of ranks, and so is image i, bit for bit.
@@ -124,11 +125,14 @@ class Scores:
         batches = indices.split(self.settings.batch_size)
         pixels = torch.zeros(count, 3, *run.image_size, dtype=torch.uint8)
         failed = torch.zeros((), device=job.ranks.device)
-        try:
-            for mine in batches[job.ranks.rank :: job.ranks.world]:
-                pixels[mine] = generate(run, plan, self.settings, labels[mine], mine)
-        except NotFinite:
-            failed += 1
+        world = job.ranks.world
+        for turn in range(job.ranks.rank, -(-len(batches) // world) * world, world):
+            heed()
+            try:
+                for mine in batches[turn : turn + 1]:
+                    pixels[mine] = generate(run, plan, self.settings, labels[mine], mine)
+            except NotFinite:
+                failed += 1
         if job.ranks.total(failed):
             return None
         pixels = gather(pixels, job.ranks)

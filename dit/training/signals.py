@@ -2,13 +2,18 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dit.hardware import Ranks
+
+
+class Left(Exception):
+    """Work that can be left was left, for training should save and end."""
 
 
 class Stop:
@@ -31,6 +36,30 @@ class Stop:
         vote = torch.tensor(float(self.asked))  # on the CPU, so that no GPU is waited for either
         counted, self._voting = self._counted(), (vote, dist.all_reduce(vote, async_op=True))
         return counted
+
+    def heed(self) -> None:
+        """In the midst of work that can be left: leave it where a signal has come, on all ranks; all of them must ask.
+
+        Raises:
+            Left: on all ranks alike.
+        """
+        if self.ranks.maximum(torch.tensor(float(self.asked))):
+            raise Left
+
+    @contextmanager
+    def leaving(self, network: nn.Module) -> Iterator[None]:
+        """Work of this rank alone, which a signal to it ends before the next call of a network."""
+
+        def look(*_: object) -> None:
+            if self.asked:
+                raise Left
+
+        hook = network.register_forward_pre_hook(look)
+        try:
+            with suppress(Left):
+                yield
+        finally:
+            hook.remove()
 
     def _counted(self) -> bool:
         """The outcome of the vote under way, if there is one."""

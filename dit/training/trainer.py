@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Set
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,15 +41,16 @@ from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
 from dit.training.flops import Meter, meter
 from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
+from dit.training.layout import Choice, choose
 from dit.training.machine import peak_memory
 from dit.training.metrics_log import Found, Stopwatch, Window
 from dit.training.parallel import called, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import open_run
+from dit.training.run_directory import begin, open_run, restarted
 from dit.training.schedule import learning_rate, total_steps
-from dit.training.signals import Stop, stop_on_signals
+from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
 from dit.training.updates import update_ratio
 from dit.training.watchdog import Watchdog, watchdog
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from dit.training.scores import Scores, Yardstick
 
 
-def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | None:
+def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | None:
     """Train, or continue, a run; its directory (None after a dry run).
 
     Args:
@@ -66,6 +68,7 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
+    config = restarted(asked, ranks)
     check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
     require_wandb(config.wandb)
     share = ranks.world * config.grad_accum
@@ -76,11 +79,12 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
     before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
-    card = build_card(config, source, encoder, before or kin)
+    card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
+        choice = choose(card, autoencoder, encoder, ranks)
         if ranks.main:
-            print(describe(card, source, autoencoder, ranks, encoder))
+            print(describe(card, source, autoencoder, ranks, choice, encoder))
         return None
     job = prepare(card, source, normalised(autoencoder, card), ranks, encoder)
     if job.start > job.steps:
@@ -90,6 +94,8 @@ def train(config: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | 
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             write_json(job.run / "config.json", card.to_json())
+            announce(job)
+        begin(job.run, asked, ranks)
         done = loop(job, scores, stop)
     if ranks.main:
         farewell(job, done)
@@ -101,6 +107,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     """Network, optimizer and averages, fresh or as the checkpoint left them."""
     config = card.config
     run, last = open_run(card, ranks)
+    choice = choose(card, autoencoder, encoder, ranks)
     torch.manual_seed(config.seed)
     network = build_network(card.network)
     if config.init and not last:
@@ -109,7 +116,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     recompute(network, config.recompute)
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     for each in (network, *(average.network for average in (ema, *profiles))):
-        place(each, fixed, config, ranks)
+        place(each, fixed, config, ranks, choice)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
     compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
@@ -121,13 +128,13 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
                   Guard(config.spike, ranks.device), times, profiles)
     start = checkpoint.load(last, state, ranks) if last else 0
     return Job(run, card, ranks, source, autoencoder, state, calls, process, loss, start,
-               total_steps(config, len(source.labels)), captions)
+               total_steps(config, len(source.labels)), choice, captions)
 
 
-def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks) -> None:
+def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks, choice: Choice) -> None:
     """Bring a network, or this rank's share of it, to its device, with the attention that is quicker there."""
     choose_attention(network, ranks.device, config.precision)
-    if config.parallel == "fsdp" and ranks.world > 1:
+    if choice.parallel == "fsdp" and ranks.world > 1:
         shard(network, fixed, ranks, config.precision)
     else:
         network.to(ranks.device)
@@ -187,13 +194,17 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure
                 found = Found()
                 if scores and judges:
                     coming.settle()
-                    found = scores.measure(step, job.average())
+                    found, left = judge(job, scores, step, stop)
+                    saves, last = saves or left, last or left
+                    if left and reporter:
+                        reporter.event(step, {"event": "unscored", "reason": "a signal asked to stop"})
                 if reporter:
                     reporter.write(step, values, found)
                 if draws:
                     average = job.average()
                     if reporter:
-                        reporter.draw(step, average)
+                        with stop.leaving(average):
+                            reporter.draw(step, average)
                 if shoots:  # before the checkpoint: what was done before it is not done again
                     save_snapshots(job.run, step, job.state.profiles, job.card, job.ranks)
                 if saves or found.leads:
@@ -205,6 +216,14 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure
     if reporter:
         reporter.finish()
     return step
+
+
+def judge(job: Job, scores: "Scores", step: int, stop: Stop) -> tuple[Found, bool]:
+    """Scores of the EMA, and whether a signal put an end to them."""
+    try:
+        return scores.measure(step, job.average(), stop.heed), False
+    except Left:
+        return Found(), True
 
 
 def watched(coming: Iterable[Batch], dog: Watchdog, start: int) -> Iterator[Batch]:
@@ -233,6 +252,12 @@ def averages(job: Job, step: int, watch: Stopwatch, measure: Meter) -> dict[str,
     return {**values, "lr": learning_rate(job.config, step - 1, job.steps),
             "update_ratio": update_ratio(job.state.optimizer).item(), "img_per_s": speed,
             "mfu": measure.utilisation(speed), "data_wait": waiting.mean().item(), "memory_gib": memory.max().item()}
+
+
+def announce(job: Job) -> None:
+    """Tell what was decided at the start, where there was anything to decide."""
+    if job.ranks.world > 1:
+        print(f"parallel    {job.parallel}", flush=True)
 
 
 def farewell(job: Job, done: int) -> None:

@@ -1,4 +1,4 @@
-"""Ends a run that hangs, and says which rank does."""
+"""Ends a run that hangs, and says which rank does; tells of ranks that are lost."""
 
 import os
 import sys
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from dit.errors import PeerLost
 from dit.hardware import Ranks
 
 HUNG = 4  # exit code
@@ -39,6 +40,11 @@ class Watchdog:
         self._place, self._inside = (0, 0), False  # step and place; whether it is watched now
         self._since, self._beats, self._over = time.monotonic(), 0, threading.Event()
         self._store = _store(ranks)
+
+    @property
+    def step(self) -> int:
+        """That the loop is at."""
+        return self._place[0]
 
     @contextmanager
     def at(self, step: int, place: str) -> Iterator[None]:
@@ -112,21 +118,36 @@ def verdict(before: list[Sign], after: list[Sign], patience: float) -> str:
 
 def _store(ranks: Ranks) -> dist.Store | None:
     """Where ranks leave their signs; a client of its own, for the loop's may be blocked."""
-    if ranks.world == 1:
+    if ranks.world == 1 or not ranks.store:
         return None
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
-    return dist.PrefixStore(f"watchdog-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = ranks.store.clone()
+    store.set_timeout(timedelta(seconds=60))
+    return dist.PrefixStore(f"{ranks.place}-watchdog", store)
 
 
 @contextmanager
 def watchdog(ranks: Ranks, minutes: float) -> Iterator[Watchdog]:
-    """A watchdog at work inside the block; 0 minutes: one that never bites."""
+    """A watchdog at work inside the block; 0 minutes: one that never bites.
+
+    Raises:
+        PeerLost: another rank has ended, and this one noticed in talking to it.
+    """
     dog = Watchdog(ranks, 60 * minutes)
     thread = threading.Thread(target=dog.watch, daemon=True)
     if minutes:
         thread.start()
     try:
         yield dog
+    except RuntimeError as error:
+        if ranks.world == 1 or not _of_the_wire(error):
+            raise
+        lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({str(error).splitlines()[0]})"
+        raise PeerLost(f"{lost}; expected all ranks to go on; look for what that rank said last, and continue with "
+                       "--resume") from error
     finally:
         dog.close()
+
+
+def _of_the_wire(error: RuntimeError) -> bool:
+    """Whether ranks could not talk: gloo has no class of errors of its own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

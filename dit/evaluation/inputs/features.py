@@ -1,7 +1,7 @@
 """Images in, features out, across ranks."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.hardware import Ranks
 
+Heed = Callable[[], None]  # may raise, on all ranks alike
 ROWS = 4096  # of features that go from rank to rank at a time
 
 
@@ -38,8 +39,15 @@ class Extracted:
     digest: str
 
 
-def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, title: str) -> Extracted:
+def go_on() -> None:
+    """What is heeded between batches where nothing calls away."""
+
+
+def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, title: str,
+            heed: Heed = go_on) -> Extracted:
     """Features of all images in order, on every rank; each rank reads and computes its part, and reads it once.
+
+    Before each batch all ranks call `heed`, as often.
 
     Raises:
         UserError: an image can not be read, or its features are not finite; it is named.
@@ -50,7 +58,10 @@ def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, 
     start, stop = (min(len(images), batches * r // ranks.world * batch_size) for r in (ranks.rank, ranks.rank + 1))
     bar = tqdm(total=stop - start, desc=title, unit="img", disable=None if ranks.main else True, leave=None)
     with bar, ThreadPoolExecutor(4) as pool:
-        for first in range(start, stop, batch_size):
+        for first in range(start, start + -(-batches // ranks.world) * batch_size, batch_size):
+            heed()
+            if first >= stop:
+                break
             part = slice(first, min(first + batch_size, stop))
             pixels = torch.stack(list(pool.map(images.read, range(part.start, part.stop))))
             digests[part] = _digests(pixels)
