@@ -1,6 +1,7 @@
 """Pictures of a run: labelled grids, the strip and film of how a picture forms, the loss curve."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK, PALE, MARK = (255, 255, 255), (40, 44, 52), (120, 126, 138), (64, 224, 208)
 GAP, BREAK = 4, 10  # pixels between cells, and more between groups of rows
 WIDEST_NAME = 160  # pixels of a row's name, where its images are small
+CAPTION_HEIGHT = 60  # most pixels of a caption below an image
 HEAT = 0.8  # how much of a map of weights hides the image below it
 
 Item = TypeVar("Item")
@@ -44,11 +46,15 @@ def grid(
     by_row = labels is not None and len(labels) == rows
     assert labels is None or by_row or len(labels) == len(images), "one label a row, or one an image"
     height, width = images.shape[-2] * scale, images.shape[-1] * scale
-    font, small = _font(max(11, min(16, height // 4))), _fitting_font(headings or [], width)
-    names = [_fit(label, max(2 * width, WIDEST_NAME), font) for label in labels or []] if by_row else []
+    small = _fitting_font(headings or [], width)
+    room = (max(2 * width, WIDEST_NAME), height) if by_row else (width, CAPTION_HEIGHT)
+    font = _label_font(labels or [], *room, max(11, min(16, height // 4)))
+    texts = [_fit(label, *room, font) for label in labels or []]
+    names = texts if by_row else []
     left = GAP + (_widest(names, font) + 2 * GAP if names else 0)
-    top = GAP + max((_line_height(small) * len(h.splitlines()) for h in headings or []), default=0)
-    caption = 0 if by_row or not labels else _line_height(font)
+    heads = ["\n".join(_fit(line, width, CAPTION_HEIGHT, small) for line in h.splitlines()) for h in headings or []]
+    top = GAP + max((_line_height(small) * len(head.splitlines()) for head in heads), default=0)
+    caption = 0 if by_row else _line_height(font) * max((len(text.splitlines()) for text in texts), default=0)
     xs = [left + column * (width + GAP) for column in range(columns)]
     ys = [top + row * (height + caption + GAP) + row // (together or rows) * BREAK for row in range(rows)]
     sheet = Image.new("RGB", (xs[-1] + width + GAP, ys[-1] + height + caption + GAP), PAPER)
@@ -57,17 +63,17 @@ def grid(
         x, y = xs[i % columns], ys[i // columns]
         sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
         if labels and caption:
-            draw.text((x + width // 2, y + height), _fit(labels[i], width, font), INK, font, anchor="ma")
+            draw.text((x + width // 2, y + height), texts[i], INK, font, anchor="ma", align="center")
     for row, name in enumerate(names):
         ink = PALE if together and row % together else INK
-        draw.text((left - 2 * GAP, ys[row] + height // 2), name, ink, font, anchor="rm")
-    for x, heading in zip(xs, headings or [], strict=False):
+        draw.text((left - 2 * GAP, ys[row] + height // 2), name, ink, font, anchor="rm", align="right")
+    for x, heading in zip(xs, heads, strict=False):
         draw.multiline_text((x + width // 2, GAP), heading, INK, small, anchor="ma", align="center", spacing=GAP)
     return sheet
 
 
 def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weights of tokens as colours over the gray images, dark where they are small; each image's largest is brightest.
+    """Weights of tokens as colours over the gray images: each image's smallest is black, its largest is brightest.
 
     Args:
         images: [N, 3, H, W] uint8.
@@ -79,7 +85,8 @@ def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     from matplotlib import colormaps
 
     weights = weights.float().cpu()
-    weights = weights / weights.amax((1, 2), keepdim=True)
+    low, high = weights.amin((1, 2), keepdim=True), weights.amax((1, 2), keepdim=True)
+    weights = (weights - low) / (high - low).clamp(min=torch.finfo().tiny)
     colours = torch.from_numpy(colormaps["inferno"](weights.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
     factors = images.shape[-2] // weights.shape[1], images.shape[-1] // weights.shape[2]
     gray = images.float().mean(1, keepdim=True)
@@ -110,7 +117,7 @@ def strip(grids: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
     sheet = Image.new("RGB", (width, top + max(g.height for g in grids) + GAP), PAPER)
     draw, x = ImageDraw.Draw(sheet), GAP
     for picture, caption in zip(grids, captions, strict=True):
-        draw.text((x + picture.width // 2, GAP), _fit(caption, picture.width, font), INK, font, anchor="ma")
+        draw.text((x + picture.width // 2, GAP), _fit(caption, picture.width, 0, font), INK, font, anchor="ma")
         sheet.paste(picture, (x, top))
         x += picture.width + GAP
     return sheet
@@ -137,8 +144,9 @@ def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
     steps, losses = [int(line["step"]) for line in lines], [line["loss"] for line in lines]
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     axis = figure.add_subplot(xlabel="step", ylabel="loss")
-    axis.plot(steps, losses, color="#9db7d5", linewidth=1, label="loss")
-    axis.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed")
+    marker = "o" if len(lines) == 1 else None  # a line of one point would not be seen
+    axis.plot(steps, losses, color="#9db7d5", linewidth=1, label="loss", marker=marker)
+    axis.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed", marker=marker)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -191,18 +199,42 @@ def _fitting_font(texts: Sequence[str], width: int) -> Any:
     return _font(next(fitting, 8))
 
 
+def _label_font(labels: Sequence[str], width: int, height: int, size: int) -> Any:
+    """The largest font up to `size` in which all labels are whole, if it can be read at all."""
+    fitting = (font for font in map(_font, range(size, 8, -1)) if all(_holds(t, width, height, font) for t in labels))
+    return next(fitting, _font(min(size, 9)))
+
+
 def _line_height(font: Any) -> int:
     return math.ceil(font.getbbox("Ag")[3]) + GAP
 
 
-def _widest(labels: Sequence[str], font: Any) -> int:
-    return math.ceil(max(font.getlength(label) for label in labels))
+def _widest(texts: Sequence[str], font: Any) -> int:
+    return math.ceil(max((font.getlength(line) for text in texts for line in text.splitlines()), default=0))
 
 
-def _fit(text: str, width: int, font: Any) -> str:
-    """`text`, shortened to `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def _fit(text: str, width: int, height: int, font: Any) -> str:
+    """`text` in lines that `width` x `height` pixels hold, or one; if it is too long its middle goes."""
+
+    def without(count: int) -> str:  # characters of the middle: captions of a set begin alike
+        kept = len(text) - count
+        return f"{text[:(kept + 1) // 2]}…{text[len(text) - kept // 2:]}" if count else text
+
+    cut = bisect_left(range(len(text)), True, key=lambda count: _holds(without(count), width, height, font))
+    return "\n".join(_lines(without(cut), width, font))
+
+
+def _holds(text: str, width: int, height: int, font: Any) -> bool:
+    lines = _lines(text, width, font)
+    return _widest(lines, font) <= width and len(lines) <= max(1, height // _line_height(font))
+
+
+def _lines(text: str, width: int, font: Any) -> list[str]:
+    """Words on lines of `width` pixels, but for longer ones."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -107,6 +107,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         **(_network("guide", config.guide) if config.guide else {}),
         **({**_network("classifier", config.classifier), "classifier_scale": config.classifier_scale}
            if config.classifier else {}),
+        **({"block_cache": config.block_cache} if config.block_cache else {}),
         "eta": options.get("eta"),  # none of another sampler's business
         "variance": options.get("variance"),
         "seed": config.seed,

@@ -1,7 +1,7 @@
 """How a run is sampled: sampler, times and guidance, as the flags ask."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, re
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
 from dit.latents.autoencoder import load_autoencoder
+from dit.models.caching import remembering
 from dit.models.create import is_classifier
 from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
 from dit.text import Captioned
@@ -27,7 +28,12 @@ from dit.trained import Run, load_network, load_run, with_captions
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """A sampler with its guidance and times: what `generate` runs on each batch; `networks` are those it calls."""
+    """A sampler with its guidance and times: what `generate` runs on each batch.
+
+    Args:
+        networks: those that it calls; the run's own is the first.
+        cache: the run's own computes its middle blocks in one of so many calls (`models.caching`).
+    """
 
     denoise: Denoise
     process: Process
@@ -35,11 +41,17 @@ class SamplingPlan:
     name: str
     times: torch.Tensor
     networks: tuple[Callable[..., Tensor], ...]
+    cache: int | None = None
 
     @property
     def steps(self) -> int:
         """Number of its steps."""
         return len(self.times) - 1
+
+    def reuse(self) -> AbstractContextManager[None]:
+        """For the length of one batch: what the network remembers from one time to the next, if anything."""
+        network = self.networks[0]
+        return remembering(getattr(network, "network", network), self.cache) if self.cache else nullcontext()
 
     def counting(self, tick: Callable[[float], object]) -> "SamplingPlan":
         """The plan, telling at each call of the denoiser how many images that is worth, of all that make one image.
@@ -72,13 +84,17 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     if isinstance(denoise.process, DDPM) and steps > denoise.process.start:
         raise UserError(f"--steps {steps}", f"at most {denoise.process.start} with {card.config.process} betas",
                         "pass fewer --steps")
+    if config.block_cache and not card.network.model.startswith("DiT"):
+        raise UserError(f"--block-cache {config.block_cache} for a {card.network.model}",
+                        "a DiT, whose blocks are alike", "drop --block-cache")
     guide = load_guide(run, config.guide) if config.guide else None
     judge = load_classifier(run, config.classifier) if config.classifier else None
     guided = build_guidance(run, config, guide, judge)
     options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
-    return SamplingPlan(guided, denoise.process, sampler, name, denoise.process.times(steps), networks)
+    times = denoise.process.times(steps)
+    return SamplingPlan(guided, denoise.process, sampler, name, times, networks, config.block_cache)
 
 
 def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: NoisyClassifier | None) -> Denoise:

@@ -75,6 +75,31 @@ def test_a_long_name_does_not_push_the_images_away():
     assert long.width < short.width + pictures.WIDEST_NAME
 
 
+@pytest.mark.parametrize("labels", [
+    [f"a photo of a {kind} heron in the reeds at {time}" for time in ("dawn", "noon") for kind in ("gray", "white")],
+    [f"a photo of a heron, and of {'many ' * 30}{what}" for what in ("ducks", "geese", "swans", "cranes")],
+    [f"{start}{'unbroken' * 20}" for start in "abcd"],
+])
+def test_captions_that_differ_look_different(labels):
+    """Below images, and left of rows: the middle goes, not the end."""
+    for copies in (1, 2):
+        cells = [pictures.grid(colours(2)[:copies], [label] * copies, copies, 8) for label in labels]
+        assert len({cell.tobytes() for cell in cells}) == 4
+        assert found(cells[0])[0][0] == 64 * 64
+
+
+def test_text_fits_its_lines():
+    font = pictures._font(12)
+    for text in ("", "short", "a heron in the reeds " * 9, "unbroken" * 30, "é" * 300):
+        for most in (1, 2, 3):
+            lines = pictures._fit(text, 90, most * pictures._line_height(font), font).splitlines()
+            assert len(lines) <= most
+            assert "".join(lines).startswith(text[:3])
+            assert all(font.getlength(line) <= 90 for line in lines)
+    assert pictures._fit("a heron in the reeds", 90, 50, font) == "a heron in the\nreeds"
+    assert pictures._fit("unbroken", 5, 0, font) == "…"
+
+
 @pytest.mark.parametrize("letter", "éßαЖ")
 def test_names_in_other_scripts_are_no_boxes(letter):
     assert pictures._font(20).getmask(letter).getbbox() != pictures._font(20).getmask("\U0010ffff").getbbox()
@@ -93,6 +118,9 @@ def test_heat_is_bright_where_the_weights_are_large():
     assert torch.equal(*coarse)
     below = pictures.heat(torch.full((1, 3, 4, 12), 255, dtype=torch.uint8), weights[:1])
     assert (below.int() - found[:1].int() - round(255 * (1 - pictures.HEAT))).abs().max() <= 1
+    pale = pictures.heat(torch.zeros(2, 3, 4, 12, dtype=torch.uint8), 5 + weights / 10)
+    assert (pale.int() - found.int()).abs().max() <= 1, "small differences fill the whole range"
+    assert pictures.heat(torch.zeros(1, 3, 4, 12, dtype=torch.uint8), torch.full((1, 2, 3), 0.1)).amax() < 20
 
 
 @pytest.mark.parametrize(("cells", "cell", "framed"), [((2, 3), (1, 2), 8 * 8 - 4 * 4), ((16, 24), (0, 23), 1)])
@@ -126,6 +154,14 @@ def test_loss_curve(tmp_path):
     pictures.loss_curve(lines, tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.width == 960
+
+
+def test_a_loss_curve_of_one_point_is_seen(tmp_path):
+    for name, lines in (("one.png", [{"step": 1, "loss": 1.0, "lr": 1e-3}]), ("none.png", [])):
+        pictures.loss_curve(lines, tmp_path / name)
+    one, none = ({colour for _, colour in Image.open(tmp_path / name).convert("RGB").crop((200, 100, 760, 380))
+                  .getcolors(2**24)} for name in ("one.png", "none.png"))
+    assert (31, 78, 140) in one - none
 
 
 def test_smoothing_has_no_bias_and_follows():

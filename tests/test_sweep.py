@@ -94,6 +94,7 @@ def test_every_setting_has_a_point_and_all_have_a_page(done):
     assert low < best["scores"]["FD(digits-cnn)"] < high
     assert found["protocol"]["samples"]["count"] == COUNT
     assert "cfg_scale" not in found["protocol"]["sampling"]  # that is what differs
+    assert found["protocol"]["scores"]["bootstrap resamples"] == 10
     assert {path.name for path in done.glob("*.png")} == {
         "fd-against-guidance.png", "quality-against-evaluations.png", "images-by-cfg-scale.png"}
 
@@ -303,6 +304,10 @@ def test_without_its_classifier_a_run_without_classes_has_none(make_run, tmp_pat
     labels = {p["setting"]["classifier"] is not None: p["protocol"]["samples"]["labels"]
               for p in map(json.loads, map(Path.read_text, points_of(out).values()))}
     assert labels == {False: "none", True: "10 classes, 1 images each"}
+    shared = read(out)["protocol"]["sampling"]
+    assert shared["classifier"] == "Classifier-Ti/4 at step 3"
+    assert "classifier_scale" not in shared
+    assert "| classifier | Classifier-Ti/4 at step 3 |" in (out / "sweep.md").read_text()
     assert len(list(out.glob("samples-*/labels.csv"))) == 1
     assert len(sampled) == 2
     sweep(asked, Ranks())
@@ -570,6 +575,14 @@ def test_reference_without_a_distance_for_the_first_network(tiny_run, tmp_path, 
     with pytest.raises(UserError):
         sweep(flags(tiny_run, out=tmp_path / "sweep", reference=str(tmp_path / "stats.npz"), extractor=("digits-cnn",)),
               Ranks())
+    assert sampled == []
+
+
+def test_results_of_other_numbers_of_images_stay(done, tiny_run, sampled):
+    before = {path: path.read_bytes() for path in done.glob("sweep.*")}
+    with pytest.raises(UserError, match=r"--num-samples 12 for .*, whose results are of 24 images a setting"):
+        sweep(flags(tiny_run, out=done, num_samples=12), Ranks())
+    assert {path: path.read_bytes() for path in done.glob("sweep.*")} == before
     assert sampled == []
 
 

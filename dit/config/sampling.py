@@ -49,6 +49,9 @@ class SamplerConfig:
     """Image i is made from (seed, i) alone, whatever the batch size or the number of ranks."""
     batch_size: int = 64
     """Images per network call and rank; does not change the images."""
+    block_cache: int | None = None
+    """Compute the middle blocks of a DiT in one of so many network calls, such as 2, and reuse in the others what they
+    did to the tokens (2406.01125): faster, and the images change a little. Unless given, always compute."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; auto takes bf16 where the hardware has it. Images of fp32 and bf16 differ slightly."""
 
@@ -58,6 +61,7 @@ class SamplerConfig:
         require_range(self, ("cfg_scale", "classifier_scale"), lambda v: v >= 0, "0 or more")
         require_range(self, ("eta",), lambda v: 0 <= v <= 1, "a number from 0 to 1")
         require_sides(self)
+        require_range(self, ("block_cache",), lambda v: v is None or v > 1, "2 or more")
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         require_range(self, ("cfg_interval",), lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1")
         require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")

@@ -91,6 +91,7 @@ RULES = {
     "sampling/classifier": Rule("classifier", SAMPLED, absent="none"),
     "sampling/classifier_sha256": Rule("weights of the classifier", SAMPLED, absent="none"),
     "sampling/classifier_scale": Rule("classifier scale", SAMPLED, absent="none"),
+    "sampling/block_cache": Rule("network calls that share middle blocks", SAMPLED, absent="none"),
     "sampling/trained_size": Rule("image size of training", SAMPLED, absent="that of the samples"),
     "sampling/ema": Rule("EMA", SAMPLED),
     "sampling/vae": Rule("autoencoder", SAMPLED),

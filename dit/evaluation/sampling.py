@@ -15,7 +15,7 @@ from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run
 
-OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size")  # settings that are named only where they are on
+OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache")  # named only where they are on
 
 
 def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:

@@ -1,6 +1,7 @@
 """What a sweep found: sweep.json for machines, sweep.md and sweep.html for people, and figures."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dit.config import SamplerConfig, SweepConfig, to_json
+from dit.errors import UserError
 from dit.evaluation.pages.report import (
     SHARES,
     arrow,
@@ -30,8 +32,10 @@ from dit.evaluation.sweep.charts import varied
 from dit.evaluation.sweep.points import Point, classifier_scale, describe
 from dit.evaluation.sweep.ranking import Ranking
 from dit.files import replacing, write_json
+from dit.runs import damaged
 
 FORMAT = 1  # of sweep.json
+GUIDING = ("guide", "guide_sha256", "classifier", "classifier_sha256")  # entries of points that another network guides
 LISTED, PRINTED = 4, 10  # settings in a sentence, and in the table of the terminal
 ALWAYS = ("sampler", "steps", "cfg_scale")  # flags that the command names even where they are the default
 
@@ -52,6 +56,22 @@ class Sweep:
     def example(self) -> Point:
         """The point that says which scores there are: the best, for one whose images are NaN has none of the others."""
         return self.points[self.ranking.best if self.ranking.order else 0]
+
+
+def check_count(out: Path, num_samples: int) -> None:
+    """Make sure that results that are there are of as many images: they would be replaced.
+
+    Raises:
+        UserError: they are not, or are damaged.
+    """
+    file = out / "sweep.json"
+    if not file.exists():
+        return
+    with damaged(file, "the results that dit sweep wrote", "remove it, or choose another --out"):
+        before = json.loads(file.read_text())["asked"]["num_samples"]
+    if before != num_samples:
+        raise UserError(f"--num-samples {num_samples} for {out}, whose results are of {before} images a setting",
+                        "the same number for all settings of a folder", "choose another --out")
 
 
 def write(sweep: Sweep) -> list[Path]:
@@ -127,13 +147,17 @@ def has_interval(point: Point) -> bool:
 
 
 def common_protocol(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
-    """The entries of the protocol that all points share, of those that have one."""
-    first, *others = [point.protocol for point in points if point.protocol] or [{}]
-    return {
-        section: {name: value for name, value in entries.items()
-                  if all(other.get(section, {}).get(name) == value for other in others)}
-        for section, entries in first.items()
-    }
+    """The entries of the protocol that all points share, and those that tell which network guides some of them."""
+    protocols = [point.protocol for point in points if point.protocol]
+
+    def shared(section: str, name: str) -> bool:
+        told = [entries[section][name] for entries in protocols if name in entries[section]]
+        return told == told[:1] * (len(told) if name in GUIDING else len(protocols))
+
+    every = {section: {name: value for entries in protocols for name, value in entries[section].items()}
+             for section in (protocols[0] if protocols else ())}
+    return {section: {name: value for name, value in entries.items() if shared(section, name)}
+            for section, entries in every.items()}
 
 
 # -- in words ------------------------------------------------------------------------------------------------------
@@ -311,7 +335,7 @@ def to_markdown(sweep: Sweep) -> str:
               "tied: " + row.further if row.kind == "tied" else row.further, *row.scores, row.evaluations, row.seconds]
              for row in rows(sweep)]
     parts = [f"# {sweep.title}", *sentences(sweep), *(f"**Note:** {text}" for text in warnings(sweep)),
-             table(head, lines), table(["", ""], essentials(sweep).items())]
+             table(head, lines)]
     for section, entries in common_protocol(sweep.points).items():
         parts += [f"## Protocol: {section}", table(["", ""], ([name, show(v)] for name, v in entries.items()))]
     return "\n\n".join(parts) + "\n"

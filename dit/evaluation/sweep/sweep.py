@@ -79,6 +79,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     reference = _reference(cfg, run)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     out = cfg.out or run.home / "sweep"
+    ranks.on_main(lambda: results.check_count(out, cfg.num_samples))
     with ranks.alone_in(out):
         names = [network.name for network in networks]
         standard = prepare(reference, networks, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache)
@@ -257,7 +258,7 @@ def _write_scored(study: Study, key: str, setting: Setting, samples: ImageSet, f
     gaussian, first = standard.targets[names[0]].gaussian, found.networks[names[0]].values
     assert gaussian
     record = protocol(samples, found.digest, recorded_settings(Path(samples.name)), study.reference, standard.digest,
-                      study.networks, device, resamples=study.cfg.bootstrap)
+                      study.networks, device, study.cfg.bootstrap)
     scores = score(found, standard, names, device)
     known = next(iter(scores.values())).value is not None
     point = Point(
