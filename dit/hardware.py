@@ -103,8 +103,10 @@ class Ranks:
 
     def recall(self, key: str) -> str | None:
         """What was noted by the ranks in whose stead torchrun started these; None if nothing was."""
+        if self.store is None:
+            return None
         place, value = self.place, None
-        if self.main and self.store and self.store.check([key]):
+        if self.main and self.store.check([key]):
             place, value = self.store.get(key).decode().split(" ", 1)
         return self.share(None if place == self.place else value)
 
