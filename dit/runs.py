@@ -127,6 +127,15 @@ class Card:
             return Card.from_json(json.loads(file.read_text()))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether training began there: it has the config.json of a run, not that of an autoencoder."""
+    try:
+        Card.read(folder)
+    except UserError:
+        return False
+    return True
+
+
 def named_otherwise(theirs: Card, ours: Card) -> tuple[int, str, str] | None:
     """The first class that two networks do not mean the same by: its id, and their names of it."""
     pairs = enumerate(zip(theirs.names, ours.names, strict=False))  # one may know fewer than there is room for

@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
 from dit.data.images import sides
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.runs import Card, latest
+from dit.runs import Card, is_run, latest
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum", "ema_every", "eval_every", "eval_reference", "eval_weights", "text_encoder",
@@ -40,7 +41,8 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     A run that ended before its first checkpoint starts again.
 
     Raises:
-        UserError: it has checkpoints and --resume was not given, nothing to resume, or another configuration.
+        UserError: it has checkpoints and --resume was not given, nothing to resume, another configuration, or what lies
+            there is no run.
     """
     config = card.config
     _check_flags(config)
@@ -49,6 +51,8 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     if last is None and config.resume not in (None, "auto"):
         raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
                         "drop --resume to start a run")
+    if last is None:
+        ranks.on_main(partial(_require_free, run))
     if last:
         _require_same(run, card)
         if config.resume is None:
@@ -63,6 +67,14 @@ def _check_flags(config: TrainConfig) -> None:
     if config.resume not in (None, "auto") and config.out != Path(config.resume or ""):
         raise UserError(f"--resume {config.resume} with --out {config.out}", "one run directory",
                         "drop --out: a run goes on where it is")
+
+
+def _require_free(run: Path) -> None:
+    """Refuse a folder of other things; files that are hidden, as a lock is, do no harm."""
+    other = next((file.name for file in sorted(run.glob("[!.]*"))), None)
+    if other is not None and not is_run(run):
+        raise UserError(f"--out {run} is no run and holds other files, as {other}", "a run, or a new or empty folder",
+                        "pass another --out")
 
 
 def _next_free(card: Card) -> Path:

@@ -92,7 +92,7 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
                         "pass more --steps")
     scores = yardstick.prepare(job) if yardstick else None
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
-        if ranks.main:
+        if ranks.main and not job.finished:  # else nothing is trained with these settings
             write_json(job.run / "config.json", card.to_json())
             announce(job)
         begin(job.run, asked, ranks)
@@ -265,6 +265,9 @@ def farewell(job: Job, done: int) -> None:
     if done < job.steps:
         print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {job.run}")
         return
+    if job.finished:
+        longer = f"--epochs {2 * job.config.epochs:g}" if job.config.epochs else f"--steps {2 * done}"
+        print(f"all {done} steps were done before, and {job.run} is as it was; for more, pass more, such as {longer}")
     print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
     print(f"page        dit report {job.run}")
     if is_classifier(job.config.model):
