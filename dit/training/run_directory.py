@@ -86,16 +86,20 @@ def _next_free(card: Card) -> Path:
 
 def _require_same(run: Path, card: Card) -> None:
     before = Card.read(run)
-    if before.vae_sha256 not in (None, card.vae_sha256):
-        raise UserError(f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
-                        f"{before.vae_sha256[:8]}, the one that {run} was trained with",
-                        "put that one back, or pass --vae with the place where it is now")
+    require_autoencoder(card, before, run, "put that one back, or pass --vae with the place where it is now")
     old, new = _identity(before), _identity(card)
     free = FREE | (DELIBERATE if card.config.resume not in (None, "auto") else set())
     different = [f"{key} {old[key]} there, {new[key]} now" for key in new if key not in free and old[key] != new[key]]
     if different:
         raise UserError(f"run directory {run} has another configuration ({'; '.join(different)})",
                         "the same settings", "use another --out, or the same flags")
+
+
+def require_autoencoder(card: Card, before: Card, run: object, do: str) -> None:
+    """Refuse another autoencoder than that of `run`, by name or in words, whose card is `before`."""
+    if before.vae_sha256 not in (None, card.vae_sha256):
+        raise UserError(f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
+                        f"{before.vae_sha256[:8]}, the one that {run} was trained with", do)
 
 
 def _identity(card: Card) -> dict[str, object]:

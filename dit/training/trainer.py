@@ -48,7 +48,7 @@ from dit.training.parallel import called, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import begin, open_run, restarted
+from dit.training.run_directory import begin, open_run, require_autoencoder, restarted
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
@@ -80,6 +80,8 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     encoder = build_text_encoder(config, ranks.device)
     before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
     card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
+    if kin:
+        require_autoencoder(card, kin, "the run to be guided", "put that one back")
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
         choice = choose(card, autoencoder, encoder, ranks)
