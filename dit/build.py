@@ -2,16 +2,15 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit.config import TrainConfig
-from dit.data.images import sides, size_flag, size_of
+from dit.data.images import Size, sides, size_flag, size_of
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.diffusion import classifier
@@ -21,14 +20,18 @@ from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, va
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.hub import lasting
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, damaged_shards
-from dit.models.create import create_model, is_classifier
+from dit.models.create import create_model, is_classifier, side_multiple
 from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights, same_autoencoder
 from dit.text import TextEncoder, load_text_encoder
 
+PARTS = {"model": "model", "input_size": "latents of", "in_channels": "latent channels",
+         "learn_sigma": "learned variance", "text_width": "width of text", "unet_attention": "attention at"}
+"""Of a network, beside its condition and classes, in words: what two must share for one to start from the other."""
 MOST_CAPTIONS = 10_000  # that a run remembers of its data
 
 
@@ -56,8 +59,8 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
     if theirs.conditioning != spec.conditioning:
         raise UserError(f"--init {weights} was trained with --conditioning {theirs.conditioning}, not "
                         f"{spec.conditioning}", "the same for both", f"pass --conditioning {theirs.conditioning}")
-    pairs = {f.name: (getattr(theirs, f.name), getattr(spec, f.name)) for f in fields(spec) if f.name != "num_classes"}
-    if different := [f"{name} {old}, not {new}" for name, (old, new) in pairs.items() if old != new]:
+    pairs = {words: (getattr(theirs, name), getattr(spec, name)) for name, words in PARTS.items()}
+    if different := [f"{name} {_told(old)}, not {_told(new)}" for name, (old, new) in pairs.items() if old != new]:
         raise UserError(f"--init {weights} has a network of {'; '.join(different)}", "the same network for both",
                         "give the flags that the weights were trained with (dit info tells them)")
     for name in ("process", "objective", "latent_norm"):
@@ -74,6 +77,13 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
                             "the same for both", "pass the one that the weights were trained with")
     fresh = fresh_classes(network, found.state_dict) if theirs.num_classes != spec.num_classes else {}
     load_weights(network, {**found.state_dict, **fresh}, found.path)
+
+
+def _told(value: object) -> str:
+    """A part of a network in words."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "no side"
+    return "the usual" if value is None else str(value) if not isinstance(value, bool) else "yes" if value else "no"
 
 
 def fresh_classes(network: nn.Module, trained: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,7 +149,8 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
     store = LatentStore(config.data, ranks.on_main(partial(find_damaged, config.data)) if config.skip_damaged else ())
     again = f"encode again: dit encode --data IMAGES --out OTHER --vae {config.vae} {size_flag(config.image_size)}"
     if store.checksum != autoencoder.checksum:
-        raise UserError(f"--data {config.data} was encoded by {store.vae}, not by --vae {config.vae}",
+        theirs, ours = (f"(SHA-256 {str(checksum)[:8]})" for checksum in (store.checksum, autoencoder.checksum))
+        raise UserError(f"--data {config.data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
                         "the autoencoder of the latents", f"pass --vae {store.vae}, or {again}")
     if sides(store.image_size) != sides(config.image_size):
         raise UserError(f"--data {config.data} was encoded with {size_flag(store.image_size)}, not "
@@ -181,13 +192,8 @@ def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder
 
 def settled(config: TrainConfig) -> TrainConfig:
     """The configuration as a card keeps it: other networks' folders by absolute paths, to be found from anywhere."""
-    return replace(config, vae=_absolute(config.vae, "identity"), text_encoder=_absolute(config.text_encoder, None))
-
-
-def _absolute(name: Any, *known: str | None) -> Any:
-    """Of a network's name: where it lies, if that is a folder."""
-    folder = name in ("digits", *known) or Path(name).expanduser()
-    return str(folder.absolute()) if isinstance(folder, Path) and folder.is_dir() else name
+    encoder = config.text_encoder and lasting(config.text_encoder)
+    return replace(config, vae=lasting(config.vae), text_encoder=encoder)
 
 
 def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None = None,
@@ -199,8 +205,9 @@ def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None
             given.
 
     Raises:
-        UserError: --num-classes is neither 0 nor enough for the data, or above 0 for data without classes; or classes
-            are named otherwise than those of `kin`.
+        UserError: --num-classes is neither 0 nor enough for the data, or above 0 for data without classes; classes are
+            named otherwise than those of `kin`, or fewer than a classifier tells apart; or a size that the network
+            can not take.
     """
     config = settled(config)
     found = len(source.classes)
@@ -214,10 +221,14 @@ def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None
     if 0 < num_classes < found:
         raise UserError(f"--num-classes {num_classes} for data with {found} classes", f"{found} or more, or 0 for none",
                         "drop --num-classes to count them in the data")
+    if is_classifier(config.model) and found < 2:
+        raise UserError(f"--model {config.model} with --data {config.data}, which has {found or 'no'} classes",
+                        "two or more, to tell apart", "pass --data with one subfolder of images per class")
     channels, *size = source.shape
     spec = NetworkSpec(model=config.model, input_size=size_of(*size), in_channels=channels, num_classes=num_classes,
                        learn_sigma=config.learn_sigma, conditioning=config.conditioning,
                        text_width=encoder.width if encoder else None, unet_attention=config.unet_attention)
+    require_size(config.image_size, spec, config.vae)
     classes = source.classes if num_classes else []
     card = Card(config=config, network=spec, classes=classes[:MOST_CAPTIONS] if encoder else classes,
                 text_encoder_sha256=encoder.checksum if encoder else None)
@@ -231,6 +242,23 @@ def build_card(config: TrainConfig, source: Latents, encoder: TextEncoder | None
         return replace(card, latent_mean=kin.latent_mean, latent_std=kin.latent_std)
     mean, std = source.statistics()
     return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
+
+
+def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:
+    """Refuse images whose latents a network can not cut into patches, or halve.
+
+    Args:
+        image_size: of the images that become latents of the size in `spec`.
+
+    Raises:
+        UserError: in the pixels that the user asked for.
+    """
+    pixels, latents, multiple = sides(image_size), sides(spec.input_size), side_multiple(spec.model)
+    if any(side % multiple for side in latents):
+        unit = multiple * pixels[0] // latents[0]
+        height, width = (max(1, round(side / unit)) * unit for side in pixels)
+        raise UserError(f"{size_flag(image_size)} with {spec.model} on --vae {vae}", f"a multiple of {unit}",
+                        f"pass {size_flag(size_of(height, width))}, or choose another network")
 
 
 def normalised(autoencoder: Autoencoder, card: Card) -> Autoencoder:

@@ -4,9 +4,11 @@ Flags come from the dataclasses of `dit.config`. torch is imported only once the
 and mistakes answer at once.
 """
 
+import ast
 import dataclasses
 import errno
 import importlib
+import inspect
 import io
 import os
 import re
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,6 +40,7 @@ from dit.config import (
     TrainConfig,
     VaeConfig,
     VerifyConfig,
+    require_typed,
 )
 from dit.errors import PeerLost, UserError, nearest
 
@@ -171,9 +175,20 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     except SystemExit as end:
         if not end.code:
             raise
-        raise UserError(_one_line(complaint.getvalue()), f"flags and values as {prog} --help lists them",
-                        "correct the command line") from None
-    return kind(**_values(given))
+        raise _mistake(_one_line(complaint.getvalue()), prog) from None
+    config = kind(**_values(given))
+    if isinstance(config, TrainConfig):
+        require_typed(config, {arg.split("=")[0].removeprefix("--").replace("-", "_") for arg in argv})
+    return config
+
+
+def _mistake(said: str, prog: str) -> UserError:
+    """What tyro complains of; of a size, which has two forms, without tyro's words for these."""
+    if size := re.match(r"(--\S*image-size): no type matching .*? could be instantiated from \[(.*?)\]", said):
+        flag, values = size[1], re.sub("[',]", "", size[2])
+        return UserError(f"{flag} {values or 'without a value'}", "one number, or two: height and width",
+                         f"such as {flag} 32, or {flag} 32 48")
+    return UserError(said, f"flags and values as {prog} --help lists them", "correct the command line")
 
 
 def _values(config: Any) -> dict[str, Any]:
@@ -181,15 +196,30 @@ def _values(config: Any) -> dict[str, Any]:
 
 
 def _flags(kind: type) -> Any:
-    """`kind`, with help texts that do not call the absence of a value "(default: None)"."""
-    annotation = tyro.conf.arg(help_behavior_hint=lambda text: "" if text == "None" else f"(default: {text})")
-    optional = [
-        (f.name, Annotated[f.type, annotation], dataclasses.field(default=f.default))
+    """`kind`, with help texts as they are, and without "(default: None)" for the absence of a value."""
+    texts = _help_texts(kind)
+    flags = [
+        (f.name, Annotated[f.type, tyro.conf.arg(help=texts[f.name], help_behavior_hint=_hint)],
+         dataclasses.field(default=f.default))
         for f in dataclasses.fields(kind)
-        if f.default is not dataclasses.MISSING
     ]
-    return dataclasses.make_dataclass(kind.__name__, optional, bases=(kind,), namespace={"__doc__": kind.__doc__},
+    return dataclasses.make_dataclass(kind.__name__, flags, bases=(kind,), namespace={"__doc__": kind.__doc__},
                                       frozen=True, kw_only=True)
+
+
+def _hint(default: str) -> str:
+    return {"None": "", "(required)": "(required)"}.get(default, f"(default: {default})")
+
+
+def _help_texts(kind: type) -> dict[str, str]:
+    """The string under each field, as one line: tyro would break where the source does."""
+    texts = {}
+    for base in kind.__mro__[-2::-1]:
+        (tree,) = ast.parse(inspect.getsource(base)).body
+        for field, text in pairwise(getattr(tree, "body", ())):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    return texts
 
 
 def _check_flags(kind: type, argv: list[str], prog: str) -> None:
@@ -210,13 +240,15 @@ def _one_line(box: str) -> str:
     """What a boxed complaint of tyro says, without its frame, title and advice."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    said = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        said.append(line)
+    if not text.startswith("╭"):  # where the output is no UTF-8 there is no frame, but a title and a rule
+        lines = lines[2:]
+    said = takewhile(lambda line: not _is_rule(line), lines)
     short = " ".join(" ".join(said).split()).removeprefix("Error parsing ").rstrip(".")
     return short or " ".join(text.split())
+
+
+def _is_rule(line: str) -> bool:
+    return line != "" and not line.strip("─-")
 
 
 def _train_default(argv: list[str]) -> TrainConfig | None:

@@ -15,6 +15,7 @@ from dit.data.images import sides
 from dit.errors import UserError
 from dit.files import replacing
 from dit.hardware import Ranks
+from dit.hub import lasting
 from dit.models.create import create_model
 from dit.models.dit import PATCHES, SIZES, split_name
 from dit.models.layers import position_embedding
@@ -43,7 +44,8 @@ def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema"
         UserError: see `read_release`.
     """
     spec, state_dict = read_release(file)
-    card = Card(config=release_config(spec, vae), network=spec, classes=[str(i) for i in range(spec.num_classes)])
+    card = Card(config=release_config(spec, lasting(vae)), network=spec,
+                classes=[str(i) for i in range(spec.num_classes)])
     with replacing(out) as beside:
         write_weights(beside, {name: tensor.float() for name, tensor in state_dict.items()}, card, step=0)
     return card

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dit.errors import UserError
-from dit.files import LOCK
+from dit.files import LOCK, make_folder
 
 Value = TypeVar("Value")
 
@@ -126,9 +126,9 @@ class Ranks:
         """Keep other processes out of a folder, by a lock of the system, which dies with the process.
 
         Raises:
-            UserError: one is at work there.
+            UserError: one is at work there, or the folder can not be made.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with (folder / LOCK).open("w") as file:
 
             def lock() -> None:

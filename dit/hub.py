@@ -5,6 +5,8 @@ from pathlib import Path
 
 from dit.errors import UserError
 
+BUNDLED = ("digits", "identity")  # names that are of no folder, even where one is called so
+
 
 def find_folder(flag: str, name: str, known: str, files: str, patterns: Sequence[str], ignored: Sequence[str] = ()
                 ) -> Path:
@@ -24,6 +26,12 @@ def find_folder(flag: str, name: str, known: str, files: str, patterns: Sequence
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise UserError(f"{flag} {name} is not a folder", f"{known}, or a hub name OWNER/NAME", "check the path")
     return _download(flag, name, files, patterns, ignored)
+
+
+def lasting(name: str) -> str:
+    """The name of a network as it holds in any directory: a folder's is its absolute path."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name
 
 
 def _download(flag: str, name: str, files: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:

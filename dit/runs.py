@@ -127,6 +127,15 @@ class Card:
             return Card.from_json(json.loads(file.read_text()))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether training began there: it has the config.json of a run, not that of an autoencoder."""
+    try:
+        Card.read(folder)
+    except UserError:
+        return False
+    return True
+
+
 def named_otherwise(theirs: Card, ours: Card) -> tuple[int, str, str] | None:
     """The first class that two networks do not mean the same by: its id, and their names of it."""
     pairs = enumerate(zip(theirs.names, ours.names, strict=False))  # one may know fewer than there is room for
@@ -228,12 +237,25 @@ def find_weights(path: Path) -> Path:
         return path
     checkpoint = path if (path / "meta.json").exists() else latest(path)
     if checkpoint is None:
-        raise UserError(f"no checkpoint in {path}", "a run directory, a checkpoint directory or a .safetensors file",
-                        "train one: python train.py --out RUN")
+        raise _no_weights(path)
     if checkpoint.is_symlink():  # RUN/best: what it names lies in the run, where samples of it belong too
         checkpoint = checkpoint.parent / checkpoint.readlink()
     verify(checkpoint, WEIGHTS)
     return next(checkpoint.glob(WEIGHTS))
+
+
+def _no_weights(path: Path) -> UserError:
+    """What lies there instead of a checkpoint."""
+    expected = "a run directory, a checkpoint directory or a .safetensors file"
+    if is_run(path):
+        return UserError(f"no checkpoint in {path}, a run that has none yet", "a run with a checkpoint",
+                         "wait for its first, or start it again with the flags that it had")
+    if (path / "config.json").is_file():
+        return UserError(f"no checkpoint in {path}, which has the config.json of another network", expected,
+                         f"see what it is: dit info {path}; an autoencoder goes to --vae of train.py")
+    if not path.exists():
+        return UserError(f"no checkpoint in {path}, which is not there", expected, "check the path")
+    return UserError(f"no checkpoint in {path}", expected, "train one: python train.py --out RUN")
 
 
 def write_weights(file: Path, state_dict: dict[str, Tensor], card: Card, step: int) -> None:

@@ -184,12 +184,14 @@ def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
     """
     ours = run.card
     with _named(flag):
-        same_vae = theirs.config.vae == ours.config.vae or (
-            load_autoencoder(theirs.config.vae, run.device).checksum == run.autoencoder.checksum)
+        known = run.autoencoder.checksum if theirs.config.vae == ours.config.vae else None
+        checksum = theirs.vae_sha256 or known or load_autoencoder(theirs.config.vae, run.device).checksum
     facts: dict[str, tuple[Any, Any]] = {
         "conditions that are": (_conditions(theirs), _conditions(ours)),
         "process": (theirs.config.process, ours.config.process),
-        "autoencoder": ("that one", "that one") if same_vae else (theirs.config.vae, ours.config.vae),
+        "autoencoder": ("that one", "that one") if checksum == run.autoencoder.checksum else (
+            f"{theirs.config.vae} (SHA-256 {str(checksum)[:8]})",
+            f"{ours.config.vae} (SHA-256 {str(run.autoencoder.checksum)[:8]})"),
         "latent statistics": (_statistics(theirs), _statistics(ours)),
         "latents of": (_latents(theirs, run), _latents(ours, run)),
         "text encoder": (theirs.text_encoder_sha256, ours.text_encoder_sha256),

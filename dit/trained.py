@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised
+from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised, require_size
 from dit.data.images import Size, sides, size_of
 from dit.diffusion.denoiser import Denoiser
 from dit.errors import UserError
@@ -100,9 +100,10 @@ def load_network(weights: Weights, device: torch.device) -> nn.Module:
 
 def _resized(run: Run, network: Any, size: Size) -> Run:
     _, *latent = run.autoencoder.latent_shape(size)
-    network.resize(tuple(latent))
     card = replace(run.card, config=replace(run.card.config, image_size=size),
                    network=replace(run.card.network, input_size=size_of(*latent)))
+    require_size(size, card.network, card.config.vae)
+    network.resize(tuple(latent))
     return replace(run, weights=replace(run.weights, card=card), trained_size=size_of(*run.image_size))
 
 

@@ -60,13 +60,13 @@ def test_digits_are_spelled_out():
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{not json", "line 2: JSONDecodeError"),
-    ("[]", "line 2: TypeError"),
-    ('{"file_name": "green.png", "text": "gr\udcfcn"}', "line 2: UnicodeDecodeError"),
+    ("{not json", "line 2: no JSON (Expecting property name"),
+    ("[]", "line 2: [] is no JSON object; expected a JSON object {"),
+    ('{"file_name": "green.png", "text": "gr\udcfcn"}', "line 2: no JSON (not UTF-8)"),
     ('{"file_name": "../red.png", "text": "x"}', "line 2: image '../red.png'"),
     ('{"file_name": "b/../../red.png", "text": "x"}', "line 2: image 'b/../../red.png'"),
     ('{"file_name": "/dev/red.png", "text": "x"}', "line 2: image '/dev/red.png'"),
-    ('{"file_name": "green.png"}', "line 2: KeyError: 'text'"),
+    ('{"file_name": "green.png"}', "line 2: no text, but file_name; expected a JSON object {"),
     ('{"file_name": "none.png", "text": "x"}', "line 2: no image 'none.png'"),
     ('{"file_name": "metadata.jsonl", "text": "x"}', "line 2: no image 'metadata.jsonl'"),
     ('{"file_name": "green.png", "text": "  "}', "line 2: caption '  ' of green.png"),

@@ -38,9 +38,21 @@ def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train stray", ["stray"]),
         ("train --preset imagenet-265", ["unknown preset 'imagenet-265'", "did you mean imagenet-256"]),
         ("train --resume nowhere", ["--resume nowhere: no checkpoint there"]),
+        ("train --image-size 30 48 20", ["--image-size 30 48 20; expected one number, or two: height and width"]),
+        ("train --image-size", ["--image-size without a value; expected one number"]),
+        ("train --process linear --time-sampling logit-normal", ["--time-sampling logit-normal with --process linear"]),
+        ("train --process cosine --time-shift=3", ["--time-shift 3 with --process cosine; expected --process flow"]),
+        ("train --model UNet-S --conditioning adaln-zero", ["--conditioning adaln-zero with --model UNet-S"]),
+        ("train --num-classes 0 --label_dropout 0.2", ["--label-dropout 0.2 with --num-classes 0"]),
+        ("train --epochs 3 --steps 9", ["--steps 9 with --epochs 3; expected no --epochs"]),
+        ("train --on-divergence stop --max-skips 3", ["--max-skips 3 with --on-divergence stop"]),
+        ("train --eval-samples 9", ["--eval-samples 9 without --eval-every"]),
+        ("train --ema-lengths", ["--ema-lengths without a value"]),
+        ("train --dry-run --image-size 36", ["36 with DiT-Ti/2 on --vae digits; expected a multiple of 8"]),
         ("train --process linear --learn-sigma --process flow", ["--process flow with --learn-sigma"]),
         ("sample", ["--run"]),
-        ("sample --run nowhere", ["no checkpoint in nowhere"]),
+        ("sample --run nowhere", ["no checkpoint in nowhere, which is not there"]),
+        (f"sample --run {ROOT}/dit/assets/digits-vae", ["which has the config.json of another network", "dit info"]),
         ("info nowhere", ["nothing at nowhere"]),
     ],
 )
@@ -48,6 +60,14 @@ def test_mistakes_get_one_line(command: str, parts: list[str], capsys: pytest.Ca
     said = complaint_of(command.split(), capsys)
     for part in parts:
         assert part in said
+
+
+@pytest.mark.parametrize("box", [
+    "╭─ Value error ─╮\n│ Error parsing --lr: no number. │\n│ ───── │\n│ For help … │\n╰─────╯",
+    " Value error \n ----- \n  Error parsing --lr: no number. \n  ----- \n  For help … \n",
+])
+def test_a_complaint_of_the_parser_is_one_line_with_and_without_a_frame(box: str):
+    assert cli._one_line(box) == "--lr: no number"
 
 
 def test_unknown_model_names_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -78,6 +98,14 @@ def test_help_is_readable(name: str, capsys: pytest.CaptureFixture[str]):
     assert f"usage: dit {name}" in out
     assert "{None}" not in out
     assert "(default: None)" not in out
+
+
+def test_help_breaks_its_lines_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "2000")
+    with pytest.raises(SystemExit):
+        main(["encode", "--help"])
+    assert len([line for line in capsys.readouterr().out.splitlines() if "hf:OWNER" in line]) == 1
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])

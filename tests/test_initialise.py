@@ -1,12 +1,13 @@
 """Fine-tuning: starting from another run's EMA, with the same or other classes, for every kind of network."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_weights
 
-from dit.build import build_network, initialise
+from dit.build import PARTS, build_network, initialise
 from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.runs import Card, NetworkSpec, write_weights
@@ -65,5 +66,12 @@ def test_from_another_conditioning(tmp_path):
 
 
 def test_from_another_network(tmp_path):
-    with pytest.raises(UserError, match=r"--init .*model='UNet-S'"):
-        initialise(build_network(card("DiT-Ti/4").network), card("DiT-Ti/4"), trained(tmp_path, "UNet-S"))
+    said = "has a network of model UNet-S, not DiT-Ti/4; learned variance no, not yes; attention at the usual, not 4 2;"
+    new = card("DiT-Ti/4")
+    spec = replace(new.network, learn_sigma=True, unet_attention=(4, 2))
+    with pytest.raises(UserError, match=said):
+        initialise(build_network(new.network), replace(new, network=spec), trained(tmp_path, "UNet-S"))
+
+
+def test_every_part_of_a_network_is_compared():
+    assert {*PARTS, "num_classes", "conditioning"} == {field.name for field in fields(NetworkSpec)}

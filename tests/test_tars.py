@@ -169,7 +169,7 @@ def test_other_files_are_refused(tars, tmp_path):
     for data, message in [(tmp_path, r"several kinds of tar shards: train-000\.tar, val-000\.tar; .*'.*train-\*\.tar'"),
                           (tars / "train-{000..005}.tar", r"train-003\.tar can not be read as a tar"),
                           (tars / "val*.tar", "names no file"), (tars / "{a,b", "names no file"),
-                          (__file__, "files .tar or .parquet")]:
+                          (__file__, "is a file; .* pass a folder, or a file .tar or .parquet")]:
         with pytest.raises(UserError, match=message):
             load_images(str(data), 8)
     with pytest.raises(UserError, match=r"--label-column x with --data digits"):

@@ -327,6 +327,33 @@ def test_an_autoencoder_is_found_from_anywhere_and_no_other_takes_its_place(tmp_
     assert load_run(config.out, torch.device("cpu")).card.config.vae == str(tmp_path / "moved")
 
 
+def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
+    config = dataclasses.replace(TINY, steps=1, out=tmp_path / "run")
+    train(config, Ranks())
+    before = {file: file.read_bytes() for file in config.out.glob("*.json*")}
+    capsys.readouterr()
+    train(dataclasses.replace(config, resume=str(config.out), lr=2.0), Ranks())
+    assert "all 1 steps were done before" in (said := capsys.readouterr().out)
+    assert "such as --steps 2" in said
+    assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
+
+
+@pytest.mark.parametrize(("place", "said"), [
+    ("/proc/x", "--out /proc/x can not be made"),
+    ("file", "--out file is a file"),
+    ("images", "--out images is no run and holds other files, as a.png"),
+    ("vae", "--out vae is no run and holds other files, as config.json"),
+])
+def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, said):
+    monkeypatch.chdir(tmp_path)
+    for file in ("file", "images/a.png", "vae/config.json"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("{}")
+    with pytest.raises(UserError, match=said):
+        train(dataclasses.replace(TINY, out=Path(place)), Ranks())
+    assert sum(file.is_file() for file in tmp_path.rglob("*")) == 3
+
+
 def test_two_ranks_train_and_resume(tmp_path):
     out = tmp_path / "run"
     for steps in (4, 8):

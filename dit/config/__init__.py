@@ -8,7 +8,7 @@ from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.plain import from_json, to_json
 from dit.config.sampling import SampleConfig, SamplerConfig, ShowConfig
 from dit.config.scaling import PlanConfig
-from dit.config.training import ClassifierConfig, TrainConfig
+from dit.config.training import ClassifierConfig, TrainConfig, require_typed
 from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "VaeConfig",
     "VerifyConfig",
     "from_json",
+    "require_typed",
     "to_json",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from dit.errors import UserError
@@ -23,12 +24,17 @@ def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str
 def require_use(config: Any, names: tuple[str, ...], used: bool, given: str, expected: str, do: str) -> None:
     """Refuse values other than the default where nothing would read them: `FLAG VALUE GIVEN; expected …`."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in () if used else names:
-        value = getattr(config, name)
-        if value != defaults[name]:
-            flag, values = "--" + name.replace("_", "-"), value if isinstance(value, tuple) else (value,)
-            shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
-            raise UserError(f"{flag} {shown} {given}", f"{expected} with {flag}", f"{do}, or drop {flag}")
+    changed = [name for name in names if getattr(config, name) != defaults[name]]
+    require_none(config, () if used else changed, given, expected, do)
+
+
+def require_none(config: Any, names: Iterable[str], given: str, expected: str, do: str) -> None:
+    """Refuse these settings, which nothing would read."""
+    for name in names:
+        flag, value = "--" + name.replace("_", "-"), getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+        raise UserError(f"{flag} {shown} {given}", f"{expected} with {flag}", f"{do}, or drop {flag}")
 
 
 def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:

@@ -1,10 +1,11 @@
 """Flags of training, of a diffusion model or of a classifier to guide one."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dit.config.checks import require_lengths, require_range, require_sides
+from dit.config.checks import require_lengths, require_none, require_range, require_sides
 from dit.errors import UserError
 
 
@@ -196,6 +197,34 @@ class TrainConfig:
         if self.loss == "vlb" and self.min_snr_gamma is not None:
             raise UserError(f"--loss vlb with --min-snr-gamma {self.min_snr_gamma:g}", "one of the two",
                             "the bound has weights of its own: drop --min-snr-gamma, or pass --loss simple")
+
+
+def require_typed(config: TrainConfig, typed: Set[str]) -> None:
+    """Refuse flags that were typed and that nothing would read; settings that earlier versions kept may be such too.
+
+    Raises:
+        UserError: the first of them, and the setting that makes it idle.
+    """
+    times = {"time_shift"} | ({"time_sampling"} if config.time_sampling == "logit-normal" else set())
+    scores = {"eval_samples", "eval_reference", "eval_extractor", "eval_weights"}
+    idle: list[tuple[bool, set[str], str, str, str]] = [
+        (config.process != "flow", times, f"with --process {config.process}", "--process flow", "pass --process flow"),
+        (not config.model.startswith("DiT-"), {"conditioning"}, f"with --model {config.model}", "a DiT",
+         "pass --model DiT-S/2"),
+        (config.num_classes == 0 and config.label_dropout > 0, {"label_dropout"}, "with --num-classes 0", "classes",
+         "drop --num-classes"),
+        (config.epochs is not None, {"steps"}, f"with --epochs {config.epochs or 0:g}", "no --epochs",
+         "pass other --epochs"),
+        (config.on_divergence == "stop", {"max_skips"}, "with --on-divergence stop", "--on-divergence skip or rollback",
+         "pass another --on-divergence"),
+        (not config.eval_every, scores, "without --eval-every", "--eval-every", "pass --eval-every 500"),
+        (config.resume not in (None, "auto"), {"init"}, f"with --resume {config.resume}", "a new run", "drop --resume"),
+    ]
+    for unread, names, given, expected, do in idle:
+        require_none(config, sorted(names & typed if unread else set()), given, expected, do)
+    if "ema_lengths" in typed and not config.ema_lengths:
+        raise UserError("--ema-lengths without a value", "lengths to track",
+                        "pass --ema-lengths 0.05 0.1, or drop --ema-lengths")
 
 
 def _require_text(config: TrainConfig) -> None:

@@ -14,6 +14,7 @@ from dit.data.labels import by_hash, sha256
 from dit.errors import UserError
 
 METADATA = "metadata.jsonl"
+EXAMPLE = 'a JSON object {"file_name": …, "text": …}'
 DIGIT_CAPTIONS = ("a zero", "a one", "a two", "a three", "a four", "a five", "a six", "a seven", "an eight", "a nine")
 
 
@@ -69,10 +70,14 @@ def _entry(file: Path, number: int, line: bytes) -> tuple[str, str]:
         return UserError(f"{file}, line {number}: {what}", expected, do)
 
     try:
-        values = json.loads(line)
-        name, text = values["file_name"], values["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise wrong(f"{type(error).__name__}: {error}", 'a JSON object {"file_name": …, "text": …}') from None
+        values = json.loads(line.strip())
+    except ValueError as error:
+        raise wrong(f"no JSON ({getattr(error, 'msg', 'not UTF-8')})", EXAMPLE) from None
+    if not isinstance(values, dict):
+        raise wrong(f"{line.decode().strip()[:80]} is no JSON object", EXAMPLE)
+    if missing := [key for key in ("file_name", "text") if key not in values]:
+        raise wrong(f"no {' and no '.join(missing)}, but {', '.join(values) or 'nothing'}", EXAMPLE)
+    name, text = values["file_name"], values["text"]
     if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
         raise wrong(f"image {name!r}", f"an image in {file.parent} or below it", "move the image there")
     if not isinstance(name, str) or not is_image(Path(name).name) or not (file.parent / name).is_file():

@@ -44,7 +44,9 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
                         "check the path, and put the pattern in quotes")
     beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     likely = difflib.get_close_matches(data, beside, n=3)
-    raise UserError(f"--data {data} is neither `digits` nor a folder", KINDS, nearest(data, [*likely, "digits"]))
+    close = nearest(data, [*likely, "digits"])
+    raise UserError(f"--data {data} is neither `digits` nor a folder", KINDS,
+                    close if close.startswith("did you mean") else "check the path")
 
 
 def load_stream(data: str, image_size: Size, columns: Columns) -> DatasetStream:
@@ -65,6 +67,9 @@ def find_tars(data: str) -> list[Path]:
     if path.is_dir():
         beside = (is_image(file.name) or (file.is_dir() and not file.name.startswith(".")) for file in path.iterdir())
         return [] if next(path.glob("*.tar"), None) is None or any(beside) else tars_in(path)
+    if path.is_file() and path.suffix != ".tar":
+        do = f"pass its folder, {path.parent}" if is_image(path.name) else "pass a folder, or a file .tar or .parquet"
+        raise UserError(f"--data {data} is a file", KINDS, do)
     files = named_files(data)
     if other := next((file for file in files if file.suffix != ".tar"), None):
         raise UserError(f"--data {data} stands for {other}", "files .tar or .parquet", "check the pattern")

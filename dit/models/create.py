@@ -36,6 +36,12 @@ def is_classifier(name: str) -> bool:
     return name in classifier.NAMES
 
 
+def side_multiple(name: str) -> int:
+    """What both sides of the latents must be multiples of, for the network of this name."""
+    family, _, size = name.partition("-")
+    return unet.side_multiple(size) if family == "UNet" else int(size.partition("/")[2])
+
+
 def create_model(
     name: str, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool = False,
     conditioning: str = "adaln-zero", text_width: int | None = None, unet_attention: tuple[int, ...] | None = None,

@@ -15,6 +15,11 @@ SIZES: dict[str, dict[str, Any]] = {
 NAMES = [f"UNet-{size}" for size in SIZES]
 
 
+def side_multiple(size: str) -> int:
+    """What both sides must be multiples of, for the levels to halve them."""
+    return 2 ** (len(SIZES[size]["block_out_channels"]) - 1)
+
+
 class UNet(nn.Module):
     """diffusers' `UNet2DModel`, called as our networks are; every ResNet block hears the sum of time and class.
 

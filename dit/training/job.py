@@ -44,6 +44,11 @@ class Job:
         """Settings of the run."""
         return self.card.config
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were done before."""
+        return self.start == self.steps
+
     def average(self) -> nn.Module:
         """The EMA to sample from; where ranks have shares of it a whole copy, which all of them must ask for."""
         ema = self.state.ema.network

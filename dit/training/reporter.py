@@ -37,7 +37,8 @@ class Reporter:
         boards: list[Board] = [TensorBoard(job.run, job.start)]
         boards += [Wandb(job.run, job.card)] if job.config.wandb else []
         self.log = MetricsLog(job.run, job.start, boards)
-        record_start(job, meter)
+        if not job.finished:
+            record_start(job, meter)
         self.progress: Progress = AccuracyCurve(job) if is_classifier(job.config.model) else Previews(
             job.run, job.card, job.autoencoder, job.start, job.captions)
 

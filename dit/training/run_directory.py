@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
 from dit.data.images import sides
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.runs import Card, latest
+from dit.runs import Card, is_run, latest
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum", "ema_every", "eval_every", "eval_reference", "eval_weights", "text_encoder",
@@ -40,7 +41,8 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     A run that ended before its first checkpoint starts again.
 
     Raises:
-        UserError: it has checkpoints and --resume was not given, nothing to resume, or another configuration.
+        UserError: it has checkpoints and --resume was not given, nothing to resume, another configuration, or what lies
+            there is no run.
     """
     config = card.config
     _check_flags(config)
@@ -49,6 +51,8 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     if last is None and config.resume not in (None, "auto"):
         raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
                         "drop --resume to start a run")
+    if last is None:
+        ranks.on_main(partial(_require_free, run))
     if last:
         _require_same(run, card)
         if config.resume is None:
@@ -65,6 +69,14 @@ def _check_flags(config: TrainConfig) -> None:
                         "drop --out: a run goes on where it is")
 
 
+def _require_free(run: Path) -> None:
+    """Refuse a folder of other things; files that are hidden, as a lock is, do no harm."""
+    other = next((file.name for file in sorted(run.glob("[!.]*"))), None)
+    if other is not None and not is_run(run):
+        raise UserError(f"--out {run} is no run and holds other files, as {other}", "a run, or a new or empty folder",
+                        "pass another --out")
+
+
 def _next_free(card: Card) -> Path:
     data = re.sub(r"[^\w.-]+", "-", Path(card.config.data).name).strip("-")  # a pattern has characters to mind
     name = f"{data}-{card.config.model.replace('/', '-')}"
@@ -74,16 +86,20 @@ def _next_free(card: Card) -> Path:
 
 def _require_same(run: Path, card: Card) -> None:
     before = Card.read(run)
-    if before.vae_sha256 not in (None, card.vae_sha256):
-        raise UserError(f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
-                        f"{before.vae_sha256[:8]}, the one that {run} was trained with",
-                        "put that one back, or pass --vae with the place where it is now")
+    require_autoencoder(card, before, run, "put that one back, or pass --vae with the place where it is now")
     old, new = _identity(before), _identity(card)
     free = FREE | (DELIBERATE if card.config.resume not in (None, "auto") else set())
     different = [f"{key} {old[key]} there, {new[key]} now" for key in new if key not in free and old[key] != new[key]]
     if different:
         raise UserError(f"run directory {run} has another configuration ({'; '.join(different)})",
                         "the same settings", "use another --out, or the same flags")
+
+
+def require_autoencoder(card: Card, before: Card, run: object, do: str) -> None:
+    """Refuse another autoencoder than that of `run`, by name or in words, whose card is `before`."""
+    if before.vae_sha256 not in (None, card.vae_sha256):
+        raise UserError(f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
+                        f"{before.vae_sha256[:8]}, the one that {run} was trained with", do)
 
 
 def _identity(card: Card) -> dict[str, object]:

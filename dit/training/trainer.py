@@ -48,7 +48,7 @@ from dit.training.parallel import called, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import begin, open_run, restarted
+from dit.training.run_directory import begin, open_run, require_autoencoder, restarted
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
@@ -80,6 +80,8 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     encoder = build_text_encoder(config, ranks.device)
     before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
     card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
+    if kin:
+        require_autoencoder(card, kin, "the run to be guided", "put that one back")
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
         choice = choose(card, autoencoder, encoder, ranks)
@@ -92,7 +94,7 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
                         "pass more --steps")
     scores = yardstick.prepare(job) if yardstick else None
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
-        if ranks.main:
+        if ranks.main and not job.finished:  # else nothing is trained with these settings
             write_json(job.run / "config.json", card.to_json())
             announce(job)
         begin(job.run, asked, ranks)
@@ -265,6 +267,9 @@ def farewell(job: Job, done: int) -> None:
     if done < job.steps:
         print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {job.run}")
         return
+    if job.finished:
+        longer = f"--epochs {2 * job.config.epochs:g}" if job.config.epochs else f"--steps {2 * done}"
+        print(f"all {done} steps were done before, and {job.run} is as it was; for more, pass more, such as {longer}")
     print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
     print(f"page        dit report {job.run}")
     if is_classifier(job.config.model):
