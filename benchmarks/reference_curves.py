@@ -62,7 +62,7 @@ def write(reference: Reference, out: Path, record: bool) -> list[Path]:
     files = [out / f"{reference.preset}.json", out / f"reference-{reference.preset}.png"]
     write_json(files[0], reference.to_json())
     draw_reference(reference).save(files[1], optimize=True)
-    for file, folder in zip(files, (FOLDER, PICTURES), strict=True) if record else ():
+    for file, folder in zip(tuple(files), (FOLDER, PICTURES), strict=True) if record else ():
         folder.mkdir(exist_ok=True)
         files.append(Path(shutil.copy(file, folder / file.name)))
     return files

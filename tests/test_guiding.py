@@ -192,6 +192,13 @@ def test_the_same_autoencoder_elsewhere_is_the_same(make_run, tmp_path):
     assert latents(load_run(here, CPU), guide=there, cfg_scale=2.0).isfinite().all()
 
 
+def test_a_classifier_of_an_autoencoder_that_was_replaced(tiny_run, classifier, tmp_path):
+    weights = read_weights(find_weights(classifier))
+    judge = tmp_path / "judge.safetensors"
+    write_weights(judge, weights.state_dict, dataclasses.replace(weights.card, vae_sha256="5" * 64), 1)
+    assert f"--classifier {judge} has autoencoder identity (SHA-256 55555555), " in refused(tiny_run, classifier=judge)
+
+
 def test_times_of_training_may_differ(tiny_run, make_run):
     other = make_run("other", time_shift=3.0, time_sampling="uniform")
     assert latents(load_run(tiny_run, CPU), guide=other, cfg_scale=2.0).isfinite().all()

@@ -109,7 +109,7 @@ def test_folders_are_encoded_trained_and_scored_in_rectangles(photos: Path, tmp_
 
 def test_a_patch_or_factor_that_divides_one_side_only_is_refused(tmp_path: Path):
     asked = dataclasses.replace(TINY, out=tmp_path / "run")
-    with pytest.raises(UserError, match=r"8 x 18 .*patch size 4"):
+    with pytest.raises(UserError, match=r"--image-size 8 18 with DiT-Ti/4 .*a multiple of 4; pass --image-size 8 16"):
         train(dataclasses.replace(asked, image_size=(HIGH, 18)), ALONE)
     with pytest.raises(UserError, match="--image-size 32 50 with --vae digits, which shrinks by 4"):
         train(dataclasses.replace(asked, vae="digits", image_size=(32, 50)), ALONE)
@@ -172,7 +172,7 @@ def test_every_command_samples_at_another_size(tiny_run: Path, tmp_path: Path):
 
 
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_sampled(tiny_run: Path, make_run, tmp_path: Path):
-    with pytest.raises(UserError, match=r"16 x 18 .*patch size 4"):
+    with pytest.raises(UserError, match=r"--image-size 16 18 with DiT-Ti/4 .*a multiple of 4"):
         sample(SampleConfig(run=tiny_run, image_size=(16, 18), out=tmp_path / "g.png"), ALONE)
     factor = load_autoencoder("digits").factor
     latents = make_run(vae="digits", image_size=8 * factor)
