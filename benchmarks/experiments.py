@@ -30,7 +30,7 @@ class Lab:
         """The run ROOT/NAME, trained by `dit COMMAND` with these flags and the budget's steps unless given."""
         run, budget = self.root / name, steps or self.steps
         asked = f"dit {command} {flags.format(root=self.root)} --steps {budget}"
-        if claim(run / "command.txt", asked) and done(run, budget):
+        if claim(run / ".command", asked) and done(run, budget):
             return run
         perform(f"{asked} --ckpt-every 0 --resume auto --out {run}")
         if not done(run, budget):
@@ -41,7 +41,7 @@ class Lab:
         """Scores of samples of a run drawn with these flags, with seconds and network calls, in ROOT/scores/NAME."""
         out, samples = self.root / "scores" / name, self.root / "samples" / name
         sampling = f"dit sample --run {run} {flags.format(root=self.root)} --num-samples {self.samples} --out {samples}"
-        if not (claim(out / "command.txt", sampling) and (out / "row.json").exists()):
+        if not (claim(out / ".command", sampling) and (out / "row.json").exists()):
             shutil.rmtree(samples, ignore_errors=True)  # so that the seconds are those of all
             began = time.perf_counter()
             perform(sampling)

@@ -136,13 +136,13 @@ def test_data_without_classes_are_refused_in_the_words_of_the_command(make_run, 
         train_classifier(asked(make_run(), data=str(tmp_path)), Ranks())
     assert f"--data {tmp_path} has no classes, the run has 10; expected the same classes" in str(error.value)
     assert "--num-classes" not in str(error.value)
-    with pytest.raises(UserError, match=f"--model Classifier-Ti/4 with --data {tmp_path}, which has no classes; expected"):
+    with pytest.raises(UserError, match=f"Classifier-Ti/4 with --data {tmp_path}, which has no classes; expected"):
         train_classifier(asked(make_run("other", num_classes=0), data=str(tmp_path)), Ranks())
 
 
 def test_another_autoencoder_than_the_runs_is_refused(make_run):
     guided = read_weights(find_weights(make_run()))
-    with pytest.raises(UserError, match="--vae identity with SHA-256 None; expected 55555555, the one that the run to be"):
+    with pytest.raises(UserError, match="--vae identity with SHA-256 None; expected 55555555, the one that the run"):
         train(settings_for(asked(guided.home), guided), Ranks(), dataclasses.replace(guided.card, vae_sha256="5" * 64))
 
 

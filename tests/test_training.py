@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,7 +207,9 @@ def test_resume_and_out_must_agree(wrong):
 
 def test_a_run_without_checkpoint_starts_again(tmp_path):
     out = tmp_path / "run"
-    (out / "samples").mkdir(parents=True)
+    train(dataclasses.replace(TINY, out=out, steps=2), Ranks())
+    shutil.rmtree(out / "checkpoints")
+    (out / "samples").mkdir()
     (out / "samples" / "step-0000900.png").write_bytes(b"stale")
     (out / "metrics.jsonl").write_text('{"step": 900, "loss": 1.0}\n')
     train(dataclasses.replace(TINY, out=out), Ranks())
