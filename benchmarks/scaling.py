@@ -32,7 +32,7 @@ from benchmarks.record import record
 from dit.hardware import Ranks, ranks
 from dit.models.create import multiply_adds
 from dit.scaling.cluster import Cluster
-from dit.scaling.cost import BUCKET, FLOAT, UPDATE, Work, seconds, traffic
+from dit.scaling.cost import BUCKET, FLOAT, Work, seconds, traffic
 from dit.training.batches import draw_batch
 from dit.training.job import Job
 from dit.training.step import train_step
@@ -180,7 +180,7 @@ def predict(alone: dict[str, float], bandwidth: float, world: int, cores: int, w
     """Seconds and bytes of a step of so many processes, from one process alone."""
     turns = max(1.0, world / cores)  # how many share a core
     speed = 3 * batch * work.flops / (alone["step"] - alone["update"]) / turns
-    memory = UPDATE * work.parameters / alone["update"] / turns
+    memory = work.updated / alone["update"] / turns
     cluster = Cluster(world, speed, 0, memory, bandwidth, bandwidth, per_node=world, efficiency=1.0, overlap=False)
     return {**asdict(seconds(work, cluster, way, batch, 1)), "sent": traffic(work, world, way, 1),
             "seconds": seconds(work, cluster, way, batch, 1).step}

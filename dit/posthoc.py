@@ -114,6 +114,7 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: fl
         with replacing(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
             flush(beside)
+        flush(file.parent)
         write_json(run / RECORD, {"files": recorded(run) | {file.name: sums(file)}})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} could not be written ({error})", "a writable disk with free space",

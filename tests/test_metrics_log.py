@@ -127,7 +127,7 @@ with ranks() as group:
     times = torch.tensor([0.1, 0.3 + 0.4 * group.rank]).double()
     window.add_losses(times, torch.tensor([1.0, 2.0]) + group.rank, taken)
     window.share(group)  # as a checkpoint does
-    window.add_losses(torch.tensor([0.1]).double(), torch.tensor([6.0]), taken)
+    window.add_losses(torch.tensor([0.1, 0.1]).double(), torch.tensor([6.0, 6.0]), taken)
     sharded = ratio(init_device_mesh("cpu", (2,)))
     (Path(sys.argv[1]) / f"{group.rank}").write_text(json.dumps([window.close(group), ratio(None), sharded]))
 """
@@ -136,7 +136,7 @@ with ranks() as group:
 def test_ranks_add_up_their_losses_by_time_and_their_parts_of_the_weights(tmp_path):
     (tmp_path / "script.py").write_text(TWO_RANKS)
     torchrun(tmp_path / "script.py", tmp_path)
-    expected = {"loss": 1.5, BUCKETS[0]: (1 + 2 + 6 + 6) / 4, BUCKETS[1]: 2.0, BUCKETS[3]: 3.0}
+    expected = {"loss": 1.5, BUCKETS[0]: (1 + 2 + 4 * 6) / 6, BUCKETS[1]: 2.0, BUCKETS[3]: 3.0}
     for rank in range(2):
         means, whole, sharded = json.loads((tmp_path / str(rank)).read_text())
         assert means == expected

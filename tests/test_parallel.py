@@ -10,6 +10,7 @@ from conftest import write_run
 from safetensors.torch import load_file
 
 from benchmarks import forked
+from benchmarks.equality import parts
 from dit.config import TrainConfig
 from dit.hardware import Ranks
 from dit.models.dit import SIZES
@@ -79,6 +80,15 @@ def test_a_checkpoint_goes_on_in_any_layout(runs, before, after, tmp_path):
     moved = apart(weights_of(runs / "1-ddp"), weights_of(runs / "weights"))
     assert apart(weights_of(out), weights_of(runs / "1-ddp")) < 1e-2 * moved
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_three_ranks_that_go_on_sum_in_the_same_order(tmp_path):
+    config = dataclasses.replace(TINY, global_batch_size=12, out=tmp_path / "whole")
+    forked.run(3, train_small, config)
+    halves = dataclasses.replace(config, out=tmp_path / "halves", resume="auto")
+    for steps in (2, 4):
+        forked.run(3, train_small, dataclasses.replace(halves, steps=steps))
+    assert [name for name, same in parts(config.out, halves.out).items() if not same] == []
 
 
 def test_shares_are_shares(tmp_path):

@@ -395,6 +395,7 @@ def test_network_calls_are_counted(tiny_run, sampler, scale, interval, calls):
     assert count_evaluations(load_run(tiny_run, Ranks().device), setting) == calls
 
 
+@pytest.mark.slow
 def test_two_ranks_score_bitwise_as_one(tiny_run, tmp_path, undrawn):
     """With two threads each: sums differ by their number, and 1 looks like torchrun's default."""
     asked = dict(steps="3", cfg_scale="2", num_samples=COUNT, bootstrap=10)

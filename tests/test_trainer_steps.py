@@ -217,6 +217,7 @@ if group.main:
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_process_learns(tmp_path, weights):
     script = tmp_path / "script.py"
     script.write_text(TWO_RANKS)

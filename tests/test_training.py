@@ -106,6 +106,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(whole, tmp_path):
     assert_same_run(whole, out)
 
 
+@pytest.mark.slow
 def test_resuming_by_name_takes_the_settings_of_the_run(whole, tmp_path):
     out = tmp_path / "run"
     assert run("--steps", 10, "--ckpt-every", 10, "--out", out, "--cooldown", 0)[0] == 0
@@ -357,6 +358,7 @@ def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, sa
     assert sum(file.is_file() for file in tmp_path.rglob("*")) == 3
 
 
+@pytest.mark.slow
 def test_two_ranks_train_and_resume(tmp_path):
     out = tmp_path / "run"
     for steps in (4, 8):

@@ -232,10 +232,11 @@ config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batc
                      eval_every=5, eval_samples=150, precision="fp32")
 
 
-def measure(ranks):
+def measure(ranks, name):
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    job = prepare(build_card(config, source), source, autoencoder, ranks)
+    own = dataclasses.replace(config, out=out / name)
+    job = prepare(build_card(own, source), source, autoencoder, ranks)
     judge = scores.choose_yardstick(config, ranks).prepare(job)
     found = judge.measure(5, job.average())
     if ranks.rank == ranks.world - 1:
@@ -244,9 +245,9 @@ def measure(ranks):
 
 
 with ranks() as group:
-    found = {f"rank {group.rank}": measure(group)}
+    found = {f"rank {group.rank}": measure(group, "run")}
     if group.main:
-        found["alone"] = measure(Ranks())
+        found["alone"] = measure(Ranks(), "alone")
     for every in (0, 2):
         train(dataclasses.replace(config, data=str(out / "images"), out=out / f"every-{every}", steps=3, warmup=1,
                                   eval_every=every, eval_samples=20, eval_extractor="digits-cnn"), group)
@@ -453,11 +454,11 @@ def test_the_protocol_of_scores_is_written(scored, tmp_path):
     assert record["samples"]["labels"] == "10 classes, 7 images each"
     assert record["features (digits-cnn)"]["weights_sha256"]
     assert record["reference"]["count"] == 1797
-    damaged = tmp_path / "job"
-    damaged.mkdir()
-    (damaged / "scores.json").write_text("{")
+    job = a_job(tmp_path)
+    job.run.mkdir()
+    (job.run / "scores.json").write_text("{")
     with pytest.raises(UserError, match=r"scores\.json is missing or damaged"):
-        scores.choose_yardstick(SCORED, Ranks()).prepare(a_job(tmp_path))
+        scores.choose_yardstick(SCORED, Ranks()).prepare(job)
 
 
 def test_a_best_checkpoint_removed_by_hand_is_no_harm(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ class LossAware:
         return (index + 1).double(), 1 / (len(p) * p[index])
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Remember the unweighted losses [B] at times [B]; none that is not finite, at which training stops anyway."""
+        """Remember the unweighted losses [B] at times [B]; none that is not finite."""
         for index, loss in zip((t.long() - 1).tolist(), losses.tolist(), strict=True):
             if abs(loss) < float("inf"):
                 self.history[index, self.counts[index] % MEMORY] = loss

@@ -14,9 +14,10 @@ from dit.runs import BY_TIME, damaged
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 LOGGED = ("step", "loss", "grad_norm")  # of a line, beside losses by time
-NEUTRAL = {"preset", "out", "resume", "seed", "sample_every", "ckpt_every", "log_every", "keep", "eval_every",
-           "eval_samples", "eval_reference", "eval_extractor", "eval_weights", "dry_run", "compile", "precision",
-           "grad_accum", "wandb"}
+NEUTRAL = {"preset", "out", "resume", "seed", "sample_every", "ckpt_every", "log_every", "keep", "keep_every",
+           "eval_every", "eval_samples", "eval_reference", "eval_extractor", "eval_weights", "ema_lengths", "ema_every",
+           "dry_run", "compile", "precision", "grad_accum", "parallel", "recompute", "timeout", "wandb", "skip_damaged",
+           "spike", "on_divergence", "max_skips"}
 """Settings that move a curve no more than another seed does, if at all."""
 RECENT = 0.1  # share of the steps, the last of which are compared
 

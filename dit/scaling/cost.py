@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dit.scaling.cluster import Cluster
 
 BUCKET = 25 * 2**20  # bytes that DDP reduces at once
-UPDATE = 52  # bytes a parameter read and written by clipping (12), AdamW (28) and EMA (12)
+UPDATE, EMA = 40, 12  # bytes a parameter read and written by clipping (12) and AdamW (28), and by each average
 FLOAT = 4  # bytes of a gradient on its way
 
 
@@ -22,6 +22,12 @@ class Work:
     flops: float  # of a forward pass, an image
     again: float = 0.0  # share of a forward pass that the backward pass computes again
     width: int = 2  # bytes of a weight as FSDP gathers it
+    averages: int = 1  # EMAs
+
+    @property
+    def updated(self) -> int:
+        """Bytes that clipping, optimizer and averages read and write."""
+        return (UPDATE + EMA * self.averages) * self.parameters
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def seconds(work: Work, cluster: Cluster, parallel: str, batch: int, accum: int)
     forward = batch * work.flops / (cluster.peak * cluster.efficiency)
     backward = forward * (2 + work.again)
     share = cluster.gpus if parallel == "fsdp" else 1
-    update = UPDATE * work.parameters / share / cluster.hbm
+    update = work.updated / share / cluster.hbm
     cost = exposed_fsdp if parallel == "fsdp" else exposed_ddp
     return Seconds(accum * (forward + backward), update, *cost(work, cluster, forward, backward, accum))
 

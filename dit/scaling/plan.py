@@ -56,7 +56,7 @@ class Planned:
     def work(self) -> Work:
         """What the equations need to know."""
         again = float(self.config.recompute == "full")
-        return Work(self.parameters, self.sizes["depth"], 2 * self.multiply_adds, again)
+        return Work(self.parameters, self.sizes["depth"], 2 * self.multiply_adds, again, averages=self.config.averages)
 
     def memory(self, batch: int, layout: Layout) -> Memory:
         """At the peak of a step with so many images at once, which follows from those of two and three."""

@@ -77,4 +77,10 @@ def draw_batch(job: Job, step: int) -> Batch:
     drop = (torch.rand(n, generator=random) < config.label_dropout)[mine] | job.card.unconditional
     flip = (torch.rand(n, generator=random) < 0.5)[mine] & (source.flips and config.flip is not False)
     labels = drop_labels(torch.as_tensor(source.labels[indices]), drop, job.card.network.num_classes)
-    return Batch(source.read(indices, flip.numpy()), labels, t)
+    device = job.ranks.device
+    return Batch(_sendable(source.read(indices, flip.numpy()), device), _sendable(labels, device), t)
+
+
+def _sendable(part: Tensor, device: torch.device) -> Tensor:
+    """In memory that a GPU fetches from by itself, so that nothing waits for it."""
+    return part.pin_memory() if device.type == "cuda" and part.device.type == "cpu" else part

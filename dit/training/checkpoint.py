@@ -193,7 +193,7 @@ def tidy(run: Path, config: TrainConfig) -> None:
         if checkpoint not in kept:
             gone = checkpoint.with_name(f".{checkpoint.name}")  # whole or not there, however far removal comes
             checkpoint.rename(gone)
-            shutil.rmtree(gone)
+            shutil.rmtree(gone, ignore_errors=True)  # as where somebody reads it on NFS; the next one tries again
 
 
 def _link(link: Path, best: Path | None) -> None:

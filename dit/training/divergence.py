@@ -54,7 +54,7 @@ def go_back(job: Job, divergence: Diverged) -> Job:
     Raises:
         UserError: there is no checkpoint yet, or the run came back to this one too often.
     """
-    good, reached = latest(job.run), divergence.step + int(job.state.guard.offset)
+    good, reached = job.ranks.share(latest(job.run)), divergence.step + int(job.state.guard.offset)
     if good is None:
         raise hopeless(job, divergence.why)
     start = checkpoint.load(good, job.state, job.ranks)

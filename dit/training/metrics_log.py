@@ -29,7 +29,8 @@ class Window:
 
     Attributes:
         sums: of each name; the last entry counts steps. Those that were left out do not count.
-        by_time: losses of images [0], and how many they are [1], in each of `BUCKETS`.
+        by_time: losses of images [0], and how many they are [1], in each of `BUCKETS`, as shares of a rank's images in
+            a step, so that it does not matter how many ranks there were.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device):
@@ -49,7 +50,7 @@ class Window:
         """
         bucket = (where * len(BUCKETS)).long().clamp(max=len(BUCKETS) - 1)
         falls = (bucket[:, None] == torch.arange(len(BUCKETS))).double().to(losses.device, non_blocking=True)  # [B, K]
-        now = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)]) @ falls
+        now = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)]) @ falls / len(losses)
         self.by_time += torch.where(left_out.bool(), 0, now)
 
     def share(self, ranks: Ranks) -> None:

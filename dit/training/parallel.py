@@ -1,6 +1,6 @@
 """A network over ranks: whole on each of them (DDP), or a share of every tensor on each (FSDP2)."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -38,6 +38,21 @@ def called(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
         return network
     wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True) if ranks.world > 1 else network
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
+
+
+def settle(calls: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
+    """Let DDP put gradients in the order in which it will sum them, for which it takes a backward pass.
+
+    The last bit of sums over three ranks or more hangs on that order, and a run that goes on has to sum as one that
+    never stopped.
+
+    Args:
+        inputs: of a step, any.
+    """
+    wrapped = getattr(calls, "_orig_mod", calls)  # under the compiler
+    if isinstance(wrapped, DistributedDataParallel):
+        calls(*inputs()).sum().backward()
+        calls.zero_grad(set_to_none=True)
 
 
 def synchronised(network: nn.Module, last: bool) -> AbstractContextManager:

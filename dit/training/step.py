@@ -20,7 +20,7 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     posterior_noise, eps = noise(job, position(job, step - 1))
     x0 = job.autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
     t, weights = training_times(job, batch, position(job, step - 1))  # t is looked up on CPU
-    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device), t, eps, weights)]
+    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device, non_blocking=True), t, eps, weights)]
     losses = []  # of each micro-batch, unweighted
     logged = torch.zeros(len(state.window.names) - 1, device=device)
     for i, (*micro, weight) in enumerate(zip(*parts, strict=True)):
@@ -42,7 +42,8 @@ def train_step(job: Job, batch: Batch, step: int) -> None:
     state.window.add((logged[0], norm, *logged[1:]), left_out)
     state.window.add_losses(t / job.process.end, torch.cat(losses), left_out)
     if state.times:
-        state.times.update(*job.ranks.gather(torch.stack([t.to(device), torch.cat(losses)], dim=1)).cpu().T)
+        seen = torch.cat(losses).masked_fill(left_out.bool(), torch.inf)  # nothing is remembered of what is left out
+        state.times.update(*job.ranks.gather(torch.stack([t.to(device), seen], dim=1)).cpu().T)
 
 
 def noise(job: Job, step: int) -> Tensor:

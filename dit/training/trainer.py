@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Set
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dit.build import (
     build_card,
@@ -24,10 +25,10 @@ from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
 from dit.files import write_json
-from dit.hardware import Ranks, choose_attention
+from dit.hardware import Ranks, autocast, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
-from dit.models.create import check_name, is_classifier
+from dit.models.create import blank_inputs, check_name, is_classifier
 from dit.posthoc import FOLDER, drop_after
 from dit.runs import BEST, Card, checkpoint_step, find_best, latest
 from dit.text import Captioned, Captions, TextEncoder
@@ -44,7 +45,7 @@ from dit.training.job import Job
 from dit.training.layout import Choice, choose
 from dit.training.machine import peak_memory
 from dit.training.metrics_log import Found, Stopwatch, Window
-from dit.training.parallel import called, shard
+from dit.training.parallel import called, settle, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
@@ -123,6 +124,8 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
     compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
     process, calls = build_process(config), called(network, ranks, compiled)
+    with autocast(ranks.device, config.precision):
+        settle(calls, partial(blanks, card, ranks, encoder))
     captions = Captions(source.classes, "", encoder) if encoder else None
     loss, terms = build_loss(config, Captioned(calls, captions) if captions else calls, process)
     times = LossAware(int(process.end)) if config.time_sampling == "loss-aware" else None
@@ -131,6 +134,13 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     start = checkpoint.load(last, state, ranks) if last else 0
     return Job(run, card, ranks, source, autoencoder, state, calls, process, loss, start,
                total_steps(config, len(source.labels)), choice, captions)
+
+
+def blanks(card: Card, ranks: Ranks, encoder: TextEncoder | None) -> tuple[Tensor, ...]:
+    """What the network takes in a micro-batch, as zeros."""
+    micro = card.config.global_batch_size // (ranks.world * card.config.grad_accum)
+    inputs = blank_inputs(card.network.model, micro, encoder.length if encoder else 0, **card.network.sizes)
+    return tuple(part.to(ranks.device) for part in inputs)
 
 
 def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks, choice: Choice) -> None:
@@ -182,7 +192,7 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure
         drop_after(job.run, job.start)
     with watchdog(job.ranks, config.timeout) as dog, Bar(job.start, job.steps, job.ranks.main) as bar:
         for step, batch in enumerate(watch.waiting(watched(coming, dog, job.start)), start=job.start + 1):
-            with dog.at(step, "computes"):
+            with dog.at(step, "computing"):
                 train_step(job, batch, step)
                 last = stop.now() or step == job.steps
                 logs, draws, judges, shoots = (due(step, every, job.steps) for every in (
@@ -203,21 +213,28 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure
                 if reporter:
                     reporter.write(step, values, found)
                 if draws:
-                    average = job.average()
-                    if reporter:
-                        with stop.leaving(average):
-                            reporter.draw(step, average)
+                    draw(job, step, stop, reporter)
                 if shoots:  # before the checkpoint: what was done before it is not done again
                     save_snapshots(job.run, step, job.state.profiles, job.card, job.ranks)
                 if saves or found.leads:
-                    saver.save(step, job.state, job.ranks, found.distance)
+                    with dog.at(step, "writing a checkpoint"):
+                        saver.save(step, job.state, job.ranks, found.distance)
             bar.update(step, {**values, **found.scores})
             if last:
                 break
-        saver.finish()
+        with dog.at(step, "writing a checkpoint"):
+            saver.finish()
     if reporter:
         reporter.finish()
     return step
+
+
+def draw(job: Job, step: int, stop: Stop, reporter: Reporter | None) -> None:
+    """A grid from the EMA, which is whole no longer than that takes."""
+    average = job.average()
+    if reporter:
+        with stop.leaving(average):
+            reporter.draw(step, average)
 
 
 def judge(job: Job, scores: "Scores", step: int, stop: Stop) -> tuple[Found, bool]:
@@ -232,7 +249,7 @@ def watched(coming: Iterable[Batch], dog: Watchdog, start: int) -> Iterator[Batc
     """Batches, with a watchdog at the wait for each."""
     batches = iter(coming)
     for step in count(start + 1):
-        with dog.at(step, "waits for its batch"):
+        with dog.at(step, "waiting for a batch"):
             batch = next(batches, None)
         if batch is None:
             return

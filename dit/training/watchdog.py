@@ -1,5 +1,6 @@
 """Ends a run that hangs, and says which rank does; tells of ranks that are lost."""
 
+import faulthandler
 import os
 import sys
 import threading
@@ -17,7 +18,7 @@ from dit.hardware import Ranks
 HUNG = 4  # exit code
 BEAT = 2.0  # seconds between signs of life
 LISTEN = 3  # beats for which the others are listened to
-PLACES = ("waits for its batch", "computes", "is between steps")  # in the order of a step
+PLACES = ("waiting for a batch", "computing", "writing a checkpoint", "between steps")  # in the order of a step
 
 
 class Sign(NamedTuple):
@@ -80,20 +81,22 @@ class Watchdog:
         return [Sign(*map(int, sign.decode().split(","))) for sign in self._store.multi_get(keys)]
 
     def _end(self) -> None:
-        """Say who is to blame, and end this process, whose main thread can not: it hangs."""
+        """Say who is to blame and where this process hangs, and end it, for its main thread can not."""
+        since = self._since
         try:
-            blame = self._blame()
+            blame = self._blame(since)
         except dist.DistError:
             blame = (f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank {self.ranks.rank}, "
                      "and the other ranks can not be heard; continue with --resume")
-        if not self._inside:
+        if self._since != since or not self._inside:
             return  # it went on meanwhile
         print(f"error: {blame}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr)
         time.sleep(2 * LISTEN * BEAT)  # so that the others hear it: without torchrun the store ends with rank 0
         os._exit(HUNG)
 
-    def _blame(self) -> str:
-        """The verdict, of the first rank that comes to one."""
+    def _blame(self, since: float) -> str:
+        """The verdict, of the first rank that comes to one and has not moved since."""
         if self._store and self._store.check(["verdict"]):
             return self._store.get("verdict").decode()
         before = self._signs()
@@ -101,7 +104,9 @@ class Watchdog:
             time.sleep(BEAT)
             self._speak()
         found = verdict(before, self._signs(), self.patience)
-        return self._store.compare_set("verdict", "", found).decode() if self._store else found
+        if not self._store or self._since != since:
+            return found
+        return self._store.compare_set("verdict", "", found).decode()
 
 
 def verdict(before: list[Sign], after: list[Sign], patience: float) -> str:
@@ -110,9 +115,10 @@ def verdict(before: list[Sign], after: list[Sign], patience: float) -> str:
     behind = min((sign.step, sign.place) for sign in after)
     late = [rank for rank, sign in enumerate(after) if (sign.step, sign.place) == behind]
     blamed = silent or late
-    names = ("rank " if len(blamed) == 1 else "ranks ") + ", ".join(map(str, blamed))
-    what = "gives no sign of life" if silent else PLACES[behind[1]]
-    return (f"nothing has moved for {patience:g} s: {names} of {len(after)} {what} in step {after[blamed[0]].step}; "
+    rank, verb = ("rank", "is") if len(blamed) == 1 else ("ranks", "are")
+    what = "without a sign of life" if silent else PLACES[behind[1]]
+    return (f"nothing has moved for {patience:g} s: {rank} {', '.join(map(str, blamed))} of {len(after)} {verb} {what} "
+            f"in step {after[blamed[0]].step}; "
             "expected a step within --timeout; look at that rank's machine, and continue with --resume")
 
 
