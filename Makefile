@@ -33,7 +33,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)            ## measured speed and quality, into benchmarks/results/
-	$(BIN)/python -m benchmarks.training_speed
+	$(BIN)/python -m benchmarks.training_speed --record
 	rm -rf runs/bench-quickstart
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
 	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record
