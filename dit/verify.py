@@ -41,7 +41,7 @@ def verify_run(run: Path) -> None:
             damaged.append(path.name)
             tqdm.write(f"damaged  {path}: {error.given}")
     if damaged:
-        raise UserError(f"{len(damaged)} checkpoints or snapshots of {run} are damaged: {', '.join(damaged)}",
+        raise UserError(f"damaged in {run}: {', '.join(damaged)}",
                         "what was written", "remove them: a run goes on from its newest checkpoint, and `dit ema` goes "
                         "by the snapshots that are left")
 
