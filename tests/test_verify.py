@@ -76,4 +76,4 @@ def test_damaged_snapshots_of_a_run_are_named(damage, make_run, capsys):
     assert main(["verify", str(run)]) == 2
     said = capsys.readouterr()
     assert f"damaged  {first}: " in said.out
-    assert f"are damaged: {first.name}; " in said.err
+    assert f"damaged in {run}: {first.name}; " in said.err
