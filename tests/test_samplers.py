@@ -5,9 +5,11 @@ from itertools import count
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit.diffusion import samplers
 from dit.diffusion.denoiser import Denoiser, Prediction, target
+from dit.diffusion.guidance import cfg
 from dit.diffusion.process import DDPM, Flow, like, posterior
 
 MEAN, STD = 0.8, 0.5
@@ -250,3 +252,32 @@ def test_float32_stays_near_float64(process, sampler):
     single = ALL[sampler](denoise, process, x.float(), y, times, lambda: draw().float())
     assert single.dtype == torch.float32
     assert (single - double).abs().max() < 1e-3
+
+
+class Copies(TorchDispatchMode):
+    """Collects what goes from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default) and args[0].device != made.device:
+            self.found.append(args[0])
+        return made
+
+
+@pytest.mark.parametrize("sampler", ALL)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_no_step_waits_for_the_device_or_copies_to_it(process, sampler):
+    """A tensor on the meta device has no values, so that whatever asked for one would fail."""
+    process = PROCESSES[process]
+    x, y = torch.empty(2, 3, 4, 4, device="meta"), torch.empty(2, dtype=torch.long, device="meta")
+    denoise = Denoiser(lambda x, t, y: torch.cat([x, x], dim=1), process, "v", learn_sigma=True)
+    guided = cfg(denoise, process, 4.0, 10, interval=(0.2, 0.8), channels=3)
+    with Copies() as copies:
+        made = ALL[sampler](guided, process, x, y, process.times(6), lambda: torch.empty_like(x))
+    assert made.device.type == "meta"
+    assert made.shape == x.shape
+    assert not copies.found

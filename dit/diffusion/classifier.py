@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dit.diffusion.objective import Loss
-from dit.diffusion.process import Process, add_noise
+from dit.diffusion.process import Process, add_noise, network_times
 
 TERMS = ("accuracy",)
 
@@ -22,8 +22,7 @@ class NoisyClassifier:
 
     def logits(self, x_t: Tensor, t: Tensor) -> Tensor:
         """[B, K] at times [] or [B]."""
-        time = self.process.network_time(t).to(x_t.device, x_t.dtype, non_blocking=True).expand(len(x_t))
-        return self.network(x_t, time).to(x_t.dtype)
+        return self.network(x_t, network_times(self.process, t, x_t)).to(x_t.dtype)
 
     def gradient(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Of log p(y | x_t) with respect to x_t, for class ids y [B]; also inside `torch.inference_mode`."""

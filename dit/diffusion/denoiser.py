@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from dit.diffusion.process import Process, like
+from dit.diffusion.process import Process, like, network_times
 
 
 class Prediction(NamedTuple):
@@ -35,8 +35,7 @@ class Denoiser:
     learn_sigma: bool = False
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        time = self.process.network_time(t).to(x_t.device, x_t.dtype, non_blocking=True).expand(len(x_t))
-        out = self.network(x_t, time, y).to(x_t.dtype)
+        out = self.network(x_t, network_times(self.process, t, x_t), y).to(x_t.dtype)
         out, var = out.chunk(2, dim=1) if self.learn_sigma else (out, None)
         x0, eps = to_x0_eps(self.process, self.objective, out, x_t, t)
         return Prediction(x0, eps, out, None if var is None else (var + 1) / 2)

@@ -157,8 +157,21 @@ def posterior(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -
 
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient [] or [B] in the precision of `x` [B, ...], on its device, shaped to multiply it."""
+    """A coefficient [] or [B] in the precision of `x` [B, ...], shaped to multiply it.
+
+    One of [B] goes to the device of `x`; one of all images stays on the CPU, where kernels take it as an argument.
+    """
+    if coefficient.ndim == 0:
+        return coefficient.to(x.dtype)
     return coefficient.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def network_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
+    """Times [] or [B] as the network gets them for images `x` [B, ...]: [B], in their precision."""
+    time = process.network_time(t)
+    if time.ndim == 0:
+        return x.new_full((len(x),), float(time))
+    return time.to(x.device, x.dtype, non_blocking=True)
 
 
 def add_noise(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
