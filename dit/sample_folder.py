@@ -108,6 +108,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "objective": card.config.objective,
         "sampler": plan.name,
         "steps": plan.steps,
+        **({"spacing": config.spacing} if config.spacing != "uniform" else {}),
         "cfg_scale": config.cfg_scale,
         "cfg_interval": list(config.cfg_interval),
         "cfg_channels": config.cfg_channels,

@@ -15,8 +15,8 @@ from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run
 
-OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache",
-            "compile")  # named only where they are on
+OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache", "compile",
+            "spacing")  # named only where they are on
 
 
 def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
@@ -47,7 +47,7 @@ def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
     """Settings by name, `known` ones in place of the config's; what is off is not named."""
     scale = config.classifier_scale if config.classifier else None
     asked = {**{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)}, **known,
-             "classifier_scale": scale}
+             "classifier_scale": scale, "spacing": config.spacing if config.spacing != "uniform" else None}
     return {name: value for name, value in asked.items() if value is not None or name not in OPTIONAL}
 
 
