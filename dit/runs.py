@@ -15,6 +15,7 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -176,8 +177,14 @@ def damaged(file: Path, expected: str, do: str) -> Iterator[None]:
 
 def checkpoints(run: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    found = (path.parent for path in (run / "checkpoints").glob("step-*/meta.json"))
-    return sorted(found, key=checkpoint_step)
+    return [folder for folder in by_step(run / "checkpoints").values() if (folder / "meta.json").exists()]
+
+
+def by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
+    """What is called step-DIGITS and the suffix, by that number, lowest first; what is called otherwise is not ours."""
+    named = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
+    found = {int(match[1]): path for path in folder.glob("step-*") if (match := named.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def checkpoint_name(step: int) -> str:

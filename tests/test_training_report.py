@@ -11,11 +11,13 @@ from PIL import Image
 from dit.config import ReportConfig, TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.latents.autoencoder import load_autoencoder
 from dit.report import page, reference
 from dit.report.curves import CURVES, draw_reference, values
 from dit.report.page import event_cells, once, report, samples, write_page
 from dit.report.reference import Reference, differences, essence, recent_loss, settings_that_matter, verdict
-from dit.runs import BY_TIME, read_metrics
+from dit.runs import BY_TIME, Card, checkpoints, latest, read_metrics
+from dit.training.previews import Previews
 
 FD = "FD(digits-cnn)"
 OLD = Path(__file__).parent / "data" / "run-of-2257fc1"
@@ -105,6 +107,18 @@ def test_what_has_no_page(make_run, tmp_path):
     (run / "machine.json").write_text("[{")
     with pytest.raises(UserError, match=r"machine\.json"):
         write_page(run)
+
+
+def test_names_that_are_not_ours_are_left_alone(home):
+    for copy in ("checkpoints/step-0000003.bak", "checkpoints/step-3 (copy)"):
+        shutil.copytree(latest(home), home / copy)
+    others = [home / "samples" / name for name in ("step-0000004 (copy).png", "step-x.png", "step-4.5.png")]
+    for other in others:
+        other.write_bytes(b"no picture")
+    assert [path.name for path in checkpoints(home)] == ["step-0000003"]
+    assert samples(home)
+    assert len(Previews(home, Card.read(home), load_autoencoder("identity"), start=4).grids()) == 4
+    assert all(other.exists() for other in others)
 
 
 def test_steps_done_again_replace_what_was():

@@ -18,7 +18,17 @@ from dit.files import replacing
 from dit.hardware import Ranks
 from dit.report.curves import draw_all
 from dit.report.reference import Line, Reference, differences, find_reference, verdict
-from dit.runs import MACHINE, Card, checkpoint_step, checkpoints, damaged, find_best, read_distance, read_metrics
+from dit.runs import (
+    MACHINE,
+    Card,
+    by_step,
+    checkpoint_step,
+    checkpoints,
+    damaged,
+    find_best,
+    read_distance,
+    read_metrics,
+)
 
 PAGE = "report.html"
 MOST_GRIDS = 6  # in the strip of samples
@@ -168,8 +178,7 @@ def made(starts: Sequence[Mapping[str, Any]]) -> str:
 
 def samples(run: Path) -> dict[str, Image.Image]:
     """Caption -> picture: the same seeds as training went on, or how well a classifier tells classes."""
-    grids = {int(file.stem.removeprefix("step-")): file for file in sorted((run / "samples").glob("step-*.png"))}
-    if grids:
+    if grids := by_step(run / "samples", ".png"):
         some = [*pictures.spread([*grids][::-1], MOST_GRIDS)][::-1]  # the last one among them
         strip = pictures.strip([Image.open(grids[step]) for step in some], [f"step {step:,}" for step in some])
         return {"The same seeds as training goes on, from the EMA": strip}
