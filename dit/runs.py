@@ -36,6 +36,7 @@ from dit.files import sha256
 WEIGHTS = "ema-*.safetensors"
 BEST = "best"  # in a run, a link to its best checkpoint
 MACHINE = "machine.json"
+NOTED = {"step", "device", "ranks", "flops_per_image", "peak_flops_per_rank", "versions"}  # of each start, at least
 BY_TIME = "loss_by_time/"  # before the ends of a bucket of times, in a line of the log
 RELEASE_DATA = "imagenet"  # what the card of a converted release says that it was trained on
 
@@ -320,6 +321,22 @@ def _logged(text: bytes) -> dict[str, Any]:
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
         raise ValueError("no object with a step")
     return line
+
+
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """What the run was trained on, start by start, as machine.json has it; nothing where it is missing, or, with a
+    warning, damaged: nothing depends on it."""
+    file = run / MACHINE
+    if not file.exists():
+        return []
+    try:
+        starts = json.loads(file.read_text())
+        if not all(one.keys() >= NOTED for one in starts):
+            raise ValueError("a start without all that is noted of one")
+        return list(starts)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        print(f"warning: {file} is damaged and left out ({error})", file=sys.stderr)
+        return []
 
 
 class Distance(NamedTuple):

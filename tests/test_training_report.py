@@ -16,7 +16,7 @@ from dit.report import page, reference
 from dit.report.curves import CURVES, draw_reference, values
 from dit.report.page import event_cells, once, report, samples, write_page
 from dit.report.reference import Reference, differences, essence, recent_loss, settings_that_matter, verdict
-from dit.runs import BY_TIME, Card, checkpoints, latest, read_metrics
+from dit.runs import BY_TIME, Card, checkpoints, latest, read_metrics, read_starts
 from dit.training.previews import Previews
 
 FD = "FD(digits-cnn)"
@@ -103,10 +103,14 @@ def test_what_has_no_page(make_run, tmp_path):
     write_log(run, [{"step": 2, "event": "skipped"}])
     with pytest.raises(UserError, match="has no line"):
         write_page(run)
-    write_log(run, [{"step": 2, "loss": 1.0}])
-    (run / "machine.json").write_text("[{")
-    with pytest.raises(UserError, match=r"machine\.json"):
-        write_page(run)
+
+
+@pytest.mark.parametrize("text", ["", "[{", "3", "[3]", "null", '{"step": 1}', '[{"step": 0}]', "\0"])
+def test_a_damaged_record_of_the_machine_is_left_out(home, text, capsys):
+    (home / "machine.json").write_text(text)
+    assert read_starts(home) == []
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{home / 'machine.json'} is damaged" in said
 
 
 def test_names_that_are_not_ours_are_left_alone(home):

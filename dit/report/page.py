@@ -1,6 +1,5 @@
 """The command `dit report`: one page of a run, at its end or at any time before."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,15 +18,14 @@ from dit.hardware import Ranks
 from dit.report.curves import draw_all
 from dit.report.reference import Line, Reference, differences, find_reference, verdict
 from dit.runs import (
-    MACHINE,
     Card,
     by_step,
     checkpoint_step,
     checkpoints,
-    damaged,
     find_best,
     read_distance,
     read_metrics,
+    read_starts,
 )
 
 PAGE = "report.html"
@@ -143,15 +141,6 @@ def settings(config: TrainConfig) -> dict[str, dict[str, Any]]:
     given = {name: value for name, value in to_json(config).items() if value is not None}
     sections = {title: {name: given.pop(name) for name in names if name in given} for title, names in SETTINGS.items()}
     return {**sections, "run": given}
-
-
-def read_starts(run: Path) -> list[dict[str, Any]]:
-    """What the run was trained on, start by start; nothing of runs that did not write it down."""
-    file = run / MACHINE
-    if not file.exists():
-        return []
-    with damaged(file, "what train.py wrote of the machine", f"remove {file}"):
-        return list(json.loads(file.read_text()))
 
 
 def machine(starts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
