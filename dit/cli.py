@@ -285,12 +285,16 @@ def _preset(name: str) -> TrainConfig:
 
 
 def _settings_of(run: Path) -> TrainConfig:
-    from dit.runs import Card, latest
+    from dit.runs import card_of, latest, run_of, unsealed
 
+    if home := run_of(run):
+        raise UserError(f"--resume {run}, a checkpoint of the run {home}", "the run, which goes on from its newest one",
+                        f"pass --resume {home}; for an older one, first move those after it out of {home}/checkpoints")
     if latest(run) is None:
-        raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
+        left = f" with a meta.json (there is {unsealed(run)[-1].name} without)" if unsealed(run) else ""
+        raise UserError(f"--resume {run}: no checkpoint there{left}", "a run directory with checkpoints/",
                         "check the path, or start a run with --out RUN --resume auto")
-    return dataclasses.replace(Card.read(run).config, resume=str(run), out=run)
+    return dataclasses.replace(card_of(run).config, resume=str(run), out=run)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from dit.runs import (
     find_best,
     read_metrics,
     read_weights,
+    unsealed,
     verify,
 )
 
@@ -78,7 +79,8 @@ def _run_rows(run: Path) -> Rows:
         card = read_weights(next(found[-1].glob(WEIGHTS))).card
     rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card), *_best_rows(run)]
     rows += _average_rows(run, card)
-    return [*rows, *((f"checkpoint {checkpoint_step(c)}", _health(c)) for c in found)]
+    rows += [(f"checkpoint {checkpoint_step(c)}", _health(c)) for c in found]
+    return [*rows, *((folder.name, "no meta.json: not counted") for folder in unsealed(run))]
 
 
 def _checkpoint_rows(checkpoint: Path) -> Rows:

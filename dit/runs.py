@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,6 +33,7 @@ from dit.data.images import Size, sides, size_of
 from dit.errors import UserError
 from dit.files import sha256
 
+CONFIG = "config.json"
 WEIGHTS = "ema-*.safetensors"
 BEST = "best"  # in a run, a link to its best checkpoint
 MACHINE = "machine.json"
@@ -125,9 +126,30 @@ class Card:
         Raises:
             UserError: it is missing or damaged.
         """
-        file = run / "config.json"
-        with damaged(file, "the configuration that train.py wrote", "copy it again, or start another run"):
+        file = run / CONFIG
+        with damaged(file, "the configuration that train.py wrote", "copy it again; or, where there is a checkpoint, "
+                     f"let train.py --resume {run} write it anew"):
             return Card.from_json(json.loads(file.read_text()))
+
+
+def card_of(run: Path) -> Card:
+    """The Card of a run, where its config.json is lost that of its newest checkpoint.
+
+    Raises:
+        UserError: config.json is missing or damaged, and there is no checkpoint that has it too.
+    """
+    try:
+        return Card.read(run)
+    except UserError:
+        with suppress(UserError):
+            if last := latest(run):
+                return checkpoint_card(last)
+        raise
+
+
+def checkpoint_card(checkpoint: Path) -> Card:
+    """What the run was when it wrote a checkpoint; raises as `read_weights`."""
+    return read_header(next(checkpoint.glob(WEIGHTS), checkpoint / WEIGHTS))[0]
 
 
 def is_run(folder: Path) -> bool:
@@ -181,6 +203,20 @@ def checkpoints(run: Path) -> list[Path]:
     return [folder for folder in by_step(run / "checkpoints").values() if (folder / "meta.json").exists()]
 
 
+def unsealed(run: Path) -> list[Path]:
+    """Folders of checkpoints that have no meta.json and so are not counted, oldest first. A kill leaves none: what is
+    being written or removed has a hidden name."""
+    return [folder for folder in by_step(run / "checkpoints").values() if not (folder / "meta.json").exists()]
+
+
+def run_of(path: Path) -> Path | None:
+    """The run that has this checkpoint, or to whose best one it links; None of other paths."""
+    folder = path.absolute()
+    if folder.parent.name == "checkpoints" and folder in by_step(folder.parent).values():
+        return Path(os.path.normpath(path / ".." / ".."))
+    return path.parent if path.name == BEST and path.is_symlink() else None
+
+
 def by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
     """What is called step-DIGITS and the suffix, by that number, lowest first; what is called otherwise is not ours."""
     named = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
@@ -207,7 +243,7 @@ def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
     """The checkpoint's meta.json, after comparing every file that fits the pattern with it.
 
     Raises:
-        UserError: a file that is missing, truncated or changed.
+        UserError: a file that is missing, truncated or changed; or they are not of one step.
     """
     do = f"remove {checkpoint} to go on from the checkpoint before it"
     with damaged(checkpoint / "meta.json", "the list of files that train.py wrote", do):
@@ -216,7 +252,18 @@ def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
     for name, recorded in files.items():
         if fnmatch(name, pattern):
             require_intact(checkpoint / name, recorded, do)
+    _require_one_step(checkpoint, step, [checkpoint / name for name in files if fnmatch(name, WEIGHTS)], do)
     return {"step": step, "files": files}
+
+
+def _require_one_step(checkpoint: Path, step: int, weights: list[Path], do: str) -> None:
+    """Refuse a checkpoint that is of several steps, by its folder's name (if that is of ours), meta.json, weights."""
+    named = [number for number, folder in by_step(checkpoint.parent).items() if folder == checkpoint]
+    said = {"its name": named[0] if named else step, "meta.json": step,
+            **{file.name: read_header(file)[1] for file in weights}}
+    if len({*said.values()}) > 1:
+        told = ", ".join(f"{number} by {what}" for what, number in said.items())
+        raise UserError(f"{checkpoint} is of step {told}", "one step", do)
 
 
 def sums(file: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Whether the files of a run, or of latents, are as they were written."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dit.latents.shards import AGAIN, holds_latents
 from dit.latents.store import damaged_shards, read_index
 from dit.posthoc import FOLDER, recorded
 from dit.runs import checkpoints
+from dit.training.run_directory import require_settings
 
 
 def verify(config: VerifyConfig, ranks: Ranks) -> None:
@@ -22,16 +24,21 @@ def verify(config: VerifyConfig, ranks: Ranks) -> None:
     Raises:
         UserError: not such a folder; or something in it is damaged.
     """
-    check = verify_run if checkpoints(config.path) else verify_latents
+    if home := runs.run_of(config.path):
+        raise UserError(f"{config.path} is a checkpoint of the run {home}", "a run, or a folder of latents",
+                        f"pass the run: dit verify {home}")
+    check = verify_run if (config.path / "checkpoints").is_dir() else verify_latents
     ranks.on_main(lambda: check(config.path))
 
 
 def verify_run(run: Path) -> None:
-    """`verify` of all checkpoints of a run, and of its snapshots of averages, by their checksums."""
+    """`verify` of a run: its checkpoints and its snapshots of averages by their checksums, its config.json by them."""
     checks: dict[Path, Callable[[], object]] = {path: partial(runs.verify, path) for path in checkpoints(run)}
+    checks |= {path: partial(_refuse_unsealed, path) for path in runs.unsealed(run)}
     for name, listed in recorded(run).items():
         file = run / FOLDER / name
         checks[file] = partial(runs.require_intact, file, listed, f"remove {file}")
+    checks[run / runs.CONFIG] = partial(_check_settings, run)
     damaged = []
     for path, check in tqdm(checks.items(), desc="verify", unit="file"):
         try:
@@ -39,11 +46,29 @@ def verify_run(run: Path) -> None:
             tqdm.write(f"intact   {path}")
         except UserError as error:
             damaged.append(path.name)
-            tqdm.write(f"damaged  {path}: {error.given}")
+            tqdm.write(f"damaged  {path}: {error.given}; {error.do}")
     if damaged:
         raise UserError(f"damaged in {run}: {', '.join(damaged)}",
-                        "what was written", "remove them: a run goes on from its newest checkpoint, and `dit ema` goes "
-                        "by the snapshots that are left")
+                        "what was written", "do what the line of each says: a run goes on from its newest checkpoint, "
+                        "and `dit ema` goes by the snapshots that are left")
+
+
+def _refuse_unsealed(checkpoint: Path) -> None:
+    raise UserError(f"{checkpoint.name} has no meta.json and is not counted", "all files of a checkpoint",
+                    "copy it again, or remove it")
+
+
+def _check_settings(run: Path) -> None:
+    """Refuse a config.json that is damaged, or not that of the newest checkpoint that can be read."""
+    runs.Card.read(run)
+    for checkpoint in reversed(checkpoints(run)):
+        with suppress(UserError):
+            runs.checkpoint_card(checkpoint)
+            break
+    else:
+        return
+    for change in require_settings(run, checkpoint):
+        tqdm.write(f"changed  {run / runs.CONFIG}: {change}, since {checkpoint.name}, when it went on or by hand")
 
 
 def verify_latents(root: Path) -> None:

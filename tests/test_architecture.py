@@ -23,8 +23,8 @@ LEVELS = [
     {"sample_folder"},
     {"evaluation"},
     {"report"},
-    {"training", "first_stage", "sample", "show", "info", "verify", "likelihood"},
-    {"scaling"},
+    {"training", "first_stage", "sample", "show", "info", "likelihood"},
+    {"scaling", "verify"},
     {"cli"},
 ]
 WITHIN_EVALUATION = [

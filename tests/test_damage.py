@@ -1,6 +1,7 @@
 """Damaged files and impossible numbers: one clear mistake each, never a traceback of ours."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
-from dit.runs import WEIGHTS, Card, checkpoints, find_weights, latest, read_weights, verify
+from dit.runs import WEIGHTS, Card, checkpoints, find_weights, latest, read_weights, sums, verify
 from dit.sampling_plan import class_ids
 from dit.trained import load_run
 
@@ -29,9 +30,27 @@ def test_damaged_meta_names_the_file(make_run, text):
 def test_damaged_configuration_names_the_file(make_run, text, capsys):
     run = make_run()
     (run / "config.json").write_text(text)
-    for arguments in (["train", "--resume", str(run)], ["info", str(run)]):
-        assert main(arguments) == 2
-        assert "config.json is missing or damaged" in capsys.readouterr().err
+    assert main(["info", str(run)]) == 2
+    assert "config.json is missing or damaged" in capsys.readouterr().err
+    assert parse(TrainConfig, ["--resume", str(run)], "train.py").image_size == 8
+    latest(run).rename(run / "checkpoints" / "step-0000004")
+    next(latest(run).glob(WEIGHTS)).write_bytes(b"")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "config.json is missing or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["name", "meta.json", "header"])
+def test_a_checkpoint_is_of_one_step(make_run, change):
+    checkpoint, weights = latest(make_run()), find_weights(make_run("other", step=4))
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    if change == "header":
+        shutil.copy(weights, checkpoint)
+        meta["files"] = {weights.name: sums(weights)}
+    (checkpoint / "meta.json").write_text(json.dumps({**meta, "step": 4 if change == "meta.json" else 3}))
+    if change == "name":
+        checkpoint = checkpoint.rename(checkpoint.with_name("step-0000004"))
+    with pytest.raises(UserError, match=r"is of step \d by its name, \d by meta.json, \d by ema-0.999.safetensors"):
+        verify(checkpoint)
 
 
 @pytest.mark.parametrize("header", ["{", "{}", '{"step": "many"}'])

@@ -19,11 +19,11 @@ from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.files import replacing, sha256
+from dit.files import replacing, sha256, write_json
 from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
-from dit.runs import checkpoints, find_weights, latest, read_metrics, verify
+from dit.runs import Card, checkpoints, find_weights, latest, read_metrics, verify
 from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
@@ -189,10 +189,27 @@ def test_existing_run_needs_resume_and_the_same_configuration(tmp_path):
     assert sorted(p for p in (tmp_path / "run").rglob("*")) == before
 
 
-def test_resuming_by_name_may_change_the_optimisation(tmp_path):
+def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
     out = train(dataclasses.replace(TINY, out=tmp_path / "run"), Ranks())
-    train(dataclasses.replace(TINY, out=out, resume=str(out), steps=8, lr=1e-3), Ranks())
+    (out / "config.json").unlink()
+    (out / "machine.json").write_text("")
+    (out / "checkpoints" / "step-0000007").mkdir()
+    again = dataclasses.replace(TINY, out=out, resume=str(out), steps=8, lr=1e-3)
+    train(again, Ranks())
+    said = capsys.readouterr()
+    assert "changed     steps 6 before, 8 now; lr 0.004 before, 0.001 now\n" in said.out
+    for warning in ("config.json is missing or damaged; taken from step-0000006", "step-0000007 has no meta.json",
+                    "machine.json is damaged"):
+        assert said.err.count(warning) == 1
     assert latest(out).name == "step-0000008"
+    assert Card.read(out).config.lr == 1e-3
+    (out / "config.json").unlink()
+    train(again, Ranks())
+    assert Card.read(out).config.lr == 1e-3
+    values = Card.read(out).to_json()
+    write_json(out / "config.json", {**values, "config": {**values["config"], "seed": 1}})
+    with pytest.raises(UserError, match=r"config.json is not that of step-0000008 \(seed 0 before, 1 now\)"):
+        train(dataclasses.replace(again, seed=1, steps=9), Ranks())
 
 
 def test_one_process_a_run_directory(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ from dit.cli import main
 from dit.config import EncodeConfig
 from dit.encode import encode
 from dit.hardware import Ranks
+from dit.info import info
 from dit.runs import find_weights, read_weights
 
 
@@ -78,3 +80,36 @@ def test_damaged_snapshots_of_a_run_are_named(damage, make_run, capsys):
     said = capsys.readouterr()
     assert f"damaged  {first}: " in said.out
     assert f"damaged in {run}: {first.name}; " in said.err
+
+
+def test_a_checkpoint_alone_is_not_verified(make_run, capsys):
+    run = make_run()
+    (run / "best").symlink_to("checkpoints/step-0000003")
+    for path in (run / "checkpoints" / "step-0000003", run / "best"):
+        for command in (["verify", str(path)], ["train", "--resume", str(path)]):
+            assert main(command) == 2
+            assert f"a checkpoint of the run {run}; expected " in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_meta_is_named(make_run, capsys):
+    run = make_run()
+    (run / "checkpoints" / "step-0000004").mkdir()
+    (run / "checkpoints" / ".step-0000005").mkdir()  # as a kill leaves it
+    assert main(["verify", str(run)]) == 2
+    said = capsys.readouterr()
+    assert "step-0000004 has no meta.json and is not counted" in said.out
+    assert "step-0000005" not in said.out + said.err
+    assert "step-0000004  " in info(run)
+
+
+@pytest.mark.parametrize(("key", "value", "code"), [("seed", 7, 2), ("ema", 0.5, 2), ("lr", 0.5, 0), (None, 0, 2)])
+def test_the_configuration_is_compared_with_that_of_the_checkpoint(make_run, key, value, code, capsys):
+    run = make_run()
+    card = json.loads((run / "config.json").read_text())
+    if key:
+        old, card["config"][key] = card["config"][key], value
+    (run / "config.json").write_text(json.dumps(card) if key else "{")
+    assert main(["verify", str(run)]) == code
+    said = capsys.readouterr()
+    assert f"{key} {old} before, {value} now" in said.out if key else "config.json is missing or damaged" in said.out
+    assert f"--resume {run}" in said.out or code == 0

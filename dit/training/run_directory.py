@@ -2,14 +2,27 @@
 
 import dataclasses
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
 from dit.data.images import sides
 from dit.errors import UserError
+from dit.files import write_json
 from dit.hardware import Ranks
-from dit.runs import Card, is_run, latest
+from dit.runs import (
+    CONFIG,
+    WEIGHTS,
+    Card,
+    card_of,
+    checkpoint_card,
+    checkpoint_step,
+    is_run,
+    latest,
+    unsealed,
+    verify,
+)
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum", "ema_every", "eval_every", "eval_reference", "eval_weights", "text_encoder",
@@ -54,6 +67,7 @@ def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
     if last is None:
         ranks.on_main(partial(_require_free, run))
     if last:
+        ranks.on_main(partial(_look_at, run, last))
         _require_same(run, card)
         if config.resume is None:
             raise UserError(f"run directory {run} has checkpoints", "a new directory",
@@ -84,8 +98,51 @@ def _next_free(card: Card) -> Path:
     return Path("runs") / f"{max(taken, default=-1) + 1:03d}-{name}"
 
 
+def _look_at(run: Path, last: Path) -> None:
+    """Warn of newer checkpoints that are not counted, and of a config.json that is lost.
+
+    Raises:
+        UserError: config.json is not that of the checkpoint.
+    """
+    newer = [folder for folder in unsealed(run) if checkpoint_step(folder) > checkpoint_step(last)]
+    for folder in newer:
+        print(f"warning: {folder} has no meta.json and is not counted; going on from {last.name}", file=sys.stderr)
+    if not is_run(run):
+        print(f"warning: {run / CONFIG} is missing or damaged; taken from {last.name}, to be written anew",
+              file=sys.stderr)
+    verify(last, WEIGHTS)
+    require_settings(run, last)
+
+
+def require_settings(run: Path, checkpoint: Path) -> list[str]:
+    """What config.json has otherwise than a checkpoint of the run, as it may be once a run went on with other settings.
+
+    Raises:
+        UserError: a setting that never changes.
+    """
+    different = changes(checkpoint_card(checkpoint), card_of(run))
+    if not different.keys() <= FREE | DELIBERATE:
+        raise UserError(f"{run / CONFIG} is not that of {checkpoint.name} ({'; '.join(different.values())})",
+                        "the settings that it was trained with",
+                        f"put them back, or remove the file: train.py --resume {run} writes it anew")
+    return [*different.values()]
+
+
+def changes(then: Card, now: Card) -> dict[str, str]:
+    """Settings that differ between two times of a run, by name, and in words; not of where it lies and how it began."""
+    old, new = _identity(then), _identity(now)
+    return {key: f"{key} {old[key]} before, {new[key]} now" for key in new
+            if key not in ("out", "resume", "dry_run") and old[key] != new[key]}
+
+
+def write_card(run: Path, card: Card, finished: bool) -> None:
+    """Write config.json; of a finished run, which these settings do not train, only where it is lost."""
+    if not finished or not is_run(run):
+        write_json(run / CONFIG, (card_of(run) if finished else card).to_json())
+
+
 def _require_same(run: Path, card: Card) -> None:
-    before = Card.read(run)
+    before = card_of(run)
     require_autoencoder(card, before, run, "put that one back, or pass --vae with the place where it is now")
     old, new = _identity(before), _identity(card)
     free = FREE | (DELIBERATE if card.config.resume not in (None, "auto") else set())
@@ -105,6 +162,6 @@ def require_autoencoder(card: Card, before: Card, run: object, do: str) -> None:
 def _identity(card: Card) -> dict[str, object]:
     size = {"image_size": list(sides(card.config.image_size))}
     return {**to_json(card.config), **size, **dataclasses.asdict(card.network), "classes": card.classes,
+            "latent_mean": card.latent_mean, "latent_std": card.latent_std,
             "text_encoder_sha256": card.text_encoder_sha256}
-
 

@@ -24,13 +24,12 @@ from dit.build import (
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
-from dit.files import write_json
 from dit.hardware import Ranks, autocast, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.create import blank_inputs, check_name, is_classifier
 from dit.posthoc import FOLDER, drop_after
-from dit.runs import BEST, Card, checkpoint_step, find_best, latest
+from dit.runs import BEST, Card, card_of, checkpoint_card, checkpoint_step, find_best, latest
 from dit.text import Captioned, Captions, TextEncoder
 from dit.training import checkpoint
 from dit.training.batches import Batch, Batches
@@ -49,7 +48,7 @@ from dit.training.parallel import called, settle, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import begin, open_run, require_autoencoder, restarted
+from dit.training.run_directory import begin, changes, open_run, require_autoencoder, restarted, write_card
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
@@ -79,7 +78,7 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
-    before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
+    before = card_of(config.out) if config.resume and config.out and latest(config.out) else None
     card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
     if kin:
         require_autoencoder(card, kin, "the run to be guided", "put that one back")
@@ -95,9 +94,10 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
                         "pass more --steps")
     scores = yardstick.prepare(job) if yardstick else None
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
-        if ranks.main and not job.finished:  # else nothing is trained with these settings
-            write_json(job.run / "config.json", card.to_json())
-            announce(job)
+        if ranks.main:
+            if not job.finished:
+                announce(job)
+            write_card(job.run, card, job.finished)
         begin(job.run, asked, ranks)
         done = loop(job, scores, stop)
     if ranks.main:
@@ -277,6 +277,9 @@ def announce(job: Job) -> None:
     """Tell what was decided at the start, where there was anything to decide."""
     if job.ranks.world > 1:
         print(f"parallel    {job.parallel}", flush=True)
+    before = checkpoint_card(last) if (last := latest(job.run)) else job.card
+    if changed := changes(before, job.card):
+        print(f"changed     {'; '.join(changed.values())}", flush=True)
 
 
 def farewell(job: Job, done: int) -> None:
