@@ -44,7 +44,8 @@ bench-tiny: $(READY)       ## the road of bench-gpu with small networks, on any 
 
 wheels: $(READY)           ## what bench-gpu needs beside torch, for a machine without a network, in wheels/
 	$(BIN)/pip download --disable-pip-version-check --quiet --no-deps --dest wheels \
-	    diffusers torch-fidelity tyro docstring-parser typeguard shtab timm einops safetensors huggingface-hub
+	    diffusers torch-fidelity tyro docstring-parser typeguard timm einops safetensors huggingface-hub \
+	    regex importlib-metadata zipp
 
 bench-all: bench           ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
 	rm -rf runs/bench-quickstart
