@@ -15,6 +15,7 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -295,14 +296,23 @@ def read_header(file: Path) -> tuple[Card, int]:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The lines of a metrics.jsonl; one that is damaged is left out with a warning, a last one cut short without."""
+    texts = file.read_bytes().split(b"\n") if file.exists() else []
     lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            lines.append(_logged(text))
+        except ValueError as error:
+            if number < len(texts):  # else what comes after the last line's end: nothing, or a part of another line
+                print(f"warning: {file}, line {number}, is damaged and left out ({error})", file=sys.stderr)
     return lines
+
+
+def _logged(text: bytes) -> dict[str, Any]:
+    line = json.loads(text.decode())
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise ValueError("no object with a step")
+    return line
 
 
 class Distance(NamedTuple):
