@@ -26,7 +26,7 @@ from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, damaged_shards
 from dit.models.create import create_model, is_classifier, side_multiple
-from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights, same_autoencoder
+from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_header, read_weights, same_autoencoder
 from dit.text import TextEncoder, load_text_encoder
 
 PARTS = {"model": "model", "input_size": "latents of", "in_channels": "latent channels",
@@ -47,15 +47,16 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     return create_model(spec.model, **spec.sizes)
 
 
-def initialise(network: nn.Module, card: Card, weights: Path) -> None:
-    """Start a network from another run's EMA; with another number of classes, what is of classes starts afresh.
+def find_origin(card: Card, weights: Path) -> Path:
+    """The file of weights that a network starts from, which another run's is.
 
     Raises:
         UserError: no weights there, or of another network.
     """
     config, spec = card.config, card.network
-    found = read_weights(find_weights(weights))
-    theirs = found.card.network
+    file = find_weights(weights)
+    origin, _ = read_header(file)
+    theirs = origin.network
     if theirs.conditioning != spec.conditioning:
         raise UserError(f"--init {weights} was trained with --conditioning {theirs.conditioning}, not "
                         f"{spec.conditioning}", "the same for both", f"pass --conditioning {theirs.conditioning}")
@@ -64,18 +65,29 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
         raise UserError(f"--init {weights} has a network of {'; '.join(different)}", "the same network for both",
                         "give the flags that the weights were trained with (dit info tells them)")
     for name in ("process", "objective", "latent_norm"):
-        old, new = getattr(found.card.config, name), getattr(config, name)
+        old, new = getattr(origin.config, name), getattr(config, name)
         if old != new:
             raise UserError(f"--init {weights} was trained with {name} {old}, not {new}", "the same for both",
                             f"pass --{name.replace('_', '-')} {old}")
-    for name, same in (("vae", same_autoencoder(found.card, card)),
-                       ("text_encoder", found.card.text_encoder_sha256 == card.text_encoder_sha256)):
+    for name, same in (("vae", same_autoencoder(origin, card)),
+                       ("text_encoder", origin.text_encoder_sha256 == card.text_encoder_sha256)):
         if not same:
             flag = f"--{name.replace('_', '-')}"
-            old, new = (getattr(one, name) or "digits" for one in (found.card.config, config))
+            old, new = (getattr(one, name) or "digits" for one in (origin.config, config))
             raise UserError(f"--init {weights} was trained with {flag} {old}, which is not {flag} {new}",
                             "the same for both", "pass the one that the weights were trained with")
-    fresh = fresh_classes(network, found.state_dict) if theirs.num_classes != spec.num_classes else {}
+    return file
+
+
+def initialise(network: nn.Module, card: Card, weights: Path) -> None:
+    """Start a network from another run's EMA; with another number of classes, what is of classes starts afresh.
+
+    Raises:
+        UserError: as `find_origin`.
+    """
+    found = read_weights(find_origin(card, weights))
+    other = found.card.network.num_classes != card.network.num_classes
+    fresh = fresh_classes(network, found.state_dict) if other else {}
     load_weights(network, {**found.state_dict, **fresh}, found.path)
 
 

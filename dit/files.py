@@ -59,6 +59,20 @@ def make_folder(folder: Path) -> None:
                         "pass another --out") from None
 
 
+def require_room(folder: Path) -> None:
+    """Make sure that `make_folder` will succeed, before that has cost any work; nothing is made.
+
+    Raises:
+        UserError: a file is in the way, or the place is not writable.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {folder} is a file" if there == folder else f"--out {folder} lies in {there}, a file",
+                        "a folder, new or existing", "pass another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder} can not be written to", "a writable place", "pass another --out")
+
+
 def require_place(file: Path, kind: str) -> None:
     """Make sure that `--out FILE` can be written, before that has cost any work.
 

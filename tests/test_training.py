@@ -343,18 +343,22 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("place", "said"), [
-    ("/proc/x", "--out /proc/x can not be made"),
+    ("/proc/x", "--out /proc/x can not be written to"),
+    ("file/x", "--out file/x lies in .*file, a file"),
     ("file", "--out file is a file"),
     ("images", "--out images is no run and holds other files, as a.png"),
     ("vae", "--out vae is no run and holds other files, as config.json"),
 ])
 def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, said):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path != Path("/proc"))
     for file in ("file", "images/a.png", "vae/config.json"):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text("{}")
-    with pytest.raises(UserError, match=said):
-        train(dataclasses.replace(TINY, out=Path(place)), Ranks())
+    monkeypatch.setattr("dit.training.trainer.load_autoencoder", None)  # told before anything is loaded
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=said):
+            train(dataclasses.replace(TINY, out=Path(place), dry_run=dry_run), Ranks())
     assert sum(file.is_file() for file in tmp_path.rglob("*")) == 3
 
 

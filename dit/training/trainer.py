@@ -18,6 +18,7 @@ from dit.build import (
     build_process,
     build_source,
     build_text_encoder,
+    find_origin,
     initialise,
     normalised,
 )
@@ -49,7 +50,7 @@ from dit.training.parallel import called, settle, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import begin, open_run, require_autoencoder, restarted
+from dit.training.run_directory import begin, find_run, open_run, require_autoencoder, restarted
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
@@ -71,6 +72,7 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     """
     config = restarted(asked, ranks)
     check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
+    _, last = find_run(config, ranks)  # and so is a wrong place
     require_wandb(config.wandb)
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
@@ -79,20 +81,20 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
-    before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
+    before = Card.read(last.parents[1]) if last else None
     card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
     if kin:
         require_autoencoder(card, kin, "the run to be guided", "put that one back")
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
+        open_run(card, len(source.labels), ranks)
+        if config.init and not last:
+            find_origin(card, config.init)
         choice = choose(card, autoencoder, encoder, ranks)
         if ranks.main:
             print(describe(card, source, autoencoder, ranks, choice, encoder))
         return None
     job = prepare(card, source, normalised(autoencoder, card), ranks, encoder)
-    if job.start > job.steps:
-        raise UserError(f"--steps {job.steps} for {job.run}, which has done {job.start}", "more steps than that",
-                        "pass more --steps")
     scores = yardstick.prepare(job) if yardstick else None
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
         if ranks.main and not job.finished:  # else nothing is trained with these settings
@@ -109,7 +111,7 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
             ) -> Job:
     """Network, optimizer and averages, fresh or as the checkpoint left them."""
     config = card.config
-    run, last = open_run(card, ranks)
+    run, last = open_run(card, len(source.labels), ranks)
     choice = choose(card, autoencoder, encoder, ranks)
     torch.manual_seed(config.seed)
     network = build_network(card.network)
