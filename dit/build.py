@@ -19,6 +19,7 @@ from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
+from dit.files import quoted
 from dit.hardware import Ranks
 from dit.hub import lasting
 from dit.latents.autoencoder import Autoencoder
@@ -159,11 +160,12 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
         UserError: encoded by another autoencoder, at another size, or without the flips asked for.
     """
     store = LatentStore(config.data, ranks.on_main(partial(find_damaged, config.data)) if config.skip_damaged else ())
-    again = f"encode again: dit encode --data IMAGES --out OTHER --vae {config.vae} {size_flag(config.image_size)}"
+    again = ("encode again: dit encode --data IMAGES --out OTHER "
+             f"--vae {quoted(config.vae)} {size_flag(config.image_size)}")
     if store.checksum != autoencoder.checksum:
         theirs, ours = (f"(SHA-256 {str(checksum)[:8]})" for checksum in (store.checksum, autoencoder.checksum))
         raise UserError(f"--data {config.data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
-                        "the autoencoder of the latents", f"pass --vae {store.vae}, or {again}")
+                        "the autoencoder of the latents", f"pass --vae {quoted(store.vae)}, or {again}")
     if sides(store.image_size) != sides(config.image_size):
         raise UserError(f"--data {config.data} was encoded with {size_flag(store.image_size)}, not "
                         f"{size_flag(config.image_size)}", "the size of the latents",

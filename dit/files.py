@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 from dit.errors import UserError
 
 LOCK = ".lock"  # in folders that one process at a time may write to
+
+
+def quoted(name: object) -> str:
+    """A path or name as one types it in a shell."""
+    return shlex.quote(str(name))
 
 
 def sha256(file: Path) -> str:

@@ -332,13 +332,15 @@ def test_an_autoencoder_is_found_from_anywhere_and_no_other_takes_its_place(tmp_
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
-    config = dataclasses.replace(TINY, steps=1, out=tmp_path / "run")
+    config = dataclasses.replace(TINY, steps=1, out=tmp_path / "a run")
     train(config, Ranks())
     before = {file: file.read_bytes() for file in config.out.glob("*.json*")}
     capsys.readouterr()
     train(dataclasses.replace(config, resume=str(config.out), lr=2.0), Ranks())
     assert "all 1 steps were done before" in (said := capsys.readouterr().out)
     assert "such as --steps 2" in said
+    assert f"dit report '{config.out}'\n" in said
+    assert said.endswith(f"python sample.py --run '{config.out}'\n")
     assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
 
 

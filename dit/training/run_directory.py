@@ -8,7 +8,7 @@ from pathlib import Path
 from dit.config import TrainConfig, to_json
 from dit.data.images import sides
 from dit.errors import UserError
-from dit.files import require_room
+from dit.files import quoted, require_room
 from dit.hardware import Ranks
 from dit.runs import Card, checkpoint_step, is_run, latest
 from dit.training.schedule import total_steps
@@ -53,7 +53,7 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
                         "drop --resume to start a run")
     if last and config.resume is None:
         raise UserError(f"run directory {run} has checkpoints", "a new directory",
-                        f"pass --resume {run} to go on with it, or another --out")
+                        f"pass --resume {quoted(run)} to go on with it, or another --out")
     ranks.on_main(partial(require_room, run))
     if last is None:
         ranks.on_main(partial(_require_free, run))

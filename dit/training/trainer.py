@@ -25,7 +25,7 @@ from dit.build import (
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
-from dit.files import write_json
+from dit.files import quoted, write_json
 from dit.hardware import Ranks, autocast, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
@@ -283,14 +283,15 @@ def announce(job: Job) -> None:
 
 def farewell(job: Job, done: int) -> None:
     """Tell where everything is."""
+    run = quoted(job.run)
     if done < job.steps:
-        print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {job.run}")
+        print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {run}")
         return
     if job.finished:
         longer = f"--epochs {2 * job.config.epochs:g}" if job.config.epochs else f"--steps {2 * done}"
         print(f"all {done} steps were done before, and {job.run} is as it was; for more, pass more, such as {longer}")
     print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
-    print(f"page        dit report {job.run}")
+    print(f"page        dit report {run}")
     if is_classifier(job.config.model):
         print(f"accuracy    {job.run / 'accuracy.png'}")
         return
@@ -299,8 +300,8 @@ def farewell(job: Job, done: int) -> None:
     if job.config.eval_every:
         print(f"scores      {job.run / 'scores.png'}; how they were made: {job.run / 'scores.json'}")
     if job.config.ema_lengths:
-        print(f"averages    {job.run / FOLDER}; one of any length: dit ema {job.run} --length 0.07")
+        print(f"averages    {job.run / FOLDER}; one of any length: dit ema {run} --length 0.07")
     if (best := find_best(job.run)) and (job.run / BEST).exists():
         step, distance = checkpoint_step(best.checkpoint), best.distance
         print(f"best        {job.run / BEST} (step {step}, {distance.name} {distance.value:.4g})")
-    print(f"next        python sample.py --run {job.run}")
+    print(f"next        python sample.py --run {run}")
