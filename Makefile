@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install quickstart quickstart-fast test test-slow lint types bench story clean
+.PHONY: install quickstart quickstart-fast test test-slow lint types bench bench-gpu bench-tiny wheels bench-all story clean
 
 quickstart: $(READY)       ## train, sample and evaluate on handwritten digits: 4 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.quickstart
@@ -32,8 +32,22 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)            ## measured speed and quality, into benchmarks/results/
+bench: $(READY)            ## speed of training and sampling beside peers on this CPU: under 10 minutes on 2 cores
 	$(BIN)/python -m benchmarks.training_speed --record
+	$(BIN)/python -m benchmarks.sampling_rate --record
+
+bench-gpu: $(READY)        ## the same on this machine's GPU: under 9 minutes
+	PYTHON=$(BIN)/python scripts/bench_gpu.sh
+
+bench-tiny: $(READY)       ## the road of bench-gpu with small networks, on any machine
+	PYTHON=$(BIN)/python scripts/bench_gpu.sh --tiny
+
+wheels: $(READY)           ## what bench-gpu needs beside torch, for a machine without a network, in wheels/
+	$(BIN)/pip download --disable-pip-version-check --quiet --no-deps --dest wheels \
+	    diffusers torch-fidelity tyro docstring-parser typeguard timm einops safetensors huggingface-hub \
+	    regex importlib-metadata zipp
+
+bench-all: bench           ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
 	rm -rf runs/bench-quickstart
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
 	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record

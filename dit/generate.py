@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dit.config import SamplerConfig
 from dit.errors import UserError
-from dit.hardware import autocast
+from dit.hardware import autocast, sendable
 from dit.sampling_plan import SamplingPlan
 from dit.trained import Run
 
@@ -46,7 +46,7 @@ class ImageNoise:
 
     def __call__(self) -> Tensor:
         draws = [stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams]
-        return torch.from_numpy(np.stack(draws)).to(self.device)
+        return sendable(torch.from_numpy(np.stack(draws)), self.device).to(self.device, non_blocking=True)
 
 
 def generate(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:

@@ -194,6 +194,11 @@ def device_kind(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def sendable(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """In memory that a GPU fetches from by itself, so that nothing waits for it."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes that a rank may have: its GPU's, or an equal part of the machine's for each rank on it."""
     if device.type == "cuda":

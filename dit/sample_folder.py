@@ -6,7 +6,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,20 +48,27 @@ def sample_folder(
         UserError: the folder holds something else, other settings, or more images.
         NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
     """
-    plan = build_sampling(run, config)
+    plan = build_sampling(run, config, num_samples)
     names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
     folder = (PngFolder if format == "png" else NpzFolder)(out, classes, names)
     settings = {**protocol(run, plan, config, classes), "format": format}
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
     there = num_samples - len(missing)
-    with sampling_bar(num_samples, there, ranks) as bar:
+    writes: list[Future[None]] = []  # of the batch before, while the next one is made
+    with sampling_bar(num_samples, there, ranks) as bar, ThreadPoolExecutor(1) as writer:
         counting = plan.counting(lambda images: bar.update(images * ranks.world))  # the others are about as far
         for done, indices in _batches(missing, config.batch_size, ranks):
-            spoilt = _fill(folder, run, counting, config, classes, indices)
+            images, spoilt = _make(run, counting, config, classes, indices)
+            while writes:
+                writes.pop().result()
+            if len(images):
+                writes.append(writer.submit(folder.write, indices.tolist(), images))
             spoilt = int(ranks.maximum(torch.tensor(spoilt, device=ranks.device)))
             if spoilt >= 0:
                 raise NotFinite(spoilt, classes[spoilt % len(classes)])
             bar.update(there + done - bar.n)
+        while writes:
+            writes.pop().result()
     if ranks.main and not folder.complete(num_samples):
         folder.finish(num_samples)
     ranks.barrier()
@@ -101,6 +108,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "objective": card.config.objective,
         "sampler": plan.name,
         "steps": plan.steps,
+        **({"spacing": config.spacing} if config.spacing != "uniform" else {}),
         "cfg_scale": config.cfg_scale,
         "cfg_interval": list(config.cfg_interval),
         "cfg_channels": config.cfg_channels,
@@ -154,17 +162,15 @@ class SampleFolder(Protocol):
         """Bring the folder into its last form, once all images are there."""
 
 
-def _fill(folder: SampleFolder, run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int],
-          indices: Tensor) -> int:
-    """Make and write one batch; returns the first image that is not finite (then none is written), else -1."""
+def _make(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int], indices: Tensor
+          ) -> tuple[Tensor, int]:
+    """One batch; and the first image that is not finite (then there is no other), else -1."""
     if not len(indices):
-        return -1
+        return torch.empty(0), -1
     try:
-        images = generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices)
+        return generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices), -1
     except NotFinite as error:
-        return error.image
-    folder.write(indices.tolist(), images)
-    return -1
+        return torch.empty(0), error.image
 
 
 def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -> list[int]:

@@ -18,12 +18,15 @@ from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
+from dit.inference import compiled, ready
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import remembering
 from dit.models.create import is_classifier
 from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
 from dit.text import Captioned
 from dit.trained import Run, load_network, load_run, with_captions
+
+COMPILED_FROM = 1_000  # images, which take longer than the compiler does
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,11 @@ class SamplingPlan:
         return replace(self, denoise=counted)
 
 
-def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
+def build_sampling(run: Run, config: SamplerConfig, images: int = 0) -> SamplingPlan:
     """Choose sampler, steps and guidance; `auto` is resolved here.
+
+    Args:
+        images: how many are to come; for many the network is compiled, if the flags do not say whether to.
 
     Raises:
         UserError: a sampler, variance or guidance that the network can not serve.
@@ -88,13 +94,32 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
         raise UserError(f"--block-cache {config.block_cache} for a {card.network.model}",
                         "a DiT, whose blocks are alike", "drop --block-cache")
     guide = load_guide(run, config.guide) if config.guide else None
+    run = _readied(run, config, images)
+    guide = _readied(guide, config, images) if guide else None
+    denoise = run.denoise
     judge = load_classifier(run, config.classifier) if config.classifier else None
     guided = build_guidance(run, config, guide, judge)
     options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
-    times = denoise.process.times(steps)
+    times = denoise.process.times(steps, config.spacing)
+    if (times.diff() == 0).any():
+        raise UserError(f"--spacing {config.spacing} with --steps {steps}", "few enough to each have their own times",
+                        "pass fewer --steps, or --spacing uniform")
     return SamplingPlan(guided, denoise.process, sampler, name, times, networks, config.block_cache)
+
+
+def _readied(run: Run, config: SamplerConfig, images: int) -> Run:
+    """The run with its network as sampling calls it."""
+    captioned = run.denoise.network if isinstance(run.denoise.network, Captioned) else None
+    plain: Any = captioned.network if captioned else run.denoise.network
+    network: Any = ready(plain, run.device, config.precision)
+    many = run.device.type == "cuda" and images >= COMPILED_FROM
+    if many if config.compile is None else config.compile:
+        halves = 2 if config.cfg_scale != 1 and not config.guide else 1
+        network = compiled(network, run.device, halves * config.batch_size, bool(config.block_cache))
+    network = replace(captioned, network=network) if captioned else network
+    return replace(run, denoise=replace(run.denoise, network=network))
 
 
 def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: NoisyClassifier | None) -> Denoise:

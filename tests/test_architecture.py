@@ -17,7 +17,7 @@ LEVELS = [
     {"config"},
     {"runs", "presets"},
     {"build", "convert", "posthoc"},
-    {"trained"},
+    {"trained", "inference"},
     {"sampling_plan"},
     {"generate", "encode"},
     {"sample_folder"},

@@ -17,6 +17,8 @@ from dit.config.checks import (
 )
 from dit.errors import UserError
 
+PACE = ("batch_size", "compile")  # flags that images do not depend on
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
@@ -26,6 +28,8 @@ class SamplerConfig:
     """auto: dpmpp_2m for flow matching, ddpm for the DDPM processes."""
     steps: int | None = None
     """Sampling steps (heun calls the network twice in each); unless given, 25, and 250 for ddpm."""
+    spacing: Literal["uniform", "cosine"] = "uniform"
+    """Times of the steps: evenly spread, or denser near noise and near data (2407.12173), for few steps."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: 1 is none."""
     cfg_interval: tuple[float, float] = (0.0, 1.0)
@@ -54,6 +58,9 @@ class SamplerConfig:
     did to the tokens (2406.01125): faster, and the images change a little. Unless given, always compute."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; auto takes bf16 where the hardware has it. Images of fp32 and bf16 differ slightly."""
+    compile: bool | None = None
+    """Compile the network with torch.compile, which takes a minute before the first image; unless given, on for CUDA
+    from 1,000 images in a folder. Images stay the same but for rounding."""
 
     def __post_init__(self) -> None:
         require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")

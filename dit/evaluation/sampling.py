@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dit.config import SamplerConfig
+from dit.config import PACE, SamplerConfig
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import sha256
@@ -15,7 +15,8 @@ from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run
 
-OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache")  # named only where they are on
+OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache", "compile",
+            "spacing")  # named only where they are on
 
 
 def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
@@ -39,15 +40,14 @@ def image_settings(run: Run, config: SamplerConfig) -> dict[str, Any]:
         guide=config.guide and sha256(find_weights(config.guide)),
         classifier=config.classifier and sha256(find_weights(config.classifier)),
     )
-    del asked["batch_size"]
-    return asked
+    return {name: value for name, value in asked.items() if name not in PACE}
 
 
 def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
     """Settings by name, `known` ones in place of the config's; what is off is not named."""
     scale = config.classifier_scale if config.classifier else None
     asked = {**{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)}, **known,
-             "classifier_scale": scale}
+             "classifier_scale": scale, "spacing": config.spacing if config.spacing != "uniform" else None}
     return {name: value for name, value in asked.items() if value is not None or name not in OPTIONAL}
 
 

@@ -18,6 +18,7 @@ from dit.hub import find_folder
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBFOLDERS = ("vae", "vqvae")  # of pipelines
+DECODED = 16  # images at once
 KINDS = ("AutoencoderKL", "VQModel")  # of diffusers
 
 
@@ -127,7 +128,10 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, C, h, w] -> uint8 [B, 3, H, W]."""
+        """Normalised latents [B, C, h, w] -> uint8 [B, 3, H, W]; a few at once, for decoders take much memory."""
+        return torch.cat([self._decode(few) for few in latents.split(DECODED)])
+
+    def _decode(self, latents: Tensor) -> Tensor:
         pixels = self.codec.pixels(latents.to(self.device).float() / self.scale + self.shift)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

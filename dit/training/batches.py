@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit.data.order import batch_indices, generator
 from dit.diffusion.objective import drop_labels
+from dit.hardware import sendable
 from dit.training.job import Job
 
 
@@ -78,9 +79,4 @@ def draw_batch(job: Job, step: int) -> Batch:
     flip = (torch.rand(n, generator=random) < 0.5)[mine] & (source.flips and config.flip is not False)
     labels = drop_labels(torch.as_tensor(source.labels[indices]), drop, job.card.network.num_classes)
     device = job.ranks.device
-    return Batch(_sendable(source.read(indices, flip.numpy()), device), _sendable(labels, device), t)
-
-
-def _sendable(part: Tensor, device: torch.device) -> Tensor:
-    """In memory that a GPU fetches from by itself, so that nothing waits for it."""
-    return part.pin_memory() if device.type == "cuda" and part.device.type == "cpu" else part
+    return Batch(sendable(source.read(indices, flip.numpy()), device), sendable(labels, device), t)

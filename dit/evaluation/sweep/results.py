@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dit.config import SamplerConfig, SweepConfig, to_json
+from dit.config import PACE, SamplerConfig, SweepConfig, to_json
 from dit.errors import UserError
 from dit.evaluation.pages.report import (
     SHARES,
@@ -238,7 +238,7 @@ def command(sweep: Sweep) -> str:
     parts = ["dit", "sample", "--run", str(sweep.weights.get(setting.ema_length, sweep.cfg.run))]
     for flag in dataclasses.fields(SamplerConfig):
         value = getattr(setting, flag.name)
-        if flag.name in ALWAYS or (value != flag.default and flag.name != "batch_size"):
+        if flag.name in ALWAYS or (value != flag.default and flag.name not in PACE):
             values = value if isinstance(value, tuple) else [value]
             parts.append("--" + flag.name.replace("_", "-"))
             parts += [f"{v:g}" if isinstance(v, float) else str(v) for v in values]

@@ -293,7 +293,7 @@ def _write(out: Path, point: Point, picture: Image.Image) -> Point:
 def count_evaluations(run: Run, setting: SamplerConfig) -> int:
     """Rows that networks see for one image, those of guidance included: counted on one, not computed."""
     seen: list[int] = []
-    plan = build_sampling(labelled(run, setting.classifier), setting)
+    plan = build_sampling(labelled(run, setting.classifier), dataclasses.replace(setting, compile=False))
     modules = [cast(nn.Module, network.network if isinstance(network, Captioned) else network)
                for network in plan.networks]
     hooks = [m.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0]))) for m in modules]

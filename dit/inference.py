@@ -1,0 +1,44 @@
+"""A network as sampling calls it: rounded once, with the quickest attention, compiled where asked for."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dit.hardware import choose_attention, uses_bf16
+
+GRAPHED = 16  # rows of a call up to which a GPU waits for its orders, which a CUDA graph gives all at once
+
+
+def ready(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """A twin that shares its tensors with the network, but for weights that autocast would round in every call.
+
+    Those of linear layers are bfloat16 where that is the precision: the same numbers come out, to the
+    bit, and less memory is read.
+    """
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    rounded = {}
+    if uses_bf16(device, precision):
+        layers = (module for module in network.modules() if isinstance(module, nn.Linear))
+        rounded = {id(p): nn.Parameter(p.bfloat16(), requires_grad=False) for m in layers for p in m.parameters()}
+    twin = copy.deepcopy(network, shared | rounded)
+    choose_attention(twin, device, precision)
+    return twin
+
+
+def compiled(network: nn.Module, device: torch.device, rows: int, by_block: bool) -> Callable[..., Tensor]:
+    """The network under torch.compile: as a whole, on a GPU as a CUDA graph where calls are small; or block by block.
+
+    Args:
+        rows: of a call.
+        by_block: something comes between the blocks (`models.caching`).
+    """
+    if by_block:
+        for block in network.blocks:  # type: ignore[union-attr]
+            block.compile()
+        return network
+    if device.type == "cpu" or rows > GRAPHED:
+        return torch.compile(network)
+    graph = torch.compile(network, mode="reduce-overhead")
+    return lambda *inputs: graph(*inputs).clone()  # the next call writes into the same memory

@@ -1,0 +1,73 @@
+"""Networks as sampling calls them: the same numbers, sooner."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dit.config import SamplerConfig
+from dit.generate import sample_latents
+from dit.hardware import autocast
+from dit.inference import compiled, ready
+from dit.sampling_plan import build_sampling
+from dit.trained import load_run
+
+CPU = torch.device("cpu")
+FAMILIES = [dict(), dict(conditioning="adaln"), dict(conditioning="cross-attention"), dict(conditioning="in-context"),
+            dict(learn_sigma=True, process="linear", objective="eps", time_sampling="uniform"), dict(model="UNet-S")]
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_weights_are_rounded_once_to_what_autocast_makes_of_them(settings, make_run):
+    network = load_run(make_run(**settings), CPU).denoise.network
+    twin = ready(network, CPU, "bf16")
+    for module in twin.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = True  # as the network's, for the order of sums
+    inputs = torch.randn(3, 3, 8, 8), torch.rand(3), torch.arange(3)
+    with torch.inference_mode(), autocast(CPU, "bf16"):
+        assert torch.equal(twin(*inputs), network(*inputs))
+    kinds = {p.dtype for p in twin.parameters()}
+    assert kinds == {torch.float32, torch.bfloat16}  # norms and embeddings are not rounded
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+def test_in_float32_all_tensors_are_shared(tiny_run):
+    network = load_run(tiny_run, CPU).denoise.network
+    twin = ready(network, CPU, "fp32")
+    assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("cache", [pytest.param(None, marks=pytest.mark.slow), 2])
+def test_compiled_images_are_the_same_in_batches_of_any_size(cache, tiny_run):
+    """Seven images in batches of three, guided now and then: calls of 6, 3, 2 and 1 rows."""
+    run, indices = load_run(tiny_run, CPU), torch.arange(7)
+    config = SamplerConfig(precision="fp32", steps=4, cfg_scale=2.0, cfg_interval=(0.2, 0.8), batch_size=3,
+                           block_cache=cache, compile=False)
+    torch.compiler.reset()
+    eager, quick = (sample_latents_in_batches(run, one, indices)
+                    for one in (config, dataclasses.replace(config, compile=True)))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    torch.testing.assert_close(quick, eager, rtol=1e-3, atol=1e-4 * eager.abs().max().item())
+
+
+def sample_latents_in_batches(run, config, indices):
+    plan = build_sampling(run, config)
+    return torch.cat([sample_latents(run, plan, config, mine % 10, mine) for mine in indices.split(config.batch_size)])
+
+
+def test_small_calls_of_a_gpu_are_a_graph_whose_memory_is_not_handed_out(monkeypatch, tiny_run):
+    """Without a GPU: a stand-in for the compiler that, as a CUDA graph does, writes every result into one place."""
+    place, modes = torch.zeros(2, 3), []
+
+    def compiler(network, mode=None):
+        modes.append(mode)
+        return lambda x: place.copy_(x)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    call = compiled(torch.nn.Identity(), torch.device("cuda"), rows=2, by_block=False)
+    first = call(torch.ones(2, 3))
+    call(torch.zeros(2, 3))
+    assert first.eq(1).all()
+    compiled(torch.nn.Identity(), torch.device("cuda"), rows=64, by_block=False)
+    assert modes == ["reduce-overhead", None]
