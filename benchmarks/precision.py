@@ -90,7 +90,6 @@ def draw(curves: dict[str, list[float]]) -> Image.Image:
         for axis, values in ((loss, curve), (above, ratios)):
             draw_line(axis, place, title, [(x, y, None, None) for x, y in zip(at, values, strict=True)])
     loss.set_ylabel("loss")
-    loss.set_yscale("log")
     above.set_ylabel("loss above that of fp32, %")
     loss.legend(frameon=False, fontsize=9)
     return to_image(figure)
