@@ -44,7 +44,7 @@ bench-tiny: $(READY)       ## the road of bench-gpu with small networks, on any 
 
 wheels: $(READY)           ## what bench-gpu needs beside torch, for a machine without a network, in wheels/
 	$(BIN)/pip download --disable-pip-version-check --quiet --no-deps --dest wheels \
-	    diffusers torch-fidelity tyro docstring-parser typeguard timm einops safetensors huggingface-hub \
+	    diffusers torch-fidelity torchao tyro docstring-parser typeguard timm einops safetensors huggingface-hub \
 	    regex importlib-metadata zipp
 
 bench-all: bench           ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
@@ -56,6 +56,7 @@ bench-all: bench           ## all that docs/performance.md and docs/scaling.md t
 	$(BIN)/python -m benchmarks.memory --record
 	$(BIN)/python -m benchmarks.scaling --record
 	$(BIN)/python -m benchmarks.restarts --record
+	$(BIN)/python -m benchmarks.precision --record
 
 story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, 43 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.story --record

@@ -25,7 +25,7 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
         "date": date.today().isoformat(),
         "commit": commit + ("+" if changed else ""),
         "hardware": {"device": device, "processor": processor(), "cores": torch.get_num_threads()},
-        "versions": versions("torch", "timm", "diffusers", "torch-fidelity"),
+        "versions": versions("torch", "timm", "diffusers", "torchao", "torch-fidelity"),
         "results": results,
     }
     RESULTS.mkdir(exist_ok=True)

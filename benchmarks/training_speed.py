@@ -39,6 +39,7 @@ from dit.runs import NetworkSpec
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
 from dit.training.flops import training_flops
+from dit.training.fp8 import has_fp8
 from dit.training.step import train_step
 
 SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
@@ -59,11 +60,12 @@ class Variant(NamedTuple):
 
 
 PLAIN = Variant("plain", "fp32", False)
-DIT = Variant("dit", "bf16", True)
+DIT, FP8 = Variant("dit", "bf16", True), Variant("dit", "fp8", True)
 WAYS = [("fp32", False), ("bf16", False), ("bf16", True)]
 VARIANTS = [PLAIN, *(Variant(whose, *way) for whose in ("dit", "diffusers") for way in WAYS)]
 CPU: dict[str, tuple[int, list[Variant]]] = {"DiT-S/4": (32, VARIANTS)}
-CUDA = {"DiT-XL/2": (128, VARIANTS), "DiT-L/2": (128, [DIT]), "DiT-B/2": (256, [DIT]), "DiT-S/2": (256, [DIT]),
+CUDA = {"DiT-XL/2": (128, [*VARIANTS, FP8]), "DiT-L/2": (128, [DIT, FP8]), "DiT-B/2": (256, [DIT]),
+        "DiT-S/2": (256, [DIT]),
         "DiT-XL/4": (256, [DIT]), "DiT-L/4": (256, [DIT]), "DiT-B/4": (256, [DIT]), "DiT-S/4": (256, [DIT])}
 TINY = {"DiT-S/8": (4, VARIANTS)}
 
@@ -191,8 +193,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
-    plan = {model: (args.batch or batch, variants) for model, (batch, variants) in plan.items()
-            if args.models is None or model in args.models}
+    plan = {model: (args.batch or batch, [one for one in variants if one != FP8 or has_fp8(device)])
+            for model, (batch, variants) in plan.items() if args.models is None or model in args.models}
     best = ceilings(device)
     print(told(best), "", HEAD, sep="\n", flush=True)
     rows = []

@@ -231,13 +231,20 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def arithmetic(device: torch.device, precision: str) -> str:
+    """What a precision means here: itself, or of `auto` bf16 where it is fast, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if fast_bf16(device) else "fp32"
+
+
 def uses_bf16(device: torch.device, precision: str) -> bool:
-    """Whether `fp32`, `bf16` or `auto` (bf16 where it is fast) means bfloat16 here."""
-    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
+    """Whether networks compute in bfloat16 here; with `fp8`, all but what is float8."""
+    return arithmetic(device, precision) != "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision: `fp32`, `bf16`, or `auto` for bf16 where it is fast."""
+    """Mixed precision, unless `fp32`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision))
 
 
