@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from test_recompute import gradients, made, spec
 from test_trainer_steps import SMALL, TINY, a_job, do_step, flat, small_networks, weights  # noqa: F401
 from torch import Tensor, nn
-from torchao.float8.float8_linear import Float8Linear
 
 from benchmarks import forked
 from dit.build import build_network
@@ -23,10 +22,14 @@ from dit.models.dit import SIZES
 from dit.runs import find_weights, read_metrics
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
-from dit.training import trainer
+from dit.training import fp8, trainer
 from dit.training.fp8 import require_fp8, use_fp8
 from dit.training.previews import sampler_settings
 from dit.training.trainer import train
+
+pytest.importorskip("torchao", reason="needs torchao: make test-fp8")
+
+from torchao.float8.float8_linear import Float8Linear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -219,6 +222,14 @@ def test_devices_without_float8_are_refused(device, capability, told, monkeypatc
     refusal = pytest.raises(UserError, match=rf"^{told}.*compute capability 8\.9 or more.*pass --precision bf16")
     with refusal if told else nullcontext():
         require_fp8("fp8", device)
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fp8, "find_spec", lambda name: None)
+    require_fp8("bf16", CUDA)
+    with pytest.raises(UserError, match=r"--precision fp8 without torchao.*pip install torchao"):
+        require_fp8("fp8", CUDA)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

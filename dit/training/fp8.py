@@ -1,5 +1,7 @@
 """Linear layers in float8, through torchao: half the bits of bfloat16 for most of a transformer's arithmetic."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import nn
 
@@ -18,13 +20,16 @@ def require_fp8(precision: str, device: torch.device) -> None:
     """Whether --precision can be followed on this device.
 
     Raises:
-        UserError: it is fp8, and the device has no float8 products.
+        UserError: it is fp8, and the device has no float8 products, or torchao is not installed.
     """
     if precision == "fp8" and not has_fp8(device):
         least = "{}.{}".format(*CAPABILITY)
         raise UserError(f"--precision fp8 on {device_kind(device)}",
                         f"a GPU of compute capability {least} or more, as Ada, Hopper and Blackwell are",
                         "pass --precision bf16, or auto")
+    if precision == "fp8" and find_spec("torchao") is None:
+        raise UserError("--precision fp8 without torchao", "the library that float8 layers come from",
+                        "pip install torchao, or pass --precision bf16")
 
 
 def use_fp8(network: nn.Module, emulate: bool = False) -> None:
