@@ -49,9 +49,8 @@ bench-tiny: $(READY)       ## the road of bench-gpu with small networks, on any 
 	PYTHON=$(BIN)/python scripts/bench_gpu.sh --tiny
 
 wheels: $(READY)           ## what bench-gpu needs beside torch, for a machine without a network, in wheels/
-	$(BIN)/pip download --disable-pip-version-check --quiet --no-deps --dest wheels \
-	    diffusers torch-fidelity torchao tyro docstring-parser typeguard timm einops safetensors huggingface-hub \
-	    regex importlib-metadata zipp
+	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels --no-deps diffusers torch-fidelity torchao timm einops
+	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels huggingface-hub safetensors tyro regex importlib-metadata
 
 bench-all: bench           ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
 	rm -rf runs/bench-quickstart
