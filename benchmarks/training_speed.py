@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.budget import within
 from benchmarks.ceilings import ceilings, seconds, tf32, told
-from benchmarks.memory import job_of
+from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.convert import diffusers_config
 from dit.diffusion.denoiser import Denoiser
@@ -36,11 +36,9 @@ from dit.diffusion.process import DDPM
 from dit.hardware import Ranks, autocast
 from dit.models.create import create_model
 from dit.runs import NetworkSpec
-from dit.training.batches import draw_batch
 from dit.training.ema import EMA
 from dit.training.flops import training_flops
 from dit.training.fp8 import has_fp8
-from dit.training.step import train_step
 
 SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 Step = Callable[[], None]
@@ -95,15 +93,8 @@ def step_of(variant: Variant, model: str, batch: int, device: torch.device, fold
 
 def trainer_step(variant: Variant, model: str, batch: int, device: torch.device, folder: str) -> Step:
     """This package's."""
-    job = job_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled, steps=10**6),
-                 Ranks(device=device), folder)
-    numbers = iter(range(10**6))
-
-    def step() -> None:
-        number = next(numbers)
-        train_step(job, draw_batch(job, number), number + 1)
-
-    return step
+    return stepper(job_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled,
+                               steps=10**6), Ranks(device=device), folder))
 
 
 def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.device) -> Step:
