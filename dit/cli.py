@@ -46,8 +46,12 @@ from dit.errors import PeerLost, UserError, nearest
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EEXIST, errno.ENOTDIR,
-        errno.EISDIR}
+ROOM = "a writable place with free space", "free some space or choose another path"
+KIND = "a folder where a file is, or a file where a folder is", "move what lies there away or choose another path"
+NAME = "a name that the file system takes", "choose a shorter path"
+DISK = {errno.ENAMETOOLONG: NAME, **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), KIND), **dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG), ROOM)}
+"""What was expected, and what to do, where the file system refuses."""
 
 Config = TypeVar("Config")
 
@@ -132,8 +136,7 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        return _report(UserError(str(error), "a writable place with free space",
-                                 "free some space or choose another path"))
+        return _report(UserError(str(error), *DISK[error.errno]))
     return 0
 
 

@@ -19,7 +19,7 @@ from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.files import sha256
+from dit.files import replacing, sha256
 from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
@@ -432,6 +432,17 @@ def test_metrics_lines_cut_short_are_left_out(tmp_path, capsys):
     file.write_text('{"step": 1}\n{"step": 2}')
     assert [m["step"] for m in read_metrics(file)] == [1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = object.__new__(MetricsLog)
+    log.file = tmp_path / "metrics.jsonl"
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        log.event(1, {})
+    with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"), \
+            replacing(tmp_path / "config.json"), open("/dev/full", "w") as full:
+        full.write("{}")
 
 
 @pytest.mark.parametrize("line", [b'{"step": 2, "lo#####1}', b"\xff\xfe{}", bytes(9), b"12", b"", b"\r{}",

@@ -1,6 +1,5 @@
 """What a run was trained on, written down at each of its starts."""
 
-import json
 import resource
 import sys
 from datetime import datetime, timezone
@@ -9,16 +8,14 @@ import torch
 
 from dit.files import write_json
 from dit.hardware import arithmetic, device_kind, versions
-from dit.runs import MACHINE
+from dit.runs import MACHINE, read_starts
 from dit.training.flops import Meter
 from dit.training.job import Job
 
 
 def record_start(job: Job, meter: Meter) -> None:
     """Append this start to machine.json; starts from a later step, which is done again, are dropped."""
-    file = job.run / MACHINE
-    before = json.loads(file.read_text()) if file.exists() else []
-    write_json(file, [*(one for one in before if one["step"] < job.start), {
+    write_json(job.run / MACHINE, [*(one for one in read_starts(job.run) if one["step"] < job.start), {
         "step": job.start,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_kind(job.ranks.device),

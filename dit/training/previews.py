@@ -11,7 +11,7 @@ from dit.build import build_denoiser
 from dit.config import SamplerConfig
 from dit.generate import sample_grid
 from dit.latents.autoencoder import Autoencoder
-from dit.runs import Card, Weights
+from dit.runs import Card, Weights, by_step
 from dit.sampling_plan import build_sampling
 from dit.text import Captioned, Captions
 from dit.trained import Run
@@ -46,7 +46,7 @@ class Previews:
 
     def grids(self) -> dict[int, Path]:
         """The grids drawn so far, by step."""
-        return {int(f.stem.removeprefix("step-")): f for f in sorted(self.folder.glob("step-*.png"))}
+        return by_step(self.folder, ".png")
 
     def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
