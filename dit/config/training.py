@@ -252,18 +252,10 @@ def _require_text(config: TrainConfig) -> None:
 
 def _require_task(config: TrainConfig) -> None:
     """Refuse what a classifier does not do: it draws no images, and predicts neither noise nor variance."""
-    gamma = config.min_snr_gamma
-    drawing = {
-        f"--label-dropout {config.label_dropout:g}": config.label_dropout,
-        f"--eval-every {config.eval_every}": config.eval_every,
-        "--learn-sigma": config.learn_sigma,
-        f"--loss {config.loss}": config.loss != "simple",
-        f"--objective {config.objective}": config.objective != "v",
-        f"--min-snr-gamma {gamma}": gamma is not None,
-    }
-    given = [flag for flag, on in drawing.items() if on]
-    if given and config.model.startswith("Classifier-"):
-        raise UserError(f"--model {config.model} with {given[0]}", "a network that draws images with it",
+    draws = (config.label_dropout or config.eval_every or config.learn_sigma or config.loss != "simple"
+             or config.objective != "v" or config.min_snr_gamma is not None)
+    if draws and config.model.startswith("Classifier-"):
+        raise UserError(f"--model {config.model} is a classifier", "a network that draws images, a DiT or a UNet",
                         "train a classifier with `dit train-classifier --run RUN`")
 
 
