@@ -16,7 +16,7 @@ from torch import Tensor
 from dit.config import EmaConfig
 from dit.config.checks import MEAN
 from dit.errors import UserError
-from dit.files import flush, replacing, write_json
+from dit.files import flush, quoted, replacing, write_json
 from dit.hardware import Ranks
 from dit.profiles import fit
 from dit.runs import Card, checkpoint_name, damaged, read_header, sums, write_weights
@@ -119,7 +119,7 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: fl
         write_json(run / RECORD, {"files": recorded(run) | {file.name: sums(file)}})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} could not be written ({error})", "a writable disk with free space",
-                        f"make room and continue with --resume {run}") from error
+                        f"make room and continue with --resume {quoted(run)}") from error
 
 
 def drop_after(run: Path, step: int) -> None:
@@ -233,7 +233,7 @@ def ema(config: EmaConfig, ranks: Ranks) -> None:
     for file, mixture in made.items():
         write(mixture, file)
         print(f"{mixture}\n{file}", flush=True)
-    print(f"next        python sample.py --run {file}")
+    print(f"next        python sample.py --run {quoted(file)}")
 
 
 def _told(error: float) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor
 from dit.config import TrainConfig, from_json, to_json
 from dit.data.images import Size, sides, size_of
 from dit.errors import UserError
-from dit.files import sha256
+from dit.files import quoted, sha256
 
 CONFIG = "config.json"
 WEIGHTS = "ema-*.safetensors"
@@ -128,7 +128,7 @@ class Card:
         """
         file = run / CONFIG
         with damaged(file, "the configuration that train.py wrote", "copy it again; or, where there is a checkpoint, "
-                     f"let train.py --resume {run} write it anew"):
+                     f"let train.py --resume {quoted(run)} write it anew"):
             return Card.from_json(json.loads(file.read_text()))
 
 

@@ -18,6 +18,7 @@ from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
+from dit.files import quoted
 from dit.inference import compiled, ready
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import remembering
@@ -176,7 +177,7 @@ def load_classifier(run: Run, path: Path) -> NoisyClassifier:
         weights = read_weights(find_weights(path))
     if not is_classifier(weights.card.network.model):
         raise UserError(f"--classifier {path} is a {weights.card.network.model}", "a run of `dit train-classifier`",
-                        f"train one: dit train-classifier --run {run.home}")
+                        f"train one: dit train-classifier --run {quoted(run.home)}")
     _require_kin(f"--classifier {path}", weights.card, run, run.card.network.num_classes or len(run.card.classes))
     network: Any = load_network(weights, run.device)
     if run.trained_size:

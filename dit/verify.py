@@ -10,6 +10,7 @@ from tqdm import tqdm
 from dit import runs
 from dit.config import VerifyConfig
 from dit.errors import UserError
+from dit.files import quoted
 from dit.hardware import Ranks
 from dit.latents.shards import AGAIN, holds_latents
 from dit.latents.store import damaged_shards, read_index
@@ -26,7 +27,7 @@ def verify(config: VerifyConfig, ranks: Ranks) -> None:
     """
     if home := runs.run_of(config.path):
         raise UserError(f"{config.path} is a checkpoint of the run {home}", "a run, or a folder of latents",
-                        f"pass the run: dit verify {home}")
+                        f"pass the run: dit verify {quoted(home)}")
     check = verify_run if (config.path / "checkpoints").is_dir() else verify_latents
     ranks.on_main(lambda: check(config.path))
 

@@ -349,29 +349,35 @@ def test_an_autoencoder_is_found_from_anywhere_and_no_other_takes_its_place(tmp_
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
-    config = dataclasses.replace(TINY, steps=1, out=tmp_path / "run")
+    config = dataclasses.replace(TINY, steps=1, out=tmp_path / "a run")
     train(config, Ranks())
     before = {file: file.read_bytes() for file in config.out.glob("*.json*")}
     capsys.readouterr()
     train(dataclasses.replace(config, resume=str(config.out), lr=2.0), Ranks())
     assert "all 1 steps were done before" in (said := capsys.readouterr().out)
     assert "such as --steps 2" in said
+    assert f"dit report '{config.out}'\n" in said
+    assert said.endswith(f"python sample.py --run '{config.out}'\n")
     assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
 
 
 @pytest.mark.parametrize(("place", "said"), [
-    ("/proc/x", "--out /proc/x can not be made"),
+    ("/proc/x", "--out /proc/x can not be written to"),
+    ("file/x", "--out file/x lies in .*file, a file"),
     ("file", "--out file is a file"),
     ("images", "--out images is no run and holds other files, as a.png"),
     ("vae", "--out vae is no run and holds other files, as config.json"),
 ])
 def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, said):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path != Path("/proc"))
     for file in ("file", "images/a.png", "vae/config.json"):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text("{}")
-    with pytest.raises(UserError, match=said):
-        train(dataclasses.replace(TINY, out=Path(place)), Ranks())
+    monkeypatch.setattr("dit.training.trainer.load_autoencoder", None)  # told before anything is loaded
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=said):
+            train(dataclasses.replace(TINY, out=Path(place), dry_run=dry_run), Ranks())
     assert sum(file.is_file() for file in tmp_path.rglob("*")) == 3
 
 

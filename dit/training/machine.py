@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import torch
 
 from dit.files import write_json
-from dit.hardware import device_kind, uses_bf16, versions
+from dit.hardware import arithmetic, device_kind, versions
 from dit.runs import MACHINE, read_starts
 from dit.training.flops import Meter
 from dit.training.job import Job
@@ -22,7 +22,7 @@ def record_start(job: Job, meter: Meter) -> None:
         "ranks": job.ranks.world,
         "parallel": job.parallel.parallel if job.ranks.world > 1 else None,
         "threads": torch.get_num_threads(),
-        "arithmetic": "bf16" if uses_bf16(job.ranks.device, job.config.precision) else "fp32",
+        "arithmetic": arithmetic(job.ranks.device, job.config.precision),
         "flops_per_image": meter.flops,
         "peak_flops_per_rank": meter.peak.flops,
         "peak_by": meter.peak.source,

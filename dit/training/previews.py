@@ -24,7 +24,9 @@ CLASSES, PER_CLASS = 10, 4
 def sampler_settings(card: Card) -> SamplerConfig:
     """How pictures and scores of a run in training are sampled: quickly, and guided a little."""
     guided = card.config.label_dropout and not card.unconditional  # else there is no null class, or nothing else
-    return replace(SETTINGS, precision=card.config.precision, cfg_scale=CFG_SCALE if guided else 1.0)
+    precision = card.config.precision
+    return replace(SETTINGS, precision="bf16" if precision == "fp8" else precision,  # averages have no float8 layers
+                   cfg_scale=CFG_SCALE if guided else 1.0)
 
 
 def ema_run(card: Card, average: nn.Module, autoencoder: Autoencoder, captions: Captions | None = None) -> Run:
