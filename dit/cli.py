@@ -12,13 +12,15 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from itertools import pairwise, takewhile
 from pathlib import Path
-from types import NoneType
+from types import FrameType, NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
@@ -125,7 +127,8 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     kind, target = COMMANDS[name]
     try:
         config: Any = parse(kind, sys.argv[1:] if argv is None else list(argv), prog)
-        _work(config, target)
+        with _interrupts():
+            _work(config, target)
     except UserError as error:
         return _report(error)
     except PeerLost as error:
@@ -142,6 +145,31 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
             raise
         return _report(UserError(str(error), *DISK[error.errno]))
     return 0
+
+
+class Interrupt:
+    """Python's own handler of Ctrl-C, which remembers it: where a library drops the exception, as in a `__del__` while
+    training starts, training still finds that it was asked to stop."""
+
+    asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """An `Interrupt` in the block, unless Ctrl-C is ignored or has another handler, or this is not the main thread."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, Interrupt())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _work(config: Any, target: str) -> None:

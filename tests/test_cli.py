@@ -1,8 +1,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from dit import cli
 from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig, from_json
 from dit.errors import UserError
+from dit.hardware import Ranks
 from dit.presets import PRESETS
+from dit.training.signals import stop_on_signals
 
 ROOT = Path(__file__).parent.parent
 
@@ -204,6 +208,22 @@ def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     assert ending(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_an_interrupt_that_got_lost_is_heeded(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def work(config: object, ranks: Ranks) -> None:
+        with suppress(KeyboardInterrupt):  # as a __del__ does
+            signal.raise_signal(signal.SIGINT)
+        with stop_on_signals(ranks) as stop:
+            asked.append(stop.now())
+
+    monkeypatch.setattr("dit.training.trainer.train", work)
+    for _ in range(2):
+        assert main(["train"]) == 0
+    assert asked == [True, True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("number", "do"), [
