@@ -73,13 +73,13 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     """
     config = restarted(asked, ranks)
     check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
-    _, last = find_run(config, ranks)  # and so is a wrong place
     require_wandb(config.wandb)
     require_fp8(config.precision, ranks.device)
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
                         f"{config.grad_accum}", f"a multiple of {share}", "change one of them")
+    _, last = find_run(config, ranks)  # and so is a wrong place
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
