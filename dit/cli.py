@@ -242,7 +242,7 @@ def _mistake(kind: type, argv: list[str], said: str, prog: str) -> UserError:
 def _wanted(kind: Any) -> str:
     """What a flag of this type takes, in words."""
     parts = [part for part in get_args(kind) if part is not NoneType]
-    if tuple in map(get_origin, parts) and int in parts:
+    if int in parts and any(get_origin(part) is tuple for part in parts):
         return "one number, or two: height and width"
     if get_origin(kind) is tuple:
         word = KINDS.get(parts[0], "value")
