@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from benchmarks.ceilings import seconds
-from benchmarks.memory import job_of
+from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.data.order import batch_indices
 from dit.evaluation.pages.figures import new_axis, new_figure, to_image
@@ -31,8 +31,6 @@ from dit.hardware import Ranks
 from dit.latents import shards
 from dit.latents.shards import Encoding
 from dit.latents.store import LatentStore
-from dit.training.batches import draw_batch
-from dit.training.step import train_step
 
 PICTURE = Path("docs/images/growth.png")
 VIEW = (1, 8, 1, 1)  # of an image in a store: float16
@@ -49,16 +47,10 @@ def timed(works: dict[int, Work], rounds: int, device: torch.device) -> dict[int
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
-def stepper(model: str, side: int, batch: int, device: torch.device, folder: str) -> Work:
+def step_on(model: str, side: int, batch: int, device: torch.device, folder: str) -> Work:
     """The trainer's step on latents of this side."""
-    job = job_of(dict(model=model, batch=batch, precision="auto", steps=10**6), Ranks(device=device), folder, side)
-    numbers = iter(range(10**6))
-
-    def step() -> None:
-        number = next(numbers)
-        train_step(job, draw_batch(job, number), number + 1)
-
-    return step
+    return stepper(job_of(dict(model=model, batch=batch, precision="auto", steps=10**6), Ranks(device=device), folder,
+                          side))
 
 
 def by_tokens(model: str, sides: tuple[int, ...], rounds: int, device: torch.device) -> dict[int, float]:
@@ -66,14 +58,14 @@ def by_tokens(model: str, sides: tuple[int, ...], rounds: int, device: torch.dev
     tokens = {side: (side // 2) ** 2 for side in sides}
     most = max(tokens.values())
     with tempfile.TemporaryDirectory() as folder:
-        works = {tokens[side]: stepper(f"{model}/2", side, most // tokens[side], device, folder) for side in sides}
+        works = {tokens[side]: step_on(f"{model}/2", side, most // tokens[side], device, folder) for side in sides}
         return {count: took / most for count, took in timed(works, rounds, device).items()}
 
 
 def by_batch(model: str, batches: tuple[int, ...], rounds: int, device: torch.device) -> dict[int, float]:
     """Seconds an image of a step, by images of a step."""
     with tempfile.TemporaryDirectory() as folder:
-        works = {batch: stepper(f"{model}/4", 32, batch, device, folder) for batch in batches}
+        works = {batch: step_on(f"{model}/4", 32, batch, device, folder) for batch in batches}
         return {batch: took / batch for batch, took in timed(works, rounds, device).items()}
 
 

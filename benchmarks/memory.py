@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,24 @@ def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32)
     return prepare(build_card(config, source), source, autoencoder, joined)
 
 
+def stepper(job: Job) -> Callable[[], None]:
+    """The trainer's step as a function: each call takes the next."""
+    numbers = iter(range(10**6))
+
+    def step() -> None:
+        number = next(numbers)
+        train_step(job, draw_batch(job, number), number + 1)
+
+    return step
+
+
 def steps(settings: dict[str, Any], joined: Ranks) -> Memory:
     """Take some; the memory that --dry-run predicts of them."""
     with tempfile.TemporaryDirectory() as folder:
         job = job_of(settings, joined, folder)
-        for step in range(1, STEPS + 1):
-            train_step(job, draw_batch(job, step - 1), step)
+        step = stepper(job)
+        for _ in range(STEPS):
+            step()
         return memory(job.card, joined, job.parallel.parallel, 0)
 
 

@@ -47,8 +47,12 @@ from dit.errors import PeerLost, UserError, nearest
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EEXIST, errno.ENOTDIR,
-        errno.EISDIR}
+ROOM = "a writable place with free space", "free some space or choose another path"
+KIND = "a folder where a file is, or a file where a folder is", "move what lies there away or choose another path"
+NAME = "a name that the file system takes", "choose a shorter path"
+DISK = {errno.ENAMETOOLONG: NAME, **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), KIND), **dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG), ROOM)}
+"""What was expected, and what to do, where the file system refuses."""
 KINDS = {int: "whole number", float: "number", Path: "path"}  # of values, in words
 CAPTIONS = {"--prompt", "--negative-prompt"}  # whose values may be empty, or are refused with words of their own
 
@@ -136,8 +140,7 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        return _report(UserError(str(error), "a writable place with free space",
-                                 "free some space or choose another path"))
+        return _report(UserError(str(error), *DISK[error.errno]))
     return 0
 
 
@@ -211,7 +214,7 @@ def _mistake(kind: type, argv: list[str], said: str, prog: str) -> UserError:
 def _wanted(kind: Any) -> str:
     """What a flag of this type takes, in words."""
     parts = [part for part in get_args(kind) if part is not NoneType]
-    if tuple in map(get_origin, parts) and int in parts:
+    if int in parts and any(get_origin(part) is tuple for part in parts):
         return "one number, or two: height and width"
     if get_origin(kind) is tuple:
         word = KINDS.get(parts[0], "value")

@@ -30,13 +30,24 @@ def sha256(file: Path) -> str:
 
 
 @contextmanager
+def named(file: Path) -> Iterator[None]:
+    """Let an error of the system name `file`, where it names none: the system does so only where a file is opened."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+@contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A name beside `file` to write to; it takes the place of `file` when the block ends well."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        yield beside
-        os.replace(beside, file)
+        with named(file):
+            yield beside
+            os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
 

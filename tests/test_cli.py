@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -205,9 +206,21 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.strip() == "interrupted"
 
 
-def test_disk_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert ending(monkeypatch, OSError(28, "No space left on device", "/x/y")) == 2
-    assert "No space left on device" in capsys.readouterr().err
+@pytest.mark.parametrize(("number", "do"), [
+    (errno.ENOSPC, "free some space"), (errno.ENAMETOOLONG, "a shorter path"), (errno.EISDIR, "move what lies there"),
+    (errno.EEXIST, "move what lies there"), (errno.ENOTDIR, "move what lies there"),
+])
+def test_a_file_system_that_refuses(number: int, do: str, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]):
+    assert ending(monkeypatch, OSError(number, os.strerror(number), "/x/y")) == 2
+    said = capsys.readouterr().err
+    assert f"{os.strerror(number)}: '/x/y'; expected " in said
+    assert do in said
+
+
+def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    for flags in (["--vae", "identity", "--out"], ["--resume"]):
+        assert "File name too long" in complaint_of(["train", *flags, f"{tmp_path}/{'x' * 300}"], capsys)
 
 
 def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.files import sha256
+from dit.files import replacing, sha256
 from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
@@ -28,7 +28,7 @@ from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
 from dit.training.job import Job
-from dit.training.metrics_log import Window
+from dit.training.metrics_log import MetricsLog, Window
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.trainer import prepare, train
 
@@ -426,7 +426,33 @@ def test_window_means_the_steps_that_were_taken():
     assert window.close(Ranks()) == {}
 
 
-def test_metrics_lines_cut_short_are_left_out(tmp_path):
+def test_metrics_lines_cut_short_are_left_out(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
     assert [m["step"] for m in read_metrics(file)] == [1]
+    file.write_text('{"step": 1}\n{"step": 2}')
+    assert [m["step"] for m in read_metrics(file)] == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = object.__new__(MetricsLog)
+    log.file = tmp_path / "metrics.jsonl"
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        log.event(1, {})
+    with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"), \
+            replacing(tmp_path / "config.json"), open("/dev/full", "w") as full:
+        full.write("{}")
+
+
+@pytest.mark.parametrize("line", [b'{"step": 2, "lo#####1}', b"\xff\xfe{}", bytes(9), b"12", b"", b"\r{}",
+                                  b'{"loss": 1}', b'{"step": "2"}'])
+def test_a_damaged_line_of_metrics_is_named_and_costs_no_other(line, tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    whole = [b'{"step": %d, "loss": 0.5}\n' % step for step in range(1, 6)]
+    file.write_bytes(b"".join([whole[0], line + b"\n", *whole[2:]]))
+    MetricsLog(tmp_path, start=4)
+    assert file.read_bytes() == b"".join([whole[0], *whole[2:4]])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{file}, line 2, is damaged" in said

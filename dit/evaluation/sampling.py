@@ -10,7 +10,7 @@ from dit.config import PACE, SamplerConfig
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import sha256
-from dit.hardware import Ranks, uses_bf16
+from dit.hardware import Ranks, arithmetic
 from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run
@@ -35,7 +35,7 @@ def image_settings(run: Run, config: SamplerConfig) -> dict[str, Any]:
     """The settings that images depend on, as plain JSON values; of other networks their content."""
     asked = settings_in_use(
         config,
-        precision="bf16" if uses_bf16(run.device, config.precision) else "fp32",
+        precision=arithmetic(run.device, config.precision),
         image_size=size_of(*run.image_size) if run.trained_size else None,
         guide=config.guide and sha256(find_weights(config.guide)),
         classifier=config.classifier and sha256(find_weights(config.classifier)),

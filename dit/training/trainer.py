@@ -41,6 +41,7 @@ from dit.training.divergence import Diverged, go_back, look
 from dit.training.dry_run import describe
 from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
 from dit.training.flops import Meter, meter
+from dit.training.fp8 import require_fp8, use_fp8
 from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
 from dit.training.layout import Choice, choose
@@ -79,6 +80,7 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
                         f"{config.grad_accum}", f"a multiple of {share}", "change one of them")
     _, last = find_run(config, ranks)
     require_wandb(config.wandb)
+    require_fp8(config.precision, ranks.device)
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
@@ -119,6 +121,8 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
     if config.init and not last:
         initialise(network, card, config.init)
     ema, profiles = EMA(network, config.ema), tuple(Profile(network, length) for length in config.ema_lengths)
+    if config.precision == "fp8":  # after the averages' copies, which are sampled from
+        use_fp8(network)
     recompute(network, config.recompute)
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     for each in (network, *(average.network for average in (ema, *profiles))):

@@ -1,0 +1,575 @@
+"""Levers on the speed of a training step: each is pulled alone, and compared with the trainer's own step.
+
+    python -m benchmarks.levers [--only NAME …] [--models DiT-XL/2 …] [--batch 128] [--rounds 5] [--budget SECONDS]
+                                [--tiny] [--record]
+
+The base is the trainer's own step, compiled, in bf16. A lever changes the job before its first step (its network, its
+optimizer, its average), the way it is compiled, or what surrounds a step; `prediction` is what we expected of it before
+we measured. All of that lives here: the package has no paths that only a benchmark takes.
+
+Before a lever is timed it has to compute the same. From the same weights, none of which are zero, it takes the first
+step on the same batch; then the loss, the gradients (AdamW's first moments, of up to a thousand places of every
+parameter) and how far the EMA lags behind the weights have to be the base's, but for bf16's rounding (`TOLERANCE`). One
+that computes something else is timed all the same, but not counted.
+
+On a CPU base and levers take turns in every round, so that a noisy machine disturbs them alike; on CUDA one follows the
+other, so that each has the memory to itself. A ratio is the median over rounds of the base's seconds by the lever's.
+"""
+
+import argparse
+import gc
+import math
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+
+from benchmarks.ceilings import seconds, tf32
+from benchmarks.memory import in_use, job_of, peak, stepper
+from benchmarks.record import record
+from dit.build import build_loss
+from dit.hardware import Ranks
+from dit.models.blocks import Condition
+from dit.models.dit import SIZES
+from dit.models.transformer import ZERO
+from dit.training.job import Job
+from dit.training.parallel import called, shard, whole
+
+CPU, CUDA, TINY = {"DiT-S/4": 32}, {"DiT-XL/2": 128}, {"DiT-Ti/8": 4}
+TINY_SIZE = dict(depth=2, hidden_size=96, num_heads=4)  # heads of 24, which no kernel likes
+PLACES = 1000  # of a parameter, at most, whose gradients are compared
+Call = Callable[..., Tensor]
+Step = Callable[[], None]
+Compile = Callable[[nn.Module, Ranks], Call]
+
+
+class Useless(Exception):
+    """A lever changes nothing here, or can not be had."""
+
+
+# -- the network, before it is compiled ------------------------------------------------------------------------------
+
+
+def attentions(job: Job) -> list[Any]:
+    """Of all blocks."""
+    return [block.attn for block in job.state.network.blocks]  # type: ignore[union-attr]
+
+
+def attend(attn: Any, core: Call, width: int, x: Tensor) -> Tensor:
+    """What timm's `Attention` does, with `core` at its heart, on heads that zeros widen; `attn` keeps its weights."""
+    heads, more = attn.num_heads, width - attn.head_dim
+    weight = functional.pad(attn.qkv.weight.unflatten(0, (-1, attn.head_dim)), (0, 0, 0, more)).flatten(0, 1)
+    bias = functional.pad(attn.qkv.bias.unflatten(0, (-1, attn.head_dim)), (0, more)).flatten()
+    q, k, v = rearrange(functional.linear(x, weight, bias), "b t (three h d) -> three b h t d", three=3, h=heads)
+    out = rearrange(core(q, k, v, scale=attn.scale), "b h t d -> b t (h d)")
+    weight = functional.pad(attn.proj.weight.unflatten(1, (-1, attn.head_dim)), (0, more)).flatten(1)
+    return functional.linear(out, weight, attn.proj.bias)
+
+
+def unfused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention as plain products: softmax(q k^T scale) v."""
+    return (q * scale @ k.mT).softmax(dim=-1) @ v
+
+
+def pad_heads(widened: Callable[[int], int], job: Job) -> Job:
+    """Heads of a width that kernels like better; in products with weights, so that no activation is copied."""
+    for attn in attentions(job):
+        width = widened(attn.head_dim)
+        if width == attn.head_dim:
+            raise Useless(f"heads of {width} need no padding")
+        core = functional.scaled_dot_product_attention if attn.fused_attn else unfused
+        attn.forward = partial(attend, attn, core, width)
+    return job
+
+
+def multiple_of_16(width: int) -> int:
+    """The next."""
+    return -(-width // 16) * 16
+
+
+def power_of_two(width: int) -> int:
+    """The next."""
+    return 1 << (width - 1).bit_length()
+
+
+def choose_core(fused: bool, job: Job) -> Job:
+    """Fused attention, or plain products."""
+    for attn in attentions(job):
+        if attn.fused_attn == fused:
+            raise Useless("it is the trainer's own")
+        attn.fused_attn = fused
+    return job
+
+
+def use_flex(job: Job) -> Job:
+    """FlexAttention without any modification."""
+    for attn in attentions(job):
+        attn.forward = partial(attend, attn, flex_attention, attn.head_dim)
+    return job
+
+
+def stack_modulations(job: Job) -> Job:
+    """Shifts, scales and gates of all blocks from one product; to block i they go as the i-th of the condition's
+    tokens, which adaLN-Zero leaves alone."""
+    network: Any = job.state.network
+    condition = network.condition
+
+    def together(t: Tensor, y: Tensor) -> Condition:
+        vector = condition(t, y).vector  # [B, D]
+        last = [block.adaLN_modulation[1] for block in network.blocks]
+        weight, bias = torch.cat([linear.weight for linear in last]), torch.cat([linear.bias for linear in last])
+        made = functional.linear(functional.silu(vector), weight, bias)
+        return Condition(vector, rearrange(made, "b (n d) -> n b d", n=len(last)))
+
+    network.condition = together
+    for i, block in enumerate(network.blocks):
+        block.forward = partial(hear, block.forward, i)
+        block.adaLN_modulation.forward = ready
+    return job
+
+
+def hear(forward: Callable[[Tensor, Condition], Tensor], i: int, x: Tensor, c: Condition) -> Tensor:
+    """A block's forward with its part of the stacked product."""
+    return forward(x, c._replace(vector=c.tokens[i]))
+
+
+def ready(made: Tensor) -> Tensor:
+    """Shifts, scales and gates that have been made before."""
+    return made
+
+
+def patches_as_rows(job: Job) -> Job:
+    """The patch convolution, whose stride is its width, as a product with rearranged patches."""
+    embed: Any = job.state.network.x_embedder
+    embed.forward = partial(embed_rows, embed.proj)
+    return job
+
+
+def embed_rows(proj: nn.Conv2d, x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, T, D]."""
+    p, q = proj.kernel_size
+    return functional.linear(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q), proj.weight.flatten(1),
+                             proj.bias)
+
+
+def channels_last(job: Job) -> Job:
+    """The image and the weight of the patch convolution with channels innermost."""
+    embed: Any = job.state.network.x_embedder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    embed.forward = partial(embed_channels_last, embed.forward)
+    return job
+
+
+def embed_channels_last(forward: Call, x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, T, D]."""
+    return forward(x.contiguous(memory_format=torch.channels_last))
+
+
+def hold_bf16(job: Job) -> Job:
+    """Weights that are rounded to bf16 once a step, with masters in float32: FSDP2 on one rank."""
+    state, fixed = job.state, {name for name, p in job.state.network.named_parameters() if not p.requires_grad}
+    for network in (state.network, state.ema.network):
+        shard(network, fixed, job.ranks, job.config.precision)
+    return optimize(job, torch.optim.AdamW, fused=True)
+
+
+def use_float8(job: Job) -> Job:
+    """Products of the blocks in fp8."""
+    try:
+        from dit.training.fp8 import use_fp8
+    except ImportError:
+        raise Useless("there is no dit.training.fp8") from None
+    if torch.cuda.get_device_capability() < (8, 9):
+        raise Useless(f"{torch.cuda.get_device_name()} has no fp8")
+    use_fp8(job.state.network)
+    return job
+
+
+# -- optimizer and average -------------------------------------------------------------------------------------------
+
+
+class Unguarded(torch.optim.AdamW):
+    """Takes no notice of `found_inf`, with which the trainer leaves steps out, and which AdamW knows only fused."""
+
+    found_inf = property(lambda self: None, lambda self, left_out: None)
+
+
+def optimize(job: Job, kind: type[torch.optim.AdamW] = Unguarded, **how: bool) -> Job:
+    """AdamW of the same settings in another implementation."""
+    trained = [p for p in job.state.network.parameters() if p.requires_grad]
+    same = {name: job.state.optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    return replace(job, state=replace(job.state, optimizer=kind(trained, **same, **how)))
+
+
+def average_one_by_one(job: Job) -> Job:
+    """The EMA in a loop over parameters."""
+    ema: Any = job.state.ema
+
+    @torch.no_grad()
+    def update(network: nn.Module, step: int) -> None:
+        for average, weight in zip(ema.network.parameters(), network.parameters(), strict=True):
+            if weight.requires_grad:
+                average.lerp_(weight, 1 - ema.kept(step))
+
+    ema.update = update
+    return job
+
+
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+
+def as_one(network: nn.Module, ranks: Ranks, **how: Any) -> Call:
+    """Compiled as a whole, apart from the base and other levers: the compiler finds again what it has made by the code
+    it made it of, and does not see all that a lever changes."""
+
+    def call(*inputs: Tensor) -> Tensor:
+        return network(*inputs)
+
+    call.__code__ = call.__code__.replace()  # one of its own
+    return torch.compile(call, **how)
+
+
+def by_block(network: nn.Module, ranks: Ranks) -> Call:
+    """Block by block: what is compiled for one serves all."""
+    for block in network.blocks:  # type: ignore[union-attr]
+        block.compile()
+    return network
+
+
+as_trained = partial(called, compiled=True)  # what the trainer does; a network in shards it compiles block by block
+
+
+@contextmanager
+def next_graph() -> Iterator[None]:
+    """Tell CUDA graphs that what the last step has made may go."""
+    torch.compiler.cudagraph_mark_step_begin()
+    yield
+
+
+def uncompiled(network: nn.Module, ranks: Ranks) -> Call:
+    """Eager."""
+    return network
+
+
+# -- levers ----------------------------------------------------------------------------------------------------------
+
+
+class Tolerance(NamedTuple):
+    """Largest differences from the base, as shares of it.
+
+    The loss is a mean over all of an image's numbers and the lag a norm over all weights: each term may be off by a few
+    roundings of bf16 (2^-9), but these have no common sign, so that the mean is nearer than a single one. Gradients are
+    compared place by place, where nothing averages out: backward through the depth of the network some tens to hundreds
+    of roundings add up as a walk does, to sqrt(them) 2^-9, a few percent at most (0.6% from fp32 to bf16 in the 12
+    blocks of DiT-S/4). What computes something else is off by about 1.
+    """
+
+    loss: float = 2**-9
+    gradient: float = 2**-4
+    lag: float = 2**-9
+
+
+TOLERANCE = Tolerance()
+FP8 = Tolerance(loss=2**-5, gradient=0.7, lag=2**-5)  # e4m3 rounds to 2^-4; gradients still have to point the same way
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Something to try, and what we expect of it."""
+
+    name: str
+    what: str
+    prediction: str  # of the speed, before it was measured
+    change: Callable[[Job], Job] = lambda job: job
+    compiled: Compile = as_one
+    context: Callable[[], AbstractContextManager] = nullcontext  # of every step
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    tolerance: Tolerance = TOLERANCE
+
+
+def restricted(backend: SDPBackend) -> Callable[[], AbstractContextManager]:
+    """Attention by this kernel alone."""
+    return partial(sdpa_kernel, backend)
+
+
+BASE = Lever("trainer", "the trainer's own step: bf16, compiled as a whole", "",
+             compiled=as_trained)
+ONLY_CUDA: dict[str, Any] = dict(devices=("cuda",))
+LEVERS = [  # those that promise most come first, and dear ones after cheap ones
+    Lever("nothing", "the same again: what differs is noise", "0%"),
+    Lever("fp8", "products of the blocks in fp8", "+15 to +30%", use_float8, tolerance=FP8, **ONLY_CUDA),
+    Lever("sdpa-cudnn", "fused attention by cuDNN alone", "+1 to +4%", context=restricted(SDPBackend.CUDNN_ATTENTION),
+          **ONLY_CUDA),
+    Lever("cuda-graphs", "mode reduce-overhead", "0 to +1%", compiled=partial(as_one, mode="reduce-overhead"),
+          context=next_graph, **ONLY_CUDA),
+    Lever("bf16-weights", "rounded once a step, masters in fp32: FSDP2 on one rank, compiled by block", "-3 to +1%",
+          hold_bf16, as_trained),
+    Lever("heads-16", "heads padded to a multiple of 16 (72 to 80)", "-3 to +2%", partial(pad_heads, multiple_of_16)),
+    Lever("flex", "FlexAttention", "-5 to +1%", use_flex, **ONLY_CUDA),
+    Lever("adaln-once", "adaLN projections of all blocks in one product", "-1 to +1%", stack_modulations),
+    Lever("patches-linear", "patch embedding as a product with rearranged patches", "0 to +0.5%", patches_as_rows),
+    Lever("channels-last", "image and patch embedding in channels_last", "0%", channels_last),
+    Lever("tf32", "TF32 for products that stay in fp32", "0%", context=partial(tf32, True), **ONLY_CUDA),
+    Lever("sdpa-flash", "fused attention by FlashAttention alone", "0%",
+          context=restricted(SDPBackend.FLASH_ATTENTION), **ONLY_CUDA),
+    Lever("heads-128", "heads padded to a power of two (72 to 128)", "-10 to -4%", partial(pad_heads, power_of_two)),
+    Lever("blocks", "compiled block by block", "-1 to 0%", compiled=by_block),
+    Lever("max-autotune", "mode max-autotune-no-cudagraphs", "0 to +4%",
+          compiled=partial(as_one, mode="max-autotune-no-cudagraphs")),
+    Lever("fused", "fused attention in bf16", "-30 to -5%", partial(choose_core, True), devices=("cpu",)),
+    Lever("adamw-foreach", "AdamW with foreach", "-4 to -1%", partial(optimize, foreach=True)),
+    Lever("adamw-loop", "AdamW in a loop over parameters", "-6 to -2%", partial(optimize, foreach=False)),
+    Lever("ema-loop", "EMA in a loop over parameters", "-1 to 0%", average_one_by_one),
+    Lever("sdpa-efficient", "fused attention by the memory-efficient kernel alone", "-4 to -1%",
+          context=restricted(SDPBackend.EFFICIENT_ATTENTION), **ONLY_CUDA),
+    Lever("unfused", "attention as plain products, if the compiler leaves them plain", "-25 to -10%",
+          partial(choose_core, False), **ONLY_CUDA),
+    Lever("sdpa-math", "scaled_dot_product_attention as plain products", "-30 to -10%",
+          context=restricted(SDPBackend.MATH), **ONLY_CUDA),
+    Lever("eager", "not compiled", "-35 to -15%", compiled=uncompiled),
+]
+
+
+# -- one lever -------------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """What is trained, and on what."""
+
+    model: str
+    batch: int
+    device: torch.device
+    folder: str
+    precision: str = "bf16"
+    tiny: bool = False
+
+    @property
+    def title(self) -> str:
+        """As in the table."""
+        return f"{self.model} of 2 blocks" if self.tiny else self.model
+
+
+class Evidence(NamedTuple):
+    """Of what a first step computed."""
+
+    loss: float
+    gradient: dict[str, Tensor]  # at some places of every parameter
+    lag: float  # norm of the weights less their EMA
+
+
+def trial(lever: Lever, case: Case) -> Job:
+    """A run that is about to start, with the lever pulled."""
+    settings = dict(model=case.model, batch=case.batch, precision=case.precision, compile=False, steps=10**6)
+    torch.manual_seed(0)  # of the latents
+    with patch.dict(SIZES, {"Ti": TINY_SIZE} if case.tiny else {}):
+        job = job_of(settings, Ranks(device=case.device), case.folder)
+    leave_zero(job)
+    job = lever.change(job)
+    network: Any = lever.compiled(job.state.network, job.ranks)
+    return replace(job, network=network, loss=build_loss(job.config, network, job.process)[0])
+
+
+@torch.no_grad()
+def leave_zero(job: Job) -> None:
+    """Other weights where fresh ones are zero: a fresh DiT says zero whatever its blocks compute."""
+    torch.manual_seed(0)
+    for name, parameter in job.state.network.named_parameters():
+        if name.endswith(ZERO):
+            nn.init.normal_(parameter, std=job.state.network.pos_embed.shape[-1] ** -0.5)  # type: ignore[union-attr]
+    job.state.ema.network.load_state_dict(job.state.network.state_dict())
+
+
+@torch.no_grad()
+def evidence(job: Job) -> Evidence:
+    """After the first step: its loss, gradients by AdamW's first moments, and what AdamW and EMA made of them."""
+    trained = {name: p for name, p in job.state.network.named_parameters() if p.requires_grad}
+    moments = {name: whole(job.state.optimizer.state[p]["exp_avg"]).flatten() for name, p in trained.items()}
+    lags = [whole(p - average).norm() for p, average in
+            zip(job.state.network.parameters(), job.state.ema.network.parameters(), strict=True) if p.requires_grad]
+    return Evidence(job.state.window.close(job.ranks).get("loss", math.nan),  # none where the step was left out
+                    {name: moment[::-(-len(moment) // PLACES)].float().cpu() for name, moment in moments.items()},
+                    torch.stack(lags).norm().item())
+
+
+def differences(found: Evidence, base: Evidence) -> dict[str, float]:
+    """From the base, as shares of it; of gradients the parameter's that differ most."""
+    gradients = [((found.gradient[name] - own).norm() / own.norm()).item() for name, own in base.gradient.items()
+                 if own.any()]
+    return {"loss": abs(found.loss / base.loss - 1), "gradient": max(gradients), "lag": abs(found.lag / base.lag - 1)}
+
+
+def verdict(found: dict[str, float], tolerance: Tolerance) -> str:
+    """What differs by more than rounding, in words; nothing if all is well."""
+    beyond = [f"{name} differs by {share:.2g}" for name, share in found.items()
+              if not share <= getattr(tolerance, name)]
+    return ", ".join(beyond)
+
+
+@dataclass
+class Found:
+    """What a lever did."""
+
+    lever: Lever
+    first: float = 0.0  # seconds of the first step
+    evidence: Evidence | None = None
+    note: str = ""  # why there is no figure of it
+    seconds: list[float] = field(default_factory=list)  # of a step, in each round
+
+
+def begin(lever: Lever, case: Case) -> tuple[Step, Found]:
+    """The lever's step, ready to be timed."""
+    job = trial(lever, case)
+    own = stepper(job)
+
+    def step() -> None:
+        with lever.context():
+            own()
+
+    first = seconds(step, case.device)
+    found = Found(lever, first, evidence(job))
+    step()  # the first with AdamW's moments in memory
+    return step, found
+
+
+def attempt(lever: Lever, case: Case) -> tuple[Step | None, Found]:
+    """Begin, or tell why that is not possible: kernels, compilers and memory all have their own errors."""
+    try:
+        return begin(lever, case)
+    except Exception as error:
+        why = next(iter(str(error).strip().splitlines()), "")
+        return None, Found(lever, note=why if isinstance(error, Useless) else f"{type(error).__name__}: {why}")
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+class Budget:
+    """Seconds in which levers may be begun; those that come too late are left out."""
+
+    def __init__(self, seconds: float):
+        self.end = time.monotonic() + seconds
+        self.left_out: list[str] = []
+
+    def allows(self, lever: Lever) -> bool:
+        """Whether there is time, which the base always has."""
+        if lever is BASE or time.monotonic() < self.end:
+            return True
+        self.left_out.append(lever.name)
+        return False
+
+
+def measure(levers: list[Lever], case: Case, rounds: int, budget: Budget) -> Iterator[dict[str, Any]]:
+    """A row of the table for the base and each lever."""
+    device, together, base = case.device, [BASE, *levers], None
+    for group in [together] if device.type == "cpu" else [[lever] for lever in together]:
+        before = free(device)
+        begun = [attempt(lever, case) for lever in group if budget.allows(lever)]
+        for _ in range(rounds):
+            for step, found in begun:
+                if step:
+                    found.seconds.append(seconds(step, device))
+        most = {"peak_gib": (peak(device) - before) / 2**30} if device.type == "cuda" else {}
+        for _, found in begun:
+            base = base or found
+            yield {**row_of(found, base, case), **most}
+        del begun, step
+
+
+def free(device: torch.device) -> int:
+    """Give back the memory of the lever before on CUDA; bytes that stay."""
+    if device.type == "cpu":
+        return 0
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return in_use(device)
+
+
+def row_of(found: Found, base: Found, case: Case) -> dict[str, Any]:
+    """Speed beside the base's, unless the lever computed something else."""
+    row = {"model": case.title, "batch": case.batch, "lever": found.lever.name, "what": found.lever.what,
+           "prediction": found.lever.prediction, "note": found.note}
+    if not found.evidence or not base.evidence:
+        return row
+    apart, median = differences(found.evidence, base.evidence), statistics.median(found.seconds)
+    note = verdict(apart, found.lever.tolerance)
+    ratio = statistics.median(b / own for b, own in zip(base.seconds, found.seconds, strict=True))
+    return {**row, "note": note, "img_per_s": case.batch / median, "ratio": None if note else ratio,
+            "differences": {name: share if math.isfinite(share) else None for name, share in apart.items()},
+            "seconds": median, "spread": (max(found.seconds) - min(found.seconds)) / median,
+            "first_step_s": found.first}
+
+
+def tell(row: dict[str, Any]) -> str:
+    """As a line of a Markdown table."""
+    forms = {"img_per_s": ".4g", "ratio": ".3f", "peak_gib": ".1f", "first_step_s": ".1f", "spread": ".0%"}
+    cells = [format(row[name], form) if row.get(name) is not None else "–" for name, form in forms.items()]
+    named = [row["model"], row["batch"], row["lever"], row["prediction"]]
+    return f"| {' | '.join(map(str, [*named, *cells, row['note']]))} |"
+
+
+HEAD = """| model | batch | lever | predicted | img/s | ratio to trainer | peak GiB | first step, s | spread | note |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+@contextmanager
+def one_rank(device: torch.device) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0,
+                            world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """Measure, print and record."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    levers = [lever for lever in LEVERS if device.type in lever.devices]
+    told = "\n".join(f"  {lever.name:<16}{lever.what}; predicted {lever.prediction}" for lever in levers)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f"levers on this device:\n{told}",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[lever.name for lever in levers], metavar="NAME",
+                        help="these levers; all unless given")
+    parser.add_argument("--models", nargs="+", help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given")
+    parser.add_argument("--batch", type=int, help="images a step; 32 on a CPU, 128 on CUDA unless given")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no further lever is begun; "
+                        "the last one, and on a CPU all rounds, still follow")
+    parser.add_argument("--tiny", action="store_true", help="two small blocks in small batches, to see that all works")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
+    args = parser.parse_args()
+    [(model, batch)] = (TINY if args.tiny else CUDA if device.type == "cuda" else CPU).items()
+    levers = [lever for lever in levers if args.only is None or lever.name in args.only]
+    budget, rows = Budget(args.budget), []
+    print(HEAD, flush=True)
+    with one_rank(device), tempfile.TemporaryDirectory() as folder:
+        for name in args.models or [model]:
+            case = Case(name, args.batch or batch, device, folder, tiny=args.tiny)
+            for row in measure(levers, case, args.rounds, budget):
+                rows.append(row)
+                print(tell(row), flush=True)
+    if budget.left_out:
+        print(f"left out, no time: {', '.join(budget.left_out)}")
+    if args.record:
+        command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
+        print(record("levers", command, {"left_out": budget.left_out, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
