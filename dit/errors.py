@@ -26,11 +26,12 @@ class PeerLost(Exception):
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """For an error's last part: "did you mean A or B?", of the known names that begin with `name` or are much like it.
+    """For an error's last part: "did you mean A or B?", of the known names that hold `name` or are much like it.
 
     Args:
         otherwise: what to say where there are none; a list of all names unless given.
     """
     known = list(known)
-    close = [one for one in known if one.startswith(name)] or difflib.get_close_matches(name, known, cutoff=0.65)
+    holding = [one for one in known if name and name.lower() in one.lower()]
+    close = holding or difflib.get_close_matches(name, known, cutoff=0.65)
     return f"did you mean {' or '.join(close[:3])}?" if close else otherwise or f"choose one of {', '.join(known)}"

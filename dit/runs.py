@@ -308,7 +308,7 @@ def _no_weights(path: Path) -> UserError:
                          "wait for its first, or start it again with the flags that it had")
     if (path / "config.json").is_file():
         return UserError(f"no checkpoint in {path}, which has the config.json of another network", expected,
-                         f"see what it is: dit info {path}; an autoencoder goes to --vae of train.py")
+                         f"see what it is: dit info {quoted(path)}; an autoencoder goes to --vae of train.py")
     if not path.exists():
         return UserError(f"no checkpoint in {path}, which is not there", expected, "check the path")
     return UserError(f"no checkpoint in {path}", expected, "train one: python train.py --out RUN")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dit.config import SamplerConfig
+from dit.config.checks import NOT_DDPM, require_use
 from dit.data.images import show_size, sides
 from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
@@ -82,8 +83,8 @@ def build_sampling(run: Run, config: SamplerConfig, images: int = 0) -> Sampling
         UserError: a sampler, variance or guidance that the network can not serve.
     """
     card, denoise = run.card, run.denoise
-    flow = card.config.process == "flow"
-    name = config.sampler if config.sampler != "auto" else "dpmpp_2m" if flow else "ddpm"
+    name = find_sampler(config.sampler, card)
+    require_use(config, ("variance",), name == "ddpm", f"with --sampler {name}", *NOT_DDPM)
     variance = config.variance if config.variance != "auto" else "learned" if denoise.learn_sigma else "small"
     if variance == "learned" and not denoise.learn_sigma:
         raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
@@ -108,6 +109,11 @@ def build_sampling(run: Run, config: SamplerConfig, images: int = 0) -> Sampling
         raise UserError(f"--spacing {config.spacing} with --steps {steps}", "few enough to each have their own times",
                         "pass fewer --steps, or --spacing uniform")
     return SamplingPlan(guided, denoise.process, sampler, name, times, networks, config.block_cache)
+
+
+def find_sampler(name: str, card: Card) -> str:
+    """The sampler of that name, or the one that `auto` stands for."""
+    return name if name != "auto" else "dpmpp_2m" if card.config.process == "flow" else "ddpm"
 
 
 def _readied(run: Run, config: SamplerConfig, images: int) -> Run:

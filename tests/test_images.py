@@ -185,6 +185,12 @@ def test_mistakes_about_folders_are_named(tmp_path):
         ImageFolder(tmp_path / "deep", 16)
 
 
+def test_a_run_is_no_folder_of_images(make_run):
+    run = make_run("a run")
+    with pytest.raises(UserError, match=f"--data {run} is a run, not images; .* `dit info '{run}'` tells"):
+        load_images(str(run), 8)
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image", "half"])
 def test_unreadable_file_is_named(tmp_path, content):
     path = paint(tmp_path / "a" / "broken.png", size=(64, 64))

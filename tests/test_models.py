@@ -160,9 +160,9 @@ def test_worked_example_of_tokens():
 
 
 @pytest.mark.parametrize(("name", "hint"), [
-    ("DiT-S/3", "did you mean DiT-S/"), ("S/2", "did you mean DiT-S/2"), ("", "DiT-XL/2, .* UNet-S"),
+    ("DiT-S/3", "did you mean DiT-S/"), ("S/2", "did you mean DiT-S/2"), ("", "expected DiT-.* or UNet-.*; see"),
     ("DiT-Ti/3", "did you mean DiT-Ti/"), ("UNet-M", "did you mean UNet-[SB] or UNet-[SB]"), ("unet-s", "UNet-S"),
-    ("Classifier-S", "did you mean Classifier-S/"), ("UNet-S/2", "did you mean UNet-S"),
+    ("Classifier-S", "expected DiT-.* or UNet-.*; see"), ("UNet-S/2", "did you mean UNet-S"),
 ])
 def test_unknown_name(name, hint):
     for ask in (check_name, lambda name: create_model(name, **IMAGENET)):

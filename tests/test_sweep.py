@@ -227,13 +227,14 @@ def test_what_means_the_same_is_one_setting(tiny_run):
 
 
 def test_what_all_settings_share_is_passed_on(tiny_run):
-    asked = flags(tiny_run, cfg_channels=2, eta=0.5, variance="large", seed=3, precision="fp32", interval="0.2-0.8",
+    asked = flags(tiny_run, cfg_channels=2, eta=0.5, seed=3, precision="fp32", interval="0.2-0.8",
                   steps="4", sampler="ddim")
     settings = settings_of(asked, load_run(tiny_run, Ranks().device))
-    assert {(s.cfg_channels, s.eta, s.variance, s.seed, s.precision) for s in settings} == {
-        (None, 0.5, "large", 3, "fp32"), (2, 0.5, "large", 3, "fp32")}
-    both = settings_of(dataclasses.replace(asked, sampler="ddim,euler"), load_run(tiny_run, Ranks().device))
-    assert {(s.sampler, s.eta) for s in both} == {("ddim", 0.5), ("euler", 0.0)}
+    assert {(s.cfg_channels, s.eta, s.seed, s.precision) for s in settings} == {
+        (None, 0.5, 3, "fp32"), (2, 0.5, 3, "fp32")}
+    both = settings_of(dataclasses.replace(asked, sampler="ddim,ddpm", variance="large"),
+                       load_run(tiny_run, Ranks().device))
+    assert {(s.sampler, s.eta, s.variance) for s in both} == {("ddim", 0.5, "auto"), ("ddpm", 0.0, "large")}
     points = [dataclasses.replace(point(1 / setting.cfg_scale), setting=setting) for setting in settings]
     shown = results.command(results.Sweep("t", asked, points, rank(points), {}, Path()))
     flags_of_sample = shlex.split(shown)[2:]

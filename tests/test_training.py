@@ -248,9 +248,10 @@ def test_resume_from_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_batch_that_ranks_do_not_divide():
-    with pytest.raises(UserError, match=r"--global-batch-size 16 on 3 ranks"):
-        train(TINY, Ranks(world=3))
+@pytest.mark.parametrize(("world", "grad_accum", "said"), [(3, 1, "16 on 3 ranks with"), (1, 5, "16 on 1 rank with")])
+def test_batch_that_ranks_do_not_divide(world, grad_accum, said):
+    with pytest.raises(UserError, match=f"--global-batch-size {said}"):
+        train(dataclasses.replace(TINY, grad_accum=grad_accum), Ranks(world=world))
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import forked
 from dit.hardware import Ranks
-from dit.training.watchdog import HUNG, Sign, verdict, watchdog
+from dit.training.watchdog import HUNG, Sign, cause, verdict, watchdog
 
 
 @pytest.mark.parametrize(("before", "after", "named"), [
@@ -23,6 +23,15 @@ from dit.training.watchdog import HUNG, Sign, verdict, watchdog
 ])
 def test_the_rank_that_is_silent_or_behind_is_to_blame(before, after, named):
     assert named in verdict(before, after, 60)
+
+
+@pytest.mark.parametrize("said", [
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711",
+    "[../gloo/pair.cc:5] Connection closed by peer [127.0.0.1]:4711. GLHF! 🏖️",
+    "[../gloo/pair.cc:5] GLHF! 🏖️ Connection closed by peer [127.0.0.1]:4711\nand more",
+])
+def test_of_a_lost_connection_only_the_cause_is_told(said):
+    assert cause(RuntimeError(said)) == "Connection closed by peer [127.0.0.1]:4711"
 
 
 def hang(ranks: Ranks, log: Path, how: str) -> None:

@@ -9,6 +9,7 @@ from dit.errors import UserError
 
 NOTHING_GUIDED = "with --cfg-scale 1", "another scale", "at scale 1 nothing is extrapolated: pass --cfg-scale 2"
 NOT_DDIM = "ddim, the only sampler that reads it,", "pass --sampler ddim"
+NOT_DDPM = "ddpm, the only sampler that reads it,", "pass --sampler ddpm"
 NO_CLASSIFIER = "without --classifier", "a classifier", "pass --classifier RUN, a run of `dit train-classifier`"
 MEAN = 12**-0.5  # deviation of a uniform distribution: relative length of the plain mean of all steps
 

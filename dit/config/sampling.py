@@ -102,6 +102,10 @@ class SampleConfig(SamplerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_words(self)
+        count = self.num_samples
+        require_use(self, ("per_class",), count is None, f"with --num-samples {count}", "a grid", "drop --num-samples")
+        require_use(self, ("format",), count is not None, "without --num-samples", "many images",
+                    "pass --num-samples 1000")
         if self.prompt and self.classes is not None:
             raise UserError(f"--prompt {self.prompt[0]!r} with --classes {self.classes}", "one of the two", "drop one")
         if self.negative_prompt and (self.cfg_scale == 1 or self.guide):

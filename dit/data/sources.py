@@ -10,6 +10,7 @@ from dit.data.labels import Columns
 from dit.data.patterns import is_pattern, named_files
 from dit.data.tars import TarImages, tars_in
 from dit.errors import UserError, nearest
+from dit.files import quoted
 
 KINDS = "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
 
@@ -27,6 +28,7 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
         UserError: none of these; or as the classes of `dit.data` do.
     """
     columns = columns or Columns()
+    _refuse_run(data)
     if _is_dataset(data):
         return DatasetImages(data, image_size, columns)
     if data != "digits" and (shards := find_tars(data)):
@@ -96,6 +98,13 @@ def _refuse_columns(data: str, columns: Columns) -> None:
         if value is not None:
             raise UserError(f"{flag} {value} with --data {data}", "tar shards, or a data set of Hugging Face, with it",
                             f"drop {flag}, or check the path")
+
+
+def _refuse_run(data: str) -> None:
+    path = Path(data).expanduser()
+    if data != "digits" and (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        raise UserError(f"--data {data} is a run, not images", KINDS,
+                        f"pass what it was trained on, which `dit info {quoted(data)}` tells")
 
 
 def is_there(data: str) -> bool:

@@ -72,14 +72,15 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
     config = restarted(asked, ranks)
-    check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
-    require_wandb(config.wandb)
-    require_fp8(config.precision, ranks.device)
+    check_name(config.model, config.conditioning)  # what is wrong is told before anything is loaded
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
-        raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
+        count = f"{ranks.world} rank{'s' if ranks.world > 1 else ''}"
+        raise UserError(f"--global-batch-size {config.global_batch_size} on {count} with --grad-accum "
                         f"{config.grad_accum}", f"a multiple of {share}", "change one of them")
-    _, last = find_run(config, ranks)  # and so is a wrong place
+    _, last = find_run(config, ranks)
+    require_wandb(config.wandb)
+    require_fp8(config.precision, ranks.device)
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)

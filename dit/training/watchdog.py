@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
@@ -147,11 +148,16 @@ def watchdog(ranks: Ranks, minutes: float) -> Iterator[Watchdog]:
     except RuntimeError as error:
         if ranks.world == 1 or not _of_the_wire(error):
             raise
-        lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({str(error).splitlines()[0]})"
+        lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({cause(error)})"
         raise PeerLost(f"{lost}; expected all ranks to go on; look for what that rank said last, and continue with "
                        "--resume") from error
     finally:
         dog.close()
+
+
+def cause(error: RuntimeError) -> str:
+    """What gloo says of a connection, without the place in its source code and its good wishes."""
+    return re.sub(r"\[\S*/\S*:\d+\]|GLHF!\W*", "", str(error).splitlines()[0]).strip(" .")
 
 
 def _of_the_wire(error: RuntimeError) -> bool:

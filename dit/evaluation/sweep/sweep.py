@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dit import pictures, posthoc
 from dit.config import SamplerConfig, SweepConfig
-from dit.config.checks import NOT_DDIM, NOTHING_GUIDED, require_lengths, require_use
+from dit.config.checks import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
@@ -38,7 +38,7 @@ from dit.files import make_folder, replacing, write_json
 from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
 from dit.runs import find_weights
-from dit.sampling_plan import build_sampling, has_null_class, labelled
+from dit.sampling_plan import build_sampling, find_sampler, has_null_class, labelled
 from dit.text import Captioned
 from dit.trained import Run, load_run
 
@@ -107,7 +107,7 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
     known = get_args(get_type_hints(SamplerConfig)["sampler"])
     axes = (
         [None] if cfg.ema_length is None else grid.parse_numbers("--ema-length", cfg.ema_length),
-        grid.parse_names("--sampler", cfg.sampler, known),
+        [find_sampler(name, run.card) for name in grid.parse_names("--sampler", cfg.sampler, known)],
         [None] if cfg.steps is None else grid.parse_counts("--steps", cfg.steps),
         grid.parse_intervals("--interval", cfg.interval),
         grid.parse_numbers("--cfg-scale", cfg.cfg_scale or _usual_scales(cfg, run)),
@@ -115,6 +115,7 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
     )
     require_use(cfg, ("guide", "interval", "cfg_channels"), axes[4] != [1.0], *NOTHING_GUIDED)
     require_use(cfg, ("eta",), "ddim" in axes[1], f"with --sampler {cfg.sampler}", *NOT_DDIM)
+    require_use(cfg, ("variance",), "ddpm" in axes[1], f"with --sampler {cfg.sampler}", *NOT_DDPM)
     grid.check_count("the sweep", math.prod(len(axis) for axis in axes))
     pinned = dataclasses.replace(cfg, guide=cfg.guide and find_weights(cfg.guide),
                                  classifier=cfg.classifier and find_weights(cfg.classifier))
@@ -135,11 +136,11 @@ def _resolve(run: Run, cfg: SweepConfig, length: float | None, sampler: Any, ste
                       guide=None if scale == 1 else cfg.guide,
                       classifier=cfg.classifier if weight else None, classifier_scale=weight or 1.0,
                       cfg_channels=None if scale == 1 else cfg.cfg_channels, eta=cfg.eta if sampler == "ddim" else 0.0,
-                      variance=cfg.variance,
+                      variance=cfg.variance if sampler == "ddpm" else "auto",
                       batch_size=cfg.batch_size, precision=cfg.precision,
                       image_size=size_of(*run.image_size) if run.trained_size else None)
     plan = build_sampling(labelled(run, setting.classifier), setting)
-    return dataclasses.replace(setting, sampler=cast(Any, plan.name), steps=plan.steps)
+    return dataclasses.replace(setting, steps=plan.steps)
 
 
 def _averages(cfg: SweepConfig, settings: Sequence[Setting]) -> dict[float | None, Path]:
