@@ -34,6 +34,7 @@ types: $(READY)
 
 bench: $(READY)            ## measured speed and quality, into benchmarks/results/
 	$(BIN)/python -m benchmarks.training_speed --record
+	$(BIN)/python -m benchmarks.levers --record
 	rm -rf runs/bench-quickstart
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
 	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record

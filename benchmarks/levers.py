@@ -398,11 +398,11 @@ def evidence(job: Job) -> Evidence:
     """After the first step: its loss, gradients by AdamW's first moments, and what AdamW and EMA made of them."""
     trained = {name: p for name, p in job.state.network.named_parameters() if p.requires_grad}
     moments = {name: whole(job.state.optimizer.state[p]["exp_avg"]).flatten() for name, p in trained.items()}
-    lags = [whole(p - average).norm() for p, average in
-            zip(job.state.network.parameters(), job.state.ema.network.parameters(), strict=True) if p.requires_grad]
-    return Evidence(job.state.window.close(job.ranks).get("loss", math.nan),  # none where the step was left out
-                    {name: moment[::-(-len(moment) // PLACES)].float().cpu() for name, moment in moments.items()},
-                    torch.stack(lags).norm().item())
+    places = {name: moment[::-(-len(moment) // PLACES)].to("cpu", copy=True) for name, moment in moments.items()}
+    pairs = zip(job.state.network.parameters(), job.state.ema.network.parameters(), strict=True)
+    lags = [whole(p - average).norm() for p, average in pairs if p.requires_grad]
+    loss = job.state.window.close(job.ranks).get("loss", math.nan)  # none where the step was left out
+    return Evidence(loss, places, torch.stack(lags).norm().item())
 
 
 def differences(found: Evidence, base: Evidence) -> dict[str, float]:
