@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install quickstart quickstart-fast test test-slow lint types bench story clean
+.PHONY: install quickstart quickstart-fast test fp8 test-fp8 test-slow lint types bench bench-gpu bench-tiny wheels bench-all story clean
 
 quickstart: $(READY)       ## train, sample and evaluate on handwritten digits: 4 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.quickstart
@@ -23,6 +23,12 @@ $(READY): requirements.txt pyproject.toml
 test: $(READY)             ## all quick tests, about 8 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
+fp8: $(READY)              ## what --precision fp8 needs
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps torchao
+
+test-fp8: fp8              ## its tests
+	$(BIN)/python -m pytest -m "not slow" tests/test_fp8.py
+
 test-slow: $(READY)        ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
@@ -32,9 +38,21 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)            ## measured speed and quality, into benchmarks/results/
+bench: $(READY)            ## speed of training and sampling beside peers on this CPU: under 10 minutes on 2 cores
 	$(BIN)/python -m benchmarks.training_speed --record
-	$(BIN)/python -m benchmarks.levers --record
+	$(BIN)/python -m benchmarks.sampling_rate --record
+
+bench-gpu: fp8             ## the same on this machine's GPU: under 9 minutes
+	PYTHON=$(BIN)/python scripts/bench_gpu.sh
+
+bench-tiny: $(READY)       ## the road of bench-gpu with small networks, on any machine
+	PYTHON=$(BIN)/python scripts/bench_gpu.sh --tiny
+
+wheels: $(READY)           ## what bench-gpu needs beside torch, for a machine without a network, in wheels/
+	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels --no-deps diffusers torch-fidelity torchao timm einops
+	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels huggingface-hub safetensors tyro regex importlib-metadata
+
+bench-all: bench           ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
 	rm -rf runs/bench-quickstart
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
 	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record
@@ -43,6 +61,8 @@ bench: $(READY)            ## measured speed and quality, into benchmarks/result
 	$(BIN)/python -m benchmarks.memory --record
 	$(BIN)/python -m benchmarks.scaling --record
 	$(BIN)/python -m benchmarks.restarts --record
+	$(BIN)/python -m benchmarks.precision --record
+	$(BIN)/python -m benchmarks.levers --record
 
 story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, 43 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.story --record

@@ -26,6 +26,12 @@ def ceilings(device: torch.device) -> dict[str, float]:
     return {**found, "copy": 2 * len(source) / best(lambda: target.copy_(source), device)}
 
 
+def told(found: dict[str, float]) -> str:
+    """In words."""
+    rates = [f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in found.items() if name != "copy"]
+    return f"Ceilings: {', '.join(rates)}, copy {found['copy'] / 1e9:.0f} GB/s."
+
+
 def best(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the quickest repeat; the first warms up."""
     return min([seconds(work, device) for _ in range(REPEATS)][1:])

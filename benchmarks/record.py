@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from dit.hardware import versions
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(name: str, command: str, results: Any) -> Path:
-    """Write benchmarks/results/NAME-DEVICE-DATE.json."""
+def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> Path:
+    """Write benchmarks/results/NAME-DEVICE-DATE.json and, of lines of Markdown, the same with .md."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
@@ -24,12 +25,14 @@ def record(name: str, command: str, results: Any) -> Path:
         "date": date.today().isoformat(),
         "commit": commit + ("+" if changed else ""),
         "hardware": {"device": device, "processor": processor(), "cores": torch.get_num_threads()},
-        "versions": versions("torch", "timm", "diffusers", "torch-fidelity"),
+        "versions": versions("torch", "timm", "diffusers", "torchao", "torch-fidelity"),
         "results": results,
     }
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}-{device.replace(' ', '-').lower()}-{date.today().isoformat()}.json"
     file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    if table:
+        file.with_suffix(".md").write_text("\n".join(table) + "\n")
     return file
 
 

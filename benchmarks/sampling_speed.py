@@ -1,6 +1,6 @@
 """How few network calls are enough: quality and speed of sampling on digits, against 250 steps of the same model.
 
-    python -m benchmarks.sampling_speed [--out runs/sampling-speed] [--train-steps 560] [--num-samples 1000] [--record]
+    python -m benchmarks.sampling_speed [--out runs/sampling-speed] [--train-steps 560] [--num-samples 2000] [--record]
 
 Two models that differ in their process alone, a DDPM and flow matching, are trained as quickstart does. Each row is
 `dit sample` and `dit evaluate` as a user would type them, from the same seeds; seconds are for all images, loading the
@@ -18,14 +18,17 @@ from benchmarks.record import record
 
 RUNS = {"ddpm": "--process linear --objective eps", "flow": ""}
 SETTINGS = {
-    "ddpm": ["--sampler ddpm --steps 250", "--sampler ddim --steps 250", "--sampler ddim --steps 50",
-             "--sampler ddim --steps 50 --block-cache 2", "--sampler dpmpp_2m --steps 25",
-             "--sampler dpmpp_2m --steps 25 --block-cache 2", "--sampler dpmpp_2m --steps 15",
-             "--sampler dpmpp_2m --steps 10"],
-    "flow": ["--sampler euler --steps 250", "--sampler dpmpp_2m --steps 50",
-             "--sampler dpmpp_2m --steps 50 --block-cache 2", "--sampler dpmpp_2m --steps 50 --block-cache 3",
-             "--sampler dpmpp_2m --steps 25", "--sampler dpmpp_2m --steps 25 --block-cache 2",
-             "--sampler dpmpp_2m --steps 16", "--sampler dpmpp_2m --steps 10", "--sampler heun --steps 8"],
+    "ddpm": ["--sampler ddpm --steps 250", "--sampler ddpm --steps 100", "--sampler ddim --steps 50",
+             "--sampler dpmpp_2m --steps 25", "--sampler dpmpp_2m --steps 16 --spacing cosine",
+             "--sampler dpmpp_2m --steps 16 --spacing cosine --block-cache 2"],
+    "flow": ["--sampler euler --steps 250", "--sampler dpmpp_2m --steps 50", "--sampler dpmpp_2m --steps 25",
+             "--sampler dpmpp_2m --steps 25 --block-cache 2", "--sampler dpmpp_2m --steps 16",
+             "--sampler dpmpp_2m --steps 16 --spacing cosine",
+             "--sampler dpmpp_2m --steps 16 --spacing cosine --block-cache 2",
+             "--sampler dpmpp_2m --steps 16 --spacing cosine --block-cache 3",
+             "--sampler dpmpp_2m --steps 12 --spacing cosine",
+             "--sampler dpmpp_2m --steps 12 --spacing cosine --block-cache 2",
+             "--sampler dpmpp_2m --steps 8 --spacing cosine", "--sampler heun --steps 6 --spacing cosine"],
 }
 """The first of each is what the others are compared with."""
 DISTANCE = "FD(digits-cnn)"
@@ -58,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/sampling-speed"), help="folder of all experiments")
     parser.add_argument("--train-steps", type=int, default=560, help="optimizer steps of each model")
-    parser.add_argument("--num-samples", type=int, default=1000, help="samples behind each score")
+    parser.add_argument("--num-samples", type=int, default=2000, help="samples behind each score")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     rows = rows_of(Lab(args.out, args.train_steps, args.num_samples))

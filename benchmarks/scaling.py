@@ -24,11 +24,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import job_of
 from benchmarks.record import record
+from dit.evaluation.pages.figures import new_axis, new_figure, to_image
 from dit.hardware import Ranks, ranks
 from dit.models.create import multiply_adds
 from dit.scaling.cluster import Cluster
@@ -38,6 +40,7 @@ from dit.training.job import Job
 from dit.training.step import train_step
 
 WAYS = ("ddp", "fsdp")
+PICTURE = Path("docs/images/ranks.png")
 
 
 class Sent(TorchDispatchMode):
@@ -200,6 +203,7 @@ def main() -> None:
         return
     results = compare(args.model, args.batch, args.rounds)
     if args.record:
+        draw(results).save(PICTURE)
         print(record("scaling", f"python -m benchmarks.scaling --model {args.model} --batch {args.batch} "
                                 f"--rounds {args.rounds} --record", results))
 
@@ -228,6 +232,26 @@ def compare(model: str, batch: int, rounds: int) -> dict[str, Any]:
     print("\n".join(f"{name}: {value:.1%}" for name, value in efficiency.items()))
     return {"model": model, "batch": batch, "cores": cores, "found": found, "one_process_of_all_threads": threads,
             "rows": rows, "efficiency": efficiency}
+
+
+def draw(results: dict[str, Any]) -> Image.Image:
+    """Images a second by processes, and what they would be if each had a core and none had to talk."""
+    batch, found = results["batch"], {int(world): one for world, one in results["found"].items()}
+    alone = batch / found[1]["step"]
+    figure = new_figure(4.8, 3.2)
+    axis = new_axis(figure, "processes, of one thread each")
+    worlds = sorted(found)
+    cores = results["cores"]
+    ideal = [alone * min(world, cores) for world in worlds]
+    axis.plot(worlds, ideal, linestyle=":", label=f"{cores} cores, no communication")
+    for way in WAYS:
+        speeds = [alone] + [batch * world / found[world][way]["seconds"] for world in worlds[1:]]
+        axis.plot(worlds, speeds, marker="o", markersize=4, label=way)
+    axis.set_xticks(worlds)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("images a second")
+    axis.legend(frameon=False)
+    return to_image(figure)
 
 
 def work_of(model: str) -> Work:

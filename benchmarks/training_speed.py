@@ -1,6 +1,7 @@
 """Training img/s on stored latents of 4x32x32: this package's trainer beside its peers, in one run.
 
-    python -m benchmarks.training_speed [--rounds 5] [--models DiT-S/4 …] [--batch 32] [--tiny] [--record]
+    python -m benchmarks.training_speed [--rounds 5] [--models DiT-S/4 …] [--batch 32] [--budget 240] [--tiny]
+                                        [--record]
 
 `dit` is the trainer's own step: a batch from memory, latents drawn, times, dropped labels, forward, hybrid loss with
 learned variance, backward, clipping, AdamW, EMA. The peers' step is the plainest that trains the same: latents already
@@ -24,7 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ceilings import ceilings, seconds, tf32
+from benchmarks.budget import within
+from benchmarks.ceilings import ceilings, seconds, tf32, told
 from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.convert import diffusers_config
@@ -36,6 +38,7 @@ from dit.models.create import create_model
 from dit.runs import NetworkSpec
 from dit.training.ema import EMA
 from dit.training.flops import training_flops
+from dit.training.fp8 import has_fp8
 
 SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 Step = Callable[[], None]
@@ -55,11 +58,12 @@ class Variant(NamedTuple):
 
 
 PLAIN = Variant("plain", "fp32", False)
-DIT = Variant("dit", "bf16", True)
+DIT, FP8 = Variant("dit", "bf16", True), Variant("dit", "fp8", True)
 WAYS = [("fp32", False), ("bf16", False), ("bf16", True)]
 VARIANTS = [PLAIN, *(Variant(whose, *way) for whose in ("dit", "diffusers") for way in WAYS)]
 CPU: dict[str, tuple[int, list[Variant]]] = {"DiT-S/4": (32, VARIANTS)}
-CUDA = {"DiT-XL/2": (128, VARIANTS), "DiT-L/2": (128, [DIT]), "DiT-B/2": (256, [DIT]), "DiT-S/2": (256, [DIT]),
+CUDA = {"DiT-XL/2": (128, [*VARIANTS, FP8]), "DiT-L/2": (128, [DIT, FP8]), "DiT-B/2": (256, [DIT]),
+        "DiT-S/2": (256, [DIT]),
         "DiT-XL/4": (256, [DIT]), "DiT-L/4": (256, [DIT]), "DiT-B/4": (256, [DIT]), "DiT-S/4": (256, [DIT])}
 TINY = {"DiT-S/8": (4, VARIANTS)}
 
@@ -143,10 +147,10 @@ def measure(model: str, batch: int, variants: list[Variant], rounds: int, device
             del steps
 
 
-def rows_of(plan: dict[str, tuple[int, list[Variant]]], rounds: int, device: torch.device, best: dict[str, float]
-            ) -> Iterator[dict[str, Any]]:
+def rows_of(plan: dict[str, tuple[int, list[Variant]]], rounds: int, device: torch.device, best: dict[str, float],
+            budget: float | None) -> Iterator[dict[str, Any]]:
     """A row of the table for each variant of each model; ratios are to the plain step of the same model."""
-    for model, (batch, variants) in plan.items():
+    for model, (batch, variants) in within(budget, plan.items(), lambda item: item[0]):
         flops, plain = training_flops(NetworkSpec(model=model, **SHAPE)), None
         for variant, found in measure(model, batch, variants, rounds, device):
             plain = found["seconds"] if variant == PLAIN else plain
@@ -174,23 +178,24 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="of those that are measured on this device; all unless given")
     parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--budget", type=float, help="seconds after which no further model is begun")
     parser.add_argument("--tiny", action="store_true", help="one small model in small batches, to see that all works")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
-    plan = {model: (args.batch or batch, variants) for model, (batch, variants) in plan.items()
-            if args.models is None or model in args.models}
+    plan = {model: (args.batch or batch, [one for one in variants if one != FP8 or has_fp8(device)])
+            for model, (batch, variants) in plan.items() if args.models is None or model in args.models}
     best = ceilings(device)
-    print(", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in best.items() if name != "copy"),
-          f"copy {best['copy'] / 1e9:.0f} GB/s", HEAD, sep="\n", flush=True)
+    print(told(best), "", HEAD, sep="\n", flush=True)
     rows = []
-    for row in rows_of(plan, args.rounds, device, best):
+    for row in rows_of(plan, args.rounds, device, best, args.budget):
         rows.append(row)
         print(tell(row), flush=True)
     if args.record:
         command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
-        print(record("training-speed", command, {"ceilings": best, "rows": rows}))
+        table = [told(best), "", HEAD, *map(tell, rows)]
+        print(record("training-speed", command, {"ceilings": best, "rows": rows}, table))
 
 
 if __name__ == "__main__":

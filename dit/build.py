@@ -19,6 +19,7 @@ from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
+from dit.files import quoted
 from dit.hardware import Ranks
 from dit.hub import lasting
 from dit.latents.autoencoder import Autoencoder
@@ -26,7 +27,7 @@ from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, damaged_shards
 from dit.models.create import create_model, is_classifier, side_multiple
-from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_weights, same_autoencoder
+from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_header, read_weights, same_autoencoder
 from dit.text import TextEncoder, load_text_encoder
 
 PARTS = {"model": "model", "input_size": "latents of", "in_channels": "latent channels",
@@ -47,15 +48,16 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     return create_model(spec.model, **spec.sizes)
 
 
-def initialise(network: nn.Module, card: Card, weights: Path) -> None:
-    """Start a network from another run's EMA; with another number of classes, what is of classes starts afresh.
+def find_origin(card: Card, weights: Path) -> Path:
+    """The file of weights that a network starts from, which another run's is.
 
     Raises:
         UserError: no weights there, or of another network.
     """
     config, spec = card.config, card.network
-    found = read_weights(find_weights(weights))
-    theirs = found.card.network
+    file = find_weights(weights)
+    origin, _ = read_header(file)
+    theirs = origin.network
     if theirs.conditioning != spec.conditioning:
         raise UserError(f"--init {weights} was trained with --conditioning {theirs.conditioning}, not "
                         f"{spec.conditioning}", "the same for both", f"pass --conditioning {theirs.conditioning}")
@@ -64,18 +66,29 @@ def initialise(network: nn.Module, card: Card, weights: Path) -> None:
         raise UserError(f"--init {weights} has a network of {'; '.join(different)}", "the same network for both",
                         "give the flags that the weights were trained with (dit info tells them)")
     for name in ("process", "objective", "latent_norm"):
-        old, new = getattr(found.card.config, name), getattr(config, name)
+        old, new = getattr(origin.config, name), getattr(config, name)
         if old != new:
             raise UserError(f"--init {weights} was trained with {name} {old}, not {new}", "the same for both",
                             f"pass --{name.replace('_', '-')} {old}")
-    for name, same in (("vae", same_autoencoder(found.card, card)),
-                       ("text_encoder", found.card.text_encoder_sha256 == card.text_encoder_sha256)):
+    for name, same in (("vae", same_autoencoder(origin, card)),
+                       ("text_encoder", origin.text_encoder_sha256 == card.text_encoder_sha256)):
         if not same:
             flag = f"--{name.replace('_', '-')}"
-            old, new = (getattr(one, name) or "digits" for one in (found.card.config, config))
+            old, new = (getattr(one, name) or "digits" for one in (origin.config, config))
             raise UserError(f"--init {weights} was trained with {flag} {old}, which is not {flag} {new}",
                             "the same for both", "pass the one that the weights were trained with")
-    fresh = fresh_classes(network, found.state_dict) if theirs.num_classes != spec.num_classes else {}
+    return file
+
+
+def initialise(network: nn.Module, card: Card, weights: Path) -> None:
+    """Start a network from another run's EMA; with another number of classes, what is of classes starts afresh.
+
+    Raises:
+        UserError: as `find_origin`.
+    """
+    found = read_weights(find_origin(card, weights))
+    other = found.card.network.num_classes != card.network.num_classes
+    fresh = fresh_classes(network, found.state_dict) if other else {}
     load_weights(network, {**found.state_dict, **fresh}, found.path)
 
 
@@ -147,11 +160,12 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
         UserError: encoded by another autoencoder, at another size, or without the flips asked for.
     """
     store = LatentStore(config.data, ranks.on_main(partial(find_damaged, config.data)) if config.skip_damaged else ())
-    again = f"encode again: dit encode --data IMAGES --out OTHER --vae {config.vae} {size_flag(config.image_size)}"
+    again = ("encode again: dit encode --data IMAGES --out OTHER "
+             f"--vae {quoted(config.vae)} {size_flag(config.image_size)}")
     if store.checksum != autoencoder.checksum:
         theirs, ours = (f"(SHA-256 {str(checksum)[:8]})" for checksum in (store.checksum, autoencoder.checksum))
         raise UserError(f"--data {config.data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
-                        "the autoencoder of the latents", f"pass --vae {store.vae}, or {again}")
+                        "the autoencoder of the latents", f"pass --vae {quoted(store.vae)}, or {again}")
     if sides(store.image_size) != sides(config.image_size):
         raise UserError(f"--data {config.data} was encoded with {size_flag(store.image_size)}, not "
                         f"{size_flag(config.image_size)}", "the size of the latents",

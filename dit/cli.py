@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
 
@@ -46,8 +47,14 @@ from dit.errors import PeerLost, UserError, nearest
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EEXIST, errno.ENOTDIR,
-        errno.EISDIR}
+ROOM = "a writable place with free space", "free some space or choose another path"
+KIND = "a folder where a file is, or a file where a folder is", "move what lies there away or choose another path"
+NAME = "a name that the file system takes", "choose a shorter path"
+DISK = {errno.ENAMETOOLONG: NAME, **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), KIND), **dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG), ROOM)}
+"""What was expected, and what to do, where the file system refuses."""
+KINDS = {int: "whole number", float: "number", Path: "path"}  # of values, in words
+CAPTIONS = {"--prompt", "--negative-prompt"}  # whose values may be empty, or are refused with words of their own
 
 Config = TypeVar("Config")
 
@@ -84,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     if name not in COMMANDS:
-        return _report(UserError(f"unknown command {name!r}", " | ".join(COMMANDS), nearest(name, COMMANDS)))
+        near = nearest(name, COMMANDS, "see dit --help")
+        return _report(UserError(f"unknown command {name!r}", " | ".join(COMMANDS), near))
     return _run(name, rest, f"dit {name}")
 
 
@@ -132,8 +140,7 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        return _report(UserError(str(error), "a writable place with free space",
-                                 "free some space or choose another path"))
+        return _report(UserError(str(error), *DISK[error.errno]))
     return 0
 
 
@@ -175,20 +182,46 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     except SystemExit as end:
         if not end.code:
             raise
-        raise _mistake(_one_line(complaint.getvalue()), prog) from None
+        raise _mistake(kind, argv, _one_line(complaint.getvalue()), prog) from None
     config = kind(**_values(given))
     if isinstance(config, TrainConfig):
-        require_typed(config, {arg.split("=")[0].removeprefix("--").replace("-", "_") for arg in argv})
+        require_typed(config, {flag.removeprefix("--").replace("-", "_") for flag, _ in _typed(argv)})
     return config
 
 
-def _mistake(said: str, prog: str) -> UserError:
-    """What tyro complains of; of a size, which has two forms, without tyro's words for these."""
-    if size := re.match(r"(--\S*image-size): no type matching .*? could be instantiated from \[(.*?)\]", said):
-        flag, values = size[1], re.sub("[',]", "", size[2])
-        return UserError(f"{flag} {values or 'without a value'}", "one number, or two: height and width",
-                         f"such as {flag} 32, or {flag} 32 48")
+def _typed(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """Flags and the values after each, as `--flag value` or `--flag=value`; under "" those before the first."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for arg in argv:
+        if arg.startswith("--"):
+            name, equals, value = arg.partition("=")
+            found.append((name.replace("_", "-"), [value] if equals else []))
+        else:
+            found[-1][1].append(arg)
+    return found
+
+
+def _mistake(kind: type, argv: list[str], said: str, prog: str) -> UserError:
+    """What tyro complains of; of the values of a flag, in words of our own."""
+    if found := re.match(r"(?:Missing value for argument ')?(--[a-z0-9-]+)[:']", said):
+        flag, types = found[1], {field.name: field.type for field in dataclasses.fields(kind)}
+        values = " ".join(dict(_typed(argv))[flag])
+        wanted = _wanted(types[flag.removeprefix("--").replace("-", "_")])
+        return UserError(f"{flag} {values or 'without a value'}", wanted, f"change {flag}, or see {prog} --help")
     return UserError(said, f"flags and values as {prog} --help lists them", "correct the command line")
+
+
+def _wanted(kind: Any) -> str:
+    """What a flag of this type takes, in words."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    if tuple in map(get_origin, parts) and int in parts:
+        return "one number, or two: height and width"
+    if get_origin(kind) is tuple:
+        word = KINDS.get(parts[0], "value")
+        return f"one {word} or more" if Ellipsis in parts else f"two {word}s"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(parts)}"
+    return _wanted(parts[0]) if parts else f"a {KINDS.get(kind, 'value')}"
 
 
 def _values(config: Any) -> dict[str, Any]:
@@ -223,17 +256,17 @@ def _help_texts(kind: type) -> dict[str, str]:
 
 
 def _check_flags(kind: type, argv: list[str], prog: str) -> None:
-    """Refuse unknown flags, with the nearest known ones, which tyro does only for some."""
+    """Refuse unknown flags, with the nearest known ones, which tyro does only for some; and empty values."""
     known = ["--help"]
     for field in dataclasses.fields(kind):
         flag = field.name.replace("_", "-")
         known += [f"--{flag}", *([f"--no-{flag}"] if "bool" in str(field.type) else [])]
-    for arg in argv:
-        flag = arg.split("=")[0].replace("_", "-")
-        if arg.startswith("--") and flag not in known:
-            close = nearest(flag, known)
-            hint = close if close.startswith("did you mean") else f"see {prog} --help"
-            raise UserError(f"unknown flag {flag}", f"a flag of {prog}", hint)
+    for flag, values in _typed(argv):
+        if flag and flag not in known:
+            raise UserError(f"unknown flag {flag}", f"a flag of {prog}", nearest(flag, known, f"see {prog} --help"))
+        if flag not in CAPTIONS and not all(map(str.strip, values)):
+            raise UserError(f"{flag or 'an argument'} is empty", "a value",
+                            "check the variable of the shell that it came from")
 
 
 def _one_line(box: str) -> str:
@@ -263,14 +296,8 @@ def _train_default(argv: list[str]) -> TrainConfig | None:
 
 
 def _value(argv: list[str], flag: str) -> str | None:
-    """The last value given for `flag`, as `--flag value` or `--flag=value`."""
-    found = None
-    for i, arg in enumerate(argv):
-        if arg == flag:
-            found = argv[i + 1] if i + 1 < len(argv) else None
-        elif arg.startswith(f"{flag}="):
-            found = arg.split("=", 1)[1]
-    return found
+    """The last value given for `flag`."""
+    return next(iter(dict(_typed(argv)).get(flag, [])), None)
 
 
 def _preset(name: str) -> TrainConfig:

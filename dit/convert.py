@@ -13,7 +13,7 @@ from torch import Tensor
 from dit.config import ConvertConfig, TrainConfig
 from dit.data.images import sides
 from dit.errors import UserError
-from dit.files import replacing
+from dit.files import quoted, replacing
 from dit.hardware import Ranks
 from dit.hub import lasting
 from dit.models.create import create_model
@@ -29,7 +29,7 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
     if ranks.main:
         card = import_release(config.file, config.out, config.vae)
         print(f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
-              f"python sample.py --run {config.out} --cfg-scale 4 --cfg-channels 3")
+              f"python sample.py --run {quoted(config.out)} --cfg-scale 4 --cfg-channels 3")
 
 
 def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema") -> Card:
@@ -71,7 +71,7 @@ def read_release(file: Path) -> tuple[NetworkSpec, StateDict]:
     """
     if file.suffix == ".safetensors":
         raise UserError(f"{file} is a safetensors file", "a .pt file of the DiT release",
-                        f"pass it as it is: python sample.py --run {file}")
+                        f"pass it as it is: python sample.py --run {quoted(file)}")
     loaded = _load_pickle(file)
     for wrapper in ("ema", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):

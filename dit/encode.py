@@ -20,6 +20,7 @@ from dit.data.images import ImageFiles, ImageFolder, Images, decode, size_flag
 from dit.data.labels import Columns, Value
 from dit.data.sources import load_images, load_stream
 from dit.errors import UserError
+from dit.files import quoted
 from dit.hardware import Ranks
 from dit.latents import shards
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
@@ -118,7 +119,7 @@ def finish(job: Job, images: Images | DatasetStream, made: int) -> None:
     number = shards.write_index(cfg.out, job.encoding, made, classes, labels, job.shape)
     text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
     print(f"{number:,} latents {' x '.join(map(str, job.shape))} in {cfg.out}; next: "
-          f"python train.py --data {cfg.out} --vae {cfg.vae} {size_flag(cfg.image_size)}{text}")
+          f"python train.py --data {quoted(cfg.out)} --vae {quoted(cfg.vae)} {size_flag(cfg.image_size)}{text}")
 
 
 def complete_shards(job: Job, number: int) -> set[int]:

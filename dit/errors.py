@@ -25,8 +25,12 @@ class PeerLost(Exception):
     """Another rank has ended, so that this one can not go on; shown as one line, and torchrun may start all again."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names, those most like `name` first: "did you mean A or B?" for an error's last part."""
+def nearest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """For an error's last part: "did you mean A or B?", of the known names that begin with `name` or are much like it.
+
+    Args:
+        otherwise: what to say where there are none; a list of all names unless given.
+    """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(known)}"
+    close = [one for one in known if one.startswith(name)] or difflib.get_close_matches(name, known, cutoff=0.65)
+    return f"did you mean {' or '.join(close[:3])}?" if close else otherwise or f"choose one of {', '.join(known)}"

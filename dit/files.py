@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 from dit.errors import UserError
 
 LOCK = ".lock"  # in folders that one process at a time may write to
+
+
+def quoted(name: object) -> str:
+    """A path or name as one types it in a shell."""
+    return shlex.quote(str(name))
 
 
 def sha256(file: Path) -> str:
@@ -24,13 +30,24 @@ def sha256(file: Path) -> str:
 
 
 @contextmanager
+def named(file: Path) -> Iterator[None]:
+    """Let an error of the system name `file`, where it names none: the system does so only where a file is opened."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+@contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A name beside `file` to write to; it takes the place of `file` when the block ends well."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        yield beside
-        os.replace(beside, file)
+        with named(file):
+            yield beside
+            os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -57,6 +74,20 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"--out {folder} can not be made ({error.strerror})", "a writable place",
                         "pass another --out") from None
+
+
+def require_room(folder: Path) -> None:
+    """Make sure that `make_folder` will succeed, before that has cost any work; nothing is made.
+
+    Raises:
+        UserError: a file is in the way, or the place is not writable.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {folder} is a file" if there == folder else f"--out {folder} lies in {there}, a file",
+                        "a folder, new or existing", "pass another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder} can not be written to", "a writable place", "pass another --out")
 
 
 def require_place(file: Path, kind: str) -> None:

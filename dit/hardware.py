@@ -20,6 +20,7 @@ from dit.files import LOCK, make_folder
 
 Value = TypeVar("Value")
 
+CGROUPS = {"": ("sys/fs/cgroup", "memory.max"), "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes")}  # v2, v1
 PATIENCE = timedelta(hours=12)  # between ranks: rank 0 computes scores while the others wait
 
 
@@ -203,8 +204,24 @@ def memory_of(device: torch.device) -> int:
     """Bytes that a rank may have: its GPU's, or an equal part of the machine's for each rank on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return machine // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return main_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def main_memory(root: Path = Path("/")) -> int:
+    """Bytes of the machine's memory, or what a container or a job may have of it."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits(root)])
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """Bytes that the control groups of this process allow, and those around them."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers in CGROUPS:
+            mount, name = CGROUPS[controllers]
+            own = root / mount / path.lstrip("/")
+            said = [(group / name).read_text().strip() for group in (own, *own.parents) if (group / name).exists()]
+            yield from (int(limit) for limit in said if limit != "max")
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -214,13 +231,20 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def arithmetic(device: torch.device, precision: str) -> str:
+    """What a precision means here: itself, or of `auto` bf16 where it is fast, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if fast_bf16(device) else "fp32"
+
+
 def uses_bf16(device: torch.device, precision: str) -> bool:
-    """Whether `fp32`, `bf16` or `auto` (bf16 where it is fast) means bfloat16 here."""
-    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
+    """Whether networks compute in bfloat16 here; with `fp8`, all but what is float8."""
+    return arithmetic(device, precision) != "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision: `fp32`, `bf16`, or `auto` for bf16 where it is fast."""
+    """Mixed precision, unless `fp32`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision))
 
 

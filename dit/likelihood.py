@@ -28,7 +28,7 @@ from dit.diffusion.process import DDPM
 from dit.errors import UserError
 from dit.files import require_place, sha256, write_json
 from dit.generate import ImageNoise
-from dit.hardware import Ranks, autocast, device_kind, uses_bf16
+from dit.hardware import Ranks, arithmetic, autocast, device_kind
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.text import Captioned, Captions
@@ -264,7 +264,7 @@ def protocol(run: Run, plan: Plan, config: NllConfig) -> dict[str, Any]:
         "probes": plan.probes,
         "exact": plan.exact,
         "seed": config.seed,
-        "precision": "bf16" if uses_bf16(run.device, config.precision) else "fp32",
+        "precision": arithmetic(run.device, config.precision),
         "device": device_kind(run.device),
         "versions": run.versions,
     }

@@ -1,6 +1,7 @@
 """EMA after the fact (2312.02696, section 3.2): snapshots of a few averages of a training become that of any length."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from dit.config import EmaConfig
 from dit.config.checks import MEAN
 from dit.errors import UserError
-from dit.files import flush, replacing, write_json
+from dit.files import flush, quoted, replacing, write_json
 from dit.hardware import Ranks
 from dit.profiles import fit
 from dit.runs import Card, checkpoint_name, damaged, read_header, sums, write_weights
@@ -118,12 +119,12 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: fl
         write_json(run / RECORD, {"files": recorded(run) | {file.name: sums(file)}})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} could not be written ({error})", "a writable disk with free space",
-                        f"make room and continue with --resume {run}") from error
+                        f"make room and continue with --resume {quoted(run)}") from error
 
 
 def drop_after(run: Path, step: int) -> None:
     """Remove what steps after this one left: snapshots, averages made of them, and halves of files."""
-    made = [*(run / FOLDER).glob(ANY), *run.glob(f"ema-{ANY}")]
+    made = [*_ours(run / FOLDER), *_ours(run, "ema-")]
     later = [file for file in made if _step(file) > step]
     for file in (*later, *(run / FOLDER).glob(f".{ANY}.*")):
         file.unlink()
@@ -147,7 +148,12 @@ def recorded(run: Path) -> dict[str, dict[str, Any]]:
 
 def snapshot_steps(run: Path) -> list[int]:
     """The step of every snapshot of a run, by their names."""
-    return [_step(file) for file in (run / FOLDER).glob(ANY)]
+    return [_step(file) for file in _ours(run / FOLDER)]
+
+
+def _ours(folder: Path, prefix: str = "") -> list[Path]:
+    """Files of averages, but none that is called otherwise than we do."""
+    return [file for file in folder.glob(prefix + ANY) if re.search(r"-step-[0-9]+\Z", file.stem)]
 
 
 def _step(file: Path) -> int:
@@ -160,7 +166,7 @@ def find_snapshots(run: Path) -> list[Snapshot]:
     Raises:
         UserError: there are none, or one is damaged or of another network.
     """
-    found = [Snapshot(file, *read_header(file)) for file in (run / FOLDER).glob(ANY)]
+    found = [Snapshot(file, *read_header(file)) for file in _ours(run / FOLDER)]
     found = sorted((s for s in found if s.card.ema_length), key=lambda s: (s.step, s.length))
     if not found:
         raise UserError(f"no snapshots of averages in {run / FOLDER}", "the directory of a run with --ema-lengths",
@@ -227,7 +233,7 @@ def ema(config: EmaConfig, ranks: Ranks) -> None:
     for file, mixture in made.items():
         write(mixture, file)
         print(f"{mixture}\n{file}", flush=True)
-    print(f"next        python sample.py --run {file}")
+    print(f"next        python sample.py --run {quoted(file)}")
 
 
 def _told(error: float) -> str:

@@ -15,6 +15,8 @@ A weights file carries the Card in its header, so that it can be used without th
 import dataclasses
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from dit.files import sha256
 WEIGHTS = "ema-*.safetensors"
 BEST = "best"  # in a run, a link to its best checkpoint
 MACHINE = "machine.json"
+NOTED = {"step", "device", "ranks", "flops_per_image", "peak_flops_per_rank", "versions"}  # of each start, at least
 BY_TIME = "loss_by_time/"  # before the ends of a bucket of times, in a line of the log
 RELEASE_DATA = "imagenet"  # what the card of a converted release says that it was trained on
 
@@ -175,8 +178,14 @@ def damaged(file: Path, expected: str, do: str) -> Iterator[None]:
 
 def checkpoints(run: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    found = (path.parent for path in (run / "checkpoints").glob("step-*/meta.json"))
-    return sorted(found, key=checkpoint_step)
+    return [folder for folder in by_step(run / "checkpoints").values() if (folder / "meta.json").exists()]
+
+
+def by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
+    """What is called step-DIGITS and the suffix, by that number, lowest first; what is called otherwise is not ours."""
+    named = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
+    found = {int(match[1]): path for path in folder.glob("step-*") if (match := named.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def checkpoint_name(step: int) -> str:
@@ -295,14 +304,39 @@ def read_header(file: Path) -> tuple[Card, int]:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The lines of a metrics.jsonl; one that is damaged is left out with a warning, a last one cut short without."""
+    texts = file.read_bytes().split(b"\n") if file.exists() else []
     lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            lines.append(_logged(text))
+        except ValueError as error:
+            if number < len(texts):  # else what comes after the last line's end: nothing, or a part of another line
+                print(f"warning: {file}, line {number}, is damaged and left out ({error})", file=sys.stderr)
     return lines
+
+
+def _logged(text: bytes) -> dict[str, Any]:
+    line = json.loads(text.decode())
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise ValueError("no object with a step")
+    return line
+
+
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """What the run was trained on, start by start, as machine.json has it; nothing where it is missing, or, with a
+    warning, damaged: nothing depends on it."""
+    file = run / MACHINE
+    if not file.exists():
+        return []
+    try:
+        starts = json.loads(file.read_text())
+        if not all(one.keys() >= NOTED for one in starts):
+            raise ValueError("a start without all that is noted of one")
+        return list(starts)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        print(f"warning: {file} is damaged and left out ({error})", file=sys.stderr)
+        return []
 
 
 class Distance(NamedTuple):

@@ -21,7 +21,7 @@ from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import make_folder, replacing, sha256, write_json
 from dit.generate import NotFinite, generate
-from dit.hardware import Ranks, uses_bf16
+from dit.hardware import Ranks, arithmetic
 from dit.runs import damaged, find_weights, read_header
 from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.text import Captioned
@@ -108,6 +108,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "objective": card.config.objective,
         "sampler": plan.name,
         "steps": plan.steps,
+        **({"spacing": config.spacing} if config.spacing != "uniform" else {}),
         "cfg_scale": config.cfg_scale,
         "cfg_interval": list(config.cfg_interval),
         "cfg_channels": config.cfg_channels,
@@ -118,7 +119,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "eta": options.get("eta"),  # none of another sampler's business
         "variance": options.get("variance"),
         "seed": config.seed,
-        "precision": "bf16" if uses_bf16(run.device, config.precision) else "fp32",
+        "precision": arithmetic(run.device, config.precision),
         "classes": [] if card.unconditional else list(classes),
         **_text(run, classes),
         "versions": run.versions,

@@ -18,6 +18,7 @@ from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
+from dit.files import quoted
 from dit.inference import compiled, ready
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import remembering
@@ -102,14 +103,18 @@ def build_sampling(run: Run, config: SamplerConfig, images: int = 0) -> Sampling
     options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
-    times = denoise.process.times(steps)
+    times = denoise.process.times(steps, config.spacing)
+    if (times.diff() == 0).any():
+        raise UserError(f"--spacing {config.spacing} with --steps {steps}", "few enough to each have their own times",
+                        "pass fewer --steps, or --spacing uniform")
     return SamplingPlan(guided, denoise.process, sampler, name, times, networks, config.block_cache)
 
 
 def _readied(run: Run, config: SamplerConfig, images: int) -> Run:
     """The run with its network as sampling calls it."""
     captioned = run.denoise.network if isinstance(run.denoise.network, Captioned) else None
-    network: Any = ready(captioned.network if captioned else run.denoise.network, run.device, config.precision)
+    plain: Any = captioned.network if captioned else run.denoise.network
+    network: Any = ready(plain, run.device, config.precision)
     many = run.device.type == "cuda" and images >= COMPILED_FROM
     if many if config.compile is None else config.compile:
         halves = 2 if config.cfg_scale != 1 and not config.guide else 1
@@ -172,7 +177,7 @@ def load_classifier(run: Run, path: Path) -> NoisyClassifier:
         weights = read_weights(find_weights(path))
     if not is_classifier(weights.card.network.model):
         raise UserError(f"--classifier {path} is a {weights.card.network.model}", "a run of `dit train-classifier`",
-                        f"train one: dit train-classifier --run {run.home}")
+                        f"train one: dit train-classifier --run {quoted(run.home)}")
     _require_kin(f"--classifier {path}", weights.card, run, run.card.network.num_classes or len(run.card.classes))
     network: Any = load_network(weights, run.device)
     if run.trained_size:

@@ -13,6 +13,7 @@ from dit.build import build_denoiser, build_network, build_text_encoder, load_we
 from dit.data.images import Size, sides, size_of
 from dit.diffusion.denoiser import Denoiser
 from dit.errors import UserError
+from dit.files import quoted
 from dit.hardware import versions
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.models.create import is_classifier
@@ -151,7 +152,7 @@ def _as_trained(flag: str, place: str | None, weights: Weights, load: Callable[[
     Raises:
         UserError: it is not where it was, or is another one.
     """
-    do = f"put it back at {place}, or a link to where it is now (ln -s NOW {place})"
+    do = f"put it back at {place}, or a link to where it is now (ln -s NOW {quoted(place)})"
     try:
         found = load()
     except UserError as error:

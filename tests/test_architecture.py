@@ -97,7 +97,7 @@ def test_entry_points_are_short(script):
 
 def test_import_brings_no_heavy_library():
     heavy = "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers'," \
-            " 'datasets', 'webdataset', 'pandas']"
+            " 'datasets', 'webdataset', 'pandas', 'torchao']"
     imports = "import sys, dit.sampling_plan, dit.training.trainer, dit.generate"
     code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

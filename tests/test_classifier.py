@@ -102,19 +102,19 @@ def test_runs_on_captions_have_no_classes(make_run):
         settings_for(asked(weights.home), captioned)
 
 
-@pytest.mark.parametrize(("settings", "given"), [
-    (dict(label_dropout=0.1), "--label-dropout 0.1"),
-    (dict(eval_every=5), "--eval-every 5"),
-    (dict(process="linear", learn_sigma=True), "--learn-sigma"),
-    (dict(process="linear", objective="eps"), "--objective eps"),
-    (dict(objective="x0"), "--objective x0"),
-    (dict(loss="vlb"), "--loss vlb"),
-    (dict(min_snr_gamma=5.0), "--min-snr-gamma 5.0"),
+@pytest.mark.parametrize("settings", [
+    dict(label_dropout=0.1),
+    dict(eval_every=5),
+    dict(process="linear", learn_sigma=True),
+    dict(process="linear", objective="eps"),
+    dict(objective="x0"),
+    dict(loss="vlb"),
+    dict(min_snr_gamma=5.0),
 ])
-def test_what_a_classifier_does_not_do_is_refused(settings, given):
+def test_what_a_classifier_does_not_do_is_refused(settings):
     with pytest.raises(UserError) as error:
         TrainConfig(**{**dict(model="Classifier-Ti/2", label_dropout=0.0), **settings})
-    assert f"--model Classifier-Ti/2 with {given}; expected" in str(error.value)
+    assert "--model Classifier-Ti/2 is a classifier; expected a network that draws images" in str(error.value)
     assert "\n" not in str(error.value)
 
 

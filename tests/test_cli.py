@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -32,7 +33,22 @@ def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("trian", ["unknown command 'trian'", "did you mean train"]),
         ("train --modle DiT-S/4", ["unknown flag --modle", "did you mean --model"]),
         ("train --model", ["--model", "train --help"]),
-        ("train --lr fast", ["--lr", "fast"]),
+        ("train --foo 3", ["unknown flag --foo; expected a flag of dit train; see dit train --help"]),
+        ("sample --cfg 3", ["did you mean --cfg-scale or --cfg-interval or --cfg-channels?"]),
+        ("train --lr fast", ["--lr fast; expected a number; change --lr"]),
+        ("train --lr", ["--lr without a value; expected a number"]),
+        ("train --out", ["--out without a value; expected a path"]),
+        ("train --resume --steps=9", ["--resume without a value; expected a value"]),
+        ("train --steps=1e3", ["--steps 1e3; expected a whole number"]),
+        ("train --num-classes 1.5", ["--num-classes 1.5; expected a whole number"]),
+        ("train --unet-attention a 8", ["--unet-attention a 8; expected one whole number or more"]),
+        ("train --process", ["--process without a value; expected one of flow, linear, cosine"]),
+        ("sample --run r --cfg-interval 0.1", ["--cfg-interval 0.1; expected two numbers"]),
+        ("train --data=", ["--data is empty; expected a value; check the variable of the shell"]),
+        ("train --resume auto --out= --steps 9", ["--out is empty"]),
+        ("train --resume=", ["--resume is empty"]),
+        ("evaluate --weights=", ["--weights is empty"]),
+        ("train --model Classifier-S/2", ["--model Classifier-S/2 is a classifier; expected a network that draws"]),
         ("train --lr -1", ["--lr -1.0", "a number above 0"]),
         ("train --process floww", ["floww", "'flow', 'linear', 'cosine'"]),
         ("train stray", ["stray"]),
@@ -60,6 +76,16 @@ def test_mistakes_get_one_line(command: str, parts: list[str], capsys: pytest.Ca
     said = complaint_of(command.split(), capsys)
     for part in parts:
         assert part in said
+
+
+@pytest.mark.parametrize(("argv", "flag"), [(["info", ""], "an argument"), (["train", "--vae", " "], "--vae"),
+                                            (["evaluate", "--weights", "a", ""], "--weights")])
+def test_an_empty_value_is_refused(argv: list[str], flag: str, capsys: pytest.CaptureFixture[str]):
+    assert f"error: {flag} is empty; expected a value" in complaint_of(argv, capsys)
+
+
+def test_a_negative_prompt_may_be_empty():
+    assert parse(SampleConfig, ["--run", "r", "--negative-prompt", ""], "sample.py").negative_prompt == ""
 
 
 @pytest.mark.parametrize("box", [
@@ -180,9 +206,21 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.strip() == "interrupted"
 
 
-def test_disk_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert ending(monkeypatch, OSError(28, "No space left on device", "/x/y")) == 2
-    assert "No space left on device" in capsys.readouterr().err
+@pytest.mark.parametrize(("number", "do"), [
+    (errno.ENOSPC, "free some space"), (errno.ENAMETOOLONG, "a shorter path"), (errno.EISDIR, "move what lies there"),
+    (errno.EEXIST, "move what lies there"), (errno.ENOTDIR, "move what lies there"),
+])
+def test_a_file_system_that_refuses(number: int, do: str, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]):
+    assert ending(monkeypatch, OSError(number, os.strerror(number), "/x/y")) == 2
+    said = capsys.readouterr().err
+    assert f"{os.strerror(number)}: '/x/y'; expected " in said
+    assert do in said
+
+
+def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    for flags in (["--vae", "identity", "--out"], ["--resume"]):
+        assert "File name too long" in complaint_of(["train", *flags, f"{tmp_path}/{'x' * 300}"], capsys)
 
 
 def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):

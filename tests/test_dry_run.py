@@ -1,15 +1,17 @@
 """What --dry-run tells of each kind of network."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dit.config import TrainConfig
+from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.models.create import multiply_adds, parameters
-from dit.runs import NetworkSpec
+from dit.runs import Card, NetworkSpec
 from dit.text import load_text_encoder
 from dit.training.dry_run import budget
 from dit.training.layout import frozen_bytes
@@ -50,6 +52,47 @@ def test_classifier_and_unconditional(capsys):
     rows = told(capsys, num_classes=0)
     assert ", unconditional, " in rows["data"]
     assert rows["diffusion"] == "flow, predicts v"
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({}, None),
+    (dict(steps=9, lr=1.0, keep=5, recompute="full"), None),
+    (dict(model="DiT-Ti/2"), "model DiT-Ti/4 there, DiT-Ti/2 now"),
+    (dict(seed=1), "seed 0 there"),
+    (dict(global_batch_size=16), "global_batch_size 64 there"),
+    (dict(ema=0.5), "ema 0.999 there"),
+    (dict(ema_lengths=(0.1,)), "ema_lengths"),
+    (dict(process="linear"), "process flow there"),
+    (dict(num_classes=12), "num_classes"),
+    (dict(image_size=16), "image_size"),
+    (dict(flip=True), "flip"),
+    (dict(time_shift=2.0), "time_shift"),
+    (dict(conditioning="adaln"), "conditioning"),
+    (dict(out=Path("elsewhere")), "with --out elsewhere"),
+    (dict(steps=2), "--steps 2 for .*, which has done 3"),
+    (dict(resume=None), "has checkpoints"),
+])
+def test_what_a_run_that_goes_on_refuses_is_refused(make_run, capsys, changes, said):
+    run = make_run()
+    going_on = dataclasses.replace(Card.read(run).config, out=run, resume=str(run), dry_run=True)
+    if said is None:
+        assert "memory" in told(capsys, **{**vars(going_on), **changes})
+        return
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=said):
+            train(dataclasses.replace(going_on, **{**changes, "dry_run": dry_run}), Ranks())
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    (dict(model="DiT-Ti/2"), "has a network of model DiT-Ti/4, not DiT-Ti/2"),
+    (dict(process="linear"), "trained with process flow, not linear"),
+    (dict(init=Path("nowhere")), "no checkpoint in nowhere"),
+])
+def test_weights_to_start_from_are_looked_at(make_run, capsys, changes, said):
+    init = make_run()
+    assert "memory" in told(capsys, init=init)
+    with pytest.raises(UserError, match=said):
+        told(capsys, **{"init": init, **changes})
 
 
 def test_text_is_reckoned_with_its_encoder(capsys):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dit import sample_folder as module
 from dit.config import SampleConfig, SamplerConfig
 from dit.errors import UserError
+from dit.evaluation.sampling import settings_key
 from dit.generate import ImageNoise, NotFinite, generate, sample_grid, sample_latents
 from dit.hardware import Ranks
 from dit.sample import sample
@@ -392,3 +393,24 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
 def test_flags_that_do_not_fit(tiny_run: Path, flags: dict, complaint: str):
     with pytest.raises(UserError, match=complaint):
         sample(SampleConfig(**{"run": tiny_run, **flags}), ALONE)
+
+
+# -- spacing of times ------------------------------------------------------------------------------------------------
+
+
+def test_spacing_is_part_of_what_images_are_made_with(run: Run, tmp_path: Path):
+    cosine = dataclasses.replace(QUICK, spacing="cosine")
+    plans = [planned(run, config) for config in (QUICK, cosine)]
+    assert not torch.equal(plans[0].times, plans[1].times)
+    assert settings_key(run, QUICK, 4) != settings_key(run, cosine, 4)
+    assert settings_key(run, QUICK, 4) == settings_key(run, dataclasses.replace(QUICK, compile=False, batch_size=1), 4)
+    fill(run, tmp_path / "out", 2, config=cosine)
+    with pytest.raises(UserError, match=r"spacing null .* \"cosine\""):
+        fill(run, tmp_path / "out", 2)
+
+
+def test_steps_of_a_ddpm_have_times_of_their_own(make_run):
+    run = load_run(make_run(process="linear", objective="eps", time_sampling="uniform"), CPU)
+    planned(run, SamplerConfig(steps=70, spacing="cosine"))
+    with pytest.raises(UserError, match="--spacing cosine with --steps 80"):
+        planned(run, SamplerConfig(steps=80, spacing="cosine"))

@@ -16,6 +16,7 @@ from dit.runs import latest, verify
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 from dit.training.classifier import train_classifier
+from dit.training.fp8 import has_fp8
 from dit.training.metrics_log import read_metrics
 from dit.training.trainer import train
 
@@ -90,6 +91,18 @@ def test_likelihood_is_that_of_the_cpu(settings, make_run):
         report = nll(NllConfig(run=run, num_images=4, steps=10, out=run / f"{ranks.device.type}.json"), ranks)
         bits.append(json.loads(report.read_text())["bits_per_dim"])
     assert bits[0] == pytest.approx(bits[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(compile=False, conditioning="in-context"),
+                                      dict(recompute="selective")], ids=["compiled", "odd-tokens", "recompute"])
+def test_float8_training_learns_as_bf16_does(settings, run, tmp_path):
+    if not has_fp8(CUDA.device):
+        pytest.skip("needs float8 products")
+    out = train(dataclasses.replace(CONFIG, out=tmp_path / "run", precision="fp8", **settings), CUDA)
+    exact = run if "conditioning" not in settings else train(
+        dataclasses.replace(CONFIG, out=tmp_path / "bf16", precision="bf16", **settings), CUDA)
+    ends = [read_metrics(folder / "metrics.jsonl")[-1]["loss"] for folder in (out, exact)]
+    assert ends[0] == pytest.approx(ends[1], rel=0.05)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from dit.build import build_network
+from dit.hardware import main_memory, memory_of
 from dit.models.create import blank_inputs, parameters
 from dit.runs import NetworkSpec
 from dit.training.batches import draw_batch
@@ -141,3 +142,27 @@ def test_a_course_grows_in_proportion_to_the_batch():
     two, three, six = (step.course(batch, Layout("ddp", 2)) for batch in (2, 3, 6))
     assert np.array_equal(six, two + 4 * (three - two))
     assert step.peak(six, Layout("ddp", 2), 1) == estimate(spec(), 6, CPU, "bf16", parallel="ddp", world=2)
+
+
+# -- what there is ---------------------------------------------------------------------------------------------------
+
+LIMIT = 10**6  # bytes, less than any machine has
+
+
+@pytest.mark.parametrize(("told", "file"), [
+    ("0::/", "memory.max"),  # a container that sees its own group only
+    ("4:memory:/\n0::/", "memory/memory.limit_in_bytes"),
+    ("9:name=systemd:/\n4:memory:/docker/a\n0::/", "memory/memory.limit_in_bytes"),  # named as the host names it
+    ("0::/slurm/job_7/task", "slurm/job_7/memory.max"),  # a job's, around that of its task
+])
+def test_a_container_or_a_job_may_have_less_memory_than_the_machine(told, file, tmp_path, monkeypatch):
+    machine, group = main_memory(tmp_path), tmp_path / "sys/fs/cgroup" / file
+    for path, text in ((tmp_path / "proc/self/cgroup", told), (group, f"{LIMIT}\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert main_memory(tmp_path) == LIMIT < machine
+    for no_limit in ("max", str(2**63 - 4096)):
+        group.write_text(no_limit)
+        assert main_memory(tmp_path) == machine
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert memory_of(CPU) == main_memory() // 2

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,20 +59,60 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("layout", ["2-ddp", "2-fsdp", "4-ddp", "4-fsdp"])
 def test_any_layout_learns_what_one_process_learns(runs, layout):
-    one, other = weights_of(runs / "1-ddp"), weights_of(runs / layout)
+    assert_learnt_the_same(runs, runs / layout)
+
+
+def assert_learnt_the_same(runs: Path, run: Path) -> None:
+    """As one process, in every step."""
+    one, other = weights_of(runs / "1-ddp"), weights_of(run)
     moved = apart(one, weights_of(runs / "weights"))
     assert moved > 1e-3
     assert apart(one, other) < 1e-2 * moved
-    logs = [[(line["step"], pytest.approx(line["loss"], rel=1e-5), pytest.approx(line["grad_norm"], rel=1e-4))
-             for line in read_metrics(runs / name / "metrics.jsonl")] for name in ("1-ddp", layout)]
-    assert [[tuple(getattr(v, "expected", v) for v in line) for line in logs[1]]] == [logs[0]]
+    (loss, norm), (expected_loss, expected_norm) = (
+        zip(*((line["loss"], line["grad_norm"]) for line in read_metrics(each / "metrics.jsonl")), strict=True)
+        for each in (run, runs / "1-ddp"))
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+def train_compiled(ranks: Ranks, config: TrainConfig, backend: str) -> None:
+    torch.compile = partial(torch.compile, backend=backend)
+    train_small(ranks, config)
+    from torch._dynamo.utils import counters
+
+    assert counters["stats"]["unique_graphs"] > 0, "not compiled"
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[
+    pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")])])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_ranks_learn_what_one_process_learns(runs, parallel, backend, tmp_path):
+    config = dataclasses.replace(TINY, out=tmp_path / "run", parallel=parallel, init=runs / "weights", compile=True,
+                                 grad_accum=2)
+    forked.run(2, train_compiled, config, backend)
+    assert_learnt_the_same(runs, config.out)
+
+
+def test_shares_in_bf16_stray_no_further_than_one_process_in_bf16(runs, small, tmp_path):
+    """Their distance to float32 is of rounding: as large as that of one process, but its square differs by chance."""
+    config = dataclasses.replace(TINY, precision="bf16", init=runs / "weights", parallel="fsdp")
+    one, two = (dataclasses.replace(config, out=tmp_path / str(world)) for world in (1, 2))
+    train(one, Ranks())
+    forked.run(2, train_small, two)
+    exact = weights_of(runs / "1-ddp")
+    rounding, shared = (distance(weights_of(run.out), exact) for run in (one, two))
+    print(rounding, shared, distance(exact, weights_of(runs / "weights")))
+    assert 0 < shared < 2 * rounding
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Root of the sum of squares."""
+    return sum((a[name] - b[name]).square().sum().item() for name in a) ** 0.5
 
 
 @pytest.mark.parametrize(("before", "after"), [("4-fsdp", (1, "ddp")), ("1-ddp", (2, "fsdp")), ("2-fsdp", (4, "fsdp")),
                                                ("4-fsdp", (2, "ddp"))])
 def test_a_checkpoint_goes_on_in_any_layout(runs, before, after, tmp_path):
-    import shutil
-
     out, (world, parallel) = tmp_path / "run", after
     shutil.copytree(runs / before, out)
     shutil.rmtree(latest(out))  # go on from the middle

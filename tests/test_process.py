@@ -213,3 +213,17 @@ def test_denoiser_reads_the_variance_as_the_release_does():
     assert torch.equal(said.eps, x + 1)
     assert said.var_fraction.unique().tolist() == [0]
     assert Denoiser(lambda *_: x, DDPM(), "eps")(x, t, y).var_fraction is None
+
+
+@pytest.mark.parametrize("process", [DDPM(), DDPM("cosine"), Flow()])
+def test_cosine_spacing_is_densest_at_both_ends(process):
+    times, even = process.times(12, "cosine"), process.times(12)
+    assert len(times) == 13
+    assert (times[0], times[-1]) == (even[0], 0)
+    gaps = -times.diff() if isinstance(process, Flow) else -times[:-1].diff()  # the last one of a DDPM is always 1
+    assert 0 < max(gaps[0], gaps[-1]) < even[0] / 12 / 3 < even[0] / 12 < max(gaps)
+
+
+def test_cosine_spacing_of_a_flow():
+    middle = (1 + math.cos(math.pi / 4)) / 2
+    assert Flow().times(4, "cosine").tolist() == pytest.approx([1, middle, 0.5, 1 - middle, 0])

@@ -19,7 +19,7 @@ from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.files import sha256
+from dit.files import replacing, sha256
 from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
@@ -28,7 +28,7 @@ from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
 from dit.training.job import Job
-from dit.training.metrics_log import Window
+from dit.training.metrics_log import MetricsLog, Window
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.trainer import prepare, train
 
@@ -332,29 +332,35 @@ def test_an_autoencoder_is_found_from_anywhere_and_no_other_takes_its_place(tmp_
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
-    config = dataclasses.replace(TINY, steps=1, out=tmp_path / "run")
+    config = dataclasses.replace(TINY, steps=1, out=tmp_path / "a run")
     train(config, Ranks())
     before = {file: file.read_bytes() for file in config.out.glob("*.json*")}
     capsys.readouterr()
     train(dataclasses.replace(config, resume=str(config.out), lr=2.0), Ranks())
     assert "all 1 steps were done before" in (said := capsys.readouterr().out)
     assert "such as --steps 2" in said
+    assert f"dit report '{config.out}'\n" in said
+    assert said.endswith(f"python sample.py --run '{config.out}'\n")
     assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
 
 
 @pytest.mark.parametrize(("place", "said"), [
-    ("/proc/x", "--out /proc/x can not be made"),
+    ("/proc/x", "--out /proc/x can not be written to"),
+    ("file/x", "--out file/x lies in .*file, a file"),
     ("file", "--out file is a file"),
     ("images", "--out images is no run and holds other files, as a.png"),
     ("vae", "--out vae is no run and holds other files, as config.json"),
 ])
 def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, said):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path != Path("/proc"))
     for file in ("file", "images/a.png", "vae/config.json"):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text("{}")
-    with pytest.raises(UserError, match=said):
-        train(dataclasses.replace(TINY, out=Path(place)), Ranks())
+    monkeypatch.setattr("dit.training.trainer.load_autoencoder", None)  # told before anything is loaded
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=said):
+            train(dataclasses.replace(TINY, out=Path(place), dry_run=dry_run), Ranks())
     assert sum(file.is_file() for file in tmp_path.rglob("*")) == 3
 
 
@@ -419,7 +425,33 @@ def test_window_means_the_steps_that_were_taken():
     assert window.close(Ranks()) == {}
 
 
-def test_metrics_lines_cut_short_are_left_out(tmp_path):
+def test_metrics_lines_cut_short_are_left_out(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
     assert [m["step"] for m in read_metrics(file)] == [1]
+    file.write_text('{"step": 1}\n{"step": 2}')
+    assert [m["step"] for m in read_metrics(file)] == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = object.__new__(MetricsLog)
+    log.file = tmp_path / "metrics.jsonl"
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        log.event(1, {})
+    with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"), \
+            replacing(tmp_path / "config.json"), open("/dev/full", "w") as full:
+        full.write("{}")
+
+
+@pytest.mark.parametrize("line", [b'{"step": 2, "lo#####1}', b"\xff\xfe{}", bytes(9), b"12", b"", b"\r{}",
+                                  b'{"loss": 1}', b'{"step": "2"}'])
+def test_a_damaged_line_of_metrics_is_named_and_costs_no_other(line, tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    whole = [b'{"step": %d, "loss": 0.5}\n' % step for step in range(1, 6)]
+    file.write_bytes(b"".join([whole[0], line + b"\n", *whole[2:]]))
+    MetricsLog(tmp_path, start=4)
+    assert file.read_bytes() == b"".join([whole[0], *whole[2:4]])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{file}, line 2, is damaged" in said

@@ -11,11 +11,13 @@ from PIL import Image
 from dit.config import ReportConfig, TrainConfig
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.latents.autoencoder import load_autoencoder
 from dit.report import page, reference
 from dit.report.curves import CURVES, draw_reference, values
 from dit.report.page import event_cells, once, report, samples, write_page
 from dit.report.reference import Reference, differences, essence, recent_loss, settings_that_matter, verdict
-from dit.runs import BY_TIME, read_metrics
+from dit.runs import BY_TIME, Card, checkpoints, latest, read_metrics, read_starts
+from dit.training.previews import Previews
 
 FD = "FD(digits-cnn)"
 OLD = Path(__file__).parent / "data" / "run-of-2257fc1"
@@ -101,10 +103,26 @@ def test_what_has_no_page(make_run, tmp_path):
     write_log(run, [{"step": 2, "event": "skipped"}])
     with pytest.raises(UserError, match="has no line"):
         write_page(run)
-    write_log(run, [{"step": 2, "loss": 1.0}])
-    (run / "machine.json").write_text("[{")
-    with pytest.raises(UserError, match=r"machine\.json"):
-        write_page(run)
+
+
+@pytest.mark.parametrize("text", ["", "[{", "3", "[3]", "null", '{"step": 1}', '[{"step": 0}]', "\0"])
+def test_a_damaged_record_of_the_machine_is_left_out(home, text, capsys):
+    (home / "machine.json").write_text(text)
+    assert read_starts(home) == []
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{home / 'machine.json'} is damaged" in said
+
+
+def test_names_that_are_not_ours_are_left_alone(home):
+    for copy in ("checkpoints/step-0000003.bak", "checkpoints/step-3 (copy)"):
+        shutil.copytree(latest(home), home / copy)
+    others = [home / "samples" / name for name in ("step-0000004 (copy).png", "step-x.png", "step-4.5.png")]
+    for other in others:
+        other.write_bytes(b"no picture")
+    assert [path.name for path in checkpoints(home)] == ["step-0000003"]
+    assert samples(home)
+    assert len(Previews(home, Card.read(home), load_autoencoder("identity"), start=4).grids()) == 4
+    assert all(other.exists() for other in others)
 
 
 def test_steps_done_again_replace_what_was():

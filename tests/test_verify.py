@@ -66,8 +66,9 @@ def test_damaged_snapshots_of_a_run_are_named(damage, make_run, capsys):
     weights = read_weights(find_weights(run))
     for step in (1, 2, 3):
         posthoc.write_snapshot(run, weights.state_dict, weights.card, 0.1, step)
+    (run / posthoc.FOLDER / "length-0.1-step-0000003 (copy).safetensors").write_bytes(b"not ours")
     posthoc.drop_after(run, 2)
-    first, second = sorted((run / posthoc.FOLDER).glob("*.safetensors"))
+    first, second = sorted(snapshot.file for snapshot in posthoc.find_snapshots(run))
     assert main(["verify", str(run)]) == 0
     assert f"intact   {second}\n" in capsys.readouterr().out
     content = bytearray(first.read_bytes())

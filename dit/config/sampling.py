@@ -28,6 +28,8 @@ class SamplerConfig:
     """auto: dpmpp_2m for flow matching, ddpm for the DDPM processes."""
     steps: int | None = None
     """Sampling steps (heun calls the network twice in each); unless given, 25, and 250 for ddpm."""
+    spacing: Literal["uniform", "cosine"] = "uniform"
+    """Times of the steps: evenly spread, or denser near noise and near data (2407.12173), for few steps."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: 1 is none."""
     cfg_interval: tuple[float, float] = (0.0, 1.0)

@@ -104,8 +104,10 @@ class TrainConfig:
     ema_lengths: tuple[float, ...] = ()
     """Other averages to track: lengths relative to the steps done (sigma_rel of 2312.02696), such as 0.05 0.1, out of
     whose snapshots `dit ema` makes any length afterwards. Each takes the memory of the weights once more."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it. fp8: bf16, but the linear
+    layers of a DiT's blocks multiply in float8, for GPUs of compute capability 8.9 or more; weights stay float32, and
+    samples are drawn in bf16."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """On several ranks, what each of them holds: ddp all weights, fsdp its share of weights, EMA and optimizer; auto
     takes ddp where there is memory for it, by the estimate of --dry-run."""
@@ -187,6 +189,9 @@ class TrainConfig:
             given = " ".join(map(str, self.unet_attention))
             raise UserError(f"--unet-attention {given} with --model {self.model}", "a UNet with it",
                             "pass --model UNet-S, or drop --unet-attention")
+        if self.precision == "fp8" and not self.model.startswith("DiT-"):
+            raise UserError(f"--precision fp8 with --model {self.model}", "a DiT with it",
+                            "pass --precision bf16, or --model DiT-S/2")
         if self.process == "flow" and self.time_sampling == "loss-aware":
             raise UserError("--process flow with --time-sampling loss-aware", "--process linear or cosine with it",
                             "it counts losses of whole noising steps: pass --time-sampling logit-normal")
@@ -247,18 +252,10 @@ def _require_text(config: TrainConfig) -> None:
 
 def _require_task(config: TrainConfig) -> None:
     """Refuse what a classifier does not do: it draws no images, and predicts neither noise nor variance."""
-    gamma = config.min_snr_gamma
-    drawing = {
-        f"--label-dropout {config.label_dropout:g}": config.label_dropout,
-        f"--eval-every {config.eval_every}": config.eval_every,
-        "--learn-sigma": config.learn_sigma,
-        f"--loss {config.loss}": config.loss != "simple",
-        f"--objective {config.objective}": config.objective != "v",
-        f"--min-snr-gamma {gamma}": gamma is not None,
-    }
-    given = [flag for flag, on in drawing.items() if on]
-    if given and config.model.startswith("Classifier-"):
-        raise UserError(f"--model {config.model} with {given[0]}", "a network that draws images with it",
+    draws = (config.label_dropout or config.eval_every or config.learn_sigma or config.loss != "simple"
+             or config.objective != "v" or config.min_snr_gamma is not None)
+    if draws and config.model.startswith("Classifier-"):
+        raise UserError(f"--model {config.model} is a classifier", "a network that draws images, a DiT or a UNet",
                         "train a classifier with `dit train-classifier --run RUN`")
 
 

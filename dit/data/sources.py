@@ -44,9 +44,8 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
                         "check the path, and put the pattern in quotes")
     beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     likely = difflib.get_close_matches(data, beside, n=3)
-    close = nearest(data, [*likely, "digits"])
     raise UserError(f"--data {data} is neither `digits` nor a folder", KINDS,
-                    close if close.startswith("did you mean") else "check the path")
+                    nearest(data, [*likely, "digits"], "check the path"))
 
 
 def load_stream(data: str, image_size: Size, columns: Columns) -> DatasetStream:

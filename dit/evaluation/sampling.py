@@ -10,13 +10,13 @@ from dit.config import PACE, SamplerConfig
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import sha256
-from dit.hardware import Ranks, uses_bf16
+from dit.hardware import Ranks, arithmetic
 from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run
 
-OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache",
-            "compile")  # named only where they are on
+OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache", "compile",
+            "spacing")  # named only where they are on
 
 
 def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
@@ -35,7 +35,7 @@ def image_settings(run: Run, config: SamplerConfig) -> dict[str, Any]:
     """The settings that images depend on, as plain JSON values; of other networks their content."""
     asked = settings_in_use(
         config,
-        precision="bf16" if uses_bf16(run.device, config.precision) else "fp32",
+        precision=arithmetic(run.device, config.precision),
         image_size=size_of(*run.image_size) if run.trained_size else None,
         guide=config.guide and sha256(find_weights(config.guide)),
         classifier=config.classifier and sha256(find_weights(config.classifier)),
@@ -47,7 +47,7 @@ def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
     """Settings by name, `known` ones in place of the config's; what is off is not named."""
     scale = config.classifier_scale if config.classifier else None
     asked = {**{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)}, **known,
-             "classifier_scale": scale}
+             "classifier_scale": scale, "spacing": config.spacing if config.spacing != "uniform" else None}
     return {name: value for name, value in asked.items() if value is not None or name not in OPTIONAL}
 
 

@@ -22,7 +22,7 @@ from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
 from dit.evaluation.scores.frechet import Counted, merge, moments
-from dit.files import sha256
+from dit.files import quoted, sha256
 from dit.hardware import Ranks, versions
 from dit.latents.shards import holds_latents
 
@@ -53,12 +53,13 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
 
 def _check_out(out: Path) -> None:
     if out.is_dir():
-        raise UserError(f"--out {out}, which is a folder", "the .npz file to write", f"pass --out {out / 'stats.npz'}")
+        raise UserError(f"--out {out}, which is a folder", "the .npz file to write",
+                        f"pass --out {quoted(out / 'stats.npz')}")
     if out.exists() and out.suffix == ".npz" and not ((found := read_statistics(out)) and found.record):
         raise UserError(f"--out {out} exists, and dit stats did not write it", "a new file, or one of dit stats",
                         "pass another --out")
     if out.suffix != ".npz":
-        raise UserError(f"--out {out}", "the .npz file to write", f"pass --out {out.with_suffix('.npz')}")
+        raise UserError(f"--out {out}", "the .npz file to write", f"pass --out {quoted(out.with_suffix('.npz'))}")
 
 
 def _images(config: StatsConfig) -> ImageSet:

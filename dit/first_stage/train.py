@@ -23,7 +23,7 @@ from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
-from dit.files import write_json
+from dit.files import quoted, write_json
 from dit.first_stage.discriminator import Adversary
 from dit.first_stage.losses import KINDS, KL, VQ, load_lpips
 from dit.first_stage.networks import create_network, latent_sides, save
@@ -278,4 +278,5 @@ def report(cfg: VaeConfig, network: Any, scores: Scores, count: int, seconds: fl
         print(f"  {name}: {value if isinstance(value, str) else format(value, '.4g')}")
     for file in (PICTURE, CURVE, REPORT):
         print(cfg.out / file)
-    print(f"next: python train.py --data {cfg.data} --vae {cfg.out} {size_flag(cfg.image_size)}")
+    print(f"next: python train.py --data {quoted(cfg.data)} --vae {quoted(cfg.out)} "
+          f"{size_flag(cfg.image_size)}")

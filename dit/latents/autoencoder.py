@@ -185,7 +185,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
     return Autoencoder(
         name=name,
-        codec=codec_of(network.to(device)),
+        codec=codec_of(network.to(device, memory_format=torch.channels_last)),  # as convolutions like it
         factor=2 ** (len(network.config.block_out_channels) - 1),
         channels=channels,
         shift=_per_channel(mean, device).expand(channels, 1, 1),

@@ -20,12 +20,12 @@ def check_name(name: str, conditioning: str = "adaln-zero") -> None:
     """Whether a network has this name and hears of its condition in this way.
 
     Raises:
-        UserError: none has, with the nearest names; or only a DiT has the choice.
+        UserError: none has, with the nearest names of networks that draw images; or only a DiT has the choice.
     """
     if name not in NAMES:
         kinds = f"{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
-        expected = f"DiT-{kinds}, UNet-{{{','.join(unet.SIZES)}}} or Classifier-{kinds}"
-        raise UserError(f"unknown model {name!r}", expected, nearest(name, NAMES))
+        raise UserError(f"unknown model {name!r}", f"DiT-{kinds} or UNet-{{{','.join(unet.SIZES)}}}",
+                        nearest(name, [*dit.NAMES, *unet.NAMES], "see train.py --help"))
     if conditioning != "adaln-zero" and name not in dit.NAMES:
         raise UserError(f"--conditioning {conditioning} with --model {name}", "a DiT with --conditioning",
                         f"drop --conditioning, or pass --model {dit.NAMES[1]}")

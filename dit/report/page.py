@@ -1,6 +1,5 @@
 """The command `dit report`: one page of a run, at its end or at any time before."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +17,16 @@ from dit.files import replacing
 from dit.hardware import Ranks
 from dit.report.curves import draw_all
 from dit.report.reference import Line, Reference, differences, find_reference, verdict
-from dit.runs import MACHINE, Card, checkpoint_step, checkpoints, damaged, find_best, read_distance, read_metrics
+from dit.runs import (
+    Card,
+    by_step,
+    checkpoint_step,
+    checkpoints,
+    find_best,
+    read_distance,
+    read_metrics,
+    read_starts,
+)
 
 PAGE = "report.html"
 MOST_GRIDS = 6  # in the strip of samples
@@ -135,15 +143,6 @@ def settings(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return {**sections, "run": given}
 
 
-def read_starts(run: Path) -> list[dict[str, Any]]:
-    """What the run was trained on, start by start; nothing of runs that did not write it down."""
-    file = run / MACHINE
-    if not file.exists():
-        return []
-    with damaged(file, "what train.py wrote of the machine", f"remove {file}"):
-        return list(json.loads(file.read_text()))
-
-
 def machine(starts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What the run was trained on last, as sections of the page."""
     if not starts:
@@ -168,8 +167,7 @@ def made(starts: Sequence[Mapping[str, Any]]) -> str:
 
 def samples(run: Path) -> dict[str, Image.Image]:
     """Caption -> picture: the same seeds as training went on, or how well a classifier tells classes."""
-    grids = {int(file.stem.removeprefix("step-")): file for file in sorted((run / "samples").glob("step-*.png"))}
-    if grids:
+    if grids := by_step(run / "samples", ".png"):
         some = [*pictures.spread([*grids][::-1], MOST_GRIDS)][::-1]  # the last one among them
         strip = pictures.strip([Image.open(grids[step]) for step in some], [f"step {step:,}" for step in some])
         return {"The same seeds as training goes on, from the EMA": strip}

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
-from dit.files import flush, replacing, write_json
+from dit.files import flush, quoted, replacing, write_json
 from dit.hardware import Ranks
 from dit.runs import (
     BEST,
@@ -229,7 +229,7 @@ def _clear_errors(checkpoint: Path) -> Iterator[None]:
         kept = f"{before} is intact" if before else "there is no earlier checkpoint"
         first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         cause = " ".join(str(first).split())
-        do = f"make room and continue with --resume {checkpoint.parent.parent} ({kept})"
+        do = f"make room and continue with --resume {quoted(checkpoint.parent.parent)} ({kept})"
         given = f"{checkpoint} could not be written ({cause})"
         raise UserError(given, "a writable disk with free space", do) from error
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dit.config import ClassifierConfig, TrainConfig
 from dit.errors import UserError
+from dit.files import quoted
 from dit.hardware import Ranks
 from dit.models.create import is_classifier
 from dit.runs import Weights, checkpoint_step, find_weights, latest, read_weights
@@ -21,7 +22,8 @@ def train_classifier(config: ClassifierConfig, ranks: Ranks) -> Path | None:
     out = train(asked, ranks, kin=guided.card)
     last = latest(out) if out else None
     if ranks.main and last and checkpoint_step(last) == asked.steps:
-        print(f"next        python sample.py --run {config.run} --classifier {out} --classifier-scale 2")
+        print(f"next        python sample.py --run {quoted(config.run)} --classifier {quoted(out)} "
+              "--classifier-scale 2")
     return out
 
 

@@ -7,7 +7,7 @@ import torch
 from dit.build import build_network
 from dit.config import TrainConfig
 from dit.data.images import tell_size
-from dit.hardware import Ranks, uses_bf16
+from dit.hardware import Ranks, arithmetic
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
 from dit.models.create import is_classifier, multiply_adds, parameters, structure
@@ -34,7 +34,7 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
     frozen = frozen_bytes(autoencoder, encoder)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
-    bf16 = uses_bf16(ranks.device, config.precision)
+    computes = arithmetic(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
     flips = "on" if source.flips else "off"
     shape = "x".join(map(str, source.shape))
@@ -48,7 +48,7 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
         "diffusion": f"{config.process}, {task(config, spec)}",
         "schedule": schedule(config, steps, len(source.labels)),
         **({"averages": snapshots(config, steps, parameters(network))} if config.ema_lengths else {}),
-        "hardware": f"{ranks.world} x {ranks.device.type}, {'bf16' if bf16 else 'fp32'}, {micro} images a rank at once",
+        "hardware": f"{ranks.world} x {ranks.device.type}, {computes}, {micro} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
 

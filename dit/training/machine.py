@@ -1,6 +1,5 @@
 """What a run was trained on, written down at each of its starts."""
 
-import json
 import resource
 import sys
 from datetime import datetime, timezone
@@ -8,24 +7,22 @@ from datetime import datetime, timezone
 import torch
 
 from dit.files import write_json
-from dit.hardware import device_kind, uses_bf16, versions
-from dit.runs import MACHINE
+from dit.hardware import arithmetic, device_kind, versions
+from dit.runs import MACHINE, read_starts
 from dit.training.flops import Meter
 from dit.training.job import Job
 
 
 def record_start(job: Job, meter: Meter) -> None:
     """Append this start to machine.json; starts from a later step, which is done again, are dropped."""
-    file = job.run / MACHINE
-    before = json.loads(file.read_text()) if file.exists() else []
-    write_json(file, [*(one for one in before if one["step"] < job.start), {
+    write_json(job.run / MACHINE, [*(one for one in read_starts(job.run) if one["step"] < job.start), {
         "step": job.start,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_kind(job.ranks.device),
         "ranks": job.ranks.world,
         "parallel": job.parallel.parallel if job.ranks.world > 1 else None,
         "threads": torch.get_num_threads(),
-        "arithmetic": "bf16" if uses_bf16(job.ranks.device, job.config.precision) else "fp32",
+        "arithmetic": arithmetic(job.ranks.device, job.config.precision),
         "flops_per_image": meter.flops,
         "peak_flops_per_rank": meter.peak.flops,
         "peak_by": meter.peak.source,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dit.files import flush, replacing
+from dit.files import flush, named, replacing
 from dit.hardware import Ranks
 from dit.runs import BY_TIME, Distance, is_distance, read_metrics
 
@@ -117,8 +117,7 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float], found: Found) -> None:
         """One step's numbers."""
         scored = {**found.scores, "eval": found.eval} if found.scores else {}
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values, **scored}) + "\n")
+        self._append({"step": step, **values, **scored})
         numbers = {tag(name): value for name, value in values.items()}
         scores = {score_tag(name): score for name, score in found.scores.items()}
         for board in self.boards:
@@ -126,8 +125,11 @@ class MetricsLog:
 
     def event(self, step: int, what: dict[str, Any]) -> None:
         """A line of its own for something that happened."""
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **what}) + "\n")
+        self._append({"step": step, **what})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with named(self.file), self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def image(self, step: int, picture: Any) -> None:
         """A sample grid, a PIL image."""

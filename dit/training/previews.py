@@ -11,7 +11,7 @@ from dit.build import build_denoiser
 from dit.config import SamplerConfig
 from dit.generate import sample_grid
 from dit.latents.autoencoder import Autoencoder
-from dit.runs import Card, Weights
+from dit.runs import Card, Weights, by_step
 from dit.sampling_plan import build_sampling
 from dit.text import Captioned, Captions
 from dit.trained import Run
@@ -24,7 +24,9 @@ CLASSES, PER_CLASS = 10, 4
 def sampler_settings(card: Card) -> SamplerConfig:
     """How pictures and scores of a run in training are sampled: quickly, and guided a little."""
     guided = card.config.label_dropout and not card.unconditional  # else there is no null class, or nothing else
-    return replace(SETTINGS, precision=card.config.precision, cfg_scale=CFG_SCALE if guided else 1.0)
+    precision = card.config.precision
+    return replace(SETTINGS, precision="bf16" if precision == "fp8" else precision,  # averages have no float8 layers
+                   cfg_scale=CFG_SCALE if guided else 1.0)
 
 
 def ema_run(card: Card, average: nn.Module, autoencoder: Autoencoder, captions: Captions | None = None) -> Run:
@@ -44,7 +46,7 @@ class Previews:
 
     def grids(self) -> dict[int, Path]:
         """The grids drawn so far, by step."""
-        return {int(f.stem.removeprefix("step-")): f for f in sorted(self.folder.glob("step-*.png"))}
+        return by_step(self.folder, ".png")
 
     def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""

@@ -14,7 +14,7 @@ from dit.models.unet import UNet
 
 aten = torch.ops.aten
 PRODUCTS: list[Any] = [
-    aten.mm.default, aten.addmm.default, aten.convolution.default,
+    aten.mm.default, aten.addmm.default, aten._scaled_mm.default, aten.convolution.default,
     aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
 ]

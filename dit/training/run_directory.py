@@ -8,8 +8,10 @@ from pathlib import Path
 from dit.config import TrainConfig, to_json
 from dit.data.images import sides
 from dit.errors import UserError
+from dit.files import quoted, require_room
 from dit.hardware import Ranks
-from dit.runs import Card, is_run, latest
+from dit.runs import Card, checkpoint_step, is_run, latest
+from dit.training.schedule import total_steps
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum", "ema_every", "eval_every", "eval_reference", "eval_weights", "text_encoder",
@@ -35,29 +37,42 @@ def restarted(asked: TrainConfig, ranks: Ranks) -> TrainConfig:
     return dataclasses.replace(asked, out=Path(begun), resume="auto")
 
 
-def open_run(card: Card, ranks: Ranks) -> tuple[Path, Path | None]:
+def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
     """The run directory, and the checkpoint to go on from, if any; nothing is written.
 
     A run that ended before its first checkpoint starts again.
 
     Raises:
-        UserError: it has checkpoints and --resume was not given, nothing to resume, another configuration, or what lies
-            there is no run.
+        UserError: it has checkpoints and --resume was not given, nothing to resume, or a place where no run can be.
     """
-    config = card.config
     _check_flags(config)
-    run = ranks.share(config.out or _next_free(card))
+    run = ranks.share(config.out or _next_free(config))
     last = ranks.share(latest(run))
     if last is None and config.resume not in (None, "auto"):
         raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
                         "drop --resume to start a run")
+    if last and config.resume is None:
+        raise UserError(f"run directory {run} has checkpoints", "a new directory",
+                        f"pass --resume {quoted(run)} to go on with it, or another --out")
+    ranks.on_main(partial(require_room, run))
     if last is None:
         ranks.on_main(partial(_require_free, run))
+    return run, last
+
+
+def open_run(card: Card, images: int, ranks: Ranks) -> tuple[Path, Path | None]:
+    """As `find_run`, with the network and the number of images in the data known.
+
+    Raises:
+        UserError: as there; or a run of another configuration, or one that has done more steps than are asked for.
+    """
+    run, last = find_run(card.config, ranks)
     if last:
         _require_same(run, card)
-        if config.resume is None:
-            raise UserError(f"run directory {run} has checkpoints", "a new directory",
-                            f"pass --resume {run} to go on with it, or another --out")
+        done, steps = checkpoint_step(last), total_steps(card.config, images)
+        if done > steps:
+            raise UserError(f"--steps {steps} for {run}, which has done {done}", "more steps than that",
+                            "pass more --steps")
     return run, last
 
 
@@ -77,9 +92,9 @@ def _require_free(run: Path) -> None:
                         "pass another --out")
 
 
-def _next_free(card: Card) -> Path:
-    data = re.sub(r"[^\w.-]+", "-", Path(card.config.data).name).strip("-")  # a pattern has characters to mind
-    name = f"{data}-{card.config.model.replace('/', '-')}"
+def _next_free(config: TrainConfig) -> Path:
+    data = re.sub(r"[^\w.-]+", "-", Path(config.data).name).strip("-")  # a pattern has characters to mind
+    name = f"{data}-{config.model.replace('/', '-')}"
     taken = [int(p.name[:3]) for p in Path("runs").glob("[0-9][0-9][0-9]-*")]
     return Path("runs") / f"{max(taken, default=-1) + 1:03d}-{name}"
 

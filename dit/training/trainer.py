@@ -18,13 +18,14 @@ from dit.build import (
     build_process,
     build_source,
     build_text_encoder,
+    find_origin,
     initialise,
     normalised,
 )
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
-from dit.files import write_json
+from dit.files import quoted, write_json
 from dit.hardware import Ranks, autocast, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
@@ -40,6 +41,7 @@ from dit.training.divergence import Diverged, go_back, look
 from dit.training.dry_run import describe
 from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
 from dit.training.flops import Meter, meter
+from dit.training.fp8 import require_fp8, use_fp8
 from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
 from dit.training.layout import Choice, choose
@@ -49,7 +51,7 @@ from dit.training.parallel import called, settle, shard
 from dit.training.progress import Bar
 from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
-from dit.training.run_directory import begin, open_run, require_autoencoder, restarted
+from dit.training.run_directory import begin, find_run, open_run, require_autoencoder, restarted
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
@@ -71,7 +73,9 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     """
     config = restarted(asked, ranks)
     check_name(config.model, config.conditioning)  # a wrong one is told before anything is loaded
+    _, last = find_run(config, ranks)  # and so is a wrong place
     require_wandb(config.wandb)
+    require_fp8(config.precision, ranks.device)
     share = ranks.world * config.grad_accum
     if config.global_batch_size % share:
         raise UserError(f"--global-batch-size {config.global_batch_size} on {ranks.world} ranks with --grad-accum "
@@ -79,20 +83,20 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
-    before = Card.read(config.out) if config.resume and config.out and latest(config.out) else None
+    before = Card.read(last.parents[1]) if last else None
     card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
     if kin:
         require_autoencoder(card, kin, "the run to be guided", "put that one back")
     yardstick = choose_yardstick(config, ranks)
     if config.dry_run:
+        open_run(card, len(source.labels), ranks)
+        if config.init and not last:
+            find_origin(card, config.init)
         choice = choose(card, autoencoder, encoder, ranks)
         if ranks.main:
             print(describe(card, source, autoencoder, ranks, choice, encoder))
         return None
     job = prepare(card, source, normalised(autoencoder, card), ranks, encoder)
-    if job.start > job.steps:
-        raise UserError(f"--steps {job.steps} for {job.run}, which has done {job.start}", "more steps than that",
-                        "pass more --steps")
     scores = yardstick.prepare(job) if yardstick else None
     with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
         if ranks.main and not job.finished:  # else nothing is trained with these settings
@@ -109,13 +113,15 @@ def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks,
             ) -> Job:
     """Network, optimizer and averages, fresh or as the checkpoint left them."""
     config = card.config
-    run, last = open_run(card, ranks)
+    run, last = open_run(card, len(source.labels), ranks)
     choice = choose(card, autoencoder, encoder, ranks)
     torch.manual_seed(config.seed)
     network = build_network(card.network)
     if config.init and not last:
         initialise(network, card, config.init)
     ema, profiles = EMA(network, config.ema), tuple(Profile(network, length) for length in config.ema_lengths)
+    if config.precision == "fp8":  # after the averages' copies, which are sampled from
+        use_fp8(network)
     recompute(network, config.recompute)
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     for each in (network, *(average.network for average in (ema, *profiles))):
@@ -281,14 +287,15 @@ def announce(job: Job) -> None:
 
 def farewell(job: Job, done: int) -> None:
     """Tell where everything is."""
+    run = quoted(job.run)
     if done < job.steps:
-        print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {job.run}")
+        print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {run}")
         return
     if job.finished:
         longer = f"--epochs {2 * job.config.epochs:g}" if job.config.epochs else f"--steps {2 * done}"
         print(f"all {done} steps were done before, and {job.run} is as it was; for more, pass more, such as {longer}")
     print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
-    print(f"page        dit report {job.run}")
+    print(f"page        dit report {run}")
     if is_classifier(job.config.model):
         print(f"accuracy    {job.run / 'accuracy.png'}")
         return
@@ -297,8 +304,8 @@ def farewell(job: Job, done: int) -> None:
     if job.config.eval_every:
         print(f"scores      {job.run / 'scores.png'}; how they were made: {job.run / 'scores.json'}")
     if job.config.ema_lengths:
-        print(f"averages    {job.run / FOLDER}; one of any length: dit ema {job.run} --length 0.07")
+        print(f"averages    {job.run / FOLDER}; one of any length: dit ema {run} --length 0.07")
     if (best := find_best(job.run)) and (job.run / BEST).exists():
         step, distance = checkpoint_step(best.checkpoint), best.distance
         print(f"best        {job.run / BEST} (step {step}, {distance.name} {distance.value:.4g})")
-    print(f"next        python sample.py --run {job.run}")
+    print(f"next        python sample.py --run {run}")
