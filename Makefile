@@ -62,6 +62,7 @@ bench-all: bench           ## all that docs/performance.md and docs/scaling.md t
 	$(BIN)/python -m benchmarks.scaling --record
 	$(BIN)/python -m benchmarks.restarts --record
 	$(BIN)/python -m benchmarks.precision --record
+	$(BIN)/python -m benchmarks.levers --record
 
 story: $(READY)            ## the tables of docs/story.md: every step from DDPM to DiT, 43 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.story --record

@@ -23,11 +23,11 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -39,14 +39,17 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
+from benchmarks.budget import within
 from benchmarks.ceilings import seconds, tf32
 from benchmarks.memory import in_use, job_of, peak, stepper
 from benchmarks.record import record
 from dit.build import build_loss
+from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.models.blocks import Condition
 from dit.models.dit import SIZES
 from dit.models.transformer import ZERO
+from dit.training.fp8 import require_fp8, use_fp8
 from dit.training.job import Job
 from dit.training.parallel import called, shard, whole
 
@@ -59,7 +62,7 @@ Compile = Callable[[nn.Module, Ranks], Call]
 
 
 class Useless(Exception):
-    """A lever changes nothing here, or can not be had."""
+    """A lever changes nothing here."""
 
 
 # -- the network, before it is compiled ------------------------------------------------------------------------------
@@ -189,12 +192,7 @@ def hold_bf16(job: Job) -> Job:
 
 def use_float8(job: Job) -> Job:
     """Products of the blocks in fp8."""
-    try:
-        from dit.training.fp8 import use_fp8
-    except ImportError:
-        raise Useless("there is no dit.training.fp8") from None
-    if torch.cuda.get_device_capability() < (8, 9):
-        raise Useless(f"{torch.cuda.get_device_name()} has no fp8")
+    require_fp8("fp8", job.ranks.device)
     use_fp8(job.state.network)
     return job
 
@@ -398,11 +396,11 @@ def evidence(job: Job) -> Evidence:
     """After the first step: its loss, gradients by AdamW's first moments, and what AdamW and EMA made of them."""
     trained = {name: p for name, p in job.state.network.named_parameters() if p.requires_grad}
     moments = {name: whole(job.state.optimizer.state[p]["exp_avg"]).flatten() for name, p in trained.items()}
-    lags = [whole(p - average).norm() for p, average in
-            zip(job.state.network.parameters(), job.state.ema.network.parameters(), strict=True) if p.requires_grad]
-    return Evidence(job.state.window.close(job.ranks).get("loss", math.nan),  # none where the step was left out
-                    {name: moment[::-(-len(moment) // PLACES)].float().cpu() for name, moment in moments.items()},
-                    torch.stack(lags).norm().item())
+    places = {name: moment[::-(-len(moment) // PLACES)].to("cpu", copy=True) for name, moment in moments.items()}
+    pairs = zip(job.state.network.parameters(), job.state.ema.network.parameters(), strict=True)
+    lags = [whole(p - average).norm() for p, average in pairs if p.requires_grad]
+    loss = job.state.window.close(job.ranks).get("loss", math.nan)  # none where the step was left out
+    return Evidence(loss, places, torch.stack(lags).norm().item())
 
 
 def differences(found: Evidence, base: Evidence) -> dict[str, float]:
@@ -423,6 +421,7 @@ def verdict(found: dict[str, float], tolerance: Tolerance) -> str:
 class Found:
     """What a lever did."""
 
+    case: Case
     lever: Lever
     first: float = 0.0  # seconds of the first step
     evidence: Evidence | None = None
@@ -440,7 +439,7 @@ def begin(lever: Lever, case: Case) -> tuple[Step, Found]:
             own()
 
     first = seconds(step, case.device)
-    found = Found(lever, first, evidence(job))
+    found = Found(case, lever, first, evidence(job))
     step()  # the first with AdamW's moments in memory
     return step, found
 
@@ -449,66 +448,55 @@ def attempt(lever: Lever, case: Case) -> tuple[Step | None, Found]:
     """Begin, or tell why that is not possible: kernels, compilers and memory all have their own errors."""
     try:
         return begin(lever, case)
+    except (Useless, UserError) as error:
+        return None, Found(case, lever, note=str(error))
     except Exception as error:
-        why = next(iter(str(error).strip().splitlines()), "")
-        return None, Found(lever, note=why if isinstance(error, Useless) else f"{type(error).__name__}: {why}")
+        if lever is BASE:
+            raise
+        return None, Found(case, lever, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-class Budget:
-    """Seconds in which levers may be begun; those that come too late are left out."""
-
-    def __init__(self, seconds: float):
-        self.end = time.monotonic() + seconds
-        self.left_out: list[str] = []
-
-    def allows(self, lever: Lever) -> bool:
-        """Whether there is time, which the base always has."""
-        if lever is BASE or time.monotonic() < self.end:
-            return True
-        self.left_out.append(lever.name)
-        return False
-
-
-def measure(levers: list[Lever], case: Case, rounds: int, budget: Budget) -> Iterator[dict[str, Any]]:
-    """A row of the table for the base and each lever."""
-    device, together, base = case.device, [BASE, *levers], None
-    for group in [together] if device.type == "cpu" else [[lever] for lever in together]:
-        before = free(device)
-        begun = [attempt(lever, case) for lever in group if budget.allows(lever)]
+def measure(cases: list[Case], levers: list[Lever], rounds: int, budget: float | None) -> Iterator[dict[str, Any]]:
+    """A row of the table for base and levers in each case, as far as there is time."""
+    pairs = within(budget, [(case, lever) for case in cases for lever in (BASE, *levers)], lambda pair: pair[1].name)
+    base: Any = None
+    for _, group in groupby(pairs, lambda pair: pair if pair[0].device.type == "cuda" else pair[0]):
+        before = free()
+        begun = [attempt(lever, case) for case, lever in group]
         for _ in range(rounds):
             for step, found in begun:
                 if step:
-                    found.seconds.append(seconds(step, device))
-        most = {"peak_gib": (peak(device) - before) / 2**30} if device.type == "cuda" else {}
+                    found.seconds.append(seconds(step, found.case.device))
+        most = {"peak_gib": (peak(torch.device("cuda")) - before) / 2**30} if torch.cuda.is_available() else {}
         for _, found in begun:
-            base = base or found
-            yield {**row_of(found, base, case), **most}
+            base = found if found.lever is BASE else base
+            yield {**row_of(found, base), **most}
         del begun, step
 
 
-def free(device: torch.device) -> int:
+def free() -> int:
     """Give back the memory of the lever before on CUDA; bytes that stay."""
-    if device.type == "cpu":
+    if not torch.cuda.is_available():
         return 0
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
-    return in_use(device)
+    return in_use(torch.device("cuda"))
 
 
-def row_of(found: Found, base: Found, case: Case) -> dict[str, Any]:
+def row_of(found: Found, base: Found) -> dict[str, Any]:
     """Speed beside the base's, unless the lever computed something else."""
-    row = {"model": case.title, "batch": case.batch, "lever": found.lever.name, "what": found.lever.what,
+    row = {"model": found.case.title, "batch": found.case.batch, "lever": found.lever.name, "what": found.lever.what,
            "prediction": found.lever.prediction, "note": found.note}
     if not found.evidence or not base.evidence:
         return row
     apart, median = differences(found.evidence, base.evidence), statistics.median(found.seconds)
     note = verdict(apart, found.lever.tolerance)
     ratio = statistics.median(b / own for b, own in zip(base.seconds, found.seconds, strict=True))
-    return {**row, "note": note, "img_per_s": case.batch / median, "ratio": None if note else ratio,
+    return {**row, "note": note, "img_per_s": found.case.batch / median, "ratio": None if note else ratio,
             "differences": {name: share if math.isfinite(share) else None for name, share in apart.items()},
             "seconds": median, "spread": (max(found.seconds) - min(found.seconds)) / median,
             "first_step_s": found.first}
@@ -549,26 +537,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given")
     parser.add_argument("--batch", type=int, help="images a step; 32 on a CPU, 128 on CUDA unless given")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no further lever is begun; "
+    parser.add_argument("--budget", type=float, help="seconds after which no further lever is begun; "
                         "the last one, and on a CPU all rounds, still follow")
     parser.add_argument("--tiny", action="store_true", help="two small blocks in small batches, to see that all works")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     [(model, batch)] = (TINY if args.tiny else CUDA if device.type == "cuda" else CPU).items()
     levers = [lever for lever in levers if args.only is None or lever.name in args.only]
-    budget, rows = Budget(args.budget), []
     print(HEAD, flush=True)
+    rows = []
     with one_rank(device), tempfile.TemporaryDirectory() as folder:
-        for name in args.models or [model]:
-            case = Case(name, args.batch or batch, device, folder, tiny=args.tiny)
-            for row in measure(levers, case, args.rounds, budget):
-                rows.append(row)
-                print(tell(row), flush=True)
-    if budget.left_out:
-        print(f"left out, no time: {', '.join(budget.left_out)}")
+        cases = [Case(name, args.batch or batch, device, folder, tiny=args.tiny) for name in args.models or [model]]
+        for row in measure(cases, levers, args.rounds, args.budget):
+            rows.append(row)
+            print(tell(row), flush=True)
     if args.record:
         command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
-        print(record("levers", command, {"left_out": budget.left_out, "rows": rows}))
+        print(record("levers", command, {"rows": rows}, [HEAD, *map(tell, rows)]))
 
 
 if __name__ == "__main__":
