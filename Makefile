@@ -52,7 +52,7 @@ wheels: $(READY)           ## what bench-gpu needs beside torch, for a machine w
 	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels --no-deps diffusers torch-fidelity torchao timm einops
 	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels huggingface-hub safetensors tyro regex importlib-metadata
 
-bench-all: bench           ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
+bench-all: bench fp8       ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
 	rm -rf runs/bench-quickstart
 	$(BIN)/python -m benchmarks.quickstart --out runs/bench-quickstart --record
 	$(BIN)/python -m benchmarks.digits_scores --samples runs/bench-quickstart/evaluation/samples-* --record

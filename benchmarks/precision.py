@@ -4,7 +4,7 @@
 
 The trainer's own steps, on the same batches with the same noise. Where the device has no float8 products they are
 emulated: the same rounding, then products in float32. A second seed in bf16 is the yardstick: so far apart are two
-trainings that are equally good.
+trainings that are equally good. Needs torchao (`make fp8`).
 """
 
 import argparse
@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +102,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help=f"of each training, a multiple of {WINDOW}")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/ and docs/images/precision.png")
     args = parser.parse_args()
+    if find_spec("torchao") is None:
+        parser.error("no torchao here: make fp8, or pip install torchao")
     if args.steps % WINDOW or args.steps <= 0:
         parser.error(f"--steps {args.steps}: a multiple of {WINDOW} expected")
     device, rows = torch.device("cuda" if torch.cuda.is_available() else "cpu"), dict[str, Any]()

@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -184,7 +185,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
-    plan = {model: (args.batch or batch, [one for one in variants if one != FP8 or has_fp8(device)])
+    fp8 = has_fp8(device) and find_spec("torchao") is not None
+    plan = {model: (args.batch or batch, [one for one in variants if one != FP8 or fp8])
             for model, (batch, variants) in plan.items() if args.models is None or model in args.models}
     best = ceilings(device)
     print(told(best), "", HEAD, sep="\n", flush=True)

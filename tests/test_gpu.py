@@ -98,6 +98,7 @@ def test_likelihood_is_that_of_the_cpu(settings, make_run):
 def test_float8_training_learns_as_bf16_does(settings, run, tmp_path):
     if not has_fp8(CUDA.device):
         pytest.skip("needs float8 products")
+    pytest.importorskip("torchao")
     out = train(dataclasses.replace(CONFIG, out=tmp_path / "run", precision="fp8", **settings), CUDA)
     exact = run if "conditioning" not in settings else train(
         dataclasses.replace(CONFIG, out=tmp_path / "bf16", precision="bf16", **settings), CUDA)
