@@ -125,6 +125,7 @@ def sampling(run: Run, variant: Variant, batch: int, rounds: int) -> dict[str, f
     """Seconds of all steps for a batch, of which some may have been timed, and of the first call."""
     config = SamplerConfig(cfg_scale=4.0, precision=variant.precision, compile=variant.compile, batch_size=batch,
                            **variant.flags)
+    torch.compiler.reset()  # whose cache holds so many variants of one function, and no more
     plan = build_sampling(run, config)
     timed = TIMED[run.device.type] if variant.flags is LONG else plan.steps
     part = dataclasses.replace(plan, times=plan.times[: timed + 1])

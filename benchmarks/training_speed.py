@@ -131,6 +131,7 @@ def measure(model: str, batch: int, variants: list[Variant], rounds: int, device
         groups = [variants] if device.type == "cpu" else [[variant] for variant in variants]
         for group in groups:
             if device.type == "cuda":
+                torch.compiler.reset()  # whose cache holds so many variants of one function, and no more
                 gc.collect()
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()

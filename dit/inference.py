@@ -1,4 +1,4 @@
-"""A network as sampling calls it: rounded once, with the quickest attention, compiled where asked for."""
+"""A network as sampling calls it: rounded once, compiled where asked for."""
 
 import copy
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dit.hardware import choose_attention, uses_bf16
+from dit.hardware import uses_bf16
 
 GRAPHED = 16  # rows of a call up to which a GPU waits for its orders, which a CUDA graph gives all at once
 
@@ -22,9 +22,7 @@ def ready(network: nn.Module, device: torch.device, precision: str) -> nn.Module
     if uses_bf16(device, precision):
         layers = (module for module in network.modules() if isinstance(module, nn.Linear))
         rounded = {id(p): nn.Parameter(p.bfloat16(), requires_grad=False) for m in layers for p in m.parameters()}
-    twin = copy.deepcopy(network, shared | rounded)
-    choose_attention(twin, device, precision)
-    return twin
+    return copy.deepcopy(network, shared | rounded)
 
 
 def compiled(network: nn.Module, device: torch.device, rows: int, by_block: bool) -> Callable[..., Tensor]:

@@ -48,7 +48,7 @@ def sample_folder(
         UserError: the folder holds something else, other settings, or more images.
         NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
     """
-    plan = build_sampling(run, config, num_samples)
+    plan = build_sampling(run, config)
     names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
     folder = (PngFolder if format == "png" else NpzFolder)(out, classes, names)
     settings = {**protocol(run, plan, config, classes), "format": format}

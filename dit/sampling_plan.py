@@ -28,8 +28,6 @@ from dit.runs import Card, find_weights, named_otherwise, read_header, read_weig
 from dit.text import Captioned
 from dit.trained import Run, load_network, load_run, with_captions
 
-COMPILED_FROM = 1_000  # images, which take longer than the compiler does
-
 
 @dataclass(frozen=True)
 class SamplingPlan:
@@ -73,11 +71,8 @@ class SamplingPlan:
         return replace(self, denoise=counted)
 
 
-def build_sampling(run: Run, config: SamplerConfig, images: int = 0) -> SamplingPlan:
+def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     """Choose sampler, steps and guidance; `auto` is resolved here.
-
-    Args:
-        images: how many are to come; for many the network is compiled, if the flags do not say whether to.
 
     Raises:
         UserError: a sampler, variance or guidance that the network can not serve.
@@ -96,8 +91,8 @@ def build_sampling(run: Run, config: SamplerConfig, images: int = 0) -> Sampling
         raise UserError(f"--block-cache {config.block_cache} for a {card.network.model}",
                         "a DiT, whose blocks are alike", "drop --block-cache")
     guide = load_guide(run, config.guide) if config.guide else None
-    run = _readied(run, config, images)
-    guide = _readied(guide, config, images) if guide else None
+    run = _readied(run, config)
+    guide = _readied(guide, config) if guide else None
     denoise = run.denoise
     judge = load_classifier(run, config.classifier) if config.classifier else None
     guided = build_guidance(run, config, guide, judge)
@@ -116,13 +111,12 @@ def find_sampler(name: str, card: Card) -> str:
     return name if name != "auto" else "dpmpp_2m" if card.config.process == "flow" else "ddpm"
 
 
-def _readied(run: Run, config: SamplerConfig, images: int) -> Run:
+def _readied(run: Run, config: SamplerConfig) -> Run:
     """The run with its network as sampling calls it."""
     captioned = run.denoise.network if isinstance(run.denoise.network, Captioned) else None
     plain: Any = captioned.network if captioned else run.denoise.network
     network: Any = ready(plain, run.device, config.precision)
-    many = run.device.type == "cuda" and images >= COMPILED_FROM
-    if many if config.compile is None else config.compile:
+    if config.compile:
         halves = 2 if config.cfg_scale != 1 and not config.guide else 1
         network = compiled(network, run.device, halves * config.batch_size, bool(config.block_cache))
     network = replace(captioned, network=network) if captioned else network

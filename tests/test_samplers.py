@@ -263,9 +263,17 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default) and args[0].device != made.device:
-            self.found.append(args[0])
+        given = (arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim)  # numbers are kernels' arguments
+        if isinstance(made, torch.Tensor):
+            self.found += [arg for arg in given if arg.device != made.device]
         return made
+
+
+@pytest.mark.parametrize("copy", [lambda x: x.to("meta"), lambda x: torch.empty(2, device="meta").copy_(x)])
+def test_copies_are_seen(copy):
+    with Copies() as copies:
+        copy(torch.zeros(2))
+    assert len(copies.found) == 1
 
 
 @pytest.mark.parametrize("sampler", ALL)

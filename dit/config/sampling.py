@@ -59,8 +59,8 @@ class SamplerConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; auto takes bf16 where the hardware has it. Images of fp32 and bf16 differ slightly."""
     compile: bool | None = None
-    """Compile the network with torch.compile, which takes a minute before the first image; unless given, on for CUDA
-    from 1,000 images in a folder. Images stay the same but for rounding."""
+    """Compile the network with torch.compile, which takes a minute before the first image and pays for
+    many; unless given, off. Images stay the same but for rounding."""
 
     def __post_init__(self) -> None:
         require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
