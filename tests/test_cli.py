@@ -220,6 +220,7 @@ def test_an_interrupt_that_got_lost_is_heeded(monkeypatch: pytest.MonkeyPatch):
             asked.append(stop.now())
 
     monkeypatch.setattr("dit.training.trainer.train", work)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background work begins with it ignored
     for _ in range(2):
         assert main(["train"]) == 0
     assert asked == [True, True]
