@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+TARGET_PYTHON ?= 3.12
 
 .PHONY: install quickstart quickstart-fast test fp8 test-fp8 test-slow lint types bench bench-gpu bench-tiny wheels bench-all story clean
 
@@ -48,9 +49,9 @@ bench-gpu: fp8             ## the same on this machine's GPU: under 9 minutes
 bench-tiny: $(READY)       ## the road of bench-gpu with small networks, on any machine
 	PYTHON=$(BIN)/python scripts/bench_gpu.sh --tiny
 
-wheels: $(READY)           ## what bench-gpu needs beside torch, for a machine without a network, in wheels/
-	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels --no-deps diffusers torch-fidelity torchao timm einops
-	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels huggingface-hub safetensors tyro regex importlib-metadata
+wheels: $(READY)           ## what bench-gpu needs beside torch, torchvision, timm and einops, for a machine without a network
+	$(BIN)/pip download --disable-pip-version-check --quiet --dest wheels --no-deps --only-binary :all: \
+	    --python-version $(TARGET_PYTHON) diffusers torchao tyro docstring-parser typeguard importlib-metadata zipp
 
 bench-all: bench fp8       ## all that docs/performance.md and docs/scaling.md tell, into benchmarks/results/
 	rm -rf runs/bench-quickstart

@@ -2,8 +2,9 @@
 
 import json
 import platform
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> Path:
     """Write benchmarks/results/NAME-DEVICE-DATE.json and, of lines of Markdown, the same with .md."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
     values = {
         "command": command,
         "date": date.today().isoformat(),
-        "commit": commit + ("+" if changed else ""),
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
         "hardware": {"device": device, "processor": processor(), "cores": torch.get_num_threads()},
         "versions": versions("torch", "timm", "diffusers", "torchao", "torch-fidelity"),
         "results": results,
@@ -34,6 +33,27 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
     if table:
         file.with_suffix(".md").write_text("\n".join(table) + "\n")
     return file
+
+
+def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], str], head: Sequence[str],
+              write: Callable[[list[dict[str, Any]], list[str]], Path] | None) -> None:
+    """Print rows of a Markdown table as they come and, where they are to be written, write all so far after each: what
+    is measured stays, whatever ends the rest."""
+    print(*head, sep="\n", flush=True)
+    found, file = list[dict[str, Any]](), None
+    for row in rows:
+        found.append(row)
+        print(tell(row), flush=True)
+        file = write(found, [*head, *map(tell, found)]) if write else None
+    if file:
+        print(file)
+
+
+def git(*asked: str) -> str:
+    """What git says; nothing where there is no git, or no repository."""
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", *asked], capture_output=True, text=True).stdout.strip()
 
 
 def processor() -> str:

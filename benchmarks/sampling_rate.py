@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.budget import within
 from benchmarks.ceilings import ceilings, seconds, tf32, told
 from benchmarks.memory import job_of
-from benchmarks.record import record
+from benchmarks.record import record, rows_told
 from benchmarks.training_speed import Diffusers
 from dit.config import SamplerConfig
 from dit.generate import sample_latents
@@ -185,15 +185,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
     plan = [pair for pair in plan if args.models is None or pair[0] in args.models]
-    best, rows = ceilings(device), []
-    print(told(best), "", HEAD, sep="\n", flush=True)
-    for row in rows_of(plan, args.rounds, device, args.tiny, best["bf16"], args.budget):
-        rows.append(row)
-        print(tell(row), flush=True)
-    if args.record:
-        command = shlex.join(["python", "-m", "benchmarks.sampling_rate", *sys.argv[1:]])
-        table = [told(best), "", HEAD, *map(tell, rows)]
-        print(record("sampling-rate", command, {"ceilings": best, "rows": rows}, table))
+    best = ceilings(device)
+    command = shlex.join(["python", "-m", "benchmarks.sampling_rate", *sys.argv[1:]])
+    write = lambda rows, table: record("sampling-rate", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731
+    rows_told(rows_of(plan, args.rounds, device, args.tiny, best["bf16"], args.budget), tell, [told(best), "", HEAD],
+              write if args.record else None)
 
 
 if __name__ == "__main__":

@@ -28,16 +28,14 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.memory import job_of
+from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.evaluation.pages.figures import new_axis, new_figure, to_image
 from dit.hardware import Ranks, ranks
 from dit.models.create import multiply_adds
 from dit.scaling.cluster import Cluster
 from dit.scaling.cost import BUCKET, FLOAT, Work, seconds, traffic
-from dit.training.batches import draw_batch
 from dit.training.job import Job
-from dit.training.step import train_step
 
 WAYS = ("ddp", "fsdp")
 PICTURE = Path("docs/images/ranks.png")
@@ -78,17 +76,6 @@ def timed(work: Callable[[], Any], rounds: int, joined: Ranks) -> float:
         work()
         took.append(joined.maximum(torch.tensor(time.perf_counter() - begin, dtype=torch.float64)).item())
     return statistics.median(took[1:])
-
-
-def stepper(job: Job) -> Callable[[], None]:
-    """Takes the next step of training."""
-    done = iter(range(10**6))
-
-    def step() -> None:
-        index = next(done)
-        train_step(job, draw_batch(job, index), index + 1)
-
-    return step
 
 
 def update(job: Job) -> None:

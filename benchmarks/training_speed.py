@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from benchmarks.budget import within
 from benchmarks.ceilings import ceilings, seconds, tf32, told
 from benchmarks.memory import job_of, stepper
-from benchmarks.record import record
+from benchmarks.record import record, rows_told
 from dit.convert import diffusers_config
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
@@ -125,40 +125,40 @@ def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.de
 
 def measure(model: str, batch: int, variants: list[Variant], rounds: int, device: torch.device
             ) -> Iterator[tuple[Variant, dict[str, float]]]:
-    """Seconds of a step, and on CUDA the peak of memory, of each variant of a model."""
+    """Seconds of a step, and on CUDA the peak of memory, of variants of a model, which take turns."""
     with tempfile.TemporaryDirectory() as folder:
         make = lambda variant: step_of(variant, model, batch, device, folder)  # noqa: E731
-        groups = [variants] if device.type == "cpu" else [[variant] for variant in variants]
-        for group in groups:
-            if device.type == "cuda":
-                torch.compiler.reset()  # whose cache holds so many variants of one function, and no more
-                gc.collect()
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            steps = {variant: make(variant) for variant in group}
-            first = {variant: seconds(step, device) for variant, step in steps.items()}
-            for step in steps.values():
-                step()
-            took = [{variant: seconds(step, device) for variant, step in steps.items()} for _ in range(rounds)]
-            for variant in group:
-                found = [turn[variant] for turn in took]
-                median = statistics.median(found)
-                peak = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
-                yield variant, {"seconds": median, "spread": (max(found) - min(found)) / median,
-                                "first_step_s": first[variant], **peak}
-            del steps
+        if device.type == "cuda":
+            torch.compiler.reset()  # whose cache holds so many variants of one function, and no more
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        steps = {variant: make(variant) for variant in variants}
+        first = {variant: seconds(step, device) for variant, step in steps.items()}
+        for step in steps.values():
+            step()
+        took = [{variant: seconds(step, device) for variant, step in steps.items()} for _ in range(rounds)]
+        for variant in variants:
+            found = [turn[variant] for turn in took]
+            median = statistics.median(found)
+            peak = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
+            yield variant, {"seconds": median, "spread": (max(found) - min(found)) / median,
+                            "first_step_s": first[variant], **peak}
 
 
 def rows_of(plan: dict[str, tuple[int, list[Variant]]], rounds: int, device: torch.device, best: dict[str, float],
             budget: float | None) -> Iterator[dict[str, Any]]:
     """A row of the table for each variant of each model; ratios are to the plain step of the same model."""
-    for model, (batch, variants) in within(budget, plan.items(), lambda item: item[0]):
-        flops, plain = training_flops(NetworkSpec(model=model, **SHAPE)), None
-        for variant, found in measure(model, batch, variants, rounds, device):
-            plain = found["seconds"] if variant == PLAIN else plain
+    groups = [(model, group) for model, (_, variants) in plan.items()
+              for group in ([variants] if device.type == "cpu" else [[variant] for variant in variants])]
+    plain: dict[str, float] = {}
+    for model, group in within(budget, groups, lambda one: f"{one[0]}, {one[1][0].title}"):
+        batch, flops = plan[model][0], training_flops(NetworkSpec(model=model, **SHAPE))
+        for variant, found in measure(model, batch, group, rounds, device):
+            plain |= {model: found["seconds"]} if variant == PLAIN else {}
             speed = batch / found["seconds"]
             yield {"model": model, "batch": batch, "variant": variant.title, "img_per_s": speed,
-                   "ratio_to_plain": plain / found["seconds"] if plain else None,
+                   "ratio_to_plain": plain[model] / found["seconds"] if model in plain else None,
                    "mfu": speed * flops / best["bf16"], **found}
 
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="of those that are measured on this device; all unless given")
     parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget", type=float, help="seconds after which no further model is begun")
+    parser.add_argument("--budget", type=float, help="seconds after which nothing further is begun")
     parser.add_argument("--tiny", action="store_true", help="one small model in small batches, to see that all works")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
@@ -190,15 +190,10 @@ def main() -> None:
     plan = {model: (args.batch or batch, [one for one in variants if one != FP8 or fp8])
             for model, (batch, variants) in plan.items() if args.models is None or model in args.models}
     best = ceilings(device)
-    print(told(best), "", HEAD, sep="\n", flush=True)
-    rows = []
-    for row in rows_of(plan, args.rounds, device, best, args.budget):
-        rows.append(row)
-        print(tell(row), flush=True)
-    if args.record:
-        command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
-        table = [told(best), "", HEAD, *map(tell, rows)]
-        print(record("training-speed", command, {"ceilings": best, "rows": rows}, table))
+    command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
+    write = lambda rows, table: record("training-speed", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731
+    rows_told(rows_of(plan, args.rounds, device, best, args.budget), tell, [told(best), "", HEAD],
+              write if args.record else None)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 # Speed of training and sampling beside peers, on the GPU of this machine, in under nine minutes.
 #
 #   make bench-gpu                           where .venv is, or can be made
-#   scripts/bench_gpu.sh [--tiny]            with the python at hand (PYTHON=...), which needs torch
+#   scripts/bench_gpu.sh [--tiny]            with the python at hand (PYTHON=...), which needs torch, torchvision, timm, einops
 #
-# Where no package can be installed, `make wheels` on another machine collects what a bare torch lacks in wheels/, which
-# is used from there if it exists. Results go to benchmarks/results/.
+# Where no package can be installed, `make wheels TARGET_PYTHON=3.12` on another machine collects the rest in wheels/, which is
+# used from there if it exists. Results go to benchmarks/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

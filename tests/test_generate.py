@@ -262,6 +262,23 @@ def test_nan_on_one_rank_is_raised_on_all_of_them(run: Run, tmp_path: Path, monk
     assert sorted(int(f.stem) for f in (tmp_path / "out").glob("*.png")) == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("first", [0, 12], ids=["in the middle", "in the last batch"])
+def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: Run, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch):
+    write = module.PngFolder.write
+
+    def full(folder: module.PngFolder, indices: list[int], images: torch.Tensor) -> None:
+        if indices[0] == first:
+            raise OSError(28, "No space left on device")
+        write(folder, indices, images)
+
+    monkeypatch.setattr(module.PngFolder, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        fill(run, tmp_path / "out", 14)
+    monkeypatch.undo()
+    assert len(list(fill(run, tmp_path / "out", 14).glob("*.png"))) == 14
+
+
 def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path):
     out = fill(run, tmp_path / "out", 20)
     for i in (1, 3, 5, 7, 9, 11, 12):  # six are of rank 1, in two batches
