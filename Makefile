@@ -43,7 +43,7 @@ bench: $(READY)            ## speed of training and sampling beside peers on thi
 	$(BIN)/python -m benchmarks.training_speed --record
 	$(BIN)/python -m benchmarks.sampling_rate --record
 
-bench-gpu: fp8             ## the same on this machine's GPU: under 9 minutes
+bench-gpu: fp8             ## the same on this machine's GPU: cut for 9 minutes
 	PYTHON=$(BIN)/python scripts/bench_gpu.sh
 
 bench-tiny: $(READY)       ## the road of bench-gpu with small networks, on any machine

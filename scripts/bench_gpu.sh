@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speed of training and sampling beside peers, on the GPU of this machine, in under nine minutes.
+# Speed of training and sampling beside peers, on the GPU of this machine; cut for nine minutes.
 #
 #   make bench-gpu                           where .venv is, or can be made
 #   scripts/bench_gpu.sh [--tiny]            with the python at hand (PYTHON=...), which needs torch, torchvision, timm, einops
