@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks import forked
 from dit import sample_folder as module
 from dit.config import SampleConfig, SamplerConfig
 from dit.errors import UserError
@@ -228,12 +229,9 @@ class Twin(Ranks):
         self.meeting.wait()
 
     def share(self, value: Any) -> Any:
-        return self._exchange(value)[0]
+        return self.collect(value)[0]
 
-    def maximum(self, values: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self._exchange(values)).amax(dim=0)
-
-    def _exchange(self, value: Any) -> list[Any]:
+    def collect(self, value: Any) -> list[Any]:
         self.box[self.rank] = value
         self.meeting.wait()
         both = [self.box[0], self.box[1]]
@@ -248,8 +246,8 @@ def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
     def work(ranks: Ranks) -> str:
         try:
             sample_folder(run, QUICK, [3, 1, 4], count, out, "png", ranks)
-        except NotFinite as error:
-            return error.given
+        except (NotFinite, OSError) as error:
+            return str(error)
         return ""
 
     with ThreadPoolExecutor(2) as pool:
@@ -258,13 +256,12 @@ def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
 
 def test_nan_on_one_rank_is_raised_on_all_of_them(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, 5)  # in the first batch of rank 1
-    assert on_two_ranks(run, tmp_path / "out", 30) == ["image 5 (class 4) came out as NaN or infinite"] * 2
+    assert on_two_ranks(run, tmp_path / "out", 30) == [str(NotFinite(5, 4))] * 2
     assert sorted(int(f.stem) for f in (tmp_path / "out").glob("*.png")) == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("first", [0, 12], ids=["in the middle", "in the last batch"])
-def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: Run, tmp_path: Path,
-                                                                          monkeypatch: pytest.MonkeyPatch):
+def fill_disk(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """No batch that begins with this image can be written."""
     write = module.PngFolder.write
 
     def full(folder: module.PngFolder, indices: list[int], images: torch.Tensor) -> None:
@@ -273,10 +270,42 @@ def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first,
         write(folder, indices, images)
 
     monkeypatch.setattr(module.PngFolder, "write", full)
+
+
+@pytest.mark.parametrize("first", [0, 12], ids=["in the middle", "in the last batch"])
+def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: Run, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch):
+    fill_disk(monkeypatch, first)
     with pytest.raises(OSError, match="No space left"):
         fill(run, tmp_path / "out", 14)
     monkeypatch.undo()
     assert len(list(fill(run, tmp_path / "out", 14).glob("*.png"))) == 14
+
+
+FULL = "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(("first", "spoilt", "told"), [
+    (1, None, [FULL, FULL]), (9, None, [FULL, FULL]), (1, 8, [str(NotFinite(8, 4)), FULL]), (1, 9, [FULL, FULL]),
+], ids=["in the middle", "in the last batch", "beside a NaN of the other rank", "before a NaN of its own"])
+def test_files_that_one_rank_can_not_write_end_the_work_of_all(first, spoilt, told, run: Run, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch):
+    fill_disk(monkeypatch, first)
+    if spoilt:
+        poison(monkeypatch, spoilt)
+    assert on_two_ranks(run, tmp_path / "out", 14) == told
+
+
+def sample_where_rank_1_has_no_space(ranks: Ranks, weights: Path, out: Path) -> None:
+    run = load_run(weights, CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, 1)
+        with pytest.raises(OSError, match="No space left"):
+            sample_folder(run, QUICK, [3, 1, 4], 30, out, "png", ranks)
+
+
+def test_processes_end_alike_where_one_can_not_write(tiny_run: Path, tmp_path: Path):
+    forked.run(2, sample_where_rank_1_has_no_space, tiny_run, tmp_path / "out")
 
 
 def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path):
