@@ -53,6 +53,7 @@ def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train --resume=", ["--resume is empty"]),
         ("evaluate --weights=", ["--weights is empty"]),
         ("train --model Classifier-S/2", ["--model Classifier-S/2 is a classifier; expected a network that draws"]),
+        ("train --model Classifier-S/2 --label-dropout 0", ["is a classifier; expected a network that draws images"]),
         ("train --lr -1", ["--lr -1.0", "a number above 0"]),
         ("train --process floww", ["floww", "'flow', 'linear', 'cosine'"]),
         ("train stray", ["stray"]),
