@@ -1,3 +1,4 @@
+import copy
 import csv
 import dataclasses
 import json
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Copies
 from PIL import Image
 from tqdm import tqdm
 
@@ -117,6 +120,20 @@ def test_a_bar_moves_within_a_batch_and_ends_with_all_images(tiny_run: Path, tmp
         assert counts[0] == "0.0"
         assert counts[-1] == "10.0"
         assert {"2.5", "5.0", "7.5"} < {*counts}
+
+
+def test_a_batch_sends_its_noise_and_labels_alone(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """A tensor on the meta device has no values, so that whatever asked for one would fail."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
+    config = dataclasses.replace(QUICK, sampler="ddpm")
+    denoise = dataclasses.replace(run.denoise, network=copy.deepcopy(run.denoise.network).to("meta"))
+    away = dataclasses.replace(run, denoise=denoise, device=torch.device("meta"))
+    plan = planned(away, config)
+    with Copies() as copies:
+        made = sample_latents(away, plan, config, torch.arange(2), torch.arange(2))
+    assert made.device.type == "meta"
+    noise, labels = (2, 3, 8, 8), (2,)
+    assert [tuple(copied.shape) for copied in copies.found] == [noise, labels, noise, noise]
 
 
 def test_nan_names_the_image(run: Run):
