@@ -20,7 +20,7 @@ from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, re
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
 from dit.files import quoted
-from dit.inference import compiled, ready
+from dit.inference import compiled, filled, ready
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import remembering
 from dit.models.create import is_classifier
@@ -100,6 +100,8 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     denoise = run.denoise
     judge = load_classifier(run, config.classifier) if config.classifier else None
     guided = build_guidance(run, config, guide, judge)
+    if config.compile:
+        guided = filled(guided, config.batch_size)
     options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)

@@ -19,6 +19,7 @@ from dit.hardware import Ranks
 HUNG = 4  # exit code
 BEAT = 2.0  # seconds between signs of life
 LISTEN = 3  # beats for which the others are listened to
+HEARD = 30  # beats after which the others are no longer waited for
 PLACES = ("waiting for a batch", "computing", "writing a checkpoint", "between steps")  # in the order of a step
 
 
@@ -41,7 +42,7 @@ class Watchdog:
         self.ranks, self.patience = ranks, patience
         self._place, self._inside = (0, 0), False  # step and place; whether it is watched now
         self._since, self._beats, self._over = time.monotonic(), 0, threading.Event()
-        self._store = _store(ranks)
+        self._store, self.ending = _store(ranks), False
 
     @property
     def step(self) -> int:
@@ -91,10 +92,23 @@ class Watchdog:
                      "and the other ranks can not be heard; continue with --resume")
         if self._since != since or not self._inside:
             return  # it went on meanwhile
+        self.ending = True
         print(f"error: {blame}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr)
-        time.sleep(2 * LISTEN * BEAT)  # so that the others hear it: without torchrun the store ends with rank 0
+        self._wait_for_the_others()
         os._exit(HUNG)
+
+    def _wait_for_the_others(self) -> None:
+        """Until they have heard the verdict: wires end with this rank, and without torchrun the store with rank 0.
+        One that is frozen never does."""
+        if self._store:
+            with suppress(dist.DistError):
+                heard = self._store.add("heard", 1)
+                for _ in range(HEARD):
+                    if heard == self.ranks.world:
+                        break
+                    time.sleep(BEAT)
+                    heard = self._store.add("heard", 0)
 
     def _blame(self, since: float) -> str:
         """The verdict, of the first rank that comes to one and has not moved since."""
@@ -148,6 +162,8 @@ def watchdog(ranks: Ranks, minutes: float) -> Iterator[Watchdog]:
     except RuntimeError as error:
         if ranks.world == 1 or not _of_the_wire(error):
             raise
+        if dog.ending:
+            thread.join()  # it has said why, and ends this process
         lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({cause(error)})"
         raise PeerLost(f"{lost}; expected all ranks to go on; look for what that rank said last, and continue with "
                        "--resume") from error
