@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothin
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit.build import build_network
 from dit.config import TrainConfig
@@ -60,6 +61,21 @@ def torchrun(*command: object, threads: int = 1) -> None:
     done = subprocess.run([*launcher, *map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True,
                           timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Copies(TorchDispatchMode):
+    """Collects what goes from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = (arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim)  # numbers are kernels' arguments
+        if isinstance(made, torch.Tensor):
+            self.found += [arg for arg in given if arg.device != made.device]
+        return made
 
 
 @pytest.fixture(scope="session", autouse=True)
