@@ -9,7 +9,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = {
-    "attention": r"flash|fmha|sdpa|attention",
+    "attention": r"flash|fmha|sdpa|attention|dot_do_o|convert_dq",
     "products": r"gemm|nvjet|cutlass|xmma|splitk|cublas|_mm",
     "optimizer and average": r"multi_tensor|adam|lerp",
     "compiled code": r"^triton",

@@ -169,10 +169,10 @@ def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float
     for model, batch, variants in within(budget, plan, lambda part: f"{part[0]}, {part[2][0].title}"):
         flops = training_flops(NetworkSpec(model=model, **SHAPE))
         for variant, found in measure(model, batch, variants, rounds, device):
-            plain |= {model: found["seconds"]} if variant.whose == "plain" else {}
             speed = batch / found["seconds"]
+            plain |= {model: speed} if variant.whose == "plain" else {}
             yield {"model": model, "batch": batch, "variant": variant.title, "img_per_s": speed,
-                   "ratio_to_plain": plain[model] / found["seconds"] if model in plain else None,
+                   "ratio_to_plain": speed / plain[model] if model in plain else None,
                    "mfu": speed * flops / best["bf16"], **found}
 
 
