@@ -43,7 +43,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from benchmarks.budget import within
 from benchmarks.ceilings import seconds, tf32
 from benchmarks.memory import in_use, job_of, peak, stepper
-from benchmarks.record import record
+from benchmarks.record import record, rows_told
 from dit.build import build_loss
 from dit.errors import UserError
 from dit.hardware import Ranks
@@ -573,16 +573,11 @@ def main() -> None:
     args = parser.parse_args()
     [(model, batch)] = (TINY if args.tiny else CUDA if device.type == "cuda" else CPU).items()
     levers = [lever for lever in levers if args.only is None or lever.name in args.only]
-    print(HEAD, flush=True)
-    rows = []
+    command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
+    write = lambda rows, table: record("levers", command, {"rows": rows}, table)  # noqa: E731
     with one_rank(device), tempfile.TemporaryDirectory() as folder:
         cases = [Case(name, args.batch or batch, device, folder, tiny=args.tiny) for name in args.models or [model]]
-        for row in measure(cases, levers, args.rounds, args.budget):
-            rows.append(row)
-            print(tell(row), flush=True)
-    if args.record:
-        command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
-        print(record("levers", command, {"rows": rows}, [HEAD, *map(tell, rows)]))
+        rows_told(measure(cases, levers, args.rounds, args.budget), tell, [HEAD], write if args.record else None)
 
 
 if __name__ == "__main__":
