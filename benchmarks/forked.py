@@ -8,8 +8,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dit.training.trainer", "torch.utils.tensorboard", "sklearn.datasets", "pytest",
-                                "torch.distributed.fsdp", "torch.distributed.checkpoint"])
+CONTEXT.set_forkserver_preload(["dit.cli", "dit.training.trainer", "torch.utils.tensorboard", "sklearn.datasets",
+                                "pytest", "torch.distributed.fsdp", "torch.distributed.checkpoint"])
 
 
 def start(world: int, work: Callable[..., None], *args: Any) -> list[BaseProcess]:

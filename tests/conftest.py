@@ -1,8 +1,10 @@
 """A trained run in miniature: random weights, so that nothing has to be trained."""
 
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothin
 import pytest
 import torch
 
+from benchmarks import forked
 from dit.build import build_network
+from dit.cli import main
 from dit.config import TrainConfig
 from dit.files import sha256, write_json
 from dit.runs import Card, NetworkSpec, write_weights
@@ -51,6 +55,30 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
         if "y_embedder" in name:
             torch.nn.init.normal_(parameter, std=1.0)
     return network.state_dict()
+
+
+class Command:
+    """`dit NAME FLAGS` in a process of its own, which need not import torch; `limit` is of the bytes of any file."""
+
+    def __init__(self, *argv: object, limit: int | None = None) -> None:
+        self.said = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
+        names = [file.name for file in self.said]
+        self.process = forked.CONTEXT.Process(target=_command, args=([*map(str, argv)], names, limit))
+        self.process.start()
+
+    def end(self) -> tuple[int | None, str, str]:
+        """Its exit code, and what it said on both streams."""
+        self.process.join(300)
+        out, err = (file.read() for file in self.said)
+        return self.process.exitcode, out, err
+
+
+def _command(argv: list[str], said: list[str], limit: int | None) -> None:
+    for stream, name in enumerate(said, start=1):
+        os.dup2(os.open(name, os.O_WRONLY), stream)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.exit(main(argv))
 
 
 def torchrun(*command: object, threads: int = 1) -> None:
