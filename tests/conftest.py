@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from dit.build import build_network
 from dit.cli import main
 from dit.config import TrainConfig
 from dit.files import sha256, write_json
+from dit.models.dit import SIZES
 from dit.runs import Card, NetworkSpec, write_weights
 
 ROOT = Path(__file__).parent.parent
+SMALL: dict[str, int] = dict(depth=2, hidden_size=64, num_heads=2)  # what DiT-Ti may be
 TINY: dict[str, Any] = dict(vae="identity", image_size=8, model="DiT-Ti/4")
 DIGITS = [str(i) for i in range(10)]
 
@@ -58,12 +60,15 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
 
 
 class Command:
-    """`dit NAME FLAGS` in a process of its own, which need not import torch; `limit` is of the bytes of any file."""
+    """`dit NAME FLAGS` in a process of its own, with sizes of networks as here; it need not import torch.
+
+    No file gets more than `limit` bytes.
+    """
 
     def __init__(self, *argv: object, limit: int | None = None) -> None:
         self.said = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self.said]
-        self.process = forked.CONTEXT.Process(target=_command, args=([*map(str, argv)], names, limit))
+        self.process = forked.CONTEXT.Process(target=_command, args=([*map(str, argv)], names, limit, SIZES))
         self.process.start()
 
     def end(self) -> tuple[int | None, str, str]:
@@ -73,7 +78,8 @@ class Command:
         return self.process.exitcode, out, err
 
 
-def _command(argv: list[str], said: list[str], limit: int | None) -> None:
+def _command(argv: list[str], said: list[str], limit: int | None, sizes: dict[str, Any]) -> None:
+    SIZES.update(sizes)
     for stream, name in enumerate(said, start=1):
         os.dup2(os.open(name, os.O_WRONLY), stream)
     if limit:
@@ -100,6 +106,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run shared by all tests: read it only."""
     return write_run(tmp_path_factory.mktemp("shared") / "run")
+
+
+@pytest.fixture(scope="module")
+def small_networks() -> Iterator[None]:
+    """DiT-Ti is smaller: for modules that neither read `tiny_run` nor start Python anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Ti", SMALL)
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dit.files import replacing, sha256, write_json
 from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
-from dit.runs import Card, checkpoints, find_weights, latest, read_metrics, verify
+from dit.runs import Card, checkpoint_step, checkpoints, find_weights, latest, read_metrics, verify
 from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
@@ -29,9 +29,10 @@ from dit.training.metrics_log import MetricsLog, Window
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.trainer import prepare, train
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
                    sample_every=0, ckpt_every=0, log_every=2, precision="fp32")
-FLAGS = ["--model", "DiT-Ti/4", "--vae", "identity", "--image-size", "8", "--global-batch-size", "128",
+FLAGS = ["--model", "DiT-Ti/4", "--vae", "identity", "--image-size", "8", "--global-batch-size", "16",
          "--sample-every", "0", "--log-every", "3"]
 
 
@@ -73,22 +74,22 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run of 20 steps that nothing disturbed."""
+def whole(tmp_path_factory, small_networks):
+    """A run of 100 steps that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    code, _, err = run("--steps", 20, "--ckpt-every", 10, "--keep", 5, "--out", out)
+    code, _, err = run("--steps", 100, "--ckpt-every", 10, "--keep", 5, "--out", out)
     assert code == 0, err
     return out
 
 
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(whole, tmp_path):
     out = tmp_path / "run"
-    flags = ("--steps", 20, "--ckpt-every", 10, "--keep", 5, "--out", out, "--resume", "auto")
+    flags = ("--steps", 100, "--ckpt-every", 10, "--keep", 5, "--out", out, "--resume", "auto")
     command = start(*flags)
     wait_for(out / "checkpoints" / "step-0000010", command)
     command.process.kill()
     assert command.end()[0] == -signal.SIGKILL
-    assert latest(out).name == "step-0000010"
+    assert 10 <= checkpoint_step(latest(out)) < 100
     code, _, err = run(*flags)
     assert code == 0, err
     assert_same_run(whole, out)
@@ -133,7 +134,7 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
 def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
     out = tmp_path / "run"
     assert run("--steps", 4, "--out", out)[0] == 0
-    code, _, err = Command("train", "--resume", out, "--steps", 8, limit=2**20).end()
+    code, _, err = Command("train", "--resume", out, "--steps", 8, limit=2**17).end()
     assert code == 2, err
     assert f"{out}/checkpoints/step-0000004 is intact" in error_line(err)
     assert [c.name for c in checkpoints(out)] == ["step-0000004"]
@@ -373,7 +374,7 @@ def test_two_ranks_train_and_resume(tmp_path):
 
 
 def test_loss_falls(tmp_path):
-    out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=60, log_every=20, lr=1e-3), Ranks())
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=60, log_every=20), Ranks())
     losses = [m["loss"] for m in read_metrics(out / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
 
