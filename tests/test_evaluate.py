@@ -21,6 +21,7 @@ from dit.evaluation.scores import metrics
 from dit.evaluation.stats import stats
 from dit.hardware import Ranks
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 CNN = ("digits-cnn",)
 
 

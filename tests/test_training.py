@@ -74,7 +74,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, small_networks):
+def whole(tmp_path_factory):
     """A run of 100 steps that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
     code, _, err = run("--steps", 100, "--ckpt-every", 10, "--keep", 5, "--out", out)
