@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 test: $(READY)             ## all quick tests, about 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 fp8: $(READY)              ## what --precision fp8 needs
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps torchao
