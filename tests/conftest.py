@@ -102,15 +102,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run shared by all tests: read it only."""
+    """A run shared by all tests of a module: read it only."""
     return write_run(tmp_path_factory.mktemp("shared") / "run")
 
 
 @pytest.fixture(scope="module")
 def small_networks() -> Iterator[None]:
-    """DiT-Ti is smaller: for modules that neither read `tiny_run` nor start Python anew."""
+    """DiT-Ti is smaller: for modules that do not start Python anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "Ti", SMALL)
         yield

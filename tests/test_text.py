@@ -28,6 +28,7 @@ from dit.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
 from dit.trained import load_run, prompted
 from dit.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 TEXTS = ["a red square", "green", "a square that is very red and not green at all", ""]
 LENGTH = 7
 
@@ -324,7 +325,7 @@ def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
     seven, heron = bits(heard, labels)
     known, _ = bits(run, np.array([7, 7]))
     assert (seven - known).abs().max() < 1e-4
-    assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 1e-3
+    assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 3e-4
     told = json.loads(nll(config, Ranks()).read_text())["protocol"]
     assert {"transformers", "tokenizers"} < {*told["versions"]}
 
