@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+FP8 := .venv/.fp8
 TARGET_PYTHON ?= 3.12
 
 .PHONY: install quickstart quickstart-fast test fp8 test-fp8 test-slow lint types bench bench-gpu bench-tiny wheels bench-all story clean
@@ -21,11 +22,14 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $(READY)
 
-test: $(READY)             ## all quick tests, about 8 minutes on 2 cores
+test: $(READY)             ## all quick tests, about 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-fp8: $(READY)              ## what --precision fp8 needs
+fp8: $(FP8)                ## what --precision fp8 needs
+
+$(FP8): $(READY)
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps torchao
+	touch $(FP8)
 
 test-fp8: fp8              ## its tests
 	$(BIN)/python -m pytest -m "not slow" tests/test_fp8.py

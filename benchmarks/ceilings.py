@@ -6,15 +6,14 @@ from contextlib import contextmanager
 
 import torch
 
-from dit.training.flops import LARGE
-
+SIDE = {"cpu": 1024, "cuda": 8192}  # of a matrix that keeps the device busy
 BYTES = {"cpu": 2**28, "cuda": 2**32}  # of a tensor that no cache holds
 REPEATS = 9
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
     """FLOP/s of matrix products in bf16, fp32 and (on CUDA) TF32; bytes a second that a copy reads and writes."""
-    side = LARGE[device.type]
+    side = SIDE[device.type]
     matrix = torch.randn(side, side, device=device)
     work, bf16 = 2 * side**3, matrix.bfloat16()
     found = {"bf16": work / best(lambda: bf16 @ bf16, device), "fp32": work / best(lambda: matrix @ matrix, device)}

@@ -3,7 +3,8 @@
     python -m benchmarks.levers [--only NAME …] [--models DiT-XL/2 …] [--batch 128] [--rounds 5] [--budget SECONDS]
                                 [--tiny] [--record]
 
-The base is the trainer's own step, compiled, in bf16. A lever changes the job before its first step (its network, its
+The base is the trainer's own step in bf16, compiled: as a whole on a CPU, by block on CUDA, where compiling as a whole
+takes minutes and is a lever of its own. A lever changes the job before its first step (its network, its
 optimizer, its average), the way it is compiled, or what surrounds a step; `prediction` is what we expected of it before
 we measured. All of that lives here: the package has no paths that only a benchmark takes.
 
@@ -42,7 +43,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from benchmarks.budget import within
 from benchmarks.ceilings import seconds, tf32
 from benchmarks.memory import in_use, job_of, peak, stepper
-from benchmarks.record import record
+from benchmarks.record import record, rows_told
 from dit.build import build_loss
 from dit.errors import UserError
 from dit.hardware import Ranks
@@ -190,6 +191,18 @@ def hold_bf16(job: Job) -> Job:
     return optimize(job, torch.optim.AdamW, fused=True)
 
 
+def tokens_in_bf16(job: Job) -> Job:
+    """What blocks add to is rounded after each, as where nothing but bf16 is known."""
+    network: Any = job.state.network
+    network.tokens = partial(rounded, network.tokens)
+    return job
+
+
+def rounded(tokens: Call, x: Tensor) -> Tensor:
+    """To bf16, which sums with bf16 keep."""
+    return tokens(x).bfloat16()
+
+
 def use_float8(job: Job) -> Job:
     """Products of the blocks in fp8."""
     require_fp8("fp8", job.ranks.device)
@@ -241,11 +254,16 @@ def as_one(network: nn.Module, ranks: Ranks, **how: Any) -> Call:
     return torch.compile(call, **how)
 
 
-def by_block(network: nn.Module, ranks: Ranks) -> Call:
+def by_block(network: nn.Module, ranks: Ranks, **options: Any) -> Call:
     """Block by block: what is compiled for one serves all."""
     for block in network.blocks:  # type: ignore[union-attr]
-        block.compile()
+        block.compile(options=options)
     return network
+
+
+def usual(network: nn.Module, ranks: Ranks) -> Call:
+    """As the base is."""
+    return (by_block if ranks.device.type == "cuda" else as_one)(network, ranks)
 
 
 as_trained = partial(called, compiled=True)  # what the trainer does; a network in shards it compiles block by block
@@ -282,6 +300,7 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = Tolerance()
+COARSE = Tolerance(loss=2**-7, gradient=2**-2, lag=2**-7)  # rounds what every block adds to, once more in each
 FP8 = Tolerance(loss=2**-5, gradient=0.7, lag=2**-5)  # e4m3 rounds to 2^-4; gradients still have to point the same way
 
 
@@ -293,7 +312,7 @@ class Lever:
     what: str
     prediction: str  # of the speed, before it was measured
     change: Callable[[Job], Job] = lambda job: job
-    compiled: Compile = as_one
+    compiled: Compile = usual
     context: Callable[[], AbstractContextManager] = nullcontext  # of every step
     devices: tuple[str, ...] = ("cpu", "cuda")
     tolerance: Tolerance = TOLERANCE
@@ -304,14 +323,25 @@ def restricted(backend: SDPBackend) -> Callable[[], AbstractContextManager]:
     return partial(sdpa_kernel, backend)
 
 
-BASE = Lever("trainer", "the trainer's own step: bf16, compiled as a whole", "",
-             compiled=as_trained)
+BASE = Lever("base", "the trainer's own step in bf16, compiled", "")
 ONLY_CUDA: dict[str, Any] = dict(devices=("cuda",))
 LEVERS = [  # those that promise most come first, and dear ones after cheap ones
     Lever("nothing", "the same again: what differs is noise", "0%"),
     Lever("fp8", "products of the blocks in fp8", "+15 to +30%", use_float8, tolerance=FP8, **ONLY_CUDA),
-    Lever("sdpa-cudnn", "fused attention by cuDNN alone", "+1 to +4%", context=restricted(SDPBackend.CUDNN_ATTENTION),
+    Lever("persistent", "reductions that hold a whole row of 1,152 at once, where that is faster (multi_kernel)",
+          "+4 to +7%", compiled=partial(by_block, **{"triton.multi_kernel": 1}), **ONLY_CUDA),
+    Lever("persistent-all", "they all do", "+3 to +7%", compiled=partial(by_block, **{"triton.multi_kernel": 2}),
           **ONLY_CUDA),
+    Lever("bf16-tokens", "tokens in bf16 between the blocks, as diffusers has them", "+4 to +5%", tokens_in_bf16,
+          tolerance=COARSE, **ONLY_CUDA),
+    Lever("tuned-kernels", "max_autotune_pointwise, coordinate_descent_tuning: compiled code tuned on the device",
+          "+2 to +5%", compiled=partial(by_block, max_autotune_pointwise=True, coordinate_descent_tuning=True),
+          **ONLY_CUDA),
+    Lever("sdpa-cudnn", "fused attention by cuDNN alone", "0%, for it is what PyTorch takes",
+          context=restricted(SDPBackend.CUDNN_ATTENTION),
+          **ONLY_CUDA),
+    Lever("sdpa-flash", "fused attention by FlashAttention alone", "-3 to +4%",
+          context=restricted(SDPBackend.FLASH_ATTENTION), **ONLY_CUDA),
     Lever("cuda-graphs", "mode reduce-overhead", "0 to +1%", compiled=partial(as_one, mode="reduce-overhead"),
           context=next_graph, **ONLY_CUDA),
     Lever("bf16-weights", "rounded once a step, masters in fp32: FSDP2 on one rank, compiled by block", "-3 to +1%",
@@ -322,10 +352,9 @@ LEVERS = [  # those that promise most come first, and dear ones after cheap ones
     Lever("patches-linear", "patch embedding as a product with rearranged patches", "0 to +0.5%", patches_as_rows),
     Lever("channels-last", "image and patch embedding in channels_last", "0%", channels_last),
     Lever("tf32", "TF32 for products that stay in fp32", "0%", context=partial(tf32, True), **ONLY_CUDA),
-    Lever("sdpa-flash", "fused attention by FlashAttention alone", "0%",
-          context=restricted(SDPBackend.FLASH_ATTENTION), **ONLY_CUDA),
     Lever("heads-128", "heads padded to a power of two (72 to 128)", "-10 to -4%", partial(pad_heads, power_of_two)),
-    Lever("blocks", "compiled block by block", "-1 to 0%", compiled=by_block),
+    Lever("whole", "compiled as a whole", "0 to +1.5%", compiled=as_trained, **ONLY_CUDA),
+    Lever("blocks", "compiled block by block", "-1 to 0%", compiled=by_block, devices=("cpu",)),
     Lever("max-autotune", "mode max-autotune-no-cudagraphs", "0 to +4%",
           compiled=partial(as_one, mode="max-autotune-no-cudagraphs")),
     Lever("fused", "fused attention in bf16", "-30 to -5%", partial(choose_core, True), devices=("cpu",)),
@@ -510,7 +539,7 @@ def tell(row: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, [*named, *cells, row['note']]))} |"
 
 
-HEAD = """| model | batch | lever | predicted | img/s | ratio to trainer | peak GiB | first step, s | spread | note |
+HEAD = """| model | batch | lever | predicted | img/s | ratio to base | peak GiB | first step, s | spread | note |
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
@@ -544,16 +573,11 @@ def main() -> None:
     args = parser.parse_args()
     [(model, batch)] = (TINY if args.tiny else CUDA if device.type == "cuda" else CPU).items()
     levers = [lever for lever in levers if args.only is None or lever.name in args.only]
-    print(HEAD, flush=True)
-    rows = []
+    command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
+    write = lambda rows, table: record("levers", command, {"rows": rows}, table)  # noqa: E731
     with one_rank(device), tempfile.TemporaryDirectory() as folder:
         cases = [Case(name, args.batch or batch, device, folder, tiny=args.tiny) for name in args.models or [model]]
-        for row in measure(cases, levers, args.rounds, args.budget):
-            rows.append(row)
-            print(tell(row), flush=True)
-    if args.record:
-        command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
-        print(record("levers", command, {"rows": rows}, [HEAD, *map(tell, rows)]))
+        rows_told(measure(cases, levers, args.rounds, args.budget), tell, [HEAD], write if args.record else None)
 
 
 if __name__ == "__main__":

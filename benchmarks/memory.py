@@ -17,24 +17,28 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.record import record
-from dit.build import build_card
+from dit.build import build_card, build_network
 from dit.config import TrainConfig
 from dit.hardware import Ranks, ranks
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
+from dit.runs import Card, NetworkSpec
+from dit.training import trainer
 from dit.training.batches import draw_batch
 from dit.training.job import Job
 from dit.training.layout import memory
 from dit.training.memory import Memory
 from dit.training.step import train_step
-from dit.training.trainer import prepare
 
 STEPS = 3  # AdamW makes its moments in the first, DDP its last buckets in the second
 BOUND = 0.15
@@ -79,7 +83,15 @@ CUDA = [
 
 def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32) -> Job:
     """A run of the trainer, on random latents as of Stable Diffusion's autoencoder, at 256 px unless given another
-    side of the latents."""
+    side of the latents; the first weights are drawn on the device, which is quicker there."""
+    card, source, autoencoder = run_of(settings, joined, folder, side)
+    with patch.object(trainer, "build_network", partial(on_device, joined.device)):
+        return trainer.prepare(card, source, autoencoder, joined)
+
+
+def run_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32
+           ) -> tuple[Card, MemoryLatents, Autoencoder]:
+    """What a run trains on."""
     micro, accum = settings["batch"], settings.get("grad_accum", 1)
     flags = {name: value for name, value in settings.items() if name not in ("batch", "ranks")}
     classifies = settings["model"].startswith("Classifier")
@@ -89,7 +101,13 @@ def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32)
     source = MemoryLatents(torch.randn(256, 1, 8, side, side), np.arange(256), [str(i) for i in range(1000)])
     zeros = torch.zeros(4, 1, 1, device=joined.device)
     autoencoder = replace(load_autoencoder("identity"), channels=4, shift=zeros, scale=zeros + 1)
-    return prepare(build_card(config, source), source, autoencoder, joined)
+    return build_card(config, source), source, autoencoder
+
+
+def on_device(device: torch.device, spec: NetworkSpec) -> nn.Module:
+    """A fresh network, made there."""
+    with device:
+        return build_network(spec)
 
 
 def stepper(job: Job) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """A measurement with what it was measured on, as JSON in benchmarks/results/."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
     values = {
         "command": command,
         "date": date.today().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
+        "commit": commit(),
         "hardware": {"device": device, "processor": processor(), "cores": torch.get_num_threads()},
         "versions": versions("torch", "timm", "diffusers", "torchao", "torch-fidelity"),
         "results": results,
@@ -47,6 +48,12 @@ def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], s
         file = write(found, [*head, *map(tell, found)]) if write else None
     if file:
         print(file)
+
+
+def commit() -> str:
+    """The code's, with a + if tracked files have changed since; where there is no repository, what DIT_COMMIT says."""
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "") or \
+        os.environ.get("DIT_COMMIT", "")
 
 
 def git(*asked: str) -> str:

@@ -2,13 +2,14 @@
 
     python -m benchmarks.sampling_rate [--rounds 3] [--models DiT-S/4 …] [--budget 150] [--tiny] [--record]
 
-All rows take the package's samplers, guidance (scale 4) and noise. `plain` is our network in float32 (on CUDA in TF32),
-eager; `diffusers` is DiTTransformer2DModel with its weights in bfloat16. 250 steps of DDPM with learned variance are
-what the DiT paper reports; the few steps below are those that `benchmarks.sampling_speed` finds as good on digits.
+All rows take the package's samplers, guidance (scale 4) and noise, and a network with learned variance, as the
+paper's. `plain` is ours in float32 (on CUDA in TF32), eager; `diffusers` is DiTTransformer2DModel with its weights in
+bfloat16. 250 steps of DDPM are what the DiT paper reports; the few steps below are those that
+`benchmarks.sampling_speed` finds as good on digits, for flow matching, whose network differs in its last layer alone.
 
 All steps of a sampler cost alike, so of 250 a part is timed; few steps are timed whole. On a CPU one image stands for
-all that are decoded. The decoder is of Stable
-Diffusion's size with random weights. A figure is the median over rounds, decoding included.
+all that are decoded. The decoder is of Stable Diffusion's size with random weights. A figure is the median over rounds,
+decoding included.
 """
 
 import argparse
@@ -27,9 +28,10 @@ from torch import Tensor
 
 from benchmarks.budget import within
 from benchmarks.ceilings import ceilings, seconds, tf32, told
-from benchmarks.memory import job_of
+from benchmarks.memory import run_of
 from benchmarks.record import record, rows_told
 from benchmarks.training_speed import Diffusers
+from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.generate import sample_latents
 from dit.hardware import Ranks
@@ -39,8 +41,6 @@ from dit.sampling_plan import build_sampling
 from dit.trained import Run
 from dit.training.previews import ema_run
 
-DDPM: dict[str, Any] = dict(process="linear", objective="eps", time_sampling="uniform", learn_sigma=True)
-FLOW: dict[str, Any] = dict(process="flow", objective="v", learn_sigma=False)
 LONG: dict[str, Any] = dict(sampler="ddpm", steps=250)
 SHORT: dict[str, Any] = dict(sampler="dpmpp_2m", steps=16, spacing="cosine")
 TIMED = {"cpu": 4, "cuda": 10}  # of the 250 steps
@@ -72,14 +72,19 @@ class Variant(NamedTuple):
                         for name, v in self.flags.items())
 
 
-PLAIN = Variant("plain", "fp32", False, LONG)
-VARIANTS = [
-    PLAIN,
-    *(Variant("diffusers", "bf16", compile, LONG) for compile in (False, True)),
-    *(Variant("dit", "bf16", compile, LONG) for compile in (False, True)),
-    *(Variant("dit", "bf16", True, {**SHORT, **more})
-      for more in ({}, dict(cfg_interval=(0.0, 0.6)), dict(block_cache=2))),
-]
+def variants(tf32: bool) -> list[Variant]:
+    """What matters most comes first."""
+    return [
+        Variant("plain", "tf32" if tf32 else "fp32", False, LONG),
+        Variant("dit", "bf16", True, LONG),
+        *(Variant("dit", "bf16", True, {**SHORT, **more})
+          for more in ({}, dict(cfg_interval=(0.0, 0.6)), dict(block_cache=2))),
+        Variant("diffusers", "bf16", True, LONG),
+        Variant("dit", "bf16", False, LONG),
+        Variant("diffusers", "bf16", False, LONG),
+    ]
+
+
 CPU, CUDA, TINY = (
     [(model, batch) for batch in batches]
     for model, *batches in (("DiT-S/4", 16, 1), ("DiT-XL/2", 64, 1), ("DiT-Ti/8", 2)))
@@ -98,13 +103,12 @@ class HalfDiffusers(Diffusers):
             return super().forward(x.bfloat16(), t, y)
 
 
-def run_of(model: str, variant: Variant, decoder: Autoencoder, folder: str) -> Run:
+def to_sample(model: str, variant: Variant, decoder: Autoencoder, folder: str) -> Run:
     """A run with weights as they are at the start: arithmetic takes as long."""
-    process = DDPM if variant.flags["sampler"] == "ddpm" else FLOW
-    settings = dict(model=model, batch=1, precision=variant.precision, **process)
-    job = job_of(settings, Ranks(device=decoder.device), folder)
-    network = HalfDiffusers(model).to(decoder.device) if variant.whose == "diffusers" else job.average()
-    return ema_run(job.card, network.eval().requires_grad_(False), decoder)
+    card, *_ = run_of(dict(model=model, batch=1), Ranks(device=decoder.device), folder)
+    with decoder.device:
+        network = HalfDiffusers(model) if variant.whose == "diffusers" else build_network(card.network)
+    return ema_run(card, network.eval().requires_grad_(False), decoder)
 
 
 def decoder_of(device: torch.device, tiny: bool) -> Autoencoder:
@@ -124,14 +128,15 @@ def decoder_of(device: torch.device, tiny: bool) -> Autoencoder:
 
 def sampling(run: Run, variant: Variant, batch: int, rounds: int) -> dict[str, float]:
     """Seconds of all steps for a batch, of which some may have been timed, and of the first call."""
-    config = SamplerConfig(cfg_scale=4.0, precision=variant.precision, compile=variant.compile, batch_size=batch,
+    precision: Any = "fp32" if variant.precision == "tf32" else variant.precision
+    config = SamplerConfig(cfg_scale=4.0, precision=precision, compile=variant.compile, batch_size=batch,
                            **variant.flags)
     torch.compiler.reset()  # whose cache holds so many variants of one function, and no more
     plan = build_sampling(run, config)
     timed = TIMED[run.device.type] if variant.flags is LONG else plan.steps
     part = dataclasses.replace(plan, times=plan.times[: timed + 1])
     indices = torch.arange(batch)
-    with tf32(run.device.type == "cuda"):
+    with tf32(variant.precision == "tf32"):
         first, *took = [seconds(lambda: sample_latents(run, part, config, indices, indices), run.device)
                         for _ in range(rounds + 1)]
     return {"seconds": statistics.median(took) * plan.steps / timed, "first_s": first,
@@ -142,7 +147,7 @@ def rows_of(plan: list[tuple[str, int]], rounds: int, device: torch.device, tiny
             budget: float | None) -> Iterator[dict[str, Any]]:
     """A row for each model, batch and variant; ratios are to the plain way of the same model and batch."""
     decoder, decode, plain = decoder_of(device, tiny), {}, {}
-    parts = [(model, batch, variant) for model, batch in plan for variant in VARIANTS]
+    parts = [(model, batch, one) for model, batch in plan for one in variants(device.type == "cuda")]
     for model, batch, variant in within(budget, parts, lambda part: f"{part[0]} by {part[1]}, {part[2].title}"):
         if batch not in decode:
             few = min(batch, DECODED[device.type])
@@ -150,7 +155,7 @@ def rows_of(plan: list[tuple[str, int]], rounds: int, device: torch.device, tiny
             took = [seconds(decoding, device) for _ in range(rounds + 1)]
             decode[batch] = statistics.median(took[1:]) * batch / few
         with tempfile.TemporaryDirectory() as folder:
-            found = sampling(run_of(model, variant, decoder, folder), variant, batch, rounds)
+            found = sampling(to_sample(model, variant, decoder, folder), variant, batch, rounds)
         gc.collect()
         total = found["seconds"] + decode[batch]
         plain.setdefault((model, batch), total)

@@ -1,16 +1,17 @@
 """Training img/s on stored latents of 4x32x32: this package's trainer beside its peers, in one run.
 
-    python -m benchmarks.training_speed [--rounds 5] [--models DiT-S/4 …] [--batch 32] [--budget 240] [--tiny]
-                                        [--record]
+    python -m benchmarks.training_speed [--rounds 5] [--only TEXT …] [--batch 32] [--budget 240] [--tiny] [--record]
 
 `dit` is the trainer's own step: a batch from memory, latents drawn, times, dropped labels, forward, hybrid loss with
 learned variance, backward, clipping, AdamW, EMA. The peers' step is the plainest that trains the same: latents already
-there, no clipping. `plain` is that step with our network, float32, eager, AdamW without its fused kernel, as the
-original release trains (on CUDA in TF32, as its authors advise); `diffusers` is DiTTransformer2DModel.
+there, no clipping. `plain` is that step with our network, float32 (on CUDA with products in TF32, as the original's
+authors advise), eager, AdamW without its fused kernel, as the original release trains; `diffusers` is
+DiTTransformer2DModel.
 
 On a CPU all variants of a model take turns in every round, so that a noisy machine disturbs them alike; on a GPU one
 follows the other, so that each has the memory to itself. A figure is the median over rounds. MFU is of the large matrix
-product measured in the same run; FLOPs are six for each multiply-add of our network's forward pass.
+product measured in the same run; FLOPs are six for each multiply-add of our network's forward pass. On CUDA the file
+has the time of kernels by kind, too.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks.budget import within
 from benchmarks.ceilings import ceilings, seconds, tf32, told
+from benchmarks.kernels import kernels
 from benchmarks.memory import job_of, stepper
 from benchmarks.record import record, rows_told
 from dit.convert import diffusers_config
@@ -46,27 +48,35 @@ Step = Callable[[], None]
 
 
 class Variant(NamedTuple):
-    """One way to train: whose step, how multiplied."""
+    """One way to train: whose step, how multiplied, how compiled if at all."""
 
     whose: str
-    precision: str
-    compiled: bool
+    precision: str  # fp32, tf32 (products of fp32 on CUDA), bf16, fp8
+    compiled: str = ""  # whole, or blocks
 
     @property
     def title(self) -> str:
         """As in the table."""
-        return f"{self.whose} {self.precision} {'compiled' if self.compiled else 'eager'}"
+        how = {"": "eager", "whole": "compiled", "blocks": "compiled by block"}[self.compiled]
+        return f"{self.whose} {self.precision} {how}"
 
 
-PLAIN = Variant("plain", "fp32", False)
-DIT, FP8 = Variant("dit", "bf16", True), Variant("dit", "fp8", True)
-WAYS = [("fp32", False), ("bf16", False), ("bf16", True)]
-VARIANTS = [PLAIN, *(Variant(whose, *way) for whose in ("dit", "diffusers") for way in WAYS)]
-CPU: dict[str, tuple[int, list[Variant]]] = {"DiT-S/4": (32, VARIANTS), "DiT-S/2": (8, [DIT])}
-CUDA = {"DiT-XL/2": (128, [*VARIANTS, FP8]), "DiT-L/2": (128, [DIT, FP8]), "DiT-B/2": (256, [DIT]),
-        "DiT-S/2": (256, [DIT]),
-        "DiT-XL/4": (256, [DIT]), "DiT-L/4": (256, [DIT]), "DiT-B/4": (256, [DIT]), "DiT-S/4": (256, [DIT])}
-TINY = {"DiT-S/8": (4, VARIANTS)}
+Plan = list[tuple[str, int, list[Variant]]]
+DIT, FP8 = Variant("dit", "bf16", "whole"), Variant("dit", "fp8", "whole")
+DIFFUSERS = Variant("diffusers", "bf16", "whole")
+BY_BLOCK, HALF, TF32 = Variant("dit", "bf16", "blocks"), Variant("dit", "bf16"), Variant("plain", "tf32")
+VARIANTS = [Variant("plain", "fp32"), Variant("dit", "fp32"), HALF, DIT, Variant("diffusers", "fp32"),
+            Variant("diffusers", "bf16"), DIFFUSERS]
+CPU: Plan = [("DiT-S/4", 32, VARIANTS), ("DiT-S/2", 8, [DIT])]
+CUDA: Plan = [
+    *(("DiT-XL/2", 128, [one]) for one in (TF32, DIT, DIFFUSERS, FP8, BY_BLOCK)),
+    *((f"DiT-{size}", batch, [DIT]) for size, batch in (("B/2", 256), ("S/2", 256), ("L/2", 128), ("XL/4", 256),
+                                                        ("L/4", 256), ("B/4", 256), ("S/4", 256))),
+    *(("DiT-XL/2", 128, [one]) for one in (HALF, Variant("diffusers", "bf16"), Variant("diffusers", "tf32"))),
+    ("DiT-L/2", 128, [FP8]),
+]
+TINY: Plan = [("DiT-S/8", 4, VARIANTS)]
+"""Models, images a step, and what is measured in turns; what matters most comes first."""
 
 
 class Diffusers(nn.Module):
@@ -88,14 +98,18 @@ def step_of(variant: Variant, model: str, batch: int, device: torch.device, fold
     torch.manual_seed(0)
     if variant.whose == "dit":
         return trainer_step(variant, model, batch, device, folder)
-    network = create_model(model, **SHAPE) if variant.whose == "plain" else Diffusers(model)
+    with device:
+        network = create_model(model, **SHAPE) if variant.whose == "plain" else Diffusers(model)
     return peer_step(variant, network, batch, device)
 
 
 def trainer_step(variant: Variant, model: str, batch: int, device: torch.device, folder: str) -> Step:
     """This package's."""
-    return stepper(job_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled,
-                               steps=10**6), Ranks(device=device), folder))
+    job = job_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled == "whole",
+                      steps=10**6), Ranks(device=device), folder)
+    for block in job.state.network.blocks if variant.compiled == "blocks" else ():  # type: ignore[union-attr]
+        block.compile()
+    return stepper(job)
 
 
 def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.device) -> Step:
@@ -106,11 +120,12 @@ def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.de
     optimizer = torch.optim.AdamW(trained, 1e-4, fused=variant.whose != "plain")
     calls = torch.compile(network) if variant.compiled else network
     denoise = Denoiser(calls, DDPM("linear"), "eps", learn_sigma=True)
+    precision = "fp32" if variant.precision == "tf32" else variant.precision
     x0, eps = torch.randn(2, batch, *(SHAPE["in_channels"], 32, 32), device=device)
     y, t = torch.randint(1000, (batch,), device=device), torch.randint(1, 1001, (batch,)).double()
 
     def step() -> None:
-        with tf32(device.type == "cuda"), autocast(device, variant.precision):
+        with tf32(variant.precision == "tf32"), autocast(device, precision):
             loss = diffusion_loss(denoise, x0, y, t, eps)
             loss.total.backward()
         optimizer.step()
@@ -124,42 +139,49 @@ def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.de
 
 
 def measure(model: str, batch: int, variants: list[Variant], rounds: int, device: torch.device
-            ) -> Iterator[tuple[Variant, dict[str, float]]]:
-    """Seconds of a step, and on CUDA the peak of memory, of variants of a model, which take turns."""
+            ) -> Iterator[tuple[Variant, dict[str, Any]]]:
+    """Seconds of a step, and on CUDA the peak of memory and the time of kernels, of variants that take turns."""
+    cuda = device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        make = lambda variant: step_of(variant, model, batch, device, folder)  # noqa: E731
         torch.compiler.reset()  # else it takes another batch for one of a changing size, and holds so many and no more
-        if device.type == "cuda":
+        if cuda:
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        steps = {variant: make(variant) for variant in variants}
+        steps = {variant: step_of(variant, model, batch, device, folder) for variant in variants}
         first = {variant: seconds(step, device) for variant, step in steps.items()}
         for step in steps.values():
             step()
         took = [{variant: seconds(step, device) for variant, step in steps.items()} for _ in range(rounds)]
-        for variant in variants:
+        for variant, step in steps.items():
             found = [turn[variant] for turn in took]
             median = statistics.median(found)
-            peak = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
             yield variant, {"seconds": median, "spread": (max(found) - min(found)) / median,
-                            "first_step_s": first[variant], **peak}
+                            "first_step_s": first[variant],
+                            **({"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}),
+                            **({"kernels": kernels(step)} if cuda else {})}
 
 
-def rows_of(plan: dict[str, tuple[int, list[Variant]]], rounds: int, device: torch.device, best: dict[str, float],
-            budget: float | None) -> Iterator[dict[str, Any]]:
+def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float], budget: float | None
+            ) -> Iterator[dict[str, Any]]:
     """A row of the table for each variant of each model; ratios are to the plain step of the same model."""
-    groups = [(model, group) for model, (_, variants) in plan.items()
-              for group in ([variants] if device.type == "cpu" else [[variant] for variant in variants])]
     plain: dict[str, float] = {}
-    for model, group in within(budget, groups, lambda one: f"{one[0]}, {one[1][0].title}"):
-        batch, flops = plan[model][0], training_flops(NetworkSpec(model=model, **SHAPE))
-        for variant, found in measure(model, batch, group, rounds, device):
-            plain |= {model: found["seconds"]} if variant == PLAIN else {}
+    for model, batch, variants in within(budget, plan, lambda part: f"{part[0]}, {part[2][0].title}"):
+        flops = training_flops(NetworkSpec(model=model, **SHAPE))
+        for variant, found in measure(model, batch, variants, rounds, device):
             speed = batch / found["seconds"]
+            plain |= {model: speed} if variant.whose == "plain" else {}
             yield {"model": model, "batch": batch, "variant": variant.title, "img_per_s": speed,
-                   "ratio_to_plain": plain[model] / found["seconds"] if model in plain else None,
+                   "ratio_to_plain": speed / plain[model] if model in plain else None,
                    "mfu": speed * flops / best["bf16"], **found}
+
+
+def chosen(plan: Plan, texts: list[str], batch: int | None, fp8: bool) -> Plan:
+    """Of the plan, what is asked for and can be done."""
+    wanted = lambda model, one: any(text in f"{model} {one.title}" for text in texts)  # noqa: E731
+    parts = [(model, batch or usual, [one for one in variants if wanted(model, one) and (fp8 or one != FP8)])
+             for model, usual, variants in plan]
+    return [part for part in parts if part[2]]
 
 
 def tell(row: dict[str, Any]) -> str:
@@ -177,7 +199,8 @@ HEAD = """| model | batch | variant | img/s | ratio to plain | MFU | peak GiB | 
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", help="of those that are measured on this device; all unless given")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT",
+                        help="rows with one of these in their model and variant, such as 'XL/2 dit'; all unless given")
     parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, help="seconds after which nothing further is begun")
@@ -185,10 +208,8 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
-    fp8 = has_fp8(device) and find_spec("torchao") is not None
-    plan = {model: (args.batch or batch, [one for one in variants if one != FP8 or fp8])
-            for model, (batch, variants) in plan.items() if args.models is None or model in args.models}
+    plan = chosen(TINY if args.tiny else CUDA if device.type == "cuda" else CPU, args.only, args.batch,
+                  has_fp8(device) and find_spec("torchao") is not None)
     best = ceilings(device)
     command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
     write = lambda rows, table: record("training-speed", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731

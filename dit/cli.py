@@ -230,13 +230,26 @@ def _typed(argv: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _mistake(kind: type, argv: list[str], said: str, prog: str) -> UserError:
-    """What tyro complains of; of the values of a flag, in words of our own."""
+    """What tyro complains of; of the values of a flag, and of what is missing, in words of our own."""
+    if said.startswith("Missing from"):
+        return _missing(kind, argv, said.count("(required)"), prog)
     if found := re.match(r"(?:Missing value for argument ')?(--[a-z0-9-]+)[:']", said):
         flag, types = found[1], {field.name: field.type for field in dataclasses.fields(kind)}
         values = " ".join(dict(_typed(argv))[flag])
         wanted = _wanted(types[flag.removeprefix("--").replace("-", "_")])
         return UserError(f"{flag} {values or 'without a value'}", wanted, f"change {flag}, or see {prog} --help")
     return UserError(said, f"flags and values as {prog} --help lists them", "correct the command line")
+
+
+def _missing(kind: type, argv: list[str], count: int, prog: str) -> UserError:
+    """So many required values are not there: flags that were not typed, and the last of those that have no flag."""
+    required = {f.name: f.type for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    places = {name.upper(): type for name, type in required.items() if tyro.conf.Positional in get_args(type)}
+    flags = {"--" + name.replace("_", "-"): type for name, type in required.items() if name.upper() not in places}
+    untyped = [flag for flag in flags if flag not in dict(_typed(argv))]
+    names = [*list(places)[len(places) + len(untyped) - count :], *untyped]
+    wanted = [f"{_wanted((places | flags)[name])} for {name}" for name in names]
+    return UserError(f"{prog} without {', '.join(names)}", ", ".join(wanted), f"see {prog} --help")
 
 
 def _wanted(kind: Any) -> str:

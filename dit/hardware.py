@@ -58,6 +58,20 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
+    def collect(self, value: Value) -> list[Value]:
+        """Each rank's `value`, on every rank."""
+        if self.world == 1:
+            return [value]
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value, group=self.group)
+        return box
+
+    def agree(self, error: BaseException | None) -> None:
+        """Go on if no rank has an error; else none does, and each raises its own, or the first that another has."""
+        failed = [one for one in self.collect(error) if one is not None]
+        if failed:
+            raise error or failed[0]
+
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of `values` over ranks, on every rank."""
         if self.world > 1:

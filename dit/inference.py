@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dit.diffusion.denoiser import Denoise, Prediction
 from dit.hardware import uses_bf16
 
 GRAPHED = 16  # rows of a call up to which a GPU waits for its orders, which a CUDA graph gives all at once
@@ -26,17 +27,31 @@ def ready(network: nn.Module, device: torch.device, precision: str) -> nn.Module
 
 
 def compiled(network: nn.Module, device: torch.device, rows: int, by_block: bool) -> Callable[..., Tensor]:
-    """The network under torch.compile: as a whole, on a GPU as a CUDA graph where calls are small; or block by block.
+    """The network under torch.compile, for each size of calls by itself: as a whole, on a GPU as a CUDA graph where
+    calls are small; or block by block.
 
     Args:
-        rows: of a call.
+        rows: of the largest call.
         by_block: something comes between the blocks (`models.caching`).
     """
     if by_block:
         for block in network.blocks:  # type: ignore[union-attr]
-            block.compile()
+            block.compile(dynamic=False)
         return network
     if device.type == "cpu" or rows > GRAPHED:
-        return torch.compile(network)
-    graph = torch.compile(network, mode="reduce-overhead")
+        return torch.compile(network, dynamic=False)
+    graph = torch.compile(network, dynamic=False, mode="reduce-overhead")
     return lambda *inputs: graph(*inputs).clone()  # the next call writes into the same memory
+
+
+def filled(denoise: Denoise, size: int) -> Denoise:
+    """Smaller batches are filled up with their first image, and what comes of that is left out: for networks that are
+    compiled for every size by itself."""
+
+    def same(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
+        count = len(x_t)
+        more = max(size - count, 0)
+        x_t, y = (torch.cat([v, v[:1].expand(more, *v.shape[1:])]) for v in (x_t, y))  # none: all batches are alike
+        return denoise(x_t, t, y).rows(slice(count))
+
+    return same

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from dit.config import SampleConfig
@@ -32,6 +33,8 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     classes = class_ids(config.classes, run.card)
     if config.classes is None and config.num_samples is None and not config.prompt:
         classes = spread(classes, GRID_CLASSES)
+    wanted = -(-config.num_samples // ranks.world) if config.num_samples else len(classes) * config.per_class
+    config = replace(config, batch_size=min(config.batch_size, wanted))
     if config.num_samples is not None:
         assert config.out is not None
         out = sample_folder(run, config, classes, config.num_samples, config.out, config.format, ranks)

@@ -47,6 +47,7 @@ def sample_folder(
     Raises:
         UserError: the folder holds something else, other settings, or more images.
         NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
+        OSError: on all ranks, soon after any of them could not write its images.
     """
     plan = build_sampling(run, config)
     names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
@@ -54,21 +55,16 @@ def sample_folder(
     settings = {**protocol(run, plan, config, classes), "format": format}
     missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
     there = num_samples - len(missing)
-    writes: list[Future[None]] = []  # of the batch before, while the next one is made
+    write: Future[None] | None = None  # of the batch before, while the next one is made
     with sampling_bar(num_samples, there, ranks) as bar, ThreadPoolExecutor(1) as writer:
         counting = plan.counting(lambda images: bar.update(images * ranks.world))  # the others are about as far
         for done, indices in _batches(missing, config.batch_size, ranks):
             images, spoilt = _make(run, counting, config, classes, indices)
-            while writes:
-                writes.pop().result()
-            if len(images):
-                writes.append(writer.submit(folder.write, indices.tolist(), images))
-            spoilt = int(ranks.maximum(torch.tensor(spoilt, device=ranks.device)))
-            if spoilt >= 0:
-                raise NotFinite(spoilt, classes[spoilt % len(classes)])
+            failed = _failure(write)
+            write = writer.submit(folder.write, indices.tolist(), images) if len(images) else None
+            ranks.agree(failed or spoilt)
             bar.update(there + done - bar.n)
-        while writes:
-            writes.pop().result()
+        ranks.agree(_failure(write))
     if ranks.main and not folder.complete(num_samples):
         folder.finish(num_samples)
     ranks.barrier()
@@ -163,14 +159,19 @@ class SampleFolder(Protocol):
 
 
 def _make(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int], indices: Tensor
-          ) -> tuple[Tensor, int]:
-    """One batch; and the first image that is not finite (then there is no other), else -1."""
+          ) -> tuple[Tensor, NotFinite | None]:
+    """One batch; or none, and which of its images is not finite."""
     if not len(indices):
-        return torch.empty(0), -1
+        return torch.empty(0), None
     try:
-        return generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices), -1
+        return generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices), None
     except NotFinite as error:
-        return torch.empty(0), error.image
+        return torch.empty(0), error
+
+
+def _failure(write: Future[None] | None) -> BaseException | None:
+    """What went wrong in a write, once it has ended."""
+    return write.exception() if write else None
 
 
 def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -> list[int]:

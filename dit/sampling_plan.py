@@ -20,7 +20,7 @@ from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, re
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
 from dit.files import quoted
-from dit.inference import compiled, ready
+from dit.inference import compiled, filled, ready
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import remembering
 from dit.models.create import is_classifier
@@ -87,6 +87,10 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     if isinstance(denoise.process, DDPM) and steps > denoise.process.start:
         raise UserError(f"--steps {steps}", f"at most {denoise.process.start} with {card.config.process} betas",
                         "pass fewer --steps")
+    times = denoise.process.times(steps, config.spacing)
+    if (times.diff() == 0).any():
+        raise UserError(f"--spacing {config.spacing} with --steps {steps}", "few enough to each have their own times",
+                        "pass fewer --steps, or --spacing uniform")
     if config.block_cache and not card.network.model.startswith("DiT"):
         raise UserError(f"--block-cache {config.block_cache} for a {card.network.model}",
                         "a DiT, whose blocks are alike", "drop --block-cache")
@@ -96,13 +100,11 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     denoise = run.denoise
     judge = load_classifier(run, config.classifier) if config.classifier else None
     guided = build_guidance(run, config, guide, judge)
+    if config.compile:
+        guided = filled(guided, config.batch_size)
     options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
-    times = denoise.process.times(steps, config.spacing)
-    if (times.diff() == 0).any():
-        raise UserError(f"--spacing {config.spacing} with --steps {steps}", "few enough to each have their own times",
-                        "pass fewer --steps, or --spacing uniform")
     return SamplingPlan(guided, denoise.process, sampler, name, times, networks, config.block_cache)
 
 

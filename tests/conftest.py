@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothin
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import forked
 from dit.build import build_network
@@ -68,7 +69,8 @@ class Command:
     def __init__(self, *argv: object, limit: int | None = None) -> None:
         self.said = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self.said]
-        self.process = forked.CONTEXT.Process(target=_command, args=([*map(str, argv)], names, limit, SIZES))
+        self.process = forked.CONTEXT.Process(target=_command, args=([*map(str, argv)], names, limit, SIZES),
+                                              daemon=True)
         self.process.start()
 
     def end(self) -> tuple[int | None, str, str]:
@@ -94,6 +96,21 @@ def torchrun(*command: object, threads: int = 1) -> None:
     done = subprocess.run([*launcher, *map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True,
                           timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Copies(TorchDispatchMode):
+    """Collects what goes from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = (arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim)  # numbers are kernels' arguments
+        if isinstance(made, torch.Tensor):
+            self.found += [arg for arg in given if arg.device != made.device]
+        return made
 
 
 @pytest.fixture(scope="session", autouse=True)

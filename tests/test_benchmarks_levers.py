@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 EXACT = Tolerance(1e-5, 1e-4, 1e-5)  # float32, summed in another order
 IN_BF16 = ("bf16-weights", "fused")  # elsewhere they change nothing
 ELSEWHERE = ("fp8", "flex", "sdpa-cudnn", "sdpa-efficient")  # have no gradients, or nothing at all, on this CPU
-CHANGES = [lever for lever in LEVERS if lever.compiled in (levers.as_one, levers.as_trained)]
+CHANGES = [lever for lever in LEVERS if lever.compiled in (levers.usual, levers.as_trained)]
 
 
 def eager(lever: Lever) -> Lever:
@@ -96,11 +96,11 @@ def test_the_table_counts_only_what_computes_the_same(run, monkeypatch):
     monkeypatch.setattr(levers, "LEVERS", [eager(LEVERS[0]), *WRONG])
     told, rows = run()
     assert rows["nothing"]["ratio"] > 0
-    assert rows["trainer"]["ratio"] == 1
+    assert rows["base"]["ratio"] == 1
     assert all(rows[lever.name].get("ratio") is None and rows[lever.name]["note"] for lever in WRONG)
     assert told.out.count("\n| DiT-Ti/8 of 2 blocks | 4 |") == len(rows) == 5
     told, rows = run("--budget", "0.001")
-    assert list(rows) == ["trainer"]
+    assert list(rows) == ["base"]
     assert told.err.endswith("left out for lack of time: nothing, halve_scale, keep_average, refuse\n")
 
 

@@ -1,3 +1,4 @@
+import copy
 import csv
 import dataclasses
 import json
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Copies
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks import forked
 from dit import sample_folder as module
 from dit.config import SampleConfig, SamplerConfig
 from dit.errors import UserError
@@ -116,6 +120,20 @@ def test_a_bar_moves_within_a_batch_and_ends_with_all_images(tiny_run: Path, tmp
         assert counts[0] == "0.0"
         assert counts[-1] == "10.0"
         assert {"2.5", "5.0", "7.5"} < {*counts}
+
+
+def test_a_batch_sends_its_noise_and_labels_alone(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """A tensor on the meta device has no values, so that whatever asked for one would fail."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
+    config = dataclasses.replace(QUICK, sampler="ddpm")
+    denoise = dataclasses.replace(run.denoise, network=copy.deepcopy(run.denoise.network).to("meta"))
+    away = dataclasses.replace(run, denoise=denoise, device=torch.device("meta"))
+    plan = planned(away, config)
+    with Copies() as copies:
+        made = sample_latents(away, plan, config, torch.arange(2), torch.arange(2))
+    assert made.device.type == "meta"
+    noise, labels = (2, 3, 8, 8), (2,)
+    assert [tuple(copied.shape) for copied in copies.found] == [noise, labels, noise, noise]
 
 
 def test_nan_names_the_image(run: Run):
@@ -228,12 +246,9 @@ class Twin(Ranks):
         self.meeting.wait()
 
     def share(self, value: Any) -> Any:
-        return self._exchange(value)[0]
+        return self.collect(value)[0]
 
-    def maximum(self, values: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self._exchange(values)).amax(dim=0)
-
-    def _exchange(self, value: Any) -> list[Any]:
+    def collect(self, value: Any) -> list[Any]:
         self.box[self.rank] = value
         self.meeting.wait()
         both = [self.box[0], self.box[1]]
@@ -248,8 +263,8 @@ def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
     def work(ranks: Ranks) -> str:
         try:
             sample_folder(run, QUICK, [3, 1, 4], count, out, "png", ranks)
-        except NotFinite as error:
-            return error.given
+        except (NotFinite, OSError) as error:
+            return str(error)
         return ""
 
     with ThreadPoolExecutor(2) as pool:
@@ -258,13 +273,12 @@ def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
 
 def test_nan_on_one_rank_is_raised_on_all_of_them(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, 5)  # in the first batch of rank 1
-    assert on_two_ranks(run, tmp_path / "out", 30) == ["image 5 (class 4) came out as NaN or infinite"] * 2
+    assert on_two_ranks(run, tmp_path / "out", 30) == [str(NotFinite(5, 4))] * 2
     assert sorted(int(f.stem) for f in (tmp_path / "out").glob("*.png")) == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize("first", [0, 12], ids=["in the middle", "in the last batch"])
-def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: Run, tmp_path: Path,
-                                                                          monkeypatch: pytest.MonkeyPatch):
+def fill_disk(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """No batch that begins with this image can be written."""
     write = module.PngFolder.write
 
     def full(folder: module.PngFolder, indices: list[int], images: torch.Tensor) -> None:
@@ -273,10 +287,42 @@ def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first,
         write(folder, indices, images)
 
     monkeypatch.setattr(module.PngFolder, "write", full)
+
+
+@pytest.mark.parametrize("first", [0, 12], ids=["in the middle", "in the last batch"])
+def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: Run, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch):
+    fill_disk(monkeypatch, first)
     with pytest.raises(OSError, match="No space left"):
         fill(run, tmp_path / "out", 14)
     monkeypatch.undo()
     assert len(list(fill(run, tmp_path / "out", 14).glob("*.png"))) == 14
+
+
+FULL = "[Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(("first", "spoilt", "told"), [
+    (1, None, [FULL, FULL]), (9, None, [FULL, FULL]), (1, 8, [str(NotFinite(8, 4)), FULL]), (1, 9, [FULL, FULL]),
+], ids=["in the middle", "in the last batch", "beside a NaN of the other rank", "before a NaN of its own"])
+def test_files_that_one_rank_can_not_write_end_the_work_of_all(first, spoilt, told, run: Run, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch):
+    fill_disk(monkeypatch, first)
+    if spoilt:
+        poison(monkeypatch, spoilt)
+    assert on_two_ranks(run, tmp_path / "out", 14) == told
+
+
+def sample_where_rank_1_has_no_space(ranks: Ranks, weights: Path, out: Path) -> None:
+    run = load_run(weights, CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, 1)
+        with pytest.raises(OSError, match="No space left"):
+            sample_folder(run, QUICK, [3, 1, 4], 30, out, "png", ranks)
+
+
+def test_processes_end_alike_where_one_can_not_write(tiny_run: Path, tmp_path: Path):
+    forked.run(2, sample_where_rank_1_has_no_space, tiny_run, tmp_path / "out")
 
 
 def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path):
@@ -433,4 +479,4 @@ def test_steps_of_a_ddpm_have_times_of_their_own(make_run):
     run = load_run(make_run(process="linear", objective="eps", time_sampling="uniform"), CPU)
     planned(run, SamplerConfig(steps=70, spacing="cosine"))
     with pytest.raises(UserError, match="--spacing cosine with --steps 80"):
-        planned(run, SamplerConfig(steps=80, spacing="cosine"))
+        planned(run, SamplerConfig(steps=80, spacing="cosine", cfg_scale=2.0, guide=Path("not looked for yet")))

@@ -48,6 +48,22 @@ def test_latents_are_those_of_the_cpu(run):
     assert (made[0] - made[1]).abs().max() < 1e-2 * made[0].abs().max()
 
 
+@pytest.mark.parametrize("settings", [dict(batch_size=2), dict(batch_size=32), dict(batch_size=2, block_cache=2),
+                                      dict(batch_size=2, guide=True)],
+                         ids=["graph", "whole", "blocks", "two-graphs"])
+def test_compiled_sampling_makes_the_same_images(settings, run):
+    """Five images in batches of two (or one batch that is filled up), guided now and then."""
+    settings |= {"guide": run} if "guide" in settings else {}
+    config = SamplerConfig(precision="fp32", steps=6, cfg_scale=2.0, cfg_interval=(0.2, 0.8), **settings)
+    torch.compiler.reset()
+    loaded, made = load_run(run, CUDA.device), []
+    for one in (config, dataclasses.replace(config, compile=True)):
+        plan = build_sampling(loaded, one)
+        made.append(torch.cat([sample_latents(loaded, plan, one, mine, mine).cpu() for mine in
+                               torch.arange(5).split(config.batch_size)]))
+    torch.testing.assert_close(made[1], made[0], rtol=1e-3, atol=1e-4 * made[0].abs().max().item())
+
+
 @pytest.mark.parametrize("settings", [
     dict(conditioning="text"),
     dict(conditioning="cross-attention"),

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import Copies
 
 from dit.diffusion import samplers
 from dit.diffusion.denoiser import Denoiser, Prediction, target
@@ -252,21 +252,6 @@ def test_float32_stays_near_float64(process, sampler):
     single = ALL[sampler](denoise, process, x.float(), y, times, lambda: draw().float())
     assert single.dtype == torch.float32
     assert (single - double).abs().max() < 1e-3
-
-
-class Copies(TorchDispatchMode):
-    """Collects what goes from one device to another."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        given = (arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim)  # numbers are kernels' arguments
-        if isinstance(made, torch.Tensor):
-            self.found += [arg for arg in given if arg.device != made.device]
-        return made
 
 
 @pytest.mark.parametrize("copy", [lambda x: x.to("meta"), lambda x: torch.empty(2, device="meta").copy_(x)])

@@ -1,12 +1,15 @@
+import copy
 import csv
 import json
 import socket
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Copies
 from huggingface_hub import constants
 from PIL import Image
 from test_captions import write_images
@@ -199,6 +202,18 @@ def test_ids_stand_for_captions_and_those_beyond_for_the_null(digits_encoder, mo
     found = captions(torch.tensor([1, 0, 1, 2, 99]))
     expected = digits_encoder.encode(["a two", "a one", "a two", "a nine", "a nine"])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_few_captions_are_looked_up_on_the_device(digits_encoder, monkeypatch):
+    """Of many, their ids are asked for: which of them to encode is known on the CPU alone."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
+    away = replace(digits_encoder, network=copy.deepcopy(digits_encoder.network).to("meta"))
+    captions, ids = Captions(DIGIT_CAPTIONS, "", away), torch.empty(3, dtype=torch.long, device="meta")
+    captions(ids)  # encodes them all
+    with Copies() as copies:
+        found = captions(ids)
+    assert (found.device.type, found.shape) == ("meta", (3, 8, 64))
+    assert not copies.found
 
 
 @pytest.mark.parametrize("kept", [2**26, 0])

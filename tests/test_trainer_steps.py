@@ -31,7 +31,7 @@ from dit.models.dit import SIZES
 from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify
 from dit.sampling_plan import build_sampling
 from dit.trained import Run, load_run
-from dit.training import previews
+from dit.training import checkpoint, previews
 from dit.training.batches import Batch, draw_batch
 from dit.training.job import Job
 from dit.training.schedule import learning_rate
@@ -308,14 +308,28 @@ def state(checkpoint: Path, what: str) -> dict[str, Tensor]:
 
 def test_ema_in_the_checkpoint_follows_the_trained_weights(run, weights):
     expected = read_weights(next(weights.glob("checkpoints/*/*.safetensors"))).state_dict
-    for step, checkpoint in enumerate(checkpoints(run), start=1):
-        trained, decay = state(checkpoint, "network"), min(TINY.ema, (1 + step) / (10 + step))
+    for step, folder in enumerate(checkpoints(run), start=1):
+        trained, decay = state(folder, "network"), min(TINY.ema, (1 + step) / (10 + step))
         expected = {k: decay * v + (1 - decay) * trained[k] for k, v in expected.items()}
-        for ema in (state(checkpoint, "ema"), read_weights(checkpoint / "ema-0.999.safetensors").state_dict):
+        for ema in (state(folder, "ema"), read_weights(folder / "ema-0.999.safetensors").state_dict):
             assert ema.keys() == expected.keys()
             assert max((ema[k] - v).abs().max() for k, v in expected.items()) < 1e-6
     assert step == 4
     assert max((trained[k] - v).abs().max() for k, v in expected.items()) > 1e-4
+
+
+def test_checkpoints_need_no_stager_that_lasts(monkeypatch, tmp_path):
+    """PyTorch 2.11's closes itself after its first use, here as there."""
+
+    class Single(checkpoint.DefaultStager):
+        def stage(self, tensors):
+            staged = super().stage(tensors)
+            self._state_dict_stager.close()
+            return staged
+
+    monkeypatch.setattr(checkpoint, "DefaultStager", Single)
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=3, ckpt_every=1, keep=3), Ranks())
+    assert [verify(one)["step"] for one in checkpoints(out)] == [1, 2, 3]
 
 
 def test_previews_are_samples_of_the_ema(run):

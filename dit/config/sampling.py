@@ -29,7 +29,8 @@ class SamplerConfig:
     steps: int | None = None
     """Sampling steps (heun calls the network twice in each); unless given, 25, and 250 for ddpm."""
     spacing: Literal["uniform", "cosine"] = "uniform"
-    """Times of the steps: evenly spread, or denser near noise and near data (2407.12173), for few steps."""
+    """Times of the steps: evenly spread, or for few steps denser near noise and near data: quantiles of Beta(1/2, 1/2),
+    after 2407.12173 with exponents 1/2."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: 1 is none."""
     cfg_interval: tuple[float, float] = (0.0, 1.0)

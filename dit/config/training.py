@@ -208,8 +208,10 @@ def require_typed(config: TrainConfig, typed: Set[str]) -> None:
     """Refuse flags that were typed and that nothing would read; settings that earlier versions kept may be such too.
 
     Raises:
-        UserError: the first of them, and the setting that makes it idle.
+        UserError: the first of them, and the setting that makes it idle; or a classifier, which has its own command.
     """
+    if "model" in typed and config.model.startswith("Classifier-"):
+        raise _draws_nothing(config.model)
     times = {"time_shift"} | ({"time_sampling"} if config.time_sampling == "logit-normal" else set())
     scores = {"eval_samples", "eval_reference", "eval_extractor", "eval_weights"}
     idle: list[tuple[bool, set[str], str, str, str]] = [
@@ -255,8 +257,12 @@ def _require_task(config: TrainConfig) -> None:
     draws = (config.label_dropout or config.eval_every or config.learn_sigma or config.loss != "simple"
              or config.objective != "v" or config.min_snr_gamma is not None)
     if draws and config.model.startswith("Classifier-"):
-        raise UserError(f"--model {config.model} is a classifier", "a network that draws images, a DiT or a UNet",
-                        "train a classifier with `dit train-classifier --run RUN`")
+        raise _draws_nothing(config.model)
+
+
+def _draws_nothing(model: str) -> UserError:
+    return UserError(f"--model {model} is a classifier", "a network that draws images, a DiT or a UNet",
+                     "train a classifier with `dit train-classifier --run RUN`")
 
 
 @dataclass(frozen=True, kw_only=True)

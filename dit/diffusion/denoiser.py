@@ -17,6 +17,11 @@ class Prediction(NamedTuple):
     out: Tensor  # the network's own quantity: eps, x0 or v
     var_fraction: Tensor | None  # 0 = smallest, 1 = largest posterior variance, on a log scale
 
+    def rows(self, part: slice) -> "Prediction":
+        """Of some images of the batch."""
+        variance = None if self.var_fraction is None else self.var_fraction[part]
+        return Prediction(self.x0[part], self.eps[part], self.out[part], variance)
+
 
 class Denoise(Protocol):
     """Anything that denoises: a `Denoiser`, or guidance around one."""

@@ -44,12 +44,7 @@ def cfg(
 def _halves(denoise: Denoise, x_t: Tensor, t: Tensor, y: Tensor, null_label: int) -> tuple[Prediction, Prediction]:
     """Conditional and unconditional, in one call."""
     both = denoise(torch.cat([x_t, x_t]), t, torch.cat([y, torch.full_like(y, null_label)]))
-    return _rows(both, slice(len(x_t))), _rows(both, slice(len(x_t), None))
-
-
-def _rows(said: Prediction, rows: slice) -> Prediction:
-    variance = None if said.var_fraction is None else said.var_fraction[rows]
-    return Prediction(said.x0[rows], said.eps[rows], said.out[rows], variance)
+    return both.rows(slice(len(x_t))), both.rows(slice(len(x_t), None))
 
 
 def _extrapolate(strong: Tensor, weak: Tensor, scale: float, channels: int | None) -> Tensor:

@@ -47,7 +47,7 @@ class Process(Protocol):
 
 def spaced(start: float, points: int, spacing: str) -> Tensor:
     """Points [n] from `start` down to 0: `uniform`, or by `cosine` denser at both ends, as quantiles of Beta(1/2, 1/2)
-    are (2407.12173), float64."""
+    are (after 2407.12173, with exponents 1/2), float64."""
     if spacing == "uniform":
         return torch.linspace(start, 0, points, dtype=torch.float64)
     return start * torch.linspace(math.pi / 2, 0, points, dtype=torch.float64).sin() ** 2

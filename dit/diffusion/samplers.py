@@ -42,8 +42,9 @@ def ddim(
     for t, s in zip(times[:-1], times[1:], strict=True):
         said = denoise(x, t, y)
         at = process.coefficients(s)
-        var = eta**2 * posterior(process, x, said.x0, t, s).var_min
-        x = like(at.alpha, x) * said.x0 + (like(at.sigma**2, x) - var).clamp(min=0).sqrt() * said.eps
+        whole = like(at.sigma**2, x)  # variance of the noise at s, and what of it is drawn afresh
+        var = eta**2 * posterior(process, x, said.x0, t, s).var_min if eta > 0 else 0 * whole
+        x = like(at.alpha, x) * said.x0 + (whole - var).clamp(min=0).sqrt() * said.eps
         if eta > 0 and s > 0:
             x = x + var.sqrt() * noise()
     return x

@@ -102,9 +102,8 @@ class Saver:
 
     def __init__(self, run: Path, card: Card, ranks: Ranks):
         self.run, self.card, self.ranks = run, card, ranks.aside()
-        cuda = ranks.device.type == "cuda"
-        self._stager = DefaultStager(StagingOptions(cuda, use_shared_memory=False, use_async_staging=False,
-                                                    use_non_blocking_copy=cuda))
+        self._cuda = ranks.device.type == "cuda"
+        self._stager = self._new_stager()
         self._thread = ThreadPoolExecutor(1, initializer=_stand_back)
         self._writing: Future[None] | None = None
 
@@ -116,10 +115,22 @@ class Saver:
         """
         self.finish()
         state.window.share(ranks)
-        staged = self._stager.stage(state.tensors())
+        staged = self._stage(state.tensors())
         weights = gathered(state.ema.network, ranks)
         name = f"ema-{state.ema.decay:g}.safetensors"
         self._writing = self._thread.submit(self._write, step, staged, name, weights, distance)
+
+    def _stage(self, tensors: dict[str, Tensor]) -> Any:
+        """Copies in main memory, which the next ones reuse."""
+        try:
+            return self._stager.stage(tensors)
+        except KeyError:  # it closes itself after its first in PyTorch 2.11
+            self._stager = self._new_stager()
+            return self._stager.stage(tensors)
+
+    def _new_stager(self) -> DefaultStager:
+        return DefaultStager(StagingOptions(self._cuda, use_shared_memory=False, use_async_staging=False,
+                                            use_non_blocking_copy=self._cuda))
 
     def check(self) -> None:
         """Raise what has gone wrong, if anything has.
