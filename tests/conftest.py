@@ -1,9 +1,11 @@
 """A trained run in miniature: random weights, so that nothing has to be trained."""
 
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import forked
 from dit.build import build_network
+from dit.cli import main
 from dit.config import TrainConfig
 from dit.files import sha256, write_json
+from dit.models.dit import SIZES
 from dit.runs import Card, NetworkSpec, write_weights
 
 ROOT = Path(__file__).parent.parent
+SMALL: dict[str, int] = dict(depth=2, hidden_size=64, num_heads=2)  # what DiT-Ti may be
 TINY: dict[str, Any] = dict(vae="identity", image_size=8, model="DiT-Ti/4")
 DIGITS = [str(i) for i in range(10)]
 
@@ -54,6 +60,35 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
+class Command:
+    """`dit NAME FLAGS` in a process of its own, with sizes of networks as here; it need not import torch.
+
+    No file gets more than `limit` bytes.
+    """
+
+    def __init__(self, *argv: object, limit: int | None = None) -> None:
+        self.said = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
+        names = [file.name for file in self.said]
+        self.process = forked.CONTEXT.Process(target=_command, args=([*map(str, argv)], names, limit, SIZES),
+                                              daemon=True)
+        self.process.start()
+
+    def end(self) -> tuple[int | None, str, str]:
+        """Its exit code, and what it said on both streams."""
+        self.process.join(300)
+        out, err = (file.read() for file in self.said)
+        return self.process.exitcode, out, err
+
+
+def _command(argv: list[str], said: list[str], limit: int | None, sizes: dict[str, Any]) -> None:
+    SIZES.update(sizes)
+    for stream, name in enumerate(said, start=1):
+        os.dup2(os.open(name, os.O_WRONLY), stream)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.exit(main(argv))
+
+
 def torchrun(*command: object, threads: int = 1) -> None:
     """Run a script with its arguments on two ranks on the CPU, with so many threads each; it has to end well."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
@@ -84,10 +119,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run shared by all tests: read it only."""
+    """A run shared by all tests of a module: read it only."""
     return write_run(tmp_path_factory.mktemp("shared") / "run")
+
+
+@pytest.fixture(scope="module")
+def small_networks() -> Iterator[None]:
+    """DiT-Ti is smaller: for modules that do not start Python anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Ti", SMALL)
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import forked
+from dit.config import TrainConfig
+from dit.hardware import Ranks
+from dit.training.trainer import train
+
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors", "__init__"},
@@ -102,3 +107,15 @@ def test_import_brings_no_heavy_library():
     code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
+
+
+def test_training_without_scores_imports_no_code_of_evaluation():
+    process = forked.CONTEXT.Process(target=train_and_look_for_evaluation)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def train_and_look_for_evaluation():
+    train(TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, dry_run=True), Ranks())
+    assert not [name for name in sys.modules if name.startswith(("dit.evaluation", "torch_fidelity"))]

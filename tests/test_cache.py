@@ -1,9 +1,8 @@
 """The cache of features: hit by content alone, never a wrong hit, never in the way."""
 
+import json
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import forked
 from dit.evaluation.inputs import cache
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array, read_images
@@ -171,36 +171,23 @@ def test_where_the_cache_lies(monkeypatch):
     assert cache.cache_folder() == Path("/h/.cache/dit/features")
 
 
-ROOT = Path(__file__).parent.parent
-TWO_RANKS = """
-import os
-import torch
-from test_cache import extractor, pixels
-from dit.evaluation.inputs import cache
-from dit.evaluation.inputs.images import from_array
-from dit.hardware import ranks
-
-with ranks() as joined:
-    network = extractor()
+def extract_three_times(ranks, folder):
+    """With a new cache, with a full one, and with one that rank 1 can not read; how many images were seen each time."""
+    os.environ["DIT_CACHE"] = str(folder / "cache")
+    network, seen = extractor(), {}
     for title in ("fresh", "hit", "blind"):
-        if title == "blind" and not joined.main:
+        if title == "blind" and not ranks.main:
             cache._read = lambda path, remove: None
-        found = cache.extract_cached(from_array(pixels(), "memory"), [network], 2, joined, title, True)
+        found = cache.extract_cached(from_array(pixels(), "memory"), [network], 2, ranks, title, True)
         means = torch.from_numpy(pixels()).permute(0, 3, 1, 2).float().mean((2, 3))
         assert torch.equal(found.networks["fake"].values, means)
-        os.write(1, f"{title} {joined.rank} {network.network.seen}\\n".encode())  # in one piece
+        seen[title] = network.network.seen
         network.network.seen = 0
-"""
+    (folder / f"{ranks.rank}.json").write_text(json.dumps(seen))
 
 
 def test_ranks_hit_together_or_not_at_all(tmp_path):
-    (tmp_path / "two.py").write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    places = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    env = {**os.environ, "PYTHONPATH": places, "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run([*command, str(tmp_path / "two.py")], capture_output=True, text=True, env=env)
-    assert run.returncode == 0, run.stderr[-3000:]
-    seen = {tuple(line.split()[:2]): int(line.split()[2]) for line in run.stdout.splitlines()}
-    assert (seen["hit", "0"], seen["hit", "1"]) == (0, 0)
-    for title in ("fresh", "blind"):
-        assert (seen[title, "0"], seen[title, "1"]) == (2, 3)
+    forked.run(2, extract_three_times, tmp_path)
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert zero == {"fresh": 2, "hit": 0, "blind": 2}
+    assert one == {"fresh": 3, "hit": 0, "blind": 3}

@@ -1,16 +1,16 @@
 """From images to report, and what is refused before anything is sampled."""
 
 import csv
+import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import forked
 from dit.config import CompareConfig, EvalConfig, StatsConfig
 from dit.data.images import Digits
 from dit.errors import UserError
@@ -21,7 +21,7 @@ from dit.evaluation.scores import metrics
 from dit.evaluation.stats import stats
 from dit.hardware import Ranks
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("small_networks")
 CNN = ("digits-cnn",)
 
 
@@ -160,15 +160,17 @@ def test_several_networks_see_each_image_once(samples, tmp_path, monkeypatch):
     assert len(read) < 2 * 60 + 100  # once for features; again for pictures only
 
 
+def evaluate_on_ranks(ranks, config):
+    os.environ["OMP_NUM_THREADS"] = "2"  # with 1 rank 0 would take more while the other waits
+    evaluate(config, ranks)
+
+
 def test_two_ranks_score_bitwise_as_one(samples, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}  # 1 looks like torchrun's default
     real = fill(tmp_path / "real", 100, first=500)
-    command = ["evaluate.py", "--samples", str(samples), "--reference", str(real), "--extractor", "digits-cnn",
-               "--no-cache", "--bootstrap", "10", "--batch-size", "16", "--out"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        subprocess.run([*launcher, *command, str(tmp_path / name)], cwd=ROOT, env=environment, check=True)
-    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    config = EvalConfig(samples=samples, reference=str(real), extractor=CNN, cache=False, bootstrap=10, batch_size=16)
+    for world in (1, 2):
+        forked.run(world, evaluate_on_ranks, dataclasses.replace(config, out=tmp_path / str(world)))
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in "12")
     for values in (one, two):
         del values["protocol"]["software"]["date"]
     assert one == two

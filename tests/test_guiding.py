@@ -22,6 +22,7 @@ from dit.sample_folder import protocol, sample_folder
 from dit.sampling_plan import build_sampling, class_ids, labelled, load_classifier
 from dit.trained import load_run
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 CPU, ALONE = torch.device("cpu"), Ranks()
 QUICK = SamplerConfig(sampler="heun", precision="fp32", steps=3, batch_size=4)
 LABELS, INDICES = torch.tensor([1, 2, 3]), torch.arange(3)

@@ -12,6 +12,7 @@ from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.runs import Card, NetworkSpec, write_weights
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 TABLE = "y_embedder.embedding_table.weight"
 KINDS = [("DiT-Ti/4", way) for way in ("adaln-zero", "adaln", "cross-attention", "in-context", "text")]
 KINDS += [("UNet-S", "adaln-zero"), ("Classifier-Ti/4", "adaln-zero")]

@@ -26,6 +26,7 @@ from dit.likelihood import choose, measure, nll
 from dit.runs import find_weights
 from dit.trained import load_run
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 DDPM = dict(process="linear", objective="eps", learn_sigma=True)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import torchrun
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from benchmarks import forked
 from dit.config import TrainConfig
 from dit.hardware import Ranks
 from dit.models.dit import SIZES
@@ -96,20 +98,6 @@ def test_checkpoints_without_losses_by_time_go_on(tmp_path, monkeypatch):
     assert set(BUCKETS) & read_metrics(run / "metrics.jsonl")[-1].keys()
 
 
-TWO_RANKS = """
-import json, sys
-from pathlib import Path
-
-import torch
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-
-from dit.hardware import ranks
-from dit.training.metrics_log import Window
-from dit.training.updates import update_ratio
-
-
 def ratio(mesh):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
@@ -121,21 +109,19 @@ def ratio(mesh):
     return update_ratio(optimizer).item()
 
 
-with ranks() as group:
-    window, taken = Window(("loss",), group.device), torch.zeros(())
-    window.add([torch.tensor(1.0 + group.rank)], taken)
-    times = torch.tensor([0.1, 0.3 + 0.4 * group.rank]).double()
-    window.add_losses(times, torch.tensor([1.0, 2.0]) + group.rank, taken)
-    window.share(group)  # as a checkpoint does
+def log_on_ranks(ranks, folder):
+    window, taken = Window(("loss",), ranks.device), torch.zeros(())
+    window.add([torch.tensor(1.0 + ranks.rank)], taken)
+    times = torch.tensor([0.1, 0.3 + 0.4 * ranks.rank]).double()
+    window.add_losses(times, torch.tensor([1.0, 2.0]) + ranks.rank, taken)
+    window.share(ranks)  # as a checkpoint does
     window.add_losses(torch.tensor([0.1, 0.1]).double(), torch.tensor([6.0, 6.0]), taken)
     sharded = ratio(init_device_mesh("cpu", (2,)))
-    (Path(sys.argv[1]) / f"{group.rank}").write_text(json.dumps([window.close(group), ratio(None), sharded]))
-"""
+    (folder / f"{ranks.rank}").write_text(json.dumps([window.close(ranks), ratio(None), sharded]))
 
 
 def test_ranks_add_up_their_losses_by_time_and_their_parts_of_the_weights(tmp_path):
-    (tmp_path / "script.py").write_text(TWO_RANKS)
-    torchrun(tmp_path / "script.py", tmp_path)
+    forked.run(2, log_on_ranks, tmp_path)
     expected = {"loss": 1.5, BUCKETS[0]: (1 + 2 + 4 * 6) / 6, BUCKETS[1]: 2.0, BUCKETS[3]: 3.0}
     for rank in range(2):
         means, whole, sharded = json.loads((tmp_path / str(rank)).read_text())

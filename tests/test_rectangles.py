@@ -28,6 +28,7 @@ from dit.sampling_plan import build_sampling
 from dit.trained import Run, load_run
 from dit.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 ALONE = Ranks()
 HIGH, WIDE = 8, 16
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=(HIGH, WIDE), global_batch_size=8, steps=2, warmup=1,

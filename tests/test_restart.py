@@ -2,43 +2,23 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import webdataset
-from conftest import ROOT, torchrun
 from PIL import Image
 
+from benchmarks import forked
 from dit.config import EncodeConfig
 from dit.encode import encode
 from dit.errors import UserError
 from dit.hardware import Ranks
+from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import LatentStore
 
 COUNT = 22
-SLOW = """
-import sys, time
-from pathlib import Path
-from dit.config import EncodeConfig
-from dit.encode import encode
-from dit.hardware import Ranks
-from dit.latents.autoencoder import Autoencoder
-quick, calls = Autoencoder.encode, []
-def slow(self, images):
-    calls.append(len(images))
-    time.sleep(0 if sum(calls) < 16 else 0.3)
-    return quick(self, images)
-Autoencoder.encode = slow
-encode(EncodeConfig(data=sys.argv[1], out=Path(sys.argv[2]), streaming=sys.argv[3] == "True", vae="identity",
-                    image_size=8, batch_size=2, shard_size=6), Ranks())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +57,28 @@ def contents(out):
     return arrays | told
 
 
-def kill_in_shard(number, data, out, streaming):
+def encode_slowly(config):
+    """From the 17th image on."""
+    quick, calls = Autoencoder.encode, []
+
+    def slow(self, images):
+        calls.append(len(images))
+        time.sleep(0 if sum(calls) < 16 else 0.3)
+        return quick(self, images)
+
+    Autoencoder.encode = slow
+    encode(config, Ranks())
+
+
+def kill_in_shard(number, config):
     """Encode in another process, and end that in the middle of a shard."""
-    process = subprocess.Popen([sys.executable, "-c", SLOW, data, out, str(streaming)], stderr=subprocess.DEVNULL,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)})
-    begun, deadline = out / f"shard-{number:05d}.npy.tmp", time.monotonic() + 100
-    while not begun.exists() and time.monotonic() < deadline and process.poll() is None:
+    process = forked.CONTEXT.Process(target=encode_slowly, args=(config,))
+    process.start()
+    begun, deadline = config.out / f"shard-{number:05d}.npy.tmp", time.monotonic() + 100
+    while not begun.exists() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert begun.exists()
 
 
@@ -94,7 +87,7 @@ def kill_in_shard(number, data, out, streaming):
 def test_a_killed_encoding_goes_on_to_the_same_bytes(places, tmp_path, name, streaming):
     whole = encode(settings(places / name, tmp_path / "whole", streaming), Ranks())
     out = tmp_path / "killed"
-    kill_in_shard(1, places / name, out, streaming)
+    kill_in_shard(1, settings(places / name, out, streaming))
     with pytest.raises(UserError, match="run dit encode again to finish"):
         LatentStore(out)
     before = (out / "shard-00000.npy").stat().st_mtime_ns
@@ -104,9 +97,12 @@ def test_a_killed_encoding_goes_on_to_the_same_bytes(places, tmp_path, name, str
     assert not list(out.glob("*.tmp"))
 
 
+def encode_on_ranks(ranks, config):
+    encode(config, ranks)
+
+
 def test_two_ranks_share_a_stream(places, tmp_path):
     whole = encode(settings(places / "parquet", tmp_path / "whole", True), Ranks())
-    out = tmp_path / "two"
-    flags = ["--streaming", "--vae", "identity", "--image-size", "8", "--batch-size", "2", "--shard-size", "6"]
-    torchrun(Path(ROOT) / "dit" / "cli.py", "encode", "--data", places / "parquet", "--out", out, *flags)
-    assert contents(out) == contents(whole)
+    two = settings(places / "parquet", tmp_path / "two", True)
+    forked.run(2, encode_on_ranks, two)
+    assert contents(two.out) == contents(whole)

@@ -3,8 +3,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import forked
 from dit.build import build_source
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder
@@ -416,25 +415,12 @@ def test_training_leaves_damaged_shards_out_if_asked(finished, tmp_path, capsys,
         build_source(replace(config, data="digits"), autoencoder)
 
 
-TWO_RANKS = """
-import sys
-from pathlib import Path
-from dit.config import EncodeConfig
-from dit.encode import encode
-from dit.hardware import ranks
-with ranks() as r:
-    assert r.world == 2
-    encode(EncodeConfig(data=sys.argv[1], out=Path(sys.argv[2]), image_size=32, batch_size=4, shard_size=6), r)
-"""
+def encode_on_ranks(ranks, config):
+    encode(config, ranks)
 
 
-def test_two_ranks_make_the_same_store(cfg, finished, tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.getcwd()}
-    result = subprocess.run([*command, cfg.data, str(cfg.out)], env=env, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_two_ranks_make_the_same_store(cfg, finished):
+    forked.run(2, encode_on_ranks, cfg)
     one, two = LatentStore(finished), LatentStore(cfg.out)
     for flip in (False, True):
         torch.testing.assert_close(everything(one, flip), everything(two, flip), rtol=1e-3, atol=1e-5)

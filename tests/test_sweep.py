@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import os
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import torchrun
+from conftest import SMALL
 from PIL import Image
 
+from benchmarks import forked
 from dit import posthoc, sample_folder
 from dit.cli import parse
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
@@ -25,9 +27,11 @@ from dit.evaluation.sweep.ranking import paired_interval, rank
 from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
 from dit.generate import NotFinite
 from dit.hardware import Ranks
+from dit.models.dit import SIZES
 from dit.runs import find_weights, read_weights
 from dit.trained import load_run
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 COUNT = 24
 
 
@@ -396,17 +400,17 @@ def test_network_calls_are_counted(tiny_run, sampler, scale, interval, calls):
     assert count_evaluations(load_run(tiny_run, Ranks().device), setting) == calls
 
 
+def sweep_on_ranks(ranks, config):
+    SIZES["Ti"] = SMALL
+    os.environ["OMP_NUM_THREADS"] = "2"  # with 1 rank 0 would take more while the other waits
+    sweep(config, ranks)
+
+
 @pytest.mark.slow
 def test_two_ranks_score_bitwise_as_one(tiny_run, tmp_path, undrawn):
-    """With two threads each: sums differ by their number, and 1 looks like torchrun's default."""
-    asked = dict(steps="3", cfg_scale="2", num_samples=COUNT, bootstrap=10)
-    flagged = [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", value)]
-    torchrun("dit/cli.py", "sweep", "--run", tiny_run, "--out", tmp_path / "two", *flagged, threads=2)
-    torch.set_num_threads(2)
-    try:
-        sweep(flags(tiny_run, out=tmp_path / "one", **asked), Ranks())
-    finally:
-        torch.set_num_threads(1)
+    asked = flags(tiny_run, steps="3", cfg_scale="2", num_samples=COUNT, bootstrap=10)
+    sweep(dataclasses.replace(asked, out=tmp_path / "one"), Ranks())
+    forked.run(2, sweep_on_ranks, dataclasses.replace(asked, out=tmp_path / "two"))
     one, two = ({n: v for n, v in read(tmp_path / name)["points"][0]["scores"].items() if "KID" not in n}
                 for name in ("one", "two"))  # KID: there with 100 subsets, here with 3
     assert one == two

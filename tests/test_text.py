@@ -1,10 +1,7 @@
 import copy
 import csv
 import json
-import os
 import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Copies
+from huggingface_hub import constants
 from PIL import Image
 from test_captions import write_images
 
@@ -33,6 +31,7 @@ from dit.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
 from dit.trained import load_run, prompted
 from dit.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 TEXTS = ["a red square", "green", "a square that is very red and not green at all", ""]
 LENGTH = 7
 
@@ -184,20 +183,13 @@ def test_what_reads_no_text_is_refused(tmp_path):
         load_text_encoder(str(write_encoder(tmp_path, "vit")))
 
 
-def test_offline_hub_says_where_to_put_the_files(tmp_path):
-    code = """
-from dit.errors import UserError
-from dit.text import load_text_encoder
-try:
-    load_text_encoder("nobody/no-such-encoder")
-except UserError as error:
-    print(error)
-"""
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+def test_offline_hub_says_where_to_put_the_files(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as error:
+        load_text_encoder("nobody/no-such-encoder")
     for part in ("--text-encoder nobody/no-such-encoder", "--text-encoder FOLDER", "HF_HOME", "model.safetensors"):
-        assert part in result.stdout
-    assert len(result.stdout.splitlines()) == 1
+        assert part in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 # -- captions by their ids ---------------------------------------------------------------------------------------
@@ -348,7 +340,7 @@ def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
     seven, heron = bits(heard, labels)
     known, _ = bits(run, np.array([7, 7]))
     assert (seven - known).abs().max() < 1e-4
-    assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 1e-3
+    assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 3e-4
     told = json.loads(nll(config, Ranks()).read_text())["protocol"]
     assert {"transformers", "tokenizers"} < {*told["versions"]}
 

@@ -3,17 +3,14 @@
 import dataclasses
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, torchrun
+from conftest import Command, torchrun
 from safetensors.torch import load_file, save_file
 from test_autoencoder import save_tiny
 
@@ -23,7 +20,7 @@ from dit.files import replacing, sha256, write_json
 from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
-from dit.runs import Card, checkpoints, find_weights, latest, read_metrics, verify
+from dit.runs import Card, checkpoint_step, checkpoints, find_weights, latest, read_metrics, verify
 from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
@@ -32,26 +29,19 @@ from dit.training.metrics_log import MetricsLog, Window
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.trainer import prepare, train
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
                    sample_every=0, ckpt_every=0, log_every=2, precision="fp32")
-FLAGS = ["--model", "DiT-Ti/4", "--vae", "identity", "--image-size", "8", "--global-batch-size", "128",
+FLAGS = ["--model", "DiT-Ti/4", "--vae", "identity", "--image-size", "8", "--global-batch-size", "16",
          "--sample-every", "0", "--log-every", "3"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(*flags: object) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), *FLAGS, *map(str, flags)]
+def start(*flags: object) -> Command:
+    return Command("train", *FLAGS, *flags)
 
 
-def start(*flags: object, **options: object) -> subprocess.Popen:
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command(*flags), env=ENV, cwd=ROOT, **pipes, **options)
-
-
-def run(*flags: object, **options: object) -> tuple[int, str, str]:
-    process = start(*flags, **options)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def run(*flags: object) -> tuple[int | None, str, str]:
+    return start(*flags).end()
 
 
 def error_line(err: str) -> str:
@@ -61,10 +51,10 @@ def error_line(err: str) -> str:
     return lines[0]
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, command: Command) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None, process.communicate()
+        assert command.process.is_alive(), command.end()
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.002)
 
@@ -85,52 +75,45 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of 20 steps that nothing disturbed."""
+    """A run of 100 steps that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    code, _, err = run("--steps", 20, "--ckpt-every", 10, "--keep", 5, "--out", out)
+    code, _, err = run("--steps", 100, "--ckpt-every", 10, "--keep", 5, "--out", out)
     assert code == 0, err
     return out
 
 
 def test_killed_and_resumed_equals_undisturbed_bit_for_bit(whole, tmp_path):
     out = tmp_path / "run"
-    flags = ("--steps", 20, "--ckpt-every", 10, "--keep", 5, "--out", out, "--resume", "auto")
-    process = start(*flags)
-    wait_for(out / "checkpoints" / "step-0000010", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert latest(out).name == "step-0000010"
+    flags = ("--steps", 100, "--ckpt-every", 10, "--keep", 5, "--out", out, "--resume", "auto")
+    command = start(*flags)
+    wait_for(out / "checkpoints" / "step-0000010", command)
+    command.process.kill()
+    assert command.end()[0] == -signal.SIGKILL
+    assert 10 <= checkpoint_step(latest(out)) < 100
     code, _, err = run(*flags)
     assert code == 0, err
     assert_same_run(whole, out)
 
 
 @pytest.mark.slow
-def test_resuming_by_name_takes_the_settings_of_the_run(whole, tmp_path):
+def test_resuming_by_name_takes_the_settings_of_the_run(tmp_path):
     out = tmp_path / "run"
     assert run("--steps", 10, "--ckpt-every", 10, "--out", out, "--cooldown", 0)[0] == 0
-    code, _, err = subprocess_train("--resume", out, "--steps", 12)
+    code, _, err = Command("train", "--resume", out, "--steps", 12).end()
     assert code == 0, err
     assert latest(out).name == "step-0000012"
     assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [3, 6, 9, 10, 12]
 
 
-def subprocess_train(*flags: object) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, flags)], capture_output=True, text=True,
-                          env=ENV, cwd=ROOT, timeout=300)
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_end_cleanly(number, tmp_path):
     out = tmp_path / "run"
-    process = start("--steps", 100_000, "--ckpt-every", 0, "--log-every", 10_000, "--out", out)
-    wait_for(out / "tensorboard", process)
+    command = start("--steps", 100_000, "--ckpt-every", 0, "--log-every", 10_000, "--out", out)
+    wait_for(out / "tensorboard", command)
     time.sleep(0.5)
-    process.send_signal(number)
-    text, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    os.kill(command.process.pid, number)
+    code, text, err = command.end()
+    assert code == 0, err
     assert f"--resume {out}" in text
     verify(latest(out))
 
@@ -151,14 +134,9 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
 def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
     out = tmp_path / "run"
     assert run("--steps", 4, "--out", out)[0] == 0
-
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    process = subprocess.run([sys.executable, str(ROOT / "train.py"), "--resume", str(out), "--steps", "8"],
-                             capture_output=True, text=True, env=ENV, cwd=ROOT, preexec_fn=small_disk)
-    assert process.returncode == 2, process.stderr
-    assert f"{out}/checkpoints/step-0000004 is intact" in error_line(process.stderr)
+    code, _, err = Command("train", "--resume", out, "--steps", 8, limit=2**17).end()
+    assert code == 2, err
+    assert f"{out}/checkpoints/step-0000004 is intact" in error_line(err)
     assert [c.name for c in checkpoints(out)] == ["step-0000004"]
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-0000004"]
     verify(latest(out))
@@ -396,7 +374,7 @@ def test_two_ranks_train_and_resume(tmp_path):
 
 
 def test_loss_falls(tmp_path):
-    out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=60, log_every=20, lr=1e-3), Ranks())
+    out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=60, log_every=20), Ranks())
     losses = [m["loss"] for m in read_metrics(out / "metrics.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
 

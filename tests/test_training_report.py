@@ -19,6 +19,7 @@ from dit.report.reference import Reference, differences, essence, recent_loss, s
 from dit.runs import BY_TIME, Card, checkpoints, latest, read_metrics, read_starts
 from dit.training.previews import Previews
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 FD = "FD(digits-cnn)"
 OLD = Path(__file__).parent / "data" / "run-of-2257fc1"
 STARTS = [dict(step=step, date="2026-01-01T00:00:00+00:00", device="NVIDIA H100", ranks=8, threads=4, arithmetic="bf16",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, torchrun, write_run
+from conftest import SMALL, TINY, write_run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -54,7 +54,7 @@ FD = "FD(digits-cnn)"
 def surroundings(tmp_path_factory):
     """A small network, and a cache of one's own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Ti", dict(depth=2, hidden_size=64, num_heads=2))
+        patch.setitem(SIZES, "Ti", SMALL)
         patch.setenv("DIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -209,58 +209,36 @@ def a_folder(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
-TWO_RANKS = """
-import dataclasses, json, sys
-from pathlib import Path
-
-from dit.build import build_card, build_source
-from dit.config import TrainConfig
-from dit.hardware import Ranks, ranks
-from dit.latents.autoencoder import load_autoencoder
-from dit.models.dit import SIZES
-from dit.training.trainer import prepare, train
-
-SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
-train(TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, dry_run=True), Ranks())
-evaluation = [name for name in sys.modules if name.startswith(("dit.evaluation", "torch_fidelity"))]
-assert not evaluation, f"{evaluation} imported without --eval-every"
-
-from dit.training import scores
-
-out, init = map(Path, sys.argv[1:])
-config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, init=init, out=out / "run",
-                     eval_every=5, eval_samples=150, precision="fp32")
-
-
-def measure(ranks, name):
+def measure(ranks: Ranks, config: TrainConfig) -> list[dict[str, object]]:
+    """What a rank finds, and what it finds when the last one has an EMA that is not finite."""
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    own = dataclasses.replace(config, out=out / name)
-    job = prepare(build_card(own, source), source, autoencoder, ranks)
+    job = prepare(build_card(config, source), source, autoencoder, ranks)
     judge = scores.choose_yardstick(config, ranks).prepare(job)
     found = judge.measure(5, job.average())
     if ranks.rank == ranks.world - 1:
-        next(job.state.ema.network.parameters()).data.fill_(float("nan"))  # on one rank: the others must hear of it
-    return list(map(dataclasses.asdict, (found, judge.measure(6, job.average()))))
+        next(job.state.ema.network.parameters()).data.fill_(torch.nan)  # on one rank: the others must hear of it
+    return [*map(dataclasses.asdict, (found, judge.measure(6, job.average())))]
 
 
-with ranks() as group:
-    found = {f"rank {group.rank}": measure(group, "run")}
-    if group.main:
-        found["alone"] = measure(Ranks(), "alone")
+def score_on_ranks(ranks: Ranks, out: Path, init: Path) -> None:
+    """Measure, and train on a folder with scores and without."""
+    SIZES["Ti"] = SMALL
+    os.environ["OMP_NUM_THREADS"] = "2"  # with 1 rank 0 would take more for the reference
+    config = dataclasses.replace(SCORED, init=init, eval_samples=150)
+    found = {f"rank {ranks.rank}": measure(ranks, dataclasses.replace(config, out=out / "run"))}
+    if ranks.main:
+        found["alone"] = measure(Ranks(), dataclasses.replace(config, out=out / "alone"))
     for every in (0, 2):
         train(dataclasses.replace(config, data=str(out / "images"), out=out / f"every-{every}", steps=3, warmup=1,
-                                  eval_every=every, eval_samples=20, eval_extractor="digits-cnn"), group)
-(out / f"{group.rank}.json").write_text(json.dumps(found))
-"""
+                                  eval_every=every, eval_samples=20, eval_extractor="digits-cnn"), ranks)
+    (out / f"{ranks.rank}.json").write_text(json.dumps(found))
 
 
 def test_two_ranks_measure_what_one_does(tmp_path, weights):
-    """And train on a folder, encoded as it is read, as without scores, which alone import the code of evaluation."""
+    """And train on a folder, encoded as it is read, as without scores."""
     a_folder(tmp_path / "images")
-    script = tmp_path / "script.py"
-    script.write_text(TWO_RANKS)
-    torchrun(script, tmp_path, weights, threads=2)  # with 1 rank 0 would take more for the reference
+    forked.run(2, score_on_ranks, tmp_path, weights)
     found = {k: v for r in (0, 1) for k, v in json.loads((tmp_path / f"{r}.json").read_text()).items()}
     assert found["rank 0"] == found["rank 1"] == found["alone"]
     first, nothing = found["alone"]

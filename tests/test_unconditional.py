@@ -31,6 +31,7 @@ from dit.training.batches import draw_batch
 from dit.training.trainer import prepare, train
 
 ALONE, COUNT = Ranks(), 12
+pytestmark = pytest.mark.usefixtures("small_networks")
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=4, steps=2, warmup=1,
                    sample_every=2, ckpt_every=0, log_every=2, precision="fp32")
 QUICK = dict(steps=2, precision="fp32")

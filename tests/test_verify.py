@@ -11,6 +11,8 @@ from dit.hardware import Ranks
 from dit.info import info
 from dit.runs import find_weights, read_weights
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
