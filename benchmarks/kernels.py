@@ -16,7 +16,7 @@ KINDS = {
     "copies": r"^mem(cpy|set)",
 }
 """By what is in a kernel's name; the first that fits."""
-LONGEST = 12  # kernels that are told by name
+LONGEST = 30  # kernels that are told by name
 
 
 def kernels(step: Callable[[], object]) -> dict[str, Any]:

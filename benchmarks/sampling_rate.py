@@ -1,6 +1,6 @@
 """Sampling img/s with classifier-free guidance on latents of 4x32x32, and the latency of one image, beside peers.
 
-    python -m benchmarks.sampling_rate [--rounds 3] [--models DiT-S/4 …] [--budget 150] [--tiny] [--record]
+    python -m benchmarks.sampling_rate [--rounds 3] [--only TEXT …] [--budget 150] [--tiny] [--record]
 
 All rows take the package's samplers, guidance (scale 4) and noise, and a network with learned variance, as the
 paper's. `plain` is ours in float32 (on CUDA in TF32), eager; `diffusers` is DiTTransformer2DModel with its weights in
@@ -91,6 +91,9 @@ CPU, CUDA, TINY = (
 """Models, and images at once."""
 
 
+Part = tuple[str, int, Variant]
+
+
 class HalfDiffusers(Diffusers):
     """As its pipeline runs it: weights and tokens in bfloat16."""
 
@@ -143,12 +146,17 @@ def sampling(run: Run, variant: Variant, batch: int, rounds: int) -> dict[str, f
             "spread": (max(took) - min(took)) / statistics.median(took)}
 
 
-def rows_of(plan: list[tuple[str, int]], rounds: int, device: torch.device, tiny: bool, best: float,
-            budget: float | None) -> Iterator[dict[str, Any]]:
+def name_of(part: Part) -> str:
+    """A row's."""
+    model, batch, variant = part
+    return f"{model} x{batch} {variant.title} {variant.how}"
+
+
+def rows_of(parts: list[Part], rounds: int, device: torch.device, tiny: bool, best: float, budget: float | None
+            ) -> Iterator[dict[str, Any]]:
     """A row for each model, batch and variant; ratios are to the plain way of the same model and batch."""
     decoder, decode, plain = decoder_of(device, tiny), {}, {}
-    parts = [(model, batch, one) for model, batch in plan for one in variants(device.type == "cuda")]
-    for model, batch, variant in within(budget, parts, lambda part: f"{part[0]} by {part[1]}, {part[2].title}"):
+    for model, batch, variant in within(budget, parts, name_of):
         if batch not in decode:
             few = min(batch, DECODED[device.type])
             decoding = partial(decoder.decode, torch.randn(few, 4, 32, 32, device=device))
@@ -158,12 +166,13 @@ def rows_of(plan: list[tuple[str, int]], rounds: int, device: torch.device, tiny
             found = sampling(to_sample(model, variant, decoder, folder), variant, batch, rounds)
         gc.collect()
         total = found["seconds"] + decode[batch]
-        plain.setdefault((model, batch), total)
+        plain |= {(model, batch): total} if variant.whose == "plain" else {}
         flops = 4 * multiply_adds(model, input_size=32, in_channels=4, num_classes=1000)  # of both halves
         mfu = batch * flops * variant.flags["steps"] / found["seconds"] / best
         yield {"model": model, "batch": batch, "variant": variant.title, "how": variant.how,
                "img_per_s": batch / total, "latency_s": total, "decode_s": decode[batch],
-               "ratio_to_plain": plain[model, batch] / total, "mfu": mfu if variant.whole else None, **found}
+               "ratio_to_plain": plain[model, batch] / total if (model, batch) in plain else None,
+               "mfu": mfu if variant.whole else None, **found}
 
 
 HEAD = """| model | batch | variant | sampling | img/s | s a batch | of it decoding | ratio to plain | MFU | spread |
@@ -172,16 +181,19 @@ HEAD = """| model | batch | variant | sampling | img/s | s a batch | of it decod
 
 def tell(row: dict[str, Any]) -> str:
     """As a line of a Markdown table."""
+    ratio = f"{row['ratio_to_plain']:.2f}" if row["ratio_to_plain"] else "–"
     mfu = f"{row['mfu']:.0%}" if row["mfu"] else "–"
     return (f"| {row['model']} | {row['batch']} | {row['variant']} | `{row['how']}` | {row['img_per_s']:.4g} | "
-            f"{row['latency_s']:.4g} | {row['decode_s']:.3g} | {row['ratio_to_plain']:.2f} | {mfu} | "
+            f"{row['latency_s']:.4g} | {row['decode_s']:.3g} | {ratio} | {mfu} | "
             f"{row['spread']:.0%} |")
 
 
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", help="of those that are measured on this device; all unless given")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT",
+                        help="rows with one of these in their model, batch, variant and sampling, such as "
+                        "'XL/2 x64 dit'; all unless given")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, help="seconds after which no further row is begun")
     parser.add_argument("--tiny", action="store_true", help="a small model, to see that all works")
@@ -189,11 +201,12 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
-    plan = [pair for pair in plan if args.models is None or pair[0] in args.models]
+    parts = [(model, batch, one) for one in variants(device.type == "cuda") for model, batch in plan]
+    parts = [part for part in parts if any(text in name_of(part) for text in args.only)]
     best = ceilings(device)
     command = shlex.join(["python", "-m", "benchmarks.sampling_rate", *sys.argv[1:]])
     write = lambda rows, table: record("sampling-rate", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731
-    rows_told(rows_of(plan, args.rounds, device, args.tiny, best["bf16"], args.budget), tell, [told(best), "", HEAD],
+    rows_told(rows_of(parts, args.rounds, device, args.tiny, best["bf16"], args.budget), tell, [told(best), "", HEAD],
               write if args.record else None)
 
 

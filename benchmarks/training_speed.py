@@ -62,18 +62,17 @@ class Variant(NamedTuple):
 
 
 Plan = list[tuple[str, int, list[Variant]]]
-DIT, FP8 = Variant("dit", "bf16", "whole"), Variant("dit", "fp8", "whole")
+DIT, FP8 = Variant("dit", "bf16", "whole"), Variant("dit", "fp8", "blocks")
 DIFFUSERS = Variant("diffusers", "bf16", "whole")
 BY_BLOCK, HALF, TF32 = Variant("dit", "bf16", "blocks"), Variant("dit", "bf16"), Variant("plain", "tf32")
 VARIANTS = [Variant("plain", "fp32"), Variant("dit", "fp32"), HALF, DIT, Variant("diffusers", "fp32"),
             Variant("diffusers", "bf16"), DIFFUSERS]
 CPU: Plan = [("DiT-S/4", 32, VARIANTS), ("DiT-S/2", 8, [DIT])]
 CUDA: Plan = [
-    *(("DiT-XL/2", 128, [one]) for one in (TF32, DIT, DIFFUSERS, FP8, BY_BLOCK)),
-    *((f"DiT-{size}", batch, [DIT]) for size, batch in (("B/2", 256), ("S/2", 256), ("L/2", 128), ("XL/4", 256),
-                                                        ("L/4", 256), ("B/4", 256), ("S/4", 256))),
-    *(("DiT-XL/2", 128, [one]) for one in (HALF, Variant("diffusers", "bf16"), Variant("diffusers", "tf32"))),
-    ("DiT-L/2", 128, [FP8]),
+    *(("DiT-XL/2", 128, [one]) for one in (TF32, DIT, DIFFUSERS)),
+    *((f"DiT-{size}", 256, [BY_BLOCK]) for size in ("XL/2", "L/2", "B/2", "S/2", "XL/4", "L/4", "B/4", "S/4")),
+    *(("DiT-XL/2", 128, [one]) for one in (FP8, BY_BLOCK, HALF, Variant("diffusers", "bf16"),
+                                           Variant("diffusers", "tf32"))),
 ]
 TINY: Plan = [("DiT-S/8", 4, VARIANTS)]
 """Models, images a step, and what is measured in turns; what matters most comes first."""
@@ -178,8 +177,8 @@ def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float
 
 def chosen(plan: Plan, texts: list[str], batch: int | None, fp8: bool) -> Plan:
     """Of the plan, what is asked for and can be done."""
-    wanted = lambda model, one: any(text in f"{model} {one.title}" for text in texts)  # noqa: E731
-    parts = [(model, batch or usual, [one for one in variants if wanted(model, one) and (fp8 or one != FP8)])
+    parts = [(model, batch or usual, [one for one in variants if (fp8 or one != FP8)
+                                      and any(text in f"{model} x{batch or usual} {one.title}" for text in texts)])
              for model, usual, variants in plan]
     return [part for part in parts if part[2]]
 
@@ -200,7 +199,8 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT",
-                        help="rows with one of these in their model and variant, such as 'XL/2 dit'; all unless given")
+                        help="rows with one of these in their model, batch and variant, such as 'XL/2 x128 dit'; all "
+                        "unless given")
     parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, help="seconds after which nothing further is begun")

@@ -51,9 +51,10 @@ def test_latents_are_those_of_the_cpu(run):
 @pytest.mark.parametrize("settings", [dict(batch_size=2), dict(batch_size=32), dict(batch_size=2, block_cache=2),
                                       dict(batch_size=2, guide=True)],
                          ids=["graph", "whole", "blocks", "two-graphs"])
-def test_compiled_sampling_makes_the_same_images(settings, run):
+def test_compiled_sampling_makes_the_same_images(settings, tiny_run, make_run):
     """Five images in batches of two (or one batch that is filled up), guided now and then."""
-    settings |= {"guide": run} if "guide" in settings else {}
+    run = tiny_run
+    settings |= {"guide": make_run()} if "guide" in settings else {}
     config = SamplerConfig(precision="fp32", steps=6, cfg_scale=2.0, cfg_interval=(0.2, 0.8), **settings)
     torch.compiler.reset()
     loaded, made = load_run(run, CUDA.device), []
