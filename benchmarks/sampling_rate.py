@@ -1,6 +1,6 @@
 """Sampling img/s with classifier-free guidance on latents of 4x32x32, and the latency of one image, beside peers.
 
-    python -m benchmarks.sampling_rate [--rounds 3] [--only TEXT …] [--budget 150] [--tiny] [--record]
+    python -m benchmarks.sampling_rate [--rounds 3] [--only PATTERN …] [--budget 150] [--tiny] [--record]
 
 All rows take the package's samplers, guidance (scale 4) and noise, and a network with learned variance, as the
 paper's. `plain` is ours in float32 (on CUDA in TF32), eager; `diffusers` is DiTTransformer2DModel with its weights in
@@ -15,6 +15,7 @@ decoding included.
 import argparse
 import dataclasses
 import gc
+import re
 import shlex
 import statistics
 import sys
@@ -191,8 +192,8 @@ def tell(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT",
-                        help="rows with one of these in their model, batch, variant and sampling, such as "
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PATTERN",
+                        help="rows with one of these patterns in their model, batch, variant and sampling, such as "
                         "'XL/2 x64 dit'; all unless given")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=float, help="seconds after which no further row is begun")
@@ -202,7 +203,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
     parts = [(model, batch, one) for one in variants(device.type == "cuda") for model, batch in plan]
-    parts = [part for part in parts if any(text in name_of(part) for text in args.only)]
+    parts = [part for part in parts if any(re.search(text, name_of(part)) for text in args.only)]
     best = ceilings(device)
     command = shlex.join(["python", "-m", "benchmarks.sampling_rate", *sys.argv[1:]])
     write = lambda rows, table: record("sampling-rate", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731

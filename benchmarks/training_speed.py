@@ -1,6 +1,6 @@
 """Training img/s on stored latents of 4x32x32: this package's trainer beside its peers, in one run.
 
-    python -m benchmarks.training_speed [--rounds 5] [--only TEXT …] [--batch 32] [--budget 240] [--tiny] [--record]
+    python -m benchmarks.training_speed [--rounds 5] [--only PATTERN …] [--batch 32] [--budget 240] [--tiny] [--record]
 
 `dit` is the trainer's own step: a batch from memory, latents drawn, times, dropped labels, forward, hybrid loss with
 learned variance, backward, clipping, AdamW, EMA. The peers' step is the plainest that trains the same: latents already
@@ -16,6 +16,7 @@ has the time of kernels by kind, too.
 
 import argparse
 import gc
+import re
 import shlex
 import statistics
 import sys
@@ -178,7 +179,7 @@ def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float
 def chosen(plan: Plan, texts: list[str], batch: int | None, fp8: bool) -> Plan:
     """Of the plan, what is asked for and can be done."""
     parts = [(model, batch or usual, [one for one in variants if (fp8 or one != FP8)
-                                      and any(text in f"{model} x{batch or usual} {one.title}" for text in texts)])
+                                      and any(re.search(text, f"{model} x{batch or usual} {one.title}") for text in texts)])
              for model, usual, variants in plan]
     return [part for part in parts if part[2]]
 
@@ -198,8 +199,8 @@ HEAD = """| model | batch | variant | img/s | ratio to plain | MFU | peak GiB | 
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT",
-                        help="rows with one of these in their model, batch and variant, such as 'XL/2 x128 dit'; all "
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PATTERN",
+                        help="rows with one of these patterns in their model, batch and variant, such as 'XL/2 x128 dit'; all "
                         "unless given")
     parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)
