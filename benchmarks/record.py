@@ -51,9 +51,9 @@ def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], s
 
 
 def commit() -> str:
-    """The code's, with a + if tracked files have changed since; where there is no repository, what DIT_COMMIT says."""
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "") or \
-        os.environ.get("DIT_COMMIT", "")
+    """The code's, with a + if tracked files have changed since; what DIT_COMMIT says where the code is a copy."""
+    return os.environ.get("DIT_COMMIT") or \
+        git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
 
 
 def git(*asked: str) -> str:

@@ -176,11 +176,13 @@ def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float
                    "mfu": speed * flops / best["bf16"], **found}
 
 
-def chosen(plan: Plan, texts: list[str], batch: int | None, fp8: bool) -> Plan:
+def chosen(plan: Plan, patterns: list[str], batch: int | None, fp8: bool) -> Plan:
     """Of the plan, what is asked for and can be done."""
-    parts = [(model, batch or usual, [one for one in variants if (fp8 or one != FP8)
-                                      and any(re.search(text, f"{model} x{batch or usual} {one.title}") for text in texts)])
-             for model, usual, variants in plan]
+    parts = []
+    for model, usual, variants in plan:
+        title = f"{model} x{batch or usual}"
+        wanted = [one for one in variants if any(re.search(pattern, f"{title} {one.title}") for pattern in patterns)]
+        parts.append((model, batch or usual, [one for one in wanted if fp8 or one != FP8]))
     return [part for part in parts if part[2]]
 
 
@@ -200,8 +202,8 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[""], metavar="PATTERN",
-                        help="rows with one of these patterns in their model, batch and variant, such as 'XL/2 x128 dit'; all "
-                        "unless given")
+                        help="rows with one of these patterns in their model, batch and variant, such as 'XL/2 x128 dit'; "
+                        "all unless given")
     parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, help="seconds after which nothing further is begun")
