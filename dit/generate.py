@@ -89,7 +89,7 @@ def check_finite(latents: Tensor, labels: Tensor, indices: Tensor) -> None:
 def sample_latents(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
     """One batch of normalised latents, float32 [B, C, h, w], for labels [B] and indices [B]."""
     noise = ImageNoise(config.seed, indices, run.latent_shape, run.device)
-    with autocast(run.device, config.precision), plan.reuse():
+    with autocast(run.device, config.precision), plan.one_batch():
         return plan.sampler(plan.denoise, plan.process, noise(), labels.to(run.device), plan.times, noise)
 
 

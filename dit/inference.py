@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +27,23 @@ def ready(network: nn.Module, device: torch.device, precision: str) -> nn.Module
     return copy.deepcopy(network, shared | rounded)
 
 
-def compiled(network: nn.Module, device: torch.device, rows: int, by_block: bool) -> Callable[..., Tensor]:
-    """The network under torch.compile, for each size of calls by itself: as a whole, on a GPU as a CUDA graph where
-    calls are small; or block by block.
+def compiled(network: Callable[..., Any], device: torch.device, rows: int) -> Callable[..., Any]:
+    """A network, or a function of tensors, under torch.compile, for each size of calls by itself; on a GPU as a CUDA
+    graph where calls are small.
 
     Args:
+        network: gives a tensor, or a tuple of them.
         rows: of the largest call.
-        by_block: something comes between the blocks (`models.caching`).
     """
-    if by_block:
-        for block in network.blocks:  # type: ignore[union-attr]
-            block.compile(dynamic=False)
-        return network
     if device.type == "cpu" or rows > GRAPHED:
         return torch.compile(network, dynamic=False)
     graph = torch.compile(network, dynamic=False, mode="reduce-overhead")
-    return lambda *inputs: graph(*inputs).clone()  # the next call writes into the same memory
+
+    def call(*inputs: Tensor) -> Any:
+        out = graph(*inputs)  # the next call writes into the same memory
+        return out.clone() if isinstance(out, Tensor) else tuple(one.clone() for one in out)
+
+    return call
 
 
 def filled(denoise: Denoise, size: int) -> Denoise:

@@ -1,7 +1,7 @@
 """How a run is sampled: sampler, times and guidance, as the flags ask."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from dit.errors import UserError
 from dit.files import quoted
 from dit.inference import compiled, filled, ready
 from dit.latents.autoencoder import load_autoencoder
-from dit.models.caching import remembering
+from dit.models.caching import Cached, full, short
 from dit.models.create import is_classifier
 from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
 from dit.text import Captioned
@@ -35,7 +35,6 @@ class SamplingPlan:
 
     Args:
         networks: those that it calls; the run's own is the first.
-        cache: the run's own computes its middle blocks in one of so many calls (`models.caching`).
     """
 
     denoise: Denoise
@@ -44,17 +43,22 @@ class SamplingPlan:
     name: str
     times: torch.Tensor
     networks: tuple[Callable[..., Tensor], ...]
-    cache: int | None = None
 
     @property
     def steps(self) -> int:
         """Number of its steps."""
         return len(self.times) - 1
 
-    def reuse(self) -> AbstractContextManager[None]:
-        """For the length of one batch: what the network remembers from one time to the next, if anything."""
+    @contextmanager
+    def one_batch(self) -> Iterator[None]:
+        """What the network remembers from one time to the next, if anything, is forgotten at the end."""
         network = self.networks[0]
-        return remembering(getattr(network, "network", network), self.cache) if self.cache else nullcontext()
+        inner = network.network if isinstance(network, Captioned) else network
+        try:
+            yield
+        finally:
+            if isinstance(inner, Cached):
+                inner.forget()
 
     def counting(self, tick: Callable[[float], object]) -> "SamplingPlan":
         """The plan, telling at each call of the denoiser how many images that is worth, of all that make one image.
@@ -95,7 +99,7 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
         raise UserError(f"--block-cache {config.block_cache} for a {card.network.model}",
                         "a DiT, whose blocks are alike", "drop --block-cache")
     guide = load_guide(run, config.guide) if config.guide else None
-    run = _readied(run, config)
+    run = _readied(run, config, config.block_cache)
     guide = _readied(guide, config) if guide else None
     denoise = run.denoise
     judge = load_classifier(run, config.classifier) if config.classifier else None
@@ -105,7 +109,7 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
-    return SamplingPlan(guided, denoise.process, sampler, name, times, networks, config.block_cache)
+    return SamplingPlan(guided, denoise.process, sampler, name, times, networks)
 
 
 def find_sampler(name: str, card: Card) -> str:
@@ -113,14 +117,20 @@ def find_sampler(name: str, card: Card) -> str:
     return name if name != "auto" else "dpmpp_2m" if card.config.process == "flow" else "ddpm"
 
 
-def _readied(run: Run, config: SamplerConfig) -> Run:
-    """The run with its network as sampling calls it."""
+def _readied(run: Run, config: SamplerConfig, every: int | None = None) -> Run:
+    """The run with its network as sampling calls it; its middle blocks compute in one of `every` calls, or always."""
     captioned = run.denoise.network if isinstance(run.denoise.network, Captioned) else None
     plain: Any = captioned.network if captioned else run.denoise.network
     network: Any = ready(plain, run.device, config.precision)
-    if config.compile:
-        halves = 2 if config.cfg_scale != 1 and not config.guide else 1
-        network = compiled(network, run.device, halves * config.batch_size, bool(config.block_cache))
+    halves = 2 if config.cfg_scale != 1 and not config.guide else 1
+
+    def called(part: Callable[..., Any]) -> Callable[..., Any]:
+        return compiled(part, run.device, halves * config.batch_size) if config.compile else part
+
+    if every:
+        network = Cached(called(partial(full, network)), called(partial(short, network)), every)
+    else:
+        network = called(network)
     network = replace(captioned, network=network) if captioned else network
     return replace(run, denoise=replace(run.denoise, network=network))
 

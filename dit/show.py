@@ -98,7 +98,7 @@ def forward(run: Run, plan: SamplingPlan, config: ShowConfig, labels: Tensor, ti
         t = torch.tensor(part * process.end, dtype=torch.float64)
         t = t.round() if process.end > 1 else t  # DDPM counts steps
         x_t = add_noise(process, x0, eps, t)
-        with autocast(run.device, config.precision):
+        with autocast(run.device, config.precision), plan.one_batch():
             moments.append(Moment(t, x_t, plan.denoise(x_t, t, labels.to(run.device)).x0))
     return moments
 

@@ -1,6 +1,7 @@
 """Feature caching: what is reused, when, and that nothing stays behind."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.generate import sample_latents
 from dit.hardware import Ranks
-from dit.models.caching import remembering
+from dit.models.blocks import CONDITIONINGS
+from dit.models.caching import Cached, full, short
 from dit.runs import NetworkSpec
 from dit.sample_folder import sample_folder
 from dit.sampling_plan import build_sampling
@@ -35,42 +37,52 @@ def test_middle_blocks_compute_in_one_of_so_many_calls_and_repeat_their_change(n
         block.register_forward_hook(lambda module, given, out, i=i: computed.append(i))
     x, t, y = torch.randn(2, 3, 8, 8), torch.full((2,), 0.5), torch.arange(2)
     last = len(blocks) - 1
-    with torch.no_grad(), remembering(network, 3):
+    cached = Cached(partial(full, network), partial(short, network), 3)
+    with torch.no_grad():
         for n in range(7):
             computed.clear()
-            network(x, t, y)
+            cached(x, t, y)
             assert computed == (list(range(last + 1)) if n % 3 == 0 else [0, last])
         computed.clear()
-        network(x[:1], t[:1], y[:1])  # another batch: nothing that is remembered fits
-        assert len(computed) == last + 1
-    assert network.blocks is blocks
+        cached(x[:1], t[:1], y[:1])  # another batch: nothing that is remembered fits
+        cached.forget()
+        cached(x[:1], t[:1], y[:1])
+        assert len(computed) == 2 * (last + 1)
 
 
-def test_the_same_time_again_gives_the_same_and_another_one_nearly(network):
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_all_blocks_say_what_the_network_says_and_their_change_says_it_again(conditioning):
+    spec = dataclasses.replace(SPEC, conditioning=conditioning, text_width=5 if conditioning == "text" else None)
+    network = build_network(spec)
+    network.load_state_dict(random_weights(spec))
+    x, t, y = torch.randn(2, 3, 8, 8), torch.rand(2), torch.arange(2)
+    y = torch.randn(2, 4, 5) if conditioning == "text" else y
+    with torch.no_grad():
+        out, change = full(network, x, t, y)
+        assert torch.equal(out, network(x, t, y))
+        torch.testing.assert_close(short(network, x, t, y, change), out)
+        assert not torch.allclose(short(network, x, t, y, 2 * change), out)
+
+
+def test_the_change_of_one_time_is_nearly_that_of_another(network):
     torch.manual_seed(0)
     x, y = torch.randn(2, 3, 8, 8), torch.arange(2)
     near, far = torch.full((2,), 0.51), torch.full((2,), 0.9)
     with torch.no_grad():
         plain = [network(x, t, y) for t in (near, far)]
-        found = []
-        for t in (near, far):
-            with remembering(network, 2):
-                network(x, torch.full((2,), 0.5), y)
-                found.append(network(x, t, y))
-        with remembering(network, 2):
-            twice = network(x, near, y), network(x, near, y)
-    torch.testing.assert_close(*twice)
+        _, change = full(network, x, torch.full((2,), 0.5), y)
+        found = [short(network, x, t, y, change) for t in (near, far)]
     errors = [(a - b).abs().max() for a, b in zip(plain, found, strict=True)]
     assert 0 < errors[0] < errors[1]
 
 
 def test_sampling_with_it_is_faster_work_of_its_own_and_leaves_no_trace(tiny_run, tmp_path):
     run = load_run(tiny_run, torch.device("cpu"))
-    latents = [sample_latents(run, build_sampling(run, config), config, IDS, IDS)
-               for config in (PLAIN, dataclasses.replace(PLAIN, block_cache=2), PLAIN)]
-    assert torch.equal(latents[0], latents[2])
-    assert not torch.equal(latents[0], latents[1])
-    cached = dataclasses.replace(PLAIN, block_cache=2)
+    cached = dataclasses.replace(PLAIN, block_cache=4)
+    plain, plan = build_sampling(run, PLAIN), build_sampling(run, cached)
+    latents = [sample_latents(run, one, PLAIN, IDS, IDS) for one in (plan, plan, plain)]
+    assert torch.equal(latents[0], latents[1])
+    assert not torch.equal(latents[0], latents[2])
     sample_folder(run, cached, [0], 2, tmp_path / "a", "png", Ranks())
     with pytest.raises(UserError, match="block_cache"):
         sample_folder(run, PLAIN, [0], 2, tmp_path / "a", "png", Ranks())

@@ -50,7 +50,7 @@ def test_latents_are_those_of_the_cpu(run):
 
 @pytest.mark.parametrize("settings", [dict(batch_size=2), dict(batch_size=32), dict(batch_size=2, block_cache=2),
                                       dict(batch_size=2, guide=True)],
-                         ids=["graph", "whole", "blocks", "two-graphs"])
+                         ids=["graph", "whole", "cached", "two-graphs"])
 def test_compiled_sampling_makes_the_same_images(settings, tiny_run, make_run):
     """Five images in batches of two (or one batch that is filled up), guided now and then."""
     run = tiny_run

@@ -1,15 +1,20 @@
 """Networks as sampling calls them: the same numbers, sooner."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
+from conftest import SMALL
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dit.config import SamplerConfig
 from dit.diffusion.denoiser import Prediction
 from dit.generate import sample_latents
 from dit.hardware import autocast
 from dit.inference import compiled, filled, ready
+from dit.models.caching import Cached, full, short
+from dit.models.dit import SIZES
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 
@@ -36,11 +41,12 @@ def test_in_float32_all_tensors_are_shared(tiny_run):
     assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in network.parameters()]
 
 
-@pytest.mark.parametrize("cache", [pytest.param(None, marks=pytest.mark.slow), 2])
-def test_compiled_images_are_the_same_in_batches_of_any_size(cache, tiny_run):
-    """Seven images in batches of three, guided now and then: of which the last is filled up: code for 6 and for
-    3 rows, as a whole, or (of every block) by block."""
-    run, indices = load_run(tiny_run, CPU), torch.arange(7)
+@pytest.mark.parametrize(("cache", "graphs"), [pytest.param(None, 2, marks=pytest.mark.slow), (2, 3)])
+def test_compiled_images_are_the_same_in_batches_of_any_size(cache, graphs, make_run, monkeypatch):
+    """Seven images in batches of three, of which the last is filled up, guided in the last three of four steps: code
+    for 3 and for 6 rows, and with the cache, which is used in the third step, for 6 rows of a short call."""
+    monkeypatch.setitem(SIZES, "Ti", SMALL | dict(depth=3))  # one block in the middle
+    run, indices = load_run(make_run(), CPU), torch.arange(7)
     config = SamplerConfig(precision="fp32", steps=4, cfg_scale=2.0, cfg_interval=(0.2, 0.8), batch_size=3,
                            block_cache=cache, compile=False)
     torch.compiler.reset()
@@ -48,7 +54,7 @@ def test_compiled_images_are_the_same_in_batches_of_any_size(cache, tiny_run):
     counters.clear()
     eager, quick = (sample_latents_in_batches(run, one, indices)
                     for one in (config, dataclasses.replace(config, compile=True)))
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == graphs
     torch.testing.assert_close(quick, eager, rtol=1e-3, atol=1e-4 * eager.abs().max().item())
 
 
@@ -73,18 +79,28 @@ def test_small_batches_are_filled_up(count, called):
     assert sizes[0] == (called, called)
 
 
-def test_small_calls_of_a_gpu_are_a_graph_whose_memory_is_not_handed_out(monkeypatch):
-    """Without a GPU: a stand-in for the compiler that, as a CUDA graph does, writes every result into one place."""
-    place, modes = torch.zeros(2, 3), []
+def test_small_calls_of_a_gpu_are_graphs_whose_memory_is_not_handed_out(monkeypatch, tiny_run):
+    """Without a GPU: a stand-in for the compiler that, as CUDA graphs do, writes all results into one place."""
+    place, modes = torch.zeros(10**5), []
 
     def compiler(network, dynamic, mode=None):
         modes.append(mode)
-        return lambda x: place.copy_(x)
+
+        def call(*inputs):
+            results, form = tree_flatten(network(*inputs))
+            parts = place[: sum(map(torch.numel, results))].split([*map(torch.numel, results)])
+            return tree_unflatten([p.view_as(r).copy_(r) for p, r in zip(parts, results, strict=True)], form)
+
+        return call
 
     monkeypatch.setattr(torch, "compile", compiler)
-    call = compiled(torch.nn.Identity(), torch.device("cuda"), rows=2, by_block=False)
-    first = call(torch.ones(2, 3))
-    call(torch.zeros(2, 3))
-    assert first.eq(1).all()
-    compiled(torch.nn.Identity(), torch.device("cuda"), rows=64, by_block=False)
-    assert modes == ["reduce-overhead", None]
+    network = load_run(tiny_run, CPU).denoise.network
+    calls = [partial(full, network), partial(short, network)]
+    x, t, y = torch.randn(4, 2, 3, 8, 8), torch.rand(4, 2), torch.arange(2)
+    said = []
+    for parts in (calls, [compiled(call, torch.device("cuda"), rows=2) for call in calls]):
+        cached = Cached(*parts, every=3)
+        said.append([cached(x[i], t[i], y) for i in range(4)])
+    assert torch.equal(torch.stack(said[1]), torch.stack(said[0]))
+    compiled(network, torch.device("cuda"), rows=64)
+    assert modes == ["reduce-overhead", "reduce-overhead", None]

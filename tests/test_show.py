@@ -98,6 +98,8 @@ def test_forward_adds_the_same_noise_at_all_times(make_run, process: str, object
     spread = choose(trace, 4, plan.process)
     steps = torch.stack([moment.t for moment in spread]).diff()
     assert (steps - steps.mean()).abs().max() <= (1 if process != "flow" else 1e-12)
+    _, cached, _ = planned(path, direction="forward", seed=5, block_cache=2)  # nothing is carried between its times
+    assert all(torch.equal(a.x0, b.x0) for a, b in zip(trace, forward(run, cached, asked, LABELS, 4), strict=True))
     given = forward(run, plan, asked, LABELS, [0.2, 0.5])
     assert [float(m.t) / plan.process.end for m in given] == pytest.approx([0.2, 0.5])
 

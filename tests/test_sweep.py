@@ -395,8 +395,9 @@ def test_lengths_that_a_sweep_refuses(tracked, tiny_run, tmp_path, sampled, wron
     ("euler", 1.0, (0.0, 1.0), 4), ("euler", 2.0, (0.0, 1.0), 8), ("heun", 1.0, (0.0, 1.0), 7),
     ("euler", 2.0, (0.4, 0.8), 6),  # times 1, 0.75, 0.5, 0.25: two of them guided
 ])
-def test_network_calls_are_counted(tiny_run, sampler, scale, interval, calls):
-    setting = SamplerConfig(sampler=sampler, steps=4, cfg_scale=scale, cfg_interval=interval)
+@pytest.mark.parametrize("cache", [None, 2])
+def test_network_calls_are_counted(tiny_run, sampler, scale, interval, calls, cache):
+    setting = SamplerConfig(sampler=sampler, steps=4, cfg_scale=scale, cfg_interval=interval, block_cache=cache)
     assert count_evaluations(load_run(tiny_run, Ranks().device), setting) == calls
 
 

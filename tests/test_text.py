@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Copies
+from conftest import SMALL, Copies
 from huggingface_hub import constants
 from PIL import Image
 from test_captions import write_images
@@ -24,6 +24,7 @@ from dit.generate import generate
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.likelihood import choose, conditioned, measure, nll, open_data
+from dit.models.dit import SIZES
 from dit.runs import Card, NetworkSpec, read_weights, write_weights
 from dit.sample import sample
 from dit.sampling_plan import build_sampling, class_ids
@@ -452,6 +453,14 @@ def test_init_takes_other_captions_but_no_other_encoder(tmp_path, folder):
         assert torch.equal(fresh.state_dict()[name], tensor), name
     with pytest.raises(UserError, match=r"--init .* --text-encoder digits, which is not --text-encoder other"):
         initialise(fresh, replace(card, config=replace(config, text_encoder="other"), text_encoder_sha256="1"), weights)
+
+
+def test_what_blocks_remember_is_of_one_batch(tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "Ti", SMALL | dict(depth=3))  # one block in the middle
+    run = load_run(write_text_run(tmp_path), torch.device("cpu"))
+    alone, together = (pictures(run, ids=(0, 1), block_cache=2, batch_size=size) for size in (1, 2))
+    assert (alone - together).abs().max() <= 1
+    assert not torch.equal(together, pictures(run, ids=(0, 1)))
 
 
 def test_a_guide_hears_the_same_prompts(run, tmp_path):

@@ -64,15 +64,24 @@ class DiT(PatchTransformer):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Noisy latents [B, C, H, W], times [B], class ids [B] or text [B, L, text_width] -> [B, C or 2C, H, W]."""
-        h, p = x.shape[-2] // self.patch_size, self.patch_size
-        x, c = self.tokens(x), self.condition(t, y)
-        count = x.shape[1]
-        if self.conditioning == "in-context":
-            x = torch.cat([x, c.tokens], dim=1)  # [B, T + 2, D]
+        tokens, c = self.enter(x, t, y)
         for block in self.blocks:
-            x = block(x, c)
-        x = self.final_layer(x[:, :count], c)  # [B, T, p * p * C]
-        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
+            tokens = block(tokens, c)
+        return self.leave(tokens, c, x)
+
+    def enter(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Condition]:
+        """What the blocks get: patches of x [B, T, D], in-context with the condition's tokens; and the condition."""
+        tokens, c = self.tokens(x), self.condition(t, y)
+        if self.conditioning == "in-context":
+            tokens = torch.cat([tokens, c.tokens], dim=1)  # [B, T + 2, D]
+        return tokens, c
+
+    def leave(self, tokens: Tensor, c: Condition, x: Tensor) -> Tensor:
+        """What the last block gives, as the prediction for x: [B, C or 2C, H, W]."""
+        p = self.patch_size
+        h, w = x.shape[-2] // p, x.shape[-1] // p
+        patches = self.final_layer(tokens[:, : h * w], c)  # [B, T, p * p * C]
+        return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
 
 
 def words(text: Tensor) -> Tensor:
