@@ -202,7 +202,7 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[""], metavar="PATTERN",
-                        help="rows with one of these patterns in their model, batch and variant, such as 'XL/2 x128 dit'; "
+                        help="rows with one of these patterns in model, batch and variant, such as 'XL/2 x128 dit'; "
                         "all unless given")
     parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=int, default=5)

@@ -106,8 +106,8 @@ class TrainConfig:
     whose snapshots `dit ema` makes any length afterwards. Each takes the memory of the weights once more."""
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it. fp8: bf16, but the linear
-    layers of a DiT's blocks multiply in float8, for GPUs of compute capability 8.9 or more; weights stay float32, and
-    samples are drawn in bf16."""
+    layers of a DiT's blocks multiply in float8, for GPUs of compute capability 8.9 or more, where it saves memory and
+    may be slower (DiT-XL is); weights stay float32, and samples are drawn in bf16."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """On several ranks, what each of them holds: ddp all weights, fsdp its share of weights, EMA and optimizer; auto
     takes ddp where there is memory for it, by the estimate of --dry-run."""
