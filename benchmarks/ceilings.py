@@ -6,14 +6,16 @@ from contextlib import contextmanager
 
 import torch
 
-SIDE = {"cpu": 1024, "cuda": 8192}  # of a matrix that keeps the device busy
+from dit.training.flops import LARGE
+
 BYTES = {"cpu": 2**28, "cuda": 2**32}  # of a tensor that no cache holds
 REPEATS = 9
+WHILE = 2.0  # seconds
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
     """FLOP/s of matrix products in bf16, fp32 and (on CUDA) TF32; bytes a second that a copy reads and writes."""
-    side = SIDE[device.type]
+    side = LARGE[device.type]
     matrix = torch.randn(side, side, device=device)
     work, bf16 = 2 * side**3, matrix.bfloat16()
     found = {"bf16": work / best(lambda: bf16 @ bf16, device), "fp32": work / best(lambda: matrix @ matrix, device)}
@@ -36,13 +38,20 @@ def best(work: Callable[[], object], device: torch.device) -> float:
     return min([seconds(work, device) for _ in range(REPEATS)][1:])
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call, to the end of what it has queued."""
+def seconds(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Of one call, of so many in a row, to the end of what they have queued."""
     settle(device)
     begin = time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     settle(device)
-    return time.perf_counter() - begin
+    return (time.perf_counter() - begin) / calls
+
+
+def calls_of(work: Callable[[], object], device: torch.device) -> int:
+    """Calls in a row that are timed as one: on a GPU as many as keep it busy for a while, as in training."""
+    took = seconds(work, device)
+    return max(1, round(WHILE / took)) if device.type == "cuda" else 1
 
 
 def settle(device: torch.device) -> None:

@@ -16,21 +16,20 @@ KINDS = {
     "copies": r"^mem(cpy|set)",
 }
 """By what is in a kernel's name; the first that fits."""
-LONGEST = 30  # kernels that are told by name
+LONGEST, LETTERS = 30, 200  # kernels that are told by name, and how much of it
 
 
 def kernels(step: Callable[[], object]) -> dict[str, Any]:
     """Milliseconds of one step by kind, and of the kernels that take longest by name."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         step()
-    took = Counter[str]()
+    names, kinds = Counter[str](), Counter[str]()
     for event in found.key_averages():
         if event.device_type == DeviceType.CUDA:
-            took[event.key] += event.self_device_time_total / 1000
-    kinds = Counter[str]()
-    for name, ms in took.items():
-        kinds[kind_of(name)] += ms
-    return {"ms": dict(kinds.most_common()), "longest": {name[:100]: ms for name, ms in took.most_common(LONGEST)}}
+            ms = event.self_device_time_total / 1000
+            names[event.key[:LETTERS]] += ms
+            kinds[kind_of(event.key)] += ms
+    return {"ms": dict(kinds.most_common()), "longest": dict(names.most_common(LONGEST))}
 
 
 def kind_of(kernel: str) -> str:

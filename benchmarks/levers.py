@@ -14,7 +14,8 @@ parameter) and how far the EMA lags behind the weights have to be the base's, bu
 that computes something else is timed all the same, but not counted.
 
 On a CPU base and levers take turns in every round, so that a noisy machine disturbs them alike; on CUDA one follows the
-other, so that each has the memory to itself. A ratio is the median over rounds of the base's seconds by the lever's.
+other, so that each has the memory to itself, and a round is two seconds of steps in a row. A ratio is the median over
+rounds of the base's seconds by the lever's, on CUDA that of their medians.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.budget import within
-from benchmarks.ceilings import seconds, tf32
+from benchmarks.ceilings import calls_of, seconds, tf32
 from benchmarks.memory import in_use, job_of, peak, stepper
 from benchmarks.record import record, rows_told
 from dit.build import build_loss
@@ -455,6 +456,7 @@ class Found:
     first: float = 0.0  # seconds of the first step
     evidence: Evidence | None = None
     note: str = ""  # why there is no figure of it
+    calls: int = 1  # of a step, which are timed as one
     seconds: list[float] = field(default_factory=list)  # of a step, in each round
 
 
@@ -469,7 +471,7 @@ def begin(lever: Lever, case: Case) -> tuple[Step, Found]:
 
     first = seconds(step, case.device)
     found = Found(case, lever, first, evidence(job))
-    step()  # the first with AdamW's moments in memory
+    found.calls = calls_of(step, case.device)  # the first with AdamW's moments in memory
     return step, found
 
 
@@ -498,7 +500,7 @@ def measure(cases: list[Case], levers: list[Lever], rounds: int, budget: float |
         for _ in range(rounds):
             for step, found in begun:
                 if step:
-                    found.seconds.append(seconds(step, found.case.device))
+                    found.seconds.append(seconds(step, found.case.device, found.calls))
         most = {"peak_gib": (peak(torch.device("cuda")) - before) / 2**30} if torch.cuda.is_available() else {}
         for _, found in begun:
             base = found if found.lever is BASE else base
@@ -524,7 +526,9 @@ def row_of(found: Found, base: Found) -> dict[str, Any]:
         return row
     apart, median = differences(found.evidence, base.evidence), statistics.median(found.seconds)
     note = verdict(apart, found.lever.tolerance)
-    ratio = statistics.median(b / own for b, own in zip(base.seconds, found.seconds, strict=True))
+    turns = zip(base.seconds, found.seconds, strict=True)  # one after the other on CUDA, where a round is no pair
+    ratio = (statistics.median(base.seconds) / median if found.case.device.type == "cuda" else
+             statistics.median(b / own for b, own in turns))
     return {**row, "note": note, "img_per_s": found.case.batch / median, "ratio": None if note else ratio,
             "differences": {name: share if math.isfinite(share) else None for name, share in apart.items()},
             "seconds": median, "spread": (max(found.seconds) - min(found.seconds)) / median,

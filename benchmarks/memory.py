@@ -34,7 +34,7 @@ from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.runs import Card, NetworkSpec
 from dit.training import trainer
-from dit.training.batches import draw_batch
+from dit.training.batches import Batches
 from dit.training.job import Job
 from dit.training.layout import memory
 from dit.training.memory import Memory
@@ -111,12 +111,12 @@ def on_device(device: torch.device, spec: NetworkSpec) -> nn.Module:
 
 
 def stepper(job: Job) -> Callable[[], None]:
-    """The trainer's step as a function: each call takes the next."""
-    numbers = iter(range(10**6))
+    """The trainer's step: each call takes the next, whose batch is read while the one before computes."""
+    numbered = enumerate(Batches(job), start=1)
 
     def step() -> None:
-        number = next(numbers)
-        train_step(job, draw_batch(job, number), number + 1)
+        number, batch = next(numbered)
+        train_step(job, batch, number)
 
     return step
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> Path:
-    """Write benchmarks/results/NAME-DEVICE-DATE.json and, of lines of Markdown, the same with .md."""
+    """Write benchmarks/results/NAME-DEVICE-DATE.json and, of lines of Markdown, the same with .md; where another
+    command has written that today, with a number."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     values = {
         "command": command,
@@ -29,11 +31,17 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
         "results": results,
     }
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}-{device.replace(' ', '-').lower()}-{date.today().isoformat()}.json"
+    file = _free(f"{name}-{device.replace(' ', '-').lower()}-{date.today().isoformat()}", command)
     file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     if table:
         file.with_suffix(".md").write_text("\n".join(table) + "\n")
     return file
+
+
+def _free(stem: str, command: str) -> Path:
+    """The first file of that name that is not there, or that the same command has written."""
+    names = (RESULTS / f"{stem}{number}.json" for number in chain([""], (f"-{n}" for n in count(2))))
+    return next(file for file in names if not file.exists() or json.loads(file.read_text())["command"] == command)
 
 
 def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], str], head: Sequence[str],

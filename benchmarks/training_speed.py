@@ -5,13 +5,13 @@
 `dit` is the trainer's own step: a batch from memory, latents drawn, times, dropped labels, forward, hybrid loss with
 learned variance, backward, clipping, AdamW, EMA. The peers' step is the plainest that trains the same: latents already
 there, no clipping. `plain` is that step with our network, float32 (on CUDA with products in TF32, as the original's
-authors advise), eager, AdamW without its fused kernel, as the original release trains; `diffusers` is
+authors advise), eager, AdamW as it is unless told otherwise, as the original release trains; `diffusers` is
 DiTTransformer2DModel.
 
 On a CPU all variants of a model take turns in every round, so that a noisy machine disturbs them alike; on a GPU one
-follows the other, so that each has the memory to itself. A figure is the median over rounds. MFU is of the large matrix
-product measured in the same run; FLOPs are six for each multiply-add of our network's forward pass. On CUDA the file
-has the time of kernels by kind, too.
+follows the other, so that each has the memory to itself, and a round is two seconds of steps in a row. A figure is the
+median over rounds. MFU is of the large matrix product measured in the same run; FLOPs are six for each multiply-add of
+our network's forward pass. On CUDA the file has the time of kernels by kind, too.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.budget import within
-from benchmarks.ceilings import ceilings, seconds, tf32, told
+from benchmarks.ceilings import calls_of, ceilings, seconds, tf32, told
 from benchmarks.kernels import kernels
 from benchmarks.memory import job_of, stepper
 from benchmarks.record import record, rows_told
@@ -117,7 +117,7 @@ def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.de
     network.to(device).train()
     ema = EMA(network, 0.9999)
     trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, 1e-4, fused=variant.whose != "plain")
+    optimizer = torch.optim.AdamW(trained, 1e-4, fused=None if variant.whose == "plain" else True)
     calls = torch.compile(network) if variant.compiled else network
     denoise = Denoiser(calls, DDPM("linear"), "eps", learn_sigma=True)
     precision = "fp32" if variant.precision == "tf32" else variant.precision
@@ -150,14 +150,14 @@ def measure(model: str, batch: int, variants: list[Variant], rounds: int, device
             torch.cuda.reset_peak_memory_stats()
         steps = {variant: step_of(variant, model, batch, device, folder) for variant in variants}
         first = {variant: seconds(step, device) for variant, step in steps.items()}
-        for step in steps.values():
-            step()
-        took = [{variant: seconds(step, device) for variant, step in steps.items()} for _ in range(rounds)]
+        calls = {variant: calls_of(step, device) for variant, step in steps.items()}  # the second makes AdamW's moments
+        took = [{variant: seconds(step, device, calls[variant]) for variant, step in steps.items()}
+                for _ in range(rounds)]
         for variant, step in steps.items():
             found = [turn[variant] for turn in took]
             median = statistics.median(found)
             yield variant, {"seconds": median, "spread": (max(found) - min(found)) / median,
-                            "first_step_s": first[variant],
+                            "first_step_s": first[variant], "rounds": found,
                             **({"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}),
                             **({"kernels": kernels(step)} if cuda else {})}
 

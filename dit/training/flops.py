@@ -34,7 +34,7 @@ DATA_SHEETS = {
 }
 """TFLOP/s in bf16, on tensor cores without sparsity, and in fp32, without TF32; by the GPU's name."""
 PARTS = r"\bMIG\b|Laptop"  # names of less than the whole
-LARGE = {"cpu": 1024, "cuda": 4096}  # side of a matrix that keeps a device busy
+LARGE = {"cpu": 1024, "cuda": 8192}  # side of a matrix that keeps a device busy
 MOMENT = 0.3  # seconds of measuring
 
 
