@@ -40,7 +40,7 @@ def test_known_gpus_have_the_figures_of_their_data_sheets(name, bf16, fp32, monk
 def test_parts_and_unknown_ones_are_measured(name, monkeypatch):
     monkeypatch.setattr(flops, "device_kind", lambda device: name)
     monkeypatch.setattr(flops, "measured_rate", lambda device, side, bf16: 5.0)
-    assert peak_of(CUDA, True) == (5.0, "measured, bf16 products of 4096 x 4096 matrices")
+    assert peak_of(CUDA, True) == (5.0, "measured, bf16 products of 8192 x 8192 matrices")
 
 
 def test_a_cpu_is_measured_without_touching_training_s_randomness():

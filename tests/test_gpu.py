@@ -12,7 +12,7 @@ from dit.first_stage.train import train_vae
 from dit.generate import sample_latents
 from dit.hardware import Ranks
 from dit.likelihood import nll
-from dit.runs import latest, read_weights, verify, write_weights
+from dit.runs import find_weights, latest, read_weights, verify, write_weights
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 from dit.training.classifier import train_classifier
@@ -48,20 +48,19 @@ def test_latents_are_those_of_the_cpu(run):
     assert (made[0] - made[1]).abs().max() < 1e-2 * made[0].abs().max()
 
 
-def weaker(run):
-    """A run with other weights."""
-    [file] = run.glob("checkpoints/*/*.safetensors")
-    weights = read_weights(file)
+def weaker(run, file):
+    """Weights that differ from those of a run, in a file."""
+    weights = read_weights(find_weights(run))
     write_weights(file, {name: 0.9 * tensor for name, tensor in weights.state_dict.items()}, weights.card, weights.step)
-    return run
+    return file
 
 
 @pytest.mark.parametrize("settings", [dict(batch_size=2), dict(batch_size=32), dict(batch_size=2, block_cache=2),
                                       dict(batch_size=2, guide=True)],
                          ids=["graph", "whole", "cached", "two-graphs"])
-def test_compiled_sampling_makes_the_same_images(settings, tiny_run, make_run):
+def test_compiled_sampling_makes_the_same_images(settings, tiny_run, tmp_path):
     """Five images in batches of two (or one batch that is filled up), guided now and then."""
-    guided = {"guide": weaker(make_run())} if "guide" in settings else {}
+    guided = {"guide": weaker(tiny_run, tmp_path / "weak.safetensors")} if "guide" in settings else {}
     config = SamplerConfig(precision="fp32", steps=6, cfg_scale=2.0, cfg_interval=(0.2, 0.8), **settings | guided)
     torch.compiler.reset()
     loaded, made = load_run(tiny_run, CUDA.device), []
