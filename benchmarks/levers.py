@@ -41,6 +41,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
+from benchmarks.arguments import positive
 from benchmarks.budget import within
 from benchmarks.ceilings import calls_of, seconds, tf32
 from benchmarks.memory import in_use, job_of, peak, stepper
@@ -49,7 +50,7 @@ from dit.build import build_loss
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.models.blocks import Condition
-from dit.models.dit import SIZES
+from dit.models.dit import NAMES, SIZES
 from dit.models.transformer import ZERO
 from dit.training.fp8 import require_fp8, use_fp8
 from dit.training.job import Job
@@ -567,9 +568,10 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[lever.name for lever in levers], metavar="NAME",
                         help="these levers; all unless given")
-    parser.add_argument("--models", nargs="+", help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given")
-    parser.add_argument("--batch", type=int, help="images a step; 32 on a CPU, 128 on CUDA unless given")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=NAMES, metavar="MODEL",
+                        help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given")
+    parser.add_argument("--batch", type=positive, help="images a step; 32 on a CPU, 128 on CUDA unless given")
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--budget", type=float, help="seconds after which no further lever is begun; "
                         "the last one, and on a CPU all rounds, still follow")
     parser.add_argument("--tiny", action="store_true", help="two small blocks in small batches, to see that all works")

@@ -15,7 +15,6 @@ decoding included.
 import argparse
 import dataclasses
 import gc
-import re
 import shlex
 import statistics
 import sys
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import has, pattern, positive, require_rows
 from benchmarks.budget import within
 from benchmarks.ceilings import ceilings, seconds, tf32, told
 from benchmarks.memory import run_of
@@ -73,10 +73,10 @@ class Variant(NamedTuple):
                         for name, v in self.flags.items())
 
 
-def variants(tf32: bool) -> list[Variant]:
+def variants(cuda: bool) -> list[Variant]:
     """What matters most comes first."""
     return [
-        Variant("plain", "tf32" if tf32 else "fp32", False, LONG),
+        Variant("plain", "tf32" if cuda else "fp32", False, LONG),
         Variant("dit", "bf16", True, LONG),
         *(Variant("dit", "bf16", True, {**SHORT, **more})
           for more in ({}, dict(cfg_interval=(0.0, 0.6)), dict(block_cache=2))),
@@ -192,10 +192,10 @@ def tell(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=[""], metavar="PATTERN",
+    parser.add_argument("--only", nargs="+", type=pattern, default=[pattern("")], metavar="PATTERN",
                         help="rows with one of these patterns in their model, batch, variant and sampling, such as "
                         "'XL/2 x64 dit'; all unless given")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--budget", type=float, help="seconds after which no further row is begun")
     parser.add_argument("--tiny", action="store_true", help="a small model, to see that all works")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
@@ -203,11 +203,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
     parts = [(model, batch, one) for one in variants(device.type == "cuda") for model, batch in plan]
-    parts = [part for part in parts if any(re.search(text, name_of(part)) for text in args.only)]
+    wanted = [part for part in parts if has(name_of(part), args.only)]
+    require_rows(parser, wanted, [name_of(part) for part in parts])
     best = ceilings(device)
     command = shlex.join(["python", "-m", "benchmarks.sampling_rate", *sys.argv[1:]])
     write = lambda rows, table: record("sampling-rate", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731
-    rows_told(rows_of(parts, args.rounds, device, args.tiny, best["bf16"], args.budget), tell, [told(best), "", HEAD],
+    rows_told(rows_of(wanted, args.rounds, device, args.tiny, best["bf16"], args.budget), tell, [told(best), "", HEAD],
               write if args.record else None)
 
 

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.arguments import has, pattern, positive, require_rows
 from benchmarks.budget import within
 from benchmarks.ceilings import calls_of, ceilings, seconds, tf32, told
 from benchmarks.kernels import kernels
@@ -166,7 +167,7 @@ def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float
             ) -> Iterator[dict[str, Any]]:
     """A row of the table for each variant of each model; ratios are to the plain step of the same model."""
     plain: dict[str, float] = {}
-    for model, batch, variants in within(budget, plan, lambda part: f"{part[0]}, {part[2][0].title}"):
+    for model, batch, variants in within(budget, plan, lambda part: ", ".join(names_of([part]))):
         flops = training_flops(NetworkSpec(model=model, **SHAPE))
         for variant, found in measure(model, batch, variants, rounds, device):
             speed = batch / found["seconds"]
@@ -176,14 +177,22 @@ def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float
                    "mfu": speed * flops / best["bf16"], **found}
 
 
-def chosen(plan: Plan, patterns: list[str], batch: int | None, fp8: bool) -> Plan:
+def name_of(model: str, batch: int, variant: Variant) -> str:
+    """A row's."""
+    return f"{model} x{batch} {variant.title}"
+
+
+def names_of(plan: Plan) -> list[str]:
+    """All rows'."""
+    return [name_of(model, batch, one) for model, batch, variants in plan for one in variants]
+
+
+def chosen(plan: Plan, patterns: list[re.Pattern[str]], batch: int | None, fp8: bool) -> Plan:
     """Of the plan, what is asked for and can be done."""
-    parts = []
-    for model, usual, variants in plan:
-        title = f"{model} x{batch or usual}"
-        wanted = [one for one in variants if any(re.search(pattern, f"{title} {one.title}") for pattern in patterns)]
-        parts.append((model, batch or usual, [one for one in wanted if fp8 or one != FP8]))
-    return [part for part in parts if part[2]]
+    able = [(model, batch or usual, [one for one in variants if fp8 or one != FP8]) for model, usual, variants in plan]
+    asked = [(model, size, [one for one in variants if has(name_of(model, size, one), patterns)])
+             for model, size, variants in able]
+    return [part for part in asked if part[2]]
 
 
 def tell(row: dict[str, Any]) -> str:
@@ -201,18 +210,19 @@ HEAD = """| model | batch | variant | img/s | ratio to plain | MFU | peak GiB | 
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=[""], metavar="PATTERN",
+    parser.add_argument("--only", nargs="+", type=pattern, default=[pattern("")], metavar="PATTERN",
                         help="rows with one of these patterns in model, batch and variant, such as 'XL/2 x128 dit'; "
                         "all unless given")
-    parser.add_argument("--batch", type=int, help="images a step, instead of the table's")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=positive, help="images a step, instead of the table's")
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--budget", type=float, help="seconds after which nothing further is begun")
     parser.add_argument("--tiny", action="store_true", help="one small model in small batches, to see that all works")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = chosen(TINY if args.tiny else CUDA if device.type == "cuda" else CPU, args.only, args.batch,
-                  has_fp8(device) and find_spec("torchao") is not None)
+    whole = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
+    plan = chosen(whole, args.only, args.batch, has_fp8(device) and find_spec("torchao") is not None)
+    require_rows(parser, plan, names_of(whole))
     best = ceilings(device)
     command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
     write = lambda rows, table: record("training-speed", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import ceilings, record, training_speed
+from benchmarks import ceilings, levers, record, sampling_rate, training_speed
+from benchmarks.arguments import pattern
 from benchmarks.kernels import kind_of
 
 
@@ -38,11 +39,12 @@ def test_kernels_have_kinds(kernel, kind):
 
 
 def test_rows_are_chosen_by_pattern():
-    chosen = training_speed.chosen(training_speed.CUDA, ["XL/2 x128 (dit|plain)", "B/2"], None, fp8=False)
-    titles = [f"{model} x{batch} {one.title}" for model, batch, variants in chosen for one in variants]
-    assert titles == ["DiT-XL/2 x128 plain tf32 eager", "DiT-XL/2 x128 dit bf16 compiled",
-                      "DiT-B/2 x256 dit bf16 compiled by block", "DiT-XL/2 x128 dit bf16 compiled by block",
-                      "DiT-XL/2 x128 dit bf16 eager"]
+    patterns = [pattern("XL/2 x128 (dit|plain)"), pattern("B/2")]
+    chosen = training_speed.chosen(training_speed.CUDA, patterns, None, fp8=False)
+    assert training_speed.names_of(chosen) == [
+        "DiT-XL/2 x128 plain tf32 eager", "DiT-XL/2 x128 dit bf16 compiled",
+        "DiT-B/2 x256 dit bf16 compiled by block", "DiT-XL/2 x128 dit bf16 compiled by block",
+        "DiT-XL/2 x128 dit bf16 eager"]
 
 
 def test_calls_in_a_row_fill_a_while_on_a_gpu_alone(monkeypatch):
@@ -50,3 +52,20 @@ def test_calls_in_a_row_fill_a_while_on_a_gpu_alone(monkeypatch):
     monkeypatch.setattr(ceilings.time, "perf_counter", iter(range(4)).__next__)  # a call takes a second
     counts = [ceilings.calls_of(lambda: None, torch.device(kind)) for kind in ("cuda", "cpu")]
     assert counts == [ceilings.WHILE, 1]
+
+
+@pytest.mark.parametrize(("module", "flags", "told"), [
+    (training_speed, ["--only", "nothing like it"], "rows are"),
+    (sampling_rate, ["--only", "nothing like it"], "rows are"),
+    (sampling_rate, ["--only", "("], "a regular expression expected"),
+    (sampling_rate, ["--rounds", "0"], "a number above 0 expected"),
+    (training_speed, ["--batch", "-2"], "a number above 0 expected"),
+    (levers, ["--batch", "0"], "a number above 0 expected"),
+    (levers, ["--models", "DiT-Q/2"], "invalid choice"),
+])
+def test_mistakes_are_told_before_anything_is_measured(module, flags, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark", "--tiny", *flags])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
