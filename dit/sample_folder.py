@@ -20,7 +20,7 @@ from dit.config import SamplerConfig
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import make_folder, replacing, sha256, write_json
-from dit.generate import NotFinite, generate
+from dit.generate import generate
 from dit.hardware import Ranks, arithmetic
 from dit.runs import damaged, find_weights, read_header
 from dit.sampling_plan import SamplingPlan, build_sampling
@@ -47,7 +47,7 @@ def sample_folder(
     Raises:
         UserError: the folder holds something else, other settings, or more images.
         NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
-        OSError: on all ranks, soon after any of them could not write its images.
+        OSError: on all ranks, soon after any of them could not write its images; so does any other error end all.
     """
     plan = build_sampling(run, config)
     names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
@@ -59,15 +59,13 @@ def sample_folder(
     with sampling_bar(num_samples, there, ranks) as bar, ThreadPoolExecutor(1) as writer:
         counting = plan.counting(lambda images: bar.update(images * ranks.world))  # the others are about as far
         for done, indices in _batches(missing, config.batch_size, ranks):
-            images, spoilt = _make(run, counting, config, classes, indices)
-            failed = _failure(write)
+            images, failed = _make(run, counting, config, classes, indices)
+            unwritten = _failure(write)
             write = writer.submit(folder.write, indices.tolist(), images) if len(images) else None
-            ranks.agree(failed or spoilt)
+            ranks.agree(unwritten or failed)
             bar.update(there + done - bar.n)
         ranks.agree(_failure(write))
-    if ranks.main and not folder.complete(num_samples):
-        folder.finish(num_samples)
-    ranks.barrier()
+    ranks.on_main(lambda: folder.complete(num_samples) or folder.finish(num_samples))
     return out
 
 
@@ -159,13 +157,13 @@ class SampleFolder(Protocol):
 
 
 def _make(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int], indices: Tensor
-          ) -> tuple[Tensor, NotFinite | None]:
-    """One batch; or none, and which of its images is not finite."""
+          ) -> tuple[Tensor, Exception | None]:
+    """One batch; or none, and why."""
     if not len(indices):
         return torch.empty(0), None
     try:
         return generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices), None
-    except NotFinite as error:
+    except Exception as error:  # the other ranks wait, whatever it is
         return torch.empty(0), error
 
 
