@@ -364,6 +364,16 @@ def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path)
     assert (out / "labels.csv").exists()
 
 
+def test_batches_are_no_larger_than_what_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(module, "build_sampling", lambda run, config: (
+        sizes.append(config.batch_size), build_sampling(run, config))[1])
+    on_two_ranks(run, tmp_path / "out", 5)
+    for count in (6, 6, 30):
+        fill(run, tmp_path / "out", count)
+    assert sizes == [3, 3, 1, 1, 4]
+
+
 def test_damaged_images_are_made_again(run: Run, tmp_path: Path):
     out = fill(run, tmp_path / "out", 6)
     whole, good = pixels(out), (out / "000000.png").stat().st_mtime_ns
