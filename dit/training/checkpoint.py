@@ -124,7 +124,7 @@ class Saver:
         """Copies in main memory, which the next ones reuse."""
         try:
             return self._stager.stage(tensors)
-        except KeyError:  # it closes itself after its first in PyTorch 2.11
+        except KeyError:  # it closes itself after its first in PyTorch 2.11: pytorch/pytorch#183413, mended by #183424
             self._stager = self._new_stager()
             return self._stager.stage(tensors)
 
