@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -68,7 +69,7 @@ class Ranks:
 
     def agree(self, error: BaseException | None) -> None:
         """Go on if no rank has an error; else none does, and each raises its own, or the first that another has."""
-        failed = [one for one in self.collect(error) if one is not None]
+        failed = [one for one in self.collect(error and _sendable_error(error)) if one is not None]
         if failed:
             raise error or failed[0]
 
@@ -99,16 +100,16 @@ class Ranks:
         return self.total(rows).flatten(0, 1)
 
     def on_main(self, work: Callable[[], Value]) -> Value:
-        """Rank 0's result of `work`, or its UserError, on every rank."""
-        outcome: tuple[Value | None, UserError | None] = (None, None)
+        """Rank 0's result of `work`, or its error, on every rank."""
+        value, failed = None, None
         if self.main:
             try:
-                outcome = work(), None
-            except UserError as error:
-                outcome = None, error
-        value, failed = self.share(outcome)
-        if failed:
-            raise failed
+                value = work()
+            except Exception as error:
+                failed = error
+        value, told = self.share((value, failed and _sendable_error(failed)))
+        if told:
+            raise failed or told
         return value  # type: ignore[return-value]
 
     def note(self, key: str, value: str) -> None:
@@ -155,6 +156,18 @@ class Ranks:
 
             self.on_main(lock)
             yield
+
+
+def _sendable_error(error: BaseException) -> BaseException:
+    """The error as another rank gets it: where it can not be pickled, one of the kinds that `cli` knows."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its parts raise
+        if isinstance(error, UserError):
+            return UserError(error.given, error.expected, error.do)
+        if isinstance(error, OSError):
+            return OSError(error.errno, error.strerror or str(error))
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @contextmanager

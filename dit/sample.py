@@ -33,20 +33,21 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     classes = class_ids(config.classes, run.card)
     if config.classes is None and config.num_samples is None and not config.prompt:
         classes = spread(classes, GRID_CLASSES)
-    wanted = -(-config.num_samples // ranks.world) if config.num_samples else len(classes) * config.per_class
-    config = replace(config, batch_size=min(config.batch_size, wanted))
     if config.num_samples is not None:
         assert config.out is not None
         out = sample_folder(run, config, classes, config.num_samples, config.out, config.format, ranks)
         found = f"{config.num_samples} images in {out / 'samples.npz' if config.format == 'npz' else out}"
     else:
+        count = len(classes) * config.per_class
+        config = replace(config, batch_size=min(config.batch_size, count))
         plan = build_sampling(run, config)
         out = config.out or _default_out(run, plan, config, classes)
         ranks.on_main(lambda: require_place(out, ".png"))
         found = f"grid of samples in {out}"
         if ranks.main:
-            with sampling_bar(len(classes) * config.per_class, 0, ranks) as bar:
+            with sampling_bar(count, 0, ranks) as bar:
                 _write_grid(run, plan.counting(bar.update), config, classes, out)
+                bar.update(count - bar.n)
         ranks.barrier()
     if ranks.main:
         print(found)

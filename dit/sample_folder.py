@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from dit.config import SamplerConfig
 from dit.data.images import size_of
 from dit.errors import UserError
 from dit.files import make_folder, replacing, sha256, write_json
-from dit.generate import NotFinite, generate
+from dit.generate import generate
 from dit.hardware import Ranks, arithmetic
 from dit.runs import damaged, find_weights, read_header
 from dit.sampling_plan import SamplingPlan, build_sampling
@@ -47,27 +48,28 @@ def sample_folder(
     Raises:
         UserError: the folder holds something else, other settings, or more images.
         NotFinite: on all ranks, soon after an image of any of them came out as NaN or infinite.
-        OSError: on all ranks, soon after any of them could not write its images.
+        OSError: on all ranks, soon after any of them could not write its images; so does any other error end all.
     """
-    plan = build_sampling(run, config)
     names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
     folder = (PngFolder if format == "png" else NpzFolder)(out, classes, names)
+    done = ranks.on_main(lambda: _look_into(folder))
+    shares = [[i for i in range(rank, num_samples, ranks.world) if i not in done] for rank in range(ranks.world)]
+    there, most = num_samples - sum(map(len, shares)), max(map(len, shares))
+    config = replace(config, batch_size=min(config.batch_size, max(most, 1)))  # compiled code fills all up to it
+    plan = build_sampling(run, config)
     settings = {**protocol(run, plan, config, classes), "format": format}
-    missing = ranks.on_main(lambda: _prepare(folder, settings, num_samples))
-    there = num_samples - len(missing)
+    ranks.on_main(lambda: _claim(folder, settings, num_samples, done))
     write: Future[None] | None = None  # of the batch before, while the next one is made
     with sampling_bar(num_samples, there, ranks) as bar, ThreadPoolExecutor(1) as writer:
         counting = plan.counting(lambda images: bar.update(images * ranks.world))  # the others are about as far
-        for done, indices in _batches(missing, config.batch_size, ranks):
-            images, spoilt = _make(run, counting, config, classes, indices)
-            failed = _failure(write)
+        for made, indices in _batches(shares, config.batch_size, ranks):
+            images, failed = _make(run, counting, config, classes, indices)
+            unwritten = _failure(write)
             write = writer.submit(folder.write, indices.tolist(), images) if len(images) else None
-            ranks.agree(failed or spoilt)
-            bar.update(there + done - bar.n)
+            ranks.agree(unwritten or failed)
+            bar.update(there + made - bar.n)
         ranks.agree(_failure(write))
-    if ranks.main and not folder.complete(num_samples):
-        folder.finish(num_samples)
-    ranks.barrier()
+    ranks.on_main(lambda: folder.complete(num_samples) or folder.finish(num_samples))
     return out
 
 
@@ -77,9 +79,8 @@ def sampling_bar(total: int, there: int, ranks: Ranks) -> tqdm:
                 leave=None, mininterval=0.1 if sys.stderr.isatty() else 30)
 
 
-def _batches(missing: Sequence[int], size: int, ranks: Ranks) -> Iterator[tuple[int, Tensor]]:
+def _batches(shares: Sequence[Sequence[int]], size: int, ranks: Ranks) -> Iterator[tuple[int, Tensor]]:
     """This rank's images in parts, equally many on every rank (some empty), each with what all ranks have after it."""
-    shares = [[i for i in missing if i % ranks.world == rank] for rank in range(ranks.world)]
     for end in range(size, max(map(len, shares)) + size, size):
         mine = torch.tensor(shares[ranks.rank][end - size : end], dtype=torch.int64)
         yield sum(min(end, len(share)) for share in shares), mine
@@ -159,13 +160,13 @@ class SampleFolder(Protocol):
 
 
 def _make(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int], indices: Tensor
-          ) -> tuple[Tensor, NotFinite | None]:
-    """One batch; or none, and which of its images is not finite."""
+          ) -> tuple[Tensor, Exception | None]:
+    """One batch; or none, and why."""
     if not len(indices):
         return torch.empty(0), None
     try:
         return generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices), None
-    except NotFinite as error:
+    except Exception as error:  # the other ranks wait, whatever it is
         return torch.empty(0), error
 
 
@@ -174,25 +175,27 @@ def _failure(write: Future[None] | None) -> BaseException | None:
     return write.exception() if write else None
 
 
-def _prepare(folder: SampleFolder, settings: dict[str, Any], num_samples: int) -> list[int]:
-    """Claim the folder for these settings; which images it lacks."""
-    record = folder.out / RECORD
+def _look_into(folder: SampleFolder) -> set[int]:
+    """Which images it has, if it may be filled."""
     _check_folder(folder.out)
+    return folder.done()
+
+
+def _claim(folder: SampleFolder, settings: dict[str, Any], num_samples: int, done: set[int]) -> None:
+    """Take the folder, which has the images `done`, for these settings."""
+    record = folder.out / RECORD
     make_folder(folder.out)
     if record.exists():
         _check_settings(_read_record(record), json.loads(json.dumps(settings)), record)  # where tuples are lists
     for leftover in folder.out.rglob(".*"):
         if LEFTOVER.fullmatch(leftover.name):
             leftover.unlink()
-    done = folder.done()
     if max(done, default=-1) >= num_samples:
         raise UserError(f"--num-samples {num_samples} for {folder.out}, which already holds {len(done)} images",
                         f"{max(done) + 1} or more", "choose another --out")
     write_json(record, {**settings, "num_samples": num_samples})
-    missing = [i for i in range(num_samples) if i not in done]
-    if missing:
+    if not done.issuperset(range(num_samples)):
         (folder.out / LABELS).unlink(missing_ok=True)  # of a smaller folder: while there are labels, it is complete
-    return missing
 
 
 def _check_folder(out: Path) -> None:

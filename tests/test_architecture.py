@@ -112,8 +112,11 @@ def test_import_brings_no_heavy_library():
 def test_training_without_scores_imports_no_code_of_evaluation():
     process = forked.CONTEXT.Process(target=train_and_look_for_evaluation)
     process.start()
-    process.join(60)
-    assert process.exitcode == 0
+    try:
+        process.join(60)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
 
 
 def train_and_look_for_evaluation():

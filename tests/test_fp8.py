@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import SMALL
 from safetensors.torch import load_file
 from test_recompute import gradients, made, spec
-from test_trainer_steps import SMALL, TINY, a_job, do_step, flat, small_networks, weights  # noqa: F401
+from test_trainer_steps import TINY, a_job, do_step, flat, weights  # noqa: F401
 from torch import Tensor, nn
 
 from benchmarks import forked
@@ -36,6 +37,7 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 CONDITIONINGS = [spec(), spec(conditioning="adaln"), spec(conditioning="cross-attention"),
                  spec(conditioning="in-context"), spec(conditioning="text", text_width=32)]
 emulate = partial(use_fp8, emulate=True)
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def emulated(network: nn.Module) -> nn.Module:

@@ -249,9 +249,9 @@ class Twin(Ranks):
         return self.collect(value)[0]
 
     def collect(self, value: Any) -> list[Any]:
-        self.box[self.rank] = value
+        self.box[self.rank] = pickle.dumps(value)
         self.meeting.wait()
-        both = [self.box[0], self.box[1]]
+        both = [pickle.loads(self.box[0]), pickle.loads(self.box[1])]
         self.meeting.wait()
         return both
 
@@ -263,7 +263,7 @@ def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
     def work(ranks: Ranks) -> str:
         try:
             sample_folder(run, QUICK, [3, 1, 4], count, out, "png", ranks)
-        except (NotFinite, OSError) as error:
+        except Exception as error:
             return str(error)
         return ""
 
@@ -313,6 +313,36 @@ def test_files_that_one_rank_can_not_write_end_the_work_of_all(first, spoilt, to
     assert on_two_ranks(run, tmp_path / "out", 14) == told
 
 
+class Odd(UserError):
+    """Can be pickled but not made again."""
+
+    def __init__(self) -> None:
+        super().__init__("no", "yes", "ask again")
+
+
+class Stuck(OSError):
+    """Holds what can not be pickled."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (RuntimeError("CUDA out of memory"), "CUDA out of memory"),
+    (Odd(), "no; expected yes; ask again"),
+    (Stuck(28, "No space left on device"), FULL),
+], ids=repr)
+@pytest.mark.parametrize("where", ["generate", "finish"])
+def test_whatever_fails_on_one_rank_ends_all(where, error, told, run: Run, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(*((module, "generate") if where == "generate" else (module.PngFolder, "finish")), fail)
+    assert on_two_ranks(run, tmp_path / "out", 1) == [told, told]
+
+
 def sample_where_rank_1_has_no_space(ranks: Ranks, weights: Path, out: Path) -> None:
     run = load_run(weights, CPU)
     with pytest.MonkeyPatch.context() as patch:
@@ -332,6 +362,16 @@ def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path)
     assert on_two_ranks(run, out, 20) == ["", ""]
     assert largest_difference(pixels(out), pixels(fill(run, tmp_path / "whole", 20))) <= 1
     assert (out / "labels.csv").exists()
+
+
+def test_batches_are_no_larger_than_what_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(module, "build_sampling", lambda run, config: (
+        sizes.append(config.batch_size), build_sampling(run, config))[1])
+    on_two_ranks(run, tmp_path / "out", 5)
+    for count in (6, 6, 30):
+        fill(run, tmp_path / "out", count)
+    assert sizes == [3, 3, 1, 1, 4]
 
 
 def test_damaged_images_are_made_again(run: Run, tmp_path: Path):

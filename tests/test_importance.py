@@ -14,10 +14,11 @@ from dit.diffusion.process import DDPM
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
-from dit.models.dit import SIZES
 from dit.runs import latest, read_metrics, read_weights
 from dit.training.batches import draw_batch, training_times
 from dit.training.trainer import prepare, train, train_step
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def seeded(seed=0):
@@ -79,14 +80,6 @@ def test_the_weighted_mean_is_that_of_uniform_times():
 AWARE = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=4, warmup=1,
                     process="linear", objective="eps", learn_sigma=True, loss="vlb", time_sampling="loss-aware",
                     sample_every=0, ckpt_every=2, log_every=1, precision="fp32")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_networks():
-    """DiT-Ti is smaller in this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Ti", dict(depth=2, hidden_size=64, num_heads=2))
-        yield
 
 
 def a_job(out, **changes):

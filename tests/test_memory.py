@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_trainer_steps import a_job, small_networks  # noqa: F401
+from test_trainer_steps import a_job
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -17,6 +17,8 @@ from dit.runs import NetworkSpec
 from dit.training.batches import draw_batch
 from dit.training.memory import PARTS, Layout, Ledger, Step, enter, estimate, sharded
 from dit.training.trainer import train_step
+
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from test_trainer_steps import TINY, a_job, do_step, first_moment, flat, small_networks, weights  # noqa: F401
+from test_trainer_steps import TINY, a_job, do_step, first_moment, flat, weights  # noqa: F401
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +21,7 @@ from dit.training.trainer import train
 
 CPU = torch.device("cpu")
 MODES = ["selective", "full"]
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 def spec(model="DiT-Ti/4", **changes):

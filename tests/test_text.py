@@ -327,7 +327,7 @@ def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
     """The bits of a caption do not depend on its id, and any caption has some."""
     lines = []
     for name, caption in (("a.png", "a seven"), ("b.png", "nine white herons")):
-        Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / name)
+        Image.new("RGB", (8, 8), "white").save(tmp_path / name)
         lines.append(json.dumps({"file_name": name, "text": caption}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     config = NllConfig(run=run.weights.path, data=str(tmp_path), steps=3, precision="fp32")
@@ -341,7 +341,7 @@ def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
     seven, heron = bits(heard, labels)
     known, _ = bits(run, np.array([7, 7]))
     assert (seven - known).abs().max() < 1e-4
-    assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 3e-4
+    assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 1e-3
     told = json.loads(nll(config, Ranks()).read_text())["protocol"]
     assert {"transformers", "tokenizers"} < {*told["versions"]}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import torchrun, write_run
+from conftest import SMALL, torchrun, write_run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -39,15 +39,7 @@ from dit.training.trainer import prepare, train, train_step
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
                    sample_every=0, ckpt_every=0, log_every=2, precision="fp32")
-SMALL = dict(depth=2, hidden_size=64, num_heads=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_networks():
-    """DiT-Ti is smaller in this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Ti", SMALL)
-        yield
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 
 @pytest.fixture(scope="module")

@@ -51,10 +51,9 @@ FD = "FD(digits-cnn)"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def surroundings(tmp_path_factory):
+def surroundings(small_networks, tmp_path_factory):
     """A small network, and a cache of one's own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Ti", SMALL)
         patch.setenv("DIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

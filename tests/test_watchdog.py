@@ -2,20 +2,26 @@
 
 import dataclasses
 import os
+import re
 import signal
 import sys
+import threading
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch.distributed import HashStore
 
 from benchmarks import forked
 from benchmarks.equality import RUN, train_small
+from dit.errors import PeerLost
 from dit.hardware import Ranks
 from dit.training import batches
 from dit.training import watchdog as module
 from dit.training.job import Job
-from dit.training.watchdog import HUNG, Sign, verdict, watchdog
+from dit.training.watchdog import HUNG, Sign, Watchdog, verdict, watchdog
 
 PATIENCE = 3  # seconds
 SHORT = 0.2  # seconds between signs of life
@@ -30,7 +36,58 @@ SHORT = 0.2  # seconds between signs of life
     ([Sign(7, 1, 3), Sign(7, 1, 3)], [Sign(7, 1, 6), Sign(7, 1, 6)], "ranks 0, 1 of 2 are computing in step 7"),
 ])
 def test_the_rank_that_is_silent_or_behind_is_to_blame(before, after, named):
-    assert named in verdict(before, after, 60)
+    assert named in verdict(before, after, 60).said
+
+
+@pytest.mark.parametrize(("other", "last"), [
+    ("computing", 9),  # the beat at which it ends
+    ("between steps", module.LISTEN), ("frozen", module.LISTEN),
+    ("computing on", module.LISTEN + module.HEARD)])
+def test_a_rank_ends_once_those_that_can_have_heard_the_verdict(other, last, monkeypatch, capfd):
+    store, ended, beats = HashStore(), [], []
+    dogs = [Watchdog(Ranks(rank, 2, store=store), 60) for rank in range(2)]
+
+    def leave(code: int) -> None:
+        ended.append(code)
+        raise SystemExit
+
+    def beat(seconds: float) -> None:
+        """What rank 1 does meanwhile: its patience ends some beats later."""
+        beats.append(seconds)
+        if other != "frozen":
+            dogs[1]._speak()
+        if other == "computing" and len(beats) == last:
+            with suppress(SystemExit):
+                dogs[1]._end()
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=beat))
+    monkeypatch.setattr(os, "_exit", leave)
+    with dogs[0].at(7, "computing"), dogs[1].at(7, "computing") if "computing" in other else nullcontext():
+        for dog in dogs:
+            dog._speak()
+        with pytest.raises(SystemExit):
+            dogs[0]._end()
+    assert (len(beats), len(ended)) == (last, 2 if other == "computing" else 1)
+    said = re.findall("error: .*", capfd.readouterr().err)
+    assert said == said[:1] * len(ended), "one verdict"
+
+
+def test_wires_that_end_while_a_verdict_is_told_are_no_lost_peer(monkeypatch):
+    """The process ends with the verdict before the error is raised."""
+    told, done = threading.Event(), []
+
+    def lose() -> None:
+        with watchdog(Ranks(0, 2), 1e-4) as dog:
+            monkeypatch.setattr(os, "_exit", lambda code: (done.append(code), dog.close()))
+            with dog.at(7, "computing"):
+                assert told.wait(30)
+                raise RuntimeError("gloo: Connection closed by peer")
+
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    monkeypatch.setattr(Watchdog, "_wait_for_the_others", lambda *_: (told.set(), time.sleep(0.1)))
+    with pytest.raises(PeerLost):
+        lose()
+    assert done == [HUNG]
 
 
 def hang(ranks: Ranks, folder: Path, how: str) -> None:

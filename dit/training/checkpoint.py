@@ -124,7 +124,7 @@ class Saver:
         """Copies in main memory, which the next ones reuse."""
         try:
             return self._stager.stage(tensors)
-        except KeyError:  # it closes itself after its first in PyTorch 2.11
+        except KeyError:  # it closes itself after its first in PyTorch 2.11: pytorch/pytorch#183413, mended by #183424
             self._stager = self._new_stager()
             return self._stager.stage(tensors)
 
@@ -236,13 +236,14 @@ def _clear_errors(checkpoint: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(checkpoint.with_name(f".{checkpoint.name}"), ignore_errors=True)
-        before = latest(checkpoint.parent.parent)
-        kept = f"{before} is intact" if before else "there is no earlier checkpoint"
+        run = checkpoint.parent.parent
+        before = latest(run)
+        again = (f"continue with --resume {quoted(run)} ({before} is intact)" if before else
+                 f"start again with --out {quoted(run)} (there is no earlier checkpoint)")
         first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         cause = " ".join(str(first).split())
-        do = f"make room and continue with --resume {quoted(checkpoint.parent.parent)} ({kept})"
         given = f"{checkpoint} could not be written ({cause})"
-        raise UserError(given, "a writable disk with free space", do) from error
+        raise UserError(given, "a writable disk with free space", f"make room and {again}") from error
 
 
 def load(checkpoint: Path, state: State, ranks: Ranks) -> int:

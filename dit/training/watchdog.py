@@ -31,6 +31,13 @@ class Sign(NamedTuple):
     beats: int
 
 
+class Verdict(NamedTuple):
+    """Which ranks hold up a run, in words, and how many ranks are able to hear that."""
+
+    said: str
+    hearers: int = 1
+
+
 class Watchdog:
     """A thread on each rank that knows where the loop is, and tells the others.
 
@@ -40,7 +47,7 @@ class Watchdog:
 
     def __init__(self, ranks: Ranks, patience: float):
         self.ranks, self.patience = ranks, patience
-        self._place, self._inside = (0, 0), False  # step and place; whether it is watched now
+        self._place, self._inside = (0, len(PLACES) - 1), False  # step and place; whether it is watched now
         self._since, self._beats, self._over = time.monotonic(), 0, threading.Event()
         self._store, self.ending = _store(ranks), False
 
@@ -86,34 +93,33 @@ class Watchdog:
         """Say who is to blame and where this process hangs, and end it, for its main thread can not."""
         since = self._since
         try:
-            blame = self._blame(since)
+            found = self._blame(since)
         except dist.DistError:
-            blame = (f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank {self.ranks.rank}, "
-                     "and the other ranks can not be heard; continue with --resume")
+            found = Verdict(f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank "
+                            f"{self.ranks.rank}, and the other ranks can not be heard; continue with --resume")
         if self._since != since or not self._inside:
             return  # it went on meanwhile
         self.ending = True
-        print(f"error: {blame}", file=sys.stderr, flush=True)
+        print(f"error: {found.said}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr)
-        self._wait_for_the_others()
+        self._wait_for_the_others(found.hearers)
         os._exit(HUNG)
 
-    def _wait_for_the_others(self) -> None:
-        """Until they have heard the verdict: wires end with this rank, and without torchrun the store with rank 0.
-        One that is frozen never does."""
+    def _wait_for_the_others(self, hearers: int) -> None:
+        """Until they have heard the verdict: wires end with this rank, and without torchrun the store with rank 0."""
         if self._store:
             with suppress(dist.DistError):
                 heard = self._store.add("heard", 1)
                 for _ in range(HEARD):
-                    if heard == self.ranks.world:
+                    if heard >= hearers:
                         break
                     time.sleep(BEAT)
                     heard = self._store.add("heard", 0)
 
-    def _blame(self, since: float) -> str:
+    def _blame(self, since: float) -> Verdict:
         """The verdict, of the first rank that comes to one and has not moved since."""
         if self._store and self._store.check(["verdict"]):
-            return self._store.get("verdict").decode()
+            return _received(self._store.get("verdict"))
         before = self._signs()
         for _ in range(LISTEN):
             time.sleep(BEAT)
@@ -121,20 +127,26 @@ class Watchdog:
         found = verdict(before, self._signs(), self.patience)
         if not self._store or self._since != since:
             return found
-        return self._store.compare_set("verdict", "", found).decode()
+        return _received(self._store.compare_set("verdict", "", f"{found.hearers} {found.said}"))
 
 
-def verdict(before: list[Sign], after: list[Sign], patience: float) -> str:
-    """Which ranks hold up a run, by two signs of life of each."""
+def _received(verdict: bytes) -> Verdict:
+    hearers, said = verdict.decode().split(" ", 1)
+    return Verdict(said, int(hearers))
+
+
+def verdict(before: list[Sign], after: list[Sign], patience: float) -> Verdict:
+    """By two signs of life of each rank. One that is silent, or at work where it is not watched, will not hear it."""
     silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if old.beats == new.beats]
     behind = min((sign.step, sign.place) for sign in after)
     late = [rank for rank, sign in enumerate(after) if (sign.step, sign.place) == behind]
     blamed = silent or late
+    hearers = sum(rank not in silent and PLACES[sign.place] != "between steps" for rank, sign in enumerate(after))
     rank, verb = ("rank", "is") if len(blamed) == 1 else ("ranks", "are")
     what = "without a sign of life" if silent else PLACES[behind[1]]
-    return (f"nothing has moved for {patience:g} s: {rank} {', '.join(map(str, blamed))} of {len(after)} {verb} {what} "
-            f"in step {after[blamed[0]].step}; "
-            "expected a step within --timeout; look at that rank's machine, and continue with --resume")
+    return Verdict(f"nothing has moved for {patience:g} s: {rank} {', '.join(map(str, blamed))} of {len(after)} {verb} "
+                   f"{what} in step {after[blamed[0]].step}; "
+                   "expected a step within --timeout; look at that rank's machine, and continue with --resume", hearers)
 
 
 def _store(ranks: Ranks) -> dist.Store | None:
