@@ -28,7 +28,6 @@ from dit.runs import Card, find_weights, named_otherwise, read_header, read_weig
 from dit.text import Captioned
 from dit.trained import Run, load_network, load_run, with_captions
 
-
 BELOW = 1 - 1e-9  # so that parts of images never sum to more than there are
 
 
