@@ -89,9 +89,11 @@ def _command(argv: list[str], said: list[str], limit: int | None, sizes: dict[st
     sys.exit(main(argv))
 
 
-def torchrun(*command: object, threads: int = 1) -> None:
-    """Run a script with its arguments on two ranks on the CPU, with so many threads each; it has to end well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+def torchrun(*command: object, threads: int = 1, module: bool = False) -> None:
+    """Run a script, or a module, with its arguments on two ranks on the CPU, with so many threads each; it has to end
+    well."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                *(["-m"] if module else []), "--"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launcher, *map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True,
                           timeout=300)

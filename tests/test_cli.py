@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import torchrun
 
 from dit import cli
 from dit.cli import main, parse
@@ -262,3 +263,12 @@ def test_other_ranks_wait_before_they_report(monkeypatch: pytest.MonkeyPatch, ca
     assert ending(monkeypatch, UserError("a", "b", "c")) == 2
     assert waited == [cli.PATIENCE]
     assert capsys.readouterr().err == "error (rank 1): a; expected b; c\n"
+
+
+@pytest.mark.slow
+def test_scoring_and_encoding_under_torchrun(tiny_run, tmp_path):
+    torchrun("evaluate.py", "--run", tiny_run, "--num-samples", 20, "--steps", 2, "--bootstrap", 0, "--out",
+             tmp_path / "scores")
+    assert json.loads((tmp_path / "scores" / "report.json").read_text())["scores"]
+    torchrun("dit.cli", "encode", "--data", "digits", "--out", tmp_path / "latents", module=True)
+    assert main(["verify", str(tmp_path / "latents")]) == 0
