@@ -8,7 +8,7 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.data.images import show_size
 from dit.errors import UserError
-from dit.files import replacing, require_place
+from dit.files import quoted, replacing, require_place
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
@@ -66,6 +66,9 @@ def _check(config: SampleConfig) -> None:
         raise UserError(f"--num-samples {config.num_samples}", "a number above 0", "change --num-samples")
     if config.out is None:
         raise UserError("--num-samples without --out", "a folder for the images", "add --out DIR")
+    if config.out.suffix.lower() in (".png", ".npz"):
+        raise UserError(f"--out {config.out} with --num-samples", "a folder for the images",
+                        f"name a folder, such as {quoted(config.out.with_suffix(''))}, or drop --num-samples for a grid")
 
 
 def _write_grid(run: Run, plan: SamplingPlan, config: SampleConfig, classes: list[int], out: Path) -> None:

@@ -484,6 +484,7 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
     ("flags", "complaint"),
     [
         (dict(num_samples=3), "--num-samples without --out"),
+        (dict(num_samples=3, out=Path("grid.png")), "--out grid.png with --num-samples; expected a folder"),
         (dict(num_samples=0, out=Path("x")), "--num-samples 0"),
         (dict(out=Path("folder")), "a .png file for the grid"),
         (dict(per_class=0), "--per-class 0"),
