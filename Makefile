@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $(READY)
 
-test: $(READY)             ## all quick tests, about 5 minutes on 2 cores
+test: $(READY)             ## all quick tests, 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 fp8: $(FP8)                ## what --precision fp8 needs

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,8 +86,9 @@ def run(monkeypatch, tmp_path, capsys):
     def call(*arguments: str):
         monkeypatch.setattr(sys, "argv", ["levers", "--tiny", "--rounds", "2", "--record", *arguments])
         levers.main()
-        [file] = tmp_path.glob("levers-cpu-*.json")
-        return capsys.readouterr(), {row["lever"]: row for row in json.loads(file.read_text())["results"]["rows"]}
+        told = capsys.readouterr()
+        *_, file = told.out.split()
+        return told, {row["lever"]: row for row in json.loads(Path(file).read_text())["results"]["rows"]}
 
     return call
 
