@@ -67,8 +67,9 @@ def _check(config: SampleConfig) -> None:
     if config.out is None:
         raise UserError("--num-samples without --out", "a folder for the images", "add --out DIR")
     if config.out.suffix.lower() in (".png", ".npz"):
+        folder = quoted(config.out.with_suffix(""))
         raise UserError(f"--out {config.out} with --num-samples", "a folder for the images",
-                        f"name a folder, such as {quoted(config.out.with_suffix(''))}, or drop --num-samples for a grid")
+                        f"name a folder, such as {folder}, or drop --num-samples for a grid")
 
 
 def _write_grid(run: Run, plan: SamplingPlan, config: SampleConfig, classes: list[int], out: Path) -> None:
