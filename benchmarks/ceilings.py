@@ -50,8 +50,8 @@ def seconds(work: Callable[[], object], device: torch.device, calls: int = 1) ->
 
 def calls_of(work: Callable[[], object], device: torch.device) -> int:
     """Calls in a row that are timed as one: on a GPU as many as keep it busy for a while, as in training."""
-    took = seconds(work, device)
-    return max(1, round(WHILE / took)) if device.type == "cuda" else 1
+    work()  # the first after one that compiled: it may record a graph, and AdamW makes its moments
+    return max(1, round(WHILE / seconds(work, device))) if device.type == "cuda" else 1
 
 
 def settle(device: torch.device) -> None:

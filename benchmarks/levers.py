@@ -472,7 +472,7 @@ def begin(lever: Lever, case: Case) -> tuple[Step, Found]:
 
     first = seconds(step, case.device)
     found = Found(case, lever, first, evidence(job))
-    found.calls = calls_of(step, case.device)  # the first with AdamW's moments in memory
+    found.calls = calls_of(step, case.device)
     return step, found
 
 

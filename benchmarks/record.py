@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dit.files import replacing
 from dit.hardware import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +33,8 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
     }
     RESULTS.mkdir(exist_ok=True)
     file = _free(f"{name}-{device.replace(' ', '-').lower()}-{date.today().isoformat()}", command)
-    file.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     if table:
         file.with_suffix(".md").write_text("\n".join(table) + "\n")
     return file
@@ -41,7 +43,15 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
 def _free(stem: str, command: str) -> Path:
     """The first file of that name that is not there, or that the same command has written."""
     names = (RESULTS / f"{stem}{number}.json" for number in chain([""], (f"-{n}" for n in count(2))))
-    return next(file for file in names if not file.exists() or json.loads(file.read_text())["command"] == command)
+    return next(file for file in names if not file.exists() or _command(file) == command)
+
+
+def _command(file: Path) -> str | None:
+    """That wrote the results; None where they are damaged."""
+    try:
+        return json.loads(file.read_text())["command"]
+    except (ValueError, KeyError):
+        return None
 
 
 def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], str], head: Sequence[str],
@@ -59,9 +69,9 @@ def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], s
 
 
 def commit() -> str:
-    """The code's, with a + if tracked files have changed since; what DIT_COMMIT says where the code is a copy."""
-    return os.environ.get("DIT_COMMIT") or \
-        git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    """The code's, with a + if tracked files have changed since, but for results; what DIT_COMMIT says of a copy."""
+    changed = git("status", "--porcelain", "-uno", "--", ":!benchmarks/results")
+    return os.environ.get("DIT_COMMIT") or git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def git(*asked: str) -> str:

@@ -151,7 +151,7 @@ def measure(model: str, batch: int, variants: list[Variant], rounds: int, device
             torch.cuda.reset_peak_memory_stats()
         steps = {variant: step_of(variant, model, batch, device, folder) for variant in variants}
         first = {variant: seconds(step, device) for variant, step in steps.items()}
-        calls = {variant: calls_of(step, device) for variant, step in steps.items()}  # the second makes AdamW's moments
+        calls = {variant: calls_of(step, device) for variant, step in steps.items()}
         took = [{variant: seconds(step, device, calls[variant]) for variant, step in steps.items()}
                 for _ in range(rounds)]
         for variant, step in steps.items():
@@ -187,11 +187,15 @@ def names_of(plan: Plan) -> list[str]:
     return [name_of(model, batch, one) for model, batch, variants in plan for one in variants]
 
 
-def chosen(plan: Plan, patterns: list[re.Pattern[str]], batch: int | None, fp8: bool) -> Plan:
-    """Of the plan, what is asked for and can be done."""
-    able = [(model, batch or usual, [one for one in variants if fp8 or one != FP8]) for model, usual, variants in plan]
-    asked = [(model, size, [one for one in variants if has(name_of(model, size, one), patterns)])
-             for model, size, variants in able]
+def possible(plan: Plan, batch: int | None, fp8: bool) -> Plan:
+    """Of the plan, what can be done, in batches of that size if one is given."""
+    return [(model, batch or usual, [one for one in variants if fp8 or one != FP8]) for model, usual, variants in plan]
+
+
+def chosen(plan: Plan, patterns: list[re.Pattern[str]]) -> Plan:
+    """Of the plan, what is asked for."""
+    asked = [(model, batch, [one for one in variants if has(name_of(model, batch, one), patterns)])
+             for model, batch, variants in plan]
     return [part for part in asked if part[2]]
 
 
@@ -220,9 +224,10 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    whole = TINY if args.tiny else CUDA if device.type == "cuda" else CPU
-    plan = chosen(whole, args.only, args.batch, has_fp8(device) and find_spec("torchao") is not None)
-    require_rows(parser, plan, names_of(whole))
+    able = possible(TINY if args.tiny else CUDA if device.type == "cuda" else CPU, args.batch,
+                    has_fp8(device) and find_spec("torchao") is not None)
+    plan = chosen(able, args.only)
+    require_rows(parser, plan, names_of(able))
     best = ceilings(device)
     command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
     write = lambda rows, table: record("training-speed", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731

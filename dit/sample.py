@@ -12,7 +12,7 @@ from dit.files import quoted, replacing, require_place
 from dit.generate import sample_grid
 from dit.hardware import Ranks
 from dit.pictures import fitting_scale, grid, spread
-from dit.sample_folder import protocol, sample_folder, sampling_bar
+from dit.sample_folder import moving, protocol, sample_folder, sampling_bar
 from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.trained import Run, prompted
 
@@ -46,7 +46,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
         found = f"grid of samples in {out}"
         if ranks.main:
             with sampling_bar(count, 0, ranks) as bar:
-                _write_grid(run, plan.counting(bar.update), config, classes, out)
+                _write_grid(run, plan.counting(moving(bar)), config, classes, out)
                 bar.update(count - bar.n)
         ranks.barrier()
     if ranks.main:

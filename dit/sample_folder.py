@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def sample_folder(
     ranks.on_main(lambda: _claim(folder, settings, num_samples, done))
     write: Future[None] | None = None  # of the batch before, while the next one is made
     with sampling_bar(num_samples, there, ranks) as bar, ThreadPoolExecutor(1) as writer:
-        counting = plan.counting(lambda images: bar.update(images * ranks.world))  # the others are about as far
+        counting = plan.counting(moving(bar, ranks.world))  # the others are about as far
         for made, indices in _batches(shares, config.batch_size, ranks):
             images, failed = _make(run, counting, config, classes, indices)
             unwritten = _failure(write)
@@ -77,6 +77,11 @@ def sampling_bar(total: int, there: int, ranks: Ranks) -> tqdm:
     """Of images, parts of them counted too; in a file, where every change is more text, it moves twice a minute."""
     return tqdm(total=total, initial=there, unit="img", desc="sampling", bar_format=BAR, disable=not ranks.main,
                 leave=None, mininterval=0.1 if sys.stderr.isatty() else 30)
+
+
+def moving(bar: tqdm, times: int = 1) -> Callable[[float], object]:
+    """Moves the bar by images, of so many ranks, but not past its end: others may have fewer to make."""
+    return lambda images: bar.update(min(images * times, bar.total - bar.n))
 
 
 def _batches(shares: Sequence[Sequence[int]], size: int, ranks: Ranks) -> Iterator[tuple[int, Tensor]]:
@@ -149,6 +154,9 @@ class SampleFolder(Protocol):
     def done(self) -> set[int]:
         """Indices of the images that are there, whole."""
 
+    def tidy(self) -> None:
+        """Remove what a crash has cut short and nothing is written over."""
+
     def write(self, indices: list[int], images: Tensor) -> None:
         """Add images, uint8 [B, 3, H, W]; each is there whole or not at all."""
 
@@ -187,6 +195,7 @@ def _claim(folder: SampleFolder, settings: dict[str, Any], num_samples: int, don
     make_folder(folder.out)
     if record.exists():
         _check_settings(_read_record(record), json.loads(json.dumps(settings)), record)  # where tuples are lists
+    folder.tidy()
     for leftover in folder.out.rglob(".*"):
         if LEFTOVER.fullmatch(leftover.name):
             leftover.unlink()
@@ -231,6 +240,9 @@ class PngFolder:
 
     def done(self) -> set[int]:
         return {int(file.stem) for file in self.out.glob("*.png") if file.stem.isdigit() and _is_whole(file)}
+
+    def tidy(self) -> None:
+        pass
 
     def write(self, indices: list[int], images: Tensor) -> None:
         with ThreadPoolExecutor(WRITERS) as pool:
@@ -293,13 +305,12 @@ class NpzFolder:
 
     def done(self) -> set[int]:
         done = set(range(self._archived()))
+        return done.union(*(_indices(part) or () for part in self._parts()))
+
+    def tidy(self) -> None:
         for part in self._parts():
-            try:
-                with np.load(part) as arrays:
-                    done.update(arrays["indices"].tolist())
-            except (OSError, ValueError, zipfile.BadZipFile):
-                part.unlink()  # cut short by a crash of the machine
-        return done
+            if _indices(part) is None:
+                part.unlink()
 
     def write(self, indices: list[int], images: Tensor) -> None:
         with replacing(self.out / PARTS / f"part-{indices[0]:06d}.npz") as beside, beside.open("wb") as opened:
@@ -331,3 +342,12 @@ class NpzFolder:
                 images[arrays["indices"] if where is None else where] = piece
         assert images is not None, "no images"
         return images
+
+
+def _indices(part: Path) -> list[int] | None:
+    """Of the images in a part; None where a crash of the machine has cut it short."""
+    try:
+        with np.load(part) as arrays:
+            return arrays["indices"].tolist()
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        return None

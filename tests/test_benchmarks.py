@@ -40,7 +40,7 @@ def test_kernels_have_kinds(kernel, kind):
 
 def test_rows_are_chosen_by_pattern():
     patterns = [pattern("XL/2 x128 (dit|plain)"), pattern("B/2")]
-    chosen = training_speed.chosen(training_speed.CUDA, patterns, None, fp8=False)
+    chosen = training_speed.chosen(training_speed.possible(training_speed.CUDA, None, fp8=False), patterns)
     assert training_speed.names_of(chosen) == [
         "DiT-XL/2 x128 plain tf32 eager", "DiT-XL/2 x128 dit bf16 compiled",
         "DiT-B/2 x256 dit bf16 compiled by block", "DiT-XL/2 x128 dit bf16 compiled by block",

@@ -28,7 +28,7 @@ from dit.evaluation.sampling import settings_key
 from dit.generate import ImageNoise, NotFinite, generate, sample_grid, sample_latents
 from dit.hardware import Ranks
 from dit.sample import sample
-from dit.sample_folder import sample_folder
+from dit.sample_folder import moving, sample_folder, sampling_bar
 from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.trained import Run, load_run
 
@@ -478,6 +478,16 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
                dict(cfg_scale=1.0), dict(image_size=16))
     assert len({name(), *(name(**change) for change in changes)}) == 1 + len(changes)
     assert name() == name(sampler="dpmpp_2m", batch_size=3, classes="0,1,2,3,4,5,6,7,8,9")
+
+
+def test_the_bar_does_not_pass_its_end():
+    """As it would on a rank that makes more images than the others."""
+    bar = sampling_bar(5, 0, ALONE)
+    bar.mininterval = 0
+    move = moving(bar, 2)
+    for _ in range(20):
+        move(0.3)
+    assert (bar.n, bar.total) == (5, 5)
 
 
 @pytest.mark.parametrize(

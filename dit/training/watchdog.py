@@ -95,8 +95,9 @@ class Watchdog:
         try:
             found = self._blame(since)
         except dist.DistError:
-            found = Verdict(f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank "
-                            f"{self.ranks.rank}, and the other ranks can not be heard; continue with --resume")
+            said = (f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank {self.ranks.rank}, "
+                    "and the other ranks can not be heard; continue with --resume")
+            found = Verdict(said, self.ranks.world)
         if self._since != since or not self._inside:
             return  # it went on meanwhile
         self.ending = True
