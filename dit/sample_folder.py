@@ -70,6 +70,7 @@ def sample_folder(
             bar.update(there + made - bar.n)
         ranks.agree(_failure(write))
     ranks.on_main(lambda: folder.complete(num_samples) or folder.finish(num_samples))
+    ranks.barrier()  # so that gloo has let go of what went around, which its threads must not do while Python ends
     return out
 
 
