@@ -5,7 +5,7 @@
 #   scripts/bench_gpu.sh [--tiny]            with the python at hand (PYTHON=...), which needs torch, torchvision, timm, einops
 #
 # Where no package can be installed, `make wheels TARGET_PYTHON=3.12` on another machine collects the rest in wheels/, which is
-# used from there if it exists. Results go to benchmarks/results/; where there is no repository they tell the commit DIT_COMMIT.
+# used from there if it exists. Results go to benchmarks/results/; they tell the commit DIT_COMMIT where it is set, as for a copy.
 # What matters most comes first, and rows for which there is no time are named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
