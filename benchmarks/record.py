@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from dit.files import replacing
 from dit.hardware import versions
+from dit.utils.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,12 +17,12 @@ import torch
 
 from benchmarks.experiments import Lab
 from benchmarks.record import processor
-from dit.files import write_json
 from dit.hardware import versions
 from dit.presets import PRESETS
 from dit.report.curves import draw_reference
 from dit.report.reference import FOLDER, Reference, essence, settings_that_matter
 from dit.runs import Card, read_metrics
+from dit.utils.files import write_json
 
 PICTURES = FOLDER.parent / "images"
 

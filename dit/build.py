@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dit.config import TrainConfig
-from dit.data.images import Size, sides, size_flag, size_of
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.diffusion import classifier
@@ -19,9 +18,7 @@ from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Flow, Process
 from dit.errors import UserError
-from dit.files import quoted
 from dit.hardware import Ranks
-from dit.hub import lasting
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents
@@ -29,6 +26,9 @@ from dit.latents.store import Latents, LatentStore, damaged_shards
 from dit.models.create import create_model, is_classifier, side_multiple
 from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_header, read_weights, same_autoencoder
 from dit.text import TextEncoder, load_text_encoder
+from dit.utils.files import quoted
+from dit.utils.hub import lasting
+from dit.utils.image_size import Size, sides, size_flag, size_of
 
 PARTS = {"model": "model", "input_size": "latents of", "in_channels": "latent channels",
          "learn_sigma": "learned variance", "text_width": "width of text", "unet_attention": "attention at"}

@@ -350,8 +350,8 @@ def _preset(name: str) -> TrainConfig:
 
 
 def _settings_of(run: Path) -> TrainConfig:
-    from dit.files import quoted
     from dit.runs import card_of, latest, run_of, unsealed
+    from dit.utils.files import quoted
 
     if home := run_of(run):
         raise UserError(f"--resume {run}, a checkpoint of the run {home}", "the run, which goes on from its newest one",

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from dit.config import ConvertConfig, TrainConfig
-from dit.data.images import sides
 from dit.errors import UserError
-from dit.files import quoted, replacing
 from dit.hardware import Ranks
-from dit.hub import lasting
 from dit.models.create import create_model
 from dit.models.dit import PATCHES, SIZES, split_name
 from dit.models.layers import position_embedding
 from dit.runs import RELEASE_DATA, Card, NetworkSpec, write_weights
+from dit.utils.files import quoted, replacing
+from dit.utils.hub import lasting
+from dit.utils.image_size import sides
 
 StateDict = dict[str, Tensor]
 

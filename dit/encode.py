@@ -16,16 +16,17 @@ from tqdm import tqdm
 
 from dit.config import EncodeConfig
 from dit.data.hub_datasets import DatasetStream, Reading
-from dit.data.images import ImageFiles, ImageFolder, Images, decode, size_flag
+from dit.data.images import ImageFiles, ImageFolder, Images, decode
 from dit.data.labels import Columns, Value
 from dit.data.sources import load_images, load_stream
 from dit.errors import UserError
-from dit.files import quoted
 from dit.hardware import Ranks
 from dit.latents import shards
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.moments import decode_batches, encode_views, in_batches
 from dit.latents.shards import Encoding
+from dit.utils.files import quoted
+from dit.utils.image_size import size_flag
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dit.errors import UserError
-from dit.files import LOCK, make_folder
+from dit.utils.files import LOCK, make_folder
 
 Value = TypeVar("Value")
 

@@ -10,7 +10,6 @@ import torch
 from dit.build import build_network
 from dit.config import InfoConfig
 from dit.convert import read_release
-from dit.data.images import Size, sides, tell_size
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.latents.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
@@ -30,6 +29,7 @@ from dit.runs import (
     unsealed,
     verify,
 )
+from dit.utils.image_size import Size, sides, tell_size
 
 Rows = list[tuple[str, str]]
 WIDTH = 100  # columns of the table

@@ -26,13 +26,13 @@ from dit.diffusion.density import (
 )
 from dit.diffusion.process import DDPM
 from dit.errors import UserError
-from dit.files import require_place, sha256, write_json
 from dit.generate import ImageNoise
 from dit.hardware import Ranks, arithmetic, autocast, device_kind
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.text import Captioned, Captions
 from dit.trained import Run, load_run, with_captions
+from dit.utils.files import require_place, sha256, write_json
 
 LEVEL = 127.5  # pixel levels in a unit of pixels in [-1, 1]
 ODE_STEPS = 50

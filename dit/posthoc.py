@@ -16,10 +16,10 @@ from torch import Tensor
 from dit.config import EmaConfig
 from dit.config.checks import MEAN
 from dit.errors import UserError
-from dit.files import flush, quoted, replacing, write_json
 from dit.hardware import Ranks
 from dit.profiles import fit
-from dit.runs import Card, checkpoint_name, damaged, read_header, sums, write_weights
+from dit.runs import Card, checkpoint_name, read_header, sums, write_weights
+from dit.utils.files import damaged, flush, quoted, replacing, write_json
 
 FOLDER = "ema"  # of snapshots, in a run
 WORST = 0.1  # error of a fit with which weights are still made

@@ -17,8 +17,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit.config import TrainConfig, from_json, to_json
-from dit.data.images import Size, sides, size_of
 from dit.errors import UserError
-from dit.files import quoted, sha256
+from dit.utils.files import damaged, quoted, sha256
+from dit.utils.image_size import Size, sides, size_of
 
 CONFIG = "config.json"
 WEIGHTS = "ema-*.safetensors"
@@ -187,15 +187,6 @@ class Weights:
         """The run directory that they lie in, or the folder of weights that lie alone."""
         folder = self.path.parent
         return folder.parents[1] if folder.parent.name == "checkpoints" else folder
-
-
-@contextmanager
-def damaged(file: Path, expected: str, do: str) -> Iterator[None]:
-    """Say of any failure to read and understand `file` that it is damaged."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is missing or damaged ({type(error).__name__}: {error})", expected, do) from None
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from dit.config import SampleConfig
-from dit.data.images import show_size
 from dit.errors import UserError
-from dit.files import quoted, replacing, require_place
 from dit.generate import sample_grid
 from dit.hardware import Ranks
-from dit.pictures import fitting_scale, grid, spread
 from dit.sample_folder import moving, protocol, sample_folder, sampling_bar
 from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.trained import Run, prompted
+from dit.utils.files import quoted, replacing, require_place
+from dit.utils.image_size import show_size
+from dit.utils.pictures import fitting_scale, grid, spread
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
 COLUMNS = 8  # of a grid without classes

@@ -18,15 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import SamplerConfig
-from dit.data.images import size_of
 from dit.errors import UserError
-from dit.files import make_folder, replacing, sha256, write_json
 from dit.generate import generate
 from dit.hardware import Ranks, arithmetic
-from dit.runs import damaged, find_weights, read_header
+from dit.runs import find_weights, read_header
 from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.text import Captioned
 from dit.trained import Run
+from dit.utils.files import damaged, make_folder, replacing, sha256, write_json
+from dit.utils.image_size import size_of
 
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 LEFTOVER = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")

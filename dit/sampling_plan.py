@@ -12,14 +12,12 @@ from torch import Tensor
 
 from dit.config import SamplerConfig
 from dit.config.checks import NOT_DDPM, require_use
-from dit.data.images import show_size, sides
 from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
 from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Process
 from dit.errors import UserError
-from dit.files import quoted
 from dit.inference import compiled, filled, ready
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import Cached, full, short
@@ -27,6 +25,8 @@ from dit.models.create import is_classifier
 from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
 from dit.text import Captioned
 from dit.trained import Run, load_network, load_run, with_captions
+from dit.utils.files import quoted
+from dit.utils.image_size import show_size, sides
 
 
 @dataclass(frozen=True)

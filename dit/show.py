@@ -11,14 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dit import pictures
 from dit.build import build_source
 from dit.config import ShowConfig
 from dit.data.sources import is_there
 from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.process import Process, add_noise
 from dit.errors import UserError
-from dit.files import make_folder, replacing
 from dit.generate import ImageNoise, check_finite, sample_latents
 from dit.hardware import Ranks, autocast
 from dit.models.attention_maps import attention_maps, text_maps
@@ -26,6 +24,8 @@ from dit.models.dit import DiT
 from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.text import Captioned
 from dit.trained import Run, prompted
+from dit.utils import pictures
+from dit.utils.files import make_folder, replacing
 
 CELL = 96  # pixels that small images are enlarged to, about
 LAYERS = 4  # whose attention is drawn, unless --layers asks for others

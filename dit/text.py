@@ -21,8 +21,8 @@ from torch import Tensor
 
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.errors import UserError
-from dit.files import sha256
-from dit.hub import find_folder
+from dit.utils.files import sha256
+from dit.utils.hub import find_folder
 
 BUNDLED = Path(__file__).parent / "assets" / "digits-text"
 PATTERNS = ("*.json", "model*.safetensors", "*.txt", "*.model")  # a tokenizer may be any of the last two

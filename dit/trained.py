@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised, require_size
-from dit.data.images import Size, sides, size_of
 from dit.diffusion.denoiser import Denoiser
 from dit.errors import UserError
-from dit.files import quoted
 from dit.hardware import versions
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.models.create import is_classifier
 from dit.runs import Card, Weights, find_weights, read_weights
 from dit.text import Captioned, Captions, TextEncoder
+from dit.utils.files import quoted
+from dit.utils.image_size import Size, sides, size_of
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 TEXT_LIBRARIES = ("transformers", "tokenizers")  # encoder, and what cuts captions into its tokens

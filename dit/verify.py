@@ -10,13 +10,13 @@ from tqdm import tqdm
 from dit import runs
 from dit.config import VerifyConfig
 from dit.errors import UserError
-from dit.files import quoted
 from dit.hardware import Ranks
 from dit.latents.shards import AGAIN, holds_latents
 from dit.latents.store import damaged_shards, read_index
 from dit.posthoc import FOLDER, recorded
 from dit.runs import checkpoints
 from dit.training.run_directory import require_settings
+from dit.utils.files import quoted
 
 
 def verify(config: VerifyConfig, ranks: Ranks) -> None:

@@ -19,9 +19,9 @@ from benchmarks import forked
 from dit.build import build_network
 from dit.cli import main
 from dit.config import TrainConfig
-from dit.files import sha256, write_json
 from dit.models.dit import SIZES
 from dit.runs import Card, NetworkSpec, write_weights
+from dit.utils.files import sha256, write_json
 
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, int] = dict(depth=2, hidden_size=64, num_heads=2)  # what DiT-Ti may be

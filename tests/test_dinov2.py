@@ -14,7 +14,7 @@ from dit.errors import UserError
 from dit.evaluation.networks import dinov2
 from dit.evaluation.networks.dinov2 import load_dinov2, make_network, preprocess, resample_positions
 from dit.evaluation.networks.load import load_extractors
-from dit.files import sha256
+from dit.utils.files import sha256
 
 CPU = torch.device("cpu")
 SMALL = "vit_small_patch14_dinov2.lvd142m"

@@ -16,7 +16,7 @@ from dit.evaluation.networks import load as extractors
 from dit.evaluation.networks.digits_cnn import DigitsCNN, accuracy, held_out, to_gray
 from dit.evaluation.networks.inception import INCEPTION_FILE
 from dit.evaluation.networks.load import load_extractors
-from dit.files import sha256
+from dit.utils.files import sha256
 
 CPU = torch.device("cpu")
 

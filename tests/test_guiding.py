@@ -12,7 +12,6 @@ from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.sampling import image_settings, settings_key
 from dit.evaluation.sweep.points import Keys
-from dit.files import sha256
 from dit.generate import sample_latents
 from dit.hardware import Ranks
 from dit.latents.autoencoder import BUNDLED
@@ -21,6 +20,7 @@ from dit.sample import sample
 from dit.sample_folder import protocol, sample_folder
 from dit.sampling_plan import build_sampling, class_ids, labelled, load_classifier
 from dit.trained import load_run
+from dit.utils.files import sha256
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 CPU, ALONE = torch.device("cpu"), Ranks()

@@ -2,7 +2,7 @@ import huggingface_hub
 import pytest
 
 from dit.errors import UserError
-from dit.hub import find_folder
+from dit.utils.hub import find_folder
 
 FILES = dict(known="`digits`, a folder", files="config.json and weights", patterns=("*.json",), ignored=("*/*",))
 

@@ -4,18 +4,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dit.data.images import (
-    Digits,
-    ImageFolder,
-    center_crop,
-    sides,
-    size_flag,
-    size_of,
-    tell_size,
-    to_digits,
-)
+from dit.data.images import Digits, ImageFolder, center_crop, to_digits
 from dit.data.sources import load_images
 from dit.errors import UserError
+from dit.utils.image_size import sides, size_flag, size_of, tell_size
 
 
 def paint(path, size=(40, 30), color=(10, 200, 30), mode="RGB", **save):

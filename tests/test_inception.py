@@ -11,7 +11,7 @@ from dit.errors import UserError
 from dit.evaluation.networks import inception
 from dit.evaluation.networks.inception import INCEPTION, INCEPTION_FILE, check_inception, find_inception
 from dit.evaluation.networks.load import load_extractors
-from dit.files import sha256
+from dit.utils.files import sha256
 
 CPU = torch.device("cpu")
 

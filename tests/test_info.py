@@ -8,12 +8,12 @@ import torch
 from dit.cli import main
 from dit.config import VaeConfig
 from dit.errors import UserError
-from dit.files import sha256
 from dit.first_stage.networks import create_network, save
 from dit.info import card_rows, info, table
 from dit.latents.autoencoder import BUNDLED, WEIGHTS
 from dit.models.create import create_model, parameters
 from dit.runs import Card
+from dit.utils.files import sha256
 
 
 def rows(text: str) -> dict[str, str]:

@@ -20,11 +20,11 @@ from dit.diffusion.process import like
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
-from dit.files import sha256
 from dit.hardware import Ranks
 from dit.likelihood import choose, measure, nll
 from dit.runs import find_weights
 from dit.trained import load_run
+from dit.utils.files import sha256
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 DDPM = dict(process="linear", objective="eps", learn_sigma=True)

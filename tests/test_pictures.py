@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dit import pictures
+from dit.utils import pictures
 
 
 def colours(n, size=8):

@@ -15,7 +15,6 @@ from dit.evaluation.sampling import settings_key
 from dit.evaluation.scores.metrics import Score
 from dit.evaluation.sweep import points
 from dit.evaluation.sweep.points import Keys
-from dit.files import write_json
 from dit.hardware import Ranks, versions
 from dit.info import info
 from dit.models.dit import SIZES
@@ -25,6 +24,7 @@ from dit.trained import load_run
 from dit.training import scores
 from dit.training.previews import sampler_settings
 from dit.training.trainer import train
+from dit.utils.files import write_json
 
 OLD = Path(__file__).parent / "data" / "run-of-2257fc1"
 CPU = torch.device("cpu")

@@ -9,11 +9,11 @@ import re
 import pytest
 import torch
 
-from dit import pictures
 from dit.evaluation.networks.inception import INCEPTION
 from dit.evaluation.pages import figures, report
 from dit.evaluation.scores.classes import ClassRow, Recognition
 from dit.evaluation.scores.metrics import Range, Score, score_names
+from dit.utils import pictures
 
 MISSING = "needs at least 20 images on both sides, has 3 samples and 1797 reference images"
 HASH = "5bd1e995" * 8

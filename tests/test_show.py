@@ -15,7 +15,6 @@ from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.errors import UserError
 from dit.generate import ImageNoise, generate
 from dit.hardware import Ranks
-from dit.pictures import grid
 from dit.runs import Card, NetworkSpec, write_weights
 from dit.sampling_plan import build_sampling
 from dit.show import (
@@ -34,6 +33,7 @@ from dit.show import (
     words,
 )
 from dit.trained import load_run
+from dit.utils.pictures import grid
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 LABELS = torch.tensor([3, 1, 3])
@@ -189,7 +189,7 @@ def test_prompts_are_drawn(text_run: Path, tmp_path: Path, monkeypatch):
         drawn.append((args[1], options.get("headings")))
         return grid(*args, **options)
 
-    monkeypatch.setattr("dit.pictures.grid", seen)
+    monkeypatch.setattr("dit.utils.pictures.grid", seen)
     show(config(text_run, prompt=("a nine",), num_images=1, times="2", steps=2, out=tmp_path), ALONE)
     assert (["a nine", "predicted x₀"], ["t = 1.00\nα 0.00  σ 1.00", "t = 0.00\nα 1.00  σ 0.00"]) in drawn
     assert ["predicted x₀", "a", "nine"] in [labels for labels, _ in drawn]

@@ -14,8 +14,8 @@ from dit.evaluation.inputs.images import from_data
 from dit.evaluation.inputs.statistics import Moments, read_statistics
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.load import load_extractors
-from dit.files import sha256
 from dit.hardware import Ranks
+from dit.utils.files import sha256
 
 INCEPTION = "inception-v3-compat"
 

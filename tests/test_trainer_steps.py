@@ -20,7 +20,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit import pictures
 from dit.build import build_card, build_denoiser, build_source
 from dit.config import SamplerConfig, TrainConfig
 from dit.generate import sample_grid, sample_latents
@@ -36,6 +35,7 @@ from dit.training.batches import Batch, draw_batch
 from dit.training.job import Job
 from dit.training.schedule import learning_rate
 from dit.training.trainer import prepare, train, train_step
+from dit.utils import pictures
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
                    sample_every=0, ckpt_every=0, log_every=2, precision="fp32")

@@ -16,7 +16,6 @@ from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.files import replacing, sha256, write_json
 from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
@@ -28,6 +27,7 @@ from dit.training.job import Job
 from dit.training.metrics_log import MetricsLog, Window
 from dit.training.schedule import learning_rate, total_steps
 from dit.training.trainer import prepare, train
+from dit.utils.files import replacing, sha256, write_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,

@@ -23,13 +23,11 @@ from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores.metrics import Score
-from dit.files import write_json
 from dit.generate import generate
 from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.dit import SIZES
-from dit.pictures import loss_curve
 from dit.runs import Best, Distance, checkpoints, find_best, find_weights, latest, read_distance, read_metrics, verify
 from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.trained import Run, load_run
@@ -41,6 +39,8 @@ from dit.training.metrics_log import Found, MetricsLog
 from dit.training.previews import sampler_settings
 from dit.training.signals import Stop
 from dit.training.trainer import prepare, train
+from dit.utils.files import write_json
+from dit.utils.pictures import loss_curve
 
 COUNT = 70  # two batches, the second one not full
 QUIET = TrainConfig(**TINY, global_batch_size=16, steps=20, warmup=2, cooldown=0, sample_every=0, ckpt_every=10,

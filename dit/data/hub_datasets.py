@@ -9,10 +9,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dit.data.images import READ_ERRORS, ImageFiles, Size
+from dit.data.images import READ_ERRORS, ImageFiles
 from dit.data.labels import Columns, Labels, Value
 from dit.data.patterns import named_files
 from dit.errors import UserError, nearest
+from dit.utils.image_size import Size
 
 HUB = "hf:"
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "picture")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder
 from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, is_dataset
-from dit.data.images import Digits, ImageFolder, Images, Size, is_image
+from dit.data.images import Digits, ImageFolder, Images, is_image
 from dit.data.labels import Columns
 from dit.data.patterns import is_pattern, named_files
 from dit.data.tars import TarImages, tars_in
 from dit.errors import UserError, nearest
-from dit.files import quoted
+from dit.utils.files import quoted
+from dit.utils.image_size import Size
 
 KINDS = "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
 

@@ -14,7 +14,7 @@ from dit.errors import UserError
 from dit.evaluation.pages.report import FORMAT, arrow, number, parse, show
 from dit.evaluation.protocol import UNKNOWN
 from dit.hardware import Ranks
-from dit.runs import damaged
+from dit.utils.files import damaged
 
 MEASURED, SAMPLED, ASIDE = "measured", "sampled", "aside"  # and UNKNOWN: what a difference is about
 RECOGNISED = "digits recognised"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dit import pictures
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.evaluation.inputs.features import Extracted
 from dit.evaluation.inputs.images import ImageSet
@@ -26,6 +25,7 @@ from dit.evaluation.scores.classes import ClassRow, Labelled, class_rows, classi
 from dit.evaluation.scores.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
 from dit.evaluation.scores.metrics import Score
 from dit.runs import read_metrics
+from dit.utils import pictures
 
 
 @dataclass(frozen=True)

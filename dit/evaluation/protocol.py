@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from dit.data.images import Size, show_size, sides
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.references import Reference
 from dit.evaluation.sampling import without_classes
 from dit.evaluation.scores import metrics, neighbours
 from dit.hardware import versions
+from dit.utils.image_size import Size, show_size, sides
 
 UNKNOWN = "unknown"
 LIBRARIES = ("dit", "torch", "torch-fidelity", "numpy", "scipy", "scikit-learn", "diffusers", "timm")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dit.data.images import Digits, Size, show_size, size_flag, size_of, tell_size
+from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
@@ -22,6 +22,7 @@ from dit.evaluation.scores.frechet import from_moments
 from dit.evaluation.scores.metrics import Range, Score, Target
 from dit.hardware import Ranks
 from dit.latents.shards import holds_latents
+from dit.utils.image_size import Size, show_size, size_flag, size_of, tell_size
 
 STATISTICS_ONLY = "the reference has statistics only, no images"
 

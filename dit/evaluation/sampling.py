@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import PACE, SamplerConfig
-from dit.data.images import size_of
 from dit.errors import UserError
-from dit.files import sha256
 from dit.hardware import Ranks, arithmetic
 from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run
+from dit.utils.files import sha256
+from dit.utils.image_size import size_of
 
 OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache", "compile",
             "spacing")  # named only where they are on

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import StatsConfig
-from dit.data.images import Digits, show_size
+from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
@@ -22,9 +22,10 @@ from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
 from dit.evaluation.scores.frechet import Counted, merge, moments
-from dit.files import quoted, sha256
 from dit.hardware import Ranks, versions
 from dit.latents.shards import holds_latents
+from dit.utils.files import quoted, sha256
+from dit.utils.image_size import show_size
 
 DIGITS_SIZE = 32
 MOST = 50_000  # images whose features are in memory at a time

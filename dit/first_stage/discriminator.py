@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit.config import VaeConfig
-from dit.data.images import sides
+from dit.utils.image_size import sides
 
 
 class PatchGAN(nn.Module):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dit.config import VaeConfig
-from dit.data.images import sides, size_flag
 from dit.errors import UserError
-from dit.files import replacing, write_json
 from dit.latents.autoencoder import CONFIG, WEIGHTS
+from dit.utils.files import replacing, write_json
+from dit.utils.image_size import sides, size_flag
 
 
 def create_network(cfg: VaeConfig) -> Any:

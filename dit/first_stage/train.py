@@ -17,13 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import VaeConfig, to_json
-from dit.data.images import Images, sides, size_flag
+from dit.data.images import Images
 from dit.data.sources import load_images
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
-from dit.files import quoted, write_json
 from dit.first_stage.discriminator import Adversary
 from dit.first_stage.losses import KINDS, KL, VQ, load_lpips
 from dit.first_stage.networks import create_network, latent_sides, save
@@ -31,8 +30,10 @@ from dit.first_stage.quality import Scores, measure, reconstruct
 from dit.hardware import Ranks, autocast
 from dit.latents.autoencoder import Autoencoder, codec_of, load_autoencoder
 from dit.latents.moments import MomentSums, decode_batches
-from dit.pictures import fitting_scale, grid, loss_curve
 from dit.runs import read_metrics
+from dit.utils.files import quoted, write_json
+from dit.utils.image_size import sides, size_flag
+from dit.utils.pictures import fitting_scale, grid, loss_curve
 
 LOG, REPORT, CURVE, PICTURE = "metrics.jsonl", "report.json", "loss.png", "reconstructions.png"
 LOG_EVERY = 20  # steps

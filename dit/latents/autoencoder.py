@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dit.data.images import Size, sides, size_flag
 from dit.errors import UserError
-from dit.files import sha256
-from dit.hub import find_folder
+from dit.utils.files import sha256
+from dit.utils.hub import find_folder
+from dit.utils.image_size import Size, sides, size_flag
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"

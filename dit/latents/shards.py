@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
-from dit.data.images import Size, sides, size_of
 from dit.errors import UserError
-from dit.files import LOCK, replacing, sha256, write_json
 from dit.latents.moments import MomentSums
+from dit.utils.files import LOCK, replacing, sha256, write_json
+from dit.utils.image_size import Size, sides, size_of
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 NOTE_KEYS = {"file", "count", "sha256", "values", "first", "second"}

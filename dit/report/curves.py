@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from dit.evaluation.pages.figures import COLOURS, INK, SOFT, new_axis, new_figure, to_image
-from dit.pictures import smooth
 from dit.report.reference import Line, Reference
 from dit.runs import BY_TIME
+from dit.utils.pictures import smooth
 
 EVENT, BAND = "#b3261e", "#8d95a3"
 SIZE = 5.0, 3.1  # inches

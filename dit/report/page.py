@@ -8,12 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from dit import pictures
 from dit.config import ReportConfig, TrainConfig, to_json
 from dit.errors import UserError
 from dit.evaluation.pages.figures import score_names, scores_chart
 from dit.evaluation.pages.report import number, render
-from dit.files import replacing
 from dit.hardware import Ranks
 from dit.report.curves import draw_all
 from dit.report.reference import Line, Reference, differences, find_reference, verdict
@@ -27,6 +25,8 @@ from dit.runs import (
     read_metrics,
     read_starts,
 )
+from dit.utils import pictures
+from dit.utils.files import replacing
 
 PAGE = "report.html"
 MOST_GRIDS = 6  # in the strip of samples

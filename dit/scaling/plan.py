@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from dit.config import PlanConfig
-from dit.data.images import sides
 from dit.errors import UserError
 from dit.hardware import Ranks
 from dit.models.create import blank_inputs, multiply_adds_of
@@ -17,6 +16,7 @@ from dit.models.dit import SIZES, DiT, split_name
 from dit.scaling.cluster import Cluster, cluster
 from dit.scaling.cost import Seconds, Work, seconds, traffic
 from dit.training.memory import RESERVE, Layout, Memory, Step
+from dit.utils.image_size import sides
 
 FACTOR, CHANNELS, CLASSES = 8, 4, 1000  # of the autoencoder, and of ImageNet
 MOST = 4096  # images at once that are tried

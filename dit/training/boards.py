@@ -8,9 +8,9 @@ from typing import Any
 
 from dit.config import to_json
 from dit.errors import UserError
-from dit.files import write_json
 from dit.runs import BY_TIME, Card
 from dit.training.metrics_log import tag
+from dit.utils.files import write_json
 
 SAMPLES, WANDB = "samples", "wandb.json"  # the tag of pictures; the file of a run's id there
 

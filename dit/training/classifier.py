@@ -4,11 +4,11 @@ from pathlib import Path
 
 from dit.config import ClassifierConfig, TrainConfig
 from dit.errors import UserError
-from dit.files import quoted
 from dit.hardware import Ranks
 from dit.models.create import is_classifier
 from dit.runs import Weights, checkpoint_step, find_weights, latest, read_weights
 from dit.training.trainer import train
+from dit.utils.files import quoted
 
 
 def train_classifier(config: ClassifierConfig, ranks: Ranks) -> Path | None:

@@ -6,7 +6,6 @@ import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
-from dit.data.images import tell_size
 from dit.hardware import Ranks, arithmetic
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
@@ -17,6 +16,7 @@ from dit.training.ema import snapshot_every
 from dit.training.layout import Choice, frozen_bytes, gib, memory
 from dit.training.memory import Memory
 from dit.training.schedule import total_steps
+from dit.utils.image_size import tell_size
 
 NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradients": "gradients",
          "copies": "weights in bf16", "activations": "activations", "temporaries": "backward pass",

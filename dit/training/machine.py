@@ -6,11 +6,11 @@ from datetime import datetime, timezone
 
 import torch
 
-from dit.files import write_json
 from dit.hardware import arithmetic, device_kind, versions
 from dit.runs import MACHINE, read_starts
 from dit.training.flops import Meter
 from dit.training.job import Job
+from dit.utils.files import write_json
 
 
 def record_start(job: Job, meter: Meter) -> None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dit.files import flush, named, replacing
 from dit.hardware import Ranks
 from dit.runs import BY_TIME, Distance, is_distance, read_metrics
+from dit.utils.files import flush, named, replacing
 
 BUCKETS = [f"{BY_TIME}{low / 5:.1f}-{(low + 1) / 5:.1f}" for low in range(5)]
 """Names of the loss in fifths of the time between data (0) and pure noise (1)."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 
-from dit import pictures
 from dit.build import build_denoiser
 from dit.config import SamplerConfig
 from dit.generate import sample_grid
@@ -15,6 +14,7 @@ from dit.runs import Card, Weights, by_step
 from dit.sampling_plan import build_sampling
 from dit.text import Captioned, Captions
 from dit.trained import Run
+from dit.utils import pictures
 
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
 CFG_SCALE = 1.5

@@ -8,7 +8,6 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.models.create import is_classifier
-from dit.pictures import loss_curve
 from dit.runs import read_metrics
 from dit.training.accuracy import AccuracyCurve
 from dit.training.boards import TensorBoard, Wandb
@@ -17,6 +16,7 @@ from dit.training.job import Job
 from dit.training.machine import record_start
 from dit.training.metrics_log import Board, Found, MetricsLog
 from dit.training.previews import Previews
+from dit.utils.pictures import loss_curve
 
 
 class Progress(Protocol):

@@ -7,9 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
-from dit.data.images import sides
 from dit.errors import UserError
-from dit.files import quoted, require_room, write_json
 from dit.hardware import Ranks
 from dit.runs import (
     CONFIG,
@@ -24,6 +22,8 @@ from dit.runs import (
     verify,
 )
 from dit.training.schedule import total_steps
+from dit.utils.files import quoted, require_room, write_json
+from dit.utils.image_size import sides
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum", "ema_every", "eval_every", "eval_reference", "eval_weights", "text_encoder",

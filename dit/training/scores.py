@@ -14,7 +14,6 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.config import SamplerConfig, TrainConfig
-from dit.data.images import sides
 from dit.errors import UserError
 from dit.evaluation import references
 from dit.evaluation.inputs.features import Heed, extract, gather, go_on
@@ -24,14 +23,15 @@ from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference
 from dit.evaluation.sampling import settings_in_use
 from dit.evaluation.scores.metrics import NAMES, score_names
-from dit.files import write_json
 from dit.generate import NotFinite, generate
 from dit.hardware import Ranks, uses_bf16
-from dit.runs import damaged, find_best
+from dit.runs import find_best
 from dit.sampling_plan import build_sampling
 from dit.training.job import Job
 from dit.training.metrics_log import Found
 from dit.training.previews import ema_run, sampler_settings
+from dit.utils.files import damaged, write_json
+from dit.utils.image_size import sides
 
 LOGGED = ("FID", "KID", "precision", "recall", "IS")  # as Inception's are called; the first tells which is best
 RECORD = "scores.json"  # in a run: protocols by the `eval` of the scores made so

@@ -25,7 +25,6 @@ from dit.build import (
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
 from dit.errors import UserError
-from dit.files import quoted
 from dit.hardware import Ranks, autocast, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
@@ -57,6 +56,7 @@ from dit.training.signals import Left, Stop, stop_on_signals
 from dit.training.step import train_step
 from dit.training.updates import update_ratio
 from dit.training.watchdog import Watchdog, watchdog
+from dit.utils.files import quoted
 
 if TYPE_CHECKING:
     from dit.training.scores import Scores, Yardstick

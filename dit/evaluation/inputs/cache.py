@@ -17,8 +17,8 @@ from torch import Tensor
 from dit.evaluation.inputs.features import Extracted, Features, extract
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor
-from dit.files import replacing
 from dit.hardware import Ranks, device_kind, versions
+from dit.utils.files import replacing
 
 FORMAT = 1  # to be raised when this package reads images or runs a network in another way
 LAYERS = ("values", "logits", "spatial")

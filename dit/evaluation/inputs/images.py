@@ -20,17 +20,15 @@ from dit.data.images import (
     READ_ERRORS,
     ImageFolder,
     Images,
-    Size,
     center_crop,
     image_files,
     is_image,
     read_rgb,
-    sides,
-    tell_size,
 )
 from dit.errors import UserError
 from dit.evaluation.inputs.archives import open_npz, read_array
-from dit.files import sha256
+from dit.utils.files import sha256
+from dit.utils.image_size import Size, sides, tell_size
 
 BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, with at most 8 bits a channel
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for images that lie on their side

@@ -18,7 +18,7 @@ from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.dinov2 import DINOV2
 from dit.evaluation.networks.inception import INCEPTION
-from dit.files import replacing
+from dit.utils.files import replacing
 
 INCEPTION_WIDTH = 2048
 ALIASES = {"fid": INCEPTION, "fd_dinov2": DINOV2}  # EDM2's names of networks: ours

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.weights import check_shapes, read_tensors, reason, shapes
-from dit.files import sha256
+from dit.utils.files import sha256
 
 DINOV2 = "dinov2-vitl14"
 MODEL = "vit_large_patch14_dinov2.lvd142m"  # timm's name

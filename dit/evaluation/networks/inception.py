@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.weights import check_shapes, read_tensors, shapes
-from dit.files import replacing, sha256
+from dit.utils.files import replacing, sha256
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

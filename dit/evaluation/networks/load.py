@@ -12,7 +12,7 @@ from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.custom import load_class, load_registered, registered
 from dit.evaluation.networks.dinov2 import DINOV2, load_dinov2
 from dit.evaluation.networks.inception import INCEPTION, load_inception
-from dit.files import sha256
+from dit.utils.files import sha256
 
 DIGITS_CNN = "digits-cnn"
 LOADERS = {"inception": load_inception, "dinov2": load_dinov2}

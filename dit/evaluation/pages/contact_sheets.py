@@ -7,9 +7,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
-from dit import pictures
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.scores.memorisation import Memorisation
+from dit.utils import pictures
 
 CLASSES, COLUMNS, WIDTH = 10, 10, 900  # of the grid; the last in pixels
 CELL = 128  # of the grid on a page, pixels; photographs in full size make a page of many megabytes

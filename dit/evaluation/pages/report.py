@@ -17,7 +17,7 @@ from dit.evaluation.networks.inception import INCEPTION
 from dit.evaluation.protocol import UNKNOWN
 from dit.evaluation.scores.classes import ClassRow, Recognition
 from dit.evaluation.scores.metrics import Range, Score
-from dit.files import replacing, write_json
+from dit.utils.files import replacing, write_json
 
 FORMAT = 2  # of report.json; those of version 1 did not say so
 LONG = 20  # entries of a list, and classes of a table, that are shown one by one

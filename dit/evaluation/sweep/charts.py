@@ -12,7 +12,7 @@ from dit.evaluation.scores.metrics import Range
 from dit.evaluation.scores.uncertainty import interval
 from dit.evaluation.sweep.points import Point, Setting, classifier_scale, picture_file
 from dit.evaluation.sweep.ranking import Ranking
-from dit.pictures import GAP, PAPER
+from dit.utils.pictures import GAP, PAPER
 
 FLOOR, FAINT = "#8fcdb4", "#d5d9e0"
 WIDE = 12  # largest distance over smallest, from which the axis is logarithmic

@@ -15,11 +15,10 @@ from dit.config import SamplerConfig, from_json, to_json
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.sampling import image_settings
 from dit.evaluation.scores.metrics import Score
-from dit.files import sha256
 from dit.hardware import device_kind, versions
-from dit.runs import damaged
 from dit.sampling_plan import labelled
 from dit.trained import Run
+from dit.utils.files import damaged, sha256
 
 
 @dataclass(frozen=True, kw_only=True)

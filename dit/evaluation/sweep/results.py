@@ -31,8 +31,7 @@ from dit.evaluation.sweep import charts
 from dit.evaluation.sweep.charts import varied
 from dit.evaluation.sweep.points import Point, classifier_scale, describe
 from dit.evaluation.sweep.ranking import Ranking
-from dit.files import replacing, write_json
-from dit.runs import damaged
+from dit.utils.files import damaged, replacing, write_json
 
 FORMAT = 1  # of sweep.json
 GUIDING = ("guide", "guide_sha256", "classifier", "classifier_sha256")  # entries of points that another network guides

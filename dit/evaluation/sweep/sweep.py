@@ -16,10 +16,9 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dit import pictures, posthoc
+from dit import posthoc
 from dit.config import SamplerConfig, SweepConfig
 from dit.config.checks import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
-from dit.data.images import size_of
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
@@ -34,13 +33,15 @@ from dit.evaluation.scores.uncertainty import bootstrap
 from dit.evaluation.sweep import grid, results
 from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank
-from dit.files import make_folder, replacing, write_json
 from dit.generate import NotFinite, sample_latents
 from dit.hardware import Ranks
 from dit.runs import find_weights
 from dit.sampling_plan import build_sampling, find_sampler, has_null_class, labelled
 from dit.text import Captioned
 from dit.trained import Run, load_run
+from dit.utils import pictures
+from dit.utils.files import make_folder, replacing, write_json
+from dit.utils.image_size import size_of
 
 SHOWN, CELL = 10, 80  # images of a point's picture, and the pixels they are brought to
 

@@ -113,3 +113,12 @@ def write_json(file: Path, values: Any) -> None:
     """Readable, strict JSON (NaN is an error), written whole or not at all."""
     with replacing(file) as beside:
         beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def damaged(file: Path, expected: str, do: str) -> Iterator[None]:
+    """Say of any failure to read and understand `file` that it is damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is missing or damaged ({type(error).__name__}: {error})", expected, do) from None
