@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.memory import job_of
 from benchmarks.record import record
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.runs import latest
 from dit.training.batches import draw_batch
 from dit.training.checkpoint import Saver

@@ -23,11 +23,11 @@ from torchvision.transforms.functional import gaussian_blur
 from benchmarks.record import record
 from dit.config import EvalConfig
 from dit.data.images import Digits
+from dit.distributed.ranks import Ranks
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.inputs.images import read_images
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores import metrics
-from dit.hardware import Ranks
 
 SHOWN = ("FD", "KID", "precision", "recall", "density", "coverage", "IS")
 THEIRS = {"FD": "frechet_inception_distance", "KID": "kernel_inception_distance_mean", "precision": "precision",

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from benchmarks import forked
 from benchmarks.record import record
 from dit.config import TrainConfig
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
 from dit.runs import checkpoints, latest, read_metrics, verify
 from dit.training.trainer import train

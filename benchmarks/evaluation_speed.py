@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.record import record
 from dit.data.images import Digits
+from dit.distributed.ranks import Ranks
 from dit.evaluation.inputs.features import Features, extract
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.networks.base import Extractor, Outputs
@@ -33,7 +34,6 @@ from dit.evaluation.references import Reference, prepare, score
 from dit.evaluation.scores import metrics
 from dit.evaluation.scores.frechet import fit, frechet
 from dit.evaluation.scores.memorisation import pixel_extractor
-from dit.hardware import Ranks
 
 WIDTH, CLASSES, SPREAD = 2048, 1008, 0.01
 CPU = torch.device("cpu")

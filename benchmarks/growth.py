@@ -26,8 +26,8 @@ from benchmarks.ceilings import seconds
 from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.data.order import batch_indices
+from dit.distributed.ranks import Ranks
 from dit.evaluation.pages.figures import new_axis, new_figure, to_image
-from dit.hardware import Ranks
 from dit.latents import shards
 from dit.latents.shards import Encoding
 from dit.latents.store import LatentStore

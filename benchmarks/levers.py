@@ -47,14 +47,14 @@ from benchmarks.ceilings import calls_of, seconds, tf32
 from benchmarks.memory import in_use, job_of, peak, stepper
 from benchmarks.record import record, rows_told
 from dit.build import build_loss
+from dit.distributed.float8 import require_fp8, use_fp8
+from dit.distributed.parallel import called, shard, whole
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.blocks import Condition
 from dit.models.dit import NAMES, SIZES
 from dit.models.transformer import ZERO
-from dit.training.fp8 import require_fp8, use_fp8
 from dit.training.job import Job
-from dit.training.parallel import called, shard, whole
 
 CPU, CUDA, TINY = {"DiT-S/4": 32}, {"DiT-XL/2": 128}, {"DiT-Ti/8": 4}
 TINY_SIZE = dict(depth=2, hidden_size=96, num_heads=4)  # heads of 24, which no kernel likes

@@ -29,7 +29,7 @@ from torch import nn
 from benchmarks.record import record
 from dit.build import build_card, build_network
 from dit.config import TrainConfig
-from dit.hardware import Ranks, ranks
+from dit.distributed.ranks import Ranks, ranks
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.runs import Card, NetworkSpec

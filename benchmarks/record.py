@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dit.hardware import versions
+from dit.distributed.device import versions
 from dit.utils.files import replacing
 
 RESULTS = Path(__file__).parent / "results"

@@ -34,8 +34,8 @@ from benchmarks.record import record, rows_told
 from benchmarks.training_speed import Diffusers
 from dit.build import build_network
 from dit.config import SamplerConfig
+from dit.distributed.ranks import Ranks
 from dit.generate import sample_latents
-from dit.hardware import Ranks
 from dit.latents.autoencoder import Autoencoder, codec_of
 from dit.models.create import multiply_adds
 from dit.sampling_plan import build_sampling

@@ -38,12 +38,13 @@ from dit.convert import diffusers_config
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM
-from dit.hardware import Ranks, autocast
+from dit.distributed.device import autocast
+from dit.distributed.float8 import has_fp8
+from dit.distributed.ranks import Ranks
 from dit.models.create import create_model
 from dit.runs import NetworkSpec
 from dit.training.ema import EMA
 from dit.training.flops import training_flops
-from dit.training.fp8 import has_fp8
 
 SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 Step = Callable[[], None]

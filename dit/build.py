@@ -17,8 +17,8 @@ from dit.diffusion.classifier import NoisyClassifier, classifier_loss
 from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Flow, Process
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents

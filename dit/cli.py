@@ -173,7 +173,7 @@ def _interrupts() -> Iterator[None]:
 
 
 def _work(config: Any, target: str) -> None:
-    from dit.hardware import ranks
+    from dit.distributed.ranks import ranks
 
     module, function = target.split(":")
     with ranks() as joined:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dit.config import ConvertConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.create import create_model
 from dit.models.dit import PATCHES, SIZES, split_name
 from dit.models.layers import position_embedding

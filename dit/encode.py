@@ -19,8 +19,8 @@ from dit.data.hub_datasets import DatasetStream, Reading
 from dit.data.images import ImageFiles, ImageFolder, Images, decode
 from dit.data.labels import Columns, Value
 from dit.data.sources import load_images, load_stream
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents import shards
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.moments import decode_batches, encode_views, in_batches

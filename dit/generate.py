@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dit.config import SamplerConfig
+from dit.distributed.device import autocast, sendable
 from dit.errors import UserError
-from dit.hardware import autocast, sendable
 from dit.sampling_plan import SamplingPlan
 from dit.trained import Run
 

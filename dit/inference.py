@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.diffusion.denoiser import Denoise, Prediction
-from dit.hardware import uses_bf16
+from dit.distributed.device import uses_bf16
 
 GRAPHED = 16  # rows of a call up to which a GPU waits for its orders, which a CUDA graph gives all at once
 

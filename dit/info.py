@@ -10,8 +10,8 @@ import torch
 from dit.build import build_network
 from dit.config import InfoConfig
 from dit.convert import read_release
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.models.create import is_classifier, parameters, structure
 from dit.posthoc import snapshot_steps

@@ -25,9 +25,10 @@ from dit.diffusion.density import (
     variational_bound_of_chain,
 )
 from dit.diffusion.process import DDPM
+from dit.distributed.device import arithmetic, autocast, device_kind
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import ImageNoise
-from dit.hardware import Ranks, arithmetic, autocast, device_kind
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.text import Captioned, Captions

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dit.config import EmaConfig
 from dit.config.checks import MEAN
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.profiles import fit
 from dit.runs import Card, checkpoint_name, read_header, sums, write_weights
 from dit.utils.files import damaged, flush, quoted, replacing, write_json

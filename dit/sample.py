@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dit.config import SampleConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import sample_grid
-from dit.hardware import Ranks
 from dit.sample_folder import moving, protocol, sample_folder, sampling_bar
 from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
 from dit.trained import Run, prompted

@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import SamplerConfig
+from dit.distributed.device import arithmetic
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import generate
-from dit.hardware import Ranks, arithmetic
 from dit.runs import find_weights, read_header
 from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.text import Captioned

@@ -16,9 +16,10 @@ from dit.config import ShowConfig
 from dit.data.sources import is_there
 from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.process import Process, add_noise
+from dit.distributed.device import autocast
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import ImageNoise, check_finite, sample_latents
-from dit.hardware import Ranks, autocast
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
 from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample

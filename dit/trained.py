@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised, require_size
 from dit.diffusion.denoiser import Denoiser
+from dit.distributed.device import versions
 from dit.errors import UserError
-from dit.hardware import versions
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.models.create import is_classifier
 from dit.runs import Card, Weights, find_weights, read_weights

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from dit import runs
 from dit.config import VerifyConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.shards import AGAIN, holds_latents
 from dit.latents.store import damaged_shards, read_index
 from dit.posthoc import FOLDER, recorded

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import forked
 from dit.config import TrainConfig
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.training.trainer import train
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,9 @@ from conftest import random_weights
 
 from dit.build import build_network
 from dit.config import SamplerConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import sample_latents
-from dit.hardware import Ranks
 from dit.models.blocks import CONDITIONINGS
 from dit.models.caching import Cached, full, short
 from dit.runs import NetworkSpec

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dit.config import TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.dit import SIZES
 from dit.runs import read_metrics
 from dit.training import boards

@@ -11,9 +11,9 @@ from dit.data.captions import DIGIT_CAPTIONS, METADATA, CaptionedFolder
 from dit.data.images import Digits
 from dit.data.labels import Columns
 from dit.data.sources import load_images
+from dit.distributed.ranks import Ranks
 from dit.encode import encode
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.shards import INDEX
 from dit.latents.store import LatentStore

@@ -12,8 +12,8 @@ from dit.build import build_card, build_source
 from dit.cli import main
 from dit.config import ClassifierConfig, SampleConfig, TrainConfig
 from dit.diffusion.classifier import NoisyClassifier
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.dit import SIZES
 from dit.runs import Card, checkpoints, find_weights, read_metrics, read_weights

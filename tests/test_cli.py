@@ -13,8 +13,8 @@ from conftest import torchrun
 from dit import cli
 from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig, from_json
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.presets import PRESETS
 from dit.training.signals import stop_on_signals
 

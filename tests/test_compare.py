@@ -10,6 +10,7 @@ from test_report import make, rich
 
 from dit import cli
 from dit.config import CompareConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import compare
 from dit.evaluation.compare import ASIDE, MEASURED, SAMPLED, UNKNOWN
@@ -19,7 +20,6 @@ from dit.evaluation.pages import report
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference
 from dit.evaluation.scores.metrics import Score
-from dit.hardware import Ranks
 
 HASH, OTHER = "5b" * 32, "6c" * 32
 CNN, INCEPTION = "features (digits-cnn)", "features (inception-v3-compat)"

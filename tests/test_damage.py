@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.runs import WEIGHTS, Card, checkpoints, find_weights, latest, read_weights, sums, verify
 from dit.sampling_plan import class_ids
 from dit.trained import load_run

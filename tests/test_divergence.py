@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from benchmarks import forked
 from dit.config import TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.dit import SIZES
 from dit.runs import checkpoint_step, checkpoints, find_weights, latest, read_metrics
 from dit.training import trainer

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dit.config import TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.create import multiply_adds, parameters
 from dit.runs import Card, NetworkSpec
 from dit.text import load_text_encoder

@@ -13,13 +13,13 @@ from PIL import Image
 from benchmarks import forked
 from dit.config import CompareConfig, EvalConfig, StatsConfig
 from dit.data.images import Digits
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import evaluate as module
 from dit.evaluation.compare import compare
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.scores import metrics
 from dit.evaluation.stats import stats
-from dit.hardware import Ranks
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 CNN = ("digits-cnn",)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit.distributed.ranks import Ranks
 from dit.evaluation import findings as module
 from dit.evaluation.findings import Comparison, findings
 from dit.evaluation.inputs.features import extract
@@ -17,7 +18,6 @@ from dit.evaluation.references import Reference, prepare
 from dit.evaluation.scores.frechet import fit, frechet
 from dit.evaluation.scores.memorisation import PIXELS, TrainingImages, pixel_extractor
 from dit.evaluation.scores.uncertainty import bootstrap
-from dit.hardware import Ranks
 
 CPU = torch.device("cpu")
 COUNT, RESAMPLES = 120, 8

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from benchmarks import forked
 from dit.build import build_network
 from dit.config import SamplerConfig, TrainConfig
+from dit.distributed import float8 as fp8
+from dit.distributed.device import arithmetic, autocast
+from dit.distributed.float8 import require_fp8, use_fp8
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import sample_latents
-from dit.hardware import Ranks, arithmetic, autocast
 from dit.models.dit import SIZES
 from dit.runs import find_weights, read_metrics
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
-from dit.training import fp8, trainer
-from dit.training.fp8 import require_fp8, use_fp8
+from dit.training import trainer
 from dit.training.previews import sampler_settings
 from dit.training.trainer import train
 
@@ -249,5 +251,5 @@ def test_networks_without_float8_are_refused(model):
 
 
 def test_auto_is_never_fp8(monkeypatch):
-    monkeypatch.setattr("dit.hardware.fast_bf16", lambda device: True)
+    monkeypatch.setattr("dit.distributed.device.fast_bf16", lambda device: True)
     assert [arithmetic(CUDA, asked) for asked in ("auto", "fp32", "bf16", "fp8")] == ["bf16", "fp32", "bf16", "fp8"]

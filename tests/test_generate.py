@@ -23,10 +23,10 @@ from tqdm import tqdm
 from benchmarks import forked
 from dit import sample_folder as module
 from dit.config import SampleConfig, SamplerConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.sampling import settings_key
 from dit.generate import ImageNoise, NotFinite, generate, sample_grid, sample_latents
-from dit.hardware import Ranks
 from dit.sample import sample
 from dit.sample_folder import moving, sample_folder, sampling_bar
 from dit.sampling_plan import SamplingPlan, build_sampling

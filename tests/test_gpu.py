@@ -8,15 +8,15 @@ import torch
 
 from benchmarks.memory import BOUND, measure
 from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, VaeConfig
+from dit.distributed.float8 import has_fp8
+from dit.distributed.ranks import Ranks
 from dit.first_stage.train import train_vae
 from dit.generate import sample_latents
-from dit.hardware import Ranks
 from dit.likelihood import nll
 from dit.runs import find_weights, latest, read_weights, verify, write_weights
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 from dit.training.classifier import train_classifier
-from dit.training.fp8 import has_fp8
 from dit.training.metrics_log import read_metrics
 from dit.training.trainer import train
 

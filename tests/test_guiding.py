@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from dit.config import EvalConfig, SampleConfig, SamplerConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.sampling import image_settings, settings_key
 from dit.evaluation.sweep.points import Keys
 from dit.generate import sample_latents
-from dit.hardware import Ranks
 from dit.latents.autoencoder import BUNDLED
 from dit.runs import find_weights, read_weights, write_weights
 from dit.sample import sample

@@ -13,9 +13,9 @@ from dit.build import build_source
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.labels import Columns
 from dit.data.sources import load_images, load_stream
+from dit.distributed.ranks import Ranks
 from dit.encode import encode
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import LatentStore
 

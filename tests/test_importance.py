@@ -11,8 +11,8 @@ from dit.config import TrainConfig
 from dit.diffusion.importance import MEMORY, UNIFORM, LossAware
 from dit.diffusion.objective import Loss
 from dit.diffusion.process import DDPM
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.runs import latest, read_metrics, read_weights
 from dit.training.batches import draw_batch, training_times
@@ -180,7 +180,7 @@ def test_other_runs_have_no_such_tensors(tmp_path):
 TWO_RANKS = """
 import sys
 import torch
-from dit.hardware import ranks
+from dit.distributed.ranks import ranks
 
 with ranks() as group:
     rows = group.gather(torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64) + 10 * group.rank)

@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dit.config import SamplerConfig
 from dit.diffusion.denoiser import Prediction
+from dit.distributed.device import autocast
 from dit.generate import sample_latents
-from dit.hardware import autocast
 from dit.inference import compiled, filled, ready
 from dit.models.caching import Cached, full, short
 from dit.models.dit import SIZES

@@ -17,10 +17,10 @@ from dit.config import NllConfig
 from dit.data.images import Digits
 from dit.diffusion.denoiser import Prediction
 from dit.diffusion.process import like
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
-from dit.hardware import Ranks
 from dit.likelihood import choose, measure, nll
 from dit.runs import find_weights
 from dit.trained import load_run

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from dit.build import build_network
-from dit.hardware import main_memory, memory_of
+from dit.distributed.device import main_memory, memory_of
 from dit.models.create import blank_inputs, parameters
 from dit.runs import NetworkSpec
 from dit.training.batches import draw_batch

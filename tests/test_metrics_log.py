@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from benchmarks import forked
 from dit.config import TrainConfig
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
 from dit.runs import MACHINE, read_metrics
 from dit.training import checkpoint, metrics_log

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from benchmarks import forked
 from benchmarks.equality import parts
 from dit.config import TrainConfig
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
 from dit.runs import find_weights, latest, read_metrics, verify
 from dit.training.trainer import train

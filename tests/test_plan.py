@@ -16,8 +16,8 @@ from benchmarks.memory import job_of
 from benchmarks.scaling import Sent
 from dit.cli import main
 from dit.config import PlanConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.dit import SIZES
 from dit.runs import NetworkSpec
 from dit.scaling.cluster import RING, START, TREE, Cluster

@@ -12,8 +12,8 @@ from benchmarks import forked
 from dit import posthoc
 from dit.cli import main
 from dit.config import EmaConfig, SamplerConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.info import info
 from dit.models.dit import SIZES
 from dit.posthoc import FOLDER, ema, file_name, find_snapshots, mixtures

@@ -10,12 +10,13 @@ import torch
 
 from dit import trained
 from dit.config import SamplerConfig, from_json
+from dit.distributed.device import versions
+from dit.distributed.ranks import Ranks
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.sampling import settings_key
 from dit.evaluation.scores.metrics import Score
 from dit.evaluation.sweep import points
 from dit.evaluation.sweep.points import Keys
-from dit.hardware import Ranks, versions
 from dit.info import info
 from dit.models.dit import SIZES
 from dit.runs import Card, checkpoint_name, latest, read_metrics

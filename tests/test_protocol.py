@@ -10,13 +10,14 @@ from PIL import Image
 from torch_fidelity.defaults import DEFAULTS
 
 from dit.config import StatsConfig
+from dit.distributed.device import versions
+from dit.distributed.ranks import Ranks
 from dit.evaluation import protocol as module
 from dit.evaluation import stats as stats_module
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.references import find_reference
 from dit.evaluation.scores import memorisation, metrics, neighbours, uncertainty
-from dit.hardware import Ranks, versions
 
 CPU = torch.device("cpu")
 REFERENCE_SHA = "4" * 64

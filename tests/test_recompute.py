@@ -13,10 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.build import build_network
-from dit.hardware import Ranks, autocast
+from dit.distributed.activation_checkpoint import recompute
+from dit.distributed.device import autocast
+from dit.distributed.ranks import Ranks
 from dit.models.create import blank_inputs
 from dit.runs import NetworkSpec
-from dit.training.recompute import recompute
 from dit.training.trainer import train
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ from PIL import Image
 
 from dit.build import build_network
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, StatsConfig, SweepConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.encode import encode
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.stats import stats
 from dit.evaluation.sweep.sweep import sweep
 from dit.generate import generate
-from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import LatentStore

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import evaluate as command
 from dit.evaluation.inputs import cache
@@ -13,7 +14,6 @@ from dit.evaluation.inputs.statistics import Moments, Statistics
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.references import Reference, prepare, score
 from dit.evaluation.scores.frechet import fit, frechet, from_moments
-from dit.hardware import Ranks
 
 CPU = torch.device("cpu")
 COUNTED = 5000  # images that the file's statistics say they are of

@@ -12,9 +12,9 @@ from PIL import Image
 
 from benchmarks import forked
 from dit.config import EncodeConfig
+from dit.distributed.ranks import Ranks
 from dit.encode import encode
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import LatentStore
 

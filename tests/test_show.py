@@ -12,9 +12,9 @@ from dit.config import ShowConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.data.sources import load_images
 from dit.diffusion.process import DDPM, Flow, add_noise
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import ImageNoise, generate
-from dit.hardware import Ranks
 from dit.runs import Card, NetworkSpec, write_weights
 from dit.sampling_plan import build_sampling
 from dit.show import (

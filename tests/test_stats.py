@@ -7,6 +7,7 @@ from PIL import Image
 
 from dit.config import StatsConfig
 from dit.data.images import Digits
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import stats as module
 from dit.evaluation.inputs.features import extract
@@ -14,7 +15,6 @@ from dit.evaluation.inputs.images import from_data
 from dit.evaluation.inputs.statistics import Moments, read_statistics
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.load import load_extractors
-from dit.hardware import Ranks
 from dit.utils.files import sha256
 
 INCEPTION = "inception-v3-compat"

@@ -16,9 +16,9 @@ from dit.build import build_source
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder
 from dit.data.order import batch_indices
+from dit.distributed.ranks import Ranks
 from dit.encode import encode
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents import store
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.moments import MomentSums, decode_batches

@@ -16,6 +16,7 @@ from benchmarks import forked
 from dit import posthoc, sample_folder
 from dit.cli import parse
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.scores import metrics
@@ -26,7 +27,6 @@ from dit.evaluation.sweep.points import Keys, Point, Setting, classifier_scale, 
 from dit.evaluation.sweep.ranking import paired_interval, rank
 from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
 from dit.generate import NotFinite
-from dit.hardware import Ranks
 from dit.models.dit import SIZES
 from dit.runs import find_weights, read_weights
 from dit.trained import load_run

@@ -19,9 +19,9 @@ from dit.build import build_card, build_network, build_source, initialise
 from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.diffusion.guidance import cfg
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import generate
-from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.likelihood import choose, conditioned, measure, nll, open_data
 from dit.models.dit import SIZES

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dit.build import build_card, build_denoiser, build_source
 from dit.config import SamplerConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.generate import sample_grid, sample_latents
-from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.models.dit import SIZES
@@ -174,7 +174,7 @@ import torch
 
 from dit import build
 from dit.config import TrainConfig
-from dit.hardware import Ranks, ranks
+from dit.distributed.ranks import Ranks, ranks
 from dit.models.dit import SIZES
 from dit.training import trainer
 
@@ -231,7 +231,7 @@ from pathlib import Path
 import torch
 
 from dit.config import TrainConfig
-from dit.hardware import ranks
+from dit.distributed.ranks import ranks
 from dit.models import dit, unet
 from dit.runs import checkpoints
 from dit.training import trainer

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
 from dit.runs import Card, checkpoint_step, checkpoints, find_weights, latest, read_metrics, verify

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dit.config import ReportConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.latents.autoencoder import load_autoencoder
 from dit.report import page, reference
 from dit.report.curves import CURVES, draw_reference, values

@@ -20,11 +20,11 @@ from benchmarks import forked
 from dit.build import build_card, build_source
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import Digits
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores.metrics import Score
 from dit.generate import generate
-from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.dit import SIZES

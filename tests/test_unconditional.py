@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from dit.build import build_card
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, SweepConfig, TrainConfig
 from dit.data.sources import load_images
+from dit.distributed.ranks import Ranks
 from dit.encode import encode
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.sweep.sweep import sweep
-from dit.hardware import Ranks
 from dit.info import info
 from dit.latents.autoencoder import load_autoencoder
 from dit.latents.online import OnlineLatents

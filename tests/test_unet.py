@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dit.config import TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.create import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
 from dit.runs import Card, NetworkSpec

@@ -6,8 +6,8 @@ import pytest
 from dit import posthoc
 from dit.cli import main
 from dit.config import EncodeConfig
+from dit.distributed.ranks import Ranks
 from dit.encode import encode
-from dit.hardware import Ranks
 from dit.info import info
 from dit.runs import find_weights, read_weights
 

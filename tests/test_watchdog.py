@@ -16,8 +16,8 @@ from torch.distributed import HashStore
 
 from benchmarks import forked
 from benchmarks.equality import RUN, train_small
+from dit.distributed.ranks import Ranks
 from dit.errors import PeerLost
-from dit.hardware import Ranks
 from dit.training import batches
 from dit.training import watchdog as module
 from dit.training.job import Job

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from dit.config import EvalConfig, SamplerConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.findings import Comparison, findings
 from dit.evaluation.inputs.cache import extract_cached
@@ -15,7 +16,6 @@ from dit.evaluation.pages.report import Report, to_text, write_report
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare
 from dit.evaluation.sampling import recorded_settings, sampled
 from dit.evaluation.scores.memorisation import TrainingImages, pixel_extractor
-from dit.hardware import Ranks
 from dit.sampling_plan import build_sampling, load_to_sample
 from dit.utils.files import make_folder
 

@@ -9,6 +9,7 @@ import torch
 
 from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import Extracted, Features
@@ -20,7 +21,6 @@ from dit.evaluation.networks.load import DIGITS_CNN, load_extractors
 from dit.evaluation.scores import metrics
 from dit.evaluation.scores.frechet import from_moments
 from dit.evaluation.scores.metrics import Range, Score, Target
-from dit.hardware import Ranks
 from dit.latents.shards import holds_latents
 from dit.utils.image_size import Size, show_size, size_flag, size_of, tell_size
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import PACE, SamplerConfig
+from dit.distributed.device import arithmetic
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks, arithmetic
 from dit.runs import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run

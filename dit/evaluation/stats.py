@@ -14,6 +14,8 @@ from torch import Tensor
 from dit.config import StatsConfig
 from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
+from dit.distributed.device import versions
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.images import ImageSet, from_data, read_images
@@ -22,7 +24,6 @@ from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
 from dit.evaluation.scores.frechet import Counted, merge, moments
-from dit.hardware import Ranks, versions
 from dit.latents.shards import holds_latents
 from dit.utils.files import quoted, sha256
 from dit.utils.image_size import show_size

@@ -19,6 +19,8 @@ from tqdm import tqdm
 from dit.config import VaeConfig, to_json
 from dit.data.images import Images
 from dit.data.sources import load_images
+from dit.distributed.device import autocast
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
@@ -27,7 +29,6 @@ from dit.first_stage.discriminator import Adversary
 from dit.first_stage.losses import KINDS, KL, VQ, load_lpips
 from dit.first_stage.networks import create_network, latent_sides, save
 from dit.first_stage.quality import Scores, measure, reconstruct
-from dit.hardware import Ranks, autocast
 from dit.latents.autoencoder import Autoencoder, codec_of, load_autoencoder
 from dit.latents.moments import MomentSums, decode_batches
 from dit.runs import read_metrics

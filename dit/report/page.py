@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from dit.config import ReportConfig, TrainConfig, to_json
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.pages.figures import score_names, scores_chart
 from dit.evaluation.pages.report import number, render
-from dit.hardware import Ranks
 from dit.report.curves import draw_all
 from dit.report.reference import Line, Reference, differences, find_reference, verdict
 from dit.runs import (

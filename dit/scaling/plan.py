@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dit.config import PlanConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.create import blank_inputs, multiply_adds_of
 from dit.models.dit import SIZES, DiT, split_name
 from dit.scaling.cluster import Cluster, cluster

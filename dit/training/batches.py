@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dit.data.order import batch_indices, generator
 from dit.diffusion.objective import drop_labels
-from dit.hardware import sendable
+from dit.distributed.device import sendable
 from dit.training.job import Job
 
 

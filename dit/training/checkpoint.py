@@ -24,8 +24,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
+from dit.distributed.parallel import gathered
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.runs import (
     BEST,
     Card,
@@ -42,7 +43,6 @@ from dit.runs import (
 from dit.training.ema import EMA, Average, Profile
 from dit.training.guard import Guard
 from dit.training.metrics_log import Window
-from dit.training.parallel import gathered
 from dit.utils.files import flush, quoted, replacing, write_json
 
 ANEW = ("guard.", "window")  # start anew where a checkpoint of an earlier version has them not, or otherwise

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dit.config import ClassifierConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.models.create import is_classifier
 from dit.runs import Weights, checkpoint_step, find_weights, latest, read_weights
 from dit.training.trainer import train

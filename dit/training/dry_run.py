@@ -6,7 +6,8 @@ import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
-from dit.hardware import Ranks, arithmetic
+from dit.distributed.device import arithmetic
+from dit.distributed.ranks import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
 from dit.models.create import is_classifier, multiply_adds, parameters, structure

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from dit.config import TrainConfig
-from dit.hardware import Ranks
+from dit.distributed.parallel import gathered
+from dit.distributed.ranks import Ranks
 from dit.posthoc import write_snapshot
 from dit.profiles import beta, gamma_of
 from dit.runs import Card
-from dit.training.parallel import gathered
 
 SNAPSHOTS = 32  # of a training, unless --ema-every says otherwise
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from dit.hardware import device_kind, uses_bf16
+from dit.distributed.device import device_kind, uses_bf16
 from dit.models.create import multiply_adds
 from dit.runs import NetworkSpec
 from dit.training.job import Job

@@ -10,14 +10,14 @@ from dit.build import build_network
 from dit.config import TrainConfig
 from dit.diffusion.objective import LossFunction
 from dit.diffusion.process import Process
-from dit.hardware import Ranks
+from dit.distributed.parallel import whole
+from dit.distributed.ranks import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
 from dit.runs import Card
 from dit.text import Captions
 from dit.training.checkpoint import State
 from dit.training.layout import ALONE, Choice
-from dit.training.parallel import whole
 
 
 @dataclass(frozen=True)

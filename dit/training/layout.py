@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dit.hardware import Ranks, memory_of
+from dit.distributed.device import memory_of
+from dit.distributed.ranks import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.models.create import parameters
 from dit.runs import Card

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 import torch
 
-from dit.hardware import arithmetic, device_kind, versions
+from dit.distributed.device import arithmetic, device_kind, versions
 from dit.runs import MACHINE, read_starts
 from dit.training.flops import Meter
 from dit.training.job import Job

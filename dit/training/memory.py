@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dit.build import build_network
-from dit.hardware import autocast, choose_attention, uses_bf16
+from dit.distributed.activation_checkpoint import recompute as forgets
+from dit.distributed.device import autocast, choose_attention, uses_bf16
 from dit.models.create import blank_inputs
 from dit.runs import NetworkSpec
-from dit.training.recompute import recompute as forgets
 
 PARTS = ("weights", "optimizer", "gradients", "copies", "activations", "temporaries")
 DRAWN = 5  # tensors of the latents' size that a step begins with, for all micro-batches: two moments, two noises, x0

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.runs import BY_TIME, Distance, is_distance, read_metrics
 from dit.utils.files import flush, named, replacing
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
 from dit.runs import (
     CONFIG,
     WEIGHTS,

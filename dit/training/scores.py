@@ -14,6 +14,8 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.config import SamplerConfig, TrainConfig
+from dit.distributed.device import uses_bf16
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import references
 from dit.evaluation.inputs.features import Heed, extract, gather, go_on
@@ -24,7 +26,6 @@ from dit.evaluation.references import Reference, Standard, choose_extractors, fi
 from dit.evaluation.sampling import settings_in_use
 from dit.evaluation.scores.metrics import NAMES, score_names
 from dit.generate import NotFinite, generate
-from dit.hardware import Ranks, uses_bf16
 from dit.runs import find_best
 from dit.sampling_plan import build_sampling
 from dit.training.job import Job

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 
 
 class Left(Exception):

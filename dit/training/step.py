@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from dit.data.order import generator
-from dit.hardware import autocast
+from dit.distributed.device import autocast
+from dit.distributed.parallel import synchronised, whole
 from dit.training.batches import Batch, position, share, training_times
 from dit.training.job import Job
-from dit.training.parallel import synchronised, whole
 from dit.training.schedule import learning_rate
 
 

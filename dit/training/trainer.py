@@ -24,8 +24,12 @@ from dit.build import (
 )
 from dit.config import TrainConfig
 from dit.diffusion.importance import LossAware
+from dit.distributed.activation_checkpoint import recompute
+from dit.distributed.device import autocast, choose_attention
+from dit.distributed.float8 import require_fp8, use_fp8
+from dit.distributed.parallel import called, settle, shard
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks, autocast, choose_attention
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
 from dit.models.create import blank_inputs, check_name, is_classifier
@@ -40,15 +44,12 @@ from dit.training.divergence import Diverged, go_back, look
 from dit.training.dry_run import describe
 from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
 from dit.training.flops import Meter, meter
-from dit.training.fp8 import require_fp8, use_fp8
 from dit.training.guard import LOOK, Guard
 from dit.training.job import Job
 from dit.training.layout import Choice, choose
 from dit.training.machine import peak_memory
 from dit.training.metrics_log import Found, Stopwatch, Window
-from dit.training.parallel import called, settle, shard
 from dit.training.progress import Bar
-from dit.training.recompute import recompute
 from dit.training.reporter import Reporter
 from dit.training.run_directory import begin, changes, find_run, open_run, require_autoencoder, restarted, write_card
 from dit.training.schedule import learning_rate, total_steps

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.training.parallel import whole
+from dit.distributed.parallel import whole
 
 
 @torch.no_grad()

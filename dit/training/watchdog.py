@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from dit.distributed.ranks import Ranks
 from dit.errors import PeerLost
-from dit.hardware import Ranks
 
 HUNG = 4  # exit code
 BEAT = 2.0  # seconds between signs of life

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.networks.base import Extractor, Outputs
-from dit.hardware import Ranks
 
 Heed = Callable[[], None]  # may raise, on all ranks alike
 ROWS = 4096  # of features that go from rank to rank at a time

@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 
 from dit.config import SamplerConfig, from_json, to_json
+from dit.distributed.device import device_kind, versions
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.sampling import image_settings
 from dit.evaluation.scores.metrics import Score
-from dit.hardware import device_kind, versions
 from dit.sampling_plan import labelled
 from dit.trained import Run
 from dit.utils.files import damaged, sha256

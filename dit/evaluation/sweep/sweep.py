@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dit import posthoc
 from dit.config import SamplerConfig, SweepConfig
 from dit.config.checks import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
@@ -34,7 +35,6 @@ from dit.evaluation.sweep import grid, results
 from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank
 from dit.generate import NotFinite, sample_latents
-from dit.hardware import Ranks
 from dit.runs import find_weights
 from dit.sampling_plan import build_sampling, find_sampler, has_null_class, labelled
 from dit.text import Captioned

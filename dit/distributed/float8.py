@@ -5,8 +5,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from dit.distributed.device import device_kind
 from dit.errors import UserError
-from dit.hardware import device_kind
 
 CAPABILITY = (8, 9)  # of GPUs from which on there are float8 products
 

@@ -10,7 +10,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dit.hardware import Ranks, uses_bf16
+from dit.distributed.device import uses_bf16
+from dit.distributed.ranks import Ranks
 
 
 def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> None:
