@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.experiments import Lab
 from benchmarks.record import record
-from dit.models.create import create_model, multiply_adds, parameters
+from dit.models.registry import create_model, multiply_adds, parameters
 from dit.runs import read_metrics
 
 VARIANTS = ("in-context", "cross-attention", "adaln", "adaln-zero")

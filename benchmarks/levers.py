@@ -51,9 +51,8 @@ from dit.distributed.float8 import require_fp8, use_fp8
 from dit.distributed.parallel import called, shard, whole
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.blocks import Condition
-from dit.models.dit import NAMES, SIZES
-from dit.models.transformer import ZERO
+from dit.models.dit import SIZES, ZERO, Condition
+from dit.models.registry import DIT_NAMES
 from dit.training.job import Job
 
 CPU, CUDA, TINY = {"DiT-S/4": 32}, {"DiT-XL/2": 128}, {"DiT-Ti/8": 4}
@@ -568,7 +567,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[lever.name for lever in levers], metavar="NAME",
                         help="these levers; all unless given")
-    parser.add_argument("--models", nargs="+", choices=NAMES, metavar="MODEL",
+    parser.add_argument("--models", nargs="+", choices=DIT_NAMES, metavar="MODEL",
                         help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given")
     parser.add_argument("--batch", type=positive, help="images a step; 32 on a CPU, 128 on CUDA unless given")
     parser.add_argument("--rounds", type=positive, default=5)

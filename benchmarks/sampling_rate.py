@@ -37,7 +37,7 @@ from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.generate import sample_latents
 from dit.latents.autoencoder import Autoencoder, codec_of
-from dit.models.create import multiply_adds
+from dit.models.registry import multiply_adds
 from dit.sampling_plan import build_sampling
 from dit.trained import Run
 from dit.training.previews import ema_run

@@ -32,7 +32,7 @@ from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.distributed.ranks import Ranks, ranks
 from dit.evaluation.pages.figures import new_axis, new_figure, to_image
-from dit.models.create import multiply_adds
+from dit.models.registry import multiply_adds
 from dit.scaling.cluster import Cluster
 from dit.scaling.cost import BUCKET, FLOAT, Work, seconds, traffic
 from dit.training.job import Job
@@ -243,7 +243,7 @@ def draw(results: dict[str, Any]) -> Image.Image:
 
 def work_of(model: str) -> Work:
     """The network of `job_of`, for the equations; FSDP gathers float32."""
-    from dit.models.create import create_model
+    from dit.models.registry import create_model
 
     shape = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
     with torch.device("meta"):

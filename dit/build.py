@@ -23,7 +23,7 @@ from dit.latents.autoencoder import Autoencoder
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, damaged_shards
-from dit.models.create import create_model, is_classifier, side_multiple
+from dit.models.registry import create_model, is_classifier, side_multiple
 from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_header, read_weights, same_autoencoder
 from dit.text import TextEncoder, load_text_encoder
 from dit.utils.files import quoted

@@ -13,9 +13,9 @@ from torch import Tensor
 from dit.config import ConvertConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.create import create_model
-from dit.models.dit import PATCHES, SIZES, split_name
-from dit.models.layers import position_embedding
+from dit.models.dit import PATCHES, SIZES
+from dit.models.embeddings import position_embedding
+from dit.models.registry import create_model, split_name
 from dit.runs import RELEASE_DATA, Card, NetworkSpec, write_weights
 from dit.utils.files import quoted, replacing
 from dit.utils.hub import lasting

@@ -13,7 +13,7 @@ from dit.convert import read_release
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.latents.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
-from dit.models.create import is_classifier, parameters, structure
+from dit.models.registry import is_classifier, parameters, structure
 from dit.posthoc import snapshot_steps
 from dit.runs import (
     BEST,

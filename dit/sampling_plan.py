@@ -21,7 +21,7 @@ from dit.errors import UserError
 from dit.inference import compiled, filled, ready
 from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import Cached, full, short
-from dit.models.create import is_classifier
+from dit.models.registry import is_classifier
 from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
 from dit.text import Captioned
 from dit.trained import Run, load_network, load_run, with_captions

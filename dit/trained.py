@@ -14,7 +14,7 @@ from dit.diffusion.denoiser import Denoiser
 from dit.distributed.device import versions
 from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
-from dit.models.create import is_classifier
+from dit.models.registry import is_classifier
 from dit.runs import Card, Weights, find_weights, read_weights
 from dit.text import Captioned, Captions, TextEncoder
 from dit.utils.files import quoted

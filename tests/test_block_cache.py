@@ -12,8 +12,8 @@ from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import sample_latents
-from dit.models.blocks import CONDITIONINGS
 from dit.models.caching import Cached, full, short
+from dit.models.conditioning import CONDITIONINGS
 from dit.runs import NetworkSpec
 from dit.sample_folder import sample_folder
 from dit.sampling_plan import build_sampling

@@ -5,8 +5,8 @@ import torch
 
 from dit.errors import UserError
 from dit.models.classifier import Classifier
-from dit.models.create import create_model, is_classifier, parameters
 from dit.models.dit import DiT
+from dit.models.registry import create_model, is_classifier, parameters
 
 SMALL = dict(input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dit.models.blocks import CONDITIONINGS, Condition, CrossAttention
-from dit.models.create import create_model, multiply_adds, parameters
-from dit.models.dit import DiT
+from dit.models.conditioning import CONDITIONINGS, CrossAttention
+from dit.models.dit import Condition, DiT
+from dit.models.registry import create_model, multiply_adds, parameters
 
 IMAGENET = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 SMALL = dict(input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5)

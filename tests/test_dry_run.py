@@ -10,7 +10,7 @@ import torch
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.create import multiply_adds, parameters
+from dit.models.registry import multiply_adds, parameters
 from dit.runs import Card, NetworkSpec
 from dit.text import load_text_encoder
 from dit.training.dry_run import budget

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dit.models.create import blank_inputs, create_model
+from dit.models.registry import blank_inputs, create_model
 from dit.runs import NetworkSpec
 from dit.training import flops
 from dit.training.flops import Meter, Peak, peak_of, training_flops

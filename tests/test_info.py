@@ -11,7 +11,7 @@ from dit.errors import UserError
 from dit.first_stage.networks import create_network, save
 from dit.info import card_rows, info, table
 from dit.latents.autoencoder import BUNDLED, WEIGHTS
-from dit.models.create import create_model, parameters
+from dit.models.registry import create_model, parameters
 from dit.runs import Card
 from dit.utils.files import sha256
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dit.models.layers import position_embedding
+from dit.models.embeddings import position_embedding
 
 WIDTH = 64
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from dit.errors import UserError
-from dit.models.blocks import Condition, DiTBlock
-from dit.models.create import check_name, create_model, multiply_adds, parameters, structure
-from dit.models.dit import DiT
-from dit.models.layers import position_embedding, sinusoids
+from dit.models.dit import Condition, DiT, DiTBlock
+from dit.models.embeddings import position_embedding, sinusoids
+from dit.models.registry import check_name, create_model, multiply_adds, parameters, structure
 
 IMAGENET = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 SMALL = dict(input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5)

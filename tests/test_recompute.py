@@ -16,7 +16,7 @@ from dit.build import build_network
 from dit.distributed.activation_checkpoint import recompute
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
-from dit.models.create import blank_inputs
+from dit.models.registry import blank_inputs
 from dit.runs import NetworkSpec
 from dit.training.trainer import train
 

@@ -8,7 +8,7 @@ import torch
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.create import create_model, multiply_adds, parameters
+from dit.models.registry import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
 from dit.runs import Card, NetworkSpec
 from dit.trained import load_run

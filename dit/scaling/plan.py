@@ -11,8 +11,8 @@ import torch
 from dit.config import PlanConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.create import blank_inputs, multiply_adds_of
-from dit.models.dit import SIZES, DiT, split_name
+from dit.models.dit import SIZES, DiT
+from dit.models.registry import blank_inputs, multiply_adds_of, split_name
 from dit.scaling.cluster import Cluster, cluster
 from dit.scaling.cost import Seconds, Work, seconds, traffic
 from dit.training.memory import RESERVE, Layout, Memory, Step

@@ -5,7 +5,7 @@ from pathlib import Path
 from dit.config import ClassifierConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.create import is_classifier
+from dit.models.registry import is_classifier
 from dit.runs import Weights, checkpoint_step, find_weights, latest, read_weights
 from dit.training.trainer import train
 from dit.utils.files import quoted

@@ -10,7 +10,7 @@ from dit.distributed.device import arithmetic
 from dit.distributed.ranks import Ranks
 from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import Latents
-from dit.models.create import is_classifier, multiply_adds, parameters, structure
+from dit.models.registry import is_classifier, multiply_adds, parameters, structure
 from dit.runs import Card, NetworkSpec
 from dit.text import TextEncoder
 from dit.training.ema import snapshot_every

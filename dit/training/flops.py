@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dit.distributed.device import device_kind, uses_bf16
-from dit.models.create import multiply_adds
+from dit.models.registry import multiply_adds
 from dit.runs import NetworkSpec
 from dit.training.job import Job
 

@@ -8,7 +8,7 @@ from torch import nn
 from dit.distributed.device import memory_of
 from dit.distributed.ranks import Ranks
 from dit.latents.autoencoder import Autoencoder
-from dit.models.create import parameters
+from dit.models.registry import parameters
 from dit.runs import Card
 from dit.text import TextEncoder
 from dit.training.memory import RESERVE, Memory, estimate

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from dit.build import build_network
 from dit.distributed.activation_checkpoint import recompute as forgets
 from dit.distributed.device import autocast, choose_attention, uses_bf16
-from dit.models.create import blank_inputs
+from dit.models.registry import blank_inputs
 from dit.runs import NetworkSpec
 
 PARTS = ("weights", "optimizer", "gradients", "copies", "activations", "temporaries")

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dit.models.create import is_classifier
+from dit.models.registry import is_classifier
 from dit.runs import read_metrics
 from dit.training.accuracy import AccuracyCurve
 from dit.training.boards import TensorBoard, Wandb

@@ -32,7 +32,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.store import Latents
-from dit.models.create import blank_inputs, check_name, is_classifier
+from dit.models.registry import blank_inputs, check_name, is_classifier
 from dit.posthoc import FOLDER, drop_after
 from dit.runs import BEST, Card, card_of, checkpoint_card, checkpoint_step, find_best, latest
 from dit.text import Captioned, Captions, TextEncoder

@@ -7,13 +7,13 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from dit.errors import UserError, nearest
-from dit.models import classifier, dit, unet
+from dit.models import classifier, unet
 from dit.models.classifier import Classifier
-from dit.models.dit import PATCHES, SIZES, DiT
-from dit.models.transformer import PatchTransformer
+from dit.models.dit import PATCHES, SIZES, DiT, PatchTransformer
 from dit.models.unet import UNet
 
-NAMES = [*dit.NAMES, *unet.NAMES, *classifier.NAMES]
+DIT_NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]
+NAMES = [*DIT_NAMES, *unet.NAMES, *classifier.NAMES]
 
 
 def check_name(name: str, conditioning: str = "adaln-zero") -> None:
@@ -25,10 +25,10 @@ def check_name(name: str, conditioning: str = "adaln-zero") -> None:
     if name not in NAMES:
         kinds = f"{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
         raise UserError(f"unknown model {name!r}", f"DiT-{kinds} or UNet-{{{','.join(unet.SIZES)}}}",
-                        nearest(name, [*dit.NAMES, *unet.NAMES], "see train.py --help"))
-    if conditioning != "adaln-zero" and name not in dit.NAMES:
+                        nearest(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"))
+    if conditioning != "adaln-zero" and name not in DIT_NAMES:
         raise UserError(f"--conditioning {conditioning} with --model {name}", "a DiT with --conditioning",
-                        f"drop --conditioning, or pass --model {dit.NAMES[1]}")
+                        f"drop --conditioning, or pass --model {DIT_NAMES[1]}")
 
 
 def is_classifier(name: str) -> bool:
@@ -112,3 +112,16 @@ def blank_inputs(name: str, batch: int, text_tokens: int = 0, **sizes: Any) -> t
     if width := sizes.get("text_width"):
         return x, t, torch.zeros(batch, text_tokens, width)
     return x, t, torch.zeros(batch, dtype=torch.long)
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """Size and patch of a name: `DiT-S/4` -> (`S`, 4).
+
+    Raises:
+        UserError: no DiT, with the nearest names.
+    """
+    if name not in DIT_NAMES:
+        raise UserError(f"unknown model {name!r}", f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
+                        nearest(name, DIT_NAMES))
+    size, patch = name.removeprefix("DiT-").split("/")
+    return size, int(patch)
