@@ -35,9 +35,8 @@ from benchmarks.kernels import kernels
 from benchmarks.memory import job_of, stepper
 from benchmarks.record import record, rows_told
 from dit.convert import diffusers_config
-from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import diffusion_loss
-from dit.diffusion.process import DDPM
+from dit.diffusion.process import DDPM, Denoiser
 from dit.distributed.device import autocast
 from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks

@@ -14,9 +14,8 @@ from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.diffusion import classifier
 from dit.diffusion.classifier import NoisyClassifier, classifier_loss
-from dit.diffusion.denoiser import Denoiser
 from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
-from dit.diffusion.process import DDPM, Flow, Process
+from dit.diffusion.process import DDPM, Denoiser, Flow, Process
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.diffusion.denoiser import Denoise, Prediction
+from dit.diffusion.process import Denoise, Prediction
 from dit.distributed.device import uses_bf16
 
 GRAPHED = 16  # rows of a call up to which a GPU waits for its orders, which a CUDA graph gives all at once

@@ -15,15 +15,8 @@ from tqdm import tqdm
 
 from dit.build import build_source
 from dit.config import NllConfig
-from dit.diffusion.density import (
-    Levels,
-    Tick,
-    UnitProbes,
-    chain,
-    ode_log_density,
-    ode_times,
-    variational_bound_of_chain,
-)
+from dit.diffusion.likelihood import Levels, Tick, chain, variational_bound_of_chain
+from dit.diffusion.ode_likelihood import UnitProbes, ode_log_density, ode_times
 from dit.diffusion.process import DDPM
 from dit.distributed.device import arithmetic, autocast, device_kind
 from dit.distributed.ranks import Ranks

@@ -14,9 +14,8 @@ from dit.config import SamplerConfig
 from dit.config.checks import NOT_DDPM, require_use
 from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
-from dit.diffusion.denoiser import Denoise, Prediction
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
-from dit.diffusion.process import DDPM, Process
+from dit.diffusion.process import DDPM, Denoise, Prediction, Process
 from dit.errors import UserError
 from dit.inference import compiled, filled, ready
 from dit.latents.autoencoder import load_autoencoder

@@ -14,8 +14,7 @@ from torch import Tensor
 from dit.build import build_source
 from dit.config import ShowConfig
 from dit.data.sources import is_there
-from dit.diffusion.denoiser import Denoise, Prediction
-from dit.diffusion.process import Process, add_noise
+from dit.diffusion.process import Denoise, Prediction, Process, add_noise
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError

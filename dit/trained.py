@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised, require_size
-from dit.diffusion.denoiser import Denoiser
+from dit.diffusion.process import Denoiser
 from dit.distributed.device import versions
 from dit.errors import UserError
 from dit.latents.autoencoder import Autoencoder, load_autoencoder

@@ -7,18 +7,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from dit.diffusion.denoiser import Denoiser, Prediction
-from dit.diffusion.density import (
-    Levels,
-    UnitProbes,
-    chain,
-    divergence,
-    ode_log_density,
-    ode_times,
-    variational_bound_of_chain,
-)
-from dit.diffusion.objective import variational_bound
-from dit.diffusion.process import DDPM, Flow, add_noise, like
+from dit.diffusion.likelihood import Levels, chain, variational_bound, variational_bound_of_chain
+from dit.diffusion.ode_likelihood import UnitProbes, divergence, ode_log_density, ode_times
+from dit.diffusion.process import DDPM, Denoiser, Flow, Prediction, add_noise, like
 
 PROCESSES = {"linear": DDPM("linear"), "cosine": DDPM("cosine"), "flow": Flow()}
 PIXELS = Levels(torch.zeros(1, 1, 1).double(), torch.ones(1, 1, 1).double())

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from dit.diffusion.classifier import TERMS, NoisyClassifier, classifier_loss
-from dit.diffusion.denoiser import Denoiser, target
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
-from dit.diffusion.process import DDPM, Flow
+from dit.diffusion.process import DDPM, Denoiser, Flow, target
 from dit.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun
 
 NULL = 9

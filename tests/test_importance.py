@@ -8,9 +8,9 @@ from conftest import torchrun
 
 from dit.build import build_card, build_loss, build_source
 from dit.config import TrainConfig
-from dit.diffusion.importance import MEMORY, UNIFORM, LossAware
 from dit.diffusion.objective import Loss
 from dit.diffusion.process import DDPM
+from dit.diffusion.weighting import MEMORY, UNIFORM, LossAware
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.latents.autoencoder import load_autoencoder

@@ -9,7 +9,7 @@ from conftest import SMALL
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dit.config import SamplerConfig
-from dit.diffusion.denoiser import Prediction
+from dit.diffusion.process import Prediction
 from dit.distributed.device import autocast
 from dit.generate import sample_latents
 from dit.inference import compiled, filled, ready

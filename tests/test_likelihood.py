@@ -15,8 +15,7 @@ from dit.build import build_source
 from dit.cli import main
 from dit.config import NllConfig
 from dit.data.images import Digits
-from dit.diffusion.denoiser import Prediction
-from dit.diffusion.process import like
+from dit.diffusion.process import Prediction, like
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
@@ -107,7 +106,7 @@ def test_scaled_pixels_have_the_bits_of_pixels(monkeypatch, make_run):
 
 
 def with_denoiser(denoise):
-    from dit.diffusion.density import ode_log_density
+    from dit.diffusion.ode_likelihood import ode_log_density
 
     return lambda _, *others: ode_log_density(denoise, *others)
 

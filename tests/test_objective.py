@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from dit.diffusion.denoiser import Denoiser
-from dit.diffusion.objective import diffusion_loss, discretized_log_likelihood, drop_labels, min_snr, normal_kl
-from dit.diffusion.process import DDPM, Flow, add_noise, posterior
+from dit.diffusion.likelihood import discretized_log_likelihood, normal_kl
+from dit.diffusion.objective import diffusion_loss, drop_labels
+from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
+from dit.diffusion.weighting import min_snr
 
 SHAPE = (6, 2, 4, 4)
 

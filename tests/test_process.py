@@ -6,8 +6,17 @@ import pytest
 import torch
 from scipy import stats
 
-from dit.diffusion.denoiser import Denoiser, target, to_x0_eps
-from dit.diffusion.process import DDPM, Flow, add_noise, cosine_betas, linear_betas, posterior
+from dit.diffusion.process import (
+    DDPM,
+    Denoiser,
+    Flow,
+    add_noise,
+    cosine_betas,
+    linear_betas,
+    posterior,
+    target,
+    to_x0_eps,
+)
 
 PROCESSES = {"linear": DDPM("linear"), "cosine": DDPM("cosine"), "flow": Flow(), "shifted": Flow(shift=3.0)}
 

@@ -8,9 +8,8 @@ import torch
 from conftest import Copies
 
 from dit.diffusion import samplers
-from dit.diffusion.denoiser import Denoiser, Prediction, target
 from dit.diffusion.guidance import cfg
-from dit.diffusion.process import DDPM, Flow, like, posterior
+from dit.diffusion.process import DDPM, Denoiser, Flow, Prediction, like, posterior, target
 
 MEAN, STD = 0.8, 0.5
 ALL = {

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit.diffusion.denoiser import Denoise, Prediction, target
-from dit.diffusion.process import Process, like
+from dit.diffusion.process import Denoise, Prediction, Process, like, target
 
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, t, y) -> the gradient of log p(y | x_t) with respect to x_t, in its shape."""

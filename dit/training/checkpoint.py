@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from dit.config import TrainConfig
-from dit.diffusion.importance import LossAware
+from dit.diffusion.weighting import LossAware
 from dit.distributed.parallel import gathered
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError

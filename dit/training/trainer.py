@@ -23,7 +23,7 @@ from dit.build import (
     normalised,
 )
 from dit.config import TrainConfig
-from dit.diffusion.importance import LossAware
+from dit.diffusion.weighting import LossAware
 from dit.distributed.activation_checkpoint import recompute
 from dit.distributed.device import autocast, choose_attention
 from dit.distributed.float8 import require_fp8, use_fp8

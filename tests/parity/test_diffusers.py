@@ -14,8 +14,7 @@ import torch
 from dit import convert
 from dit.build import build_network
 from dit.diffusion import samplers
-from dit.diffusion.denoiser import Denoiser
-from dit.diffusion.process import DDPM, Flow, add_noise, posterior
+from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
 from dit.runs import NetworkSpec
 
 diffusers = pytest.importorskip("diffusers")

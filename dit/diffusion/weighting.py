@@ -1,7 +1,10 @@
 """Training times drawn where the loss is large, to calm the gradient of the variational bound (2102.09672)."""
 
+
 import torch
 from torch import Tensor
+
+from dit.diffusion.process import Process
 
 MEMORY = 10  # losses remembered of each time
 UNIFORM = 0.001  # share of draws that do not look at the loss, as in the paper's release
@@ -43,3 +46,11 @@ class LossAware:
             if abs(loss) < float("inf"):
                 self.history[index, self.counts[index] % MEMORY] = loss
                 self.counts[index] += 1
+
+
+def min_snr(process: Process, objective: str, t: Tensor, gamma: float) -> Tensor:
+    """Weights [B] that make every objective an x0 loss weighted by min(SNR, gamma) (2303.09556, equation 9)."""
+    at = process.coefficients(t)
+    snr = (at.alpha / at.sigma) ** 2
+    x0_per_out = {"eps": at.sigma / at.alpha, "x0": torch.ones_like(snr), "v": at.sigma}[objective]
+    return snr.clamp(max=gamma) * x0_per_out**2

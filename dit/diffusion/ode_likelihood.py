@@ -1,87 +1,14 @@
 """How likely data is: the variational bound of a DDPM chain, and the density of the probability-flow ODE."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dit.diffusion.denoiser import Denoise, target
-from dit.diffusion.objective import discretized_log_likelihood, normal_kl
-from dit.diffusion.process import DDPM, Process, add_noise, like, posterior
-
-Tick = Callable[[int], object]  # is told of images that have done one more step
-
-
-class Bound(NamedTuple):
-    """Parts of the bound on -log2 p(x0) (2006.11239, equation 5) of each image, [B] in bits per dimension."""
-
-    prior: Tensor  # L_T: what noised data still tells
-    steps: Tensor  # the sum of L_{t-1} over all steps but the last
-    decoder: Tensor  # L_0: the last step's likelihood of pixel levels
-
-
-class Levels(NamedTuple):
-    """Where the 256 pixel levels lie: x = (pixel - shift) * scale, pixels in [-1, 1]; both broadcast to [C, 1, 1]."""
-
-    shift: Tensor
-    scale: Tensor
-
-    def pixels(self, x: Tensor) -> Tensor:
-        """The inverse."""
-        return x / self.scale + self.shift
-
-    def clip(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] within black and white."""
-        return (self.pixels(x).clamp(-1, 1) - self.shift) * self.scale
-
-
-def variational_bound_of_chain(
-    denoise: Denoise, process: Process, x0: Tensor, y: Tensor, times: Tensor, noise: Callable[[], Tensor],
-    levels: Levels, variance: str, tick: Tick = lambda images: None,
-) -> Bound:
-    """The bound of the chain along `times`, with one draw of noise for each step.
-
-    2006.11239, equations 5 and 13; a chain of fewer steps as in 2102.09672, section 3.2. The predicted x0 is clipped to
-    the range of pixels, as in the evaluation of both papers' releases.
-
-    Args:
-        denoise: what predicts x0.
-        process: a DDPM.
-        x0: images [B, C, H, W] on pixel levels.
-        y: class ids [B].
-        times: [steps + 1], descending to 0, two steps or more.
-        noise: gives standard normal draws like x0.
-        levels: of the pixels in x0.
-        variance: of the model's steps: small, large or learned; of the last always small where it is not learned.
-        tick: called after each step.
-    """
-    at = process.coefficients(times[0])
-    zero = torch.zeros_like(x0)
-    prior, steps = normal_kl(like(at.alpha, x0) * x0, 2 * like(at.sigma, x0).log(), zero, zero), zero
-    floor = zero
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        x_t = add_noise(process, x0, noise(), t)
-        said = denoise(x_t, t, y)
-        true = posterior(process, x_t, x0, t, s)
-        mean = posterior(process, x_t, levels.clip(said.x0), t, s).mean
-        floor = true.var_min.log() if s > 0 else floor  # the last step's is 0: the one before it serves
-        fraction = said.var_fraction if variance == "learned" else float(variance == "large" and s > 0)
-        assert fraction is not None, "the network has no variance"
-        log_var = fraction * true.var_max.log() + (1 - fraction) * floor
-        if s > 0:
-            steps = steps + normal_kl(true.mean, floor, mean, log_var)
-        tick(len(x0))
-    log_std = log_var / 2 - levels.scale.log()
-    decoder = -discretized_log_likelihood(levels.pixels(x0), levels.pixels(mean), log_std)
-    return Bound(*(part.flatten(1).mean(1) / math.log(2) for part in (prior, steps, decoder)))
-
-
-def chain(process: DDPM, steps: int) -> Tensor:
-    """Times [steps + 1] of the whole DDPM chain or of an evenly spaced part of it, from its very end to 0."""
-    return torch.cat([1 + torch.linspace(process.end - 1, 0, steps).round(), torch.zeros(1)]).double()
+from dit.diffusion.likelihood import Tick
+from dit.diffusion.process import DDPM, Denoise, Process, target
 
 
 def ode_log_density(
