@@ -30,7 +30,7 @@ from benchmarks.record import record
 from dit.build import build_card, build_network
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks, ranks
-from dit.latents.autoencoder import Autoencoder, load_autoencoder
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.runs import Card, NetworkSpec
 from dit.training import trainer

@@ -35,8 +35,8 @@ from benchmarks.training_speed import Diffusers
 from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder, codec_of
 from dit.generate import sample_latents
-from dit.latents.autoencoder import Autoencoder, codec_of
 from dit.models.registry import multiply_adds
 from dit.sampling_plan import build_sampling
 from dit.trained import Run

@@ -20,9 +20,9 @@ from dit.data.images import ImageFiles, ImageFolder, Images, decode
 from dit.data.labels import Columns, Value
 from dit.data.sources import load_images, load_stream
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.errors import UserError
 from dit.latents import shards
-from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.moments import decode_batches, encode_views, in_batches
 from dit.latents.shards import Encoding
 from dit.utils.files import quoted

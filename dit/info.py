@@ -11,8 +11,8 @@ from dit.build import build_network
 from dit.config import InfoConfig
 from dit.convert import read_release
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
-from dit.latents.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.models.registry import is_classifier, parameters, structure
 from dit.posthoc import snapshot_steps
 from dit.runs import (

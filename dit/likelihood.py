@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.build import build_source
 from dit.config import NllConfig
 from dit.diffusion.likelihood import Levels, Tick, chain, variational_bound_of_chain
 from dit.diffusion.ode_likelihood import UnitProbes, ode_log_density, ode_times
 from dit.diffusion.process import DDPM
 from dit.distributed.device import arithmetic, autocast, device_kind
 from dit.distributed.ranks import Ranks
+from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
 from dit.generate import ImageNoise
+from dit.latents.load import build_source
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
-from dit.text import Captioned, Captions
 from dit.trained import Run, load_run, with_captions
 from dit.utils.files import require_place, sha256, write_json
 

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from dit.config import SamplerConfig
 from dit.distributed.device import arithmetic
 from dit.distributed.ranks import Ranks
+from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.generate import generate
 from dit.runs import find_weights, read_header
 from dit.sampling_plan import SamplingPlan, build_sampling
-from dit.text import Captioned
 from dit.trained import Run
 from dit.utils.files import damaged, make_folder, replacing, sha256, write_json
 from dit.utils.image_size import size_of

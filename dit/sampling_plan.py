@@ -16,13 +16,13 @@ from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
 from dit.diffusion.process import DDPM, Denoise, Prediction, Process
+from dit.encoders.autoencoder import load_autoencoder
+from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.inference import compiled, filled, ready
-from dit.latents.autoencoder import load_autoencoder
 from dit.models.caching import Cached, full, short
 from dit.models.registry import is_classifier
 from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
-from dit.text import Captioned
 from dit.trained import Run, load_network, load_run, with_captions
 from dit.utils.files import quoted
 from dit.utils.image_size import show_size, sides

@@ -11,18 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dit.build import build_source
 from dit.config import ShowConfig
 from dit.data.sources import is_there
 from dit.diffusion.process import Denoise, Prediction, Process, add_noise
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
+from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.generate import ImageNoise, check_finite, sample_latents
+from dit.latents.load import build_source
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
 from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
-from dit.text import Captioned
 from dit.trained import Run, prompted
 from dit.utils import pictures
 from dit.utils.files import make_folder, replacing

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised, require_size
 from dit.diffusion.process import Denoiser
 from dit.distributed.device import versions
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder
+from dit.encoders.text import Captioned, Captions, TextEncoder
 from dit.errors import UserError
-from dit.latents.autoencoder import Autoencoder, load_autoencoder
 from dit.models.registry import is_classifier
 from dit.runs import Card, Weights, find_weights, read_weights
-from dit.text import Captioned, Captions, TextEncoder
 from dit.utils.files import quoted
 from dit.utils.image_size import Size, sides, size_of
 

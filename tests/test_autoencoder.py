@@ -6,9 +6,9 @@ from huggingface_hub import constants
 
 from dit.config import VaeConfig
 from dit.data.images import Digits
+from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder, sha256
 from dit.errors import UserError
 from dit.first_stage.networks import create_network
-from dit.latents.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder, sha256
 from dit.latents.online import MemoryLatents
 
 

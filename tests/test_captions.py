@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit.build import build_source
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS, METADATA, CaptionedFolder
 from dit.data.images import Digits
@@ -13,8 +12,9 @@ from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encode import encode
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.load import build_source
 from dit.latents.shards import INDEX
 from dit.latents.store import LatentStore
 

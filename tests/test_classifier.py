@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dit.build import build_card, build_source
+from dit.build import build_card
 from dit.cli import main
 from dit.config import ClassifierConfig, SampleConfig, TrainConfig
 from dit.diffusion.classifier import NoisyClassifier
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.load import build_source
 from dit.models.dit import SIZES
 from dit.runs import Card, checkpoints, find_weights, read_metrics, read_weights
 from dit.sample import sample

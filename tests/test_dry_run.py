@@ -9,10 +9,10 @@ import torch
 
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
+from dit.encoders.text import load_text_encoder
 from dit.errors import UserError
 from dit.models.registry import multiply_adds, parameters
 from dit.runs import Card, NetworkSpec
-from dit.text import load_text_encoder
 from dit.training.dry_run import budget
 from dit.training.layout import frozen_bytes
 from dit.training.memory import estimate

@@ -21,6 +21,7 @@ from dit.cli import main, parse
 from dit.config import VaeConfig
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor, Outputs
 from dit.evaluation.networks.load import load_extractors
@@ -31,7 +32,6 @@ from dit.first_stage.losses import KL, RESTART_EVERY, VQ, load_lpips
 from dit.first_stage.networks import create_network
 from dit.first_stage.quality import measure
 from dit.first_stage.train import batches, fit, random_shift, split, statistics, to_unit, train_vae
-from dit.latents.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_autoencoder
 from dit.latents.online import MemoryLatents
 
 ROOT = Path(__file__).parent.parent

@@ -9,12 +9,12 @@ import torch
 
 from dit.config import EvalConfig, SampleConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import BUNDLED
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.sampling import image_settings, settings_key
 from dit.evaluation.sweep.points import Keys
 from dit.generate import sample_latents
-from dit.latents.autoencoder import BUNDLED
 from dit.runs import find_weights, read_weights, write_weights
 from dit.sample import sample
 from dit.sample_folder import protocol, sample_folder

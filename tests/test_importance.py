@@ -6,14 +6,15 @@ import pytest
 import torch
 from conftest import torchrun
 
-from dit.build import build_card, build_loss, build_source
+from dit.build import build_card, build_loss
 from dit.config import TrainConfig
 from dit.diffusion.objective import Loss
 from dit.diffusion.process import DDPM
 from dit.diffusion.weighting import MEMORY, UNIFORM, LossAware
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.load import build_source
 from dit.runs import latest, read_metrics, read_weights
 from dit.training.batches import draw_batch, training_times
 from dit.training.trainer import prepare, train, train_step

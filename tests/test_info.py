@@ -7,10 +7,10 @@ import torch
 
 from dit.cli import main
 from dit.config import VaeConfig
+from dit.encoders.autoencoder import BUNDLED, WEIGHTS
 from dit.errors import UserError
 from dit.first_stage.networks import create_network, save
 from dit.info import card_rows, info, table
-from dit.latents.autoencoder import BUNDLED, WEIGHTS
 from dit.models.registry import create_model, parameters
 from dit.runs import Card
 from dit.utils.files import sha256

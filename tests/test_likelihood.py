@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from dit import likelihood
-from dit.build import build_source
 from dit.cli import main
 from dit.config import NllConfig
 from dit.data.images import Digits
@@ -20,6 +19,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
+from dit.latents.load import build_source
 from dit.likelihood import choose, measure, nll
 from dit.runs import find_weights
 from dit.trained import load_run

@@ -13,13 +13,13 @@ from dit.build import build_network
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, StatsConfig, SweepConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encode import encode
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.stats import stats
 from dit.evaluation.sweep.sweep import sweep
 from dit.generate import generate
 from dit.info import info
-from dit.latents.autoencoder import load_autoencoder
 from dit.latents.store import LatentStore
 from dit.runs import Card
 from dit.sample import sample

@@ -14,8 +14,8 @@ from benchmarks import forked
 from dit.config import EncodeConfig
 from dit.distributed.ranks import Ranks
 from dit.encode import encode
+from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
-from dit.latents.autoencoder import Autoencoder
 from dit.latents.store import LatentStore
 
 COUNT = 22

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from benchmarks import forked
-from dit.build import build_source
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder
 from dit.data.order import batch_indices
 from dit.distributed.ranks import Ranks
 from dit.encode import encode
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents import store
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.load import build_source
 from dit.latents.moments import MomentSums, decode_batches
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import holds_latents

@@ -14,21 +14,22 @@ from huggingface_hub import constants
 from PIL import Image
 from test_captions import write_images
 
-from dit import text
-from dit.build import build_card, build_network, build_source, initialise
+from dit.build import build_card, build_network, initialise
 from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.diffusion.guidance import cfg
 from dit.distributed.ranks import Ranks
+from dit.encoders import text
+from dit.encoders.autoencoder import load_autoencoder
+from dit.encoders.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
 from dit.errors import UserError
 from dit.generate import generate
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.load import build_source
 from dit.likelihood import choose, conditioned, measure, nll, open_data
 from dit.models.dit import SIZES
 from dit.runs import Card, NetworkSpec, read_weights, write_weights
 from dit.sample import sample
 from dit.sampling_plan import build_sampling, class_ids
-from dit.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
 from dit.trained import load_run, prompted
 from dit.training.trainer import train
 

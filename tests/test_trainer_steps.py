@@ -20,11 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit.build import build_card, build_denoiser, build_source
+from dit.build import build_card, build_denoiser
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
 from dit.generate import sample_grid, sample_latents
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.load import build_source
 from dit.latents.online import MemoryLatents
 from dit.models.dit import SIZES
 from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify

@@ -16,8 +16,8 @@ from test_autoencoder import save_tiny
 
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import WEIGHTS
 from dit.errors import UserError
-from dit.latents.autoencoder import WEIGHTS
 from dit.posthoc import find_snapshots
 from dit.runs import Card, checkpoint_step, checkpoints, find_weights, latest, read_metrics, verify
 from dit.trained import load_run
@@ -258,8 +258,9 @@ def test_previews_and_strip(tmp_path):
 
 
 def a_job(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> Job:
-    from dit.build import build_card, build_source
-    from dit.latents.autoencoder import load_autoencoder
+    from dit.build import build_card
+    from dit.encoders.autoencoder import load_autoencoder
+    from dit.latents.load import build_source
 
     config = dataclasses.replace(TINY, out=tmp_path / "job", **changes)
     autoencoder = load_autoencoder(config.vae)

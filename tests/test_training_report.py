@@ -10,8 +10,8 @@ from PIL import Image
 
 from dit.config import ReportConfig, TrainConfig
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.latents.autoencoder import load_autoencoder
 from dit.report import page, reference
 from dit.report.curves import CURVES, draw_reference, values
 from dit.report.page import event_cells, once, report, samples, write_page

@@ -17,16 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks import forked
-from dit.build import build_card, build_source
+from dit.build import build_card
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores.metrics import Score
 from dit.generate import generate
 from dit.info import info
-from dit.latents.autoencoder import load_autoencoder
+from dit.latents.load import build_source
 from dit.models.dit import SIZES
 from dit.runs import Best, Distance, checkpoints, find_best, find_weights, latest, read_distance, read_metrics, verify
 from dit.sampling_plan import SamplingPlan, build_sampling

@@ -15,11 +15,11 @@ from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, Sw
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encode import encode
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.sweep.sweep import sweep
 from dit.info import info
-from dit.latents.autoencoder import load_autoencoder
 from dit.latents.online import OnlineLatents
 from dit.latents.store import LatentStore
 from dit.runs import Card, find_weights, read_metrics

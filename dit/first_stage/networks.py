@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dit.config import VaeConfig
+from dit.encoders.autoencoder import CONFIG, WEIGHTS
 from dit.errors import UserError
-from dit.latents.autoencoder import CONFIG, WEIGHTS
 from dit.utils.files import replacing, write_json
 from dit.utils.image_size import sides, size_flag
 

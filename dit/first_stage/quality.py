@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from dit.data.images import Images
+from dit.encoders.autoencoder import Autoencoder, VQCodec
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.scores.frechet import fit, frechet
 from dit.evaluation.scores.metrics import score_names
 from dit.first_stage.codebook import nearest_entries, perplexity, usage
-from dit.latents.autoencoder import Autoencoder, VQCodec
 from dit.latents.moments import decode_batches
 from dit.utils.image_size import sides
 

@@ -21,6 +21,7 @@ from dit.data.images import Images
 from dit.data.sources import load_images
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder, codec_of, load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.networks.load import DIGITS_CNN
@@ -29,7 +30,6 @@ from dit.first_stage.discriminator import Adversary
 from dit.first_stage.losses import KINDS, KL, VQ, load_lpips
 from dit.first_stage.networks import create_network, latent_sides, save
 from dit.first_stage.quality import Scores, measure, reconstruct
-from dit.latents.autoencoder import Autoencoder, codec_of, load_autoencoder
 from dit.latents.moments import MomentSums, decode_batches
 from dit.runs import read_metrics
 from dit.utils.files import quoted, write_json

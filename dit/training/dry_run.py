@@ -8,11 +8,11 @@ from dit.build import build_network
 from dit.config import TrainConfig
 from dit.distributed.device import arithmetic
 from dit.distributed.ranks import Ranks
-from dit.latents.autoencoder import Autoencoder
+from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.text import TextEncoder
 from dit.latents.store import Latents
 from dit.models.registry import is_classifier, multiply_adds, parameters, structure
 from dit.runs import Card, NetworkSpec
-from dit.text import TextEncoder
 from dit.training.ema import snapshot_every
 from dit.training.layout import Choice, frozen_bytes, gib, memory
 from dit.training.memory import Memory

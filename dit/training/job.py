@@ -12,10 +12,10 @@ from dit.diffusion.objective import LossFunction
 from dit.diffusion.process import Process
 from dit.distributed.parallel import whole
 from dit.distributed.ranks import Ranks
-from dit.latents.autoencoder import Autoencoder
+from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.text import Captions
 from dit.latents.store import Latents
 from dit.runs import Card
-from dit.text import Captions
 from dit.training.checkpoint import State
 from dit.training.layout import ALONE, Choice
 

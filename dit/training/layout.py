@@ -7,10 +7,10 @@ from torch import nn
 
 from dit.distributed.device import memory_of
 from dit.distributed.ranks import Ranks
-from dit.latents.autoencoder import Autoencoder
+from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.text import TextEncoder
 from dit.models.registry import parameters
 from dit.runs import Card
-from dit.text import TextEncoder
 from dit.training.memory import RESERVE, Memory, estimate
 
 

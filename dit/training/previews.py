@@ -8,11 +8,11 @@ from torch import nn
 
 from dit.build import build_denoiser
 from dit.config import SamplerConfig
+from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.text import Captioned, Captions
 from dit.generate import sample_grid
-from dit.latents.autoencoder import Autoencoder
 from dit.runs import Card, Weights, by_step
 from dit.sampling_plan import build_sampling
-from dit.text import Captioned, Captions
 from dit.trained import Run
 from dit.utils import pictures
 

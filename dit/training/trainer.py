@@ -16,7 +16,6 @@ from dit.build import (
     build_loss,
     build_network,
     build_process,
-    build_source,
     build_text_encoder,
     find_origin,
     initialise,
@@ -29,13 +28,14 @@ from dit.distributed.device import autocast, choose_attention
 from dit.distributed.float8 import require_fp8, use_fp8
 from dit.distributed.parallel import called, settle, shard
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder
+from dit.encoders.text import Captioned, Captions, TextEncoder
 from dit.errors import UserError
-from dit.latents.autoencoder import Autoencoder, load_autoencoder
+from dit.latents.load import build_source
 from dit.latents.store import Latents
 from dit.models.registry import blank_inputs, check_name, is_classifier
 from dit.posthoc import FOLDER, drop_after
 from dit.runs import BEST, Card, card_of, checkpoint_card, checkpoint_step, find_best, latest
-from dit.text import Captioned, Captions, TextEncoder
 from dit.training import checkpoint
 from dit.training.batches import Batch, Batches
 from dit.training.boards import require_wandb

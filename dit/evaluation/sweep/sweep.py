@@ -20,6 +20,7 @@ from dit import posthoc
 from dit.config import SamplerConfig, SweepConfig
 from dit.config.checks import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.distributed.ranks import Ranks
+from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
@@ -37,7 +38,6 @@ from dit.evaluation.sweep.ranking import rank
 from dit.generate import NotFinite, sample_latents
 from dit.runs import find_weights
 from dit.sampling_plan import build_sampling, find_sampler, has_null_class, labelled
-from dit.text import Captioned
 from dit.trained import Run, load_run
 from dit.utils import pictures
 from dit.utils.files import make_folder, replacing, write_json

@@ -3,7 +3,7 @@
 Everything between data and network, from batches to guidance and samplers, knows of class ids only; what an id says is
 looked up around the network (`Captioned`), at the last moment.
 
-The bundled encoder of digits' captions is made by `python -m dit.text --out dit/assets/digits-text`.
+The bundled encoder of digits' captions is made by `python -m dit.encoders.text --out dit/assets/digits-text`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dit.errors import UserError
 from dit.utils.files import sha256
 from dit.utils.hub import find_folder
 
-BUNDLED = Path(__file__).parent / "assets" / "digits-text"
+BUNDLED = Path(__file__).parents[1] / "assets" / "digits-text"
 PATTERNS = ("*.json", "model*.safetensors", "*.txt", "*.model")  # a tokenizer may be any of the last two
 MOST_TOKENS = 77  # CLIP's length, and long enough for a caption
 CLIP = ("clip", "clip_text_model")
