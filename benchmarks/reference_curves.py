@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.experiments import Lab
 from benchmarks.record import processor
+from dit.config.presets import PRESETS
 from dit.distributed.device import versions
-from dit.presets import PRESETS
 from dit.report.curves import draw_reference
 from dit.report.reference import FOLDER, Reference, essence, settings_that_matter
 from dit.runs import Card, read_metrics

@@ -342,7 +342,7 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 
 def _preset(name: str) -> TrainConfig:
-    from dit.presets import PRESETS
+    from dit.config.presets import PRESETS
 
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}", nearest(name, PRESETS))

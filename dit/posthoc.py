@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dit.config import EmaConfig
-from dit.config.checks import MEAN
+from dit.config.validation import MEAN
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.profiles import fit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dit.config import SamplerConfig
-from dit.config.checks import NOT_DDPM, require_use
+from dit.config.validation import NOT_DDPM, require_use
 from dit.diffusion import samplers
 from dit.diffusion.classifier import NoisyClassifier
 from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated

@@ -13,9 +13,9 @@ from conftest import torchrun
 from dit import cli
 from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig, from_json
+from dit.config.presets import PRESETS
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.presets import PRESETS
 from dit.training.signals import stop_on_signals
 
 ROOT = Path(__file__).parent.parent

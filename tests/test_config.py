@@ -6,8 +6,8 @@ import json
 import pytest
 
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, TrainConfig, from_json, to_json
+from dit.config.presets import PRESETS
 from dit.errors import UserError
-from dit.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)

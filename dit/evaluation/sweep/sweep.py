@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dit import posthoc
 from dit.config import SamplerConfig, SweepConfig
-from dit.config.checks import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
+from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned
 from dit.errors import UserError

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dit.config.checks import require_range, require_sides
+from dit.config.validation import require_range, require_sides
 
 
 @dataclass(frozen=True, kw_only=True)

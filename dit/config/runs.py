@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from dit.config.checks import require_lengths, require_range
+from dit.config.validation import require_lengths, require_range
 from dit.errors import UserError
 
 
