@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.memory import job_of
 from benchmarks.record import record
 from dit.distributed.ranks import Ranks
-from dit.runs import latest
+from dit.runs.checkpoints import latest
 from dit.training.batches import draw_batch
 from dit.training.checkpoint import Saver
 from dit.training.job import Job

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.experiments import Lab
 from benchmarks.record import record
 from dit.models.registry import create_model, multiply_adds, parameters
-from dit.runs import read_metrics
+from dit.runs.metrics import read_metrics
 
 VARIANTS = ("in-context", "cross-attention", "adaln", "adaln-zero")
 SHAPE = dict(input_size=8, in_channels=4, num_classes=10)

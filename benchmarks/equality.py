@@ -28,7 +28,8 @@ from benchmarks.record import record
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs import checkpoints, latest, read_metrics, verify
+from dit.runs.checkpoints import checkpoints, latest, verify
+from dit.runs.metrics import read_metrics
 from dit.training.trainer import train
 
 CLOCKS = {"img_per_s", "mfu", "data_wait", "memory_gib"}  # of the log: what a clock says

@@ -13,7 +13,7 @@ from dit.cli import main
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.evaluation.sweep.sweep import count_evaluations
-from dit.runs import checkpoint_step, latest
+from dit.runs.checkpoints import checkpoint_step, latest
 from dit.trained import load_run
 from dit.utils.files import write_json
 

@@ -32,7 +32,7 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks, ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
-from dit.runs import Card, NetworkSpec
+from dit.runs.card import Card, NetworkSpec
 from dit.training import trainer
 from dit.training.batches import Batches
 from dit.training.job import Job

@@ -21,7 +21,8 @@ from dit.config.presets import PRESETS
 from dit.distributed.device import versions
 from dit.report.curves import draw_reference
 from dit.report.reference import FOLDER, Reference, essence, settings_that_matter
-from dit.runs import Card, read_metrics
+from dit.runs.card import Card
+from dit.runs.metrics import read_metrics
 from dit.utils.files import write_json
 
 PICTURES = FOLDER.parent / "images"

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record
-from dit.runs import MACHINE, latest, read_metrics
+from dit.runs.checkpoints import latest
+from dit.runs.metrics import MACHINE, read_metrics
 
 ROOT = Path(__file__).parent.parent
 RANKS = 2

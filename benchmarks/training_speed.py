@@ -41,7 +41,7 @@ from dit.distributed.device import autocast
 from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
 from dit.models.registry import create_model
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.training.ema import EMA
 from dit.training.flops import training_flops
 

@@ -18,7 +18,9 @@ from dit.encoders.text import TextEncoder, load_text_encoder
 from dit.errors import UserError
 from dit.latents.store import Latents
 from dit.models.registry import create_model, is_classifier, side_multiple
-from dit.runs import Card, NetworkSpec, find_weights, named_otherwise, read_header, read_weights, same_autoencoder
+from dit.runs.card import Card, NetworkSpec, named_otherwise, same_autoencoder
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import read_header, read_weights
 from dit.utils.hub import lasting
 from dit.utils.image_size import Size, sides, size_flag, size_of
 

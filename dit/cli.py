@@ -76,7 +76,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "nll": (NllConfig, "dit.likelihood:nll"),
     "encode": (EncodeConfig, "dit.encode:encode"),
     "train-vae": (VaeConfig, "dit.first_stage.train:train_vae"),
-    "ema": (EmaConfig, "dit.posthoc:ema"),
+    "ema": (EmaConfig, "dit.commands.ema:ema"),
     "convert": (ConvertConfig, "dit.convert:convert"),
     "report": (ReportConfig, "dit.report.page:report"),
     "info": (InfoConfig, "dit.info:show"),
@@ -350,7 +350,7 @@ def _preset(name: str) -> TrainConfig:
 
 
 def _settings_of(run: Path) -> TrainConfig:
-    from dit.runs import card_of, latest, run_of, unsealed
+    from dit.runs.checkpoints import card_of, latest, run_of, unsealed
     from dit.utils.files import quoted
 
     if home := run_of(run):

@@ -16,7 +16,8 @@ from dit.errors import UserError
 from dit.models.dit import PATCHES, SIZES
 from dit.models.embeddings import position_embedding
 from dit.models.registry import create_model, split_name
-from dit.runs import RELEASE_DATA, Card, NetworkSpec, write_weights
+from dit.runs.card import RELEASE_DATA, Card, NetworkSpec
+from dit.runs.weights import write_weights
 from dit.utils.files import quoted, replacing
 from dit.utils.hub import lasting
 from dit.utils.image_size import sides

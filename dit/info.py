@@ -14,21 +14,11 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
 from dit.models.registry import is_classifier, parameters, structure
-from dit.posthoc import snapshot_steps
-from dit.runs import (
-    BEST,
-    WEIGHTS,
-    Card,
-    NetworkSpec,
-    Weights,
-    checkpoint_step,
-    checkpoints,
-    find_best,
-    read_metrics,
-    read_weights,
-    unsealed,
-    verify,
-)
+from dit.runs.card import Card, NetworkSpec
+from dit.runs.checkpoints import BEST, checkpoint_step, checkpoints, find_best, unsealed, verify
+from dit.runs.metrics import read_metrics
+from dit.runs.posthoc_ema import snapshot_steps
+from dit.runs.weights import WEIGHTS, Weights, read_weights
 from dit.utils.image_size import Size, sides, tell_size
 
 Rows = list[tuple[str, str]]

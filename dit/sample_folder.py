@@ -23,7 +23,8 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.generate import generate
-from dit.runs import find_weights, read_header
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import read_header
 from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.trained import Run
 from dit.utils.files import damaged, make_folder, replacing, sha256, write_json

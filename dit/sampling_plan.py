@@ -22,7 +22,9 @@ from dit.errors import UserError
 from dit.inference import compiled, filled, ready
 from dit.models.caching import Cached, full, short
 from dit.models.registry import is_classifier
-from dit.runs import Card, find_weights, named_otherwise, read_header, read_weights
+from dit.runs.card import Card, named_otherwise
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import read_header, read_weights
 from dit.trained import Run, load_network, load_run, with_captions
 from dit.utils.files import quoted
 from dit.utils.image_size import show_size, sides

@@ -16,7 +16,9 @@ from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import Captioned, Captions, TextEncoder
 from dit.errors import UserError
 from dit.models.registry import is_classifier
-from dit.runs import Card, Weights, find_weights, read_weights
+from dit.runs.card import Card
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import Weights, read_weights
 from dit.utils.files import quoted
 from dit.utils.image_size import Size, sides, size_of
 

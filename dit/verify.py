@@ -7,14 +7,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dit import runs
 from dit.config import VerifyConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.latents.shards import AGAIN, holds_latents
 from dit.latents.store import damaged_shards, read_index
-from dit.posthoc import FOLDER, recorded
-from dit.runs import checkpoints
+from dit.runs import checkpoints as runs
+from dit.runs.card import CONFIG
+from dit.runs.checkpoints import checkpoints
+from dit.runs.posthoc_ema import FOLDER, recorded
 from dit.training.run_directory import require_settings
 from dit.utils.files import quoted
 
@@ -39,7 +40,7 @@ def verify_run(run: Path) -> None:
     for name, listed in recorded(run).items():
         file = run / FOLDER / name
         checks[file] = partial(runs.require_intact, file, listed, f"remove {file}")
-    checks[run / runs.CONFIG] = partial(_check_settings, run)
+    checks[run / CONFIG] = partial(_check_settings, run)
     damaged = []
     for path, check in tqdm(checks.items(), desc="verify", unit="file"):
         try:
@@ -69,7 +70,7 @@ def _check_settings(run: Path) -> None:
     else:
         return
     for change in require_settings(run, checkpoint):
-        tqdm.write(f"changed  {run / runs.CONFIG}: {change}, since {checkpoint.name}, when it went on or by hand")
+        tqdm.write(f"changed  {run / CONFIG}: {change}, since {checkpoint.name}, when it went on or by hand")
 
 
 def verify_latents(root: Path) -> None:

@@ -20,7 +20,8 @@ from dit.build import build_network
 from dit.cli import main
 from dit.config import TrainConfig
 from dit.models.dit import SIZES
-from dit.runs import Card, NetworkSpec, write_weights
+from dit.runs.card import Card, NetworkSpec
+from dit.runs.weights import write_weights
 from dit.utils.files import sha256, write_json
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from dit.errors import UserError
 from dit.generate import sample_latents
 from dit.models.caching import Cached, full, short
 from dit.models.conditioning import CONDITIONINGS
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.sample_folder import sample_folder
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run

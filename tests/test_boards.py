@@ -12,7 +12,7 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs import read_metrics
+from dit.runs.metrics import read_metrics
 from dit.training import boards
 from dit.training.boards import LAYOUT, TensorBoard, require_wandb
 from dit.training.trainer import train

@@ -17,7 +17,10 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
-from dit.runs import Card, checkpoints, find_weights, read_metrics, read_weights
+from dit.runs.card import Card
+from dit.runs.checkpoints import checkpoints, find_weights
+from dit.runs.metrics import read_metrics
+from dit.runs.weights import read_weights
 from dit.sample import sample
 from dit.training.accuracy import AccuracyCurve
 from dit.training.classifier import settings_for, train_classifier

@@ -10,7 +10,8 @@ from dit import convert
 from dit.build import build_network, build_process
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs import NetworkSpec, read_weights
+from dit.runs.card import NetworkSpec
+from dit.runs.weights import read_weights
 
 
 def spec(**changes):

@@ -11,7 +11,9 @@ from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs import WEIGHTS, Card, checkpoints, find_weights, latest, read_weights, sums, verify
+from dit.runs.card import Card
+from dit.runs.checkpoints import checkpoints, find_weights, latest, sums, verify
+from dit.runs.weights import WEIGHTS, read_weights
 from dit.sampling_plan import class_ids
 from dit.trained import load_run
 

@@ -13,7 +13,8 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs import checkpoint_step, checkpoints, find_weights, latest, read_metrics
+from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest
+from dit.runs.metrics import read_metrics
 from dit.training import trainer
 from dit.training.guard import Guard
 from dit.training.trainer import train

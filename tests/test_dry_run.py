@@ -12,7 +12,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.text import load_text_encoder
 from dit.errors import UserError
 from dit.models.registry import multiply_adds, parameters
-from dit.runs import Card, NetworkSpec
+from dit.runs.card import Card, NetworkSpec
 from dit.training.dry_run import budget
 from dit.training.layout import frozen_bytes
 from dit.training.memory import estimate

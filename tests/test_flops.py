@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.models.registry import blank_inputs, create_model
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.training import flops
 from dit.training.flops import Meter, Peak, peak_of, training_flops
 

@@ -23,7 +23,8 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import sample_latents
 from dit.models.dit import SIZES
-from dit.runs import find_weights, read_metrics
+from dit.runs.checkpoints import find_weights
+from dit.runs.metrics import read_metrics
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 from dit.training import trainer

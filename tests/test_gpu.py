@@ -13,7 +13,8 @@ from dit.distributed.ranks import Ranks
 from dit.first_stage.train import train_vae
 from dit.generate import sample_latents
 from dit.likelihood import nll
-from dit.runs import find_weights, latest, read_weights, verify, write_weights
+from dit.runs.checkpoints import find_weights, latest, verify
+from dit.runs.weights import read_weights, write_weights
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run
 from dit.training.classifier import train_classifier

@@ -15,7 +15,8 @@ from dit.evaluation.evaluate import evaluate
 from dit.evaluation.sampling import image_settings, settings_key
 from dit.evaluation.sweep.points import Keys
 from dit.generate import sample_latents
-from dit.runs import find_weights, read_weights, write_weights
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import read_weights, write_weights
 from dit.sample import sample
 from dit.sample_folder import protocol, sample_folder
 from dit.sampling_plan import build_sampling, class_ids, labelled, load_classifier

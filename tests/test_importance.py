@@ -15,7 +15,9 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.runs import latest, read_metrics, read_weights
+from dit.runs.checkpoints import latest
+from dit.runs.metrics import read_metrics
+from dit.runs.weights import read_weights
 from dit.training.batches import draw_batch, training_times
 from dit.training.trainer import prepare, train, train_step
 

@@ -12,7 +12,7 @@ from dit.errors import UserError
 from dit.first_stage.networks import create_network, save
 from dit.info import card_rows, info, table
 from dit.models.registry import create_model, parameters
-from dit.runs import Card
+from dit.runs.card import Card
 from dit.utils.files import sha256
 
 

@@ -10,7 +10,8 @@ from conftest import random_weights
 from dit.build import PARTS, build_network, initialise
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.runs import Card, NetworkSpec, write_weights
+from dit.runs.card import Card, NetworkSpec
+from dit.runs.weights import write_weights
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TABLE = "y_embedder.embedding_table.weight"

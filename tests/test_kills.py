@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import forked, restarts
 from benchmarks.equality import RUN, disturb, everything, killed, parts, pruning, sealing, train_small, writing
-from dit.runs import checkpoint_step, latest, read_metrics
+from dit.runs.checkpoints import checkpoint_step, latest
+from dit.runs.metrics import read_metrics
 
 
 def assert_same(whole: Path, other: Path) -> None:

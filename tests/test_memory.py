@@ -13,7 +13,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from dit.build import build_network
 from dit.distributed.device import main_memory, memory_of
 from dit.models.registry import blank_inputs, parameters
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.training.batches import draw_batch
 from dit.training.memory import PARTS, Layout, Ledger, Step, enter, estimate, sharded
 from dit.training.trainer import train_step

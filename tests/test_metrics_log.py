@@ -16,7 +16,7 @@ from benchmarks import forked
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs import MACHINE, read_metrics
+from dit.runs.metrics import MACHINE, read_metrics
 from dit.training import checkpoint, metrics_log
 from dit.training.metrics_log import BUCKETS, Stopwatch, Window, score_tag, tag
 from dit.training.trainer import train

@@ -16,7 +16,8 @@ from benchmarks.equality import parts
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs import find_weights, latest, read_metrics, verify
+from dit.runs.checkpoints import find_weights, latest, verify
+from dit.runs.metrics import read_metrics
 from dit.training.trainer import train
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)

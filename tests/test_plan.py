@@ -19,7 +19,7 @@ from dit.config import PlanConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.scaling.cluster import RING, START, TREE, Cluster
 from dit.scaling.cost import Work, seconds, traffic
 from dit.scaling.plan import RESERVE, Planned, columns, describe, planned

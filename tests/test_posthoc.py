@@ -9,16 +9,18 @@ from safetensors.torch import load_file
 from test_profiles import weights_of
 
 from benchmarks import forked
-from dit import posthoc
 from dit.cli import main
+from dit.commands.ema import ema
 from dit.config import EmaConfig, SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.info import info
 from dit.models.dit import SIZES
-from dit.posthoc import FOLDER, ema, file_name, find_snapshots, mixtures
-from dit.profiles import gamma_of, inner_products
-from dit.runs import checkpoint_name, latest, read_header, read_weights, write_weights
+from dit.runs import posthoc_ema as posthoc
+from dit.runs.checkpoints import checkpoint_name, latest
+from dit.runs.ema_profiles import gamma_of, inner_products
+from dit.runs.posthoc_ema import FOLDER, file_name, find_snapshots, mixtures
+from dit.runs.weights import read_header, read_weights, write_weights
 from dit.sample_folder import protocol
 from dit.sampling_plan import build_sampling
 from dit.trained import load_run

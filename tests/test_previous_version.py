@@ -19,7 +19,9 @@ from dit.evaluation.sweep import points
 from dit.evaluation.sweep.points import Keys
 from dit.info import info
 from dit.models.dit import SIZES
-from dit.runs import Card, checkpoint_name, latest, read_metrics
+from dit.runs.card import Card
+from dit.runs.checkpoints import checkpoint_name, latest
+from dit.runs.metrics import read_metrics
 from dit.sample_folder import sample_folder
 from dit.trained import load_run
 from dit.training import scores

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dit.profiles import beta, fit, gamma_of, inner_products, length_of
+from dit.runs.ema_profiles import beta, fit, gamma_of, inner_products, length_of
 
 LENGTHS = (0.01, 0.05, 0.1, 0.2, 0.288)
 

@@ -17,7 +17,7 @@ from dit.distributed.activation_checkpoint import recompute
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.models.registry import blank_inputs
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.training.trainer import train
 
 CPU = torch.device("cpu")

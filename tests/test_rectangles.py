@@ -21,7 +21,7 @@ from dit.evaluation.sweep.sweep import sweep
 from dit.generate import generate
 from dit.info import info
 from dit.latents.store import LatentStore
-from dit.runs import Card
+from dit.runs.card import Card
 from dit.sample import sample
 from dit.sample_folder import sample_folder
 from dit.sampling_plan import build_sampling

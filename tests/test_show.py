@@ -15,7 +15,8 @@ from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.generate import ImageNoise, generate
-from dit.runs import Card, NetworkSpec, write_weights
+from dit.runs.card import Card, NetworkSpec
+from dit.runs.weights import write_weights
 from dit.sampling_plan import build_sampling
 from dit.show import (
     Moment,

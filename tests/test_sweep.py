@@ -13,7 +13,7 @@ from conftest import SMALL
 from PIL import Image
 
 from benchmarks import forked
-from dit import posthoc, sample_folder
+from dit import sample_folder
 from dit.cli import parse
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.distributed.ranks import Ranks
@@ -28,7 +28,9 @@ from dit.evaluation.sweep.ranking import paired_interval, rank
 from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
 from dit.generate import NotFinite
 from dit.models.dit import SIZES
-from dit.runs import find_weights, read_weights
+from dit.runs import posthoc_ema as posthoc
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import read_weights
 from dit.trained import load_run
 
 pytestmark = pytest.mark.usefixtures("small_networks")

@@ -27,7 +27,8 @@ from dit.generate import generate
 from dit.latents.load import build_source
 from dit.likelihood import choose, conditioned, measure, nll, open_data
 from dit.models.dit import SIZES
-from dit.runs import Card, NetworkSpec, read_weights, write_weights
+from dit.runs.card import Card, NetworkSpec
+from dit.runs.weights import read_weights, write_weights
 from dit.sample import sample
 from dit.sampling_plan import build_sampling, class_ids
 from dit.trained import load_run, prompted

@@ -28,7 +28,9 @@ from dit.generate import sample_grid, sample_latents
 from dit.latents.load import build_source
 from dit.latents.online import MemoryLatents
 from dit.models.dit import SIZES
-from dit.runs import Weights, checkpoints, latest, read_metrics, read_weights, verify
+from dit.runs.checkpoints import checkpoints, latest, verify
+from dit.runs.metrics import read_metrics
+from dit.runs.weights import Weights, read_weights
 from dit.sampling_plan import build_sampling
 from dit.trained import Run, load_run
 from dit.training import checkpoint, previews
@@ -234,7 +236,7 @@ import torch
 from dit.config import TrainConfig
 from dit.distributed.ranks import ranks
 from dit.models import dit, unet
-from dit.runs import checkpoints
+from dit.runs.checkpoints import checkpoints
 from dit.training import trainer
 
 dit.SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)

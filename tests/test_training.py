@@ -18,8 +18,10 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS
 from dit.errors import UserError
-from dit.posthoc import find_snapshots
-from dit.runs import Card, checkpoint_step, checkpoints, find_weights, latest, read_metrics, verify
+from dit.runs.card import Card
+from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest, verify
+from dit.runs.metrics import read_metrics
+from dit.runs.posthoc_ema import find_snapshots
 from dit.trained import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA

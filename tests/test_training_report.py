@@ -16,7 +16,9 @@ from dit.report import page, reference
 from dit.report.curves import CURVES, draw_reference, values
 from dit.report.page import event_cells, once, report, samples, write_page
 from dit.report.reference import Reference, differences, essence, recent_loss, settings_that_matter, verdict
-from dit.runs import BY_TIME, Card, checkpoints, latest, read_metrics, read_starts
+from dit.runs.card import Card
+from dit.runs.checkpoints import checkpoints, latest
+from dit.runs.metrics import BY_TIME, read_metrics, read_starts
 from dit.training.previews import Previews
 
 pytestmark = pytest.mark.usefixtures("small_networks")

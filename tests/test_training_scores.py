@@ -29,7 +29,17 @@ from dit.generate import generate
 from dit.info import info
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
-from dit.runs import Best, Distance, checkpoints, find_best, find_weights, latest, read_distance, read_metrics, verify
+from dit.runs.checkpoints import (
+    Best,
+    Distance,
+    checkpoints,
+    find_best,
+    find_weights,
+    latest,
+    read_distance,
+    verify,
+)
+from dit.runs.metrics import read_metrics
 from dit.sampling_plan import SamplingPlan, build_sampling
 from dit.trained import Run, load_run
 from dit.training import batches, checkpoint, scores

@@ -22,7 +22,9 @@ from dit.evaluation.sweep.sweep import sweep
 from dit.info import info
 from dit.latents.online import OnlineLatents
 from dit.latents.store import LatentStore
-from dit.runs import Card, find_weights, read_metrics
+from dit.runs.card import Card
+from dit.runs.checkpoints import find_weights
+from dit.runs.metrics import read_metrics
 from dit.sample import sample
 from dit.sample_folder import sample_folder
 from dit.sampling_plan import class_ids

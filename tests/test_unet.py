@@ -10,7 +10,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.registry import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
-from dit.runs import Card, NetworkSpec
+from dit.runs.card import Card, NetworkSpec
 from dit.trained import load_run
 from dit.training.trainer import train
 

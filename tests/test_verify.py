@@ -3,13 +3,14 @@ import shutil
 
 import pytest
 
-from dit import posthoc
 from dit.cli import main
 from dit.config import EncodeConfig
 from dit.distributed.ranks import Ranks
 from dit.encode import encode
 from dit.info import info
-from dit.runs import find_weights, read_weights
+from dit.runs import posthoc_ema as posthoc
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

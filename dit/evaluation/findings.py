@@ -24,7 +24,7 @@ from dit.evaluation.scores import metrics, uncertainty
 from dit.evaluation.scores.classes import ClassRow, Labelled, class_rows, classifier_accuracy, svm_accuracy, svm_floor
 from dit.evaluation.scores.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
 from dit.evaluation.scores.metrics import Score
-from dit.runs import read_metrics
+from dit.runs.metrics import read_metrics
 from dit.utils import pictures
 
 

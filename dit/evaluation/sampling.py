@@ -10,7 +10,7 @@ from dit.config import PACE, SamplerConfig
 from dit.distributed.device import arithmetic
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs import find_weights
+from dit.runs.checkpoints import find_weights
 from dit.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.trained import Run
 from dit.utils.files import sha256

@@ -31,7 +31,7 @@ from dit.first_stage.losses import KINDS, KL, VQ, load_lpips
 from dit.first_stage.networks import create_network, latent_sides, save
 from dit.first_stage.quality import Scores, measure, reconstruct
 from dit.latents.moments import MomentSums, decode_batches
-from dit.runs import read_metrics
+from dit.runs.metrics import read_metrics
 from dit.utils.files import quoted, write_json
 from dit.utils.image_size import sides, size_flag
 from dit.utils.pictures import fitting_scale, grid, loss_curve

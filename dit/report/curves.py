@@ -9,7 +9,7 @@ from PIL import Image
 
 from dit.evaluation.pages.figures import COLOURS, INK, SOFT, new_axis, new_figure, to_image
 from dit.report.reference import Line, Reference
-from dit.runs import BY_TIME
+from dit.runs.metrics import BY_TIME
 from dit.utils.pictures import smooth
 
 EVENT, BAND = "#b3261e", "#8d95a3"

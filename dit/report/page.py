@@ -15,16 +15,9 @@ from dit.evaluation.pages.figures import score_names, scores_chart
 from dit.evaluation.pages.report import number, render
 from dit.report.curves import draw_all
 from dit.report.reference import Line, Reference, differences, find_reference, verdict
-from dit.runs import (
-    Card,
-    by_step,
-    checkpoint_step,
-    checkpoints,
-    find_best,
-    read_distance,
-    read_metrics,
-    read_starts,
-)
+from dit.runs.card import Card
+from dit.runs.checkpoints import by_step, checkpoint_step, checkpoints, find_best, read_distance
+from dit.runs.metrics import read_metrics, read_starts
 from dit.utils import pictures
 from dit.utils.files import replacing
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import TrainConfig, to_json
-from dit.runs import BY_TIME
+from dit.runs.metrics import BY_TIME
 from dit.utils.files import damaged
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"

@@ -8,7 +8,8 @@ from typing import Any
 
 from dit.config import to_json
 from dit.errors import UserError
-from dit.runs import BY_TIME, Card
+from dit.runs.card import Card
+from dit.runs.metrics import BY_TIME
 from dit.training.metrics_log import tag
 from dit.utils.files import write_json
 

@@ -27,9 +27,9 @@ from dit.diffusion.weighting import LossAware
 from dit.distributed.parallel import gathered
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs import (
+from dit.runs.card import Card
+from dit.runs.checkpoints import (
     BEST,
-    Card,
     Distance,
     checkpoint_name,
     checkpoint_step,
@@ -38,8 +38,8 @@ from dit.runs import (
     latest,
     sums,
     verify,
-    write_weights,
 )
+from dit.runs.weights import write_weights
 from dit.training.ema import EMA, Average, Profile
 from dit.training.guard import Guard
 from dit.training.metrics_log import Window

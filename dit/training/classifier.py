@@ -6,7 +6,8 @@ from dit.config import ClassifierConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.registry import is_classifier
-from dit.runs import Weights, checkpoint_step, find_weights, latest, read_weights
+from dit.runs.checkpoints import checkpoint_step, find_weights, latest
+from dit.runs.weights import Weights, read_weights
 from dit.training.trainer import train
 from dit.utils.files import quoted
 

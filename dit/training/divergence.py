@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dit.errors import UserError
-from dit.runs import latest
+from dit.runs.checkpoints import latest
 from dit.training import checkpoint
 from dit.training.checkpoint import Saver
 from dit.training.guard import LeftOut

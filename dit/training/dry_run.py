@@ -12,7 +12,7 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.latents.store import Latents
 from dit.models.registry import is_classifier, multiply_adds, parameters, structure
-from dit.runs import Card, NetworkSpec
+from dit.runs.card import Card, NetworkSpec
 from dit.training.ema import snapshot_every
 from dit.training.layout import Choice, frozen_bytes, gib, memory
 from dit.training.memory import Memory

@@ -11,9 +11,9 @@ from torch import nn
 from dit.config import TrainConfig
 from dit.distributed.parallel import gathered
 from dit.distributed.ranks import Ranks
-from dit.posthoc import write_snapshot
-from dit.profiles import beta, gamma_of
-from dit.runs import Card
+from dit.runs.card import Card
+from dit.runs.ema_profiles import beta, gamma_of
+from dit.runs.posthoc_ema import write_snapshot
 
 SNAPSHOTS = 32  # of a training, unless --ema-every says otherwise
 

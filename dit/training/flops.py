@@ -10,7 +10,7 @@ import torch
 
 from dit.distributed.device import device_kind, uses_bf16
 from dit.models.registry import multiply_adds
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.training.job import Job
 
 TERA = 1e12

@@ -15,7 +15,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captions
 from dit.latents.store import Latents
-from dit.runs import Card
+from dit.runs.card import Card
 from dit.training.checkpoint import State
 from dit.training.layout import ALONE, Choice
 

@@ -10,7 +10,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.models.registry import parameters
-from dit.runs import Card
+from dit.runs.card import Card
 from dit.training.memory import RESERVE, Memory, estimate
 
 

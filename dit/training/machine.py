@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import torch
 
 from dit.distributed.device import arithmetic, device_kind, versions
-from dit.runs import MACHINE, read_starts
+from dit.runs.metrics import MACHINE, read_starts
 from dit.training.flops import Meter
 from dit.training.job import Job
 from dit.utils.files import write_json

@@ -23,7 +23,7 @@ from dit.build import build_network
 from dit.distributed.activation_checkpoint import recompute as forgets
 from dit.distributed.device import autocast, choose_attention, uses_bf16
 from dit.models.registry import blank_inputs
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 
 PARTS = ("weights", "optimizer", "gradients", "copies", "activations", "temporaries")
 DRAWN = 5  # tensors of the latents' size that a step begins with, for all micro-batches: two moments, two noises, x0

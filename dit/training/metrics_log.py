@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dit.distributed.ranks import Ranks
-from dit.runs import BY_TIME, Distance, is_distance, read_metrics
+from dit.runs.checkpoints import Distance, is_distance
+from dit.runs.metrics import BY_TIME, read_metrics
 from dit.utils.files import flush, named, replacing
 
 BUCKETS = [f"{BY_TIME}{low / 5:.1f}-{(low + 1) / 5:.1f}" for low in range(5)]

@@ -11,7 +11,9 @@ from dit.config import SamplerConfig
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captioned, Captions
 from dit.generate import sample_grid
-from dit.runs import Card, Weights, by_step
+from dit.runs.card import Card
+from dit.runs.checkpoints import by_step
+from dit.runs.weights import Weights
 from dit.sampling_plan import build_sampling
 from dit.trained import Run
 from dit.utils import pictures

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from dit.runs import is_distance
+from dit.runs.checkpoints import is_distance
 
 BAR = "{percentage:3.0f}%|{bar}| {desc}"
 SHOWN = {

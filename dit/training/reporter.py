@@ -8,7 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.models.registry import is_classifier
-from dit.runs import read_metrics
+from dit.runs.metrics import read_metrics
 from dit.training.accuracy import AccuracyCurve
 from dit.training.boards import TensorBoard, Wandb
 from dit.training.flops import Meter

@@ -9,10 +9,8 @@ from pathlib import Path
 from dit.config import TrainConfig, to_json
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs import (
-    CONFIG,
-    WEIGHTS,
-    Card,
+from dit.runs.card import CONFIG, Card
+from dit.runs.checkpoints import (
     card_of,
     checkpoint_card,
     checkpoint_step,
@@ -21,6 +19,7 @@ from dit.runs import (
     unsealed,
     verify,
 )
+from dit.runs.weights import WEIGHTS
 from dit.training.schedule import total_steps
 from dit.utils.files import quoted, require_room, write_json
 from dit.utils.image_size import sides

@@ -26,7 +26,7 @@ from dit.evaluation.references import Reference, Standard, choose_extractors, fi
 from dit.evaluation.sampling import settings_in_use
 from dit.evaluation.scores.metrics import NAMES, score_names
 from dit.generate import NotFinite, generate
-from dit.runs import find_best
+from dit.runs.checkpoints import find_best
 from dit.sampling_plan import build_sampling
 from dit.training.job import Job
 from dit.training.metrics_log import Found

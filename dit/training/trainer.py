@@ -34,8 +34,9 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.latents.store import Latents
 from dit.models.registry import blank_inputs, check_name, is_classifier
-from dit.posthoc import FOLDER, drop_after
-from dit.runs import BEST, Card, card_of, checkpoint_card, checkpoint_step, find_best, latest
+from dit.runs.card import Card
+from dit.runs.checkpoints import BEST, card_of, checkpoint_card, checkpoint_step, find_best, latest
+from dit.runs.posthoc_ema import FOLDER, drop_after
 from dit.training import checkpoint
 from dit.training.batches import Batch, Batches
 from dit.training.boards import require_wandb

@@ -15,7 +15,7 @@ from dit import convert
 from dit.build import build_network
 from dit.diffusion import samplers
 from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
-from dit.runs import NetworkSpec
+from dit.runs.card import NetworkSpec
 
 diffusers = pytest.importorskip("diffusers")
 

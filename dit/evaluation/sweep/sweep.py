@@ -16,7 +16,6 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from dit import posthoc
 from dit.config import SamplerConfig, SweepConfig
 from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.distributed.ranks import Ranks
@@ -36,7 +35,8 @@ from dit.evaluation.sweep import grid, results
 from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank
 from dit.generate import NotFinite, sample_latents
-from dit.runs import find_weights
+from dit.runs import posthoc_ema as posthoc
+from dit.runs.checkpoints import find_weights
 from dit.sampling_plan import build_sampling, find_sampler, has_null_class, labelled
 from dit.trained import Run, load_run
 from dit.utils import pictures

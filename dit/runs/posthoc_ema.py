@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dit.config import EmaConfig
 from dit.config.validation import MEAN
-from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.profiles import fit
-from dit.runs import Card, checkpoint_name, read_header, sums, write_weights
+from dit.runs.card import Card
+from dit.runs.checkpoints import checkpoint_name, sums
+from dit.runs.ema_profiles import fit
+from dit.runs.weights import read_header, write_weights
 from dit.utils.files import damaged, flush, quoted, replacing, write_json
 
 FOLDER = "ema"  # of snapshots, in a run
@@ -219,21 +219,6 @@ def write(mixture: Mixture, file: Path) -> None:
     """Make an average and write it as weights that `sample.py --run` takes, whole or not at all."""
     with replacing(file) as beside:
         write_weights(beside, mixture.weights(), mixture.card, mixture.step)
-
-
-def ema(config: EmaConfig, ranks: Ranks) -> None:
-    """The command `dit ema`."""
-    if not ranks.main:
-        return
-    made = {config.out or default_file(config.run, mixture): mixture
-            for mixture in mixtures(config.run, config.length, config.step)}
-    for file in made:
-        if file.exists():
-            raise UserError(f"{file} is there already", "a new file", "use it, remove it, or pass --out FILE")
-    for file, mixture in made.items():
-        write(mixture, file)
-        print(f"{mixture}\n{file}", flush=True)
-    print(f"next        python sample.py --run {quoted(file)}")
 
 
 def _told(error: float) -> str:
