@@ -14,7 +14,7 @@ from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.evaluation.sweep.sweep import count_evaluations
 from dit.runs.checkpoints import checkpoint_step, latest
-from dit.trained import load_run
+from dit.sampling.load import load_run
 from dit.utils.files import write_json
 
 

@@ -36,10 +36,10 @@ from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, codec_of
-from dit.generate import sample_latents
 from dit.models.registry import multiply_adds
-from dit.sampling_plan import build_sampling
-from dit.trained import Run
+from dit.sampling.generate import sample_latents
+from dit.sampling.load import Run
+from dit.sampling.pipeline import build_sampling
 from dit.training.previews import ema_run
 
 LONG: dict[str, Any] = dict(sampler="ddpm", steps=250)

@@ -21,11 +21,11 @@ from dit.distributed.device import arithmetic, autocast, device_kind
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
-from dit.generate import ImageNoise
 from dit.latents.load import build_source
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
-from dit.trained import Run, load_run, with_captions
+from dit.sampling.generate import ImageNoise
+from dit.sampling.load import Run, load_run, with_captions
 from dit.utils.files import require_place, sha256, write_json
 
 LEVEL = 127.5  # pixel levels in a unit of pixels in [-1, 1]

@@ -8,10 +8,11 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.generate import sample_grid
-from dit.sample_folder import moving, protocol, sample_folder, sampling_bar
-from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
-from dit.trained import Run, prompted
+from dit.sampling.folder import moving, sample_folder, sampling_bar
+from dit.sampling.generate import sample_grid
+from dit.sampling.load import Run, class_ids, load_to_sample, prompted
+from dit.sampling.pipeline import SamplingPlan, build_sampling
+from dit.sampling.protocol import protocol
 from dit.utils.files import quoted, replacing, require_place
 from dit.utils.image_size import show_size
 from dit.utils.pictures import fitting_scale, grid, spread

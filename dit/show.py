@@ -18,12 +18,12 @@ from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned
 from dit.errors import UserError
-from dit.generate import ImageNoise, check_finite, sample_latents
 from dit.latents.load import build_source
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
-from dit.sampling_plan import SamplingPlan, build_sampling, class_ids, load_to_sample
-from dit.trained import Run, prompted
+from dit.sampling.generate import ImageNoise, check_finite, sample_latents
+from dit.sampling.load import Run, class_ids, load_to_sample, prompted
+from dit.sampling.pipeline import SamplingPlan, build_sampling
 from dit.utils import pictures
 from dit.utils.files import make_folder, replacing
 

@@ -52,7 +52,7 @@ def test_entry_points_are_short(script):
 def test_import_brings_no_heavy_library():
     heavy = "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers'," \
             " 'datasets', 'webdataset', 'pandas', 'torchao']"
-    imports = "import sys, dit.sampling_plan, dit.training.trainer, dit.generate"
+    imports = "import sys, dit.sampling.pipeline, dit.training.trainer, dit.sampling.generate"
     code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"

@@ -11,13 +11,13 @@ from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.generate import sample_latents
 from dit.models.caching import Cached, full, short
 from dit.models.conditioning import CONDITIONINGS
 from dit.runs.card import NetworkSpec
-from dit.sample_folder import sample_folder
-from dit.sampling_plan import build_sampling
-from dit.trained import load_run
+from dit.sampling.folder import sample_folder
+from dit.sampling.generate import sample_latents
+from dit.sampling.load import load_run
+from dit.sampling.pipeline import build_sampling
 
 SPEC = NetworkSpec(model="DiT-Ti/4", input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
 PLAIN = SamplerConfig(steps=6, cfg_scale=2.0, precision="fp32", sampler="euler")

@@ -14,8 +14,7 @@ from dit.errors import UserError
 from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoints, find_weights, latest, sums, verify
 from dit.runs.weights import WEIGHTS, read_weights
-from dit.sampling_plan import class_ids
-from dit.trained import load_run
+from dit.sampling.load import class_ids, load_run
 
 CPU = Ranks().device
 

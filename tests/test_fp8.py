@@ -21,12 +21,12 @@ from dit.distributed.device import arithmetic, autocast
 from dit.distributed.float8 import require_fp8, use_fp8
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.generate import sample_latents
 from dit.models.dit import SIZES
 from dit.runs.checkpoints import find_weights
 from dit.runs.metrics import read_metrics
-from dit.sampling_plan import build_sampling
-from dit.trained import load_run
+from dit.sampling.generate import sample_latents
+from dit.sampling.load import load_run
+from dit.sampling.pipeline import build_sampling
 from dit.training import trainer
 from dit.training.previews import sampler_settings
 from dit.training.trainer import train

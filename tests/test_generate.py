@@ -21,16 +21,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks import forked
-from dit import sample_folder as module
 from dit.config import SampleConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
+from dit.errors import NotFinite, UserError
 from dit.evaluation.sampling import settings_key
-from dit.generate import ImageNoise, NotFinite, generate, sample_grid, sample_latents
 from dit.sample import sample
-from dit.sample_folder import moving, sample_folder, sampling_bar
-from dit.sampling_plan import SamplingPlan, build_sampling
-from dit.trained import Run, load_run
+from dit.sampling import folder as module
+from dit.sampling.folder import moving, sample_folder, sampling_bar
+from dit.sampling.generate import ImageNoise, generate, sample_grid, sample_latents
+from dit.sampling.load import Run, load_run
+from dit.sampling.pipeline import SamplingPlan, build_sampling
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 ROOT = Path(__file__).parent.parent

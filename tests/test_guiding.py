@@ -14,13 +14,15 @@ from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.sampling import image_settings, settings_key
 from dit.evaluation.sweep.points import Keys
-from dit.generate import sample_latents
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_weights, write_weights
 from dit.sample import sample
-from dit.sample_folder import protocol, sample_folder
-from dit.sampling_plan import build_sampling, class_ids, labelled, load_classifier
-from dit.trained import load_run
+from dit.sampling.folder import sample_folder
+from dit.sampling.generate import sample_latents
+from dit.sampling.guides import load_classifier
+from dit.sampling.load import class_ids, labelled, load_run
+from dit.sampling.pipeline import build_sampling
+from dit.sampling.protocol import protocol
 from dit.utils.files import sha256
 
 pytestmark = pytest.mark.usefixtures("small_networks")

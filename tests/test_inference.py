@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from dit.config import SamplerConfig
 from dit.diffusion.process import Prediction
 from dit.distributed.device import autocast
-from dit.generate import sample_latents
-from dit.inference import compiled, filled, ready
 from dit.models.caching import Cached, full, short
 from dit.models.dit import SIZES
-from dit.sampling_plan import build_sampling
-from dit.trained import load_run
+from dit.sampling.compile import compiled, filled, ready
+from dit.sampling.generate import sample_latents
+from dit.sampling.load import load_run
+from dit.sampling.pipeline import build_sampling
 
 CPU = torch.device("cpu")
 FAMILIES = [dict(), dict(conditioning="adaln"), dict(conditioning="cross-attention"), dict(conditioning="in-context"),

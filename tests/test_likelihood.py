@@ -22,7 +22,7 @@ from dit.evaluation.inputs.images import from_array
 from dit.latents.load import build_source
 from dit.likelihood import choose, measure, nll
 from dit.runs.checkpoints import find_weights
-from dit.trained import load_run
+from dit.sampling.load import load_run
 from dit.utils.files import sha256
 
 pytestmark = pytest.mark.usefixtures("small_networks")

@@ -21,9 +21,9 @@ from dit.runs.checkpoints import checkpoint_name, latest
 from dit.runs.ema_profiles import gamma_of, inner_products
 from dit.runs.posthoc_ema import FOLDER, file_name, find_snapshots, mixtures
 from dit.runs.weights import read_header, read_weights, write_weights
-from dit.sample_folder import protocol
-from dit.sampling_plan import build_sampling
-from dit.trained import load_run
+from dit.sampling.load import load_run
+from dit.sampling.pipeline import build_sampling
+from dit.sampling.protocol import protocol
 from dit.training import trainer
 from dit.training.ema import Profile, snapshot_every
 from dit.training.trainer import train

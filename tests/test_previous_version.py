@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dit import trained
 from dit.config import SamplerConfig, from_json
 from dit.distributed.device import versions
 from dit.distributed.ranks import Ranks
@@ -22,8 +21,9 @@ from dit.models.dit import SIZES
 from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoint_name, latest
 from dit.runs.metrics import read_metrics
-from dit.sample_folder import sample_folder
-from dit.trained import load_run
+from dit.sampling import load as trained
+from dit.sampling.folder import sample_folder
+from dit.sampling.load import load_run
 from dit.training import scores
 from dit.training.previews import sampler_settings
 from dit.training.trainer import train

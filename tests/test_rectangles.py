@@ -18,14 +18,14 @@ from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.stats import stats
 from dit.evaluation.sweep.sweep import sweep
-from dit.generate import generate
 from dit.info import info
 from dit.latents.store import LatentStore
 from dit.runs.card import Card
 from dit.sample import sample
-from dit.sample_folder import sample_folder
-from dit.sampling_plan import build_sampling
-from dit.trained import Run, load_run
+from dit.sampling.folder import sample_folder
+from dit.sampling.generate import generate
+from dit.sampling.load import Run, load_run
+from dit.sampling.pipeline import build_sampling
 from dit.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("small_networks")

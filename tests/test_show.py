@@ -14,10 +14,11 @@ from dit.data.sources import load_images
 from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.generate import ImageNoise, generate
 from dit.runs.card import Card, NetworkSpec
 from dit.runs.weights import write_weights
-from dit.sampling_plan import build_sampling
+from dit.sampling.generate import ImageNoise, generate
+from dit.sampling.load import load_run
+from dit.sampling.pipeline import build_sampling
 from dit.show import (
     Moment,
     backward,
@@ -33,7 +34,6 @@ from dit.show import (
     show,
     words,
 )
-from dit.trained import load_run
 from dit.utils.pictures import grid
 
 CPU, ALONE = torch.device("cpu"), Ranks()

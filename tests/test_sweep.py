@@ -13,11 +13,10 @@ from conftest import SMALL
 from PIL import Image
 
 from benchmarks import forked
-from dit import sample_folder
 from dit.cli import parse
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
+from dit.errors import NotFinite, UserError
 from dit.evaluation.evaluate import evaluate
 from dit.evaluation.scores import metrics
 from dit.evaluation.scores.metrics import Score
@@ -26,12 +25,12 @@ from dit.evaluation.sweep import sweep as module
 from dit.evaluation.sweep.points import Keys, Point, Setting, classifier_scale, describe
 from dit.evaluation.sweep.ranking import paired_interval, rank
 from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
-from dit.generate import NotFinite
 from dit.models.dit import SIZES
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_weights
-from dit.trained import load_run
+from dit.sampling import folder as sample_folder
+from dit.sampling.load import load_run
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 COUNT = 24

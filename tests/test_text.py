@@ -23,15 +23,15 @@ from dit.encoders import text
 from dit.encoders.autoencoder import load_autoencoder
 from dit.encoders.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
 from dit.errors import UserError
-from dit.generate import generate
 from dit.latents.load import build_source
 from dit.likelihood import choose, conditioned, measure, nll, open_data
 from dit.models.dit import SIZES
 from dit.runs.card import Card, NetworkSpec
 from dit.runs.weights import read_weights, write_weights
 from dit.sample import sample
-from dit.sampling_plan import build_sampling, class_ids
-from dit.trained import load_run, prompted
+from dit.sampling.generate import generate
+from dit.sampling.load import class_ids, load_run, prompted
+from dit.sampling.pipeline import build_sampling
 from dit.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("small_networks")

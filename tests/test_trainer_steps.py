@@ -24,15 +24,15 @@ from dit.build import build_card, build_denoiser
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
-from dit.generate import sample_grid, sample_latents
 from dit.latents.load import build_source
 from dit.latents.online import MemoryLatents
 from dit.models.dit import SIZES
 from dit.runs.checkpoints import checkpoints, latest, verify
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import Weights, read_weights
-from dit.sampling_plan import build_sampling
-from dit.trained import Run, load_run
+from dit.sampling.generate import sample_grid, sample_latents
+from dit.sampling.load import Run, load_run
+from dit.sampling.pipeline import build_sampling
 from dit.training import checkpoint, previews
 from dit.training.batches import Batch, draw_batch
 from dit.training.job import Job

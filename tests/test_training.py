@@ -22,7 +22,7 @@ from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest, verify
 from dit.runs.metrics import read_metrics
 from dit.runs.posthoc_ema import find_snapshots
-from dit.trained import load_run
+from dit.sampling.load import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
 from dit.training.job import Job

@@ -25,7 +25,6 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.networks.load import load_extractors
 from dit.evaluation.scores.metrics import Score
-from dit.generate import generate
 from dit.info import info
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
@@ -40,8 +39,9 @@ from dit.runs.checkpoints import (
     verify,
 )
 from dit.runs.metrics import read_metrics
-from dit.sampling_plan import SamplingPlan, build_sampling
-from dit.trained import Run, load_run
+from dit.sampling.generate import generate
+from dit.sampling.load import Run, load_run
+from dit.sampling.pipeline import SamplingPlan, build_sampling
 from dit.training import batches, checkpoint, scores
 from dit.training.batches import Batch, draw_batch
 from dit.training.checkpoint import tidy

@@ -26,9 +26,8 @@ from dit.runs.card import Card
 from dit.runs.checkpoints import find_weights
 from dit.runs.metrics import read_metrics
 from dit.sample import sample
-from dit.sample_folder import sample_folder
-from dit.sampling_plan import class_ids
-from dit.trained import load_run
+from dit.sampling.folder import sample_folder
+from dit.sampling.load import class_ids, load_run
 from dit.training.batches import draw_batch
 from dit.training.trainer import prepare, train
 

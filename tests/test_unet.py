@@ -11,7 +11,7 @@ from dit.errors import UserError
 from dit.models.registry import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
 from dit.runs.card import Card, NetworkSpec
-from dit.trained import load_run
+from dit.sampling.load import load_run
 from dit.training.trainer import train
 
 SMALL = dict(input_size=8, in_channels=3, num_classes=5, block_out_channels=(32, 64), layers_per_block=1,

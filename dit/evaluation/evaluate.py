@@ -16,7 +16,8 @@ from dit.evaluation.pages.report import Report, to_text, write_report
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare
 from dit.evaluation.sampling import recorded_settings, sampled
 from dit.evaluation.scores.memorisation import TrainingImages, pixel_extractor
-from dit.sampling_plan import build_sampling, load_to_sample
+from dit.sampling.load import load_to_sample
+from dit.sampling.pipeline import build_sampling
 from dit.utils.files import make_folder
 
 MOST_SAMPLES = 50_000

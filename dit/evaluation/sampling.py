@@ -11,8 +11,8 @@ from dit.distributed.device import arithmetic
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.checkpoints import find_weights
-from dit.sample_folder import ARCHIVE, RECORD, sample_folder
-from dit.trained import Run
+from dit.sampling.folder import ARCHIVE, RECORD, sample_folder
+from dit.sampling.load import Run
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 

@@ -10,12 +10,12 @@ from dit.build import build_denoiser
 from dit.config import SamplerConfig
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captioned, Captions
-from dit.generate import sample_grid
 from dit.runs.card import Card
 from dit.runs.checkpoints import by_step
 from dit.runs.weights import Weights
-from dit.sampling_plan import build_sampling
-from dit.trained import Run
+from dit.sampling.generate import sample_grid
+from dit.sampling.load import Run
+from dit.sampling.pipeline import build_sampling
 from dit.utils import pictures
 
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)

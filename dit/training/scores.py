@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
+from dit.errors import NotFinite, UserError
 from dit.evaluation import references
 from dit.evaluation.inputs.features import Heed, extract, gather, go_on
 from dit.evaluation.inputs.images import ImageSet, from_array
@@ -25,9 +25,9 @@ from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference
 from dit.evaluation.sampling import settings_in_use
 from dit.evaluation.scores.metrics import NAMES, score_names
-from dit.generate import NotFinite, generate
 from dit.runs.checkpoints import find_best
-from dit.sampling_plan import build_sampling
+from dit.sampling.generate import generate
+from dit.sampling.pipeline import build_sampling
 from dit.training.job import Job
 from dit.training.metrics_log import Found
 from dit.training.previews import ema_run, sampler_settings

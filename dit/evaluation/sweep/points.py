@@ -16,8 +16,7 @@ from dit.distributed.device import device_kind, versions
 from dit.evaluation.networks.base import Extractor
 from dit.evaluation.sampling import image_settings
 from dit.evaluation.scores.metrics import Score
-from dit.sampling_plan import labelled
-from dit.trained import Run
+from dit.sampling.load import Run, labelled
 from dit.utils.files import damaged, sha256
 
 

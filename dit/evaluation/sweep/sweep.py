@@ -20,7 +20,7 @@ from dit.config import SamplerConfig, SweepConfig
 from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned
-from dit.errors import UserError
+from dit.errors import NotFinite, UserError
 from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.networks.base import Extractor
@@ -34,11 +34,12 @@ from dit.evaluation.scores.uncertainty import bootstrap
 from dit.evaluation.sweep import grid, results
 from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank
-from dit.generate import NotFinite, sample_latents
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import find_weights
-from dit.sampling_plan import build_sampling, find_sampler, has_null_class, labelled
-from dit.trained import Run, load_run
+from dit.sampling.generate import sample_latents
+from dit.sampling.guides import has_null_class
+from dit.sampling.load import Run, labelled, load_run
+from dit.sampling.pipeline import build_sampling, find_sampler
 from dit.utils import pictures
 from dit.utils.files import make_folder, replacing, write_json
 from dit.utils.image_size import size_of

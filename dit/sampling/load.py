@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised, require_size
+from dit.config import SamplerConfig
 from dit.diffusion.process import Denoiser
 from dit.distributed.device import versions
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
@@ -18,7 +19,7 @@ from dit.errors import UserError
 from dit.models.registry import is_classifier
 from dit.runs.card import Card
 from dit.runs.checkpoints import find_weights
-from dit.runs.weights import Weights, read_weights
+from dit.runs.weights import Weights, read_header, read_weights
 from dit.utils.files import quoted
 from dit.utils.image_size import Size, sides, size_of
 
@@ -163,3 +164,39 @@ def _as_trained(flag: str, place: str | None, weights: Weights, load: Callable[[
         raise UserError(f"{flag} {place} with SHA-256 {str(found.checksum)[:8]}",
                         f"{checksum[:8]}, the one that the run was trained with", do)
     return found
+
+
+def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> Run:
+    """A run at the size that the flags ask for, and with the classes of the classifier where it has none.
+
+    Raises:
+        UserError: as `load_run` does, or no weights of a classifier.
+    """
+    return labelled(load_run(path, device, config.image_size), config.classifier)
+
+
+def labelled(run: Run, classifier: Path | None) -> Run:
+    """A run without classes that a classifier guides has the classifier's; any other is as it was."""
+    if classifier is None or run.card.network.num_classes:
+        return run
+    judge, _ = read_header(find_weights(classifier))
+    classes = [judge.class_name(i) for i in range(judge.network.num_classes)]
+    return replace(run, weights=replace(run.weights, card=replace(run.card, classes=classes)))
+
+
+def class_ids(text: str | None, card: Card) -> list[int]:
+    """Class ids from a flag such as `0,1,2`; for None all that the network was trained on.
+
+    Raises:
+        UserError: not numbers, or out of range.
+    """
+    if text is None:
+        return card.ids
+    if card.unconditional:
+        raise UserError(f"--classes {text} for a run without classes", "a run that was trained with classes",
+                        "drop --classes")
+    ids, num_classes = text.split(","), card.network.num_classes or len(card.classes)
+    if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
+        raise UserError(f"--classes {text}", f"class ids from 0 to {num_classes - 1}, separated by commas",
+                        "see `dit info RUN` for the classes of a run")
+    return [int(i) for i in ids]

@@ -8,23 +8,9 @@ from torch import Tensor
 
 from dit.config import SamplerConfig
 from dit.distributed.device import autocast, sendable
-from dit.errors import UserError
-from dit.sampling_plan import SamplingPlan
-from dit.trained import Run
-
-
-class NotFinite(UserError):
-    """An image came out as NaN or infinite.
-
-    Args:
-        image: its index in the set; `label`: its class.
-    """
-
-    def __init__(self, image: int, label: int):
-        super().__init__(f"image {image} (class {label}) came out as NaN or infinite",
-                         "finite latents from the sampler",
-                         "try --precision fp32, a lower --cfg-scale or an earlier checkpoint")
-        self.image, self.args = image, (image, label)  # what it is made from again on another rank
+from dit.errors import NotFinite
+from dit.sampling.load import Run
+from dit.sampling.pipeline import SamplingPlan
 
 
 class ImageNoise:
