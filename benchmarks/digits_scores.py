@@ -25,9 +25,9 @@ from dit.config import EvalConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
 from dit.evaluation.evaluate import evaluate
+from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.images import read_images
-from dit.evaluation.networks.load import load_extractors
-from dit.evaluation.scores import metrics
+from dit.evaluation.metrics import compute as metrics
 
 SHOWN = ("FD", "KID", "precision", "recall", "density", "coverage", "IS")
 THEIRS = {"FD": "frechet_inception_distance", "KID": "kernel_inception_distance_mean", "precision": "precision",

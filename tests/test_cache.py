@@ -12,10 +12,10 @@ from PIL import Image
 
 from benchmarks import forked
 from dit.distributed.ranks import Ranks
+from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs import cache
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array, read_images
-from dit.evaluation.networks.base import Extractor, Outputs
 
 
 @pytest.fixture(autouse=True)

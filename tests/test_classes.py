@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dit.data.images import Digits
-from dit.evaluation.scores import classes
+from dit.evaluation.metrics import per_class as classes
 
 
 def test_svm_recognises_real_digits_and_not_wrong_labels():

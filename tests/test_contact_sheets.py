@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from dit.evaluation.inputs.images import from_array
+from dit.evaluation.metrics.memorisation import Likeness, Memorisation
 from dit.evaluation.pages.contact_sheets import by_class, draw_closest, draw_grid, draw_nearest
-from dit.evaluation.scores.memorisation import Likeness, Memorisation
 
 
 def flat(values, size=8):

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dit.errors import UserError
-from dit.evaluation.networks import dinov2
-from dit.evaluation.networks.dinov2 import load_dinov2, make_network, preprocess, resample_positions
-from dit.evaluation.networks.load import load_extractors
+from dit.evaluation.extractors import dinov2
+from dit.evaluation.extractors.dinov2 import load_dinov2, make_network, preprocess, resample_positions
+from dit.evaluation.extractors.load import load_extractors
 from dit.utils.files import sha256
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from dit.errors import UserError
 from dit.evaluation import evaluate as module
 from dit.evaluation.compare import compare
 from dit.evaluation.evaluate import evaluate
-from dit.evaluation.scores import metrics
+from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.stats import stats
 
 pytestmark = pytest.mark.usefixtures("small_networks")

@@ -12,10 +12,10 @@ import torch
 
 from dit.data.images import Digits
 from dit.errors import UserError
-from dit.evaluation.networks import load as extractors
-from dit.evaluation.networks.digits_cnn import DigitsCNN, accuracy, held_out, to_gray
-from dit.evaluation.networks.inception import INCEPTION_FILE
-from dit.evaluation.networks.load import load_extractors
+from dit.evaluation.extractors import load as extractors
+from dit.evaluation.extractors.digits_cnn import DigitsCNN, accuracy, held_out, to_gray
+from dit.evaluation.extractors.inception import INCEPTION_FILE
+from dit.evaluation.extractors.load import load_extractors
 from dit.utils.files import sha256
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_torch_fidelity_has_what_we_import():
 
 def test_import_is_light():
     heavy = {"torch_fidelity", "timm", "sklearn", "huggingface_hub"}
-    code = f"import sys, dit.evaluation.networks.load; print({heavy} & set(sys.modules))"
+    code = f"import sys, dit.evaluation.extractors.load; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -125,7 +125,7 @@ def test_a_network_twice_is_refused(names):
     assert f"{names.split()[0]} twice" in refused(names)
 
 
-@pytest.mark.parametrize("name", ["inception", "dinov2", "vgg16", "dit.evaluation.networks.digits_cnn:DigitsCNN"])
+@pytest.mark.parametrize("name", ["inception", "dinov2", "vgg16", "dit.evaluation.extractors.digits_cnn:DigitsCNN"])
 def test_missing_file_is_named_for_each_kind(name, tmp_path):
     for file in (tmp_path / "no.pth", tmp_path):
         for given in (str(file), f"{name}={file}"):

@@ -6,9 +6,9 @@ import torch
 
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
-from dit.evaluation.networks.base import Extractor, Outputs
 
 
 def pixels(n=4, height=8, width=8):

@@ -8,16 +8,16 @@ import torch
 
 from dit.distributed.ranks import Ranks
 from dit.evaluation import findings as module
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_SHA256
 from dit.evaluation.findings import Comparison, findings
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.inputs.statistics import Moments, Statistics
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.inception import INCEPTION, INCEPTION_SHA256
+from dit.evaluation.metrics.bootstrap import bootstrap
+from dit.evaluation.metrics.frechet import fit, frechet
+from dit.evaluation.metrics.memorisation import PIXELS, TrainingImages, pixel_extractor
 from dit.evaluation.references import Reference, prepare
-from dit.evaluation.scores.frechet import fit, frechet
-from dit.evaluation.scores.memorisation import PIXELS, TrainingImages, pixel_extractor
-from dit.evaluation.scores.uncertainty import bootstrap
 
 CPU = torch.device("cpu")
 COUNT, RESAMPLES = 120, 8

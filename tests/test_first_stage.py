@@ -23,8 +23,8 @@ from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_autoencoder
 from dit.errors import UserError
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.load import load_extractors
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.load import load_extractors
 from dit.first_stage import train
 from dit.first_stage.codebook import nearest_entries, perplexity, restart, usage
 from dit.first_stage.discriminator import Adversary, PatchGAN, adaptive_weight, hinge

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dit.errors import UserError
-from dit.evaluation.scores import frechet as module
-from dit.evaluation.scores.frechet import Gaussian, fit, frechet, from_moments, moments
+from dit.evaluation.metrics import frechet as module
+from dit.evaluation.metrics.frechet import Gaussian, fit, frechet, from_moments, moments
 
 WIDTH = 12
 

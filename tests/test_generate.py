@@ -24,7 +24,7 @@ from benchmarks import forked
 from dit.config import SampleConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
-from dit.evaluation.sampling import settings_key
+from dit.evaluation.samples import settings_key
 from dit.sample import sample
 from dit.sampling import folder as module
 from dit.sampling.folder import moving, sample_folder, sampling_bar

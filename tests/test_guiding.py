@@ -12,7 +12,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED
 from dit.errors import UserError
 from dit.evaluation.evaluate import evaluate
-from dit.evaluation.sampling import image_settings, settings_key
+from dit.evaluation.samples import image_settings, settings_key
 from dit.evaluation.sweep.points import Keys
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_weights, write_weights

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from dit.errors import UserError
-from dit.evaluation.networks import inception
-from dit.evaluation.networks.inception import INCEPTION, INCEPTION_FILE, check_inception, find_inception
-from dit.evaluation.networks.load import load_extractors
+from dit.evaluation.extractors import inception
+from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_FILE, check_inception, find_inception
+from dit.evaluation.extractors.load import load_extractors
 from dit.utils.files import sha256
 
 CPU = torch.device("cpu")

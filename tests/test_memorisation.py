@@ -5,8 +5,8 @@ import torch
 
 from dit.data.images import Digits
 from dit.evaluation.inputs.images import from_data
-from dit.evaluation.scores import memorisation
-from dit.evaluation.scores.memorisation import SHARE, TrainingImages, check, evenly, likeness, pixel_extractor
+from dit.evaluation.metrics import memorisation
+from dit.evaluation.metrics.memorisation import SHARE, TrainingImages, check, evenly, likeness, pixel_extractor
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ from torch.utils.data import Dataset
 
 from dit.data.images import Digits
 from dit.errors import UserError
+from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.features import Features
-from dit.evaluation.networks.load import load_extractors
-from dit.evaluation.scores import metrics
-from dit.evaluation.scores.frechet import fit, frechet, from_moments
-from dit.evaluation.scores.metrics import Target, compute_floor, compute_scores, score_names
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics.compute import Target, compute_floor, compute_scores, score_names
+from dit.evaluation.metrics.frechet import fit, frechet, from_moments
 
 CPU = torch.device("cpu")
 INCEPTION = "inception-v3-compat"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dit.evaluation.scores import neighbours
-from dit.evaluation.scores.neighbours import manifold, nearest
+from dit.evaluation.metrics import precision_recall as neighbours
+from dit.evaluation.metrics.precision_recall import manifold, nearest
 
 NAMES = ("precision", "recall", "density", "coverage")
 

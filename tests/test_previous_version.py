@@ -11,9 +11,9 @@ import torch
 from dit.config import SamplerConfig, from_json
 from dit.distributed.device import versions
 from dit.distributed.ranks import Ranks
-from dit.evaluation.networks.load import load_extractors
-from dit.evaluation.sampling import settings_key
-from dit.evaluation.scores.metrics import Score
+from dit.evaluation.extractors.load import load_extractors
+from dit.evaluation.metrics.compute import Score
+from dit.evaluation.samples import settings_key
 from dit.evaluation.sweep import points
 from dit.evaluation.sweep.points import Keys
 from dit.info import info

@@ -14,10 +14,13 @@ from dit.distributed.device import versions
 from dit.distributed.ranks import Ranks
 from dit.evaluation import protocol as module
 from dit.evaluation import stats as stats_module
+from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.images import from_array
-from dit.evaluation.networks.base import Extractor, Outputs
+from dit.evaluation.metrics import bootstrap as uncertainty
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics import memorisation
+from dit.evaluation.metrics import precision_recall as neighbours
 from dit.evaluation.references import find_reference
-from dit.evaluation.scores import memorisation, metrics, neighbours, uncertainty
 
 CPU = torch.device("cpu")
 REFERENCE_SHA = "4" * 64

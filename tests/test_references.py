@@ -7,13 +7,13 @@ import torch
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import evaluate as command
+from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs import cache
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.inputs.statistics import Moments, Statistics
-from dit.evaluation.networks.base import Extractor, Outputs
+from dit.evaluation.metrics.frechet import fit, frechet, from_moments
 from dit.evaluation.references import Reference, prepare, score
-from dit.evaluation.scores.frechet import fit, frechet, from_moments
 
 CPU = torch.device("cpu")
 COUNTED = 5000  # images that the file's statistics say they are of

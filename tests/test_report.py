@@ -9,10 +9,10 @@ import re
 import pytest
 import torch
 
-from dit.evaluation.networks.inception import INCEPTION
+from dit.evaluation.extractors.inception import INCEPTION
+from dit.evaluation.metrics.compute import Range, Score, score_names
+from dit.evaluation.metrics.per_class import ClassRow, Recognition
 from dit.evaluation.pages import figures, report
-from dit.evaluation.scores.classes import ClassRow, Recognition
-from dit.evaluation.scores.metrics import Range, Score, score_names
 from dit.utils import pictures
 
 MISSING = "needs at least 20 images on both sides, has 3 samples and 1797 reference images"

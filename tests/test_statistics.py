@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.statistics import Moments, read_statistics, write_statistics
-from dit.evaluation.networks.base import Extractor
 
 INCEPTION, DINO = "inception-v3-compat", "dinov2-vitl14"
 

@@ -10,11 +10,11 @@ from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import stats as module
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_data
 from dit.evaluation.inputs.statistics import Moments, read_statistics
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.load import load_extractors
 from dit.utils.files import sha256
 
 INCEPTION = "inception-v3-compat"

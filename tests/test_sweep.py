@@ -18,8 +18,8 @@ from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
 from dit.evaluation.evaluate import evaluate
-from dit.evaluation.scores import metrics
-from dit.evaluation.scores.metrics import Score
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics.compute import Score
 from dit.evaluation.sweep import charts, results
 from dit.evaluation.sweep import sweep as module
 from dit.evaluation.sweep.points import Keys, Point, Setting, classifier_scale, describe

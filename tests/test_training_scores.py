@@ -23,8 +23,8 @@ from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.evaluation.networks.load import load_extractors
-from dit.evaluation.scores.metrics import Score
+from dit.evaluation.extractors.load import load_extractors
+from dit.evaluation.metrics.compute import Score
 from dit.info import info
 from dit.latents.load import build_source
 from dit.models.dit import SIZES

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dit.evaluation.scores.frechet import Gaussian, fit, frechet
-from dit.evaluation.scores.uncertainty import SEED, bootstrap, extrapolate, interval
+from dit.evaluation.metrics.bootstrap import SEED, bootstrap, extrapolate, interval
+from dit.evaluation.metrics.frechet import Gaussian, fit, frechet
 
 WIDTH = 6
 TARGET = Gaussian(torch.zeros(WIDTH, dtype=torch.float64), torch.eye(WIDTH, dtype=torch.float64))
@@ -64,7 +64,7 @@ def test_an_interval_does_not_go_below_zero():
 
 
 def test_a_bar_is_shown(capsys, monkeypatch):
-    monkeypatch.setattr("dit.evaluation.scores.uncertainty.BAR_DELAY", 0)
+    monkeypatch.setattr("dit.evaluation.metrics.bootstrap.BAR_DELAY", 0)
     bootstrap(normal(20), TARGET, 2)
     assert "bootstrap" in capsys.readouterr().err
 

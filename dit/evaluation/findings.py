@@ -11,19 +11,27 @@ import torch
 from PIL import Image
 
 from dit.data.captions import DIGIT_CAPTIONS
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_SHA256
 from dit.evaluation.inputs.features import Extracted
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.networks.inception import INCEPTION, INCEPTION_SHA256
+from dit.evaluation.metrics import bootstrap as uncertainty
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics.compute import Score
+from dit.evaluation.metrics.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
+from dit.evaluation.metrics.per_class import (
+    ClassRow,
+    Labelled,
+    class_rows,
+    classifier_accuracy,
+    svm_accuracy,
+    svm_floor,
+)
 from dit.evaluation.pages import contact_sheets, figures, report
 from dit.evaluation.pages.report import Extrapolated, Report
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, score
-from dit.evaluation.sampling import without_classes
-from dit.evaluation.scores import metrics, uncertainty
-from dit.evaluation.scores.classes import ClassRow, Labelled, class_rows, classifier_accuracy, svm_accuracy, svm_floor
-from dit.evaluation.scores.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
-from dit.evaluation.scores.metrics import Score
+from dit.evaluation.samples import without_classes
 from dit.runs.metrics import read_metrics
 from dit.utils import pictures
 

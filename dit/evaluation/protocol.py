@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from dit.distributed.device import versions
+from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics import precision_recall as neighbours
 from dit.evaluation.references import Reference
-from dit.evaluation.sampling import without_classes
-from dit.evaluation.scores import metrics, neighbours
+from dit.evaluation.samples import without_classes
 from dit.utils.image_size import Size, show_size, sides
 
 UNKNOWN = "unknown"

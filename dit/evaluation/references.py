@@ -11,16 +11,16 @@ from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.inception import INCEPTION
+from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import Extracted, Features
 from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.networks.inception import INCEPTION
-from dit.evaluation.networks.load import DIGITS_CNN, load_extractors
-from dit.evaluation.scores import metrics
-from dit.evaluation.scores.frechet import from_moments
-from dit.evaluation.scores.metrics import Range, Score, Target
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics.compute import Range, Score, Target
+from dit.evaluation.metrics.frechet import from_moments
 from dit.latents.shards import holds_latents
 from dit.utils.image_size import Size, show_size, size_flag, size_of, tell_size
 

@@ -17,13 +17,13 @@ from dit.data.sources import is_packed, load_images
 from dit.distributed.device import versions
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.images import ImageSet, from_data, read_images
 from dit.evaluation.inputs.statistics import Moments, read_statistics, write_statistics
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.networks.load import DIGITS_CNN
+from dit.evaluation.metrics.frechet import Counted, merge, moments
 from dit.evaluation.references import choose_extractors
-from dit.evaluation.scores.frechet import Counted, merge, moments
 from dit.latents.shards import holds_latents
 from dit.utils.files import quoted, sha256
 from dit.utils.image_size import show_size

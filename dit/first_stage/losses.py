@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dit.config import VaeConfig
 from dit.errors import UserError
-from dit.evaluation.networks.weights import read_tensors, shapes
+from dit.evaluation.extractors.weights import read_tensors, shapes
 from dit.first_stage.codebook import nearest_entries, perplexity, restart, usage
 
 VGG = "vgg16-397923af.pth"  # as torchvision names it

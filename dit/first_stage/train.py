@@ -23,8 +23,8 @@ from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, codec_of, load_autoencoder
 from dit.errors import UserError
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.networks.load import DIGITS_CNN
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
 from dit.first_stage.discriminator import Adversary
 from dit.first_stage.losses import KINDS, KL, VQ, load_lpips

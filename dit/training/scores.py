@@ -18,13 +18,13 @@ from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
 from dit.evaluation import references
+from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import Heed, extract, gather, go_on
 from dit.evaluation.inputs.images import ImageSet, from_array
-from dit.evaluation.networks.base import Extractor
+from dit.evaluation.metrics.compute import NAMES, score_names
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference
-from dit.evaluation.sampling import settings_in_use
-from dit.evaluation.scores.metrics import NAMES, score_names
+from dit.evaluation.samples import settings_in_use
 from dit.runs.checkpoints import find_best
 from dit.sampling.generate import generate
 from dit.sampling.pipeline import build_sampling

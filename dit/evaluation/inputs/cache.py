@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dit.distributed.device import device_kind, versions
 from dit.distributed.ranks import Ranks
+from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import Extracted, Features, extract
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor
 from dit.utils.files import replacing
 
 FORMAT = 1  # to be raised when this package reads images or runs a network in another way

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor, Outputs
 
 Heed = Callable[[], None]  # may raise, on all ranks alike
 ROWS = 4096  # of features that go from rank to rank at a time

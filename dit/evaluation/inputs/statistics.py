@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.dinov2 import DINOV2
+from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.inputs.archives import open_npz, read_array
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.networks.dinov2 import DINOV2
-from dit.evaluation.networks.inception import INCEPTION
 from dit.utils.files import replacing
 
 INCEPTION_WIDTH = 2048

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.scores.memorisation import Memorisation
+from dit.evaluation.metrics.memorisation import Memorisation
 from dit.utils import pictures
 
 CLASSES, COLUMNS, WIDTH = 10, 10, 900  # of the grid; the last in pixels

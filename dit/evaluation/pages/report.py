@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from dit.evaluation.networks.inception import INCEPTION
+from dit.evaluation.extractors.inception import INCEPTION
+from dit.evaluation.metrics.compute import Range, Score
+from dit.evaluation.metrics.per_class import ClassRow, Recognition
 from dit.evaluation.protocol import UNKNOWN
-from dit.evaluation.scores.classes import ClassRow, Recognition
-from dit.evaluation.scores.metrics import Range, Score
 from dit.utils.files import replacing, write_json
 
 FORMAT = 2  # of report.json; those of version 1 did not say so

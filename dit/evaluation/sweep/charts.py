@@ -6,10 +6,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dit.evaluation.metrics.bootstrap import interval
+from dit.evaluation.metrics.compute import Range
 from dit.evaluation.pages import figures
 from dit.evaluation.pages.report import arrow, number, parse
-from dit.evaluation.scores.metrics import Range
-from dit.evaluation.scores.uncertainty import interval
 from dit.evaluation.sweep.points import Point, Setting, classifier_scale, picture_file
 from dit.evaluation.sweep.ranking import Ranking
 from dit.utils.pictures import GAP, PAPER

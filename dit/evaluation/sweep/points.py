@@ -13,9 +13,9 @@ from PIL import Image
 
 from dit.config import SamplerConfig, from_json, to_json
 from dit.distributed.device import device_kind, versions
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.sampling import image_settings
-from dit.evaluation.scores.metrics import Score
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.metrics.compute import Score
+from dit.evaluation.samples import image_settings
 from dit.sampling.load import Run, labelled
 from dit.utils.files import damaged, sha256
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dit.evaluation.scores.uncertainty import NORMAL_95
+from dit.evaluation.metrics.bootstrap import NORMAL_95
 from dit.evaluation.sweep.points import Point, Setting, classifier_scale
 
 

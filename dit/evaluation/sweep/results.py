@@ -12,6 +12,8 @@ from PIL import Image
 
 from dit.config import PACE, SamplerConfig, SweepConfig, to_json
 from dit.errors import UserError
+from dit.evaluation.metrics.bootstrap import interval
+from dit.evaluation.metrics.compute import Range
 from dit.evaluation.pages.report import (
     SHARES,
     arrow,
@@ -25,8 +27,6 @@ from dit.evaluation.pages.report import (
     with_brackets,
 )
 from dit.evaluation.protocol import UNKNOWN
-from dit.evaluation.scores.metrics import Range
-from dit.evaluation.scores.uncertainty import interval
 from dit.evaluation.sweep import charts
 from dit.evaluation.sweep.charts import varied
 from dit.evaluation.sweep.points import Point, classifier_scale, describe

@@ -21,16 +21,16 @@ from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_le
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned
 from dit.errors import NotFinite, UserError
+from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
-from dit.evaluation.networks.base import Extractor
+from dit.evaluation.metrics.bootstrap import bootstrap
+from dit.evaluation.metrics.compute import Score, score_names
 from dit.evaluation.pages.contact_sheets import bring_down
 from dit.evaluation.pages.report import number
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare, score
-from dit.evaluation.sampling import recorded_settings, sampled, settings_key
-from dit.evaluation.scores.metrics import Score, score_names
-from dit.evaluation.scores.uncertainty import bootstrap
+from dit.evaluation.samples import recorded_settings, sampled, settings_key
 from dit.evaluation.sweep import grid, results
 from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
 from dit.evaluation.sweep.ranking import rank

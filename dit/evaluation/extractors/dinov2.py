@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.weights import check_shapes, read_tensors, reason, shapes
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.weights import check_shapes, read_tensors, reason, shapes
 from dit.utils.files import sha256
 
 DINOV2 = "dinov2-vitl14"

@@ -1,6 +1,6 @@
 """The small feature network for digits, and how the bundled weights were made.
 
-    python -m dit.evaluation.networks.digits_cnn --out dit/assets/digits-cnn.safetensors
+    python -m dit.evaluation.extractors.digits_cnn --out dit/assets/digits-cnn.safetensors
 
 trains it on four fifths of scikit-learn's digits in under a minute and prints its accuracy on the last fifth.
 Scores on its features are comparable among themselves only, and never called FID.

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.scores.neighbours import nearest
+from dit.evaluation.metrics.precision_recall import nearest
 
 PIXELS, SIDE = "pixels", 16
 SHARE = 0.01  # of real images that are as near to another real one as what is called a near-copy

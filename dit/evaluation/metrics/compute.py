@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.errors import UserError
+from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.inputs.features import Features
-from dit.evaluation.networks.inception import INCEPTION
-from dit.evaluation.scores.frechet import Gaussian, fit, frechet
-from dit.evaluation.scores.neighbours import DENSITY_NEIGHBOURS, NEIGHBOURS, manifold
+from dit.evaluation.metrics.frechet import Gaussian, fit, frechet
+from dit.evaluation.metrics.precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS, manifold
 
 NAMES = ("FID", "sFID", "KID", "precision", "recall", "density", "coverage", "IS", "IS (torch-fidelity)")
 KID_SUBSETS, KID_SUBSET_SIZE, KID_LEAST = 100, 1000, 20

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.weights import check_shapes, read_tensors, shapes
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.weights import check_shapes, read_tensors, shapes
 from dit.utils.files import replacing, sha256
 
 INCEPTION = "inception-v3-compat"

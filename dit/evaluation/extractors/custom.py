@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dit.errors import UserError, nearest
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.weights import is_torchscript, read_tensors, reason
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.weights import is_torchscript, read_tensors, reason
 
 TRIED = (64, 96)  # pixels; two sizes, because the number of features must not depend on it
 

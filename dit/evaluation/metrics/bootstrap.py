@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.evaluation.scores.frechet import Gaussian, fit, frechet
+from dit.evaluation.metrics.frechet import Gaussian, fit, frechet
 
 PARTS = 5  # the samples in 1, 2, ... 5 equal parts
 LEAST = 4  # samples for each feature in the smallest part

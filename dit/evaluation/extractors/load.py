@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from dit.errors import UserError, nearest
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.custom import load_class, load_registered, registered
-from dit.evaluation.networks.dinov2 import DINOV2, load_dinov2
-from dit.evaluation.networks.inception import INCEPTION, load_inception
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.custom import load_class, load_registered, registered
+from dit.evaluation.extractors.dinov2 import DINOV2, load_dinov2
+from dit.evaluation.extractors.inception import INCEPTION, load_inception
 from dit.utils.files import sha256
 
 DIGITS_CNN = "digits-cnn"
@@ -87,7 +87,7 @@ def _load(name: str, weights: Path | None, device: torch.device) -> Extractor:
 def _load_digits_cnn(device: torch.device) -> Extractor:
     from safetensors.torch import load_file
 
-    from dit.evaluation.networks.digits_cnn import WIDTH, DigitsCNN
+    from dit.evaluation.extractors.digits_cnn import WIDTH, DigitsCNN
 
     path, network = digits_cnn_weights(), DigitsCNN()
     network.load_state_dict(load_file(path))
@@ -97,5 +97,5 @@ def _load_digits_cnn(device: torch.device) -> Extractor:
 
 
 def digits_cnn_weights() -> Path:
-    """The bundled weights, made by `python -m dit.evaluation.networks.digits_cnn`."""
+    """The bundled weights, made by `python -m dit.evaluation.extractors.digits_cnn`."""
     return Path(str(resources.files("dit") / "assets" / "digits-cnn.safetensors"))

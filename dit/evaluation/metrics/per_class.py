@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from dit.data.images import to_digits
-from dit.evaluation.scores.frechet import fit, frechet
-from dit.evaluation.scores.metrics import SEED
+from dit.evaluation.metrics.compute import SEED
+from dit.evaluation.metrics.frechet import fit, frechet
 
 
 @dataclass(frozen=True)
