@@ -44,7 +44,7 @@ def ablate(lab: Lab) -> dict[str, dict[str, Any]]:
 
 def draw(found: dict[str, dict[str, Any]]) -> Image.Image:
     """Both curves of all four, side by side."""
-    from dit.evaluation.pages.figures import new_axis, new_figure, to_image
+    from dit.report.figures import new_axis, new_figure, to_image
 
     figure = new_figure(9.0, 3.4)
     for place, (what, label) in enumerate({"loss": "training loss", "distance": DISTANCE}.items(), start=1):

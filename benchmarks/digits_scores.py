@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import gaussian_blur
 
 from benchmarks.record import record
+from dit.commands.evaluate import evaluate
 from dit.config import EvalConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
-from dit.evaluation.evaluate import evaluate
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.images import read_images
 from dit.evaluation.metrics import compute as metrics

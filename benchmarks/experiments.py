@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dit.cli import main
+from dit.commands.sweep.sweep import count_evaluations
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
-from dit.evaluation.sweep.sweep import count_evaluations
 from dit.runs.checkpoints import checkpoint_step, latest
 from dit.sampling.load import load_run
 from dit.utils.files import write_json

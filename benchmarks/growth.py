@@ -27,10 +27,10 @@ from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.data.order import batch_indices
 from dit.distributed.ranks import Ranks
-from dit.evaluation.pages.figures import new_axis, new_figure, to_image
 from dit.latents import shards
 from dit.latents.shards import Encoding
 from dit.latents.store import LatentStore
+from dit.report.figures import new_axis, new_figure, to_image
 
 PICTURE = Path("docs/images/growth.png")
 VIEW = (1, 8, 1, 1)  # of an image in a store: float16

@@ -25,8 +25,8 @@ from dit.config import TrainConfig
 from dit.distributed.float8 import has_fp8, use_fp8
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
-from dit.evaluation.pages.figures import draw_line, new_axis, new_figure, to_image
 from dit.latents.load import build_source
+from dit.report.figures import draw_line, new_axis, new_figure, to_image
 from dit.training.batches import draw_batch
 from dit.training.job import Job
 from dit.training.step import train_step

@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.experiments import Lab
 from benchmarks.record import processor
+from dit.commands.report.curves import draw_reference
+from dit.commands.report.reference import FOLDER, Reference, essence, settings_that_matter
 from dit.config.presets import PRESETS
 from dit.distributed.device import versions
-from dit.report.curves import draw_reference
-from dit.report.reference import FOLDER, Reference, essence, settings_that_matter
 from dit.runs.card import Card
 from dit.runs.metrics import read_metrics
 from dit.utils.files import write_json

@@ -31,8 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.memory import job_of, stepper
 from benchmarks.record import record
 from dit.distributed.ranks import Ranks, ranks
-from dit.evaluation.pages.figures import new_axis, new_figure, to_image
 from dit.models.registry import multiply_adds
+from dit.report.figures import new_axis, new_figure, to_image
 from dit.scaling.cluster import Cluster
 from dit.scaling.cost import BUCKET, FLOAT, Work, seconds, traffic
 from dit.training.job import Job

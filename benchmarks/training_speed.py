@@ -34,7 +34,7 @@ from benchmarks.ceilings import calls_of, ceilings, seconds, tf32, told
 from benchmarks.kernels import kernels
 from benchmarks.memory import job_of, stepper
 from benchmarks.record import record, rows_told
-from dit.convert import diffusers_config
+from dit.commands.convert import diffusers_config
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM, Denoiser
 from dit.distributed.device import autocast

@@ -4,11 +4,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from dit.commands.train_vae.networks import create_network
 from dit.config import VaeConfig
 from dit.data.images import Digits
 from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder, sha256
 from dit.errors import UserError
-from dit.first_stage.networks import create_network
 from dit.latents.online import MemoryLatents
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit.commands.encode import encode
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS, METADATA, CaptionedFolder
 from dit.data.images import Digits
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source

@@ -10,6 +10,8 @@ from PIL import Image
 
 from dit.build import build_card
 from dit.cli import main
+from dit.commands.sample import sample
+from dit.commands.train_classifier import settings_for, train_classifier
 from dit.config import ClassifierConfig, SampleConfig, TrainConfig
 from dit.diffusion.classifier import NoisyClassifier
 from dit.distributed.ranks import Ranks
@@ -21,9 +23,7 @@ from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoints, find_weights
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
-from dit.sample import sample
 from dit.training.accuracy import AccuracyCurve
-from dit.training.classifier import settings_for, train_classifier
 from dit.training.trainer import prepare, train
 
 

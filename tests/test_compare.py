@@ -9,17 +9,17 @@ import torch
 from test_report import make, rich
 
 from dit import cli
+from dit.commands import compare
+from dit.commands.compare import ASIDE, MEASURED, SAMPLED, UNKNOWN
 from dit.config import CompareConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.evaluation import compare
-from dit.evaluation.compare import ASIDE, MEASURED, SAMPLED, UNKNOWN
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.metrics.compute import Score
-from dit.evaluation.pages import report
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference
+from dit.report import evaluation_page as report
 
 HASH, OTHER = "5b" * 32, "6c" * 32
 CNN, INCEPTION = "features (digits-cnn)", "features (inception-v3-compat)"

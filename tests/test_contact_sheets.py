@@ -5,7 +5,7 @@ import torch
 
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.metrics.memorisation import Likeness, Memorisation
-from dit.evaluation.pages.contact_sheets import by_class, draw_closest, draw_grid, draw_nearest
+from dit.report.contact_sheets import by_class, draw_closest, draw_grid, draw_nearest
 
 
 def flat(values, size=8):

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from dit import convert
 from dit.build import build_network, build_process
+from dit.commands import convert
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.card import NetworkSpec

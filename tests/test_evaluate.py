@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from benchmarks import forked
+from dit.commands import evaluate as module
+from dit.commands.compare import compare
+from dit.commands.evaluate import evaluate
+from dit.commands.stats import stats
 from dit.config import CompareConfig, EvalConfig, StatsConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.evaluation import evaluate as module
-from dit.evaluation.compare import compare
-from dit.evaluation.evaluate import evaluate
 from dit.evaluation.metrics import compute as metrics
-from dit.evaluation.stats import stats
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 CNN = ("digits-cnn",)

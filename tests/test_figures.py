@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from dit.evaluation.pages import figures
-from dit.evaluation.pages.report import Extrapolated
+from dit.report import figures
+from dit.report.evaluation_page import Extrapolated
 
 SERIES = {f"interval {i}": [(x, (x - 2) ** 2 + i, None, None) for x in (4, 1, 2, 3)] for i in range(3)}
 

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from dit.distributed.ranks import Ranks
-from dit.evaluation import findings as module
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_SHA256
-from dit.evaluation.findings import Comparison, findings
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.inputs.statistics import Moments, Statistics
@@ -18,6 +16,8 @@ from dit.evaluation.metrics.bootstrap import bootstrap
 from dit.evaluation.metrics.frechet import fit, frechet
 from dit.evaluation.metrics.memorisation import PIXELS, TrainingImages, pixel_extractor
 from dit.evaluation.references import Reference, prepare
+from dit.report import findings as module
+from dit.report.findings import Comparison, findings
 
 CPU = torch.device("cpu")
 COUNT, RESAMPLES = 120, 8

@@ -18,6 +18,13 @@ import torch
 from PIL import Image
 
 from dit.cli import main, parse
+from dit.commands.train_vae import train
+from dit.commands.train_vae.codebook import nearest_entries, perplexity, restart, usage
+from dit.commands.train_vae.discriminator import Adversary, PatchGAN, adaptive_weight, hinge
+from dit.commands.train_vae.losses import KL, RESTART_EVERY, VQ, load_lpips
+from dit.commands.train_vae.networks import create_network
+from dit.commands.train_vae.quality import measure
+from dit.commands.train_vae.train import batches, fit, random_shift, split, statistics, to_unit, train_vae
 from dit.config import VaeConfig
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
@@ -25,13 +32,6 @@ from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_aut
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.load import load_extractors
-from dit.first_stage import train
-from dit.first_stage.codebook import nearest_entries, perplexity, restart, usage
-from dit.first_stage.discriminator import Adversary, PatchGAN, adaptive_weight, hinge
-from dit.first_stage.losses import KL, RESTART_EVERY, VQ, load_lpips
-from dit.first_stage.networks import create_network
-from dit.first_stage.quality import measure
-from dit.first_stage.train import batches, fit, random_shift, split, statistics, to_unit, train_vae
 from dit.latents.online import MemoryLatents
 
 ROOT = Path(__file__).parent.parent

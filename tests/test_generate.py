@@ -21,11 +21,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks import forked
+from dit.commands.sample import sample
 from dit.config import SampleConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
 from dit.evaluation.samples import settings_key
-from dit.sample import sample
 from dit.sampling import folder as module
 from dit.sampling.folder import moving, sample_folder, sampling_bar
 from dit.sampling.generate import ImageNoise, generate, sample_grid, sample_latents
@@ -467,7 +467,7 @@ def test_grid_goes_to_the_run(make_run, capsys: pytest.CaptureFixture[str]):
 
 
 def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dit.sample._write_grid", lambda *args: None)
+    monkeypatch.setattr("dit.commands.sample._write_grid", lambda *args: None)
 
     def name(**flags) -> str:
         return sample(SampleConfig(**{**dict(run=tiny_run, steps=2, cfg_scale=2.0), **flags}), ALONE).name

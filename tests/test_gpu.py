@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from benchmarks.memory import BOUND, measure
+from dit.commands.nll import nll
+from dit.commands.train_classifier import train_classifier
+from dit.commands.train_vae.train import train_vae
 from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, VaeConfig
 from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
-from dit.first_stage.train import train_vae
-from dit.likelihood import nll
 from dit.runs.checkpoints import find_weights, latest, verify
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_sampling
-from dit.training.classifier import train_classifier
 from dit.training.metrics_log import read_metrics
 from dit.training.trainer import train
 

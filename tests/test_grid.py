@@ -2,8 +2,8 @@
 
 import pytest
 
+from dit.commands.sweep.grid import check_count, parse_counts, parse_intervals, parse_names, parse_numbers
 from dit.errors import UserError
-from dit.evaluation.sweep.grid import check_count, parse_counts, parse_intervals, parse_names, parse_numbers
 
 SAMPLERS = ("auto", "ddpm", "ddim", "euler", "heun", "dpmpp_2m")
 

@@ -7,16 +7,16 @@ import shutil
 import pytest
 import torch
 
+from dit.commands.evaluate import evaluate
+from dit.commands.sample import sample
+from dit.commands.sweep.points import Keys
 from dit.config import EvalConfig, SampleConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED
 from dit.errors import UserError
-from dit.evaluation.evaluate import evaluate
 from dit.evaluation.samples import image_settings, settings_key
-from dit.evaluation.sweep.points import Keys
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_weights, write_weights
-from dit.sample import sample
 from dit.sampling.folder import sample_folder
 from dit.sampling.generate import sample_latents
 from dit.sampling.guides import load_classifier

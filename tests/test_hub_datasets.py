@@ -9,11 +9,11 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
+from dit.commands.encode import encode
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.labels import Columns
 from dit.data.sources import load_images, load_stream
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source

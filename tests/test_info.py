@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dit.cli import main
+from dit.commands.info import card_rows, info, table
+from dit.commands.train_vae.networks import create_network, save
 from dit.config import VaeConfig
 from dit.encoders.autoencoder import BUNDLED, WEIGHTS
 from dit.errors import UserError
-from dit.first_stage.networks import create_network, save
-from dit.info import card_rows, info, table
 from dit.models.registry import create_model, parameters
 from dit.runs.card import Card
 from dit.utils.files import sha256

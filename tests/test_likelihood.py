@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dit import likelihood
 from dit.cli import main
+from dit.commands import nll as likelihood
+from dit.commands.nll import choose, measure, nll
 from dit.config import NllConfig
 from dit.data.images import Digits
 from dit.diffusion.process import Prediction, like
@@ -20,7 +21,6 @@ from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
 from dit.latents.load import build_source
-from dit.likelihood import choose, measure, nll
 from dit.runs.checkpoints import find_weights
 from dit.sampling.load import load_run
 from dit.utils.files import sha256
@@ -190,6 +190,6 @@ def test_exact_with_probes_is_refused(tmp_path):
 @pytest.mark.parametrize(("out", "said"), [("{tmp}", "--out {tmp} is a folder; expected a .json file"),
                                            ("/proc/x.json", "--out /proc/x.json can not be written")])
 def test_a_place_that_is_none_is_refused_before_the_work(tiny_run, tmp_path, monkeypatch, out, said):
-    monkeypatch.setattr("dit.likelihood.measure", pytest.fail)
+    monkeypatch.setattr("dit.commands.nll.measure", pytest.fail)
     with pytest.raises(UserError, match=said.format(tmp=tmp_path)):
         nll(NllConfig(run=tiny_run, out=Path(out.format(tmp=tmp_path))), Ranks())

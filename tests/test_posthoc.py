@@ -11,10 +11,10 @@ from test_profiles import weights_of
 from benchmarks import forked
 from dit.cli import main
 from dit.commands.ema import ema
+from dit.commands.info import info
 from dit.config import EmaConfig, SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.info import info
 from dit.models.dit import SIZES
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import checkpoint_name, latest

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from dit.commands.info import info
+from dit.commands.sweep import points
+from dit.commands.sweep.points import Keys
 from dit.config import SamplerConfig, from_json
 from dit.distributed.device import versions
 from dit.distributed.ranks import Ranks
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import settings_key
-from dit.evaluation.sweep import points
-from dit.evaluation.sweep.points import Keys
-from dit.info import info
 from dit.models.dit import SIZES
 from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoint_name, latest

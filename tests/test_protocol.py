@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch_fidelity.defaults import DEFAULTS
 
+from dit.commands import stats as stats_module
 from dit.config import StatsConfig
 from dit.distributed.device import versions
 from dit.distributed.ranks import Ranks
 from dit.evaluation import protocol as module
-from dit.evaluation import stats as stats_module
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.metrics import bootstrap as uncertainty

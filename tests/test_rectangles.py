@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 
 from dit.build import build_network
+from dit.commands.encode import encode
+from dit.commands.evaluate import evaluate
+from dit.commands.info import info
+from dit.commands.sample import sample
+from dit.commands.stats import stats
+from dit.commands.sweep.sweep import sweep
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, StatsConfig, SweepConfig, TrainConfig
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.evaluation.evaluate import evaluate
-from dit.evaluation.stats import stats
-from dit.evaluation.sweep.sweep import sweep
-from dit.info import info
 from dit.latents.store import LatentStore
 from dit.runs.card import Card
-from dit.sample import sample
 from dit.sampling.folder import sample_folder
 from dit.sampling.generate import generate
 from dit.sampling.load import Run, load_run

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dit.commands import evaluate as command
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.evaluation import evaluate as command
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs import cache
 from dit.evaluation.inputs.features import extract

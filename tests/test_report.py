@@ -12,7 +12,8 @@ import torch
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.metrics.compute import Range, Score, score_names
 from dit.evaluation.metrics.per_class import ClassRow, Recognition
-from dit.evaluation.pages import figures, report
+from dit.report import evaluation_page as report
+from dit.report import figures
 from dit.utils import pictures
 
 MISSING = "needs at least 20 images on both sides, has 3 samples and 1797 reference images"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_report import rich
 
-from dit.evaluation.pages import report
+from dit.report import evaluation_page as report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (1200, 420)

@@ -11,9 +11,9 @@ import webdataset
 from PIL import Image
 
 from benchmarks import forked
+from dit.commands.encode import encode
 from dit.config import EncodeConfig
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
 from dit.latents.store import LatentStore

@@ -8,18 +8,7 @@ from PIL import Image
 
 from dit import cli
 from dit.build import build_text_encoder
-from dit.config import ShowConfig, TrainConfig
-from dit.data.captions import DIGIT_CAPTIONS
-from dit.data.sources import load_images
-from dit.diffusion.process import DDPM, Flow, add_noise
-from dit.distributed.ranks import Ranks
-from dit.errors import UserError
-from dit.runs.card import Card, NetworkSpec
-from dit.runs.weights import write_weights
-from dit.sampling.generate import ImageNoise, generate
-from dit.sampling.load import load_run
-from dit.sampling.pipeline import build_sampling
-from dit.show import (
+from dit.commands.show import (
     Moment,
     backward,
     choose,
@@ -34,6 +23,17 @@ from dit.show import (
     show,
     words,
 )
+from dit.config import ShowConfig, TrainConfig
+from dit.data.captions import DIGIT_CAPTIONS
+from dit.data.sources import load_images
+from dit.diffusion.process import DDPM, Flow, add_noise
+from dit.distributed.ranks import Ranks
+from dit.errors import UserError
+from dit.runs.card import Card, NetworkSpec
+from dit.runs.weights import write_weights
+from dit.sampling.generate import ImageNoise, generate
+from dit.sampling.load import load_run
+from dit.sampling.pipeline import build_sampling
 from dit.utils.pictures import grid
 
 CPU, ALONE = torch.device("cpu"), Ranks()

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dit.commands import stats as module
 from dit.config import StatsConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.evaluation import stats as module
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.features import extract

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from benchmarks import forked
+from dit.commands.encode import encode
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder
 from dit.data.order import batch_indices
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents import store

@@ -14,17 +14,17 @@ from PIL import Image
 
 from benchmarks import forked
 from dit.cli import parse
+from dit.commands.evaluate import evaluate
+from dit.commands.sweep import charts, results
+from dit.commands.sweep import sweep as module
+from dit.commands.sweep.points import Keys, Point, Setting, classifier_scale, describe
+from dit.commands.sweep.ranking import paired_interval, rank
+from dit.commands.sweep.sweep import count_evaluations, settings_of, sweep
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
-from dit.evaluation.evaluate import evaluate
 from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import Score
-from dit.evaluation.sweep import charts, results
-from dit.evaluation.sweep import sweep as module
-from dit.evaluation.sweep.points import Keys, Point, Setting, classifier_scale, describe
-from dit.evaluation.sweep.ranking import paired_interval, rank
-from dit.evaluation.sweep.sweep import count_evaluations, settings_of, sweep
 from dit.models.dit import SIZES
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import find_weights

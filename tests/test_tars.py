@@ -9,15 +9,15 @@ import torch
 import webdataset
 from PIL import Image
 
+from dit.commands.encode import encode
+from dit.commands.stats import stats
 from dit.config import EncodeConfig, StatsConfig
 from dit.data.images import decode
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
 from dit.errors import UserError
 from dit.evaluation.references import find_reference
-from dit.evaluation.stats import stats
 from dit.latents.store import LatentStore
 
 COUNT = 13

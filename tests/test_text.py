@@ -15,6 +15,8 @@ from PIL import Image
 from test_captions import write_images
 
 from dit.build import build_card, build_network, initialise
+from dit.commands.nll import choose, conditioned, measure, nll, open_data
+from dit.commands.sample import sample
 from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.diffusion.guidance import cfg
@@ -24,11 +26,9 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.encoders.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.likelihood import choose, conditioned, measure, nll, open_data
 from dit.models.dit import SIZES
 from dit.runs.card import Card, NetworkSpec
 from dit.runs.weights import read_weights, write_weights
-from dit.sample import sample
 from dit.sampling.generate import generate
 from dit.sampling.load import class_ids, load_run, prompted
 from dit.sampling.pipeline import build_sampling
@@ -497,8 +497,8 @@ def test_a_run_remembers_at_most_so_many_captions(tmp_path, folder, monkeypatch)
 
 @pytest.mark.slow
 def test_a_network_of_text_draws_the_digits_that_it_is_asked_for(tmp_path):
+    from dit.commands.evaluate import evaluate
     from dit.config import EvalConfig
-    from dit.evaluation.evaluate import evaluate
 
     run = train(TrainConfig(conditioning="text", out=tmp_path / "run", sample_every=0), Ranks())
     out = evaluate(EvalConfig(run=run, num_samples=500, cfg_scale=1.5, bootstrap=0, out=tmp_path / "report"), Ranks())

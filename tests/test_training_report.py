@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dit.commands.report import page, reference
+from dit.commands.report.curves import CURVES, draw_reference, values
+from dit.commands.report.page import event_cells, once, report, samples, write_page
+from dit.commands.report.reference import Reference, differences, essence, recent_loss, settings_that_matter, verdict
 from dit.config import ReportConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.report import page, reference
-from dit.report.curves import CURVES, draw_reference, values
-from dit.report.page import event_cells, once, report, samples, write_page
-from dit.report.reference import Reference, differences, essence, recent_loss, settings_that_matter, verdict
 from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoints, latest
 from dit.runs.metrics import BY_TIME, read_metrics, read_starts

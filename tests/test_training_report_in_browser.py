@@ -6,7 +6,7 @@ import pytest
 from test_report_in_browser import LOOK, WIDTHS, Found, browse, pytestmark  # noqa: F401
 from test_training_report import home  # noqa: F401
 
-from dit.report.page import write_page
+from dit.commands.report.page import write_page
 
 
 @pytest.fixture

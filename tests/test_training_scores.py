@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import forked
 from dit.build import build_card
+from dit.commands.info import info
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
@@ -25,7 +26,6 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.metrics.compute import Score
-from dit.info import info
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
 from dit.runs.checkpoints import (

@@ -11,21 +11,21 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dit.build import build_card
+from dit.commands.encode import encode
+from dit.commands.evaluate import evaluate
+from dit.commands.info import info
+from dit.commands.sample import sample
+from dit.commands.sweep.sweep import sweep
 from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, SweepConfig, TrainConfig
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.evaluation.evaluate import evaluate
-from dit.evaluation.sweep.sweep import sweep
-from dit.info import info
 from dit.latents.online import OnlineLatents
 from dit.latents.store import LatentStore
 from dit.runs.card import Card
 from dit.runs.checkpoints import find_weights
 from dit.runs.metrics import read_metrics
-from dit.sample import sample
 from dit.sampling.folder import sample_folder
 from dit.sampling.load import class_ids, load_run
 from dit.training.batches import draw_batch

@@ -4,10 +4,10 @@ import shutil
 import pytest
 
 from dit.cli import main
+from dit.commands.encode import encode
+from dit.commands.info import info
 from dit.config import EncodeConfig
 from dit.distributed.ranks import Ranks
-from dit.encode import encode
-from dit.info import info
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_weights

@@ -21,7 +21,7 @@ class AccuracyCurve:
 
     def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Measure, and write the picture."""
-        from dit.evaluation.pages.figures import accuracy_by_time
+        from dit.report.figures import accuracy_by_time
 
         found = self.measure(NoisyClassifier(average, self.job.process))
         picture = accuracy_by_time(found, len(self.job.card.classes), f"after {step:,} steps")

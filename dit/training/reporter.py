@@ -47,7 +47,7 @@ class Reporter:
         if values or found.scores:
             self.log.write(step, values, found)
         if found.scores:
-            from dit.evaluation.pages.figures import training_scores
+            from dit.report.figures import training_scores
 
             alike = [line for line in read_metrics(self.log.file) if line.get("eval") == found.eval]
             training_scores(alike, self.run / "scores.png")

@@ -16,6 +16,9 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from dit.commands.sweep import grid, results
+from dit.commands.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
+from dit.commands.sweep.ranking import rank
 from dit.config import SamplerConfig, SweepConfig
 from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.distributed.ranks import Ranks
@@ -26,14 +29,11 @@ from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.bootstrap import bootstrap
 from dit.evaluation.metrics.compute import Score, score_names
-from dit.evaluation.pages.contact_sheets import bring_down
-from dit.evaluation.pages.report import number
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare, score
 from dit.evaluation.samples import recorded_settings, sampled, settings_key
-from dit.evaluation.sweep import grid, results
-from dit.evaluation.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
-from dit.evaluation.sweep.ranking import rank
+from dit.report.contact_sheets import bring_down
+from dit.report.evaluation_page import number
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import find_weights
 from dit.sampling.generate import sample_latents

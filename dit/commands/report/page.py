@@ -8,13 +8,13 @@ from typing import Any
 
 from PIL import Image
 
+from dit.commands.report.curves import draw_all
+from dit.commands.report.reference import Line, Reference, differences, find_reference, verdict
 from dit.config import ReportConfig, TrainConfig, to_json
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.evaluation.pages.figures import score_names, scores_chart
-from dit.evaluation.pages.report import number, render
-from dit.report.curves import draw_all
-from dit.report.reference import Line, Reference, differences, find_reference, verdict
+from dit.report.evaluation_page import number, render
+from dit.report.figures import score_names, scores_chart
 from dit.runs.card import Card
 from dit.runs.checkpoints import by_step, checkpoint_step, checkpoints, find_best, read_distance
 from dit.runs.metrics import read_metrics, read_starts

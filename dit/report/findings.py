@@ -27,11 +27,12 @@ from dit.evaluation.metrics.per_class import (
     svm_accuracy,
     svm_floor,
 )
-from dit.evaluation.pages import contact_sheets, figures, report
-from dit.evaluation.pages.report import Extrapolated, Report
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import Reference, Standard, score
 from dit.evaluation.samples import without_classes
+from dit.report import contact_sheets, figures
+from dit.report import evaluation_page as report
+from dit.report.evaluation_page import Extrapolated, Report
 from dit.runs.metrics import read_metrics
 from dit.utils import pictures
 

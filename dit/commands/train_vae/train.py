@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.commands.train_vae.discriminator import Adversary
+from dit.commands.train_vae.losses import KINDS, KL, VQ, load_lpips
+from dit.commands.train_vae.networks import create_network, latent_sides, save
+from dit.commands.train_vae.quality import Scores, measure, reconstruct
 from dit.config import VaeConfig, to_json
 from dit.data.images import Images
 from dit.data.sources import load_images
@@ -26,10 +30,6 @@ from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
-from dit.first_stage.discriminator import Adversary
-from dit.first_stage.losses import KINDS, KL, VQ, load_lpips
-from dit.first_stage.networks import create_network, latent_sides, save
-from dit.first_stage.quality import Scores, measure, reconstruct
 from dit.latents.moments import MomentSums, decode_batches
 from dit.runs.metrics import read_metrics
 from dit.utils.files import quoted, write_json

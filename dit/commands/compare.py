@@ -12,8 +12,8 @@ from typing import Any
 from dit.config import CompareConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.evaluation.pages.report import FORMAT, arrow, number, parse, show
 from dit.evaluation.protocol import UNKNOWN
+from dit.report.evaluation_page import FORMAT, arrow, number, parse, show
 from dit.utils.files import damaged
 
 MEASURED, SAMPLED, ASIDE = "measured", "sampled", "aside"  # and UNKNOWN: what a difference is about

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dit.commands.sweep.points import Point, Setting, classifier_scale
 from dit.evaluation.metrics.bootstrap import NORMAL_95
-from dit.evaluation.sweep.points import Point, Setting, classifier_scale
 
 
 @dataclass(frozen=True)

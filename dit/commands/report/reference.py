@@ -13,7 +13,7 @@ from dit.config import TrainConfig, to_json
 from dit.runs.metrics import BY_TIME
 from dit.utils.files import damaged
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+FOLDER = Path(__file__).parents[3] / "docs" / "reference"
 LOGGED = ("step", "loss", "grad_norm")  # of a line, beside losses by time
 NEUTRAL = {"preset", "out", "resume", "seed", "sample_every", "ckpt_every", "log_every", "keep", "keep_every",
            "eval_every", "eval_samples", "eval_reference", "eval_extractor", "eval_weights", "ema_lengths", "ema_every",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from dit.build import build_network
+from dit.commands.convert import read_release
 from dit.config import InfoConfig
-from dit.convert import read_release
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit.commands.train_vae.codebook import nearest_entries, perplexity, usage
 from dit.data.images import Images
 from dit.encoders.autoencoder import Autoencoder, VQCodec
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.metrics.compute import score_names
 from dit.evaluation.metrics.frechet import fit, frechet
-from dit.first_stage.codebook import nearest_entries, perplexity, usage
 from dit.latents.moments import decode_batches
 from dit.utils.image_size import sides
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dit.commands.train_vae.codebook import nearest_entries, perplexity, restart, usage
 from dit.config import VaeConfig
 from dit.errors import UserError
 from dit.evaluation.extractors.weights import read_tensors, shapes
-from dit.first_stage.codebook import nearest_entries, perplexity, restart, usage
 
 VGG = "vgg16-397923af.pth"  # as torchvision names it
 RESTART_EVERY = 20  # steps

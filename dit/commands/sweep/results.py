@@ -10,11 +10,16 @@ from typing import Any
 
 from PIL import Image
 
+from dit.commands.sweep import charts
+from dit.commands.sweep.charts import varied
+from dit.commands.sweep.points import Point, classifier_scale, describe
+from dit.commands.sweep.ranking import Ranking
 from dit.config import PACE, SamplerConfig, SweepConfig, to_json
 from dit.errors import UserError
 from dit.evaluation.metrics.bootstrap import interval
 from dit.evaluation.metrics.compute import Range
-from dit.evaluation.pages.report import (
+from dit.evaluation.protocol import UNKNOWN
+from dit.report.evaluation_page import (
     SHARES,
     arrow,
     floor_of,
@@ -26,11 +31,6 @@ from dit.evaluation.pages.report import (
     table,
     with_brackets,
 )
-from dit.evaluation.protocol import UNKNOWN
-from dit.evaluation.sweep import charts
-from dit.evaluation.sweep.charts import varied
-from dit.evaluation.sweep.points import Point, classifier_scale, describe
-from dit.evaluation.sweep.ranking import Ranking
 from dit.utils.files import damaged, replacing, write_json
 
 FORMAT = 1  # of sweep.json
@@ -346,7 +346,7 @@ def to_html(sweep: Sweep, drawn: dict[str, tuple[str, Image.Image]]) -> str:
     said = sentences(sweep)
     first = sweep.example.first.name
     floor = sweep.floor.get(first)
-    return render("sweep.html.j2", sweep=sweep, best=best, said=said[1:] if best else said, warnings=warnings(sweep),
+    return render("sweep.html.j2", Path(__file__).parent, sweep=sweep, best=best, said=said[1:] if best else said, warnings=warnings(sweep),
                   charts=drawn, rows=rows(sweep), columns=columns(sweep), axes=setting_columns(sweep),
                   first=first, better=sweep.example.scores, floor_of=floor_of(floor) if floor else "",
                   protocol=common_protocol(sweep.points), command=command(sweep) if best else "",

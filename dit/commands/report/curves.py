@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dit.evaluation.pages.figures import COLOURS, INK, SOFT, new_axis, new_figure, to_image
-from dit.report.reference import Line, Reference
+from dit.commands.report.reference import Line, Reference
+from dit.report.figures import COLOURS, INK, SOFT, new_axis, new_figure, to_image
 from dit.runs.metrics import BY_TIME
 from dit.utils.pictures import smooth
 

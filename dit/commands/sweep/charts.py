@@ -6,12 +6,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dit.commands.sweep.points import Point, Setting, classifier_scale, picture_file
+from dit.commands.sweep.ranking import Ranking
 from dit.evaluation.metrics.bootstrap import interval
 from dit.evaluation.metrics.compute import Range
-from dit.evaluation.pages import figures
-from dit.evaluation.pages.report import arrow, number, parse
-from dit.evaluation.sweep.points import Point, Setting, classifier_scale, picture_file
-from dit.evaluation.sweep.ranking import Ranking
+from dit.report import figures
+from dit.report.evaluation_page import arrow, number, parse
 from dit.utils.pictures import GAP, PAPER
 
 FLOOR, FAINT = "#8fcdb4", "#d5d9e0"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dit.evaluation.pages.report import DISTANCES, KINDS, Extrapolated, arrow, number, parse
+from dit.report.evaluation_page import DISTANCES, KINDS, Extrapolated, arrow, number, parse
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
 """Told apart by colour-blind eyes too (Okabe and Ito 2008); markers differ as well."""

@@ -7,15 +7,15 @@ from dit.config import EvalConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
-from dit.evaluation.findings import Comparison, findings
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.memorisation import TrainingImages, pixel_extractor
-from dit.evaluation.pages.contact_sheets import draw_grid
-from dit.evaluation.pages.report import Report, to_text, write_report
 from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare
 from dit.evaluation.samples import recorded_settings, sampled
+from dit.report.contact_sheets import draw_grid
+from dit.report.evaluation_page import Report, to_text, write_report
+from dit.report.findings import Comparison, findings
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_sampling
 from dit.utils.files import make_folder
