@@ -23,8 +23,8 @@ from benchmarks.record import record
 from dit.distributed.ranks import Ranks
 from dit.runs.checkpoints import latest
 from dit.training.batches import draw_batch
-from dit.training.checkpoint import Saver
-from dit.training.job import Job
+from dit.training.checkpointing import Saver
+from dit.training.session import Job
 from dit.training.step import train_step
 
 PEACE = 6  # steps before each checkpoint

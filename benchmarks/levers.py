@@ -53,7 +53,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES, ZERO, Condition
 from dit.models.registry import DIT_NAMES
-from dit.training.job import Job
+from dit.training.session import Job
 
 CPU, CUDA, TINY = {"DiT-S/4": 32}, {"DiT-XL/2": 128}, {"DiT-Ti/8": 4}
 TINY_SIZE = dict(depth=2, hidden_size=96, num_heads=4)  # heads of 24, which no kernel likes

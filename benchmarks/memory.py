@@ -27,17 +27,18 @@ import torch
 from torch import nn
 
 from benchmarks.record import record
-from dit.build import build_card, build_network
+from dit.build import build_network
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks, ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.runs.card import Card, NetworkSpec
-from dit.training import trainer
+from dit.training import prepare, trainer
 from dit.training.batches import Batches
-from dit.training.job import Job
-from dit.training.layout import memory
-from dit.training.memory import Memory
+from dit.training.cost.ddp_or_fsdp import memory
+from dit.training.cost.memory import Memory
+from dit.training.prepare import build_card
+from dit.training.session import Job
 from dit.training.step import train_step
 
 STEPS = 3  # AdamW makes its moments in the first, DDP its last buckets in the second
@@ -85,7 +86,7 @@ def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32)
     """A run of the trainer, on random latents as of Stable Diffusion's autoencoder, at 256 px unless given another
     side of the latents; the first weights are drawn on the device, which is quicker there."""
     card, source, autoencoder = run_of(settings, joined, folder, side)
-    with patch.object(trainer, "build_network", partial(on_device, joined.device)):
+    with patch.object(prepare, "build_network", partial(on_device, joined.device)):
         return trainer.prepare(card, source, autoencoder, joined)
 
 

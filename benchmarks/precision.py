@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.record import record
-from dit.build import build_card, normalised
+from dit.build import normalised
 from dit.config import TrainConfig
 from dit.distributed.float8 import has_fp8, use_fp8
 from dit.distributed.ranks import Ranks
@@ -28,9 +28,9 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.latents.load import build_source
 from dit.report.figures import draw_line, new_axis, new_figure, to_image
 from dit.training.batches import draw_batch
-from dit.training.job import Job
+from dit.training.prepare import build_card, prepare
+from dit.training.session import Job
 from dit.training.step import train_step
-from dit.training.trainer import prepare
 
 PICTURE = Path("docs/images/precision.png")
 WINDOW = 20  # steps behind a point of a curve

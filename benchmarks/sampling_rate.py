@@ -40,7 +40,7 @@ from dit.models.registry import multiply_adds
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import Run
 from dit.sampling.pipeline import build_sampling
-from dit.training.previews import ema_run
+from dit.training.monitoring.previews import ema_run
 
 LONG: dict[str, Any] = dict(sampler="ddpm", steps=250)
 SHORT: dict[str, Any] = dict(sampler="dpmpp_2m", steps=16, spacing="cosine")

@@ -4,8 +4,9 @@
 
 Each process computes on one core with one thread; four on two cores take turns, two on each. First every process
 trains for itself, side by side with the others, then all of them time a collective of the sizes that training has,
-then train together with DDP and with FSDP2. The prediction of a step is `dit.scaling.cost.seconds` with the compute and
-update of one process alone, divided among the cores, and with the measured bandwidth; a core that computes does not
+then train together with DDP and with FSDP2. The prediction of a step is
+`dit.training.cost.step_time.seconds` with the compute and update of one process alone,
+divided among the cores, and with the measured bandwidth; a core that computes does not
 communicate, so nothing overlaps. Bytes are counted at the collectives, and on the wire (`lo`).
 """
 
@@ -33,9 +34,9 @@ from benchmarks.record import record
 from dit.distributed.ranks import Ranks, ranks
 from dit.models.registry import multiply_adds
 from dit.report.figures import new_axis, new_figure, to_image
-from dit.scaling.cluster import Cluster
-from dit.scaling.cost import BUCKET, FLOAT, Work, seconds, traffic
-from dit.training.job import Job
+from dit.training.cost.cluster import Cluster
+from dit.training.cost.step_time import BUCKET, FLOAT, Work, seconds, traffic
+from dit.training.session import Job
 
 WAYS = ("ddp", "fsdp")
 PICTURE = Path("docs/images/ranks.png")

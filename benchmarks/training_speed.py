@@ -42,8 +42,8 @@ from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
 from dit.models.registry import create_model
 from dit.runs.card import NetworkSpec
+from dit.training.cost.flops import training_flops
 from dit.training.ema import EMA
-from dit.training.flops import training_flops
 
 SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 Step = Callable[[], None]

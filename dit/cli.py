@@ -80,7 +80,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "convert": (ConvertConfig, "dit.commands.convert:convert"),
     "report": (ReportConfig, "dit.commands.report.page:report"),
     "info": (InfoConfig, "dit.commands.info:show"),
-    "plan": (PlanConfig, "dit.scaling.plan:plan"),
+    "plan": (PlanConfig, "dit.training.cost.planning:plan"),
     "verify": (VerifyConfig, "dit.commands.verify:verify"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""

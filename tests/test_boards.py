@@ -13,8 +13,8 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.metrics import read_metrics
-from dit.training import boards
-from dit.training.boards import LAYOUT, TensorBoard, require_wandb
+from dit.training.monitoring import trackers as boards
+from dit.training.monitoring.trackers import LAYOUT, TensorBoard, require_wandb
 from dit.training.trainer import train
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=4, warmup=2, cooldown=0,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dit.build import build_card
 from dit.cli import main
 from dit.commands.sample import sample
 from dit.commands.train_classifier import settings_for, train_classifier
@@ -23,8 +22,9 @@ from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoints, find_weights
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
-from dit.training.accuracy import AccuracyCurve
-from dit.training.trainer import prepare, train
+from dit.training.monitoring.accuracy import AccuracyCurve
+from dit.training.prepare import build_card, prepare
+from dit.training.trainer import train
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,7 @@ from dit.config import EvalConfig, SampleConfig, TrainConfig, from_json
 from dit.config.presets import PRESETS
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.training.signals import stop_on_signals
+from dit.training.resilience.preemption import stop_on_signals
 
 ROOT = Path(__file__).parent.parent
 

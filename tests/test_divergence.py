@@ -16,7 +16,7 @@ from dit.models.dit import SIZES
 from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest
 from dit.runs.metrics import read_metrics
 from dit.training import trainer
-from dit.training.guard import Guard
+from dit.training.spike_guard import Guard
 from dit.training.trainer import train
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=30, warmup=0, lr=1e-3,

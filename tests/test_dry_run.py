@@ -13,9 +13,9 @@ from dit.encoders.text import load_text_encoder
 from dit.errors import UserError
 from dit.models.registry import multiply_adds, parameters
 from dit.runs.card import Card, NetworkSpec
-from dit.training.dry_run import budget
-from dit.training.layout import frozen_bytes
-from dit.training.memory import estimate
+from dit.training.cost.ddp_or_fsdp import frozen_bytes
+from dit.training.cost.dry_run import budget
+from dit.training.cost.memory import estimate
 from dit.training.trainer import train
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, dry_run=True)

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dit.models.registry import blank_inputs, create_model
 from dit.runs.card import NetworkSpec
-from dit.training import flops
-from dit.training.flops import Meter, Peak, peak_of, training_flops
+from dit.training.cost import flops
+from dit.training.cost.flops import Meter, Peak, peak_of, training_flops
 
 CUDA = torch.device("cuda")
 SPEC = NetworkSpec(model="DiT-S/4", input_size=16, in_channels=4, num_classes=10, learn_sigma=False)

@@ -17,6 +17,7 @@ from benchmarks import forked
 from dit.build import build_network
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed import float8 as fp8
+from dit.distributed.activation_checkpoint import recompute
 from dit.distributed.device import arithmetic, autocast
 from dit.distributed.float8 import require_fp8, use_fp8
 from dit.distributed.ranks import Ranks
@@ -27,8 +28,8 @@ from dit.runs.metrics import read_metrics
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_sampling
-from dit.training import trainer
-from dit.training.previews import sampler_settings
+from dit.training import prepare, trainer
+from dit.training.monitoring.previews import sampler_settings
 from dit.training.trainer import train
 
 pytest.importorskip("torchao", reason="needs torchao: make test-fp8")
@@ -52,7 +53,7 @@ def emulated(network: nn.Module) -> nn.Module:
 @pytest.fixture
 def on_cpu(monkeypatch):
     """--precision fp8 on a CPU, whose products are emulated."""
-    monkeypatch.setattr(trainer, "use_fp8", emulate)
+    monkeypatch.setattr(prepare, "use_fp8", emulate)
     monkeypatch.setattr(trainer, "require_fp8", lambda *asked: None)
 
 
@@ -140,7 +141,7 @@ def test_recomputation_changes_no_gradient(mode):
     network, inputs = made(spec())
     emulate(network)
     expected = gradients(network, inputs, "fp8")
-    trainer.recompute(network, mode)
+    recompute(network, mode)
     found = gradients(network, inputs, "fp8")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
@@ -151,7 +152,7 @@ def test_compiled_gradients_are_those_of_eager(mode, emulation):
     network, inputs = made(spec())
     use_fp8(network, emulate=emulation)
     expected = gradients(network, inputs, "fp8")
-    trainer.recompute(network, mode)
+    recompute(network, mode)
     found = gradients(torch.compile(network, backend="aot_eager_decomp_partition", fullgraph=True), inputs, "fp8")
     far = {n: d for n, g in found.items() if (d := distance(g, expected[n.removeprefix("_orig_mod.")])) > 2e-2}
     assert far == {}
@@ -197,7 +198,7 @@ def test_checkpoints_go_on_in_any_precision_and_are_sampled_from(on_cpu, tmp_pat
 
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = SMALL
-    trainer.use_fp8, trainer.require_fp8 = emulate, lambda *asked: None
+    prepare.use_fp8, trainer.require_fp8 = emulate, lambda *asked: None
     torch.compile = partial(torch.compile, backend="aot_eager_decomp_partition")  # quicker than code for a CPU
     train(config, ranks)
 

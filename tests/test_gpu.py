@@ -18,7 +18,7 @@ from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_sampling
-from dit.training.metrics_log import read_metrics
+from dit.training.monitoring.metrics import read_metrics
 from dit.training.trainer import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import torchrun
 
-from dit.build import build_card, build_loss
+from dit.build import build_loss
 from dit.config import TrainConfig
 from dit.diffusion.objective import Loss
 from dit.diffusion.process import DDPM
@@ -19,7 +19,8 @@ from dit.runs.checkpoints import latest
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
 from dit.training.batches import draw_batch, training_times
-from dit.training.trainer import prepare, train, train_step
+from dit.training.prepare import build_card, prepare
+from dit.training.trainer import train, train_step
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import random_weights
 
-from dit.build import PARTS, build_network, initialise
+from dit.build import build_network
 from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.runs.card import Card, NetworkSpec
 from dit.runs.weights import write_weights
+from dit.training.finetune import PARTS, initialise
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TABLE = "y_embedder.embedding_table.weight"

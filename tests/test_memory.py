@@ -15,7 +15,7 @@ from dit.distributed.device import main_memory, memory_of
 from dit.models.registry import blank_inputs, parameters
 from dit.runs.card import NetworkSpec
 from dit.training.batches import draw_batch
-from dit.training.memory import PARTS, Layout, Ledger, Step, enter, estimate, sharded
+from dit.training.cost.memory import PARTS, Layout, Ledger, Step, enter, estimate, sharded
 from dit.training.trainer import train_step
 
 pytestmark = pytest.mark.usefixtures("small_networks")

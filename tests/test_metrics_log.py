@@ -17,10 +17,12 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
 from dit.runs.metrics import MACHINE, read_metrics
-from dit.training import checkpoint, metrics_log
-from dit.training.metrics_log import BUCKETS, Stopwatch, Window, score_tag, tag
+from dit.training import checkpointing as checkpoint
+from dit.training.monitoring import metrics as metrics_log
+from dit.training.monitoring.metrics import Stopwatch, score_tag, tag
+from dit.training.monitoring.update_ratio import update_ratio
+from dit.training.running_means import BUCKETS, Window
 from dit.training.trainer import train
-from dit.training.updates import update_ratio
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=8, warmup=2, cooldown=0,
                    sample_every=0, ckpt_every=0, log_every=4, precision="fp32")

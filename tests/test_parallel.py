@@ -145,7 +145,8 @@ def check_shares(ranks: Ranks, root: Path) -> None:
     """
     from torch.distributed.tensor import DTensor
 
-    from dit.training import layout, trainer
+    from dit.training import trainer
+    from dit.training.cost import ddp_or_fsdp as layout
 
     SIZES["Ti"] = SMALL
     seen = []

@@ -20,11 +20,11 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.card import NetworkSpec
-from dit.scaling.cluster import RING, START, TREE, Cluster
-from dit.scaling.cost import Work, seconds, traffic
-from dit.scaling.plan import RESERVE, Planned, columns, describe, planned
 from dit.training.batches import draw_batch
-from dit.training.memory import estimate
+from dit.training.cost.cluster import RING, START, TREE, Cluster
+from dit.training.cost.memory import estimate
+from dit.training.cost.planning import RESERVE, Planned, columns, describe, planned
+from dit.training.cost.step_time import Work, seconds, traffic
 from dit.training.step import train_step
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)

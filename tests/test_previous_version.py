@@ -24,8 +24,8 @@ from dit.runs.metrics import read_metrics
 from dit.sampling import load as trained
 from dit.sampling.folder import sample_folder
 from dit.sampling.load import load_run
-from dit.training import scores
-from dit.training.previews import sampler_settings
+from dit.training.monitoring import evaluation as scores
+from dit.training.monitoring.previews import sampler_settings
 from dit.training.trainer import train
 from dit.utils.files import write_json
 

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from dit.training import progress
-from dit.training.progress import Bar
+from dit.training.monitoring import progress
+from dit.training.monitoring.progress import Bar
 
 NUMBERS = {"loss": 0.12345, "grad_norm": 1.0, "img_per_s": 212.3, "mfu": 0.412, "memory_gib": 1.25}
 

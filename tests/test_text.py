@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from PIL import Image
 from test_captions import write_images
 
-from dit.build import build_card, build_network, initialise
+from dit.build import build_network
 from dit.commands.nll import choose, conditioned, measure, nll, open_data
 from dit.commands.sample import sample
 from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
@@ -32,6 +32,8 @@ from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import generate
 from dit.sampling.load import class_ids, load_run, prompted
 from dit.sampling.pipeline import build_sampling
+from dit.training.finetune import initialise
+from dit.training.prepare import build_card
 from dit.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -481,7 +483,7 @@ def test_a_guide_that_hears_something_else_is_refused(run, tiny_run):
 
 
 def test_a_run_remembers_at_most_so_many_captions(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("dit.build.MOST_CAPTIONS", 1)
+    monkeypatch.setattr("dit.training.prepare.MOST_CAPTIONS", 1)
     config = settings(tmp_path, folder)
     encoder = load_text_encoder(str(folder))
     card = build_card(config, build_source(config, load_autoencoder("identity")), encoder)

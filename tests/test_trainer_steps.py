@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit.build import build_card, build_denoiser
+from dit.build import build_denoiser
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
@@ -33,11 +33,13 @@ from dit.runs.weights import Weights, read_weights
 from dit.sampling.generate import sample_grid, sample_latents
 from dit.sampling.load import Run, load_run
 from dit.sampling.pipeline import build_sampling
-from dit.training import checkpoint, previews
+from dit.training import checkpointing as checkpoint
 from dit.training.batches import Batch, draw_batch
-from dit.training.job import Job
-from dit.training.schedule import learning_rate
-from dit.training.trainer import prepare, train, train_step
+from dit.training.lr_schedule import learning_rate
+from dit.training.monitoring import previews
+from dit.training.prepare import build_card, prepare
+from dit.training.session import Job
+from dit.training.trainer import train, train_step
 from dit.utils import pictures
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,

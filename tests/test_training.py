@@ -25,10 +25,12 @@ from dit.runs.posthoc_ema import find_snapshots
 from dit.sampling.load import load_run
 from dit.training.batches import draw_batch
 from dit.training.ema import EMA
-from dit.training.job import Job
-from dit.training.metrics_log import MetricsLog, Window
-from dit.training.schedule import learning_rate, total_steps
-from dit.training.trainer import prepare, train
+from dit.training.lr_schedule import learning_rate, total_steps
+from dit.training.monitoring.metrics import MetricsLog
+from dit.training.prepare import prepare
+from dit.training.running_means import Window
+from dit.training.session import Job
+from dit.training.trainer import train
 from dit.utils.files import replacing, sha256, write_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -260,9 +262,9 @@ def test_previews_and_strip(tmp_path):
 
 
 def a_job(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> Job:
-    from dit.build import build_card
     from dit.encoders.autoencoder import load_autoencoder
     from dit.latents.load import build_source
+    from dit.training.prepare import build_card
 
     config = dataclasses.replace(TINY, out=tmp_path / "job", **changes)
     autoencoder = load_autoencoder(config.vae)

@@ -19,7 +19,7 @@ from dit.errors import UserError
 from dit.runs.card import Card
 from dit.runs.checkpoints import checkpoints, latest
 from dit.runs.metrics import BY_TIME, read_metrics, read_starts
-from dit.training.previews import Previews
+from dit.training.monitoring.previews import Previews
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 FD = "FD(digits-cnn)"

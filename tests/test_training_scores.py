@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks import forked
-from dit.build import build_card
 from dit.commands.info import info
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import Digits
@@ -42,14 +41,17 @@ from dit.runs.metrics import read_metrics
 from dit.sampling.generate import generate
 from dit.sampling.load import Run, load_run
 from dit.sampling.pipeline import SamplingPlan, build_sampling
-from dit.training import batches, checkpoint, scores
+from dit.training import batches
+from dit.training import checkpointing as checkpoint
 from dit.training.batches import Batch, draw_batch
-from dit.training.checkpoint import tidy
-from dit.training.job import Job
-from dit.training.metrics_log import Found, MetricsLog
-from dit.training.previews import sampler_settings
-from dit.training.signals import Stop
-from dit.training.trainer import prepare, train
+from dit.training.checkpointing import tidy
+from dit.training.monitoring import evaluation as scores
+from dit.training.monitoring.metrics import Found, MetricsLog
+from dit.training.monitoring.previews import sampler_settings
+from dit.training.prepare import build_card, prepare
+from dit.training.resilience.preemption import Stop
+from dit.training.session import Job
+from dit.training.trainer import train
 from dit.utils.files import write_json
 from dit.utils.pictures import loss_curve
 
@@ -394,7 +396,7 @@ def test_a_kill_while_the_log_is_rewritten_leaves_it(tmp_path, monkeypatch):
         raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr("dit.training.metrics_log.flush", killed)
+        patch.setattr("dit.training.monitoring.metrics.flush", killed)
         with pytest.raises(Kill):
             MetricsLog(out, start=2)
     assert (out / "metrics.jsonl").read_bytes() == before

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dit.build import build_card
 from dit.commands.encode import encode
 from dit.commands.evaluate import evaluate
 from dit.commands.info import info
@@ -29,7 +28,8 @@ from dit.runs.metrics import read_metrics
 from dit.sampling.folder import sample_folder
 from dit.sampling.load import class_ids, load_run
 from dit.training.batches import draw_batch
-from dit.training.trainer import prepare, train
+from dit.training.prepare import build_card, prepare
+from dit.training.trainer import train
 
 ALONE, COUNT = Ranks(), 12
 pytestmark = pytest.mark.usefixtures("small_networks")

@@ -19,9 +19,9 @@ from benchmarks.equality import RUN, train_small
 from dit.distributed.ranks import Ranks
 from dit.errors import PeerLost
 from dit.training import batches
-from dit.training import watchdog as module
-from dit.training.job import Job
-from dit.training.watchdog import HUNG, Sign, Watchdog, verdict, watchdog
+from dit.training.resilience import watchdog as module
+from dit.training.resilience.watchdog import HUNG, Sign, Watchdog, verdict, watchdog
+from dit.training.session import Job
 
 PATIENCE = 3  # seconds
 SHORT = 0.2  # seconds between signs of life

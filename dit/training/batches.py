@@ -11,7 +11,7 @@ from torch import Tensor
 from dit.data.order import batch_indices, generator
 from dit.diffusion.objective import drop_labels
 from dit.distributed.device import sendable
-from dit.training.job import Job
+from dit.training.session import Job
 
 
 class Batch(NamedTuple):

@@ -20,7 +20,7 @@ from dit.runs.checkpoints import (
     verify,
 )
 from dit.runs.weights import WEIGHTS
-from dit.training.schedule import total_steps
+from dit.training.lr_schedule import total_steps
 from dit.utils.files import quoted, require_room, write_json
 from dit.utils.image_size import sides
 

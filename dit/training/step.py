@@ -7,8 +7,8 @@ from dit.data.order import generator
 from dit.distributed.device import autocast
 from dit.distributed.parallel import synchronised, whole
 from dit.training.batches import Batch, position, share, training_times
-from dit.training.job import Job
-from dit.training.schedule import learning_rate
+from dit.training.lr_schedule import learning_rate
+from dit.training.session import Job
 
 
 def train_step(job: Job, batch: Batch, step: int) -> None:

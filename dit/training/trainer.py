@@ -1,67 +1,52 @@
 """The training loop."""
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
-from dit.build import (
-    build_card,
-    build_loss,
-    build_network,
-    build_process,
-    build_text_encoder,
-    find_origin,
-    initialise,
-    normalised,
-)
+from dit.build import build_text_encoder, normalised
 from dit.config import TrainConfig
-from dit.diffusion.weighting import LossAware
-from dit.distributed.activation_checkpoint import recompute
-from dit.distributed.device import autocast, choose_attention
-from dit.distributed.float8 import require_fp8, use_fp8
-from dit.distributed.parallel import called, settle, shard
+from dit.distributed.float8 import require_fp8
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import Autoencoder, load_autoencoder
-from dit.encoders.text import Captioned, Captions, TextEncoder
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.latents.store import Latents
-from dit.models.registry import blank_inputs, check_name, is_classifier
+from dit.models.registry import check_name, is_classifier
 from dit.runs.card import Card
 from dit.runs.checkpoints import BEST, card_of, checkpoint_card, checkpoint_step, find_best, latest
 from dit.runs.posthoc_ema import FOLDER, drop_after
-from dit.training import checkpoint
+from dit.training import checkpointing as checkpoint
 from dit.training.batches import Batch, Batches
-from dit.training.boards import require_wandb
-from dit.training.checkpoint import Saver, State
-from dit.training.divergence import Diverged, go_back, look
-from dit.training.dry_run import describe
-from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
-from dit.training.flops import Meter, meter
-from dit.training.guard import LOOK, Guard
-from dit.training.job import Job
-from dit.training.layout import Choice, choose
-from dit.training.machine import peak_memory
-from dit.training.metrics_log import Found, Stopwatch, Window
-from dit.training.progress import Bar
-from dit.training.reporter import Reporter
+from dit.training.checkpointing import Saver
+from dit.training.cost.ddp_or_fsdp import choose
+from dit.training.cost.dry_run import describe
+from dit.training.cost.flops import Meter, meter
+from dit.training.ema import save_snapshots, snapshot_every
+from dit.training.finetune import find_origin
+from dit.training.lr_schedule import learning_rate
+from dit.training.monitoring.environment import peak_memory
+from dit.training.monitoring.metrics import Found, Stopwatch
+from dit.training.monitoring.progress import Bar
+from dit.training.monitoring.reporter import Reporter
+from dit.training.monitoring.trackers import require_wandb
+from dit.training.monitoring.update_ratio import update_ratio
+from dit.training.prepare import build_card, prepare
+from dit.training.resilience.preemption import Left, Stop, stop_on_signals
+from dit.training.resilience.rollback import Diverged, go_back, look
+from dit.training.resilience.watchdog import Watchdog, watchdog
 from dit.training.run_directory import begin, changes, find_run, open_run, require_autoencoder, restarted, write_card
-from dit.training.schedule import learning_rate, total_steps
-from dit.training.signals import Left, Stop, stop_on_signals
+from dit.training.session import Job
+from dit.training.spike_guard import LOOK
 from dit.training.step import train_step
-from dit.training.updates import update_ratio
-from dit.training.watchdog import Watchdog, watchdog
 from dit.utils.files import quoted
 
 if TYPE_CHECKING:
-    from dit.training.scores import Scores, Yardstick
+    from dit.training.monitoring.evaluation import Scores, Yardstick
 
 
 def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | None:
@@ -113,60 +98,11 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     return job.run
 
 
-def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
-            ) -> Job:
-    """Network, optimizer and averages, fresh or as the checkpoint left them."""
-    config = card.config
-    run, last = open_run(card, len(source.labels), ranks)
-    choice = choose(card, autoencoder, encoder, ranks)
-    torch.manual_seed(config.seed)
-    network = build_network(card.network)
-    if config.init and not last:
-        initialise(network, card, config.init)
-    ema, profiles = EMA(network, config.ema), tuple(Profile(network, length) for length in config.ema_lengths)
-    if config.precision == "fp8":  # after the averages' copies, which are sampled from
-        use_fp8(network)
-    recompute(network, config.recompute)
-    fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    for each in (network, *(average.network for average in (ema, *profiles))):
-        place(each, fixed, config, ranks, choice)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
-    compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
-    process, calls = build_process(config), called(network, ranks, compiled)
-    with autocast(ranks.device, config.precision):
-        settle(calls, partial(blanks, card, ranks, encoder))
-    captions = Captions(source.classes, "", encoder) if encoder else None
-    loss, terms = build_loss(config, Captioned(calls, captions) if captions else calls, process)
-    times = LossAware(int(process.end)) if config.time_sampling == "loss-aware" else None
-    state = State(network, optimizer, ema, Window(("loss", "grad_norm", *terms), ranks.device),
-                  Guard(config.spike, ranks.device), times, profiles)
-    start = checkpoint.load(last, state, ranks) if last else 0
-    return Job(run, card, ranks, source, autoencoder, state, calls, process, loss, start,
-               total_steps(config, len(source.labels)), choice, captions)
-
-
-def blanks(card: Card, ranks: Ranks, encoder: TextEncoder | None) -> tuple[Tensor, ...]:
-    """What the network takes in a micro-batch, as zeros."""
-    micro = card.config.global_batch_size // (ranks.world * card.config.grad_accum)
-    inputs = blank_inputs(card.network.model, micro, encoder.length if encoder else 0, **card.network.sizes)
-    return tuple(part.to(ranks.device) for part in inputs)
-
-
-def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks, choice: Choice) -> None:
-    """Bring a network, or this rank's share of it, to its device, with the attention that is quicker there."""
-    choose_attention(network, ranks.device, config.precision)
-    if choice.parallel == "fsdp" and ranks.world > 1:
-        shard(network, fixed, ranks, config.precision)
-    else:
-        network.to(ranks.device)
-
-
 def choose_yardstick(config: TrainConfig, ranks: Ranks) -> "Yardstick | None":
     """What --eval-every compares with; its code is imported only where it is on."""
     if not config.eval_every:
         return None
-    from dit.training import scores
+    from dit.training.monitoring import evaluation as scores
 
     return scores.choose_yardstick(config, ranks)
 

@@ -346,7 +346,8 @@ def to_html(sweep: Sweep, drawn: dict[str, tuple[str, Image.Image]]) -> str:
     said = sentences(sweep)
     first = sweep.example.first.name
     floor = sweep.floor.get(first)
-    return render("sweep.html.j2", Path(__file__).parent, sweep=sweep, best=best, said=said[1:] if best else said, warnings=warnings(sweep),
+    return render("sweep.html.j2", Path(__file__).parent, sweep=sweep, best=best,
+                  said=said[1:] if best else said, warnings=warnings(sweep),
                   charts=drawn, rows=rows(sweep), columns=columns(sweep), axes=setting_columns(sweep),
                   first=first, better=sweep.example.scores, floor_of=floor_of(floor) if floor else "",
                   protocol=common_protocol(sweep.points), command=command(sweep) if best else "",

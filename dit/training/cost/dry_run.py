@@ -13,10 +13,10 @@ from dit.encoders.text import TextEncoder
 from dit.latents.store import Latents
 from dit.models.registry import is_classifier, multiply_adds, parameters, structure
 from dit.runs.card import Card, NetworkSpec
+from dit.training.cost.ddp_or_fsdp import Choice, frozen_bytes, gib, memory
+from dit.training.cost.memory import Memory
 from dit.training.ema import snapshot_every
-from dit.training.layout import Choice, frozen_bytes, gib, memory
-from dit.training.memory import Memory
-from dit.training.schedule import total_steps
+from dit.training.lr_schedule import total_steps
 from dit.utils.image_size import tell_size
 
 NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradients": "gradients",

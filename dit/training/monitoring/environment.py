@@ -8,8 +8,8 @@ import torch
 
 from dit.distributed.device import arithmetic, device_kind, versions
 from dit.runs.metrics import MACHINE, read_starts
-from dit.training.flops import Meter
-from dit.training.job import Job
+from dit.training.cost.flops import Meter
+from dit.training.session import Job
 from dit.utils.files import write_json
 
 

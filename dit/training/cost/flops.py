@@ -11,7 +11,7 @@ import torch
 from dit.distributed.device import device_kind, uses_bf16
 from dit.models.registry import multiply_adds
 from dit.runs.card import NetworkSpec
-from dit.training.job import Job
+from dit.training.session import Job
 
 TERA = 1e12
 DATA_SHEETS = {

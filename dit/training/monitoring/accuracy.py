@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dit.diffusion.classifier import NoisyClassifier
 from dit.diffusion.process import DDPM, add_noise
 from dit.distributed.device import autocast
-from dit.training.job import Job
+from dit.training.session import Job
 
 IMAGES, BATCH, TIMES = 500, 250, 11
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 from dit.errors import UserError
 from dit.runs.checkpoints import latest
-from dit.training import checkpoint
-from dit.training.checkpoint import Saver
-from dit.training.guard import LeftOut
-from dit.training.job import Job
+from dit.training import checkpointing as checkpoint
+from dit.training.checkpointing import Saver
+from dit.training.session import Job
+from dit.training.spike_guard import LeftOut
 
 if TYPE_CHECKING:
-    from dit.training.reporter import Reporter
+    from dit.training.monitoring.reporter import Reporter
 
 RETURNS = 3  # to one checkpoint, with other data each time; then something else is wrong
 

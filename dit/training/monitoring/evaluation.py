@@ -28,9 +28,9 @@ from dit.evaluation.samples import settings_in_use
 from dit.runs.checkpoints import find_best
 from dit.sampling.generate import generate
 from dit.sampling.pipeline import build_sampling
-from dit.training.job import Job
-from dit.training.metrics_log import Found
-from dit.training.previews import ema_run, sampler_settings
+from dit.training.monitoring.metrics import Found
+from dit.training.monitoring.previews import ema_run, sampler_settings
+from dit.training.session import Job
 from dit.utils.files import damaged, write_json
 from dit.utils.image_size import sides
 

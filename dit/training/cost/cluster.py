@@ -6,7 +6,7 @@ from typing import Any
 
 from dit.config import PlanConfig
 from dit.errors import UserError
-from dit.training.flops import data_sheet
+from dit.training.cost.flops import data_sheet
 
 START = 14e-6  # seconds of a collective before its first byte, and below of each hop: NCCL's table for LL128
 RING = {"node": 1.9e-6, "network": 4.0e-6}

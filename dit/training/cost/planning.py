@@ -13,9 +13,9 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES, DiT
 from dit.models.registry import blank_inputs, multiply_adds_of, split_name
-from dit.scaling.cluster import Cluster, cluster
-from dit.scaling.cost import Seconds, Work, seconds, traffic
-from dit.training.memory import RESERVE, Layout, Memory, Step
+from dit.training.cost.cluster import Cluster, cluster
+from dit.training.cost.memory import RESERVE, Layout, Memory, Step
+from dit.training.cost.step_time import Seconds, Work, seconds, traffic
 from dit.utils.image_size import sides
 
 FACTOR, CHANNELS, CLASSES = 8, 4, 1000  # of the autoencoder, and of ImageNet

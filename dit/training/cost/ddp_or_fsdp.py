@@ -11,7 +11,7 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.models.registry import parameters
 from dit.runs.card import Card
-from dit.training.memory import RESERVE, Memory, estimate
+from dit.training.cost.memory import RESERVE, Memory, estimate
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dit.config import to_json
 from dit.errors import UserError
 from dit.runs.card import Card
 from dit.runs.metrics import BY_TIME
-from dit.training.metrics_log import tag
+from dit.training.monitoring.metrics import tag
 from dit.utils.files import write_json
 
 SAMPLES, WANDB = "samples", "wandb.json"  # the tag of pictures; the file of a run's id there

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from dit.models.registry import is_classifier
 from dit.runs.metrics import read_metrics
-from dit.training.accuracy import AccuracyCurve
-from dit.training.boards import TensorBoard, Wandb
-from dit.training.flops import Meter
-from dit.training.job import Job
-from dit.training.machine import record_start
-from dit.training.metrics_log import Board, Found, MetricsLog
-from dit.training.previews import Previews
+from dit.training.cost.flops import Meter
+from dit.training.monitoring.accuracy import AccuracyCurve
+from dit.training.monitoring.environment import record_start
+from dit.training.monitoring.metrics import Board, Found, MetricsLog
+from dit.training.monitoring.previews import Previews
+from dit.training.monitoring.trackers import TensorBoard, Wandb
+from dit.training.session import Job
 from dit.utils.pictures import loss_curve
 
 

@@ -6,7 +6,7 @@ P parameters in L equal blocks, N GPUs.
 import math
 from dataclasses import dataclass
 
-from dit.scaling.cluster import Cluster
+from dit.training.cost.cluster import Cluster
 
 BUCKET = 25 * 2**20  # bytes that DDP reduces at once
 UPDATE, EMA = 40, 12  # bytes a parameter read and written by clipping (12) and AdamW (28), and by each average

@@ -16,8 +16,8 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captions
 from dit.latents.store import Latents
 from dit.runs.card import Card
-from dit.training.checkpoint import State
-from dit.training.layout import ALONE, Choice
+from dit.training.cost.ddp_or_fsdp import ALONE, Choice
+from dit.training.state import State
 
 
 @dataclass(frozen=True)
