@@ -33,7 +33,7 @@ from dit.distributed.ranks import Ranks, ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.runs.card import Card, NetworkSpec
-from dit.training import prepare, trainer
+from dit.training import prepare
 from dit.training.batches import Batches
 from dit.training.cost.ddp_or_fsdp import memory
 from dit.training.cost.memory import Memory
@@ -87,7 +87,7 @@ def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32)
     side of the latents; the first weights are drawn on the device, which is quicker there."""
     card, source, autoencoder = run_of(settings, joined, folder, side)
     with patch.object(prepare, "build_network", partial(on_device, joined.device)):
-        return trainer.prepare(card, source, autoencoder, joined)
+        return prepare.prepare(card, source, autoencoder, joined)
 
 
 def run_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32
