@@ -33,7 +33,7 @@ from dit.sampling.load import Run, load_run
 from dit.sampling.pipeline import SamplingPlan, build_sampling
 
 CPU, ALONE = torch.device("cpu"), Ranks()
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICK = SamplerConfig(sampler="heun", precision="fp32", steps=3, cfg_scale=2.0, seed=5, batch_size=4)
 
 

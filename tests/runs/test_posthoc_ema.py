@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_profiles import weights_of
+from test_ema_profiles import weights_of
 
 from benchmarks import forked
 from dit.cli import main

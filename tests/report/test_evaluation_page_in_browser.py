@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from PIL import Image
-from test_report import rich
+from test_evaluation_page import rich
 
 from dit.report import evaluation_page as report
 

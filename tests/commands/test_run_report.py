@@ -23,7 +23,7 @@ from dit.training.monitoring.previews import Previews
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 FD = "FD(digits-cnn)"
-OLD = Path(__file__).parent / "data" / "run-of-2257fc1"
+OLD = Path(__file__).parents[1] / "data" / "run-of-2257fc1"
 STARTS = [dict(step=step, date="2026-01-01T00:00:00+00:00", device="NVIDIA H100", ranks=8, threads=4, arithmetic="bf16",
                flops_per_image=712e9, peak_flops_per_rank=989e12, peak_by="data sheet, dense bf16",
                versions={"dit": "0.1.0", "torch": "2.14"}) for step in (0, 10)]

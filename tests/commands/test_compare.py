@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_report import make, rich
+from test_evaluation_page import make, rich
 
 from dit import cli
 from dit.commands import compare

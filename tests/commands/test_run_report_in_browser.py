@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from test_report_in_browser import LOOK, WIDTHS, Found, browse, pytestmark  # noqa: F401
-from test_training_report import home  # noqa: F401
+from test_evaluation_page_in_browser import LOOK, WIDTHS, Found, browse, pytestmark  # noqa: F401
+from test_run_report import home  # noqa: F401
 
 from dit.commands.report.page import write_page
 

@@ -18,7 +18,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.training.resilience.preemption import stop_on_signals
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

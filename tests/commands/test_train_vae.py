@@ -34,7 +34,7 @@ from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.load import load_extractors
 from dit.latents.online import MemoryLatents
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = dict(channels=(8, 8), image_size=16, steps=2, batch_size=4, precision="fp32")
 

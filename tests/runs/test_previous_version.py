@@ -29,7 +29,7 @@ from dit.training.monitoring.previews import sampler_settings
 from dit.training.trainer import train
 from dit.utils.files import write_json
 
-OLD = Path(__file__).parent / "data" / "run-of-2257fc1"
+OLD = Path(__file__).parents[1] / "data" / "run-of-2257fc1"
 CPU = torch.device("cpu")
 FD = "FD(digits-cnn)"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SMALL
 from safetensors.torch import load_file
-from test_recompute import gradients, made, spec
+from test_activation_checkpoint import gradients, made, spec
 from test_trainer_steps import TINY, a_job, do_step, flat, weights  # noqa: F401
 from torch import Tensor, nn
 
