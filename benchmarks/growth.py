@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from benchmarks.ceilings import seconds
-from benchmarks.memory import job_of, stepper
+from benchmarks.memory import session_of, stepper
 from benchmarks.record import record
 from dit.data.order import batch_indices
 from dit.distributed.ranks import Ranks
@@ -49,7 +49,7 @@ def timed(works: dict[int, Work], rounds: int, device: torch.device) -> dict[int
 
 def step_on(model: str, side: int, batch: int, device: torch.device, folder: str) -> Work:
     """The trainer's step on latents of this side."""
-    return stepper(job_of(dict(model=model, batch=batch, precision="auto", steps=10**6), Ranks(device=device), folder,
+    return stepper(session_of(dict(model=model, batch=batch, precision="auto", steps=10**6), Ranks(device=device), folder,
                           side))
 
 

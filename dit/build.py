@@ -16,7 +16,7 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder, load_text_encoder
 from dit.errors import UserError
 from dit.models.registry import create_model, is_classifier, side_multiple
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import Size, sides, size_flag, size_of
 
 
@@ -84,7 +84,7 @@ def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:
                         f"pass {size_flag(size_of(height, width))}, or choose another network")
 
 
-def normalised(autoencoder: Autoencoder, card: Card) -> Autoencoder:
+def with_data_statistics(autoencoder: Autoencoder, card: ModelCard) -> Autoencoder:
     """The autoencoder with the latent statistics of the data, where the run measured them."""
     if card.latent_mean is None or card.latent_std is None:
         return autoencoder

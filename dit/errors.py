@@ -25,7 +25,7 @@ class PeerLost(Exception):
     """Another rank has ended, so that this one can not go on; shown as one line, and torchrun may start all again."""
 
 
-def nearest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
     """For an error's last part: "did you mean A or B?", of the known names that hold `name` or are much like it.
 
     Args:

@@ -20,7 +20,7 @@ from dit.build import build_network
 from dit.cli import main
 from dit.config import TrainConfig
 from dit.models.dit import SIZES
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.utils.files import sha256, write_json
 
@@ -37,7 +37,7 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
     spec = NetworkSpec(model=config.model, input_size=config.image_size, in_channels=3, num_classes=num_classes,
                        learn_sigma=config.learn_sigma, conditioning=config.conditioning)
     statistics = [0.5] * 3 if config.latent_norm == "data" else None
-    card = Card(config=config, network=spec, classes=DIGITS[:num_classes], latent_mean=statistics,
+    card = ModelCard(config=config, network=spec, classes=DIGITS[:num_classes], latent_mean=statistics,
                 latent_std=statistics)
     checkpoint = root / "checkpoints" / f"step-{step:07d}"
     checkpoint.mkdir(parents=True)

@@ -14,7 +14,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.protocol import UNKNOWN
 from dit.report.evaluation_page import FORMAT, arrow, number, parse, show
-from dit.utils.files import damaged
+from dit.utils.files import reraise_as_user_error
 
 MEASURED, SAMPLED, ASIDE = "measured", "sampled", "aside"  # and UNKNOWN: what a difference is about
 RECOGNISED = "digits recognised"
@@ -196,14 +196,14 @@ def read_report(path: Path) -> dict[str, Any]:
     expected, do = "report.json of an evaluation, or its folder", "write one with evaluate.py"
     if not file.is_file():
         raise UserError(f"there is no {file}", expected, do)
-    with damaged(file, expected, do):
+    with reraise_as_user_error(file, expected, do):
         values = json.loads(file.read_text(encoding="utf-8"))
     if not (isinstance(values, dict) and _of_dicts(values.get("scores")) and _of_dicts(values.get("protocol"))):
         raise UserError(f"{file} is not a report", expected, do)
     if values.get("format", 1) != FORMAT:
         raise UserError(f"{file} is a report in format {values.get('format', 1)}", f"format {FORMAT}",
                         "evaluate again, both with this version")
-    with damaged(file, expected, do):
+    with reraise_as_user_error(file, expected, do):
         for name, score in _scores(values).items():
             _check_score(name, score)
     return values

@@ -16,10 +16,10 @@ from dit.errors import UserError
 from dit.models.dit import PATCHES, SIZES
 from dit.models.embeddings import position_embedding
 from dit.models.registry import create_model, split_name
-from dit.runs.card import RELEASE_DATA, Card, NetworkSpec
+from dit.runs.card import RELEASE_DATA, ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
-from dit.utils.files import quoted, replacing
-from dit.utils.hub import lasting
+from dit.utils.files import shell_quote, write_atomically
+from dit.utils.hub import absolute_if_local
 from dit.utils.image_size import sides
 
 StateDict = dict[str, Tensor]
@@ -30,10 +30,10 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
     if ranks.main:
         card = import_release(config.file, config.out, config.vae)
         print(f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
-              f"python sample.py --run {quoted(config.out)} --cfg-scale 4 --cfg-channels 3")
+              f"python sample.py --run {shell_quote(config.out)} --cfg-scale 4 --cfg-channels 3")
 
 
-def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema") -> Card:
+def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema") -> ModelCard:
     """Write weights of the DiT release as a file that `sample.py --run` takes.
 
     Args:
@@ -45,9 +45,9 @@ def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema"
         UserError: see `read_release`.
     """
     spec, state_dict = read_release(file)
-    card = Card(config=release_config(spec, lasting(vae)), network=spec,
+    card = ModelCard(config=release_config(spec, absolute_if_local(vae)), network=spec,
                 classes=[str(i) for i in range(spec.num_classes)])
-    with replacing(out) as beside:
+    with write_atomically(out) as beside:
         write_weights(beside, {name: tensor.float() for name, tensor in state_dict.items()}, card, step=0)
     return card
 
@@ -72,7 +72,7 @@ def read_release(file: Path) -> tuple[NetworkSpec, StateDict]:
     """
     if file.suffix == ".safetensors":
         raise UserError(f"{file} is a safetensors file", "a .pt file of the DiT release",
-                        f"pass it as it is: python sample.py --run {quoted(file)}")
+                        f"pass it as it is: python sample.py --run {shell_quote(file)}")
     loaded = _load_pickle(file)
     for wrapper in ("ema", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):

@@ -5,8 +5,8 @@
 from dit.config import EmaConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs.posthoc_ema import default_file, mixtures, write
-from dit.utils.files import quoted
+from dit.runs.posthoc_ema import default_file, mixtures, write_mixture
+from dit.utils.files import shell_quote
 
 
 def ema(config: EmaConfig, ranks: Ranks) -> None:
@@ -19,6 +19,6 @@ def ema(config: EmaConfig, ranks: Ranks) -> None:
         if file.exists():
             raise UserError(f"{file} is there already", "a new file", "use it, remove it, or pass --out FILE")
     for file, mixture in made.items():
-        write(mixture, file)
+        write_mixture(mixture, file)
         print(f"{mixture}\n{file}", flush=True)
-    print(f"next        python sample.py --run {quoted(file)}")
+    print(f"next        python sample.py --run {shell_quote(file)}")

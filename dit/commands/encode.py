@@ -25,7 +25,7 @@ from dit.errors import UserError
 from dit.latents import shards
 from dit.latents.moments import decode_batches, encode_views, in_batches
 from dit.latents.shards import Encoding
-from dit.utils.files import quoted
+from dit.utils.files import shell_quote
 from dit.utils.image_size import size_flag
 
 
@@ -120,7 +120,7 @@ def finish(job: Job, images: Images | DatasetStream, made: int) -> None:
     number = shards.write_index(cfg.out, job.encoding, made, classes, labels, job.shape)
     text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
     print(f"{number:,} latents {' x '.join(map(str, job.shape))} in {cfg.out}; next: "
-          f"python train.py --data {quoted(cfg.out)} --vae {quoted(cfg.vae)} {size_flag(cfg.image_size)}{text}")
+          f"python train.py --data {shell_quote(cfg.out)} --vae {shell_quote(cfg.vae)} {size_flag(cfg.image_size)}{text}")
 
 
 def complete_shards(job: Job, number: int) -> set[int]:

@@ -11,13 +11,13 @@ from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.memorisation import TrainingImages, pixel_extractor
-from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare
+from dit.evaluation.references import PreparedReference, Reference, choose_extractors, find_reference, prepare
 from dit.evaluation.samples import recorded_settings, sampled
 from dit.report.contact_sheets import draw_grid
 from dit.report.evaluation_page import Report, to_text, write_report
-from dit.report.findings import Comparison, findings
+from dit.report.findings import Comparison, build_report
 from dit.sampling.load import load_to_sample
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.pipeline import build_pipeline
 from dit.utils.files import make_folder
 
 MOST_SAMPLES = 50_000
@@ -39,7 +39,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     size = given.size if given else run.image_size  # type: ignore[union-attr]
     sampler = SamplerConfig(**{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplerConfig)})
     if run:
-        build_sampling(run, sampler)  # tells at once what the run can not do
+        build_pipeline(run, sampler)  # tells at once what the run can not do
     reference = _reference(cfg, size, data)
     networks = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     count = len(given) if given else cfg.num_samples or _reference_count(reference)
@@ -62,7 +62,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     made = Comparison(samples, settings, found, reference, standard, networks, training)
     title = f"Evaluation of {cfg.run or cfg.samples}"
     with ranks.whole_machine():
-        ranks.on_main(lambda: _write(findings(made, cfg.run, title, cfg.bootstrap, ranks.device), samples, out))
+        ranks.on_main(lambda: _write(build_report(made, cfg.run, title, cfg.bootstrap, ranks.device), samples, out))
     return out
 
 
@@ -124,7 +124,7 @@ def _copied(cfg: EvalConfig, data: str | None, size: tuple[int, int], reference:
     return images
 
 
-def _training(cfg: EvalConfig, images: ImageSet, reference: Reference, standard: Standard, eyes: list[Extractor],
+def _training(cfg: EvalConfig, images: ImageSet, reference: Reference, standard: PreparedReference, eyes: list[Extractor],
               ranks: Ranks) -> TrainingImages:
     """With their features, which those of the reference already have."""
     if images is reference.images:

@@ -14,12 +14,19 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
 from dit.models.registry import is_classifier, parameters, structure
-from dit.runs.card import Card, NetworkSpec
-from dit.runs.checkpoints import BEST, checkpoint_step, checkpoints, find_best, unsealed, verify
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.checkpoints import (
+    BEST,
+    checkpoint_step,
+    checkpoints,
+    find_best,
+    incomplete_checkpoints,
+    verify_checkpoint,
+)
 from dit.runs.metrics import read_metrics
 from dit.runs.posthoc_ema import snapshot_steps
 from dit.runs.weights import WEIGHTS, Weights, read_weights
-from dit.utils.image_size import Size, sides, tell_size
+from dit.utils.image_size import Size, describe_size, sides
 
 Rows = list[tuple[str, str]]
 WIDTH = 100  # columns of the table
@@ -64,13 +71,13 @@ def table(rows: Rows) -> str:
 def _run_rows(run: Path) -> Rows:
     found = checkpoints(run)
     if (run / "config.json").exists():
-        card = Card.read(run)
+        card = ModelCard.read(run)
     else:
         card = read_weights(next(found[-1].glob(WEIGHTS))).card
     rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card), *_best_rows(run)]
     rows += _average_rows(run, card)
     rows += [(f"checkpoint {checkpoint_step(c)}", _health(c)) for c in found]
-    return [*rows, *((folder.name, "no meta.json: not counted") for folder in unsealed(run))]
+    return [*rows, *((folder.name, "no meta.json: not counted") for folder in incomplete_checkpoints(run))]
 
 
 def _checkpoint_rows(checkpoint: Path) -> Rows:
@@ -130,7 +137,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def card_rows(card: Card) -> Rows:
+def card_rows(card: ModelCard) -> Rows:
     """What a network is and how it was trained."""
     config, spec = card.config, card.network
     objective = f"{config.objective} prediction" + (", learned variance" if config.learn_sigma else "")
@@ -144,7 +151,7 @@ def card_rows(card: Card) -> Rows:
     norm += "" if card.latent_std is None else f"deviation {_numbers(card.latent_std)}, measured on the data"
     return [
         *_network_rows(spec),
-        ("images", tell_size(config.image_size)),
+        ("images", describe_size(config.image_size)),
         ("autoencoder", config.vae),
         ("latents scaled by", norm),
         ("data", config.data),
@@ -173,7 +180,7 @@ def _network_rows(spec: NetworkSpec) -> Rows:
     ]
 
 
-def _progress_rows(run: Path, card: Card) -> Rows:
+def _progress_rows(run: Path, card: ModelCard) -> Rows:
     lines = read_metrics(run / "metrics.jsonl")
     goal = f"{card.config.epochs:g} epochs" if card.config.epochs else f"{card.config.steps:,} steps"
     if not lines:
@@ -196,7 +203,7 @@ def _best_rows(run: Path) -> Rows:
     return [("best score", f"{distance.name} {distance.value:.4g} at step {step:,} ({where})")]
 
 
-def _average_rows(run: Path, card: Card) -> Rows:
+def _average_rows(run: Path, card: ModelCard) -> Rows:
     """What --ema-lengths tracks, and how much of it is stored."""
     lengths = " ".join(f"{length:g}" for length in card.config.ema_lengths)
     if not lengths:
@@ -210,7 +217,7 @@ def _health(checkpoint: Path) -> str:
     """Size of a checkpoint's files, and whether they are as they were written."""
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     try:
-        files = verify(checkpoint)["files"]
+        files = verify_checkpoint(checkpoint)["files"]
     except UserError as error:
         return f"{_size(size)}, DAMAGED: {error.given}; expected {error.expected}"
     return f"{_size(size)}, {len(files)} file{'s' * (len(files) != 1)}, checksums verified"

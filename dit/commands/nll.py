@@ -17,7 +17,7 @@ from dit.config import NllConfig
 from dit.diffusion.likelihood import Levels, Tick, chain, variational_bound_of_chain
 from dit.diffusion.ode_likelihood import UnitProbes, ode_log_density, ode_times
 from dit.diffusion.process import DDPM
-from dit.distributed.device import arithmetic, autocast, device_kind
+from dit.distributed.device import autocast, compute_precision, device_kind
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
@@ -25,8 +25,8 @@ from dit.latents.load import build_source
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.sampling.generate import ImageNoise
-from dit.sampling.load import Run, load_run, with_captions
-from dit.utils.files import require_place, sha256, write_json
+from dit.sampling.load import LoadedRun, load_run, with_captions
+from dit.utils.files import require_writable, sha256, write_json
 
 LEVEL = 127.5  # pixel levels in a unit of pixels in [-1, 1]
 ODE_STEPS = 50
@@ -41,7 +41,7 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     run = load_run(config.run, ranks.device)
     plan = choose(run, config)
     out = config.out or run.home / "nll.json"
-    ranks.on_main(lambda: require_place(out, ".json"))
+    ranks.on_main(lambda: require_writable(out, ".json"))
     data = config.data or run.card.config.data
     source = open_data(run, data)
     run, labels = conditioned(run, source, data)
@@ -83,7 +83,7 @@ class Plan:
         return len(self.times) - 1
 
 
-def choose(run: Run, config: NllConfig) -> Plan:
+def choose(run: LoadedRun, config: NllConfig) -> Plan:
     """Resolve `auto`, and refuse what does not fit the run.
 
     Raises:
@@ -115,7 +115,7 @@ def choose(run: Run, config: NllConfig) -> Plan:
     return Plan("vlb", chain(process, steps), ("prior", "steps", "decoder"), variance=variance)
 
 
-def open_data(run: Run, data: str) -> Latents:
+def open_data(run: LoadedRun, data: str) -> Latents:
     """Images, as the run would see them in training, but never mirrored.
 
     Raises:
@@ -128,7 +128,7 @@ def open_data(run: Run, data: str) -> Latents:
     return build_source(config, run.autoencoder)
 
 
-def conditioned(run: Run, source: Latents, data: str) -> tuple[Run, np.ndarray]:
+def conditioned(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, np.ndarray]:
     """The run, and its class ids of the data's images, int64 [N]; classes are told by their names.
 
     A run of text reads any caption: its ids become those of the data's captions.
@@ -166,7 +166,7 @@ def pixels_sha256(source: Latents, indices: np.ndarray) -> str:
     return whole.hexdigest()
 
 
-def measure(run: Run, plan: Plan, config: NllConfig, source: Latents, labels: np.ndarray, chosen: np.ndarray,
+def measure(run: LoadedRun, plan: Plan, config: NllConfig, source: Latents, labels: np.ndarray, chosen: np.ndarray,
             ranks: Ranks) -> Tensor:
     """Bits per dimension of the chosen images, by parts: float64 [N, parts], the same on every rank."""
     table = torch.zeros(len(chosen), len(plan.parts), dtype=torch.float64, device=ranks.device)
@@ -186,7 +186,7 @@ def measure(run: Run, plan: Plan, config: NllConfig, source: Latents, labels: np
 
 
 @torch.inference_mode()
-def bits_of_chain(run: Run, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick) -> Sequence[Tensor]:
+def bits_of_chain(run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick) -> Sequence[Tensor]:
     """The variational bound: prior, steps and decoder, each [B]; levels 0 … 255 are [B, 3, H, W]."""
     scaling = Levels(run.autoencoder.shift, run.autoencoder.scale)
     x0 = (levels / LEVEL - 1 - scaling.shift) * scaling.scale
@@ -195,7 +195,7 @@ def bits_of_chain(run: Run, plan: Plan, levels: Tensor, y: Tensor, noise: ImageN
                                       plan.variance, tick)
 
 
-def bits_of_ode(run: Run, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick) -> Sequence[Tensor]:
+def bits_of_ode(run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick) -> Sequence[Tensor]:
     """-log2 of the ODE's density times the volume of a level, [B]: each level is spread evenly over its width.
 
     On average over that spread a bound on the bits of the levels themselves (1511.01844, section 3.1).
@@ -243,7 +243,7 @@ def sentence(result: dict[str, Any], images: int) -> str:
     return f"{result['bits_per_dim']:.4f}{error} bits/dim{bound} ({images} images{how})"
 
 
-def protocol(run: Run, plan: Plan, config: NllConfig) -> dict[str, Any]:
+def protocol(run: LoadedRun, plan: Plan, config: NllConfig) -> dict[str, Any]:
     """All that the numbers depend on, but for the data, as plain JSON values."""
     weights = run.weights
     return {
@@ -258,7 +258,7 @@ def protocol(run: Run, plan: Plan, config: NllConfig) -> dict[str, Any]:
         "probes": plan.probes,
         "exact": plan.exact,
         "seed": config.seed,
-        "precision": arithmetic(run.device, config.precision),
+        "precision": compute_precision(run.device, config.precision),
         "device": device_kind(run.device),
         "versions": run.versions,
     }

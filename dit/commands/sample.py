@@ -8,13 +8,13 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.sampling.folder import moving, sample_folder, sampling_bar
+from dit.sampling.folder import progress_callback, sample_folder, sampling_bar
 from dit.sampling.generate import sample_grid
-from dit.sampling.load import Run, class_ids, load_to_sample, prompted
-from dit.sampling.pipeline import SamplingPlan, build_sampling
+from dit.sampling.load import LoadedRun, class_ids, load_to_sample, prompted
+from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
-from dit.utils.files import quoted, replacing, require_place
-from dit.utils.image_size import show_size
+from dit.utils.files import require_writable, shell_quote, write_atomically
+from dit.utils.image_size import format_size
 from dit.utils.pictures import fitting_scale, grid, spread
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
@@ -41,13 +41,13 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     else:
         count = len(classes) * config.per_class
         config = replace(config, batch_size=min(config.batch_size, count))
-        plan = build_sampling(run, config)
+        plan = build_pipeline(run, config)
         out = config.out or _default_out(run, plan, config, classes)
-        ranks.on_main(lambda: require_place(out, ".png"))
+        ranks.on_main(lambda: require_writable(out, ".png"))
         found = f"grid of samples in {out}"
         if ranks.main:
             with sampling_bar(count, 0, ranks) as bar:
-                _write_grid(run, plan.counting(moving(bar)), config, classes, out)
+                _write_grid(run, plan.counting(progress_callback(bar)), config, classes, out)
                 bar.update(count - bar.n)
         ranks.barrier()
     if ranks.main:
@@ -68,26 +68,26 @@ def _check(config: SampleConfig) -> None:
     if config.out is None:
         raise UserError("--num-samples without --out", "a folder for the images", "add --out DIR")
     if config.out.suffix.lower() in (".png", ".npz"):
-        folder = quoted(config.out.with_suffix(""))
+        folder = shell_quote(config.out.with_suffix(""))
         raise UserError(f"--out {config.out} with --num-samples", "a folder for the images",
                         f"name a folder, such as {folder}, or drop --num-samples for a grid")
 
 
-def _write_grid(run: Run, plan: SamplingPlan, config: SampleConfig, classes: list[int], out: Path) -> None:
+def _write_grid(run: LoadedRun, plan: SamplingPipeline, config: SampleConfig, classes: list[int], out: Path) -> None:
     images, _ = sample_grid(run, plan, config, classes, config.per_class)
     names = None if run.card.unconditional else [run.card.class_name(c) for c in classes]
     columns = config.per_class if names else min(config.per_class, COLUMNS)
     sheet = grid(images, names, columns, fitting_scale(max(images.shape[-2:])))
-    with replacing(out) as beside:
+    with write_atomically(out) as beside:
         sheet.save(beside, format="PNG")
 
 
-def _default_out(run: Run, plan: SamplingPlan, config: SampleConfig, classes: list[int]) -> Path:
+def _default_out(run: LoadedRun, plan: SamplingPipeline, config: SampleConfig, classes: list[int]) -> Path:
     """Named by weights, sampler, steps, guidance and seed, and by six digits of all that the picture depends on."""
     made = {**protocol(run, plan, config, classes), "per_class": config.per_class}
     del made["versions"]
     digits = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:6]
     average = "" if run.card.ema_length is None else f"-ema-{run.card.ema_length:g}"
-    size = f"-{show_size(run.image_size)}" if run.trained_size else ""
+    size = f"-{format_size(run.image_size)}" if run.trained_size else ""
     how = f"{plan.name}-{plan.steps}-cfg-{config.cfg_scale:g}-seed-{config.seed}{size}"
     return run.home / "samples" / f"grid-step-{run.weights.step:07d}{average}-{how}-{digits}.png"

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit.config import ShowConfig
-from dit.data.sources import is_there
+from dit.data.sources import data_exists
 from dit.diffusion.process import Denoise, Prediction, Process, add_noise
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
@@ -22,10 +22,10 @@ from dit.latents.load import build_source
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
 from dit.sampling.generate import ImageNoise, check_finite, sample_latents
-from dit.sampling.load import Run, class_ids, load_to_sample, prompted
-from dit.sampling.pipeline import SamplingPlan, build_sampling
+from dit.sampling.load import LoadedRun, class_ids, load_to_sample, prompted
+from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.utils import pictures
-from dit.utils.files import make_folder, replacing
+from dit.utils.files import make_folder, write_atomically
 
 CELL = 96  # pixels that small images are enlarged to, about
 LAYERS = 4  # whose attention is drawn, unless --layers asks for others
@@ -59,8 +59,8 @@ def show(config: ShowConfig, ranks: Ranks) -> Path:
     return out
 
 
-def _show(run: Run, config: ShowConfig, out: Path) -> None:
-    plan, labels, times = build_sampling(run, config), _labels(run, config), parse_times(config.times)
+def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
+    plan, labels, times = build_pipeline(run, config), _labels(run, config), parse_times(config.times)
     gaze = choose_gaze(run, config)
     make_folder(out)
     ahead = config.direction == "forward"
@@ -79,7 +79,7 @@ def _show(run: Run, config: ShowConfig, out: Path) -> None:
 
 
 @torch.inference_mode()
-def forward(run: Run, plan: SamplingPlan, config: ShowConfig, labels: Tensor, times: Times) -> list[Moment]:
+def forward(run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, times: Times) -> list[Moment]:
     """Images of the run's own data under more and more of the same noise, with guidance as in sampling.
 
     A number of times is spread from 0 to where sampling begins, with others between them for the film.
@@ -103,14 +103,14 @@ def forward(run: Run, plan: SamplingPlan, config: ShowConfig, labels: Tensor, ti
     return moments
 
 
-def own_latents(run: Run, labels: Tensor, seed: int) -> Tensor:
+def own_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
     """Latents [N, C, h, w] of images that the run was trained on, one of each label [N], chosen by the seed.
 
     Raises:
         UserError: the data is not there any more, or has no images of a class.
     """
     config = run.card.config
-    if not is_there(config.data):
+    if not data_exists(config.data):
         raise UserError(f"the data of {run.home}, {config.data}, is not there", "what it was trained on",
                         "bring it back, or look at `dit show backward`, which needs no data")
     source = build_source(replace(config, flip=False), run.autoencoder)
@@ -129,7 +129,7 @@ def own_latents(run: Run, labels: Tensor, seed: int) -> Tensor:
 
 
 @torch.inference_mode()
-def backward(run: Run, plan: SamplingPlan, config: ShowConfig, labels: Tensor) -> list[Moment]:
+def backward(run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor) -> list[Moment]:
     """All steps of sampling; the last moment holds the latents of the images that sample.py makes."""
     batches = zip(labels.split(config.batch_size), torch.arange(len(labels)).split(config.batch_size), strict=True)
     traces = [_sampled(run, plan, config, *batch) for batch in batches]
@@ -137,7 +137,7 @@ def backward(run: Run, plan: SamplingPlan, config: ShowConfig, labels: Tensor) -
             for parts in zip(*traces, strict=True)]
 
 
-def _sampled(run: Run, plan: SamplingPlan, config: ShowConfig, labels: Tensor, indices: Tensor) -> list[Moment]:
+def _sampled(run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, indices: Tensor) -> list[Moment]:
     trace: list[Moment] = []
     plan = replace(plan, denoise=recorded(plan.denoise, trace))
     latents = sample_latents(run, plan, config, labels, indices)
@@ -172,7 +172,7 @@ class Gaze(NamedTuple):
     token: tuple[int, int]  # row and column
 
 
-def choose_gaze(run: Run, config: ShowConfig) -> Gaze | None:
+def choose_gaze(run: LoadedRun, config: ShowConfig) -> Gaze | None:
     """Layers and token that `config` asks for; nothing for networks that are no DiT.
 
     Raises:
@@ -196,7 +196,7 @@ def choose_gaze(run: Run, config: ShowConfig) -> Gaze | None:
 
 
 @torch.inference_mode()
-def look(run: Run, config: ShowConfig, gaze: Gaze, labels: Tensor, moment: Moment) -> Tensor:
+def look(run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, moment: Moment) -> Tensor:
     """How much the chosen token of the first image attends to each, [layers, rows, columns], without guidance."""
     rows, columns = _grid(run, gaze)
     query = gaze.token[0] * columns + gaze.token[1]
@@ -207,14 +207,14 @@ def look(run: Run, config: ShowConfig, gaze: Gaze, labels: Tensor, moment: Momen
 
 
 @torch.inference_mode()
-def read(run: Run, config: ShowConfig, gaze: Gaze, labels: Tensor, moment: Moment) -> Tensor:
+def read(run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, moment: Moment) -> Tensor:
     """How much each token of the first image attends to those of its caption, mean over layers, [S, rows, columns]."""
     with text_maps(gaze.network, gaze.layers) as maps, autocast(run.device, config.precision):
         run.denoise(moment.x_t[:1], moment.t, labels[:1].to(run.device))
     return torch.stack([maps[layer][0] for layer in gaze.layers]).mean(0).T.unflatten(-1, _grid(run, gaze))
 
 
-def words(run: Run, label: int) -> dict[int, str]:
+def words(run: LoadedRun, label: int) -> dict[int, str]:
     """The tokens of a caption by their place, without those that only mark its start and end."""
     captioned = run.denoise.network
     assert isinstance(captioned, Captioned)
@@ -226,7 +226,7 @@ def words(run: Run, label: int) -> dict[int, str]:
     return {place: token.removesuffix("</w>").lstrip("▁Ġ") for place, token in there[:MOST_WORDS]}
 
 
-def _grid(run: Run, gaze: Gaze) -> tuple[int, int]:
+def _grid(run: LoadedRun, gaze: Gaze) -> tuple[int, int]:
     _, height, width = run.latent_shape
     return height // gaze.network.patch_size, width // gaze.network.patch_size
 
@@ -234,7 +234,7 @@ def _grid(run: Run, gaze: Gaze) -> tuple[int, int]:
 # -- pictures ----------------------------------------------------------------------------------------------------
 
 
-def _draw_way(run: Run, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path) -> None:
+def _draw_way(run: LoadedRun, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path) -> None:
     """Two rows for each image: the latents on their way, and what the network takes them for."""
 
     def column(moment: Moment) -> Tensor:  # [2 N, 3, H, W]
@@ -253,7 +253,7 @@ def _draw_way(run: Run, labels: Tensor, chosen: list[Moment], film: list[Moment]
 
 
 def _draw_attention(
-    run: Run, config: ShowConfig, gaze: Gaze, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
+    run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
 ) -> None:
     """A row for each layer: what the outlined token of the first image looks at, over what the network predicts."""
 
@@ -266,7 +266,7 @@ def _draw_attention(
 
 
 def _draw_words(
-    run: Run, config: ShowConfig, gaze: Gaze, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
+    run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
 ) -> None:
     """A row for each word of the first image's caption: where in the image it is looked up."""
     caption = words(run, int(labels[0]))
@@ -277,7 +277,7 @@ def _draw_words(
     _draw_rows(run, column, [PREDICTED, *caption.values()], chosen, film, name)
 
 
-def _heated(run: Run, moment: Moment, weights: Tensor) -> Tensor:
+def _heated(run: LoadedRun, moment: Moment, weights: Tensor) -> Tensor:
     """What is predicted of the first image, and each of the weights [K, rows, columns] over it: [1 + K, 3, H, W]."""
     factor = _scale(run)
     image = pictures.enlarge(run.autoencoder.decode(moment.x0[:1]).cpu(), (factor, factor))
@@ -285,29 +285,29 @@ def _heated(run: Run, moment: Moment, weights: Tensor) -> Tensor:
 
 
 def _draw_rows(
-    run: Run, column: Callable[[Moment], Tensor], rows: list[str], chosen: list[Moment], film: list[Moment], name: Path
+    run: LoadedRun, column: Callable[[Moment], Tensor], rows: list[str], chosen: list[Moment], film: list[Moment], name: Path
 ) -> None:
     images = torch.stack([column(moment) for moment in chosen], dim=1).flatten(0, 1)
     sheet = pictures.grid(images, rows, len(chosen), headings=_headings(run, chosen))
     _save(run, name, sheet, film, [pictures.grid(column(moment), None, len(rows), headings=rows) for moment in film])
 
 
-def _save(run: Run, name: Path, sheet: Image.Image, film: list[Moment], frames: list[Image.Image]) -> None:
+def _save(run: LoadedRun, name: Path, sheet: Image.Image, film: list[Moment], frames: list[Image.Image]) -> None:
     """NAME.png and NAME.gif, where each frame tells its time."""
     times = [heading.replace("\n", "   ") for heading in _headings(run, film)]
     titled = [pictures.strip([frame], [time]) for frame, time in zip(frames, times, strict=True)]
-    with replacing(name.with_suffix(".png")) as beside:
+    with write_atomically(name.with_suffix(".png")) as beside:
         sheet.save(beside, format="PNG")
-    with replacing(name.with_suffix(".gif")) as beside:
+    with write_atomically(name.with_suffix(".gif")) as beside:
         pictures.gif(titled, beside, min(500, max(40, FILM // len(film))))
     print(f"{name}.png\n{name}.gif")
 
 
-def _scale(run: Run) -> int:
+def _scale(run: LoadedRun) -> int:
     return pictures.fitting_scale(max(run.image_size), CELL)
 
 
-def _headings(run: Run, moments: Sequence[Moment]) -> list[str]:
+def _headings(run: LoadedRun, moments: Sequence[Moment]) -> list[str]:
     process, headings = run.denoise.process, []
     for moment in moments:
         at = process.coefficients(moment.t)
@@ -319,7 +319,7 @@ def _headings(run: Run, moments: Sequence[Moment]) -> list[str]:
 # -- flags -------------------------------------------------------------------------------------------------------
 
 
-def _labels(run: Run, config: ShowConfig) -> Tensor:
+def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
     """Class ids [N]: those of --classes in turn, or some of all."""
     classes = class_ids(config.classes, run.card)
     if config.classes is None:

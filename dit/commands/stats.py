@@ -14,7 +14,7 @@ from torch import Tensor
 from dit.config import StatsConfig
 from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
-from dit.distributed.device import versions
+from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
@@ -25,8 +25,8 @@ from dit.evaluation.inputs.statistics import Moments, read_statistics, write_sta
 from dit.evaluation.metrics.frechet import Counted, merge, moments
 from dit.evaluation.references import choose_extractors
 from dit.latents.shards import holds_latents
-from dit.utils.files import quoted, sha256
-from dit.utils.image_size import show_size
+from dit.utils.files import sha256, shell_quote
+from dit.utils.image_size import format_size
 
 DIGITS_SIZE = 32
 MOST = 50_000  # images whose features are in memory at a time
@@ -56,12 +56,12 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
 def _check_out(out: Path) -> None:
     if out.is_dir():
         raise UserError(f"--out {out}, which is a folder", "the .npz file to write",
-                        f"pass --out {quoted(out / 'stats.npz')}")
+                        f"pass --out {shell_quote(out / 'stats.npz')}")
     if out.exists() and out.suffix == ".npz" and not ((found := read_statistics(out)) and found.record):
         raise UserError(f"--out {out} exists, and dit stats did not write it", "a new file, or one of dit stats",
                         "pass another --out")
     if out.suffix != ".npz":
-        raise UserError(f"--out {out}", "the .npz file to write", f"pass --out {quoted(out.with_suffix('.npz'))}")
+        raise UserError(f"--out {out}", "the .npz file to write", f"pass --out {shell_quote(out.with_suffix('.npz'))}")
 
 
 def _images(config: StatsConfig) -> ImageSet:
@@ -118,12 +118,12 @@ def _record(config: StatsConfig, images: ImageSet, extractors: Sequence[Extracto
     return {
         "data": config.data,
         "count": len(images),
-        "size": show_size(images.size),
+        "size": format_size(images.size),
         "crop": config.image_size if config.data != "digits" else None,
         "pixels_sha256": digest,
         "networks": {e.name: {"weights": e.weights, "checksum": e.checksum, "preprocessing": e.preprocessing}
                      for e in extractors},
-        "versions": versions(*LIBRARIES),
+        "versions": library_versions(*LIBRARIES),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -135,6 +135,6 @@ def _table(out: Path, images: ImageSet, extractors: Sequence[Extractor], digest:
     return "\n".join([
         f"{'network':<{width}}  {'images':>9}  {'features':>8}  weights (SHA-256)",
         *rows,
-        f"pixels  {show_size(images.size)}, SHA-256 {digest}",
+        f"pixels  {format_size(images.size)}, SHA-256 {digest}",
         f"file    {out}, {out.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(out)}",
     ])

@@ -6,10 +6,10 @@ from dit.config import ClassifierConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.registry import is_classifier
-from dit.runs.checkpoints import checkpoint_step, find_weights, latest
+from dit.runs.checkpoints import checkpoint_step, find_weights, latest_checkpoint
 from dit.runs.weights import Weights, read_weights
 from dit.training.trainer import train
-from dit.utils.files import quoted
+from dit.utils.files import shell_quote
 
 
 def train_classifier(config: ClassifierConfig, ranks: Ranks) -> Path | None:
@@ -20,10 +20,10 @@ def train_classifier(config: ClassifierConfig, ranks: Ranks) -> Path | None:
     """
     guided = read_weights(find_weights(config.run))
     asked = settings_for(config, guided)
-    out = train(asked, ranks, kin=guided.card)
-    last = latest(out) if out else None
+    out = train(asked, ranks, parent_card=guided.card)
+    last = latest_checkpoint(out) if out else None
     if ranks.main and last and checkpoint_step(last) == asked.steps:
-        print(f"next        python sample.py --run {quoted(config.run)} --classifier {quoted(out)} "
+        print(f"next        python sample.py --run {shell_quote(config.run)} --classifier {shell_quote(out)} "
               "--classifier-scale 2")
     return out
 

@@ -15,9 +15,9 @@ from dit.latents.store import damaged_shards, read_index
 from dit.runs import checkpoints as runs
 from dit.runs.card import CONFIG
 from dit.runs.checkpoints import checkpoints
-from dit.runs.posthoc_ema import FOLDER, recorded
+from dit.runs.posthoc_ema import FOLDER, recorded_snapshots
 from dit.training.run_directory import require_settings
-from dit.utils.files import quoted
+from dit.utils.files import shell_quote
 
 
 def verify(config: VerifyConfig, ranks: Ranks) -> None:
@@ -26,18 +26,18 @@ def verify(config: VerifyConfig, ranks: Ranks) -> None:
     Raises:
         UserError: not such a folder; or something in it is damaged.
     """
-    if home := runs.run_of(config.path):
+    if home := runs.run_containing(config.path):
         raise UserError(f"{config.path} is a checkpoint of the run {home}", "a run, or a folder of latents",
-                        f"pass the run: dit verify {quoted(home)}")
+                        f"pass the run: dit verify {shell_quote(home)}")
     check = verify_run if (config.path / "checkpoints").is_dir() else verify_latents
     ranks.on_main(lambda: check(config.path))
 
 
 def verify_run(run: Path) -> None:
     """`verify` of a run: its checkpoints and its snapshots of averages by their checksums, its config.json by them."""
-    checks: dict[Path, Callable[[], object]] = {path: partial(runs.verify, path) for path in checkpoints(run)}
-    checks |= {path: partial(_refuse_unsealed, path) for path in runs.unsealed(run)}
-    for name, listed in recorded(run).items():
+    checks: dict[Path, Callable[[], object]] = {path: partial(runs.verify_checkpoint, path) for path in checkpoints(run)}
+    checks |= {path: partial(_refuse_unsealed, path) for path in runs.incomplete_checkpoints(run)}
+    for name, listed in recorded_snapshots(run).items():
         file = run / FOLDER / name
         checks[file] = partial(runs.require_intact, file, listed, f"remove {file}")
     checks[run / CONFIG] = partial(_check_settings, run)
@@ -62,7 +62,7 @@ def _refuse_unsealed(checkpoint: Path) -> None:
 
 def _check_settings(run: Path) -> None:
     """Refuse a config.json that is damaged, or not that of the newest checkpoint that can be read."""
-    runs.Card.read(run)
+    runs.ModelCard.read(run)
     for checkpoint in reversed(checkpoints(run)):
         with suppress(UserError):
             runs.checkpoint_card(checkpoint)

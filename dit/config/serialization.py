@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit.errors import UserError, nearest
+from dit.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
 
@@ -25,7 +25,7 @@ def from_json(cls: type[Config], values: dict[str, Any]) -> Config:
     for key in values:
         if key not in fields:
             raise UserError(f"unknown setting {key!r} in a saved {cls.__name__}", "a setting of this version",
-                            nearest(key, fields))
+                            did_you_mean(key, fields))
     return cls(**{k: _from_plain(fields[k].type, v) for k, v in values.items()})
 
 

@@ -26,7 +26,7 @@ def cfg(
         channels: guide only the first so many, as the DiT release does with 3; all unless given. The other channels
             and the variance stay conditional.
         guide: autoguidance (2406.02507): a weaker denoiser, whose conditional prediction is extrapolated from instead.
-            Its `out` has to be the same quantity, see `restated`.
+            Its `out` has to be the same quantity, see `with_objective`.
     """
     low, high = interval
 
@@ -81,7 +81,7 @@ def classifier_guidance(
     return guided
 
 
-def restated(denoise: Denoise, process: Process, objective: str) -> Denoise:
+def with_objective(denoise: Denoise, process: Process, objective: str) -> Denoise:
     """The same predictions, their `out` as a network of another objective would say it."""
 
     def same(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:

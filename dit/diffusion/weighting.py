@@ -10,7 +10,7 @@ MEMORY = 10  # losses remembered of each time
 UNIFORM = 0.001  # share of draws that do not look at the loss, as in the paper's release
 
 
-class LossAware:
+class LossAwareSampler:
     """p(t) proportional to sqrt(E[L_t^2]) over the last losses of each time (2102.09672, equation 18).
 
     Uniform until every time has `MEMORY` losses. As in the release, one draw in a thousand stays uniform, so that no

@@ -22,7 +22,7 @@ PRODUCTS: list[Any] = [
 large and not dear (2205.05198, section 5)."""
 
 
-def recompute(network: nn.Module, mode: str) -> None:
+def activation_checkpointing(network: nn.Module, mode: str) -> None:
     """Let the blocks of a network forget activations, from now on; names of its weights stay.
 
     Args:

@@ -16,12 +16,12 @@ def device_kind(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def sendable(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """In memory that a GPU fetches from by itself, so that nothing waits for it."""
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
-def memory_of(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
     """Bytes that a rank may have: its GPU's, or an equal part of the machine's for each rank on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -52,7 +52,7 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def arithmetic(device: torch.device, precision: str) -> str:
+def compute_precision(device: torch.device, precision: str) -> str:
     """What a precision means here: itself, or of `auto` bf16 where it is fast, else fp32."""
     if precision != "auto":
         return precision
@@ -61,7 +61,7 @@ def arithmetic(device: torch.device, precision: str) -> str:
 
 def uses_bf16(device: torch.device, precision: str) -> bool:
     """Whether networks compute in bfloat16 here; with `fp8`, all but what is float8."""
-    return arithmetic(device, precision) != "fp32"
+    return compute_precision(device, precision) != "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -76,7 +76,7 @@ def choose_attention(network: torch.nn.Module, device: torch.device, precision: 
             module.fused_attn = not (device.type == "cpu" and uses_bf16(device, precision))  # type: ignore[assignment]
 
 
-def versions(*libraries: str) -> dict[str, str | None]:
+def library_versions(*libraries: str) -> dict[str, str | None]:
     """Versions of installed libraries; None of those that are not."""
     return {name: _version(name) for name in libraries}
 

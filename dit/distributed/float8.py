@@ -32,7 +32,7 @@ def require_fp8(precision: str, device: torch.device) -> None:
                         "pip install torchao, or pass --precision bf16")
 
 
-def use_fp8(network: nn.Module, emulate: bool = False) -> None:
+def convert_to_float8(network: nn.Module, emulate: bool = False) -> None:
     """Let the linear layers of a network's blocks multiply in float8, from now on; their weights are the same float32
     parameters, by the same names.
 

@@ -31,7 +31,7 @@ def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> 
     fully_shard(network, mesh=mesh, mp_policy=policy, ignored_params=kept)
 
 
-def called(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
+def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     """The network as the loop calls it: gradients are those of all ranks, on average; compiled where asked for."""
     if isinstance(network, FSDPModule):
         for block in network.blocks if compiled else ():  # type: ignore[union-attr]
@@ -41,7 +41,7 @@ def called(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
 
 
-def settle(calls: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
+def warm_up_ddp(calls: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
     """Let DDP put gradients in the order in which it will sum them, for which it takes a backward pass.
 
     The last bit of sums over three ranks or more hangs on that order, and a run that goes on has to sum as one that
@@ -56,7 +56,7 @@ def settle(calls: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
         calls.zero_grad(set_to_none=True)
 
 
-def synchronised(network: nn.Module, last: bool) -> AbstractContextManager:
+def sync_gradients(network: nn.Module, last: bool) -> AbstractContextManager:
     """Let ranks average gradients in the last micro-batch only."""
     wrapped = getattr(network, "_orig_mod", network)  # under the compiler
     if isinstance(wrapped, FSDPModule):
@@ -64,16 +64,16 @@ def synchronised(network: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor, put together where ranks have shares of it: then all of them must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(network: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
+def gather_state_dict(network: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
     """All tensors of a network, whole, in main memory of rank 0 alone, apart from those it goes on with."""
     state = {}
     for name, value in network.state_dict().items():
-        together = whole(value.detach())
+        together = full_tensor(value.detach())
         if ranks.main:
             state[name] = together.to("cpu", copy=True)
     return state

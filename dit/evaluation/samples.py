@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import PACE, SamplerConfig
-from dit.distributed.device import arithmetic
+from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.checkpoints import find_weights
 from dit.sampling.folder import ARCHIVE, RECORD, sample_folder
-from dit.sampling.load import Run
+from dit.sampling.load import LoadedRun
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 
@@ -20,23 +20,23 @@ OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cach
             "spacing")  # named only where they are on
 
 
-def sampled(run: Run, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
+def sampled(run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
     """Images of all classes in turn in `out`/samples-HASH, named by the settings; what is there already stays."""
     folder = out / f"samples-{settings_key(run, config, count)}"
     return sample_folder(run, config, run.card.ids, count, folder, "png", ranks)
 
 
-def settings_key(run: Run, config: SamplerConfig, count: int) -> str:
+def settings_key(run: LoadedRun, config: SamplerConfig, count: int) -> str:
     """The same for the same images: a hash of number, weights and settings, those that change no image left out."""
     text = json.dumps([image_settings(run, config), count, sha256(run.weights.path)])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def image_settings(run: Run, config: SamplerConfig) -> dict[str, Any]:
+def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
     """The settings that images depend on, as plain JSON values; of other networks their content."""
     asked = settings_in_use(
         config,
-        precision=arithmetic(run.device, config.precision),
+        precision=compute_precision(run.device, config.precision),
         image_size=size_of(*run.image_size) if run.trained_size else None,
         guide=config.guide and sha256(find_weights(config.guide)),
         classifier=config.classifier and sha256(find_weights(config.classifier)),

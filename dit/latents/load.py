@@ -13,7 +13,7 @@ from dit.errors import UserError
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, damaged_shards
-from dit.utils.files import quoted
+from dit.utils.files import shell_quote
 from dit.utils.image_size import sides, size_flag
 
 
@@ -40,11 +40,11 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
     """
     store = LatentStore(config.data, ranks.on_main(partial(find_damaged, config.data)) if config.skip_damaged else ())
     again = ("encode again: dit encode --data IMAGES --out OTHER "
-             f"--vae {quoted(config.vae)} {size_flag(config.image_size)}")
+             f"--vae {shell_quote(config.vae)} {size_flag(config.image_size)}")
     if store.checksum != autoencoder.checksum:
         theirs, ours = (f"(SHA-256 {str(checksum)[:8]})" for checksum in (store.checksum, autoencoder.checksum))
         raise UserError(f"--data {config.data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
-                        "the autoencoder of the latents", f"pass --vae {quoted(store.vae)}, or {again}")
+                        "the autoencoder of the latents", f"pass --vae {shell_quote(store.vae)}, or {again}")
     if sides(store.image_size) != sides(config.image_size):
         raise UserError(f"--data {config.data} was encoded with {size_flag(store.image_size)}, not "
                         f"{size_flag(config.image_size)}", "the size of the latents",

@@ -6,7 +6,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from dit.errors import UserError, nearest
+from dit.errors import UserError, did_you_mean
 from dit.models import classifier, unet
 from dit.models.classifier import Classifier
 from dit.models.dit import PATCHES, SIZES, DiT, PatchTransformer
@@ -25,7 +25,7 @@ def check_name(name: str, conditioning: str = "adaln-zero") -> None:
     if name not in NAMES:
         kinds = f"{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
         raise UserError(f"unknown model {name!r}", f"DiT-{kinds} or UNet-{{{','.join(unet.SIZES)}}}",
-                        nearest(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"))
+                        did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"))
     if conditioning != "adaln-zero" and name not in DIT_NAMES:
         raise UserError(f"--conditioning {conditioning} with --model {name}", "a DiT with --conditioning",
                         f"drop --conditioning, or pass --model {DIT_NAMES[1]}")
@@ -122,6 +122,6 @@ def split_name(name: str) -> tuple[str, int]:
     """
     if name not in DIT_NAMES:
         raise UserError(f"unknown model {name!r}", f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
-                        nearest(name, DIT_NAMES))
+                        did_you_mean(name, DIT_NAMES))
     size, patch = name.removeprefix("DiT-").split("/")
     return size, int(patch)

@@ -17,7 +17,7 @@ from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.metrics.compute import Range, Score
 from dit.evaluation.metrics.per_class import ClassRow, Recognition
 from dit.evaluation.protocol import UNKNOWN
-from dit.utils.files import replacing, write_json
+from dit.utils.files import write_atomically, write_json
 
 FORMAT = 2  # of report.json; those of version 1 did not say so
 LONG = 20  # entries of a list, and classes of a table, that are shown one by one
@@ -99,7 +99,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
     paths = [out / f"report.{suffix}" for suffix in ("json", "md", "html")]
     write_json(paths[0], to_json(report))
     for path, text in zip(paths[1:], (to_markdown(report), to_html(report)), strict=True):
-        with replacing(path) as beside:
+        with write_atomically(path) as beside:
             beside.write_text(text, encoding="utf-8")
     return paths
 

@@ -28,7 +28,7 @@ from dit.evaluation.metrics.per_class import (
     svm_floor,
 )
 from dit.evaluation.protocol import protocol
-from dit.evaluation.references import Reference, Standard, score
+from dit.evaluation.references import PreparedReference, Reference, score
 from dit.evaluation.samples import without_classes
 from dit.report import contact_sheets, figures
 from dit.report import evaluation_page as report
@@ -50,12 +50,12 @@ class Comparison:
     settings: dict[str, Any]
     found: Extracted
     reference: Reference
-    standard: Standard
+    standard: PreparedReference
     networks: list[Extractor]
     training: TrainingImages | str
 
 
-def findings(made: Comparison, run: Path | None, title: str, resamples: int, device: torch.device) -> Report:
+def build_report(made: Comparison, run: Path | None, title: str, resamples: int, device: torch.device) -> Report:
     """Everything that is computed from features, and the pictures.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import TrainConfig, from_json, to_json
-from dit.utils.files import damaged, quoted
+from dit.utils.files import reraise_as_user_error, shell_quote
 from dit.utils.image_size import Size, sides, size_of
 
 CONFIG = "config.json"
@@ -40,7 +40,7 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class ModelCard:
     """All that one needs to use a network: settings, shapes, class names, latent statistics."""
 
     config: TrainConfig
@@ -82,35 +82,35 @@ class Card:
         return {**dataclasses.asdict(self), "config": to_json(self.config)}
 
     @staticmethod
-    def from_json(values: dict[str, Any]) -> "Card":
+    def from_json(values: dict[str, Any]) -> "ModelCard":
         """The inverse of `to_json`."""
         spec = values["network"]
         attention = spec.get("unet_attention")
         network = NetworkSpec(**{**spec, "input_size": size_of(*sides(spec["input_size"])),
                                  "unet_attention": None if attention is None else tuple(attention)})
         config = from_json(TrainConfig, values["config"])
-        return Card(**{**values, "config": config, "network": network})
+        return ModelCard(**{**values, "config": config, "network": network})
 
     @staticmethod
-    def read(run: Path) -> "Card":
+    def read(run: Path) -> "ModelCard":
         """From a run's config.json.
 
         Raises:
             UserError: it is missing or damaged.
         """
         file = run / CONFIG
-        with damaged(file, "the configuration that train.py wrote", "copy it again; or, where there is a checkpoint, "
-                     f"let train.py --resume {quoted(run)} write it anew"):
-            return Card.from_json(json.loads(file.read_text()))
+        with reraise_as_user_error(file, "the configuration that train.py wrote", "copy it again; or, where there is a checkpoint, "
+                     f"let train.py --resume {shell_quote(run)} write it anew"):
+            return ModelCard.from_json(json.loads(file.read_text()))
 
 
-def named_otherwise(theirs: Card, ours: Card) -> tuple[int, str, str] | None:
+def class_mismatch(theirs: ModelCard, ours: ModelCard) -> tuple[int, str, str] | None:
     """The first class that two networks do not mean the same by: its id, and their names of it."""
     pairs = enumerate(zip(theirs.names, ours.names, strict=False))  # one may know fewer than there is room for
     return next(((label, there, here) for label, (there, here) in pairs if there != here), None)
 
 
-def same_autoencoder(theirs: Card, ours: Card) -> bool:
+def same_autoencoder(theirs: ModelCard, ours: ModelCard) -> bool:
     """By the checksums of its weights where both are known, else by its name."""
     known = theirs.vae_sha256 and ours.vae_sha256
     return theirs.vae_sha256 == ours.vae_sha256 if known else theirs.config.vae == ours.config.vae

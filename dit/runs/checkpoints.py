@@ -22,29 +22,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit.errors import UserError
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.runs.weights import WEIGHTS, read_header
-from dit.utils.files import damaged, quoted, sha256
+from dit.utils.files import reraise_as_user_error, sha256, shell_quote
 
 BEST = "best"  # in a run, a link to its best checkpoint
 
 
-def card_of(run: Path) -> Card:
+def read_card(run: Path) -> ModelCard:
     """The Card of a run, where its config.json is lost that of its newest checkpoint.
 
     Raises:
         UserError: config.json is missing or damaged, and there is no checkpoint that has it too.
     """
     try:
-        return Card.read(run)
+        return ModelCard.read(run)
     except UserError:
         with suppress(UserError):
-            if last := latest(run):
+            if last := latest_checkpoint(run):
                 return checkpoint_card(last)
         raise
 
 
-def checkpoint_card(checkpoint: Path) -> Card:
+def checkpoint_card(checkpoint: Path) -> ModelCard:
     """What the run was when it wrote a checkpoint; raises as `read_weights`."""
     return read_header(next(checkpoint.glob(WEIGHTS), checkpoint / WEIGHTS))[0]
 
@@ -52,7 +52,7 @@ def checkpoint_card(checkpoint: Path) -> Card:
 def is_run(folder: Path) -> bool:
     """Whether training began there: it has the config.json of a run, not that of an autoencoder."""
     try:
-        Card.read(folder)
+        ModelCard.read(folder)
     except UserError:
         return False
     return True
@@ -60,24 +60,24 @@ def is_run(folder: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    return [folder for folder in by_step(run / "checkpoints").values() if (folder / "meta.json").exists()]
+    return [folder for folder in paths_by_step(run / "checkpoints").values() if (folder / "meta.json").exists()]
 
 
-def unsealed(run: Path) -> list[Path]:
+def incomplete_checkpoints(run: Path) -> list[Path]:
     """Folders of checkpoints that have no meta.json and so are not counted, oldest first. A kill leaves none: what is
     being written or removed has a hidden name."""
-    return [folder for folder in by_step(run / "checkpoints").values() if not (folder / "meta.json").exists()]
+    return [folder for folder in paths_by_step(run / "checkpoints").values() if not (folder / "meta.json").exists()]
 
 
-def run_of(path: Path) -> Path | None:
+def run_containing(path: Path) -> Path | None:
     """The run that has this checkpoint, or to whose best one it links; None of other paths."""
     folder = path.absolute()
-    if folder.parent.name == "checkpoints" and folder in by_step(folder.parent).values():
+    if folder.parent.name == "checkpoints" and folder in paths_by_step(folder.parent).values():
         return Path(os.path.normpath(path / ".." / ".."))
     return path.parent if path.name == BEST and path.is_symlink() else None
 
 
-def by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
+def paths_by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
     """What is called step-DIGITS and the suffix, by that number, lowest first; what is called otherwise is not ours."""
     named = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
     found = {int(match[1]): path for path in folder.glob("step-*") if (match := named.fullmatch(path.name))}
@@ -94,19 +94,19 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def latest(run: Path) -> Path | None:
+def latest_checkpoint(run: Path) -> Path | None:
     """The newest finished checkpoint of a run."""
     return next(reversed(checkpoints(run)), None)
 
 
-def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
+def verify_checkpoint(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
     """The checkpoint's meta.json, after comparing every file that fits the pattern with it.
 
     Raises:
         UserError: a file that is missing, truncated or changed; or they are not of one step.
     """
     do = f"remove {checkpoint} to go on from the checkpoint before it"
-    with damaged(checkpoint / "meta.json", "the list of files that train.py wrote", do):
+    with reraise_as_user_error(checkpoint / "meta.json", "the list of files that train.py wrote", do):
         meta = json.loads((checkpoint / "meta.json").read_text())
         step, files = int(meta["step"]), dict(meta["files"])
     for name, recorded in files.items():
@@ -118,7 +118,7 @@ def verify(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
 
 def _require_one_step(checkpoint: Path, step: int, weights: list[Path], do: str) -> None:
     """Refuse a checkpoint that is of several steps, by its folder's name (if that is of ours), meta.json, weights."""
-    named = [number for number, folder in by_step(checkpoint.parent).items() if folder == checkpoint]
+    named = [number for number, folder in paths_by_step(checkpoint.parent).items() if folder == checkpoint]
     said = {"its name": named[0] if named else step, "meta.json": step,
             **{file.name: read_header(file)[1] for file in weights}}
     if len({*said.values()}) > 1:
@@ -126,7 +126,7 @@ def _require_one_step(checkpoint: Path, step: int, weights: list[Path], do: str)
         raise UserError(f"{checkpoint} is of step {told}", "one step", do)
 
 
-def sums(file: Path) -> dict[str, Any]:
+def checksum_entry(file: Path) -> dict[str, Any]:
     """What meta.json lists of a file."""
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
@@ -137,7 +137,7 @@ def require_intact(file: Path, recorded: Mapping[str, Any], do: str) -> None:
     Raises:
         UserError: it is missing, truncated or changed.
     """
-    found = sums(file) if file.exists() else {"bytes": 0}
+    found = checksum_entry(file) if file.exists() else {"bytes": 0}
     for what, value in recorded.items():
         if found.get(what) != value:
             raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do)
@@ -151,12 +151,12 @@ def find_weights(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    checkpoint = path if (path / "meta.json").exists() else latest(path)
+    checkpoint = path if (path / "meta.json").exists() else latest_checkpoint(path)
     if checkpoint is None:
         raise _no_weights(path)
     if checkpoint.is_symlink():  # RUN/best: what it names lies in the run, where samples of it belong too
         checkpoint = checkpoint.parent / checkpoint.readlink()
-    verify(checkpoint, WEIGHTS)
+    verify_checkpoint(checkpoint, WEIGHTS)
     return next(checkpoint.glob(WEIGHTS))
 
 
@@ -168,7 +168,7 @@ def _no_weights(path: Path) -> UserError:
                          "wait for its first, or start it again with the flags that it had")
     if (path / "config.json").is_file():
         return UserError(f"no checkpoint in {path}, which has the config.json of another network", expected,
-                         f"see what it is: dit info {quoted(path)}; an autoencoder goes to --vae of train.py")
+                         f"see what it is: dit info {shell_quote(path)}; an autoencoder goes to --vae of train.py")
     if not path.exists():
         return UserError(f"no checkpoint in {path}, which is not there", expected, "check the path")
     return UserError(f"no checkpoint in {path}", expected, "train one: python train.py --out RUN")

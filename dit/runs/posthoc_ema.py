@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dit.config.validation import MEAN
 from dit.errors import UserError
-from dit.runs.card import Card
-from dit.runs.checkpoints import checkpoint_name, sums
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import checkpoint_name, checksum_entry
 from dit.runs.ema_profiles import fit
 from dit.runs.weights import read_header, write_weights
-from dit.utils.files import damaged, flush, quoted, replacing, write_json
+from dit.utils.files import flush, reraise_as_user_error, shell_quote, write_atomically, write_json
 
 FOLDER = "ema"  # of snapshots, in a run
 WORST = 0.1  # error of a fit with which weights are still made
@@ -33,7 +33,7 @@ class Snapshot:
     """A file of RUN/ema: weights of one average at one step."""
 
     file: Path
-    card: Card
+    card: ModelCard
     step: int
 
     @property
@@ -60,7 +60,7 @@ class Mixture:
     error: float
 
     @property
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         """What the weights are."""
         return replace(self.snapshots[-1].card, ema_length=self.length)
 
@@ -104,7 +104,7 @@ def default_file(run: Path, mixture: Mixture) -> Path:
 # -- snapshots -----------------------------------------------------------------------------------------------------
 
 
-def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: float, step: int) -> None:
+def write_snapshot(run: Path, weights: dict[str, Tensor], card: ModelCard, length: float, step: int) -> None:
     """Add a file to RUN/ema, whole or not at all.
 
     Raises:
@@ -112,14 +112,14 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: Card, length: fl
     """
     file = run / FOLDER / file_name(length, step)
     try:
-        with replacing(file) as beside:
+        with write_atomically(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
             flush(beside)
         flush(file.parent)
-        write_json(run / RECORD, {"files": recorded(run) | {file.name: sums(file)}})
+        write_json(run / RECORD, {"files": recorded_snapshots(run) | {file.name: checksum_entry(file)}})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} could not be written ({error})", "a writable disk with free space",
-                        f"make room and continue with --resume {quoted(run)}") from error
+                        f"make room and continue with --resume {shell_quote(run)}") from error
 
 
 def drop_after(run: Path, step: int) -> None:
@@ -128,12 +128,12 @@ def drop_after(run: Path, step: int) -> None:
     later = [file for file in made if _step(file) > step]
     for file in (*later, *(run / FOLDER).glob(f".{ANY}.*")):
         file.unlink()
-    if listed := recorded(run):
+    if listed := recorded_snapshots(run):
         write_json(run / RECORD, {"files": {name: value for name, value in listed.items()
                                             if _step(run / FOLDER / name) <= step}})
 
 
-def recorded(run: Path) -> dict[str, dict[str, Any]]:
+def recorded_snapshots(run: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of snapshots by file name; earlier versions listed none.
 
     Raises:
@@ -142,7 +142,7 @@ def recorded(run: Path) -> dict[str, dict[str, Any]]:
     file = run / RECORD
     if not file.exists():
         return {}
-    with damaged(file, "the list of snapshots that train.py wrote", f"remove {file}"):
+    with reraise_as_user_error(file, "the list of snapshots that train.py wrote", f"remove {file}"):
         return dict(json.loads(file.read_text())["files"])
 
 
@@ -215,9 +215,9 @@ def _find_end(run: Path, steps: set[int], asked: int | None) -> int:
     return max(steps) if asked is None else asked
 
 
-def write(mixture: Mixture, file: Path) -> None:
+def write_mixture(mixture: Mixture, file: Path) -> None:
     """Make an average and write it as weights that `sample.py --run` takes, whole or not at all."""
-    with replacing(file) as beside:
+    with write_atomically(file) as beside:
         write_weights(beside, mixture.weights(), mixture.card, mixture.step)
 
 

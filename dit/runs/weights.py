@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit.errors import UserError
-from dit.runs.card import Card
-from dit.utils.files import damaged
+from dit.runs.card import ModelCard
+from dit.utils.files import reraise_as_user_error
 
 WEIGHTS = "ema-*.safetensors"
 
@@ -21,7 +21,7 @@ class Weights:
     """EMA weights with their origin."""
 
     path: Path
-    card: Card
+    card: ModelCard
     step: int
     state_dict: dict[str, Tensor]
 
@@ -32,7 +32,7 @@ class Weights:
         return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
-def write_weights(file: Path, state_dict: dict[str, Tensor], card: Card, step: int) -> None:
+def write_weights(file: Path, state_dict: dict[str, Tensor], card: ModelCard, step: int) -> None:
     """EMA weights with the card in the header."""
     header = json.dumps({**card.to_json(), "step": step})
     save_file({k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, file, {"dit": header})
@@ -50,7 +50,7 @@ def read_weights(file: Path) -> Weights:
     return Weights(file, card, step, load_file(file))
 
 
-def read_header(file: Path) -> tuple[Card, int]:
+def read_header(file: Path) -> tuple[ModelCard, int]:
     """Card and step of a file of weights; raises as `read_weights`."""
     try:
         with safe_open(file, framework="pt") as opened:
@@ -61,8 +61,8 @@ def read_header(file: Path) -> tuple[Card, int]:
     if header is None:
         raise UserError(f"{file} has no network description", "EMA weights written by train.py",
                         "pass a file from RUN/checkpoints/")
-    with damaged(file, "EMA weights written by train.py", "take another checkpoint"):
+    with reraise_as_user_error(file, "EMA weights written by train.py", "take another checkpoint"):
         values = json.loads(header)
         step = int(values.pop("step"))
-        card = Card.from_json(values)
+        card = ModelCard.from_json(values)
     return card, step

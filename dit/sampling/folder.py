@@ -21,10 +21,10 @@ from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.sampling.generate import generate
-from dit.sampling.load import Run
-from dit.sampling.pipeline import SamplingPlan, build_sampling
+from dit.sampling.load import LoadedRun
+from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
-from dit.utils.files import damaged, make_folder, replacing, write_json
+from dit.utils.files import make_folder, reraise_as_user_error, write_atomically, write_json
 
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 LEFTOVER = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
@@ -34,7 +34,7 @@ BAR = "{l_bar}{bar}| {n:,.1f}/{total:,} img [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def sample_folder(
-    run: Run, config: SamplerConfig, classes: Sequence[int], num_samples: int, out: Path, format: str, ranks: Ranks
+    run: LoadedRun, config: SamplerConfig, classes: Sequence[int], num_samples: int, out: Path, format: str, ranks: Ranks
 ) -> Path:
     """Fill a folder with images; image i has class `classes[i % len(classes)]`.
 
@@ -54,12 +54,12 @@ def sample_folder(
     shares = [[i for i in range(rank, num_samples, ranks.world) if i not in done] for rank in range(ranks.world)]
     there, most = num_samples - sum(map(len, shares)), max(map(len, shares))
     config = replace(config, batch_size=min(config.batch_size, max(most, 1)))  # compiled code fills all up to it
-    plan = build_sampling(run, config)
+    plan = build_pipeline(run, config)
     settings = {**protocol(run, plan, config, classes), "format": format}
     ranks.on_main(lambda: _claim(folder, settings, num_samples, done))
     write: Future[None] | None = None  # of the batch before, while the next one is made
     with sampling_bar(num_samples, there, ranks) as bar, ThreadPoolExecutor(1) as writer:
-        counting = plan.counting(moving(bar, ranks.world))  # the others are about as far
+        counting = plan.counting(progress_callback(bar, ranks.world))  # the others are about as far
         for made, indices in _batches(shares, config.batch_size, ranks):
             images, failed = _make(run, counting, config, classes, indices)
             unwritten = _failure(write)
@@ -78,7 +78,7 @@ def sampling_bar(total: int, there: int, ranks: Ranks) -> tqdm:
                 leave=None, mininterval=0.1 if sys.stderr.isatty() else 30)
 
 
-def moving(bar: tqdm, times: int = 1) -> Callable[[float], object]:
+def progress_callback(bar: tqdm, times: int = 1) -> Callable[[float], object]:
     """Moves the bar by images, of so many ranks, but not past its end: others may have fewer to make."""
     return lambda images: bar.update(min(images * times, bar.total - bar.n))
 
@@ -111,7 +111,7 @@ class SampleFolder(Protocol):
         """Bring the folder into its last form, once all images are there."""
 
 
-def _make(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int], indices: Tensor
+def _make(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int], indices: Tensor
           ) -> tuple[Tensor, Exception | None]:
     """One batch; or none, and why."""
     if not len(indices):
@@ -163,7 +163,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _read_record(record: Path) -> dict[str, Any]:
-    with damaged(record, "the settings that sample.py wrote", "choose another --out"):
+    with reraise_as_user_error(record, "the settings that sample.py wrote", "choose another --out"):
         return dict(json.loads(record.read_text()))
 
 
@@ -199,7 +199,7 @@ class PngFolder:
     def finish(self, num_samples: int) -> None:
         """Write labels.csv: file, label, class."""
         labels = [self.classes[i % len(self.classes)] for i in range(num_samples)]
-        with replacing(self.out / LABELS) as beside, beside.open("w", newline="") as opened:
+        with write_atomically(self.out / LABELS) as beside, beside.open("w", newline="") as opened:
             table = csv.writer(opened)
             table.writerow(["file", "label", "class"])
             table.writerows([_png_name(i), label, self.names[label]] for i, label in enumerate(labels))
@@ -210,7 +210,7 @@ def _png_name(index: int) -> str:
 
 
 def _write_png(file: Path, image: Tensor) -> None:
-    with replacing(file) as beside:
+    with write_atomically(file) as beside:
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(beside, format="PNG")
 
 
@@ -238,7 +238,7 @@ class NpzFolder:
         """How many images samples.npz has."""
         if not (self.out / ARCHIVE).exists():
             return 0
-        with damaged(self.out / ARCHIVE, "an intact archive", "remove it to sample again"):
+        with reraise_as_user_error(self.out / ARCHIVE, "an intact archive", "remove it to sample again"):
             try:
                 with zipfile.ZipFile(self.out / ARCHIVE) as archive, archive.open("arr_0.npy") as array:
                     np.lib.format.read_magic(array)
@@ -257,7 +257,7 @@ class NpzFolder:
                 part.unlink()
 
     def write(self, indices: list[int], images: Tensor) -> None:
-        with replacing(self.out / PARTS / f"part-{indices[0]:06d}.npz") as beside, beside.open("wb") as opened:
+        with write_atomically(self.out / PARTS / f"part-{indices[0]:06d}.npz") as beside, beside.open("wb") as opened:
             np.savez(opened, indices=np.array(indices), images=images.permute(0, 2, 3, 1).numpy())
 
     def complete(self, num_samples: int) -> bool:
@@ -268,7 +268,7 @@ class NpzFolder:
         labels = np.array([self.classes[i % len(self.classes)] for i in range(num_samples)], dtype=np.int64)
         if self._archived() < num_samples:
             arrays: dict[str, Any] = {"arr_0": self._collect(num_samples), **({"arr_1": labels} if self.names else {})}
-            with replacing(self.out / ARCHIVE) as beside, beside.open("wb") as opened:
+            with write_atomically(self.out / ARCHIVE) as beside, beside.open("wb") as opened:
                 np.savez(opened, **arrays)
         for part in self._parts():
             part.unlink()

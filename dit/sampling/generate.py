@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from dit.config import SamplerConfig
-from dit.distributed.device import autocast, sendable
+from dit.distributed.device import autocast, pinned
 from dit.errors import NotFinite
-from dit.sampling.load import Run
-from dit.sampling.pipeline import SamplingPlan
+from dit.sampling.load import LoadedRun
+from dit.sampling.pipeline import SamplingPipeline
 
 
 class ImageNoise:
@@ -32,10 +32,10 @@ class ImageNoise:
 
     def __call__(self) -> Tensor:
         draws = [stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams]
-        return sendable(torch.from_numpy(np.stack(draws)), self.device).to(self.device, non_blocking=True)
+        return pinned(torch.from_numpy(np.stack(draws)), self.device).to(self.device, non_blocking=True)
 
 
-def generate(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+def generate(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
     """Images of the given classes: uint8 [N, 3, H, W] on the CPU.
 
     Args:
@@ -53,7 +53,7 @@ def generate(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor
 
 
 @torch.inference_mode()
-def _generate_batch(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+def _generate_batch(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
     latents = sample_latents(run, plan, config, labels, indices)
     check_finite(latents, labels, indices)
     return run.autoencoder.decode(latents).cpu()
@@ -72,14 +72,14 @@ def check_finite(latents: Tensor, labels: Tensor, indices: Tensor) -> None:
 
 
 @torch.inference_mode()
-def sample_latents(run: Run, plan: SamplingPlan, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+def sample_latents(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
     """One batch of normalised latents, float32 [B, C, h, w], for labels [B] and indices [B]."""
     noise = ImageNoise(config.seed, indices, run.latent_shape, run.device)
     with autocast(run.device, config.precision), plan.one_batch():
         return plan.sampler(plan.denoise, plan.process, noise(), labels.to(run.device), plan.times, noise)
 
 
-def sample_grid(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int], per_class: int
+def sample_grid(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int], per_class: int
                 ) -> tuple[Tensor, Tensor]:
     """`per_class` images of each class, class by class: uint8 [N, 3, H, W] and their labels, int64 [N]."""
     labels = torch.tensor(classes).repeat_interleave(per_class)

@@ -7,21 +7,21 @@ from typing import Any
 
 from dit.config import SamplerConfig
 from dit.diffusion.classifier import NoisyClassifier
-from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
+from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, with_objective
 from dit.diffusion.process import Denoise
 from dit.encoders.autoencoder import load_autoencoder
 from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.models.registry import is_classifier
-from dit.runs.card import Card, named_otherwise
+from dit.runs.card import ModelCard, class_mismatch
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_weights
-from dit.sampling.load import Run, load_network, load_run, with_captions
-from dit.utils.files import quoted
-from dit.utils.image_size import show_size, sides
+from dit.sampling.load import LoadedRun, load_network, load_run, with_captions
+from dit.utils.files import shell_quote
+from dit.utils.image_size import format_size, sides
 
 
-def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: NoisyClassifier | None) -> Denoise:
+def build_guidance(run: LoadedRun, config: SamplerConfig, guide: LoadedRun | None, judge: NoisyClassifier | None) -> Denoise:
     """The run's denoiser, guided by what is given.
 
     Raises:
@@ -37,7 +37,7 @@ def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: No
                         "a network with classes and a null class", "pass --cfg-scale 1, or a weaker run with --guide")
     process, objective = denoise.process, denoise.objective
     guided = cfg(denoise, process, config.cfg_scale, spec.num_classes, interval=config.cfg_interval, channels=channels,
-                 guide=restated(guide.denoise, process, objective) if guide else None)
+                 guide=with_objective(guide.denoise, process, objective) if guide else None)
     if not spec.num_classes:
         guided = ignoring_labels(guided, 0)  # labels, if there are any, are the classifier's: see `labelled`
     if judge is None:
@@ -45,12 +45,12 @@ def build_guidance(run: Run, config: SamplerConfig, guide: Run | None, judge: No
     return classifier_guidance(guided, process, objective, judge.gradient, config.classifier_scale)
 
 
-def has_null_class(card: Card) -> bool:
+def has_null_class(card: ModelCard) -> bool:
     """Whether a network learned what an image of no class is, which classifier-free guidance leads away from."""
     return bool(card.network.num_classes and card.config.label_dropout)
 
 
-def load_guide(run: Run, path: Path) -> Run:
+def load_guide(run: LoadedRun, path: Path) -> LoadedRun:
     """A weaker run to guide `run`: in its size and on its captions.
 
     Raises:
@@ -65,7 +65,7 @@ def load_guide(run: Run, path: Path) -> Run:
     return guide
 
 
-def load_classifier(run: Run, path: Path) -> NoisyClassifier:
+def load_classifier(run: LoadedRun, path: Path) -> NoisyClassifier:
     """A classifier to guide `run`, in its size.
 
     Raises:
@@ -75,7 +75,7 @@ def load_classifier(run: Run, path: Path) -> NoisyClassifier:
         weights = read_weights(find_weights(path))
     if not is_classifier(weights.card.network.model):
         raise UserError(f"--classifier {path} is a {weights.card.network.model}", "a run of `dit train-classifier`",
-                        f"train one: dit train-classifier --run {quoted(run.home)}")
+                        f"train one: dit train-classifier --run {shell_quote(run.home)}")
     _require_kin(f"--classifier {path}", weights.card, run, run.card.network.num_classes or len(run.card.classes))
     network: Any = load_network(weights, run.device)
     if run.trained_size:
@@ -83,7 +83,7 @@ def load_classifier(run: Run, path: Path) -> NoisyClassifier:
     return NoisyClassifier(network, run.denoise.process)
 
 
-def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
+def _require_kin(flag: str, theirs: ModelCard, run: LoadedRun, num_classes: int) -> None:
     """That another network reads the latents and the noise of a run, and means the same `num_classes` classes.
 
     Times of training may differ; so may the size, where both are resized to another one.
@@ -103,7 +103,7 @@ def _require_kin(flag: str, theirs: Card, run: Run, num_classes: int) -> None:
         "text encoder": (theirs.text_encoder_sha256, ours.text_encoder_sha256),
         "number of classes": (theirs.network.num_classes, num_classes),
     }
-    if other := named_otherwise(theirs, ours):
+    if other := class_mismatch(theirs, ours):
         label, there, here = other
         facts[f"class {label}"] = repr(there), repr(here)
     for name, (there, here) in facts.items():
@@ -121,17 +121,17 @@ def _named(flag: str) -> Iterator[None]:
         raise UserError(f"{flag}: {error.given}", error.expected, error.do) from error
 
 
-def _conditions(card: Card) -> str:
+def _conditions(card: ModelCard) -> str:
     return "captions" if card.network.conditioning == "text" else "classes"
 
 
-def _statistics(card: Card) -> str:
+def _statistics(card: ModelCard) -> str:
     """Mean and deviation of each channel, in words."""
     if card.latent_mean is None or card.latent_std is None:
         return "of the autoencoder"
     return ", ".join(f"{mean:.4g}±{std:.4g}" for mean, std in zip(card.latent_mean, card.latent_std, strict=True))
 
 
-def _latents(card: Card, run: Run) -> str:
-    size = "any size" if run.trained_size else show_size(sides(card.network.input_size))
+def _latents(card: ModelCard, run: LoadedRun) -> str:
+    size = "any size" if run.trained_size else format_size(sides(card.network.input_size))
     return f"{card.network.in_channels} channels, {size}"

@@ -9,18 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.build import build_denoiser, build_network, build_text_encoder, load_weights, normalised, require_size
+from dit.build import (
+    build_denoiser,
+    build_network,
+    build_text_encoder,
+    load_weights,
+    require_size,
+    with_data_statistics,
+)
 from dit.config import SamplerConfig
 from dit.diffusion.process import Denoiser
-from dit.distributed.device import versions
+from dit.distributed.device import library_versions
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import Captioned, Captions, TextEncoder
 from dit.errors import UserError
 from dit.models.registry import is_classifier
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import Weights, read_header, read_weights
-from dit.utils.files import quoted
+from dit.utils.files import shell_quote
 from dit.utils.image_size import Size, sides, size_of
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
@@ -28,7 +35,7 @@ TEXT_LIBRARIES = ("transformers", "tokenizers")  # encoder, and what cuts captio
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadedRun:
     """A trained network, ready to sample from.
 
     Args:
@@ -43,7 +50,7 @@ class Run:
     trained_size: Size | None = None
 
     @property
-    def card(self) -> Card:
+    def card(self) -> ModelCard:
         """What the network is."""
         return self.weights.card
 
@@ -61,7 +68,7 @@ class Run:
     @property
     def versions(self) -> dict[str, str | None]:
         """Of the libraries that its images depend on."""
-        return versions(*LIBRARIES, *(TEXT_LIBRARIES if isinstance(self.denoise.network, Captioned) else ()))
+        return library_versions(*LIBRARIES, *(TEXT_LIBRARIES if isinstance(self.denoise.network, Captioned) else ()))
 
     @property
     def home(self) -> Path:
@@ -69,7 +76,7 @@ class Run:
         return self.weights.home
 
 
-def load_run(path: Path, device: torch.device, size: Size | None = None) -> Run:
+def load_run(path: Path, device: torch.device, size: Size | None = None) -> LoadedRun:
     """The EMA of a run directory, a checkpoint directory or a weights file.
 
     Args:
@@ -84,7 +91,7 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Run:
         raise UserError(f"{path} is a {weights.card.network.model}", "a diffusion run", "pass it as --classifier")
     network = load_network(weights, device)
     denoise, autoencoder = build_denoiser(weights.card.config, network), _load_autoencoder(weights, device)
-    run = Run(weights, denoise, autoencoder, device)
+    run = LoadedRun(weights, denoise, autoencoder, device)
     if encoder := _load_encoder(weights, device):
         run = with_captions(run, network, Captions(weights.card.classes, "", encoder))
     return run if size is None or sides(size) == run.image_size else _resized(run, network, size)
@@ -102,7 +109,7 @@ def load_network(weights: Weights, device: torch.device) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _resized(run: Run, network: Any, size: Size) -> Run:
+def _resized(run: LoadedRun, network: Any, size: Size) -> LoadedRun:
     _, *latent = run.autoencoder.latent_shape(size)
     card = replace(run.card, config=replace(run.card.config, image_size=size),
                    network=replace(run.card.network, input_size=size_of(*latent)))
@@ -111,7 +118,7 @@ def _resized(run: Run, network: Any, size: Size) -> Run:
     return replace(run, weights=replace(run.weights, card=card), trained_size=size_of(*run.image_size))
 
 
-def prompted(run: Run, prompts: Sequence[str], negative: str = "") -> Run:
+def prompted(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> LoadedRun:
     """A run of text whose classes are these prompts, and whose null class is the negative prompt.
 
     Raises:
@@ -127,7 +134,7 @@ def prompted(run: Run, prompts: Sequence[str], negative: str = "") -> Run:
     return with_captions(run, captioned.network, captions)
 
 
-def with_captions(run: Run, network: Callable[..., Tensor], captions: Captions) -> Run:
+def with_captions(run: LoadedRun, network: Callable[..., Tensor], captions: Captions) -> LoadedRun:
     """Ids are those of these captions, of which data may have had more."""
     *classes, _ = captions.texts
     card = replace(run.card, classes=classes, network=replace(run.card.network, num_classes=len(classes)))
@@ -139,7 +146,7 @@ def _load_autoencoder(weights: Weights, device: torch.device) -> Autoencoder:
     """The autoencoder that a run was trained with, with the run's own normalisation."""
     card = weights.card
     load = partial(load_autoencoder, card.config.vae, device)
-    return normalised(_as_trained("--vae", card.config.vae, weights, load, card.vae_sha256), card)
+    return with_data_statistics(_as_trained("--vae", card.config.vae, weights, load, card.vae_sha256), card)
 
 
 def _load_encoder(weights: Weights, device: torch.device) -> TextEncoder | None:
@@ -155,7 +162,7 @@ def _as_trained(flag: str, place: str | None, weights: Weights, load: Callable[[
     Raises:
         UserError: it is not where it was, or is another one.
     """
-    do = f"put it back at {place}, or a link to where it is now (ln -s NOW {quoted(place)})"
+    do = f"put it back at {place}, or a link to where it is now (ln -s NOW {shell_quote(place)})"
     try:
         found = load()
     except UserError as error:
@@ -166,16 +173,16 @@ def _as_trained(flag: str, place: str | None, weights: Weights, load: Callable[[
     return found
 
 
-def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> Run:
+def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> LoadedRun:
     """A run at the size that the flags ask for, and with the classes of the classifier where it has none.
 
     Raises:
         UserError: as `load_run` does, or no weights of a classifier.
     """
-    return labelled(load_run(path, device, config.image_size), config.classifier)
+    return with_classifier_labels(load_run(path, device, config.image_size), config.classifier)
 
 
-def labelled(run: Run, classifier: Path | None) -> Run:
+def with_classifier_labels(run: LoadedRun, classifier: Path | None) -> LoadedRun:
     """A run without classes that a classifier guides has the classifier's; any other is as it was."""
     if classifier is None or run.card.network.num_classes:
         return run
@@ -184,7 +191,7 @@ def labelled(run: Run, classifier: Path | None) -> Run:
     return replace(run, weights=replace(run.weights, card=replace(run.card, classes=classes)))
 
 
-def class_ids(text: str | None, card: Card) -> list[int]:
+def class_ids(text: str | None, card: ModelCard) -> list[int]:
     """Class ids from a flag such as `0,1,2`; for None all that the network was trained on.
 
     Raises:

@@ -16,14 +16,14 @@ from dit.diffusion.process import DDPM, Denoise, Prediction, Process
 from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.models.caching import Cached, full, short
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.sampling.compile import compiled, filled, ready
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
-from dit.sampling.load import Run
+from dit.sampling.load import LoadedRun
 
 
 @dataclass(frozen=True)
-class SamplingPlan:
+class SamplingPipeline:
     """A sampler with its guidance and times: what `generate` runs on each batch.
 
     Args:
@@ -53,7 +53,7 @@ class SamplingPlan:
             if isinstance(inner, Cached):
                 inner.forget()
 
-    def counting(self, tick: Callable[[float], object]) -> "SamplingPlan":
+    def counting(self, tick: Callable[[float], object]) -> "SamplingPipeline":
         """The plan, telling at each call of the denoiser how many images that is worth, of all that make one image.
 
         Nothing waits for the device: a call counts once it is on its way.
@@ -68,7 +68,7 @@ class SamplingPlan:
         return replace(self, denoise=counted)
 
 
-def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
+def build_pipeline(run: LoadedRun, config: SamplerConfig) -> SamplingPipeline:
     """Choose sampler, steps and guidance; `auto` is resolved here.
 
     Raises:
@@ -102,15 +102,15 @@ def build_sampling(run: Run, config: SamplerConfig) -> SamplingPlan:
     options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
-    return SamplingPlan(guided, denoise.process, sampler, name, times, networks)
+    return SamplingPipeline(guided, denoise.process, sampler, name, times, networks)
 
 
-def find_sampler(name: str, card: Card) -> str:
+def find_sampler(name: str, card: ModelCard) -> str:
     """The sampler of that name, or the one that `auto` stands for."""
     return name if name != "auto" else "dpmpp_2m" if card.config.process == "flow" else "ddpm"
 
 
-def _readied(run: Run, config: SamplerConfig, every: int | None = None) -> Run:
+def _readied(run: LoadedRun, config: SamplerConfig, every: int | None = None) -> LoadedRun:
     """The run with its network as sampling calls it; its middle blocks compute in one of `every` calls, or always."""
     captioned = run.denoise.network if isinstance(run.denoise.network, Captioned) else None
     plain: Any = captioned.network if captioned else run.denoise.network

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import SamplerConfig
-from dit.distributed.device import arithmetic
+from dit.distributed.device import compute_precision
 from dit.encoders.text import Captioned
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_header
-from dit.sampling.load import Run
-from dit.sampling.pipeline import SamplingPlan
+from dit.sampling.load import LoadedRun
+from dit.sampling.pipeline import SamplingPipeline
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 
 
-def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Sequence[int]) -> dict[str, Any]:
+def protocol(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int]) -> dict[str, Any]:
     """All that the images depend on, as plain JSON values; what two sets of images must share to be one."""
     weights, card = run.weights, run.card
     options: dict[str, Any] = getattr(plan.sampler, "keywords", {})
@@ -45,7 +45,7 @@ def protocol(run: Run, plan: SamplingPlan, config: SamplerConfig, classes: Seque
         "eta": options.get("eta"),  # none of another sampler's business
         "variance": options.get("variance"),
         "seed": config.seed,
-        "precision": arithmetic(run.device, config.precision),
+        "precision": compute_precision(run.device, config.precision),
         "classes": [] if card.unconditional else list(classes),
         **_text(run, classes),
         "versions": run.versions,
@@ -59,7 +59,7 @@ def _network(role: str, path: Path) -> dict[str, Any]:
     return {role: f"{card.network.model} at step {step}", f"{role}_sha256": sha256(file)}
 
 
-def _text(run: Run, classes: Sequence[int]) -> dict[str, Any]:
+def _text(run: LoadedRun, classes: Sequence[int]) -> dict[str, Any]:
     """What else the images of a text run depend on; nothing for other runs."""
     network = run.denoise.network
     if not isinstance(network, Captioned):

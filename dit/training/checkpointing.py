@@ -22,24 +22,24 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from dit.config import TrainConfig
-from dit.distributed.parallel import gathered
+from dit.distributed.parallel import gather_state_dict
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.runs.checkpoints import (
     BEST,
     Distance,
     checkpoint_name,
     checkpoint_step,
     checkpoints,
+    checksum_entry,
     find_best,
-    latest,
-    sums,
-    verify,
+    latest_checkpoint,
+    verify_checkpoint,
 )
 from dit.runs.weights import write_weights
 from dit.training.state import State
-from dit.utils.files import flush, quoted, replacing, write_json
+from dit.utils.files import flush, shell_quote, write_atomically, write_json
 
 ANEW = ("guard.", "window")  # start anew where a checkpoint of an earlier version has them not, or otherwise
 
@@ -51,7 +51,7 @@ class Saver:
     and the removal of what is no longer kept. Its ranks talk among themselves, past those of the loop.
     """
 
-    def __init__(self, run: Path, card: Card, ranks: Ranks):
+    def __init__(self, run: Path, card: ModelCard, ranks: Ranks):
         self.run, self.card, self.ranks = run, card, ranks.aside()
         self._cuda = ranks.device.type == "cuda"
         self._stager = self._new_stager()
@@ -67,7 +67,7 @@ class Saver:
         self.finish()
         state.window.share(ranks)
         staged = self._stage(state.tensors())
-        weights = gathered(state.ema.network, ranks)
+        weights = gather_state_dict(state.ema.network, ranks)
         name = f"ema-{state.ema.decay:g}.safetensors"
         self._writing = self._thread.submit(self._write, step, staged, name, weights, distance)
 
@@ -165,7 +165,7 @@ def _link(link: Path, best: Path | None) -> None:
             link.unlink()
         return
     try:
-        with replacing(link) as beside:
+        with write_atomically(link) as beside:
             beside.symlink_to(best.relative_to(link.parent))
     except OSError as error:  # no links on this file system, or a folder of that name
         print(f"warning: no link {link} to the best checkpoint, {best} ({error})", file=sys.stderr)
@@ -174,7 +174,7 @@ def _link(link: Path, best: Path | None) -> None:
 def _seal(folder: Path, step: int, distance: Distance | None) -> None:
     """Write meta.json, with the distance and with size and hash of every file, and bring all to the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    listed = {str(f.relative_to(folder)): sums(f) for f in files}
+    listed = {str(f.relative_to(folder)): checksum_entry(f) for f in files}
     scored = {"distance": distance._asdict()} if distance else {}
     write_json(folder / "meta.json", {"step": step, "torch": torch.__version__, **scored, "files": listed})
     for path in (*files, folder / "meta.json", folder / "state", folder):
@@ -188,9 +188,9 @@ def _clear_errors(checkpoint: Path) -> Iterator[None]:
     except (OSError, SafetensorError, CheckpointException) as error:
         shutil.rmtree(checkpoint.with_name(f".{checkpoint.name}"), ignore_errors=True)
         run = checkpoint.parent.parent
-        before = latest(run)
-        again = (f"continue with --resume {quoted(run)} ({before} is intact)" if before else
-                 f"start again with --out {quoted(run)} (there is no earlier checkpoint)")
+        before = latest_checkpoint(run)
+        again = (f"continue with --resume {shell_quote(run)} ({before} is intact)" if before else
+                 f"start again with --out {shell_quote(run)} (there is no earlier checkpoint)")
         first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         cause = " ".join(str(first).split())
         given = f"{checkpoint} could not be written ({cause})"
@@ -203,7 +203,7 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
     Raises:
         UserError: a file of the checkpoint is missing, truncated or changed.
     """
-    meta = ranks.on_main(lambda: verify(checkpoint))
+    meta = ranks.on_main(lambda: verify_checkpoint(checkpoint))
     if not (checkpoint / "state").is_dir():
         raise UserError(f"{checkpoint} has no state/", "a checkpoint written by train.py", "resume from another one")
     reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))

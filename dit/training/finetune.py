@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dit.build import load_weights
 from dit.errors import UserError
-from dit.runs.card import Card, same_autoencoder
+from dit.runs.card import ModelCard, same_autoencoder
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_header, read_weights
 
@@ -15,7 +15,7 @@ PARTS = {"model": "model", "input_size": "latents of", "in_channels": "latent ch
 """Of a network, beside its condition and classes, in words: what two must share for one to start from the other."""
 
 
-def find_origin(card: Card, weights: Path) -> Path:
+def find_origin(card: ModelCard, weights: Path) -> Path:
     """The file of weights that a network starts from, which another run's is.
 
     Raises:
@@ -47,7 +47,7 @@ def find_origin(card: Card, weights: Path) -> Path:
     return file
 
 
-def initialise(network: nn.Module, card: Card, weights: Path) -> None:
+def initialise(network: nn.Module, card: ModelCard, weights: Path) -> None:
     """Start a network from another run's EMA; with another number of classes, what is of classes starts afresh.
 
     Raises:

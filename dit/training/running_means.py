@@ -12,7 +12,7 @@ BUCKETS = [f"{BY_TIME}{low / 5:.1f}-{(low + 1) / 5:.1f}" for low in range(5)]
 """Names of the loss in fifths of the time between data (0) and pure noise (1)."""
 
 
-class Window:
+class RunningMeans:
     """Sums of what is logged, since the last line of the log.
 
     They stay on the device, so that no step waits for them, and go into checkpoints, so that a resumed run logs the

@@ -10,22 +10,22 @@ from dit.build import build_network
 from dit.config import TrainConfig
 from dit.diffusion.objective import LossFunction
 from dit.diffusion.process import Process
-from dit.distributed.parallel import whole
+from dit.distributed.parallel import full_tensor
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captions
 from dit.latents.store import Latents
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.training.cost.ddp_or_fsdp import ALONE, Choice
 from dit.training.state import State
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSession:
     """What the loop needs, and where it starts."""
 
     run: Path
-    card: Card
+    card: ModelCard
     ranks: Ranks
     source: Latents
     autoencoder: Autoencoder
@@ -55,5 +55,5 @@ class Job:
         if not isinstance(ema, FSDPModule):
             return ema
         network = build_network(self.card.network).to(self.ranks.device).eval().requires_grad_(False)
-        network.load_state_dict({name: whole(tensor) for name, tensor in ema.state_dict().items()})
+        network.load_state_dict({name: full_tensor(tensor) for name, tensor in ema.state_dict().items()})
         return network

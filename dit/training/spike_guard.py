@@ -10,7 +10,7 @@ ENOUGH = 1 - MEMORY**100  # weight from which on a leap is called one: that of 1
 LOOK = 10  # at least every so many steps the loop asks what was left out
 
 
-class LeftOut(NamedTuple):
+class SkippedStep(NamedTuple):
     """A step that was left out, and why."""
 
     step: int
@@ -23,7 +23,7 @@ class LeftOut(NamedTuple):
         return abs(self.loss) < float("inf") and abs(self.grad_norm) < float("inf")
 
 
-class Guard:
+class SpikeGuard:
     """Judges each step by its loss and the norm of its gradient, on the device, so that nothing waits for the verdict.
 
     Args:
@@ -62,8 +62,8 @@ class Guard:
         deviation = (second / weight - mean.square()).clamp(min=0).sqrt()
         return ((now > mean + self.spike * deviation) & (weight > ENOUGH)).any() & (self.spike > 0)
 
-    def left_out(self) -> list[LeftOut]:
+    def left_out(self) -> list[SkippedStep]:
         """Steps left out since the last call, in order; waits for the device."""
         found = sorted(row for row in self._recent.tolist() if row[1])
         self._recent.zero_()
-        return [LeftOut(int(step), loss, norm) for step, _, loss, norm in found]
+        return [SkippedStep(int(step), loss, norm) for step, _, loss, norm in found]

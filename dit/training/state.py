@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dit.diffusion.weighting import LossAware
-from dit.training.ema import EMA, Average, Profile
-from dit.training.running_means import Window
-from dit.training.spike_guard import Guard
+from dit.diffusion.weighting import LossAwareSampler
+from dit.training.ema import EMA, Average, PowerEMA
+from dit.training.running_means import RunningMeans
+from dit.training.spike_guard import SpikeGuard
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class State:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     ema: EMA
-    window: Window
-    guard: Guard
-    times: LossAware | None = None  # of --time-sampling loss-aware
-    profiles: tuple[Profile, ...] = ()  # of --ema-lengths
+    window: RunningMeans
+    guard: SpikeGuard
+    times: LossAwareSampler | None = None  # of --time-sampling loss-aware
+    profiles: tuple[PowerEMA, ...] = ()  # of --ema-lengths
 
     @property
     def averages(self) -> tuple[Average, ...]:

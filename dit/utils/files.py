@@ -15,7 +15,7 @@ from dit.errors import UserError
 LOCK = ".lock"  # in folders that one process at a time may write to
 
 
-def quoted(name: object) -> str:
+def shell_quote(name: object) -> str:
     """A path or name as one types it in a shell."""
     return shlex.quote(str(name))
 
@@ -40,7 +40,7 @@ def named(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def write_atomically(file: Path) -> Iterator[Path]:
     """A name beside `file` to write to; it takes the place of `file` when the block ends well."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}")
@@ -76,7 +76,7 @@ def make_folder(folder: Path) -> None:
                         "pass another --out") from None
 
 
-def require_room(folder: Path) -> None:
+def require_free_space(folder: Path) -> None:
     """Make sure that `make_folder` will succeed, before that has cost any work; nothing is made.
 
     Raises:
@@ -90,7 +90,7 @@ def require_room(folder: Path) -> None:
         raise UserError(f"--out {folder} can not be written to", "a writable place", "pass another --out")
 
 
-def require_place(file: Path, kind: str) -> None:
+def require_writable(file: Path, kind: str) -> None:
     """Make sure that `--out FILE` can be written, before that has cost any work.
 
     Args:
@@ -111,12 +111,12 @@ def require_place(file: Path, kind: str) -> None:
 
 def write_json(file: Path, values: Any) -> None:
     """Readable, strict JSON (NaN is an error), written whole or not at all."""
-    with replacing(file) as beside:
+    with write_atomically(file) as beside:
         beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
-def damaged(file: Path, expected: str, do: str) -> Iterator[None]:
+def reraise_as_user_error(file: Path, expected: str, do: str) -> Iterator[None]:
     """Say of any failure to read and understand `file` that it is damaged."""
     try:
         yield

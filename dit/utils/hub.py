@@ -28,7 +28,7 @@ def find_folder(flag: str, name: str, known: str, files: str, patterns: Sequence
     return _download(flag, name, files, patterns, ignored)
 
 
-def lasting(name: str) -> str:
+def absolute_if_local(name: str) -> str:
     """The name of a network as it holds in any directory: a folder's is its absolute path."""
     path = Path(name).expanduser()
     return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name

@@ -16,16 +16,16 @@ def size_of(height: int, width: int) -> Size:
     return height if height == width else (height, width)
 
 
-def show_size(size: Size) -> str:
+def format_size(size: Size) -> str:
     """As people write it: 640x480 is 640 wide."""
     height, width = sides(size)
     return f"{width}x{height}"
 
 
-def tell_size(size: Size) -> str:
+def describe_size(size: Size) -> str:
     """The same for messages, which must not leave in doubt which side is which."""
     height, width = sides(size)
-    return f"{show_size(size)} pixels" + (" (width x height)" if height != width else "")
+    return f"{format_size(size)} pixels" + (" (width x height)" if height != width else "")
 
 
 def size_flag(size: Size) -> str:

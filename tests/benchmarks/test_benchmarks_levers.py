@@ -48,19 +48,19 @@ def test_a_lever_computes_the_same(lever, attempted, base):
         assert not verdict(difference, TOLERANCE if lever.name in IN_BF16 else EXACT)
 
 
-def halve_scale(job):
-    for attn in levers.attentions(job):
+def halve_scale(session):
+    for attn in levers.attentions(session):
         attn.scale /= 2
         attn.fused_attn = False
-    return job
+    return session
 
 
-def keep_average(job):
-    job.state.ema.update = lambda network, step: None
-    return job
+def keep_average(session):
+    session.state.ema.update = lambda network, step: None
+    return session
 
 
-def refuse(job):
+def refuse(session):
     raise RuntimeError("no kernel\nfor heads of 24")
 
 

@@ -12,7 +12,7 @@ from dit.config import VaeConfig
 from dit.encoders.autoencoder import BUNDLED, WEIGHTS
 from dit.errors import UserError
 from dit.models.registry import create_model, parameters
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.utils.files import sha256
 
 
@@ -108,7 +108,7 @@ def test_first_stage_of_ones_own(tmp_path: Path):
 
 
 def test_captions_are_no_classes(make_run):
-    card = Card.read(make_run())
+    card = ModelCard.read(make_run())
     spec = replace(card.network, conditioning="text", text_width=8, num_classes=30)
     said = dict(card_rows(replace(card, network=spec, classes=["a seven", "a one"], text_encoder_sha256="5b")))
     assert said["captions"] == "a seven, a one, … (28 more)"

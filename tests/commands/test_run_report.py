@@ -16,8 +16,8 @@ from dit.config import ReportConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.runs.card import Card
-from dit.runs.checkpoints import checkpoints, latest
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import checkpoints, latest_checkpoint
 from dit.runs.metrics import BY_TIME, read_metrics, read_starts
 from dit.training.monitoring.previews import Previews
 
@@ -118,13 +118,13 @@ def test_a_damaged_record_of_the_machine_is_left_out(home, text, capsys):
 
 def test_names_that_are_not_ours_are_left_alone(home):
     for copy in ("checkpoints/step-0000003.bak", "checkpoints/step-3 (copy)"):
-        shutil.copytree(latest(home), home / copy)
+        shutil.copytree(latest_checkpoint(home), home / copy)
     others = [home / "samples" / name for name in ("step-0000004 (copy).png", "step-x.png", "step-4.5.png")]
     for other in others:
         other.write_bytes(b"no picture")
     assert [path.name for path in checkpoints(home)] == ["step-0000003"]
     assert samples(home)
-    assert len(Previews(home, Card.read(home), load_autoencoder("identity"), start=4).grids()) == 4
+    assert len(Previews(home, ModelCard.read(home), load_autoencoder("identity"), start=4).grids()) == 4
     assert all(other.exists() for other in others)
 
 

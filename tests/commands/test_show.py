@@ -29,11 +29,11 @@ from dit.data.sources import load_images
 from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.sampling.generate import ImageNoise, generate
 from dit.sampling.load import load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.pipeline import build_pipeline
 from dit.utils.pictures import grid
 
 CPU, ALONE = torch.device("cpu"), Ranks()
@@ -46,7 +46,7 @@ def config(run: Path, direction: str = "backward", **settings) -> ShowConfig:
 
 def planned(path: Path, **settings):
     run, asked = load_run(path, CPU), config(path, **settings)
-    return run, build_sampling(run, asked), asked
+    return run, build_pipeline(run, asked), asked
 
 
 # -- the two ways ------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def text_run(tmp_path_factory) -> Path:
     encoder = build_text_encoder(settings, CPU)
     spec = NetworkSpec(model=settings.model, input_size=8, in_channels=3, num_classes=10, learn_sigma=False,
                        conditioning="text", text_width=encoder.width)
-    card = Card(config=settings, network=spec, classes=list(DIGIT_CAPTIONS), text_encoder_sha256=encoder.checksum)
+    card = ModelCard(config=settings, network=spec, classes=list(DIGIT_CAPTIONS), text_encoder_sha256=encoder.checksum)
     write_weights(file := tmp_path_factory.mktemp("text") / "run.safetensors", random_weights(spec), card, 1)
     return file
 
@@ -262,7 +262,7 @@ def test_the_picture_ends_with_the_sampled_images(tiny_run: Path, tmp_path: Path
     asked = config(tiny_run, out=tmp_path, classes="3,1", num_images=2, times="3")
     show(asked, ALONE)
     run = load_run(tiny_run, CPU)
-    images = generate(run, build_sampling(run, asked), asked, torch.tensor([3, 1]), torch.arange(2))
+    images = generate(run, build_pipeline(run, asked), asked, torch.tensor([3, 1]), torch.arange(2))
     sheet = np.array(Image.open(tmp_path / "backward.png"))
     for image, top in zip(images, (0, 2), strict=True):
         big = image.permute(1, 2, 0).numpy().repeat(12, 0).repeat(12, 1)

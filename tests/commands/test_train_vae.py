@@ -20,7 +20,7 @@ from PIL import Image
 from dit.cli import main, parse
 from dit.commands.train_vae import train
 from dit.commands.train_vae.codebook import nearest_entries, perplexity, restart, usage
-from dit.commands.train_vae.discriminator import Adversary, PatchGAN, adaptive_weight, hinge
+from dit.commands.train_vae.discriminator import GanLoss, PatchGAN, adaptive_weight, hinge
 from dit.commands.train_vae.losses import KL, RESTART_EVERY, VQ, load_lpips
 from dit.commands.train_vae.networks import create_network
 from dit.commands.train_vae.quality import measure
@@ -400,7 +400,7 @@ def test_discriminator_learns_and_plays_from_its_step(tmp_path: Path, x: torch.T
     told = learner.step(2, x, noise, cfg)
     assert told["loss"].item() == pytest.approx(
         (told["l1"] + cfg.kl_weight * told["kl"] + 0.5 * told["gan_weight"] * told["verdict"]).item(), rel=1e-5)
-    adversary = Adversary(cfg, CPU)
+    adversary = GanLoss(cfg, CPU)
     losses = [adversary.learn(x, -x, 1e-3).item() for _ in range(8)]
     assert losses[-1] < losses[0] / 2
 

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from dit.data.images import Digits, ImageFolder, center_crop, to_digits
 from dit.data.sources import load_images
 from dit.errors import UserError
-from dit.utils.image_size import sides, size_flag, size_of, tell_size
+from dit.utils.image_size import describe_size, sides, size_flag, size_of
 
 
 def paint(path, size=(40, 30), color=(10, 200, 30), mode="RGB", **save):
@@ -123,8 +123,8 @@ def test_sizes_are_height_and_width_in_flags_and_width_x_height_in_words():
     assert size_of(*sides((32, 48))) == (32, 48)
     assert size_flag((32, 48)) == "--image-size 32 48"
     assert size_flag((32, 32)) == "--image-size 32"
-    assert tell_size((32, 48)) == "48x32 pixels (width x height)"
-    assert tell_size(32) == "32x32 pixels"
+    assert describe_size((32, 48)) == "48x32 pixels (width x height)"
+    assert describe_size(32) == "32x32 pixels"
 
 
 def read_one(path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit.diffusion.classifier import TERMS, NoisyClassifier, classifier_loss
-from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, restated
+from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, with_objective
 from dit.diffusion.process import DDPM, Denoiser, Flow, target
 from dit.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun
 
@@ -152,7 +152,7 @@ def test_guide_takes_the_place_of_no_class(process):
 def test_guide_of_another_objective_is_restated():
     denoise, weak = toy(objective="v"), toy(objective="eps")
     process = denoise.process
-    said = guided(denoise, 3.0, guide=restated(weak, process, "v"))
+    said = guided(denoise, 3.0, guide=with_objective(weak, process, "v"))
     time = at(process)
     assert (said.out - target(process, "v", said.x0, said.eps, time)).abs().max() < 1e-12
     outside = guided(denoise, 3.0, part=0.9, guide=weak, interval=(0.0, 0.5))

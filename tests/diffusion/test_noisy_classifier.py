@@ -18,7 +18,7 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.runs.checkpoints import checkpoints, find_weights
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
@@ -45,7 +45,7 @@ def test_it_learns_for_the_run_and_guides_it(make_run, capsys):
     run = make_run(process="cosine", latent_norm="data", time_shift=2.0, flip=False)
     out = train_classifier(asked(run, steps=40, lr=3e-3), Ranks())
     assert out == run / "classifier"
-    theirs, ours = Card.read(out), Card.read(run)
+    theirs, ours = ModelCard.read(out), ModelCard.read(run)
     assert (theirs.latent_mean, theirs.latent_std) == (ours.latent_mean, ours.latent_std)
     for name in ("data", "vae", "image_size", "process", "latent_norm", "time_shift", "flip"):
         assert getattr(theirs.config, name) == getattr(ours.config, name)
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_is_as_in_one_go(make_run, tmp_path):
     again = train_classifier(asked(run, resume=str(first)), Ranks())
     assert again == first
     shutil.rmtree(checkpoints(first)[-1])
-    plain = dataclasses.replace(Card.read(first).config, resume=str(first), out=first)
+    plain = dataclasses.replace(ModelCard.read(first).config, resume=str(first), out=first)
     train(plain, Ranks())  # as `train.py --resume` does
     one, other = (read_weights(find_weights(path)) for path in (whole, first))
     assert one.step == other.step == 4
@@ -82,7 +82,7 @@ def test_stopped_and_resumed_is_as_in_one_go(make_run, tmp_path):
 def test_run_without_classes_is_told_those_of_the_data(make_run):
     run = make_run(num_classes=0)
     out = train_classifier(asked(run, steps=2), Ranks())
-    assert Card.read(out).classes == [str(i) for i in range(10)]
+    assert ModelCard.read(out).classes == [str(i) for i in range(10)]
 
 
 @pytest.mark.parametrize(("settings", "model", "says"), [
@@ -156,8 +156,8 @@ def curve_of(tmp_path, network, process):
                          out=tmp_path / "judge", precision="fp32")
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    job = prepare(build_card(config, source), source, autoencoder, Ranks())
-    return AccuracyCurve(job).measure(NoisyClassifier(network, job.process)), source, autoencoder
+    session = prepare(build_card(config, source), source, autoencoder, Ranks())
+    return AccuracyCurve(session).measure(NoisyClassifier(network, session.process)), source, autoencoder
 
 
 @pytest.mark.parametrize("process", ["flow", "linear", "cosine"])

@@ -10,12 +10,12 @@ from dit.build import build_loss
 from dit.config import TrainConfig
 from dit.diffusion.objective import Loss
 from dit.diffusion.process import DDPM
-from dit.diffusion.weighting import MEMORY, UNIFORM, LossAware
+from dit.diffusion.weighting import MEMORY, UNIFORM, LossAwareSampler
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.runs.checkpoints import latest
+from dit.runs.checkpoints import latest_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
 from dit.training.batches import draw_batch, training_times
@@ -31,7 +31,7 @@ def seeded(seed=0):
 
 def filled(*last):
     """Times whose losses are known: one list of `MEMORY` each."""
-    times = LossAware(len(last))
+    times = LossAwareSampler(len(last))
     for t, losses in enumerate(last, start=1):
         times.update(torch.full((len(losses),), float(t)), torch.tensor(losses))
     return times
@@ -86,7 +86,7 @@ AWARE = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch
                     sample_every=0, ckpt_every=2, log_every=1, precision="fp32")
 
 
-def a_job(out, **changes):
+def a_session(out, **changes):
     config = dataclasses.replace(AWARE, out=out, **changes)
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
@@ -100,36 +100,36 @@ def warm(times):
 
 
 def test_a_step_draws_weighs_and_remembers(tmp_path):
-    job, seen = a_job(tmp_path / "run", grad_accum=2), []
-    warm(job.state.times)
+    session, seen = a_session(tmp_path / "run", grad_accum=2), []
+    warm(session.state.times)
 
     def spy(x0, y, t, eps):
         seen.append(t)
-        each = t.float() + 0 * sum(p.sum() for p in job.network.parameters())
+        each = t.float() + 0 * sum(p.sum() for p in session.network.parameters())
         return Loss(each, {"vb": each.detach() / 1000})
 
-    batch = draw_batch(job, 0)
-    expected, weights = training_times(job, batch, 0)
-    before = job.state.times.counts.sum()
-    train_step(dataclasses.replace(job, loss=spy), batch, 1)
+    batch = draw_batch(session, 0)
+    expected, weights = training_times(session, batch, 0)
+    before = session.state.times.counts.sum()
+    train_step(dataclasses.replace(session, loss=spy), batch, 1)
     assert torch.equal(torch.cat(seen), expected)
     assert not torch.equal(expected, batch.t)
-    assert job.state.times.counts.sum() == before + 16
+    assert session.state.times.counts.sum() == before + 16
     last = expected.long()[-1] - 1
-    place = (job.state.times.counts[last] - 1) % MEMORY
-    assert job.state.times.history[last, place] == expected[-1]  # unweighted
-    logged = dict(zip(job.state.window.names, job.state.window.sums.tolist(), strict=False))
+    place = (session.state.times.counts[last] - 1) % MEMORY
+    assert session.state.times.history[last, place] == expected[-1]  # unweighted
+    logged = dict(zip(session.state.window.names, session.state.window.sums.tolist(), strict=False))
     assert logged["loss"] == pytest.approx((weights * expected).mean().item(), rel=1e-5)
     assert logged["vb"] == pytest.approx(logged["loss"] / 1000, rel=1e-5)
 
 
 def test_the_gradient_of_the_bound_is_calmer(tmp_path):
     """The variance of one image's gradient, computed over all times of a short chain, for one fixed network."""
-    process, job, draws = DDPM(steps=100), a_job(tmp_path / "run"), seeded()
-    trained = [p for p in job.network.parameters() if p.requires_grad]
-    loss, _ = build_loss(job.config, job.network, process)
-    data = draw_batch(dataclasses.replace(job, card=dataclasses.replace(job.card, config=dataclasses.replace(
-        job.config, global_batch_size=MEMORY))), 0)
+    process, session, draws = DDPM(steps=100), a_session(tmp_path / "run"), seeded()
+    trained = [p for p in session.network.parameters() if p.requires_grad]
+    loss, _ = build_loss(session.config, session.network, process)
+    data = draw_batch(dataclasses.replace(session, card=dataclasses.replace(session.card, config=dataclasses.replace(
+        session.config, global_batch_size=MEMORY))), 0)
     losses, gradients = [], []
     for t in range(1, 101):
         eps = torch.randn(MEMORY, 3, 8, 8, generator=draws)
@@ -144,10 +144,10 @@ def test_the_gradient_of_the_bound_is_calmer(tmp_path):
 
 
 def test_ranks_share_the_times_of_one_process(tmp_path):
-    job = a_job(tmp_path / "run")
-    warm(job.state.times)
-    whole = training_times(job, draw_batch(job, 5), 5)
-    halves = [dataclasses.replace(job, ranks=Ranks(rank, 2)) for rank in range(2)]
+    session = a_session(tmp_path / "run")
+    warm(session.state.times)
+    whole = training_times(session, draw_batch(session, 5), 5)
+    halves = [dataclasses.replace(session, ranks=Ranks(rank, 2)) for rank in range(2)]
     parts = [training_times(half, draw_batch(half, 5), 5) for half in halves]
     for one, two in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(one, torch.cat(two))
@@ -157,7 +157,7 @@ def test_two_and_two_steps_are_four(tmp_path):
     part = train(dataclasses.replace(AWARE, out=tmp_path / "part", steps=2, cooldown=0), Ranks())
     again = train(dataclasses.replace(AWARE, out=part, resume=str(part), cooldown=0), Ranks())
     straight = train(dataclasses.replace(AWARE, out=tmp_path / "straight", cooldown=0), Ranks())
-    one, two = (read_weights(next(latest(run).glob("ema-*"))).state_dict for run in (straight, again))
+    one, two = (read_weights(next(latest_checkpoint(run).glob("ema-*"))).state_dict for run in (straight, again))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
     logs = [[line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in (straight, again)]
     assert logs[0] == logs[1]
@@ -166,17 +166,17 @@ def test_two_and_two_steps_are_four(tmp_path):
 
 def test_what_it_remembers_is_in_the_checkpoint(tmp_path):
     run = train(dataclasses.replace(AWARE, out=tmp_path / "run"), Ranks())
-    job = a_job(run, resume=str(run))
-    assert job.start == 4
-    assert job.state.times.counts.sum() == 4 * 16
-    assert (job.state.times.history > 0).sum() == 4 * 16
+    session = a_session(run, resume=str(run))
+    assert session.start == 4
+    assert session.state.times.counts.sum() == 4 * 16
+    assert (session.state.times.history > 0).sum() == 4 * 16
 
 
 def test_other_runs_have_no_such_tensors(tmp_path):
-    job = a_job(tmp_path / "run", time_sampling="uniform")
-    assert job.state.times is None
-    assert not [name for name in job.state.tensors() if name.startswith("times")]
-    t, weights = training_times(job, batch := draw_batch(job, 0), 0)
+    session = a_session(tmp_path / "run", time_sampling="uniform")
+    assert session.state.times is None
+    assert not [name for name in session.state.tensors() if name.startswith("times")]
+    t, weights = training_times(session, batch := draw_batch(session, 0), 0)
     assert t is batch.t
     assert torch.equal(weights, torch.ones(16, dtype=torch.float64))
 

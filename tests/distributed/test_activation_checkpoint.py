@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from test_trainer_steps import TINY, a_job, do_step, first_moment, flat, weights  # noqa: F401
+from test_trainer_steps import TINY, a_session, do_step, first_moment, flat, weights  # noqa: F401
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.build import build_network
-from dit.distributed.activation_checkpoint import recompute
+from dit.distributed.activation_checkpoint import activation_checkpointing
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.models.registry import blank_inputs
@@ -58,7 +58,7 @@ def gradients(network, inputs, precision="fp32"):
 def test_gradients_and_names_are_the_same(kind, mode, precision):
     network, inputs = made(kind)
     names, expected = list(network.state_dict()), gradients(network, inputs, precision)
-    recompute(network, mode)
+    activation_checkpointing(network, mode)
     assert list(network.state_dict()) == names
     found = gradients(network, inputs, precision)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
@@ -79,16 +79,16 @@ def test_selective_repeats_no_product_and_full_repeats_the_forward_pass(kind, sh
     """Of a U-Net all but what lies outside its ResNet blocks, and their last convolutions, which no gradient needs."""
     network, inputs = made(kind)
     plain, forward = work(network, inputs)
-    recompute(copied := copy.deepcopy(network), "selective")
+    activation_checkpointing(copied := copy.deepcopy(network), "selective")
     assert work(copied, inputs) == (plain, forward)
-    recompute(network, "full")
+    activation_checkpointing(network, "full")
     assert plain + share * forward < work(network, inputs)[0] <= plain + forward
 
 
 def test_a_copy_runs_its_own_blocks():
     """As the EMA's, which is copied from a network that recomputes."""
     network, inputs = made(spec())
-    recompute(network, "full")
+    activation_checkpointing(network, "full")
     copied = copy.deepcopy(network)
     nn.init.zeros_(copied.final_layer.linear.weight)
     nn.init.zeros_(copied.blocks[0].mlp.fc1.weight)
@@ -101,7 +101,7 @@ def test_a_copy_runs_its_own_blocks():
 def test_compiled_gradients_are_those_of_eager(mode, precision):
     network, inputs = made(spec())
     expected = gradients(network, inputs, precision)
-    recompute(network, mode)
+    activation_checkpointing(network, mode)
     found = gradients(torch.compile(network, backend="aot_eager_decomp_partition", fullgraph=True), inputs, precision)
     for name, gradient in found.items():
         close = 1e-5 if precision == "fp32" else 2e-2
@@ -121,7 +121,7 @@ def alone():
 def test_blocks_can_be_sharded_afterwards(alone, mode):
     network, inputs = made(spec())
     expected = gradients(network, inputs)
-    recompute(network, mode)
+    activation_checkpointing(network, mode)
     mesh = dist.init_device_mesh("cpu", (1,))
     for block in network.blocks:
         fully_shard(block, mesh=mesh)
@@ -131,7 +131,7 @@ def test_blocks_can_be_sharded_afterwards(alone, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_training_accumulates_the_same_gradients(mode, tmp_path, weights):  # noqa: F811
-    plain, less = (do_step(a_job(tmp_path / m, init=weights, recompute=m, grad_accum=2)) for m in ("none", mode))
+    plain, less = (do_step(a_session(tmp_path / m, init=weights, recompute=m, grad_accum=2)) for m in ("none", mode))
     assert first_moment(plain).norm() > 0.01
     assert torch.equal(first_moment(less), first_moment(plain))
     assert torch.equal(flat(less), flat(plain))

@@ -10,16 +10,16 @@ import torch
 from conftest import SMALL
 from safetensors.torch import load_file
 from test_activation_checkpoint import gradients, made, spec
-from test_trainer_steps import TINY, a_job, do_step, flat, weights  # noqa: F401
+from test_trainer_steps import TINY, a_session, do_step, flat, weights  # noqa: F401
 from torch import Tensor, nn
 
 from benchmarks import forked
 from dit.build import build_network
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed import float8 as fp8
-from dit.distributed.activation_checkpoint import recompute
-from dit.distributed.device import arithmetic, autocast
-from dit.distributed.float8 import require_fp8, use_fp8
+from dit.distributed.activation_checkpoint import activation_checkpointing
+from dit.distributed.device import autocast, compute_precision
+from dit.distributed.float8 import convert_to_float8, require_fp8
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
@@ -27,7 +27,7 @@ from dit.runs.checkpoints import find_weights
 from dit.runs.metrics import read_metrics
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.pipeline import build_pipeline
 from dit.training import prepare, trainer
 from dit.training.monitoring.previews import sampler_settings
 from dit.training.trainer import train
@@ -40,7 +40,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 CONDITIONINGS = [spec(), spec(conditioning="adaln"), spec(conditioning="cross-attention"),
                  spec(conditioning="in-context"), spec(conditioning="text", text_width=32)]
-emulate = partial(use_fp8, emulate=True)
+emulate = partial(convert_to_float8, emulate=True)
 pytestmark = pytest.mark.usefixtures("small_networks")
 
 
@@ -96,7 +96,7 @@ def test_products_are_of_rounded_tensors(rows, emulation):
     torch.manual_seed(0)
     network = nn.Module()
     network.blocks = nn.ModuleList([nn.Linear(48, 32)])
-    use_fp8(network, emulate=emulation)
+    convert_to_float8(network, emulate=emulation)
     layer, x, gradient = network.blocks[0], torch.randn(rows, 48, requires_grad=True), torch.randn(rows, 32)
     out = layer(x)
     out.backward(gradient)
@@ -141,7 +141,7 @@ def test_recomputation_changes_no_gradient(mode):
     network, inputs = made(spec())
     emulate(network)
     expected = gradients(network, inputs, "fp8")
-    recompute(network, mode)
+    activation_checkpointing(network, mode)
     found = gradients(network, inputs, "fp8")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
@@ -150,9 +150,9 @@ def test_recomputation_changes_no_gradient(mode):
 def test_compiled_gradients_are_those_of_eager(mode, emulation):
     """But for numbers that another order of sums rounds to the next float8."""
     network, inputs = made(spec())
-    use_fp8(network, emulate=emulation)
+    convert_to_float8(network, emulate=emulation)
     expected = gradients(network, inputs, "fp8")
-    recompute(network, mode)
+    activation_checkpointing(network, mode)
     found = gradients(torch.compile(network, backend="aot_eager_decomp_partition", fullgraph=True), inputs, "fp8")
     far = {n: d for n, g in found.items() if (d := distance(g, expected[n.removeprefix("_orig_mod.")])) > 2e-2}
     assert far == {}
@@ -163,12 +163,12 @@ def test_compiled_gradients_are_those_of_eager(mode, emulation):
 
 def test_steps_move_weights_as_bf16_does_and_averages_are_plain(on_cpu, tmp_path, weights):  # noqa: F811
     settings = dict(init=weights, lr=1e-3, warmup=0, ema_lengths=(0.1,))
-    jobs = [a_job(tmp_path / precision, precision=precision, **settings) for precision in ("bf16", "fp8")]
+    jobs = [a_session(tmp_path / precision, precision=precision, **settings) for precision in ("bf16", "fp8")]
     start = flat(jobs[0])
-    for job in jobs:
+    for session in jobs:
         for step in range(1, 5):
-            do_step(job, step)
-    losses = [job.state.window.close(job.ranks)["loss"] for job in jobs]
+            do_step(session, step)
+    losses = [session.state.window.close(session.ranks)["loss"] for session in jobs]
     moved, apart = (flat(jobs[0]) - start).norm(), (flat(jobs[1]) - flat(jobs[0])).norm()
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert losses[1] != losses[0]
@@ -193,7 +193,7 @@ def test_checkpoints_go_on_in_any_precision_and_are_sampled_from(on_cpu, tmp_pat
     assert '"arithmetic": "fp8"' in (whole / "machine.json").read_text()
     loaded, config, index = load_run(whole, CPU), SamplerConfig(steps=2), torch.arange(2)
     assert not any(isinstance(module, Float8Linear) for module in loaded.denoise.network.modules())
-    assert sample_latents(loaded, build_sampling(loaded, config), config, index, index).isfinite().all()
+    assert sample_latents(loaded, build_pipeline(loaded, config), config, index, index).isfinite().all()
 
 
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:
@@ -254,4 +254,4 @@ def test_networks_without_float8_are_refused(model):
 
 def test_auto_is_never_fp8(monkeypatch):
     monkeypatch.setattr("dit.distributed.device.fast_bf16", lambda device: True)
-    assert [arithmetic(CUDA, asked) for asked in ("auto", "fp32", "bf16", "fp8")] == ["bf16", "fp32", "bf16", "fp8"]
+    assert [compute_precision(CUDA, asked) for asked in ("auto", "fp32", "bf16", "fp8")] == ["bf16", "fp32", "bf16", "fp8"]

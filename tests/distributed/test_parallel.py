@@ -16,7 +16,7 @@ from benchmarks.equality import parts
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import find_weights, latest, verify
+from dit.runs.checkpoints import find_weights, latest_checkpoint, verify_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.training.trainer import train
 
@@ -116,8 +116,8 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def test_a_checkpoint_goes_on_in_any_layout(runs, before, after, tmp_path):
     out, (world, parallel) = tmp_path / "run", after
     shutil.copytree(runs / before, out)
-    shutil.rmtree(latest(out))  # go on from the middle
-    assert verify(latest(out))["step"] == 2
+    shutil.rmtree(latest_checkpoint(out))  # go on from the middle
+    assert verify_checkpoint(latest_checkpoint(out))["step"] == 2
     config = dataclasses.replace(TINY, out=out, parallel=parallel, resume="auto", init=runs / "weights")
     forked.run(world, train_small, config)
     moved = apart(weights_of(runs / "1-ddp"), weights_of(runs / "weights"))
@@ -151,12 +151,12 @@ def check_shares(ranks: Ranks, root: Path) -> None:
     SIZES["Ti"] = SMALL
     seen = []
 
-    def keep(job, *others):
-        done = stretch(job, *others)
-        seen.append(job)
+    def keep(session, *others):
+        done = stretch(session, *others)
+        seen.append(session)
         return done
 
-    stretch, trainer.stretch = trainer.stretch, keep
+    stretch, trainer.train_until_done = trainer.train_until_done, keep
     layout.memory_of = lambda device: (2**40, 2**10)[ranks.rank]
     train(dataclasses.replace(TINY, out=root / "run", precision="bf16", sample_every=4), ranks)
     state = seen[0].state

@@ -27,11 +27,11 @@ from dit.encoders.text import BUNDLED, Captions, load_text_encoder, write_digits
 from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import generate
 from dit.sampling.load import class_ids, load_run, prompted
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.pipeline import build_pipeline
 from dit.training.finetune import initialise
 from dit.training.prepare import build_card
 from dit.training.trainer import train
@@ -250,7 +250,7 @@ def write_text_run(root: Path, classes=DIGIT_CAPTIONS) -> Path:
     config = TrainConfig(vae="identity", image_size=8, model="DiT-Ti/4", conditioning="text")
     spec = NetworkSpec(model=config.model, input_size=8, in_channels=3, num_classes=len(classes), learn_sigma=False,
                        conditioning="text", text_width=64)
-    card = Card(config=config, network=spec, classes=list(classes),
+    card = ModelCard(config=config, network=spec, classes=list(classes),
                 text_encoder_sha256=load_text_encoder("digits").checksum)
     torch.manual_seed(0)
     network = build_network(spec)
@@ -270,7 +270,7 @@ def run(tmp_path_factory):
 def pictures(run, prompts=None, negative="", ids=(0,), **settings):
     config = SamplerConfig(steps=3, precision="fp32", **settings)
     run = run if prompts is None else prompted(run, prompts, negative)
-    return generate(run, build_sampling(run, config), config, torch.tensor(ids), torch.arange(len(ids))).int()
+    return generate(run, build_pipeline(run, config), config, torch.tensor(ids), torch.arange(len(ids))).int()
 
 
 def test_a_prompt_is_drawn_as_the_class_of_that_caption(run):
@@ -449,7 +449,7 @@ def test_init_takes_other_captions_but_no_other_encoder(tmp_path, folder):
     config = TrainConfig(vae="identity", image_size=8, model="DiT-Ti/4", conditioning="text")
     weights = write_text_run(tmp_path / "old")
     spec, encoder = read_weights(weights).card.network, load_text_encoder("digits")
-    card = Card(config=config, network=replace(spec, num_classes=3), classes=["x", "y", "z"],
+    card = ModelCard(config=config, network=replace(spec, num_classes=3), classes=["x", "y", "z"],
                 text_encoder_sha256=encoder.checksum)
     fresh = build_network(card.network)
     initialise(fresh, card, weights)

@@ -11,7 +11,7 @@ from torch_fidelity.defaults import DEFAULTS
 
 from dit.commands import stats as stats_module
 from dit.config import StatsConfig
-from dit.distributed.device import versions
+from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.evaluation import protocol as module
 from dit.evaluation.extractors.base import Extractor, Outputs
@@ -175,5 +175,5 @@ def test_software_and_plain_json_values():
     software = found["software"]
     assert software["device"] == "CPU"
     assert datetime.fromisoformat(software["date"]).tzinfo is not None
-    assert versions("torch", "numpy", "torch-fidelity").items() <= software.items()
+    assert library_versions("torch", "numpy", "torch-fidelity").items() <= software.items()
     assert software["torch"].partition("+")[0] == torch.__version__.partition("+")[0]

@@ -17,7 +17,7 @@ from dit.runs.card import NetworkSpec
 from dit.sampling.folder import sample_folder
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.pipeline import build_pipeline
 
 SPEC = NetworkSpec(model="DiT-Ti/4", input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
 PLAIN = SamplerConfig(steps=6, cfg_scale=2.0, precision="fp32", sampler="euler")
@@ -79,7 +79,7 @@ def test_the_change_of_one_time_is_nearly_that_of_another(network):
 def test_sampling_with_it_is_faster_work_of_its_own_and_leaves_no_trace(tiny_run, tmp_path):
     run = load_run(tiny_run, torch.device("cpu"))
     cached = dataclasses.replace(PLAIN, block_cache=4)
-    plain, plan = build_sampling(run, PLAIN), build_sampling(run, cached)
+    plain, plan = build_pipeline(run, PLAIN), build_pipeline(run, cached)
     latents = [sample_latents(run, one, PLAIN, IDS, IDS) for one in (plan, plan, plain)]
     assert torch.equal(latents[0], latents[1])
     assert not torch.equal(latents[0], latents[2])
@@ -91,4 +91,4 @@ def test_sampling_with_it_is_faster_work_of_its_own_and_leaves_no_trace(tiny_run
 def test_a_unet_has_no_blocks_to_skip(make_run):
     run = load_run(make_run(model="UNet-S"), torch.device("cpu"))
     with pytest.raises(UserError, match="--block-cache 2 for a UNet-S"):
-        build_sampling(run, SamplerConfig(block_cache=2))
+        build_pipeline(run, SamplerConfig(block_cache=2))

@@ -10,7 +10,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.registry import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.sampling.load import load_run
 from dit.training.trainer import train
 
@@ -150,9 +150,9 @@ def test_attention_where_there_is_no_level():
 def test_runs_from_before_the_choice_are_read(make_run):
     spec = {"model": "UNet-S", "input_size": 8, "in_channels": 3, "num_classes": 10, "learn_sigma": False}
     assert NetworkSpec(**spec).told == spec | {"input_size": 8}
-    card = Card.read(make_run(model="UNet-S")).to_json()
+    card = ModelCard.read(make_run(model="UNet-S")).to_json()
     del card["network"]["unet_attention"], card["config"]["unet_attention"]
-    assert Card.from_json(card).network.unet_attention is None
+    assert ModelCard.from_json(card).network.unet_attention is None
 
 
 @pytest.mark.parametrize("size", [9, (8, 7), (5, 8)])

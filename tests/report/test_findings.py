@@ -17,7 +17,7 @@ from dit.evaluation.metrics.frechet import fit, frechet
 from dit.evaluation.metrics.memorisation import PIXELS, TrainingImages, pixel_extractor
 from dit.evaluation.references import Reference, prepare
 from dit.report import findings as module
-from dit.report.findings import Comparison, findings
+from dit.report.findings import Comparison, build_report
 
 CPU = torch.device("cpu")
 COUNT, RESAMPLES = 120, 8
@@ -62,7 +62,7 @@ def made(networks=(narrow, wide), array=None, labels=LABELS, reference=None, tra
 
 
 def report(comparison, resamples=0):
-    return findings(comparison, None, "Title", resamples, CPU)
+    return build_report(comparison, None, "Title", resamples, CPU)
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,15 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs import posthoc_ema as posthoc
-from dit.runs.checkpoints import checkpoint_name, latest
+from dit.runs.checkpoints import checkpoint_name, latest_checkpoint
 from dit.runs.ema_profiles import gamma_of, inner_products
 from dit.runs.posthoc_ema import FOLDER, file_name, find_snapshots, mixtures
 from dit.runs.weights import read_header, read_weights, write_weights
 from dit.sampling.load import load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.pipeline import build_pipeline
 from dit.sampling.protocol import protocol
 from dit.training import trainer
-from dit.training.ema import Profile, snapshot_every
+from dit.training.ema import PowerEMA, snapshot_every
 from dit.training.trainer import train
 
 STEPS = 48
@@ -48,9 +48,9 @@ def trained(tmp_path_factory, small):
     """A run (read it only), and its weights after every step, [steps, weights] in float64."""
     seen, real = [], trainer.train_step
 
-    def watched(job, batch, step):
-        real(job, batch, step)
-        seen.append(flat(job.state.network.state_dict()))
+    def watched(session, batch, step):
+        real(session, batch, step)
+        seen.append(flat(session.state.network.state_dict()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "train_step", watched)
@@ -91,10 +91,10 @@ def test_snapshots_are_averages_of_the_weights_after_each_step(trained):
 
 def test_the_average_that_sampling_reads_stays_as_it_is(trained, tmp_path):
     run = train(dataclasses.replace(TINY, out=tmp_path / "run", ema_lengths=(), ema_every=None), Ranks())
-    with_lengths, without = (load_file(latest(r) / "ema-0.999.safetensors") for r in (trained[0], run))
+    with_lengths, without = (load_file(latest_checkpoint(r) / "ema-0.999.safetensors") for r in (trained[0], run))
     assert all(torch.equal(with_lengths[name], without[name]) for name in without)
     assert not (run / FOLDER).exists()
-    (state,) = (latest(run) / "state").glob("*.safetensors")
+    (state,) = (latest_checkpoint(run) / "state").glob("*.safetensors")
     assert not [name for name in load_file(state) if name.startswith("ema-")]
 
 
@@ -102,10 +102,10 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
     """Killed at step 33, two snapshots after its checkpoint; those, and what a later step or half a write left, go."""
     asked, real = dataclasses.replace(TINY, out=tmp_path / "run", resume="auto"), trainer.train_step
 
-    def killed(job, batch, step):
+    def killed(session, batch, step):
         if step == 33:
             raise KeyboardInterrupt
-        real(job, batch, step)
+        real(session, batch, step)
 
     monkeypatch.setattr(trainer, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -120,7 +120,7 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
                     for f in (trained[0] / FOLDER, folder))
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], whole[name]) for name in whole)
-    assert posthoc.recorded(tmp_path / "run").keys() == whole.keys()
+    assert posthoc.recorded_snapshots(tmp_path / "run").keys() == whole.keys()
     assert not list((tmp_path / "run").glob("ema-length-*"))
 
 
@@ -215,7 +215,7 @@ def test_what_is_made_is_sampled_and_says_what_it_is(run):
     assert (weights.card.ema_length, weights.card.average, weights.step) == (0.14, "length 0.14", STEPS)
     assert weights.home == run
     loaded, setting = load_run(file, CPU), SamplerConfig(steps=2)
-    assert protocol(loaded, build_sampling(loaded, setting), setting, [0])["ema"] == "length 0.14"
+    assert protocol(loaded, build_pipeline(loaded, setting), setting, [0])["ema"] == "length 0.14"
     assert "length 0.14" in info(file)
     assert main(["sample", "--run", str(file), "--steps", "2", "--per-class", "1"]) == 0
     assert len([*(run / "samples").glob("grid-step-0000048-ema-0.14-dpmpp_2m-2-cfg-1-seed-0-*.png")]) == 1
@@ -224,7 +224,7 @@ def test_what_is_made_is_sampled_and_says_what_it_is(run):
 def test_info_counts_snapshots(trained, run):
     said = info(trained[0])
     assert "lengths 0.1 0.14 0.2; 48 snapshots, the last at step 48" in said
-    assert "averages" not in info(latest(trained[0]))
+    assert "averages" not in info(latest_checkpoint(trained[0]))
 
 
 def test_one_tensor_of_one_file_at_a_time(run, monkeypatch):
@@ -302,7 +302,7 @@ def test_a_snapshot_that_does_not_fit_is_named(run, damage):
 
 def test_profiles_leave_the_first_weights_behind():
     network = torch.nn.Linear(2, 2)
-    average = Profile(network, 0.1)
+    average = PowerEMA(network, 0.1)
     with torch.no_grad():
         network.weight.add_(1)
     average.update(network, step=1)

@@ -12,14 +12,14 @@ from dit.commands.info import info
 from dit.commands.sweep import points
 from dit.commands.sweep.points import Keys
 from dit.config import SamplerConfig, from_json
-from dit.distributed.device import versions
+from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import settings_key
 from dit.models.dit import SIZES
-from dit.runs.card import Card
-from dit.runs.checkpoints import checkpoint_name, latest
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import checkpoint_name, latest_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.sampling import load as trained
 from dit.sampling.folder import sample_folder
@@ -53,7 +53,7 @@ def old_points() -> dict[str, dict]:
 
 def go_on(home: Path) -> None:
     """As train.py --resume does."""
-    train(dataclasses.replace(Card.read(home).config, resume=str(home), out=home), Ranks())
+    train(dataclasses.replace(ModelCard.read(home).config, resume=str(home), out=home), Ranks())
 
 
 def test_info_knows_it():
@@ -65,12 +65,12 @@ def test_info_knows_it():
 def test_its_eval_stays(home):
     """`eval` as that version wrote it: from what scores.json says, so that it is the same on any machine."""
     ((eval, record),) = json.loads((home / "scores.json").read_text()).items()
-    card = Card.read(home)
+    card = ModelCard.read(home)
     features = record["features (digits-cnn)"]
     (extractor,) = load_extractors(["digits-cnn"], (), CPU)
     assert extractor.checksum == features["weights_sha256"]
     made = object.__new__(scores.Scores)
-    made.job = type("Job", (), {"config": card.config})
+    made.session = type("Job", (), {"config": card.config})
     made.settings = sampler_settings(card)
     made.standard = type("Standard", (), {"digest": record["reference"]["sha256"]})
     made.yardstick = type("Yardstick", (), {"extractor": extractor})
@@ -83,7 +83,7 @@ def test_training_goes_on_and_its_best_checkpoint_stays(home, monkeypatch):
     (before,) = json.loads((home / "scores.json").read_text())
     go_on(home)
     assert (home / "best").resolve().name == checkpoint_name(4)
-    assert latest(home).name == checkpoint_name(6)
+    assert latest_checkpoint(home).name == checkpoint_name(6)
     assert {line["eval"] for line in read_metrics(home / "metrics.jsonl")} == {before}
     assert [*json.loads((home / "scores.json").read_text())] == [before]
 
@@ -120,7 +120,7 @@ def test_its_points_keep_their_keys(monkeypatch):
     for key, point in found.items():
         software = point["protocol"]["software"]
         for module in (trained, points):
-            monkeypatch.setattr(module, "versions", lambda *names, then=software: {name: then[name] for name in names})
+            monkeypatch.setattr(module, "library_versions", lambda *names, then=software: {name: then[name] for name in names})
         keys = Keys(run, 2, point["protocol"]["reference"]["sha256"], [extractor], 0)
         assert keys(from_json(SamplerConfig, point["setting"])) == key
         assert points.read_point(OLD / "sweep", key).setting == from_json(points.Setting, point["setting"])
@@ -129,7 +129,7 @@ def test_its_points_keep_their_keys(monkeypatch):
 def test_runs_of_text_name_their_libraries_too(home):
     run = load_run(home, CPU)
     names = ["dit", "torch", "numpy", "timm", "diffusers"]
-    assert run.versions == versions(*names)
+    assert run.versions == library_versions(*names)
     heard = dataclasses.replace(run, denoise=dataclasses.replace(run.denoise, network=trained.Captioned(None, None)))
     assert [*heard.versions] == [*names, "transformers", "tokenizers"]
 

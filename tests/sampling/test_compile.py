@@ -16,7 +16,7 @@ from dit.models.dit import SIZES
 from dit.sampling.compile import compiled, filled, ready
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.pipeline import build_pipeline
 
 CPU = torch.device("cpu")
 FAMILIES = [dict(), dict(conditioning="adaln"), dict(conditioning="cross-attention"), dict(conditioning="in-context"),
@@ -59,7 +59,7 @@ def test_compiled_images_are_the_same_in_batches_of_any_size(cache, graphs, make
 
 
 def sample_latents_in_batches(run, config, indices):
-    plan = build_sampling(run, config)
+    plan = build_pipeline(run, config)
     return torch.cat([sample_latents(run, plan, config, mine % 10, mine) for mine in indices.split(config.batch_size)])
 
 

@@ -27,10 +27,10 @@ from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
 from dit.evaluation.samples import settings_key
 from dit.sampling import folder as module
-from dit.sampling.folder import moving, sample_folder, sampling_bar
+from dit.sampling.folder import progress_callback, sample_folder, sampling_bar
 from dit.sampling.generate import ImageNoise, generate, sample_grid, sample_latents
-from dit.sampling.load import Run, load_run
-from dit.sampling.pipeline import SamplingPlan, build_sampling
+from dit.sampling.load import LoadedRun, load_run
+from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 ROOT = Path(__file__).parents[2]
@@ -38,15 +38,15 @@ QUICK = SamplerConfig(sampler="heun", precision="fp32", steps=3, cfg_scale=2.0, 
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run: Path) -> Run:
+def run(tiny_run: Path) -> LoadedRun:
     return load_run(tiny_run, CPU)
 
 
-def planned(run: Run, config: SamplerConfig) -> SamplingPlan:
-    return build_sampling(run, config)
+def planned(run: LoadedRun, config: SamplerConfig) -> SamplingPipeline:
+    return build_pipeline(run, config)
 
 
-def fill(run: Run, out: Path, count: int, format: str = "png", config: SamplerConfig = QUICK) -> Path:
+def fill(run: LoadedRun, out: Path, count: int, format: str = "png", config: SamplerConfig = QUICK) -> Path:
     return sample_folder(run, config, [3, 1, 4], count, out, format, ALONE)
 
 
@@ -80,7 +80,7 @@ def test_noise_of_an_image_depends_on_seed_and_index_alone():
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddpm"])
-def test_images_do_not_depend_on_batch_size(run: Run, sampler: str):
+def test_images_do_not_depend_on_batch_size(run: LoadedRun, sampler: str):
     config = dataclasses.replace(QUICK, sampler=sampler)
     labels, indices = torch.arange(7) % 3, torch.arange(7)
     plan = planned(run, config)
@@ -95,7 +95,7 @@ def test_images_do_not_depend_on_batch_size(run: Run, sampler: str):
     assert largest_difference(images[0].int(), images[2].int()) <= 1
 
 
-def test_class_and_seed_change_the_image(run: Run):
+def test_class_and_seed_change_the_image(run: LoadedRun):
     plan, zero = planned(run, QUICK), torch.zeros(1, dtype=torch.long)
     latents = sample_latents(run, plan, QUICK, zero, zero)
     assert largest_difference(latents, sample_latents(run, plan, QUICK, zero + 1, zero)) > 1e-2
@@ -104,7 +104,7 @@ def test_class_and_seed_change_the_image(run: Run):
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("heun", 5), ("ddpm", 3)])
-def test_progress_is_told_by_network_calls(run: Run, sampler: str, calls: int):
+def test_progress_is_told_by_network_calls(run: LoadedRun, sampler: str, calls: int):
     config, told = dataclasses.replace(QUICK, sampler=sampler), []
     plan = planned(run, config)
     images = [generate(run, p, config, torch.arange(6), torch.arange(6)) for p in (plan, plan.counting(told.append))]
@@ -122,7 +122,7 @@ def test_a_bar_moves_within_a_batch_and_ends_with_all_images(tiny_run: Path, tmp
         assert {"2.5", "5.0", "7.5"} < {*counts}
 
 
-def test_a_batch_sends_its_noise_and_labels_alone(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_sends_its_noise_and_labels_alone(run: LoadedRun, monkeypatch: pytest.MonkeyPatch):
     """A tensor on the meta device has no values, so that whatever asked for one would fail."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
     config = dataclasses.replace(QUICK, sampler="ddpm")
@@ -136,7 +136,7 @@ def test_a_batch_sends_its_noise_and_labels_alone(run: Run, monkeypatch: pytest.
     assert [tuple(copied.shape) for copied in copies.found] == [noise, labels, noise, noise]
 
 
-def test_nan_names_the_image(run: Run):
+def test_nan_names_the_image(run: LoadedRun):
     plan = planned(run, QUICK)
 
     def poisoned(denoise, process, x, y, times, noise):
@@ -153,7 +153,7 @@ def test_the_error_of_nan_goes_from_rank_to_rank():
     assert (str(error), error.image) == (str(NotFinite(25, 7)), 25)
 
 
-def test_grid_has_each_class_in_turn(run: Run):
+def test_grid_has_each_class_in_turn(run: LoadedRun):
     images, labels = sample_grid(run, planned(run, QUICK), QUICK, [4, 2], 3)
     assert labels.tolist() == [4, 4, 4, 2, 2, 2]
     assert images.shape == (6, 3, 8, 8)
@@ -162,7 +162,7 @@ def test_grid_has_each_class_in_turn(run: Run):
 # -- folders -------------------------------------------------------------------------------------------------------
 
 
-def test_folder_of_pngs(run: Run, tmp_path: Path):
+def test_folder_of_pngs(run: LoadedRun, tmp_path: Path):
     out = fill(run, tmp_path / "new" / "folder", 5)
     assert sorted(f.name for f in out.iterdir()) == [*(f"00000{i}.png" for i in range(5)), "labels.csv", "samples.json"]
     rows = list(csv.DictReader((out / "labels.csv").open()))
@@ -180,7 +180,7 @@ def test_folder_of_pngs(run: Run, tmp_path: Path):
 
 
 @pytest.mark.parametrize("format", ["png", "npz"])
-def test_interrupted_folder_continues(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str):
+def test_interrupted_folder_continues(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str):
     made: list[int] = []
 
     def breaking(run, plan, config, labels, indices):
@@ -227,7 +227,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, image: int) -> None:
     monkeypatch.setattr(module, "generate", poisoned)
 
 
-def test_nan_ends_a_folder_at_once_and_keeps_what_is_good(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nan_ends_a_folder_at_once_and_keeps_what_is_good(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, 5)
     with pytest.raises(NotFinite, match=r"image 5 \(class 4\)"):
         fill(run, tmp_path / "out", 14)
@@ -256,7 +256,7 @@ class Twin(Ranks):
         return both
 
 
-def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
+def on_two_ranks(run: LoadedRun, out: Path, count: int) -> list[str]:
     """What `sample_folder` raised on each."""
     first = Twin(0, 2)
 
@@ -271,7 +271,7 @@ def on_two_ranks(run: Run, out: Path, count: int) -> list[str]:
         return list(pool.map(work, (first, dataclasses.replace(first, rank=1))))
 
 
-def test_nan_on_one_rank_is_raised_on_all_of_them(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nan_on_one_rank_is_raised_on_all_of_them(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, 5)  # in the first batch of rank 1
     assert on_two_ranks(run, tmp_path / "out", 30) == [str(NotFinite(5, 4))] * 2
     assert sorted(int(f.stem) for f in (tmp_path / "out").glob("*.png")) == [0, 2, 4, 6]
@@ -290,7 +290,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 12], ids=["in the middle", "in the last batch"])
-def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: Run, tmp_path: Path,
+def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: LoadedRun, tmp_path: Path,
                                                                           monkeypatch: pytest.MonkeyPatch):
     fill_disk(monkeypatch, first)
     with pytest.raises(OSError, match="No space left"):
@@ -305,7 +305,7 @@ FULL = "[Errno 28] No space left on device"
 @pytest.mark.parametrize(("first", "spoilt", "told"), [
     (1, None, [FULL, FULL]), (9, None, [FULL, FULL]), (1, 8, [str(NotFinite(8, 4)), FULL]), (1, 9, [FULL, FULL]),
 ], ids=["in the middle", "in the last batch", "beside a NaN of the other rank", "before a NaN of its own"])
-def test_files_that_one_rank_can_not_write_end_the_work_of_all(first, spoilt, told, run: Run, tmp_path: Path,
+def test_files_that_one_rank_can_not_write_end_the_work_of_all(first, spoilt, told, run: LoadedRun, tmp_path: Path,
                                                                monkeypatch: pytest.MonkeyPatch):
     fill_disk(monkeypatch, first)
     if spoilt:
@@ -334,7 +334,7 @@ class Stuck(OSError):
     (Stuck(28, "No space left on device"), FULL),
 ], ids=repr)
 @pytest.mark.parametrize("where", ["generate", "finish"])
-def test_whatever_fails_on_one_rank_ends_all(where, error, told, run: Run, tmp_path: Path,
+def test_whatever_fails_on_one_rank_ends_all(where, error, told, run: LoadedRun, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any) -> None:
         raise error
@@ -355,7 +355,7 @@ def test_processes_end_alike_where_one_can_not_write(tiny_run: Path, tmp_path: P
     forked.run(2, sample_where_rank_1_has_no_space, tiny_run, tmp_path / "out")
 
 
-def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path):
+def test_ranks_with_unequal_shares_wait_for_each_other(run: LoadedRun, tmp_path: Path):
     out = fill(run, tmp_path / "out", 20)
     for i in (1, 3, 5, 7, 9, 11, 12):  # six are of rank 1, in two batches
         (out / f"{i:06d}.png").unlink()
@@ -364,17 +364,17 @@ def test_ranks_with_unequal_shares_wait_for_each_other(run: Run, tmp_path: Path)
     assert (out / "labels.csv").exists()
 
 
-def test_batches_are_no_larger_than_what_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_batches_are_no_larger_than_what_is_missing(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
     monkeypatch.setattr(module, "build_sampling", lambda run, config: (
-        sizes.append(config.batch_size), build_sampling(run, config))[1])
+        sizes.append(config.batch_size), build_pipeline(run, config))[1])
     on_two_ranks(run, tmp_path / "out", 5)
     for count in (6, 6, 30):
         fill(run, tmp_path / "out", count)
     assert sizes == [3, 3, 1, 1, 4]
 
 
-def test_damaged_images_are_made_again(run: Run, tmp_path: Path):
+def test_damaged_images_are_made_again(run: LoadedRun, tmp_path: Path):
     out = fill(run, tmp_path / "out", 6)
     whole, good = pixels(out), (out / "000000.png").stat().st_mtime_ns
     (out / "000002.png").unlink()
@@ -387,7 +387,7 @@ def test_damaged_images_are_made_again(run: Run, tmp_path: Path):
     assert largest_difference(pixels(out), whole) <= 1
 
 
-def test_npz_layout(run: Run, tmp_path: Path):
+def test_npz_layout(run: LoadedRun, tmp_path: Path):
     out = fill(run, tmp_path / "out", 10, "npz")
     with np.load(out / "samples.npz") as archive:
         assert set(archive.files) == {"arr_0", "arr_1"}
@@ -407,7 +407,7 @@ def test_npz_layout(run: Run, tmp_path: Path):
         (dict(sampler="euler"), r'sampler "euler" .* made with "heun"'),
     ],
 )
-def test_other_settings_are_refused(run: Run, tmp_path: Path, change: dict, complaint: str):
+def test_other_settings_are_refused(run: LoadedRun, tmp_path: Path, change: dict, complaint: str):
     out = fill(run, tmp_path / "out", 2)
     before = pixels(out)
     with pytest.raises(UserError, match=complaint):
@@ -415,14 +415,14 @@ def test_other_settings_are_refused(run: Run, tmp_path: Path, change: dict, comp
     assert torch.equal(pixels(out), before)
 
 
-def test_other_weights_are_refused(run: Run, tmp_path: Path, make_run):
+def test_other_weights_are_refused(run: LoadedRun, tmp_path: Path, make_run):
     out = fill(run, tmp_path / "out", 2)
     other = load_run(make_run(step=4), CPU)
     with pytest.raises(UserError, match="weights_sha256"):
         fill(other, out, 4)
 
 
-def test_folders_that_are_not_ours(run: Run, tmp_path: Path):
+def test_folders_that_are_not_ours(run: LoadedRun, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("")
     with pytest.raises(UserError, match=r"holds cat.jpg and no samples.json"):
@@ -437,7 +437,7 @@ def test_folders_that_are_not_ours(run: Run, tmp_path: Path):
         fill(run, out, 4, "npz")
 
 
-def test_two_ranks_make_the_same_images(run: Run, tiny_run: Path, tmp_path: Path):
+def test_two_ranks_make_the_same_images(run: LoadedRun, tiny_run: Path, tmp_path: Path):
     alone, both = fill(run, tmp_path / "alone", 7), tmp_path / "both"
     flags = ["--sampler=heun", "--precision=fp32", "--cfg-scale=2", "--steps=3", "--seed=5", "--batch-size=3",
              "--classes=3,1,4", "--num-samples=7"]
@@ -484,7 +484,7 @@ def test_the_bar_does_not_pass_its_end():
     """As it would on a rank that makes more images than the others."""
     bar = sampling_bar(5, 0, ALONE)
     bar.mininterval = 0
-    move = moving(bar, 2)
+    move = progress_callback(bar, 2)
     for _ in range(20):
         move(0.3)
     assert (bar.n, bar.total) == (5, 5)
@@ -515,7 +515,7 @@ def test_flags_that_do_not_fit(tiny_run: Path, flags: dict, complaint: str):
 # -- spacing of times ------------------------------------------------------------------------------------------------
 
 
-def test_spacing_is_part_of_what_images_are_made_with(run: Run, tmp_path: Path):
+def test_spacing_is_part_of_what_images_are_made_with(run: LoadedRun, tmp_path: Path):
     cosine = dataclasses.replace(QUICK, spacing="cosine")
     plans = [planned(run, config) for config in (QUICK, cosine)]
     assert not torch.equal(plans[0].times, plans[1].times)

@@ -20,8 +20,8 @@ from dit.runs.weights import read_weights, write_weights
 from dit.sampling.folder import sample_folder
 from dit.sampling.generate import sample_latents
 from dit.sampling.guides import load_classifier
-from dit.sampling.load import class_ids, labelled, load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.load import class_ids, load_run, with_classifier_labels
+from dit.sampling.pipeline import build_pipeline
 from dit.sampling.protocol import protocol
 from dit.utils.files import sha256
 
@@ -39,7 +39,7 @@ def classifier(make_run):
 
 def latents(run, **settings):
     config = dataclasses.replace(QUICK, **settings)
-    return sample_latents(run, build_sampling(run, config), config, LABELS, INDICES)
+    return sample_latents(run, build_pipeline(run, config), config, LABELS, INDICES)
 
 
 def refused(run, **settings):
@@ -104,7 +104,7 @@ def test_both_kinds_of_guidance_at_once(tiny_run, classifier):
 def test_images_do_not_depend_on_batch_size(tiny_run, classifier):
     run = load_run(tiny_run, CPU)
     config = dataclasses.replace(QUICK, classifier=classifier, classifier_scale=3.0)
-    plan = build_sampling(run, config)
+    plan = build_pipeline(run, config)
     each = [sample_latents(run, plan, config, LABELS[i : i + 1], INDICES[i : i + 1]) for i in range(3)]
     assert furthest(sample_latents(run, plan, config, LABELS, INDICES), torch.cat(each)) < 1e-4
 
@@ -112,7 +112,7 @@ def test_images_do_not_depend_on_batch_size(tiny_run, classifier):
 def test_a_run_without_classes_gets_those_of_its_classifier(make_run, classifier, tmp_path):
     """2105.05233 guides unconditional models too: the network hears no label, the classifier does."""
     path = make_run(num_classes=0)
-    run = labelled(load_run(path, CPU), classifier)
+    run = with_classifier_labels(load_run(path, CPU), classifier)
     assert class_ids(None, run.card) == list(range(10))
     assert class_ids("7", run.card) == [7]
     with pytest.raises(UserError, match="class ids from 0 to 9"):
@@ -186,7 +186,7 @@ def test_classes_of_other_names(tiny_run, make_run, role):
 
 def test_classes_without_names_can_not_differ(make_run, classifier):
     judge = renamed(classifier, classes=[*"abcdefghij"])
-    run = labelled(load_run(make_run(num_classes=0), CPU), judge)
+    run = with_classifier_labels(load_run(make_run(num_classes=0), CPU), judge)
     assert latents(run, classifier=judge).isfinite().all()
 
 
@@ -256,10 +256,10 @@ def test_an_autoencoder_that_moved_names_the_network_that_wants_it(tiny_run, mak
 
 def test_records_tell_what_guided_by_its_content(tiny_run, classifier, make_run, tmp_path):
     run = load_run(tiny_run, CPU)
-    plain = protocol(run, build_sampling(run, QUICK), QUICK, [0])
+    plain = protocol(run, build_pipeline(run, QUICK), QUICK, [0])
     assert not {"guide", "classifier", "classifier_scale", "trained_size"} & {*plain}
     asked = dataclasses.replace(QUICK, guide=tiny_run, cfg_scale=2.0, classifier=classifier, classifier_scale=3.0)
-    record = json.loads(json.dumps(protocol(run, build_sampling(run, asked), asked, [0])))
+    record = json.loads(json.dumps(protocol(run, build_pipeline(run, asked), asked, [0])))
     assert record["guide"] == "DiT-Ti/4 at step 3"
     assert record["guide_sha256"] == sha256(find_weights(tiny_run))
     assert (record["classifier"], record["classifier_scale"]) == ("Classifier-Ti/4 at step 3", 3.0)

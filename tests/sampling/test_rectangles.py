@@ -21,11 +21,11 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.store import LatentStore
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.sampling.folder import sample_folder
 from dit.sampling.generate import generate
-from dit.sampling.load import Run, load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.load import LoadedRun, load_run
+from dit.sampling.pipeline import build_pipeline
 from dit.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -54,13 +54,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def images(run: Run, count: int = 4) -> torch.Tensor:
+def images(run: LoadedRun, count: int = 4) -> torch.Tensor:
     config = SamplerConfig(**QUICK)
-    return generate(run, build_sampling(run, config), config, torch.arange(count), torch.arange(count))
+    return generate(run, build_pipeline(run, config), config, torch.arange(count), torch.arange(count))
 
 
 def test_a_run_of_rectangles_is_sampled_in_its_shape(run: Path, tmp_path: Path):
-    card = Card.read(run)
+    card = ModelCard.read(run)
     assert (card.config.image_size, card.network.input_size) == ((HIGH, WIDE), (HIGH, WIDE))
     loaded, config = load_run(run, ALONE.device), SamplerConfig(**QUICK)
     for _ in range(2):  # the second time nothing is missing

@@ -22,7 +22,7 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.online import OnlineLatents
 from dit.latents.store import LatentStore
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.runs.checkpoints import find_weights
 from dit.runs.metrics import read_metrics
 from dit.sampling.folder import sample_folder
@@ -62,7 +62,7 @@ def table(run: Path) -> torch.Tensor:
 
 
 def test_a_flat_folder_trains_without_classes(run: Path):
-    card = Card.read(run)
+    card = ModelCard.read(run)
     assert (card.network.num_classes, card.classes, card.unconditional, card.ids) == (0, [], True, [0])
     assert len(table(run)) == 1
     with Image.open(run / "samples" / "step-0000002.png") as picture:
@@ -82,8 +82,8 @@ def test_labels_are_the_null_id_whatever_the_data(faces: Path, tmp_path: Path):
         source = OnlineLatents(images, load_autoencoder("identity"), flips=False)
         card = build_card(dataclasses.replace(config, label_dropout=0.0, out=tmp_path / "none"), source)
         assert card.classes == []
-        job = prepare(card, source, load_autoencoder("identity"), ALONE)
-        assert draw_batch(job, 0).labels.tolist() == [0] * 4
+        session = prepare(card, source, load_autoencoder("identity"), ALONE)
+        assert draw_batch(session, 0).labels.tolist() == [0] * 4
 
 
 def test_classes_of_data_without_any_are_refused(faces: Path):

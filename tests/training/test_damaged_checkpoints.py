@@ -11,8 +11,8 @@ from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs.card import Card
-from dit.runs.checkpoints import checkpoints, find_weights, latest, sums, verify
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import checkpoints, checksum_entry, find_weights, latest_checkpoint, verify_checkpoint
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.sampling.load import class_ids, load_run
 
@@ -21,10 +21,10 @@ CPU = Ranks().device
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", "null", '{"step": 1, "files": 3}'])
 def test_damaged_meta_names_the_file(make_run, text):
-    checkpoint = latest(make_run())
+    checkpoint = latest_checkpoint(make_run())
     (checkpoint / "meta.json").write_text(text)
     with pytest.raises(UserError, match=r"meta\.json is missing or damaged"):
-        verify(checkpoint)
+        verify_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"config": {}, "network": {}}'])
@@ -34,24 +34,24 @@ def test_damaged_configuration_names_the_file(make_run, text, capsys):
     assert main(["info", str(run)]) == 2
     assert "config.json is missing or damaged" in capsys.readouterr().err
     assert parse(TrainConfig, ["--resume", str(run)], "train.py").image_size == 8
-    latest(run).rename(run / "checkpoints" / "step-0000004")
-    next(latest(run).glob(WEIGHTS)).write_bytes(b"")
+    latest_checkpoint(run).rename(run / "checkpoints" / "step-0000004")
+    next(latest_checkpoint(run).glob(WEIGHTS)).write_bytes(b"")
     assert main(["train", "--resume", str(run)]) == 2
     assert "config.json is missing or damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["name", "meta.json", "header"])
 def test_a_checkpoint_is_of_one_step(make_run, change):
-    checkpoint, weights = latest(make_run()), find_weights(make_run("other", step=4))
+    checkpoint, weights = latest_checkpoint(make_run()), find_weights(make_run("other", step=4))
     meta = json.loads((checkpoint / "meta.json").read_text())
     if change == "header":
         shutil.copy(weights, checkpoint)
-        meta["files"] = {weights.name: sums(weights)}
+        meta["files"] = {weights.name: checksum_entry(weights)}
     (checkpoint / "meta.json").write_text(json.dumps({**meta, "step": 4 if change == "meta.json" else 3}))
     if change == "name":
         checkpoint = checkpoint.rename(checkpoint.with_name("step-0000004"))
     with pytest.raises(UserError, match=r"is of step \d by its name, \d by meta.json, \d by ema-0.999.safetensors"):
-        verify(checkpoint)
+        verify_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("header", ["{", "{}", '{"step": "many"}'])
@@ -87,7 +87,7 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
 
 def test_only_trained_classes_are_sampled_unless_asked_for(tiny_run):
     card = read_weights(find_weights(tiny_run)).card
-    roomy = Card(**{**vars(card), "classes": card.classes[:3]})
+    roomy = ModelCard(**{**vars(card), "classes": card.classes[:3]})
     assert class_ids(None, roomy) == [0, 1, 2]
     assert class_ids("7", roomy) == [7]
     assert roomy.class_name(7) == "7"
@@ -96,7 +96,7 @@ def test_only_trained_classes_are_sampled_unless_asked_for(tiny_run):
 
 
 def test_weights_of_our_own_are_not_converted(tiny_run, tmp_path, capsys):
-    file = next(latest(tiny_run).glob(WEIGHTS))
+    file = next(latest_checkpoint(tiny_run).glob(WEIGHTS))
     assert main(["convert", str(file), str(tmp_path / "out.safetensors")]) == 2
     assert f"sample.py --run {file}" in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()

@@ -33,24 +33,24 @@ from dit.runs.checkpoints import (
     checkpoints,
     find_best,
     find_weights,
-    latest,
+    latest_checkpoint,
     read_distance,
-    verify,
+    verify_checkpoint,
 )
 from dit.runs.metrics import read_metrics
 from dit.sampling.generate import generate
-from dit.sampling.load import Run, load_run
-from dit.sampling.pipeline import SamplingPlan, build_sampling
+from dit.sampling.load import LoadedRun, load_run
+from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.training import batches
 from dit.training import checkpointing as checkpoint
 from dit.training.batches import Batch, draw_batch
 from dit.training.checkpointing import tidy
 from dit.training.monitoring import evaluation as scores
-from dit.training.monitoring.metrics import Found, MetricsLog
+from dit.training.monitoring.metrics import EvalResult, MetricsLog
 from dit.training.monitoring.previews import sampler_settings
 from dit.training.prepare import build_card, prepare
 from dit.training.resilience.preemption import Stop
-from dit.training.session import Job
+from dit.training.session import TrainingSession
 from dit.training.trainer import train
 from dit.utils.files import write_json
 from dit.utils.pictures import loss_curve
@@ -83,8 +83,8 @@ def scored(tmp_path_factory, weights):
     return train(dataclasses.replace(SCORED, init=weights, out=tmp_path_factory.mktemp("scored") / "run"), Ranks())
 
 
-def a_job(tmp_path: Path, **changes: object) -> Job:
-    config = dataclasses.replace(SCORED, out=tmp_path / "job", **changes)
+def a_session(tmp_path: Path, **changes: object) -> TrainingSession:
+    config = dataclasses.replace(SCORED, out=tmp_path / "session", **changes)
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
     return prepare(build_card(config, source), source, autoencoder, Ranks())
@@ -134,7 +134,7 @@ def interrupted(ranks: Ranks, config: TrainConfig) -> None:
 def test_a_signal_to_any_rank_ends_scoring_and_the_run_goes_on_from_there(tmp_path):
     config = dataclasses.replace(SCORED, eval_samples=10**5, out=tmp_path / "run")
     forked.run(2, interrupted, config)
-    assert verify(latest(config.out))["step"] == 5
+    assert verify_checkpoint(latest_checkpoint(config.out))["step"] == 5
     assert [(line["step"], line["event"]) for line in read_metrics(config.out / "metrics.jsonl")] == [(5, "unscored")]
 
 
@@ -158,7 +158,7 @@ def test_scores_are_those_of_the_ema_in_the_checkpoint(scored):
     settings = dataclasses.replace(sampler_settings(run.card), batch_size=COUNT)
     assert settings.cfg_scale > 1
     labels = torch.arange(10).repeat_interleave(COUNT // 10)
-    plan = build_sampling(run, settings)
+    plan = build_pipeline(run, settings)
     (extractor,) = load_extractors(["digits-cnn"], (), torch.device("cpu"))
     sides = (generate(run, plan, settings, labels, torch.arange(COUNT)), Digits(8).images)
     statistics = [fid_features_to_statistics(extractor(images).values.double()) for images in sides]
@@ -185,7 +185,7 @@ def test_log_and_tensorboard_have_all_scores(scored):
 
 def test_training_is_the_same_bit_for_bit_with_and_without_scores(scored, weights, tmp_path):
     plain = train(dataclasses.replace(QUIET, init=weights, out=tmp_path / "run"), Ranks())
-    left, right = tensors(latest(plain)), tensors(latest(scored))
+    left, right = tensors(latest_checkpoint(plain)), tensors(latest_checkpoint(scored))
     assert left.keys() == right.keys()
     assert [k for k in left if not torch.equal(left[k], right[k])] == []
     logs = [[(m["step"], m["loss"], m["grad_norm"]) for m in read_metrics(r / "metrics.jsonl") if "loss" in m]
@@ -199,15 +199,15 @@ def test_nothing_is_read_while_the_ema_is_measured(tmp_path, monkeypatch):
     """The feature network sets flags of the whole process, which the encoder would heed."""
     reading: list[int] = []
 
-    def slow(job: Job, step: int) -> Batch:
+    def slow(session: TrainingSession, step: int) -> Batch:
         reading.append(step)
         time.sleep(0.05)
-        batch = draw_batch(job, step)
+        batch = draw_batch(session, step)
         reading.remove(step)
         return batch
 
     monkeypatch.setattr(batches, "draw_batch", slow)
-    monkeypatch.setattr(scores.Scores, "measure", lambda *_: seen.append([*reading]) or Found())
+    monkeypatch.setattr(scores.Scores, "measure", lambda *_: seen.append([*reading]) or EvalResult())
     seen: list[list[int]] = []
     train(dataclasses.replace(FEW, eval_every=1, steps=4, out=tmp_path / "run"), Ranks())
     assert seen == [[], [], [], []]
@@ -225,12 +225,12 @@ def measure(ranks: Ranks, config: TrainConfig) -> list[dict[str, object]]:
     """What a rank finds, and what it finds when the last one has an EMA that is not finite."""
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    job = prepare(build_card(config, source), source, autoencoder, ranks)
-    judge = scores.choose_yardstick(config, ranks).prepare(job)
-    found = judge.measure(5, job.average())
+    session = prepare(build_card(config, source), source, autoencoder, ranks)
+    judge = scores.choose_eval_target(config, ranks).prepare(session)
+    found = judge.measure(5, session.average())
     if ranks.rank == ranks.world - 1:
-        next(job.state.ema.network.parameters()).data.fill_(torch.nan)  # on one rank: the others must hear of it
-    return [*map(dataclasses.asdict, (found, judge.measure(6, job.average())))]
+        next(session.state.ema.network.parameters()).data.fill_(torch.nan)  # on one rank: the others must hear of it
+    return [*map(dataclasses.asdict, (found, judge.measure(6, session.average())))]
 
 
 def score_on_ranks(ranks: Ranks, out: Path, init: Path) -> None:
@@ -256,42 +256,42 @@ def test_two_ranks_measure_what_one_does(tmp_path, weights):
     first, nothing = found["alone"]
     assert first["leads"]
     assert first["scores"][FD] > 0
-    assert nothing == dataclasses.asdict(Found())
-    plain, scored = (tensors(latest(tmp_path / f"every-{every}")) for every in (0, 2))
+    assert nothing == dataclasses.asdict(EvalResult())
+    plain, scored = (tensors(latest_checkpoint(tmp_path / f"every-{every}")) for every in (0, 2))
     assert plain.keys() == scored.keys()
     assert [k for k in plain if not torch.equal(plain[k], scored[k])] == []
     assert [*measured(tmp_path / "every-2")] == [2, 3]
 
 
 def test_samples_that_are_not_finite_cost_a_warning_only(tmp_path, weights, capsys):
-    job = a_job(tmp_path, init=weights)
-    judge = scores.choose_yardstick(job.config, Ranks()).prepare(job)
-    ema = next(job.state.ema.network.parameters()).data
+    session = a_session(tmp_path, init=weights)
+    judge = scores.choose_eval_target(session.config, Ranks()).prepare(session)
+    ema = next(session.state.ema.network.parameters()).data
     good = ema.clone()
     ema.fill_(torch.nan)
-    assert judge.measure(7, job.average()) == Found()
+    assert judge.measure(7, session.average()) == EvalResult()
     assert "warning: no scores at step 7" in capsys.readouterr().err
     ema.copy_(good)
-    found = judge.measure(8, job.average())
+    found = judge.measure(8, session.average())
     assert found.leads
     assert np.isfinite([*found.scores.values()]).all()
     again = dataclasses.replace(found, leads=False)
-    assert judge.measure(9, job.average()) == again, "the same samples each time, and no better than before"
+    assert judge.measure(9, session.average()) == again, "the same samples each time, and no better than before"
 
 
 def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypatch):
     seen: list[tuple[int, int]] = []
 
-    def black(run: Run, plan: SamplingPlan, settings: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+    def black(run: LoadedRun, plan: SamplingPipeline, settings: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
         seen.extend(zip(indices.tolist(), labels.tolist(), strict=True))
         return torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
 
     monkeypatch.setattr(scores, "generate", black)
-    job = a_job(tmp_path, init=weights)
+    session = a_session(tmp_path, init=weights)
     for count in (5, 20):
-        config = dataclasses.replace(job.config, eval_samples=count)
-        scored = dataclasses.replace(job, card=dataclasses.replace(job.card, config=config))
-        scores.choose_yardstick(config, Ranks()).prepare(scored).measure(1, job.average())
+        config = dataclasses.replace(session.config, eval_samples=count)
+        scored = dataclasses.replace(session, card=dataclasses.replace(session.card, config=config))
+        scores.choose_eval_target(config, Ranks()).prepare(scored).measure(1, session.average())
     assert seen[:5] == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]
     assert seen[5:] == [(i, i // 2) for i in range(20)]
 
@@ -425,13 +425,13 @@ def test_distances_to_another_reference_do_not_compare(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("changes", [dict(eval_samples=6), dict(precision="bf16"), dict(label_dropout=0.0)])
 def test_what_distances_depend_on_is_in_their_hash(changes, tmp_path):
-    job = a_job(tmp_path)
-    yardstick = scores.choose_yardstick(job.config, Ranks())
-    other = dataclasses.replace(job.card, config=dataclasses.replace(job.config, **changes))
-    one, two = (yardstick.prepare(dataclasses.replace(job, card=card)).eval for card in (job.card, other))
+    session = a_session(tmp_path)
+    yardstick = scores.choose_eval_target(session.config, Ranks())
+    other = dataclasses.replace(session.card, config=dataclasses.replace(session.config, **changes))
+    one, two = (yardstick.prepare(dataclasses.replace(session, card=card)).eval for card in (session.card, other))
     weights = dataclasses.replace(yardstick, extractor=dataclasses.replace(yardstick.extractor, checksum="other"))
-    assert len({one, two, weights.prepare(job).eval}) == 3
-    assert one == yardstick.prepare(job).eval
+    assert len({one, two, weights.prepare(session).eval}) == 3
+    assert one == yardstick.prepare(session).eval
 
 
 def test_the_protocol_of_scores_is_written(scored, tmp_path):
@@ -444,11 +444,11 @@ def test_the_protocol_of_scores_is_written(scored, tmp_path):
     assert record["samples"]["labels"] == "10 classes, 7 images each"
     assert record["features (digits-cnn)"]["weights_sha256"]
     assert record["reference"]["count"] == 1797
-    job = a_job(tmp_path)
-    job.run.mkdir()
-    (job.run / "scores.json").write_text("{")
+    session = a_session(tmp_path)
+    session.run.mkdir()
+    (session.run / "scores.json").write_text("{")
     with pytest.raises(UserError, match=r"scores\.json is missing or damaged"):
-        scores.choose_yardstick(SCORED, Ranks()).prepare(job)
+        scores.choose_eval_target(SCORED, Ranks()).prepare(session)
 
 
 def test_a_best_checkpoint_removed_by_hand_is_no_harm(tmp_path, monkeypatch):
@@ -499,7 +499,7 @@ def test_the_best_is_the_first_of_those_measured_as_the_newest(tmp_path):
     assert find_best(tmp_path, "aaaaaa").checkpoint == old
     assert find_best(tmp_path, "cccccc") is None
     assert read_distance(unscored) is None
-    assert verify(unscored) == {"step": 5, "files": {}}
+    assert verify_checkpoint(unscored) == {"step": 5, "files": {}}
 
 
 def test_the_loss_curve_and_the_table_pass_over_lines_without_loss(tmp_path):
@@ -538,13 +538,13 @@ def test_latents_need_images_to_compare_with(tmp_path):
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "encoding.json").write_text("{}")
     with pytest.raises(UserError, match="--eval-reference"):
-        scores.choose_yardstick(dataclasses.replace(SCORED, data=str(tmp_path / "latents")), Ranks())
+        scores.choose_eval_target(dataclasses.replace(SCORED, data=str(tmp_path / "latents")), Ranks())
 
 
 def test_a_folder_is_cropped_as_in_training(tmp_path):
     a_folder(tmp_path / "images")
     config = dataclasses.replace(SCORED, data=str(tmp_path / "images"), eval_extractor="digits-cnn")
-    images = scores.choose_yardstick(config, Ranks()).reference.images
+    images = scores.choose_eval_target(config, Ranks()).reference.images
     source = build_source(config, load_autoencoder("identity"))
     assert len(images) == 4
     assert torch.equal(images.read(0), source._images[0])

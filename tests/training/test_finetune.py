@@ -10,7 +10,7 @@ from conftest import random_weights
 from dit.build import build_network
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.training.finetune import PARTS, initialise
 
@@ -20,11 +20,11 @@ KINDS = [("DiT-Ti/4", way) for way in ("adaln-zero", "adaln", "cross-attention",
 KINDS += [("UNet-S", "adaln-zero"), ("Classifier-Ti/4", "adaln-zero")]
 
 
-def card(model: str, conditioning: str = "adaln-zero", num_classes: int = 5) -> Card:
+def card(model: str, conditioning: str = "adaln-zero", num_classes: int = 5) -> ModelCard:
     config = TrainConfig(model=model, conditioning=conditioning, vae="identity", image_size=8, label_dropout=0)
     spec = NetworkSpec(model=model, input_size=8, in_channels=3, num_classes=num_classes, learn_sigma=False,
                        conditioning=conditioning, text_width=12 if conditioning == "text" else None)
-    return Card(config=config, network=spec, classes=[str(i) for i in range(num_classes)])
+    return ModelCard(config=config, network=spec, classes=[str(i) for i in range(num_classes)])
 
 
 def trained(folder: Path, *kind: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import forked, restarts
 from benchmarks.equality import RUN, disturb, everything, killed, parts, pruning, sealing, train_small, writing
-from dit.runs.checkpoints import checkpoint_step, latest
+from dit.runs.checkpoints import checkpoint_step, latest_checkpoint
 from dit.runs.metrics import read_metrics
 
 
@@ -42,7 +42,7 @@ def test_thirty_kills_leave_no_trace(tmp_path):
 def test_torchrun_starts_again_what_the_command_began(tmp_path):
     """Without --resume auto; a second command in its place is refused, however often torchrun starts it."""
     whole, killed = (restarts.launch(tmp_path / name, "--steps", 200, restarts=1) for name in ("whole", "killed"))
-    restarts.wait(lambda: latest(tmp_path / "killed"), killed)
+    restarts.wait(lambda: latest_checkpoint(tmp_path / "killed"), killed)
     os.kill(restarts.process_of(1, killed.pid), signal.SIGKILL)
     (said, _), _ = killed.communicate(timeout=240), whole.communicate(timeout=240)
     assert (whole.returncode, killed.returncode) == (0, 0), said
@@ -62,7 +62,7 @@ def test_two_nodes_meet_again_after_one_has_failed(tmp_path):
     out = tmp_path / "run"
     script, port = restarts.ROOT / "scripts" / "two_nodes.sh", str(forked.free_port())
     nodes = restarts.begin([script], out, "--steps", 200, PORT=port)
-    restarts.wait(lambda: latest(out), nodes)
+    restarts.wait(lambda: latest_checkpoint(out), nodes)
     os.kill(restarts.process_of(1, nodes.pid), signal.SIGKILL)
     said, _ = nodes.communicate(timeout=300)
     assert nodes.returncode == 0, said
@@ -89,4 +89,4 @@ def test_a_slurm_job_saves_and_goes_back_into_the_queue(tmp_path):
     assert job.returncode == 0, said
     assert f"continue with: python train.py --resume {out}" in said
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
-    assert checkpoint_step(latest(out)) >= restarts.done(out)
+    assert checkpoint_step(latest_checkpoint(out)) >= restarts.done(out)

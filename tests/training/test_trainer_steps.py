@@ -27,18 +27,18 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.latents.load import build_source
 from dit.latents.online import MemoryLatents
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import checkpoints, latest, verify
+from dit.runs.checkpoints import checkpoints, latest_checkpoint, verify_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import Weights, read_weights
 from dit.sampling.generate import sample_grid, sample_latents
-from dit.sampling.load import Run, load_run
-from dit.sampling.pipeline import build_sampling
+from dit.sampling.load import LoadedRun, load_run
+from dit.sampling.pipeline import build_pipeline
 from dit.training import checkpointing as checkpoint
 from dit.training.batches import Batch, draw_batch
 from dit.training.lr_schedule import learning_rate
 from dit.training.monitoring import previews
 from dit.training.prepare import build_card, prepare
-from dit.training.session import Job
+from dit.training.session import TrainingSession
 from dit.training.trainer import train, train_step
 from dit.utils import pictures
 
@@ -53,46 +53,46 @@ def weights(tmp_path_factory, small_networks):
     return write_run(tmp_path_factory.mktemp("weights") / "run")
 
 
-def a_job(tmp_path: Path, **changes: object) -> Job:
-    config = dataclasses.replace(TINY, out=tmp_path / "job", **changes)
+def a_session(tmp_path: Path, **changes: object) -> TrainingSession:
+    config = dataclasses.replace(TINY, out=tmp_path / "session", **changes)
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
     return prepare(build_card(config, source), source, autoencoder, Ranks())
 
 
-def do_step(job: Job, step: int = 1) -> Job:
-    train_step(job, draw_batch(job, step - 1), step)
-    return job
+def do_step(session: TrainingSession, step: int = 1) -> TrainingSession:
+    train_step(session, draw_batch(session, step - 1), step)
+    return session
 
 
-def flat(job: Job) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in job.state.network.parameters()])
+def flat(session: TrainingSession) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in session.state.network.parameters()])
 
 
-def flat_average(job: Job) -> Tensor:
-    return torch.cat([p.flatten() for p in job.state.ema.network.parameters()])
+def flat_average(session: TrainingSession) -> Tensor:
+    return torch.cat([p.flatten() for p in session.state.ema.network.parameters()])
 
 
-def first_moment(job: Job) -> Tensor:
+def first_moment(session: TrainingSession) -> Tensor:
     """AdamW's running mean of the gradient: (1 - beta1) times the gradient after one step."""
-    return torch.cat([values["exp_avg"].flatten() for values in job.state.optimizer.state.values()])
+    return torch.cat([values["exp_avg"].flatten() for values in session.state.optimizer.state.values()])
 
 
 # -- one step ----------------------------------------------------------------------------------------------------
 
 
 def test_every_image_and_step_has_noise_of_its_own_on_any_number_of_ranks(tmp_path):
-    job, seen = a_job(tmp_path, global_batch_size=64), []
+    session, seen = a_session(tmp_path, global_batch_size=64), []
 
     def spy(x0, y, t, eps):
         seen.append(torch.stack([x0, eps], dim=1))
-        return job.loss(x0, y, t, eps)
+        return session.loss(x0, y, t, eps)
 
     unit = torch.cat([torch.zeros(64, 3, 8, 8), torch.ones(64, 3, 8, 8)], dim=1)  # x0 is the posterior's noise
     batch = Batch(unit, torch.zeros(64, dtype=torch.long), torch.full((64,), 0.5, dtype=torch.float64))
     for rank, world, step in [(0, 1, 1), (0, 1, 2), (0, 2, 1), (1, 2, 1)]:
         mine = Batch(*(part[: 64 // world] for part in batch))
-        train_step(dataclasses.replace(job, ranks=Alone(rank, world), loss=spy), mine, step)
+        train_step(dataclasses.replace(session, ranks=Alone(rank, world), loss=spy), mine, step)
     one, two, *halves = seen
     assert torch.equal(one, torch.cat(halves))
     draws = torch.cat([one, two]).flatten(0, 1).flatten(1)  # [images and steps and uses, values]
@@ -111,7 +111,7 @@ class Alone(Ranks):
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, weights):
     """Without clipping, which would hide a wrong scale."""
-    whole, parts = (do_step(a_job(tmp_path, init=weights, clip=0, grad_accum=n)) for n in (1, 4))
+    whole, parts = (do_step(a_session(tmp_path, init=weights, clip=0, grad_accum=n)) for n in (1, 4))
     expected = first_moment(whole)
     assert expected.norm() > 0.1
     assert (first_moment(parts) - expected).norm() < 1e-5 * expected.norm()
@@ -124,12 +124,12 @@ def test_accumulation_over_steps_moves_weights_moments_and_average_as_whole_batc
     """AdamW with steps in proportion to gradients, so that rounding stays small and a wrong scale does not."""
     monkeypatch.setattr(torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1.0))
     settings = dict(init=weights, clip=clip, lr=1.0, warmup=0, cooldown=0, ema=0.5)
-    whole, parts = (a_job(tmp_path, **settings, grad_accum=n) for n in (1, 4))
+    whole, parts = (a_session(tmp_path, **settings, grad_accum=n) for n in (1, 4))
     start = flat(whole)
     for step in range(1, 5):
         do_step(whole, step)
         do_step(parts, step)
-        assert all(p.grad is None for job in (whole, parts) for p in job.state.network.parameters())
+        assert all(p.grad is None for session in (whole, parts) for p in session.state.network.parameters())
     for values in (flat, first_moment, flat_average):
         expected = values(whole)
         moved = expected if values is first_moment else expected - start
@@ -138,7 +138,7 @@ def test_accumulation_over_steps_moves_weights_moments_and_average_as_whole_batc
 
 
 def test_clipping_bounds_the_gradient_and_the_log_has_its_norm_before(tmp_path, weights):
-    clipped, free = (do_step(a_job(tmp_path, init=weights, clip=clip)) for clip in (1e-3, 0.0))
+    clipped, free = (do_step(a_session(tmp_path, init=weights, clip=clip)) for clip in (1e-3, 0.0))
     assert first_moment(clipped).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
     norm = first_moment(free).norm().item() / 0.1
     assert norm > 1
@@ -149,19 +149,19 @@ def test_clipping_bounds_the_gradient_and_the_log_has_its_norm_before(tmp_path, 
 @pytest.mark.parametrize("step", [1, 3, 10])
 def test_the_schedule_sets_the_size_of_the_step(step, tmp_path):
     """AdamW's first step moves a weight by its learning rate, whatever the gradient."""
-    job = a_job(tmp_path, steps=10, lr=1e-3, warmup=4, cooldown=0.5)
-    before, rate = flat(job), learning_rate(job.config, step - 1, 10)
+    session = a_session(tmp_path, steps=10, lr=1e-3, warmup=4, cooldown=0.5)
+    before, rate = flat(session), learning_rate(session.config, step - 1, 10)
     assert rate < 0.7e-3
-    assert (flat(do_step(job, step)) - before).abs().max().item() == pytest.approx(rate, rel=1e-3)
+    assert (flat(do_step(session, step)) - before).abs().max().item() == pytest.approx(rate, rel=1e-3)
 
 
 @pytest.mark.parametrize(("views", "flip", "low", "high"),
                          [(2, None, 0.44, 0.56), (2, True, 0.44, 0.56), (2, False, 0, 0), (1, None, 0, 0)])
 def test_half_of_the_images_are_mirrored_where_data_and_user_allow_it(views, flip, low, high, tmp_path):
-    job = a_job(tmp_path, flip=flip, global_batch_size=64)
+    session = a_session(tmp_path, flip=flip, global_batch_size=64)
     moments = torch.arange(views).reshape(1, -1, 1, 1, 1).expand(100, views, 6, 8, 8)
-    job = dataclasses.replace(job, source=MemoryLatents(moments, np.zeros(100, np.int64), job.source.classes))
-    drawn = torch.stack([draw_batch(job, step).moments[:, 0, 0, 0] for step in range(30)])  # 1 where mirrored
+    session = dataclasses.replace(session, source=MemoryLatents(moments, np.zeros(100, np.int64), session.source.classes))
+    drawn = torch.stack([draw_batch(session, step).moments[:, 0, 0, 0] for step in range(30)])  # 1 where mirrored
     assert low <= drawn.mean() <= high
     if high:
         assert drawn.std(dim=0).min() > 0  # every place of the batch, now and then
@@ -186,7 +186,7 @@ from dit.training import trainer
 SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
 
 out, init = map(Path, sys.argv[1:])
-loss, loop = build.diffusion_loss, trainer.loop
+loss, loop = build.diffusion_loss, trainer.train_with_rollback
 
 
 def noise(time, shape):
@@ -197,13 +197,13 @@ def loss_with_noise_of_the_image(denoise, x0, y, t, eps, **options):
     return loss(denoise, x0, y, t, torch.stack([noise(time, x0.shape[1:]) for time in t.tolist()]), **options)
 
 
-def loop_then_save(job, *others):
-    done = loop(job, *others)
-    torch.save(job.state.network.state_dict(), out / f"world-{job.ranks.world}-rank-{job.ranks.rank}.pt")
+def loop_then_save(session, *others):
+    done = loop(session, *others)
+    torch.save(session.state.network.state_dict(), out / f"world-{session.ranks.world}-rank-{session.ranks.rank}.pt")
     return done
 
 
-build.diffusion_loss, trainer.loop = loss_with_noise_of_the_image, loop_then_save
+build.diffusion_loss, trainer.train_with_rollback = loss_with_noise_of_the_image, loop_then_save
 torch.optim.AdamW = partial(torch.optim.AdamW, eps=1.0)  # steps in proportion to gradients: rounding stays small
 config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=3, warmup=0, lr=1.0,
                      clip=0, cooldown=0, sample_every=0, log_every=1, precision="fp32", compile=False, init=init)
@@ -250,17 +250,17 @@ KINDS = {
     "in-context": dict(conditioning="in-context"),
     "classifier": dict(model="Classifier-Ti/4", label_dropout=0.0),
 }
-out, loop, name = Path(sys.argv[1]), trainer.loop, ""
+out, loop, name = Path(sys.argv[1]), trainer.train_with_rollback, ""
 
 
-def loop_then_save(job, *others):
-    done = loop(job, *others)
-    times = {"times": job.state.times.history} if job.state.times else {}
-    torch.save({**job.state.network.state_dict(), **times}, out / f"{name}-rank-{job.ranks.rank}.pt")
+def loop_then_save(session, *others):
+    done = loop(session, *others)
+    times = {"times": session.state.times.history} if session.state.times else {}
+    torch.save({**session.state.network.state_dict(), **times}, out / f"{name}-rank-{session.ranks.rank}.pt")
     return done
 
 
-trainer.loop = loop_then_save
+trainer.train_with_rollback = loop_then_save
 config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=8, steps=4, warmup=0, lr=1e-2,
                      sample_every=0, log_every=2, ckpt_every=2, precision="fp32", compile=False, resume="auto")
 with ranks() as group:
@@ -326,13 +326,13 @@ def test_checkpoints_need_no_stager_that_lasts(monkeypatch, tmp_path):
 
     monkeypatch.setattr(checkpoint, "DefaultStager", Single)
     out = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=3, ckpt_every=1, keep=3), Ranks())
-    assert [verify(one)["step"] for one in checkpoints(out)] == [1, 2, 3]
+    assert [verify_checkpoint(one)["step"] for one in checkpoints(out)] == [1, 2, 3]
 
 
 def test_previews_are_samples_of_the_ema(run):
     loaded = load_run(run, torch.device("cpu"))
     network = copy.deepcopy(loaded.denoise.network)
-    network.load_state_dict(state(latest(run), "network"))
+    network.load_state_dict(state(latest_checkpoint(run), "network"))
     trained = dataclasses.replace(loaded, denoise=build_denoiser(loaded.card.config, network))
     drawn = np.asarray(Image.open(run / "samples" / "step-0000004.png")).astype(int)
     of_ema, of_trained = (np.abs(drawn - preview(r)).mean() for r in (loaded, trained))
@@ -340,9 +340,9 @@ def test_previews_are_samples_of_the_ema(run):
     assert of_trained > 0.5
 
 
-def preview(run: Run) -> np.ndarray:
+def preview(run: LoadedRun) -> np.ndarray:
     settings = dataclasses.replace(previews.SETTINGS, precision="fp32", cfg_scale=previews.CFG_SCALE)
-    plan = build_sampling(run, settings)
+    plan = build_pipeline(run, settings)
     images, _ = sample_grid(run, plan, settings, range(10), previews.PER_CLASS)
     scale = pictures.fitting_scale(images.shape[-1])
     return np.asarray(pictures.grid(images, run.card.classes, previews.PER_CLASS, scale)).astype(int)
@@ -373,7 +373,7 @@ def test_compiled_training_on_cpu_has_the_losses_of_eager(tmp_path, weights):
     assert len(eager) == 6
     assert compiled == pytest.approx(eager, rel=1e-3)
     assert compiled != eager, "not compiled"
-    names = [sorted(state(latest(run), "network")) for run in runs]
+    names = [sorted(state(latest_checkpoint(run), "network")) for run in runs]
     assert names[0] == names[1], "the compiler's names of weights must not get into checkpoints"
 
 
@@ -386,22 +386,22 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
     out, dice = tmp_path / "run", random.Random(0)
     config = dataclasses.replace(TINY, out=out, resume="auto", ckpt_every=1, keep=2, steps=10_000)
     for _ in range(3):
-        before = latest(out)
+        before = latest_checkpoint(out)
         process = processes.Process(target=train_small, args=(config,))
         process.start()
         try:
             for _ in range(20):  # a process held still leaves what a killed one leaves
                 os.kill(process.pid, signal.SIGCONT)
                 stop_while_writing(process, out, before, dice.uniform(0, 0.08))
-                verify(latest(out))
+                verify_checkpoint(latest_checkpoint(out))
         finally:
             process.kill()
             process.join()
         assert list((out / "checkpoints").glob(".step-*")), "not killed while writing"
-        assert verify(latest(out))["step"] > (step_of(before) if before else 0)
-    done = step_of(latest(out))
+        assert verify_checkpoint(latest_checkpoint(out))["step"] > (step_of(before) if before else 0)
+    done = step_of(latest_checkpoint(out))
     train(dataclasses.replace(config, steps=done + 2), Ranks())
-    assert [verify(c)["step"] for c in checkpoints(out)] == [done + 1, done + 2]
+    assert [verify_checkpoint(c)["step"] for c in checkpoints(out)] == [done + 1, done + 2]
     steps = [line["step"] for line in read_metrics(out / "metrics.jsonl")]
     assert steps == sorted(set(steps))
 
@@ -419,7 +419,7 @@ def stop_while_writing(process: multiprocessing.Process, out: Path, before: Path
         time.sleep(delay)
         os.kill(process.pid, signal.SIGSTOP)
         time.sleep(0.005)  # until a system call under way has ended
-        if latest(out) not in (None, before) and list((out / "checkpoints").glob(".step-*")):
+        if latest_checkpoint(out) not in (None, before) and list((out / "checkpoints").glob(".step-*")):
             return
         os.kill(process.pid, signal.SIGCONT)
     raise AssertionError("no checkpoint was ever being written")
@@ -439,16 +439,16 @@ COMBINATIONS = [("linear", "eps", False), ("linear", "x0", False), ("linear", "v
 
 @pytest.mark.parametrize(("process", "objective", "learn_sigma"), COMBINATIONS)
 def test_every_process_and_objective_trains_into_latents_of_sound_size(process, objective, learn_sigma, tmp_path):
-    job = a_job(tmp_path, process=process, objective=objective, learn_sigma=learn_sigma, global_batch_size=64, lr=2e-3,
+    session = a_session(tmp_path, process=process, objective=objective, learn_sigma=learn_sigma, global_batch_size=64, lr=2e-3,
                 steps=STEPS, warmup=10, cooldown=0.5)
     for step in range(1, STEPS + 1):
-        do_step(job, step)
-    denoise = build_denoiser(job.config, job.state.ema.network)
-    run = Run(Weights(job.run, job.card, STEPS, {}), denoise, job.autoencoder, job.ranks.device)
+        do_step(session, step)
+    denoise = build_denoiser(session.config, session.state.ema.network)
+    run = LoadedRun(Weights(session.run, session.card, STEPS, {}), denoise, session.autoencoder, session.ranks.device)
     settings = SamplerConfig(steps=100, precision="fp32")
     labels = torch.arange(30) % 10
-    latents = sample_latents(run, build_sampling(run, settings), settings, labels, torch.arange(30))
-    data = job.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
+    latents = sample_latents(run, build_pipeline(run, settings), settings, labels, torch.arange(30))
+    data = session.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
     assert latents.isfinite().all()
     # a predicted eps errs most: its x0 at the start is 158 times its error, and cosine alphas then rise fast
     assert 0.4 < latents.std() < (6 if (process, objective) == ("cosine", "eps") else 3)

@@ -18,8 +18,8 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS
 from dit.errors import UserError
-from dit.runs.card import Card
-from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest, verify
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest_checkpoint, verify_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.runs.posthoc_ema import find_snapshots
 from dit.sampling.load import load_run
@@ -28,10 +28,10 @@ from dit.training.ema import EMA
 from dit.training.lr_schedule import learning_rate, total_steps
 from dit.training.monitoring.metrics import MetricsLog
 from dit.training.prepare import prepare
-from dit.training.running_means import Window
-from dit.training.session import Job
+from dit.training.running_means import RunningMeans
+from dit.training.session import TrainingSession
 from dit.training.trainer import train
-from dit.utils.files import replacing, sha256, write_json
+from dit.utils.files import sha256, write_atomically, write_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
@@ -68,7 +68,7 @@ def all_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    left, right = all_tensors(latest(a)), all_tensors(latest(b))
+    left, right = all_tensors(latest_checkpoint(a)), all_tensors(latest_checkpoint(b))
     assert left.keys() == right.keys()
     assert {"network", "ema", "optimizer"} <= {k.split(":")[1].split(".")[0] for k in left}
     assert [k for k in left if not torch.equal(left[k], right[k])] == []
@@ -93,7 +93,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(whole, tmp_path):
     wait_for(out / "checkpoints" / "step-0000010", command)
     command.process.kill()
     assert command.end()[0] == -signal.SIGKILL
-    assert 10 <= checkpoint_step(latest(out)) < 100
+    assert 10 <= checkpoint_step(latest_checkpoint(out)) < 100
     code, _, err = run(*flags)
     assert code == 0, err
     assert_same_run(whole, out)
@@ -105,7 +105,7 @@ def test_resuming_by_name_takes_the_settings_of_the_run(tmp_path):
     assert run("--steps", 10, "--ckpt-every", 10, "--out", out, "--cooldown", 0)[0] == 0
     code, _, err = Command("train", "--resume", out, "--steps", 12).end()
     assert code == 0, err
-    assert latest(out).name == "step-0000012"
+    assert latest_checkpoint(out).name == "step-0000012"
     assert [m["step"] for m in read_metrics(out / "metrics.jsonl")] == [3, 6, 9, 10, 12]
 
 
@@ -119,7 +119,7 @@ def test_signals_save_and_end_cleanly(number, tmp_path):
     code, text, err = command.end()
     assert code == 0, err
     assert f"--resume {out}" in text
-    verify(latest(out))
+    verify_checkpoint(latest_checkpoint(out))
 
 
 def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -129,7 +129,7 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     assert code == 2
     message = error_line(err)
     bad = int(message.split("at step ")[1].split(";")[0])
-    good = latest(out)
+    good = latest_checkpoint(out)
     assert str(good) in message if good else "no checkpoint was written" in message
     assert all(int(c.name.removeprefix("step-")) < bad for c in checkpoints(out))
     assert all(t.isfinite().all() for c in checkpoints(out) for t in all_tensors(c).values())
@@ -143,13 +143,13 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
     assert f"{out}/checkpoints/step-0000004 is intact" in error_line(err)
     assert [c.name for c in checkpoints(out)] == ["step-0000004"]
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-0000004"]
-    verify(latest(out))
+    verify_checkpoint(latest_checkpoint(out))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_damaged_checkpoint_is_named(damage, tmp_path):
     out = train(dataclasses.replace(TINY, out=tmp_path / "run"), Ranks())
-    file = next(latest(out).glob("state/*.safetensors"))
+    file = next(latest_checkpoint(out).glob("state/*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     changed = {"truncated": bytes(content[:-100]), "flipped": bytes(content)}.get(damage)
@@ -183,12 +183,12 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
     for warning in ("config.json is missing or damaged; taken from step-0000006", "step-0000007 has no meta.json",
                     "machine.json is damaged"):
         assert said.err.count(warning) == 1
-    assert latest(out).name == "step-0000008"
-    assert Card.read(out).config.lr == 1e-3
+    assert latest_checkpoint(out).name == "step-0000008"
+    assert ModelCard.read(out).config.lr == 1e-3
     (out / "config.json").unlink()
     train(again, Ranks())
-    assert Card.read(out).config.lr == 1e-3
-    values = Card.read(out).to_json()
+    assert ModelCard.read(out).config.lr == 1e-3
+    values = ModelCard.read(out).to_json()
     write_json(out / "config.json", {**values, "config": {**values["config"], "seed": 1}})
     with pytest.raises(UserError, match=r"config.json is not that of step-0000008 \(seed 0 before, 1 now\)"):
         train(dataclasses.replace(again, seed=1, steps=9), Ranks())
@@ -261,12 +261,12 @@ def test_previews_and_strip(tmp_path):
     assert names == {"step-0000002.png", "step-0000004.png", "strip.png", "strip.gif"}
 
 
-def a_job(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> Job:
+def a_session(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> TrainingSession:
     from dit.encoders.autoencoder import load_autoencoder
     from dit.latents.load import build_source
     from dit.training.prepare import build_card
 
-    config = dataclasses.replace(TINY, out=tmp_path / "job", **changes)
+    config = dataclasses.replace(TINY, out=tmp_path / "session", **changes)
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
     return prepare(build_card(config, source), source, autoencoder, ranks or Ranks())
@@ -274,40 +274,40 @@ def a_job(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> Job:
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path):
     runs = [train(dataclasses.replace(TINY, out=tmp_path / str(n), grad_accum=n, steps=3), Ranks()) for n in (1, 4)]
-    a, b = (all_tensors(latest(r)) for r in runs)
+    a, b = (all_tensors(latest_checkpoint(r)) for r in runs)
     worst = max((a[k] - b[k]).abs().max().item() for k in a if "exp_avg" in k or "grad" in k)
     assert worst < 1e-5
 
 
 def test_ranks_see_the_same_batch_as_one(tmp_path):
-    job = a_job(tmp_path)
-    whole = draw_batch(job, 3)
-    parts = [draw_batch(dataclasses.replace(job, ranks=Ranks(rank, 4)), 3) for rank in range(4)]
+    session = a_session(tmp_path)
+    whole = draw_batch(session, 3)
+    parts = [draw_batch(dataclasses.replace(session, ranks=Ranks(rank, 4)), 3) for rank in range(4)]
     for i, name in enumerate(whole._fields):
         assert torch.equal(torch.cat([p[i] for p in parts]), whole[i]), name
-    assert not torch.equal(whole.t, draw_batch(job, 4).t)
+    assert not torch.equal(whole.t, draw_batch(session, 4).t)
 
 
 def test_labels_are_dropped_as_often_as_asked(tmp_path):
-    job = a_job(tmp_path, label_dropout=0.3, global_batch_size=256)
-    dropped = torch.cat([draw_batch(job, s).labels == 10 for s in range(40)]).float().mean()
+    session = a_session(tmp_path, label_dropout=0.3, global_batch_size=256)
+    dropped = torch.cat([draw_batch(session, s).labels == 10 for s in range(40)]).float().mean()
     assert abs(dropped - 0.3) < 0.015
 
 
 def test_digits_are_never_flipped(tmp_path):
-    assert not a_job(tmp_path).source.flips
+    assert not a_session(tmp_path).source.flips
 
 
 def test_a_run_starts_from_the_weights_of_another_with_other_classes(tmp_path):
     first = train(dataclasses.replace(TINY, out=tmp_path / "first", num_classes=12), Ranks())
-    job = a_job(tmp_path, init=first)
-    ours, theirs = job.state.network.state_dict(), load_file(find_weights(first))
+    session = a_session(tmp_path, init=first)
+    ours, theirs = session.state.network.state_dict(), load_file(find_weights(first))
     table = "y_embedder.embedding_table.weight"
     assert [k for k in ours if k != table and not torch.equal(ours[k], theirs[k])] == []
     assert ours[table].shape[0] == 11
     assert torch.equal(ours[table][10], theirs[table][12])
     with pytest.raises(UserError, match=r"--init .* has a network of model DiT-Ti/4, not DiT-Ti/2; expected"):
-        a_job(tmp_path / "other", init=first, model="DiT-Ti/2")
+        a_session(tmp_path / "other", init=first, model="DiT-Ti/2")
 
 
 def test_an_autoencoder_is_found_from_anywhere_and_no_other_takes_its_place(tmp_path, monkeypatch):
@@ -371,9 +371,9 @@ def test_two_ranks_train_and_resume(tmp_path):
     for steps in (4, 8):
         torchrun("train.py", *FLAGS, "--out", out, "--resume", "auto", "--ckpt-every", 4, "--cooldown", 0,
                  "--steps", steps, "--ema-lengths", 0.1, "--ema-every", 3)
-    assert latest(out).name == "step-0000008"
+    assert latest_checkpoint(out).name == "step-0000008"
     assert [snapshot.step for snapshot in find_snapshots(out)] == [3, 4, 6, 8]
-    verify(latest(out))
+    verify_checkpoint(latest_checkpoint(out))
     losses = [m["loss"] for m in read_metrics(out / "metrics.jsonl")]
     assert losses[-1] < losses[0]
 
@@ -419,7 +419,7 @@ def test_epochs_become_steps():
 
 
 def test_window_means_the_steps_that_were_taken():
-    window = Window(("loss",), torch.device("cpu"))
+    window = RunningMeans(("loss",), torch.device("cpu"))
     for value, left_out in [(1.0, 0.0), (float("nan"), 1.0), (3.0, 0.0)]:
         window.add([torch.tensor(value)], torch.tensor(left_out))
     assert window.close(Ranks()) == {"loss": 2.0}
@@ -442,7 +442,7 @@ def test_a_full_disk_is_named(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
         log.event(1, {})
     with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"), \
-            replacing(tmp_path / "config.json"), open("/dev/full", "w") as full:
+            write_atomically(tmp_path / "config.json"), open("/dev/full", "w") as full:
         full.write("{}")
 
 

@@ -15,11 +15,11 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.report.evaluation_page import number, render
 from dit.report.figures import score_names, scores_chart
-from dit.runs.card import Card
-from dit.runs.checkpoints import by_step, checkpoint_step, checkpoints, find_best, read_distance
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import checkpoint_step, checkpoints, find_best, paths_by_step, read_distance
 from dit.runs.metrics import read_metrics, read_starts
 from dit.utils import pictures
-from dit.utils.files import replacing
+from dit.utils.files import write_atomically
 
 PAGE = "report.html"
 MOST_GRIDS = 6  # in the strip of samples
@@ -47,12 +47,12 @@ def write_page(run: Path) -> Path:
     """
     if not (run / "config.json").exists():
         raise UserError(f"no run at {run}", "a run directory with config.json", "pass the RUN that train.py printed")
-    card, log = Card.read(run), read_metrics(run / "metrics.jsonl")
+    card, log = ModelCard.read(run), read_metrics(run / "metrics.jsonl")
     lines = once([line for line in log if "event" not in line])
     if not lines:
         raise UserError(f"{run / 'metrics.jsonl'} has no line", "a run that has logged a step",
                         "train on, with --log-every above 0")
-    with replacing(run / PAGE) as beside:
+    with write_atomically(run / PAGE) as beside:
         beside.write_text(to_html(run, card, lines, [line for line in log if "event" in line]), encoding="utf-8")
     return run / PAGE
 
@@ -62,7 +62,7 @@ def once(lines: Sequence[Line]) -> list[Line]:
     return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
 
 
-def to_html(run: Path, card: Card, lines: Sequence[Line], events: Sequence[Line]) -> str:
+def to_html(run: Path, card: ModelCard, lines: Sequence[Line], events: Sequence[Line]) -> str:
     """The page, which needs nothing else."""
     reference = find_reference(card.config.preset)
     other = differences(card.config, reference) if reference else []
@@ -80,7 +80,7 @@ def to_html(run: Path, card: Card, lines: Sequence[Line], events: Sequence[Line]
 # -- what the page says --------------------------------------------------------------------------------------------
 
 
-def essentials(run: Path, card: Card, lines: Sequence[Line]) -> dict[str, str]:
+def essentials(run: Path, card: ModelCard, lines: Sequence[Line]) -> dict[str, str]:
     """The run at a glance."""
     config, last = card.config, lines[-1]["step"]
     goal = f"{config.epochs:g} epochs" if config.epochs else f"{config.steps:,} steps"
@@ -160,7 +160,7 @@ def made(starts: Sequence[Mapping[str, Any]]) -> str:
 
 def samples(run: Path) -> dict[str, Image.Image]:
     """Caption -> picture: the same seeds as training went on, or how well a classifier tells classes."""
-    if grids := by_step(run / "samples", ".png"):
+    if grids := paths_by_step(run / "samples", ".png"):
         some = [*pictures.spread([*grids][::-1], MOST_GRIDS)][::-1]  # the last one among them
         strip = pictures.strip([Image.open(grids[step]) for step in some], [f"step {step:,}" for step in some])
         return {"The same seeds as training goes on, from the EMA": strip}

@@ -11,7 +11,7 @@ from typing import Any
 
 from dit.config import TrainConfig, to_json
 from dit.runs.metrics import BY_TIME
-from dit.utils.files import damaged
+from dit.utils.files import reraise_as_user_error
 
 FOLDER = Path(__file__).parents[3] / "docs" / "reference"
 LOGGED = ("step", "loss", "grad_norm")  # of a line, beside losses by time
@@ -56,7 +56,7 @@ class Reference:
         Raises:
             UserError: the file is damaged.
         """
-        with damaged(file, "reference curves written by benchmarks.reference_curves", "take it from the repository"):
+        with reraise_as_user_error(file, "reference curves written by benchmarks.reference_curves", "take it from the repository"):
             values = json.loads(file.read_text())
             preset, settings, runs = (values.pop(name) for name in ("preset", "settings", "runs"))
             return Reference(preset, settings, runs, values)

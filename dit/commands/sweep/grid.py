@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import TypeVar
 
-from dit.errors import UserError, nearest
+from dit.errors import UserError, did_you_mean
 
 MOST = 1000  # values of one flag, and settings of one sweep
 NUMBERS = "numbers of 0 or more, such as 1,1.5,2 or 1:4:0.25"
@@ -59,7 +59,7 @@ def parse_names(flag: str, text: str, known: Sequence[str]) -> list[str]:
     names = _entries(flag, text, f"names out of {', '.join(known)}, separated by commas")
     for name in names:
         if name not in known:
-            raise UserError(f"{flag} {name}", f"{', '.join(known)}, or several of them", nearest(name, known))
+            raise UserError(f"{flag} {name}", f"{', '.join(known)}, or several of them", did_you_mean(name, known))
     return _each_once(names)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from PIL import Image
 
 from dit.config import SamplerConfig, from_json, to_json
-from dit.distributed.device import device_kind, versions
+from dit.distributed.device import device_kind, library_versions
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import image_settings
-from dit.sampling.load import Run, labelled
-from dit.utils.files import damaged, sha256
+from dit.sampling.load import LoadedRun, with_classifier_labels
+from dit.utils.files import reraise_as_user_error, sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def classifier_scale(setting: SamplerConfig) -> float:
 class Keys:
     """Names of points: the same for the same setting, samples, reference, feature networks, versions and device."""
 
-    def __init__(self, run: Run, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int,
+    def __init__(self, run: LoadedRun, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int,
                  weights: Path | None = None):
         """Of `weights` for the run's network, its own unless given."""
         self.run = run
@@ -92,13 +92,13 @@ class Keys:
             "reference": reference,
             "networks": [[n.name, n.checksum, n.preprocessing] for n in networks],
             "bootstrap": bootstrap,
-            "versions": {**run.versions, **versions("torch-fidelity")},
+            "versions": {**run.versions, **library_versions("torch-fidelity")},
             "device": device_kind(run.device),
         }
 
     def __call__(self, setting: SamplerConfig) -> str:
         """Of one setting."""
-        shared = {**self.common, "classes": labelled(self.run, setting.classifier).card.classes}
+        shared = {**self.common, "classes": with_classifier_labels(self.run, setting.classifier).card.classes}
         return hashlib.sha256(json.dumps([shared, image_settings(self.run, setting)]).encode()).hexdigest()[:12]
 
 
@@ -126,13 +126,13 @@ def read_point(out: Path, key: str) -> Point | None:
     file, picture = point_file(out, key), picture_file(out, key)
     if not file.exists():
         return None
-    with damaged(file, "a point that dit sweep wrote", "it is scored again"):
+    with reraise_as_user_error(file, "a point that dit sweep wrote", "it is scored again"):
         values = json.loads(file.read_text())
         scores = {name: Score(**score) for name, score in values["scores"].items()}
         setting = from_json(Setting, values["setting"])
         point = Point(**{**values, "scores": scores, "setting": setting})
         if point.key != key or not scores:
             raise ValueError(f"it is of point {point.key}")
-    with damaged(picture, "a picture that dit sweep drew", "it is drawn again"), Image.open(picture) as opened:
+    with reraise_as_user_error(picture, "a picture that dit sweep drew", "it is drawn again"), Image.open(picture) as opened:
         opened.load()
     return point

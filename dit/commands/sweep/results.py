@@ -31,7 +31,7 @@ from dit.report.evaluation_page import (
     table,
     with_brackets,
 )
-from dit.utils.files import damaged, replacing, write_json
+from dit.utils.files import reraise_as_user_error, write_atomically, write_json
 
 FORMAT = 1  # of sweep.json
 GUIDING = ("guide", "guide_sha256", "classifier", "classifier_sha256")  # entries of points that another network guides
@@ -66,7 +66,7 @@ def check_count(out: Path, num_samples: int) -> None:
     file = out / "sweep.json"
     if not file.exists():
         return
-    with damaged(file, "the results that dit sweep wrote", "remove it, or choose another --out"):
+    with reraise_as_user_error(file, "the results that dit sweep wrote", "remove it, or choose another --out"):
         before = json.loads(file.read_text())["asked"]["num_samples"]
     if before != num_samples:
         raise UserError(f"--num-samples {num_samples} for {out}, whose results are of {before} images a setting",
@@ -79,11 +79,11 @@ def write(sweep: Sweep) -> list[Path]:
     drawn = draw(sweep)
     write_json(paths[0], to_plain(sweep))
     for path, text in zip(paths[1:], (to_markdown(sweep), to_html(sweep, drawn)), strict=True):
-        with replacing(path) as beside:
+        with write_atomically(path) as beside:
             beside.write_text(text, encoding="utf-8")
     for name, (_, picture) in drawn.items():
         paths.append(sweep.out / f"{name}.png")
-        with replacing(paths[-1]) as beside:
+        with write_atomically(paths[-1]) as beside:
             picture.save(beside, format="PNG")
     return paths
 

@@ -30,7 +30,7 @@ from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.bootstrap import bootstrap
 from dit.evaluation.metrics.compute import Score, score_names
 from dit.evaluation.protocol import protocol
-from dit.evaluation.references import Reference, Standard, choose_extractors, find_reference, prepare, score
+from dit.evaluation.references import PreparedReference, Reference, choose_extractors, find_reference, prepare, score
 from dit.evaluation.samples import recorded_settings, sampled, settings_key
 from dit.report.contact_sheets import bring_down
 from dit.report.evaluation_page import number
@@ -38,29 +38,29 @@ from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import find_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.guides import has_null_class
-from dit.sampling.load import Run, labelled, load_run
-from dit.sampling.pipeline import build_sampling, find_sampler
+from dit.sampling.load import LoadedRun, load_run, with_classifier_labels
+from dit.sampling.pipeline import build_pipeline, find_sampler
 from dit.utils import pictures
-from dit.utils.files import make_folder, replacing, write_json
+from dit.utils.files import make_folder, write_atomically, write_json
 from dit.utils.image_size import size_of
 
 SHOWN, CELL = 10, 80  # images of a point's picture, and the pixels they are brought to
 
 
 @dataclass(frozen=True)
-class Study:
+class SweepContext:
     """What all points of a sweep share."""
 
     cfg: SweepConfig
-    run: Run
+    run: LoadedRun
     reference: Reference
     networks: list[Extractor]
-    standard: Standard
+    standard: PreparedReference
     out: Path
     ranks: Ranks
     weights: dict[float | None, Path]  # files of them, by EMA length
 
-    def of(self, length: float | None) -> "Study":
+    def of(self, length: float | None) -> "SweepContext":
         """The study with the network of that length loaded."""
         file = self.weights[length]
         known = self.run.weights.path == file
@@ -87,7 +87,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
         names = [network.name for network in networks]
         standard = prepare(reference, networks, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache)
         ranks.on_main(lambda: _check_distance(standard, names[0]))
-        study = Study(cfg, run, reference, networks, standard, out, ranks, {None: run.weights.path, **averages})
+        study = SweepContext(cfg, run, reference, networks, standard, out, ranks, {None: run.weights.path, **averages})
         points = _score_all(study, settings)
         if ranks.main:
             found = results.Sweep(f"Sweep of {cfg.run}", cfg, points, rank(points), standard.floor, out, averages)
@@ -100,7 +100,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
 # -- the settings ------------------------------------------------------------------------------------------------
 
 
-def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
+def settings_of(cfg: SweepConfig, run: LoadedRun) -> list[Setting]:
     """Every combination that the flags ask for and that the run can serve, each meaning once.
 
     Raises:
@@ -125,12 +125,12 @@ def settings_of(cfg: SweepConfig, run: Run) -> list[Setting]:
     return list(dict.fromkeys(asked))
 
 
-def _usual_scales(cfg: SweepConfig, run: Run) -> str:
+def _usual_scales(cfg: SweepConfig, run: LoadedRun) -> str:
     """Those of classifier-free guidance, where it is what guides."""
     return "1:4:0.5" if cfg.guide or (has_null_class(run.card) and not cfg.classifier) else "1"
 
 
-def _resolve(run: Run, cfg: SweepConfig, length: float | None, sampler: Any, steps: int | None,
+def _resolve(run: LoadedRun, cfg: SweepConfig, length: float | None, sampler: Any, steps: int | None,
              interval: tuple[float, float], scale: float, weight: float) -> Setting:
     """A setting without `auto`, and without what it makes no use of: the meaning is one, and so is the point."""
     setting = Setting(ema_length=length, sampler=sampler, steps=steps, cfg_scale=scale,
@@ -141,7 +141,7 @@ def _resolve(run: Run, cfg: SweepConfig, length: float | None, sampler: Any, ste
                       variance=cfg.variance if sampler == "ddpm" else "auto",
                       batch_size=cfg.batch_size, precision=cfg.precision,
                       image_size=size_of(*run.image_size) if run.trained_size else None)
-    plan = build_sampling(labelled(run, setting.classifier), setting)
+    plan = build_pipeline(with_classifier_labels(run, setting.classifier), setting)
     return dataclasses.replace(setting, steps=plan.steps)
 
 
@@ -159,12 +159,12 @@ def _averages(cfg: SweepConfig, settings: Sequence[Setting]) -> dict[float | Non
     for mixture in posthoc.mixtures(cfg.run, lengths):
         file = files[mixture.length] = posthoc.default_file(cfg.run, mixture)
         if not file.exists():
-            posthoc.write(mixture, file)
+            posthoc.write_mixture(mixture, file)
             print(mixture)
     return files
 
 
-def _reference(cfg: SweepConfig, run: Run) -> Reference:
+def _reference(cfg: SweepConfig, run: LoadedRun) -> Reference:
     """The reference that the flags name, else the run's own data, cropped as for training."""
     data = run.card.config.data
     name = cfg.reference or data
@@ -172,7 +172,7 @@ def _reference(cfg: SweepConfig, run: Run) -> Reference:
     return find_reference(name, run.image_size, crop)
 
 
-def _check_distance(standard: Standard, network: str) -> None:
+def _check_distance(standard: PreparedReference, network: str) -> None:
     target = standard.targets[network]
     if target.gaussian is None:
         raise UserError(f"no distance to the reference in the features of {network}: {target.missing}",
@@ -183,7 +183,7 @@ def _check_distance(standard: Standard, network: str) -> None:
 # -- the points --------------------------------------------------------------------------------------------------
 
 
-def _score_all(study: Study, settings: Sequence[Setting]) -> list[Point]:
+def _score_all(study: SweepContext, settings: Sequence[Setting]) -> list[Point]:
     """Points in the order of the settings."""
     cfg, ranks = study.cfg, study.ranks
     shared = study.run, cfg.num_samples, study.standard.digest, study.networks, cfg.bootstrap
@@ -235,7 +235,7 @@ def _read_all(out: Path, keys: Sequence[str]) -> dict[str, Point]:
     return points
 
 
-def _score_point(study: Study, key: str, setting: Setting) -> Point:
+def _score_point(study: SweepContext, key: str, setting: Setting) -> Point:
     """Sample, look, score and write; where images come out as NaN, write that instead. On all ranks."""
     cfg, ranks = study.cfg, study.ranks
     folder = study.out / f"samples-{settings_key(study.run, setting, cfg.num_samples)}"
@@ -243,7 +243,7 @@ def _score_point(study: Study, key: str, setting: Setting) -> Point:
     whole = len(list(folder.glob("*.png"))) == cfg.num_samples  # before: an earlier sweep was told to keep them
     keep = cfg.keep_samples or whole
     try:
-        sampled(labelled(study.run, setting.classifier), setting, cfg.num_samples, study.out, ranks)
+        sampled(with_classifier_labels(study.run, setting.classifier), setting, cfg.num_samples, study.out, ranks)
         seconds = None if begun else time.monotonic() - start
         samples = read_images(folder)
         found = extract(samples, study.networks, cfg.batch_size, ranks, "features of samples")
@@ -256,7 +256,7 @@ def _score_point(study: Study, key: str, setting: Setting) -> Point:
     return point
 
 
-def _write_scored(study: Study, key: str, setting: Setting, samples: ImageSet, found: Extracted,
+def _write_scored(study: SweepContext, key: str, setting: Setting, samples: ImageSet, found: Extracted,
                   seconds: float | None) -> Point:
     names, standard, device = [n.name for n in study.networks], study.standard, study.ranks.device
     gaussian, first = standard.targets[names[0]].gaussian, found.networks[names[0]].values
@@ -277,7 +277,7 @@ def _write_scored(study: Study, key: str, setting: Setting, samples: ImageSet, f
     return _write(study.out, point, draw_first(samples))
 
 
-def _write_failed(study: Study, key: str, setting: Setting, reason: str) -> Point:
+def _write_failed(study: SweepContext, key: str, setting: Setting, reason: str) -> Point:
     """A point whose images came out as NaN: no distance, and an empty picture."""
     name, *_ = score_names(study.networks[0].name)
     failed = Score(name, None, "lower", study.cfg.num_samples, reason=reason)
@@ -287,16 +287,16 @@ def _write_failed(study: Study, key: str, setting: Setting, reason: str) -> Poin
 
 def _write(out: Path, point: Point, picture: Image.Image) -> Point:
     """The picture first: a point whose scores are there is finished."""
-    with replacing(picture_file(out, point.key)) as beside:
+    with write_atomically(picture_file(out, point.key)) as beside:
         picture.save(beside, format="PNG")
     write_json(point_file(out, point.key), to_plain(point))
     return point
 
 
-def count_evaluations(run: Run, setting: SamplerConfig) -> int:
+def count_evaluations(run: LoadedRun, setting: SamplerConfig) -> int:
     """Rows that networks see for one image, those of guidance included: counted on one, not computed."""
     seen: list[int] = []
-    plan = build_sampling(labelled(run, setting.classifier), dataclasses.replace(setting, compile=False))
+    plan = build_pipeline(with_classifier_labels(run, setting.classifier), dataclasses.replace(setting, compile=False))
     modules = [cast(nn.Module, network.network if isinstance(network, Captioned) else network)
                for network in plan.networks]
     hooks = [m.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0]))) for m in modules]

@@ -49,7 +49,7 @@ def adaptive_weight(reconstruction: Tensor, verdict: Tensor, last: Tensor) -> Te
     return (ours / (theirs + 1e-6)).clamp(max=1e4).detach()
 
 
-class Adversary:
+class GanLoss:
     """A discriminator, its optimizer, and its part in the autoencoder's loss."""
 
     def __init__(self, cfg: VaeConfig, device: torch.device):

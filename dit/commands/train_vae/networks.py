@@ -10,7 +10,7 @@ from torch import Tensor
 from dit.config import VaeConfig
 from dit.encoders.autoencoder import CONFIG, WEIGHTS
 from dit.errors import UserError
-from dit.utils.files import replacing, write_json
+from dit.utils.files import write_atomically, write_json
 from dit.utils.image_size import sides, size_flag
 
 
@@ -62,6 +62,6 @@ def save(network: Any, out: Path, mean: Tensor, std: Tensor) -> None:
 
     network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with replacing(out / WEIGHTS) as beside:
+    with write_atomically(out / WEIGHTS) as beside:
         beside.write_bytes(to_bytes(state, {"format": "pt"}))
     write_json(out / CONFIG, json.loads(network.to_json_string()))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.commands.train_vae.discriminator import Adversary
+from dit.commands.train_vae.discriminator import GanLoss
 from dit.commands.train_vae.losses import KINDS, KL, VQ, load_lpips
 from dit.commands.train_vae.networks import create_network, latent_sides, save
 from dit.commands.train_vae.quality import Scores, measure, reconstruct
@@ -32,7 +32,7 @@ from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.references import choose_extractors
 from dit.latents.moments import MomentSums, decode_batches
 from dit.runs.metrics import read_metrics
-from dit.utils.files import quoted, write_json
+from dit.utils.files import shell_quote, write_json
 from dit.utils.image_size import sides, size_flag
 from dit.utils.pictures import fitting_scale, grid, loss_curve
 
@@ -137,7 +137,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     lpips: Any | None
-    adversary: Adversary | None
+    adversary: GanLoss | None
     device: torch.device
 
     @classmethod
@@ -154,7 +154,7 @@ class Learner:
                                                        cycle_momentum=False)
         return cls(network, KINDS[cfg.kind](cfg), optimizer, schedule,
                    load_lpips(cfg.lpips).to(device) if cfg.lpips else None,
-                   Adversary(cfg, device) if cfg.gan_weight else None, device)
+                   GanLoss(cfg, device) if cfg.gan_weight else None, device)
 
     def step(self, number: int, x: Tensor, noise: Tensor, cfg: VaeConfig) -> dict[str, Tensor]:
         """One step on pixels [B, 3, H, W] in [-1, 1]; numbers to log, `loss` first."""
@@ -280,5 +280,5 @@ def report(cfg: VaeConfig, network: Any, scores: Scores, count: int, seconds: fl
         print(f"  {name}: {value if isinstance(value, str) else format(value, '.4g')}")
     for file in (PICTURE, CURVE, REPORT):
         print(cfg.out / file)
-    print(f"next: python train.py --data {quoted(cfg.data)} --vae {quoted(cfg.out)} "
+    print(f"next: python train.py --data {shell_quote(cfg.data)} --vae {shell_quote(cfg.out)} "
           f"{size_flag(cfg.image_size)}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.errors import UserError, nearest
+from dit.errors import UserError, did_you_mean
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.weights import is_torchscript, read_tensors, reason
 
@@ -153,7 +153,7 @@ def _find_class(name: str) -> type[nn.Module]:
     classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
     given = f"has no class {class_name!r}" if found is None else f"has a {class_name!r} that is no such class"
     raise UserError(f"--extractor {name}: {getattr(module, '__file__', module_name)} {given}",
-                    "a subclass of torch.nn.Module", nearest(class_name, classes) if classes else "write one there")
+                    "a subclass of torch.nn.Module", did_you_mean(class_name, classes) if classes else "write one there")
 
 
 def _import(module: str, name: str) -> ModuleType:
@@ -168,7 +168,7 @@ def _import(module: str, name: str) -> ModuleType:
         local = [m.name for m in pkgutil.iter_modules([here])]
         raise UserError(f"--extractor {name}: no module {module} here or installed",
                         "MODULE:CLASS with MODULE as in `import MODULE`",
-                        nearest(module, local) if local else "change to the folder that holds it") from error
+                        did_you_mean(module, local) if local else "change to the folder that holds it") from error
     except (Exception, SystemExit) as error:  # whatever the file does when it is run
         raise _no_import(name, error) from error
 

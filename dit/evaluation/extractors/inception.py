@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.weights import check_shapes, read_tensors, shapes
-from dit.utils.files import replacing, sha256
+from dit.utils.files import sha256, write_atomically
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -82,7 +82,7 @@ def find_inception() -> Path:
     path = inception_cache()
     if not path.is_file():
         try:
-            with replacing(path) as beside:
+            with write_atomically(path) as beside:
                 torch.hub.download_url_to_file(URL_INCEPTION_V3, str(beside), hash_prefix=INCEPTION_SHA256)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise UserError(f"Inception's weights {INCEPTION_FILE} are not here and can not be downloaded ({error})",

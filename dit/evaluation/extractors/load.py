@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dit.errors import UserError, nearest
+from dit.errors import UserError, did_you_mean
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.custom import load_class, load_registered, registered
 from dit.evaluation.extractors.dinov2 import DINOV2, load_dinov2
@@ -43,7 +43,7 @@ def _check_known(name: str) -> None:
     ours = [*LOADERS, DIGITS_CNN]
     if ":" not in name and name not in ours and name not in registered():
         raise UserError(f"--extractor {name}", f"{', '.join(ours)}, MODULE:CLASS, or a name registered with "
-                        "torch-fidelity", nearest(name, [*ours, *registered()]))
+                        "torch-fidelity", did_you_mean(name, [*ours, *registered()]))
 
 
 def _files(names: Sequence[str], weights: Sequence[str]) -> dict[str, Path]:

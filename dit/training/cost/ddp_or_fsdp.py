@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dit.distributed.device import memory_of
+from dit.distributed.device import available_memory
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.models.registry import parameters
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.training.cost.memory import RESERVE, Memory, estimate
 
 
@@ -28,7 +28,7 @@ class Choice:
 ALONE = Choice("ddp", "one process")
 
 
-def choose(card: Card, autoencoder: Autoencoder, encoder: TextEncoder | None, ranks: Ranks) -> Choice:
+def choose(card: ModelCard, autoencoder: Autoencoder, encoder: TextEncoder | None, ranks: Ranks) -> Choice:
     """DDP where the rank with the least memory has room for it, else FSDP2, unless --parallel says which; alike on all
     ranks."""
     asked = card.config.parallel
@@ -36,7 +36,7 @@ def choose(card: Card, autoencoder: Autoencoder, encoder: TextEncoder | None, ra
         return Choice(asked, f"as --parallel {asked} says")
     if ranks.world == 1:
         return ALONE
-    least = ranks.minimum(torch.tensor(float(memory_of(ranks.device)), dtype=torch.float64, device=ranks.device)).item()
+    least = ranks.minimum(torch.tensor(float(available_memory(ranks.device)), dtype=torch.float64, device=ranks.device)).item()
     frozen, tokens = frozen_bytes(autoencoder, encoder), encoder.length if encoder else 0
     need = ranks.on_main(lambda: memory(card, ranks, "ddp", tokens)).total + frozen
     told = f"{gib(need)} GiB a rank of the {gib((1 - RESERVE) * least)} that training may have"
@@ -45,7 +45,7 @@ def choose(card: Card, autoencoder: Autoencoder, encoder: TextEncoder | None, ra
     return Choice("fsdp", f"for ddp would need {told}")
 
 
-def memory(card: Card, ranks: Ranks, parallel: str, text_tokens: int) -> Memory:
+def memory(card: ModelCard, ranks: Ranks, parallel: str, text_tokens: int) -> Memory:
     """What a rank needs of memory at the peak of a step."""
     config = card.config
     batch = config.global_batch_size // (ranks.world * config.grad_accum)

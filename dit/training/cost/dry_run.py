@@ -6,18 +6,18 @@ import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
-from dit.distributed.device import arithmetic
+from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.latents.store import Latents
 from dit.models.registry import is_classifier, multiply_adds, parameters, structure
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.ddp_or_fsdp import Choice, frozen_bytes, gib, memory
 from dit.training.cost.memory import Memory
 from dit.training.ema import snapshot_every
 from dit.training.lr_schedule import total_steps
-from dit.utils.image_size import tell_size
+from dit.utils.image_size import describe_size
 
 NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradients": "gradients",
          "copies": "weights in bf16", "activations": "activations", "temporaries": "backward pass",
@@ -25,7 +25,7 @@ NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradien
 """Parts of memory in words."""
 
 
-def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, choice: Choice,
+def describe(card: ModelCard, source: Latents, autoencoder: Autoencoder, ranks: Ranks, choice: Choice,
              encoder: TextEncoder | None = None) -> str:
     """A table of network, cost, data and schedule."""
     config, spec = card.config, card.network
@@ -35,7 +35,7 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
     frozen = frozen_bytes(autoencoder, encoder)
     steps, batch = total_steps(config, len(source.labels)), config.global_batch_size
-    computes = arithmetic(ranks.device, config.precision)
+    computes = compute_precision(ranks.device, config.precision)
     micro = batch // (ranks.world * config.grad_accum)
     flips = "on" if source.flips else "off"
     shape = "x".join(map(str, source.shape))
@@ -45,7 +45,7 @@ def describe(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks
         "memory": budget(memory(card, ranks, choice.parallel, tokens), frozen),
         **({"parallel": str(choice)} if ranks.world > 1 else {}),
         "data": f"{config.data}: {len(source.labels):,} images, {classes(spec)}, flips {flips}",
-        "latents": f"{shape} from {tell_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
+        "latents": f"{shape} from {describe_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
         "diffusion": f"{config.process}, {task(config, spec)}",
         "schedule": schedule(config, steps, len(source.labels)),
         **({"averages": snapshots(config, steps, parameters(network))} if config.ema_lengths else {}),

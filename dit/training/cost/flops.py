@@ -11,7 +11,7 @@ import torch
 from dit.distributed.device import device_kind, uses_bf16
 from dit.models.registry import multiply_adds
 from dit.runs.card import NetworkSpec
-from dit.training.session import Job
+from dit.training.session import TrainingSession
 
 TERA = 1e12
 DATA_SHEETS = {
@@ -64,12 +64,12 @@ class Meter:
         return img_per_s * self.flops / (self.peak.flops * self.devices)
 
 
-def meter(job: Job) -> Meter:
+def meter(session: TrainingSession) -> Meter:
     """Of a run on these ranks; each of them gets rank 0's."""
-    tokens = job.captions.encoder.length if job.captions else 0
-    bf16 = uses_bf16(job.ranks.device, job.config.precision)
-    peak = job.ranks.on_main(lambda: peak_of(job.ranks.device, bf16))
-    return Meter(training_flops(job.card.network, tokens), peak, job.ranks.world)
+    tokens = session.captions.encoder.length if session.captions else 0
+    bf16 = uses_bf16(session.ranks.device, session.config.precision)
+    peak = session.ranks.on_main(lambda: peak_of(session.ranks.device, bf16))
+    return Meter(training_flops(session.card.network, tokens), peak, session.ranks.world)
 
 
 def training_flops(spec: NetworkSpec, text_tokens: int = 0) -> float:

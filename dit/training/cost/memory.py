@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dit.build import build_network
-from dit.distributed.activation_checkpoint import recompute as forgets
+from dit.distributed.activation_checkpoint import activation_checkpointing as forgets
 from dit.distributed.device import autocast, choose_attention, uses_bf16
 from dit.models.registry import blank_inputs
 from dit.runs.card import NetworkSpec

@@ -6,27 +6,27 @@ from datetime import datetime, timezone
 
 import torch
 
-from dit.distributed.device import arithmetic, device_kind, versions
+from dit.distributed.device import compute_precision, device_kind, library_versions
 from dit.runs.metrics import MACHINE, read_starts
 from dit.training.cost.flops import Meter
-from dit.training.session import Job
+from dit.training.session import TrainingSession
 from dit.utils.files import write_json
 
 
-def record_start(job: Job, meter: Meter) -> None:
+def record_start(session: TrainingSession, meter: Meter) -> None:
     """Append this start to machine.json; starts from a later step, which is done again, are dropped."""
-    write_json(job.run / MACHINE, [*(one for one in read_starts(job.run) if one["step"] < job.start), {
-        "step": job.start,
+    write_json(session.run / MACHINE, [*(one for one in read_starts(session.run) if one["step"] < session.start), {
+        "step": session.start,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": device_kind(job.ranks.device),
-        "ranks": job.ranks.world,
-        "parallel": job.parallel.parallel if job.ranks.world > 1 else None,
+        "device": device_kind(session.ranks.device),
+        "ranks": session.ranks.world,
+        "parallel": session.parallel.parallel if session.ranks.world > 1 else None,
         "threads": torch.get_num_threads(),
-        "arithmetic": arithmetic(job.ranks.device, job.config.precision),
+        "arithmetic": compute_precision(session.ranks.device, session.config.precision),
         "flops_per_image": meter.flops,
         "peak_flops_per_rank": meter.peak.flops,
         "peak_by": meter.peak.source,
-        "versions": versions("dit", "torch", "timm", "diffusers"),
+        "versions": library_versions("dit", "torch", "timm", "diffusers"),
     }])
 
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dit.runs.checkpoints import Distance, is_distance
 from dit.runs.metrics import read_metrics
-from dit.utils.files import flush, named, replacing
+from dit.utils.files import flush, named, write_atomically
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Found:
+class EvalResult:
     """What the EMA scored at one step; nothing where it was not measured.
 
     Args:
@@ -58,11 +58,11 @@ class MetricsLog:
     def __init__(self, run: Path, start: int, boards: Sequence[Board] = ()):
         self.file, self.boards = run / "metrics.jsonl", boards
         kept = [line for line in read_metrics(self.file) if line["step"] <= start]
-        with replacing(self.file) as beside:
+        with write_atomically(self.file) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
             flush(beside)
 
-    def write(self, step: int, values: dict[str, float], found: Found) -> None:
+    def write(self, step: int, values: dict[str, float], found: EvalResult) -> None:
         """One step's numbers."""
         scored = {**found.scores, "eval": found.eval} if found.scores else {}
         self._append({"step": step, **values, **scored})

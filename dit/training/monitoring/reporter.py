@@ -12,10 +12,10 @@ from dit.runs.metrics import read_metrics
 from dit.training.cost.flops import Meter
 from dit.training.monitoring.accuracy import AccuracyCurve
 from dit.training.monitoring.environment import record_start
-from dit.training.monitoring.metrics import Board, Found, MetricsLog
+from dit.training.monitoring.metrics import Board, EvalResult, MetricsLog
 from dit.training.monitoring.previews import Previews
 from dit.training.monitoring.trackers import TensorBoard, Wandb
-from dit.training.session import Job
+from dit.training.session import TrainingSession
 from dit.utils.pictures import loss_curve
 
 
@@ -32,17 +32,17 @@ class Progress(Protocol):
 class Reporter:
     """metrics.jsonl, boards, pictures and curves; what lies there of steps done again is dropped."""
 
-    def __init__(self, job: Job, meter: Meter):
-        self.run = job.run
-        boards: list[Board] = [TensorBoard(job.run, job.start)]
-        boards += [Wandb(job.run, job.card)] if job.config.wandb else []
-        self.log = MetricsLog(job.run, job.start, boards)
-        if not job.finished:
-            record_start(job, meter)
-        self.progress: Progress = AccuracyCurve(job) if is_classifier(job.config.model) else Previews(
-            job.run, job.card, job.autoencoder, job.start, job.captions)
+    def __init__(self, session: TrainingSession, meter: Meter):
+        self.run = session.run
+        boards: list[Board] = [TensorBoard(session.run, session.start)]
+        boards += [Wandb(session.run, session.card)] if session.config.wandb else []
+        self.log = MetricsLog(session.run, session.start, boards)
+        if not session.finished:
+            record_start(session, meter)
+        self.progress: Progress = AccuracyCurve(session) if is_classifier(session.config.model) else Previews(
+            session.run, session.card, session.autoencoder, session.start, session.captions)
 
-    def write(self, step: int, values: dict[str, float], found: Found) -> None:
+    def write(self, step: int, values: dict[str, float], found: EvalResult) -> None:
         """A line of the log, where there is anything to tell, and the curve of scores that compare with this one."""
         if values or found.scores:
             self.log.write(step, values, found)

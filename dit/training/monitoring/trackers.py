@@ -8,7 +8,7 @@ from typing import Any
 
 from dit.config import to_json
 from dit.errors import UserError
-from dit.runs.card import Card
+from dit.runs.card import ModelCard
 from dit.runs.metrics import BY_TIME
 from dit.training.monitoring.metrics import tag
 from dit.utils.files import write_json
@@ -76,7 +76,7 @@ class Wandb:
         UserError: wandb does not let it start.
     """
 
-    def __init__(self, run: Path, card: Card):
+    def __init__(self, run: Path, card: ModelCard):
         import wandb
 
         project = str(card.config.wandb)

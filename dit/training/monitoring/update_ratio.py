@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.distributed.parallel import whole
+from dit.distributed.parallel import full_tensor
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor:
     other: no second copy of the weights is kept, and no step has to be watched.
     """
     moved, weights = zip(*((update.norm(), weight.norm()) for update, weight in _last_step(optimizer)), strict=True)
-    ratio = whole(nn.utils.get_total_norm(moved)) / whole(nn.utils.get_total_norm(weights))
+    ratio = full_tensor(nn.utils.get_total_norm(moved)) / full_tensor(nn.utils.get_total_norm(weights))
     left_out = getattr(optimizer, "found_inf", torch.zeros_like(ratio))
     return torch.where(left_out.bool(), 0, ratio)
 

@@ -4,11 +4,11 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dit.errors import UserError
-from dit.runs.checkpoints import latest
+from dit.runs.checkpoints import latest_checkpoint
 from dit.training import checkpointing as checkpoint
 from dit.training.checkpointing import Saver
-from dit.training.session import Job
-from dit.training.spike_guard import LeftOut
+from dit.training.session import TrainingSession
+from dit.training.spike_guard import SkippedStep
 
 if TYPE_CHECKING:
     from dit.training.monitoring.reporter import Reporter
@@ -24,56 +24,56 @@ class Diverged(Exception):
         self.step, self.why = step, why
 
 
-def look(job: Job, step: int, reporter: "Reporter | None", saver: Saver) -> None:
+def check_skipped_steps(session: TrainingSession, step: int, reporter: "Reporter | None", saver: Saver) -> None:
     """Log the steps that were left out since the last look, and do what --on-divergence says; alike on all ranks.
 
     Raises:
         UserError: with `stop`, at the first; with `skip`, once --max-skips in a row were left out.
         Diverged: with `rollback`, then.
     """
-    found, config = job.state.guard.left_out(), job.config
+    found, config = session.state.guard.left_out(), session.config
     if not found:
         return
     saver.finish()  # so that the newest checkpoint is one
     if config.on_divergence == "stop":
-        raise hopeless(job, f"{reason(found[0])} at step {found[0].step}")
+        raise hopeless(session, f"{reason(found[0])} at step {found[0].step}")
     if reporter:
         for one in found:
             reporter.event(one.step, {"event": "skipped", "reason": reason(one)})
-    if job.state.guard.streak < config.max_skips:
+    if session.state.guard.streak < config.max_skips:
         return
-    why = f"{int(job.state.guard.streak)} steps in a row were left out until step {step}: {reason(found[-1])}"
+    why = f"{int(session.state.guard.streak)} steps in a row were left out until step {step}: {reason(found[-1])}"
     if config.on_divergence == "skip":
-        raise hopeless(job, why)
+        raise hopeless(session, why)
     raise Diverged(step, why)
 
 
-def go_back(job: Job, divergence: Diverged) -> Job:
+def rollback(session: TrainingSession, divergence: Diverged) -> TrainingSession:
     """The run as its last good checkpoint left it; the batches since then are passed over.
 
     Raises:
         UserError: there is no checkpoint yet, or the run came back to this one too often.
     """
-    good, reached = job.ranks.share(latest(job.run)), divergence.step + int(job.state.guard.offset)
+    good, reached = session.ranks.share(latest_checkpoint(session.run)), divergence.step + int(session.state.guard.offset)
     if good is None:
-        raise hopeless(job, divergence.why)
-    start = checkpoint.load(good, job.state, job.ranks)
-    returns = job.returns + 1 if start == job.start else 1
+        raise hopeless(session, divergence.why)
+    start = checkpoint.load(good, session.state, session.ranks)
+    returns = session.returns + 1 if start == session.start else 1
     if returns > RETURNS:
-        raise hopeless(job, f"{divergence.why}; so it went {returns} times from {good}, with other data each time")
-    job.state.guard.offset.fill_(reached - start)
-    return dataclasses.replace(job, start=start, returns=returns)
+        raise hopeless(session, f"{divergence.why}; so it went {returns} times from {good}, with other data each time")
+    session.state.guard.offset.fill_(reached - start)
+    return dataclasses.replace(session, start=start, returns=returns)
 
 
-def reason(one: LeftOut) -> str:
+def reason(one: SkippedStep) -> str:
     """Why a step was left out."""
     if not one.finite:
         return "loss or gradient is not finite"
     return f"loss {one.loss:.4g} or gradient norm {one.grad_norm:.4g} leaps"
 
 
-def hopeless(job: Job, given: str) -> UserError:
+def hopeless(session: TrainingSession, given: str) -> UserError:
     """That training can't go on like this, with the checkpoint that is left."""
-    good = latest(job.run)
+    good = latest_checkpoint(session.run)
     kept = f"{good} is the last good checkpoint" if good else "no checkpoint was written yet"
     return UserError(given, "finite numbers that change by and by", f"lower --lr, or pass --precision fp32; {kept}")

@@ -12,7 +12,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.text import load_text_encoder
 from dit.errors import UserError
 from dit.models.registry import multiply_adds, parameters
-from dit.runs.card import Card, NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.ddp_or_fsdp import frozen_bytes
 from dit.training.cost.dry_run import budget
 from dit.training.cost.memory import estimate
@@ -74,7 +74,7 @@ def test_classifier_and_unconditional(capsys):
 ])
 def test_what_a_run_that_goes_on_refuses_is_refused(make_run, capsys, changes, said):
     run = make_run()
-    going_on = dataclasses.replace(Card.read(run).config, out=run, resume=str(run), dry_run=True)
+    going_on = dataclasses.replace(ModelCard.read(run).config, out=run, resume=str(run), dry_run=True)
     if said is None:
         assert "memory" in told(capsys, **{**vars(going_on), **changes})
         return

@@ -6,12 +6,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_trainer_steps import a_job
+from test_trainer_steps import a_session
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from dit.build import build_network
-from dit.distributed.device import main_memory, memory_of
+from dit.distributed.device import available_memory, main_memory
 from dit.models.registry import blank_inputs, parameters
 from dit.runs.card import NetworkSpec
 from dit.training.batches import draw_batch
@@ -35,13 +35,13 @@ def total(**settings):
 # -- the count -------------------------------------------------------------------------------------------------------
 
 
-def watched(job):
+def watched(session):
     """A step of the trainer on real tensors: bytes of each part at its peak, EMA aside."""
-    train_step(job, draw_batch(job, 0), 1)  # AdamW makes its moments
-    ledger, batch = Ledger(), draw_batch(job, 1)
-    enter(ledger, job.state.network, job.state.optimizer, [])
+    train_step(session, draw_batch(session, 0), 1)  # AdamW makes its moments
+    ledger, batch = Ledger(), draw_batch(session, 1)
+    enter(ledger, session.state.network, session.state.optimizer, [])
     with ledger:
-        train_step(job, batch, 2)
+        train_step(session, batch, 2)
     return max(ledger.rows, key=sum)
 
 
@@ -54,13 +54,13 @@ def watched(job):
 ], ids=lambda s: "-".join(map(str, s.values())))
 def test_a_step_without_data_needs_what_the_trainer_needs(settings, tmp_path):
     """But for the loss, which is simpler here."""
-    job = a_job(tmp_path, **{**dict(model="DiT-Ti/2", image_size=16, global_batch_size=32), **settings})
-    config = job.config
+    session = a_session(tmp_path, **{**dict(model="DiT-Ti/2", image_size=16, global_batch_size=32), **settings})
+    config = session.config
     batch = config.global_batch_size // config.grad_accum
-    need = estimate(job.card.network, batch, CPU, config.precision, recompute=config.recompute,
+    need = estimate(session.card.network, batch, CPU, config.precision, recompute=config.recompute,
                     grad_accum=config.grad_accum)
-    assert need.averages == 4 * parameters(job.state.network)
-    assert need.total - need.averages == pytest.approx(sum(watched(job)), rel=0.03)
+    assert need.averages == 4 * parameters(session.state.network)
+    assert need.total - need.averages == pytest.approx(sum(watched(session)), rel=0.03)
 
 
 def test_the_ledger_agrees_with_torch():
@@ -167,4 +167,4 @@ def test_a_container_or_a_job_may_have_less_memory_than_the_machine(told, file, 
         group.write_text(no_limit)
         assert main_memory(tmp_path) == machine
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert memory_of(CPU) == main_memory() // 2
+    assert available_memory(CPU) == main_memory() // 2

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from benchmarks import forked
-from benchmarks.memory import job_of
+from benchmarks.memory import session_of
 from benchmarks.scaling import Sent
 from dit.cli import main
 from dit.config import PlanConfig
@@ -90,11 +90,11 @@ def send(ranks: Ranks, out: Path, precision: str, accum: int) -> None:
     found = {}
     for way in ("ddp", "fsdp"):
         settings = dict(model="DiT-Ti/4", batch=2, precision=precision, parallel=way, grad_accum=accum)
-        job = job_of(settings, ranks, str(out / way))
+        session = session_of(settings, ranks, str(out / way))
         for step in (1, 2):  # DDP makes its buckets anew after the first
-            batch = draw_batch(job, step - 1)
+            batch = draw_batch(session, step - 1)
             with Sent(ranks.world) as sent:
-                train_step(job, batch, step)
+                train_step(session, batch, step)
         found[way] = sent.bytes
     if ranks.main:
         (out / "sent.json").write_text(json.dumps(found))

@@ -21,7 +21,7 @@ from dit.training import checkpointing as checkpoint
 from dit.training.monitoring import metrics as metrics_log
 from dit.training.monitoring.metrics import Stopwatch, score_tag, tag
 from dit.training.monitoring.update_ratio import update_ratio
-from dit.training.running_means import BUCKETS, Window
+from dit.training.running_means import BUCKETS, RunningMeans
 from dit.training.trainer import train
 
 TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=8, warmup=2, cooldown=0,
@@ -48,7 +48,7 @@ def exact(run: Path) -> list[dict[str, float]]:
 
 
 def test_losses_fall_into_the_bucket_of_their_time():
-    window, taken, left_out = Window(("loss",), CPU), torch.zeros(()), torch.ones(())
+    window, taken, left_out = RunningMeans(("loss",), CPU), torch.zeros(()), torch.ones(())
     times = torch.tensor([0.0, 0.19, 0.2, 0.99, 1.0]).double()
     window.add([torch.tensor(1.0)], taken)
     window.add_losses(times, torch.tensor([1.0, 3.0, 5.0, 7.0, 11.0]), taken)
@@ -60,8 +60,8 @@ def test_losses_fall_into_the_bucket_of_their_time():
 
 def test_a_run_logs_all_of_it_and_losses_by_time_make_up_the_loss(tmp_path, monkeypatch):
     seen = []
-    add = Window.add_losses
-    monkeypatch.setattr(Window, "add_losses", lambda *given: (seen.append(given[1:3]), add(*given)))
+    add = RunningMeans.add_losses
+    monkeypatch.setattr(RunningMeans, "add_losses", lambda *given: (seen.append(given[1:3]), add(*given)))
     run = train(dataclasses.replace(TINY, grad_accum=2, log_every=8, out=tmp_path / "run"), Ranks())
     (line,) = read_metrics(run / "metrics.jsonl")
     times, losses = (torch.cat(parts).double() for parts in zip(*seen, strict=True))
@@ -112,7 +112,7 @@ def ratio(mesh):
 
 
 def log_on_ranks(ranks, folder):
-    window, taken = Window(("loss",), ranks.device), torch.zeros(())
+    window, taken = RunningMeans(("loss",), ranks.device), torch.zeros(())
     window.add([torch.tensor(1.0 + ranks.rank)], taken)
     times = torch.tensor([0.1, 0.3 + 0.4 * ranks.rank]).double()
     window.add_losses(times, torch.tensor([1.0, 2.0]) + ranks.rank, taken)

@@ -21,7 +21,7 @@ from dit.errors import PeerLost
 from dit.training import batches
 from dit.training.resilience import watchdog as module
 from dit.training.resilience.watchdog import HUNG, Sign, Watchdog, verdict, watchdog
-from dit.training.session import Job
+from dit.training.session import TrainingSession
 
 PATIENCE = 3  # seconds
 SHORT = 0.2  # seconds between signs of life
@@ -94,13 +94,13 @@ def hang(ranks: Ranks, folder: Path, how: str) -> None:
     """Train; the data of step 5 never come on rank 1, which waits for them, or is frozen."""
     draw = batches.draw_batch
 
-    def never(job: Job, step: int) -> batches.Batch:
+    def never(session: TrainingSession, step: int) -> batches.Batch:
         if ranks.rank == 1 and step == 4:  # counted from 0
             time.sleep(5 * SHORT)  # leaves a sign of the wait
             if how == "frozen":
                 os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(600)
-        return draw(job, step)
+        return draw(session, step)
 
     sys.stderr = (folder / f"{ranks.rank}.txt").open("w")
     module.BEAT, batches.draw_batch = SHORT, never
