@@ -4,7 +4,7 @@ READY := .venv/.installed
 FP8 := .venv/.fp8
 TARGET_PYTHON ?= 3.12
 
-.PHONY: install quickstart quickstart-fast test fp8 test-fp8 test-slow lint types bench bench-gpu bench-tiny wheels bench-all story clean
+.PHONY: install quickstart quickstart-fast test test-portable fp8 test-fp8 test-slow lint types bench bench-gpu bench-tiny wheels bench-all story clean
 
 quickstart: $(READY)       ## train, sample and evaluate on handwritten digits: 4 minutes on 2 CPU cores
 	$(BIN)/python -m benchmarks.quickstart
@@ -24,6 +24,14 @@ $(READY): requirements.txt pyproject.toml
 
 test: $(READY)             ## all quick tests, 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+PORTABLE := $(BIN)/python -m pytest -n 2 --dist worksteal -m "portable and not slow"
+
+test-portable: $(READY)    ## tests of numbers, as other processors round them: TIME on 2 cores
+	ATEN_CPU_CAPABILITY=default $(PORTABLE)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PORTABLE)
+	OMP_NUM_THREADS=2 $(PORTABLE)
+	OMP_NUM_THREADS=4 $(PORTABLE)
 
 fp8: $(FP8)                ## what --precision fp8 needs
 

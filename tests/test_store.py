@@ -105,6 +105,7 @@ def test_store_describes_itself(finished, autoencoder):
     assert (latents.vae, latents.checksum, latents.image_size) == ("digits", autoencoder.checksum, 32)
 
 
+@pytest.mark.portable
 def test_sources_agree(finished, data, autoencoder):
     images = ImageFolder(data, 32)
     sources = [LatentStore(finished), MemoryLatents.encode(images, autoencoder, True, batch_size=7),
@@ -419,6 +420,7 @@ def encode_on_ranks(ranks, config):
     encode(config, ranks)
 
 
+@pytest.mark.portable
 def test_two_ranks_make_the_same_store(cfg, finished):
     forked.run(2, encode_on_ranks, cfg)
     one, two = LatentStore(finished), LatentStore(cfg.out)
