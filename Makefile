@@ -41,7 +41,7 @@ $(FP8): $(READY)
 	touch $(FP8)
 
 test-fp8: fp8              ## its tests
-	$(BIN)/python -m pytest -m "not slow" tests/test_fp8.py
+	$(BIN)/python -m pytest -m "not slow" tests/distributed/test_fp8.py
 
 test-slow: $(READY)        ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

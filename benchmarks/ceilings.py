@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from dit.training.flops import LARGE
+from dit.training.cost.flops import LARGE
 
 BYTES = {"cpu": 2**28, "cuda": 2**32}  # of a tensor that no cache holds
 REPEATS = 9

@@ -18,26 +18,26 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import job_of
+from benchmarks.memory import session_of
 from benchmarks.record import record
-from dit.hardware import Ranks
-from dit.runs import latest
+from dit.distributed.ranks import Ranks
+from dit.runs.checkpoints import latest_checkpoint
 from dit.training.batches import draw_batch
-from dit.training.checkpoint import Saver
-from dit.training.job import Job
+from dit.training.checkpointing import Saver
+from dit.training.session import TrainingSession
 from dit.training.step import train_step
 
 PEACE = 6  # steps before each checkpoint
 
 
-def measure(job: Job, rounds: int) -> list[dict[str, Any]]:
+def measure(session: TrainingSession, rounds: int) -> list[dict[str, Any]]:
     """The figures of each round; the first step of all is not counted."""
-    saver, steps = Saver(job.run, job.card, job.ranks), count(1)
+    saver, steps = Saver(session.run, session.card, session.ranks), count(1)
 
     def step() -> float:
         number = next(steps)
         begin = time.perf_counter()
-        train_step(job, draw_batch(job, number - 1), number)
+        train_step(session, draw_batch(session, number - 1), number)
         return time.perf_counter() - begin
 
     step()
@@ -45,7 +45,7 @@ def measure(job: Job, rounds: int) -> list[dict[str, Any]]:
     for number in range(1, rounds + 1):
         peace = [step() for _ in range(PEACE)]
         begin = time.perf_counter()
-        saver.save(number, job.state, job.ranks)
+        saver.save(number, session.state, session.ranks)
         copied = time.perf_counter() - begin
         during = [copied + step()]
         while saver.writing:
@@ -69,10 +69,10 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        job = job_of(dict(model=args.model, batch=args.batch, precision="auto"), Ranks(), folder)
-        job.run.mkdir()
-        rounds = measure(job, args.rounds)
-        written = latest(job.run)
+        session = session_of(dict(model=args.model, batch=args.batch, precision="auto"), Ranks(), folder)
+        session.run.mkdir()
+        rounds = measure(session, args.rounds)
+        written = latest_checkpoint(session.run)
         size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file()) if written else 0
     print(f"{args.model}, {args.batch} images a step; a checkpoint has {size / 1e9:.2f} GB")
     for row in rounds:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from benchmarks.experiments import Lab
 from benchmarks.record import record
-from dit.models.create import create_model, multiply_adds, parameters
-from dit.runs import read_metrics
+from dit.models.registry import create_model, multiply_adds, parameters
+from dit.runs.metrics import read_metrics
 
 VARIANTS = ("in-context", "cross-attention", "adaln", "adaln-zero")
 SHAPE = dict(input_size=8, in_channels=4, num_classes=10)
@@ -44,7 +44,7 @@ def ablate(lab: Lab) -> dict[str, dict[str, Any]]:
 
 def draw(found: dict[str, dict[str, Any]]) -> Image.Image:
     """Both curves of all four, side by side."""
-    from dit.evaluation.pages.figures import new_axis, new_figure, to_image
+    from dit.report.figures import new_axis, new_figure, to_image
 
     figure = new_figure(9.0, 3.4)
     for place, (what, label) in enumerate({"loss": "training loss", "distance": DISTANCE}.items(), start=1):

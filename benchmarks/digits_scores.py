@@ -21,13 +21,13 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import gaussian_blur
 
 from benchmarks.record import record
+from dit.commands.evaluate import evaluate
 from dit.config import EvalConfig
 from dit.data.images import Digits
-from dit.evaluation.evaluate import evaluate
+from dit.distributed.ranks import Ranks
+from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.images import read_images
-from dit.evaluation.networks.load import load_extractors
-from dit.evaluation.scores import metrics
-from dit.hardware import Ranks
+from dit.evaluation.metrics import compute as metrics
 
 SHOWN = ("FD", "KID", "precision", "recall", "density", "coverage", "IS")
 THEIRS = {"FD": "frechet_inception_distance", "KID": "kernel_inception_distance_mean", "precision": "precision",

@@ -26,9 +26,10 @@ from safetensors.torch import load_file
 from benchmarks import forked
 from benchmarks.record import record
 from dit.config import TrainConfig
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs import checkpoints, latest, read_metrics, verify
+from dit.runs.checkpoints import checkpoints, latest_checkpoint, verify_checkpoint
+from dit.runs.metrics import read_metrics
 from dit.training.trainer import train
 
 CLOCKS = {"img_per_s", "mfu", "data_wait", "memory_gib"}  # of the log: what a clock says
@@ -86,8 +87,8 @@ def disturb(config: TrainConfig, moments: list[Moment], world: int = 2) -> int:
         for process in processes:
             process.kill()
             process.join()
-        if last := latest(config.out):
-            verify(last)
+        if last := latest_checkpoint(config.out):
+            verify_checkpoint(last)
     forked.run(world, train_small, config)
     return kills
 
@@ -97,7 +98,7 @@ def disturb(config: TrainConfig, moments: list[Moment], world: int = 2) -> int:
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of its last checkpoint."""
-    return {f"{file.name}:{name}": tensor for file in sorted(latest(run).rglob("*.safetensors"))
+    return {f"{file.name}:{name}": tensor for file in sorted(latest_checkpoint(run).rglob("*.safetensors"))
             for name, tensor in load_file(file).items()}
 
 
@@ -159,19 +160,19 @@ def layouts(root: Path) -> list[dict[str, Any]]:
         for name in ("a", "b"):
             out = root / f"{name}-{world}-{parallel}"
             forked.run(world, train_small, dataclasses.replace(config, parallel=parallel, out=out))
-    one, rows = weights(latest(root / "a-1-ddp")), []
+    one, rows = weights(latest_checkpoint(root / "a-1-ddp")), []
     moved = apart(one, weights(checkpoints(root / "a-1-ddp")[0]))
     for layout in LAYOUTS:
         a, b = (root / f"{name}-{layout[0]}-{layout[1]}" for name in ("a", "b"))
         rows.append({"run": told(layout), "again": all(parts(a, b).values()),
-                     "to_one_process": apart(one, weights(latest(a))) / moved})
+                     "to_one_process": apart(one, weights(latest_checkpoint(a))) / moved})
     for before, after in ELSEWHERE:
         run = root / f"{before}-{after}"
         shutil.copytree(root / f"a-{before[0]}-{before[1]}", run)
-        shutil.rmtree(latest(run))
+        shutil.rmtree(latest_checkpoint(run))
         forked.run(after[0], train_small, dataclasses.replace(config, parallel=after[1], out=run, resume="auto"))
         rows.append({"run": f"{told(before)}, then {told(after)}",
-                     "to_one_process": apart(one, weights(latest(run))) / moved})
+                     "to_one_process": apart(one, weights(latest_checkpoint(run))) / moved})
     return rows
 
 

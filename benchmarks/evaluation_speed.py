@@ -24,16 +24,16 @@ from torch import Tensor
 
 from benchmarks.record import record
 from dit.data.images import Digits
+from dit.distributed.ranks import Ranks
+from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.inception import INCEPTION
+from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.features import Features, extract
 from dit.evaluation.inputs.images import from_array
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.evaluation.networks.inception import INCEPTION
-from dit.evaluation.networks.load import load_extractors
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics.frechet import fit, frechet
+from dit.evaluation.metrics.memorisation import pixel_extractor
 from dit.evaluation.references import Reference, prepare, score
-from dit.evaluation.scores import metrics
-from dit.evaluation.scores.frechet import fit, frechet
-from dit.evaluation.scores.memorisation import pixel_extractor
-from dit.hardware import Ranks
 
 WIDTH, CLASSES, SPREAD = 2048, 1008, 0.01
 CPU = torch.device("cpu")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dit.cli import main
+from dit.commands.sweep.sweep import count_evaluations
 from dit.config import SamplerConfig
-from dit.evaluation.sweep.sweep import count_evaluations
-from dit.files import write_json
-from dit.hardware import Ranks
-from dit.runs import checkpoint_step, latest
-from dit.trained import load_run
+from dit.distributed.ranks import Ranks
+from dit.runs.checkpoints import checkpoint_step, latest_checkpoint
+from dit.sampling.load import load_run
+from dit.utils.files import write_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def claim(file: Path, command: str) -> bool:
 
 def done(run: Path, steps: int) -> bool:
     """Whether a run has done all of its steps."""
-    last = latest(run)
+    last = latest_checkpoint(run)
     return last is not None and checkpoint_step(last) >= steps
 
 

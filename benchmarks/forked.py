@@ -45,7 +45,7 @@ def _rank(rank: int, world: int, port: int, work: Callable[..., None], args: tup
                    "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     import torch
 
-    from dit.hardware import ranks
+    from dit.distributed.ranks import ranks
 
     torch.set_num_threads(1)
     with ranks() as joined:

@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 
 from benchmarks.ceilings import seconds
-from benchmarks.memory import job_of, stepper
+from benchmarks.memory import session_of, stepper
 from benchmarks.record import record
 from dit.data.order import batch_indices
-from dit.evaluation.pages.figures import new_axis, new_figure, to_image
-from dit.hardware import Ranks
+from dit.distributed.ranks import Ranks
 from dit.latents import shards
 from dit.latents.shards import Encoding
 from dit.latents.store import LatentStore
+from dit.report.figures import new_axis, new_figure, to_image
 
 PICTURE = Path("docs/images/growth.png")
 VIEW = (1, 8, 1, 1)  # of an image in a store: float16
@@ -49,7 +49,7 @@ def timed(works: dict[int, Work], rounds: int, device: torch.device) -> dict[int
 
 def step_on(model: str, side: int, batch: int, device: torch.device, folder: str) -> Work:
     """The trainer's step on latents of this side."""
-    return stepper(job_of(dict(model=model, batch=batch, precision="auto", steps=10**6), Ranks(device=device), folder,
+    return stepper(session_of(dict(model=model, batch=batch, precision="auto", steps=10**6), Ranks(device=device), folder,
                           side))
 
 

@@ -4,7 +4,7 @@
                                 [--tiny] [--record]
 
 The base is the trainer's own step in bf16, compiled: as a whole on a CPU, by block on CUDA, where compiling as a whole
-takes minutes and is a lever of its own. A lever changes the job before its first step (its network, its
+takes minutes and is a lever of its own. A lever changes the session before its first step (its network, its
 optimizer, its average), the way it is compiled, or what surrounds a step; `prediction` is what we expected of it before
 we measured. All of that lives here: the package has no paths that only a benchmark takes.
 
@@ -44,17 +44,16 @@ from torch.nn.attention.flex_attention import flex_attention
 from benchmarks.arguments import positive
 from benchmarks.budget import within
 from benchmarks.ceilings import calls_of, seconds, tf32
-from benchmarks.memory import in_use, job_of, peak, stepper
+from benchmarks.memory import in_use, peak, session_of, stepper
 from benchmarks.record import record, rows_told
 from dit.build import build_loss
+from dit.distributed.float8 import convert_to_float8, require_fp8
+from dit.distributed.parallel import full_tensor, shard, wrap_ddp_and_compile
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.hardware import Ranks
-from dit.models.blocks import Condition
-from dit.models.dit import NAMES, SIZES
-from dit.models.transformer import ZERO
-from dit.training.fp8 import require_fp8, use_fp8
-from dit.training.job import Job
-from dit.training.parallel import called, shard, whole
+from dit.models.dit import SIZES, ZERO, Condition
+from dit.models.registry import DIT_NAMES
+from dit.training.session import TrainingSession
 
 CPU, CUDA, TINY = {"DiT-S/4": 32}, {"DiT-XL/2": 128}, {"DiT-Ti/8": 4}
 TINY_SIZE = dict(depth=2, hidden_size=96, num_heads=4)  # heads of 24, which no kernel likes
@@ -71,9 +70,9 @@ class Useless(Exception):
 # -- the network, before it is compiled ------------------------------------------------------------------------------
 
 
-def attentions(job: Job) -> list[Any]:
+def attentions(session: TrainingSession) -> list[Any]:
     """Of all blocks."""
-    return [block.attn for block in job.state.network.blocks]  # type: ignore[union-attr]
+    return [block.attn for block in session.state.network.blocks]  # type: ignore[union-attr]
 
 
 def attend(attn: Any, core: Call, width: int, x: Tensor) -> Tensor:
@@ -92,15 +91,15 @@ def unfused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return (q * scale @ k.mT).softmax(dim=-1) @ v
 
 
-def pad_heads(widened: Callable[[int], int], job: Job) -> Job:
+def pad_heads(widened: Callable[[int], int], session: TrainingSession) -> TrainingSession:
     """Heads of a width that kernels like better; in products with weights, so that no activation is copied."""
-    for attn in attentions(job):
+    for attn in attentions(session):
         width = widened(attn.head_dim)
         if width == attn.head_dim:
             raise Useless(f"heads of {width} need no padding")
         core = functional.scaled_dot_product_attention if attn.fused_attn else unfused
         attn.forward = partial(attend, attn, core, width)
-    return job
+    return session
 
 
 def multiple_of_16(width: int) -> int:
@@ -113,26 +112,26 @@ def power_of_two(width: int) -> int:
     return 1 << (width - 1).bit_length()
 
 
-def choose_core(fused: bool, job: Job) -> Job:
+def choose_core(fused: bool, session: TrainingSession) -> TrainingSession:
     """Fused attention, or plain products."""
-    for attn in attentions(job):
+    for attn in attentions(session):
         if attn.fused_attn == fused:
             raise Useless("it is the trainer's own")
         attn.fused_attn = fused
-    return job
+    return session
 
 
-def use_flex(job: Job) -> Job:
+def use_flex(session: TrainingSession) -> TrainingSession:
     """FlexAttention without any modification."""
-    for attn in attentions(job):
+    for attn in attentions(session):
         attn.forward = partial(attend, attn, flex_attention, attn.head_dim)
-    return job
+    return session
 
 
-def stack_modulations(job: Job) -> Job:
+def stack_modulations(session: TrainingSession) -> TrainingSession:
     """Shifts, scales and gates of all blocks from one product; to block i they go as the i-th of the condition's
     tokens, which adaLN-Zero leaves alone."""
-    network: Any = job.state.network
+    network: Any = session.state.network
     condition = network.condition
 
     def together(t: Tensor, y: Tensor) -> Condition:
@@ -146,7 +145,7 @@ def stack_modulations(job: Job) -> Job:
     for i, block in enumerate(network.blocks):
         block.forward = partial(hear, block.forward, i)
         block.adaLN_modulation.forward = ready
-    return job
+    return session
 
 
 def hear(forward: Callable[[Tensor, Condition], Tensor], i: int, x: Tensor, c: Condition) -> Tensor:
@@ -159,11 +158,11 @@ def ready(made: Tensor) -> Tensor:
     return made
 
 
-def patches_as_rows(job: Job) -> Job:
+def patches_as_rows(session: TrainingSession) -> TrainingSession:
     """The patch convolution, whose stride is its width, as a product with rearranged patches."""
-    embed: Any = job.state.network.x_embedder
+    embed: Any = session.state.network.x_embedder
     embed.forward = partial(embed_rows, embed.proj)
-    return job
+    return session
 
 
 def embed_rows(proj: nn.Conv2d, x: Tensor) -> Tensor:
@@ -173,11 +172,11 @@ def embed_rows(proj: nn.Conv2d, x: Tensor) -> Tensor:
                              proj.bias)
 
 
-def channels_last(job: Job) -> Job:
+def channels_last(session: TrainingSession) -> TrainingSession:
     """The image and the weight of the patch convolution with channels innermost."""
-    embed: Any = job.state.network.x_embedder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    embed: Any = session.state.network.x_embedder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     embed.forward = partial(embed_channels_last, embed.forward)
-    return job
+    return session
 
 
 def embed_channels_last(forward: Call, x: Tensor) -> Tensor:
@@ -185,19 +184,19 @@ def embed_channels_last(forward: Call, x: Tensor) -> Tensor:
     return forward(x.contiguous(memory_format=torch.channels_last))
 
 
-def hold_bf16(job: Job) -> Job:
+def hold_bf16(session: TrainingSession) -> TrainingSession:
     """Weights that are rounded to bf16 once a step, with masters in float32: FSDP2 on one rank."""
-    state, fixed = job.state, {name for name, p in job.state.network.named_parameters() if not p.requires_grad}
+    state, fixed = session.state, {name for name, p in session.state.network.named_parameters() if not p.requires_grad}
     for network in (state.network, state.ema.network):
-        shard(network, fixed, job.ranks, job.config.precision)
-    return optimize(job, torch.optim.AdamW, fused=True)
+        shard(network, fixed, session.ranks, session.config.precision)
+    return optimize(session, torch.optim.AdamW, fused=True)
 
 
-def tokens_in_bf16(job: Job) -> Job:
+def tokens_in_bf16(session: TrainingSession) -> TrainingSession:
     """What blocks add to is rounded after each, as where nothing but bf16 is known."""
-    network: Any = job.state.network
+    network: Any = session.state.network
     network.tokens = partial(rounded, network.tokens)
-    return job
+    return session
 
 
 def rounded(tokens: Call, x: Tensor) -> Tensor:
@@ -205,11 +204,11 @@ def rounded(tokens: Call, x: Tensor) -> Tensor:
     return tokens(x).bfloat16()
 
 
-def use_float8(job: Job) -> Job:
+def use_float8(session: TrainingSession) -> TrainingSession:
     """Products of the blocks in fp8."""
-    require_fp8("fp8", job.ranks.device)
-    use_fp8(job.state.network)
-    return job
+    require_fp8("fp8", session.ranks.device)
+    convert_to_float8(session.state.network)
+    return session
 
 
 # -- optimizer and average -------------------------------------------------------------------------------------------
@@ -221,16 +220,16 @@ class Unguarded(torch.optim.AdamW):
     found_inf = property(lambda self: None, lambda self, left_out: None)
 
 
-def optimize(job: Job, kind: type[torch.optim.AdamW] = Unguarded, **how: bool) -> Job:
+def optimize(session: TrainingSession, kind: type[torch.optim.AdamW] = Unguarded, **how: bool) -> TrainingSession:
     """AdamW of the same settings in another implementation."""
-    trained = [p for p in job.state.network.parameters() if p.requires_grad]
-    same = {name: job.state.optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
-    return replace(job, state=replace(job.state, optimizer=kind(trained, **same, **how)))
+    trained = [p for p in session.state.network.parameters() if p.requires_grad]
+    same = {name: session.state.optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    return replace(session, state=replace(session.state, optimizer=kind(trained, **same, **how)))
 
 
-def average_one_by_one(job: Job) -> Job:
+def average_one_by_one(session: TrainingSession) -> TrainingSession:
     """The EMA in a loop over parameters."""
-    ema: Any = job.state.ema
+    ema: Any = session.state.ema
 
     @torch.no_grad()
     def update(network: nn.Module, step: int) -> None:
@@ -239,7 +238,7 @@ def average_one_by_one(job: Job) -> Job:
                 average.lerp_(weight, 1 - ema.kept(step))
 
     ema.update = update
-    return job
+    return session
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------
@@ -268,7 +267,7 @@ def usual(network: nn.Module, ranks: Ranks) -> Call:
     return (by_block if ranks.device.type == "cuda" else as_one)(network, ranks)
 
 
-as_trained = partial(called, compiled=True)  # what the trainer does; a network in shards it compiles block by block
+as_trained = partial(wrap_ddp_and_compile, compiled=True)  # what the trainer does; a network in shards it compiles block by block
 
 
 @contextmanager
@@ -313,7 +312,7 @@ class Lever:
     name: str
     what: str
     prediction: str  # of the speed, before it was measured
-    change: Callable[[Job], Job] = lambda job: job
+    change: Callable[[TrainingSession], TrainingSession] = lambda session: session
     compiled: Compile = usual
     context: Callable[[], AbstractContextManager] = nullcontext  # of every step
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -400,37 +399,37 @@ class Evidence(NamedTuple):
     lag: float  # norm of the weights less their EMA
 
 
-def trial(lever: Lever, case: Case) -> Job:
+def trial(lever: Lever, case: Case) -> TrainingSession:
     """A run that is about to start, with the lever pulled."""
     settings = dict(model=case.model, batch=case.batch, precision=case.precision, compile=False, steps=10**6)
     torch.manual_seed(0)  # of the latents
     with patch.dict(SIZES, {"Ti": TINY_SIZE} if case.tiny else {}):
-        job = job_of(settings, Ranks(device=case.device), case.folder)
-    leave_zero(job)
-    job = lever.change(job)
-    network: Any = lever.compiled(job.state.network, job.ranks)
-    return replace(job, network=network, loss=build_loss(job.config, network, job.process)[0])
+        session = session_of(settings, Ranks(device=case.device), case.folder)
+    leave_zero(session)
+    session = lever.change(session)
+    network: Any = lever.compiled(session.state.network, session.ranks)
+    return replace(session, network=network, loss=build_loss(session.config, network, session.process)[0])
 
 
 @torch.no_grad()
-def leave_zero(job: Job) -> None:
+def leave_zero(session: TrainingSession) -> None:
     """Other weights where fresh ones are zero: a fresh DiT says zero whatever its blocks compute."""
     torch.manual_seed(0)
-    for name, parameter in job.state.network.named_parameters():
+    for name, parameter in session.state.network.named_parameters():
         if name.endswith(ZERO):
-            nn.init.normal_(parameter, std=job.state.network.pos_embed.shape[-1] ** -0.5)  # type: ignore[union-attr]
-    job.state.ema.network.load_state_dict(job.state.network.state_dict())
+            nn.init.normal_(parameter, std=session.state.network.pos_embed.shape[-1] ** -0.5)  # type: ignore[union-attr]
+    session.state.ema.network.load_state_dict(session.state.network.state_dict())
 
 
 @torch.no_grad()
-def evidence(job: Job) -> Evidence:
+def evidence(session: TrainingSession) -> Evidence:
     """After the first step: its loss, gradients by AdamW's first moments, and what AdamW and EMA made of them."""
-    trained = {name: p for name, p in job.state.network.named_parameters() if p.requires_grad}
-    moments = {name: whole(job.state.optimizer.state[p]["exp_avg"]).flatten() for name, p in trained.items()}
+    trained = {name: p for name, p in session.state.network.named_parameters() if p.requires_grad}
+    moments = {name: full_tensor(session.state.optimizer.state[p]["exp_avg"]).flatten() for name, p in trained.items()}
     places = {name: moment[::-(-len(moment) // PLACES)].to("cpu", copy=True) for name, moment in moments.items()}
-    pairs = zip(job.state.network.parameters(), job.state.ema.network.parameters(), strict=True)
-    lags = [whole(p - average).norm() for p, average in pairs if p.requires_grad]
-    loss = job.state.window.close(job.ranks).get("loss", math.nan)  # none where the step was left out
+    pairs = zip(session.state.network.parameters(), session.state.ema.network.parameters(), strict=True)
+    lags = [full_tensor(p - average).norm() for p, average in pairs if p.requires_grad]
+    loss = session.state.window.close(session.ranks).get("loss", math.nan)  # none where the step was left out
     return Evidence(loss, places, torch.stack(lags).norm().item())
 
 
@@ -463,15 +462,15 @@ class Found:
 
 def begin(lever: Lever, case: Case) -> tuple[Step, Found]:
     """The lever's step, ready to be timed."""
-    job = trial(lever, case)
-    own = stepper(job)
+    session = trial(lever, case)
+    own = stepper(session)
 
     def step() -> None:
         with lever.context():
             own()
 
     first = seconds(step, case.device)
-    found = Found(case, lever, first, evidence(job))
+    found = Found(case, lever, first, evidence(session))
     found.calls = calls_of(step, case.device)
     return step, found
 
@@ -568,7 +567,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[lever.name for lever in levers], metavar="NAME",
                         help="these levers; all unless given")
-    parser.add_argument("--models", nargs="+", choices=NAMES, metavar="MODEL",
+    parser.add_argument("--models", nargs="+", choices=DIT_NAMES, metavar="MODEL",
                         help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given")
     parser.add_argument("--batch", type=positive, help="images a step; 32 on a CPU, 128 on CUDA unless given")
     parser.add_argument("--rounds", type=positive, default=5)

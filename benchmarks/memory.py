@@ -27,17 +27,18 @@ import torch
 from torch import nn
 
 from benchmarks.record import record
-from dit.build import build_card, build_network
+from dit.build import build_network
 from dit.config import TrainConfig
-from dit.hardware import Ranks, ranks
-from dit.latents.autoencoder import Autoencoder, load_autoencoder
+from dit.distributed.ranks import Ranks, ranks
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
-from dit.runs import Card, NetworkSpec
-from dit.training import trainer
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.training import prepare
 from dit.training.batches import Batches
-from dit.training.job import Job
-from dit.training.layout import memory
-from dit.training.memory import Memory
+from dit.training.cost.ddp_or_fsdp import memory
+from dit.training.cost.memory import Memory
+from dit.training.prepare import build_card
+from dit.training.session import TrainingSession
 from dit.training.step import train_step
 
 STEPS = 3  # AdamW makes its moments in the first, DDP its last buckets in the second
@@ -81,16 +82,16 @@ CUDA = [
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def job_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32) -> Job:
+def session_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32) -> TrainingSession:
     """A run of the trainer, on random latents as of Stable Diffusion's autoencoder, at 256 px unless given another
     side of the latents; the first weights are drawn on the device, which is quicker there."""
     card, source, autoencoder = run_of(settings, joined, folder, side)
-    with patch.object(trainer, "build_network", partial(on_device, joined.device)):
-        return trainer.prepare(card, source, autoencoder, joined)
+    with patch.object(prepare, "build_network", partial(on_device, joined.device)):
+        return prepare.prepare(card, source, autoencoder, joined)
 
 
 def run_of(settings: dict[str, Any], joined: Ranks, folder: str, side: int = 32
-           ) -> tuple[Card, MemoryLatents, Autoencoder]:
+           ) -> tuple[ModelCard, MemoryLatents, Autoencoder]:
     """What a run trains on."""
     micro, accum = settings["batch"], settings.get("grad_accum", 1)
     flags = {name: value for name, value in settings.items() if name not in ("batch", "ranks")}
@@ -110,13 +111,13 @@ def on_device(device: torch.device, spec: NetworkSpec) -> nn.Module:
         return build_network(spec)
 
 
-def stepper(job: Job) -> Callable[[], None]:
+def stepper(session: TrainingSession) -> Callable[[], None]:
     """The trainer's step: each call takes the next, whose batch is read while the one before computes."""
-    numbered = enumerate(Batches(job), start=1)
+    numbered = enumerate(Batches(session), start=1)
 
     def step() -> None:
         number, batch = next(numbered)
-        train_step(job, batch, number)
+        train_step(session, batch, number)
 
     return step
 
@@ -124,11 +125,11 @@ def stepper(job: Job) -> Callable[[], None]:
 def steps(settings: dict[str, Any], joined: Ranks) -> Memory:
     """Take some; the memory that --dry-run predicts of them."""
     with tempfile.TemporaryDirectory() as folder:
-        job = job_of(settings, joined, folder)
-        step = stepper(job)
+        session = session_of(settings, joined, folder)
+        step = stepper(session)
         for _ in range(STEPS):
             step()
-        return memory(job.card, joined, job.parallel.parallel, 0)
+        return memory(session.card, joined, session.parallel.parallel, 0)
 
 
 def in_use(device: torch.device) -> int:

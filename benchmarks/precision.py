@@ -20,16 +20,17 @@ import torch
 from PIL import Image
 
 from benchmarks.record import record
-from dit.build import build_card, build_source, normalised
+from dit.build import with_data_statistics
 from dit.config import TrainConfig
-from dit.evaluation.pages.figures import draw_line, new_axis, new_figure, to_image
-from dit.hardware import Ranks
-from dit.latents.autoencoder import load_autoencoder
+from dit.distributed.float8 import convert_to_float8, has_fp8
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
+from dit.latents.load import build_source
+from dit.report.figures import draw_line, new_axis, new_figure, to_image
 from dit.training.batches import draw_batch
-from dit.training.fp8 import has_fp8, use_fp8
-from dit.training.job import Job
+from dit.training.prepare import build_card, prepare
+from dit.training.session import TrainingSession
 from dit.training.step import train_step
-from dit.training.trainer import prepare
 
 PICTURE = Path("docs/images/precision.png")
 WINDOW = 20  # steps behind a point of a curve
@@ -51,7 +52,7 @@ class Kind(NamedTuple):
 KINDS = [Kind("fp32"), Kind("bf16"), Kind("fp8"), Kind("bf16", seed=1)]
 
 
-def job_of(kind: Kind, steps: int, device: torch.device, folder: str) -> Job:
+def session_of(kind: Kind, steps: int, device: torch.device, folder: str) -> TrainingSession:
     """A run of the digits preset."""
     emulate = kind.precision == "fp8" and not has_fp8(device)
     config: Any = dict(precision="bf16" if emulate else kind.precision, seed=kind.seed, steps=steps, compile=False)
@@ -59,19 +60,19 @@ def job_of(kind: Kind, steps: int, device: torch.device, folder: str) -> Job:
     autoencoder, ranks = load_autoencoder(config.vae, device), Ranks(device=device)
     source = build_source(config, autoencoder, ranks)
     card = build_card(config, source)
-    job = prepare(card, source, normalised(autoencoder, card), ranks)
+    session = prepare(card, source, with_data_statistics(autoencoder, card), ranks)
     if emulate:
-        use_fp8(job.state.network, emulate=True)
-    return job
+        convert_to_float8(session.state.network, emulate=True)
+    return session
 
 
-def losses(job: Job) -> list[float]:
+def losses(session: TrainingSession) -> list[float]:
     """Mean losses of one window of steps after the other."""
     found = []
-    for step in range(1, job.steps + 1):
-        train_step(job, draw_batch(job, step - 1), step)
+    for step in range(1, session.steps + 1):
+        train_step(session, draw_batch(session, step - 1), step)
         if step % WINDOW == 0:
-            found.append(job.state.window.close(job.ranks)["loss"])
+            found.append(session.state.window.close(session.ranks)["loss"])
     return found
 
 
@@ -110,7 +111,7 @@ def main() -> None:
     print(f"| arithmetic | mean loss of the last {LAST:.0%} | to fp32 | seconds |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
-            begin, curve = time.perf_counter(), losses(job_of(kind, args.steps, device, folder))
+            begin, curve = time.perf_counter(), losses(session_of(kind, args.steps, device, folder))
             row = rows[kind.title] = {"losses": curve, "last": last(curve), "seconds": time.perf_counter() - begin}
             to_fp32 = row["last"] / rows["fp32"]["last"] - 1
             print(f"| {kind.title} | {row['last']:.4f} | {to_fp32:+.2%} | {row['seconds']:.0f} |", flush=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from dit.files import replacing
-from dit.hardware import versions
+from dit.distributed.device import library_versions
+from dit.utils.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,12 +28,12 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
         "date": date.today().isoformat(),
         "commit": commit(),
         "hardware": {"device": device, "processor": processor(), "cores": torch.get_num_threads()},
-        "versions": versions("torch", "timm", "diffusers", "torchao", "torch-fidelity"),
+        "versions": library_versions("torch", "timm", "diffusers", "torchao", "torch-fidelity"),
         "results": results,
     }
     RESULTS.mkdir(exist_ok=True)
     file = _free(f"{name}-{device.replace(' ', '-').lower()}-{date.today().isoformat()}", command)
-    with replacing(file) as beside:
+    with write_atomically(file) as beside:
         beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     if table:
         file.with_suffix(".md").write_text("\n".join(table) + "\n")

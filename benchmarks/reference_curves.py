@@ -17,12 +17,13 @@ import torch
 
 from benchmarks.experiments import Lab
 from benchmarks.record import processor
-from dit.files import write_json
-from dit.hardware import versions
-from dit.presets import PRESETS
-from dit.report.curves import draw_reference
-from dit.report.reference import FOLDER, Reference, essence, settings_that_matter
-from dit.runs import Card, read_metrics
+from dit.commands.report.curves import draw_reference
+from dit.commands.report.reference import FOLDER, Reference, essence, settings_that_matter
+from dit.config.presets import PRESETS
+from dit.distributed.device import library_versions
+from dit.runs.card import ModelCard
+from dit.runs.metrics import read_metrics
+from dit.utils.files import write_json
 
 PICTURES = FOLDER.parent / "images"
 
@@ -48,11 +49,11 @@ def main() -> None:
 
 def gather(preset: str, runs: dict[int, Path], command: str) -> Reference:
     """The curves of runs, by seed."""
-    (settings, *others) = [settings_that_matter(Card.read(run).config) for run in runs.values()]
+    (settings, *others) = [settings_that_matter(ModelCard.read(run).config) for run in runs.values()]
     assert all(other == settings for other in others), "they differ in their seed alone"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     made = {"command": command, "date": date.today().isoformat(), "device": device,
-            "versions": versions("dit", "torch")}
+            "versions": library_versions("dit", "torch")}
     lines = {str(seed): essence(read_metrics(run / "metrics.jsonl")) for seed, run in runs.items()}
     return Reference(preset, settings, lines, made)
 

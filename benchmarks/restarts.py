@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import record
-from dit.runs import MACHINE, latest, read_metrics
+from dit.runs.checkpoints import latest_checkpoint
+from dit.runs.metrics import MACHINE, read_metrics
 
 ROOT = Path(__file__).parent.parent
 RANKS = 2
@@ -93,7 +94,7 @@ def restart(out: Path) -> float:
     """Seconds from the end of rank 1 to the next step."""
     process = launch(out, "--steps", LONG, restarts=1)
     try:
-        wait(lambda: latest(out), process)
+        wait(lambda: latest_checkpoint(out), process)
         os.kill(process_of(1, process.pid), signal.SIGKILL)
         killed = time.monotonic()
         wait(lambda: len(starts(out)) == 2, process)
@@ -116,7 +117,7 @@ def stop_in(out: Path, step: int, *flags: object) -> float:
     wait(lambda: done(out) >= step, process)
     time.sleep(1)
     took = stop(process)
-    assert latest(out), "it saved before it ended"
+    assert latest_checkpoint(out), "it saved before it ended"
     return took
 
 

@@ -34,13 +34,13 @@ from benchmarks.record import record, rows_told
 from benchmarks.training_speed import Diffusers
 from dit.build import build_network
 from dit.config import SamplerConfig
-from dit.generate import sample_latents
-from dit.hardware import Ranks
-from dit.latents.autoencoder import Autoencoder, codec_of
-from dit.models.create import multiply_adds
-from dit.sampling_plan import build_sampling
-from dit.trained import Run
-from dit.training.previews import ema_run
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder, codec_of
+from dit.models.registry import multiply_adds
+from dit.sampling.generate import sample_latents
+from dit.sampling.load import LoadedRun
+from dit.sampling.pipeline import build_pipeline
+from dit.training.monitoring.previews import ema_run
 
 LONG: dict[str, Any] = dict(sampler="ddpm", steps=250)
 SHORT: dict[str, Any] = dict(sampler="dpmpp_2m", steps=16, spacing="cosine")
@@ -107,7 +107,7 @@ class HalfDiffusers(Diffusers):
             return super().forward(x.bfloat16(), t, y)
 
 
-def to_sample(model: str, variant: Variant, decoder: Autoencoder, folder: str) -> Run:
+def to_sample(model: str, variant: Variant, decoder: Autoencoder, folder: str) -> LoadedRun:
     """A run with weights as they are at the start: arithmetic takes as long."""
     card, *_ = run_of(dict(model=model, batch=1), Ranks(device=decoder.device), folder)
     with decoder.device:
@@ -130,13 +130,13 @@ def decoder_of(device: torch.device, tiny: bool) -> Autoencoder:
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def sampling(run: Run, variant: Variant, batch: int, rounds: int) -> dict[str, float]:
+def sampling(run: LoadedRun, variant: Variant, batch: int, rounds: int) -> dict[str, float]:
     """Seconds of all steps for a batch, of which some may have been timed, and of the first call."""
     precision: Any = "fp32" if variant.precision == "tf32" else variant.precision
     config = SamplerConfig(cfg_scale=4.0, precision=precision, compile=variant.compile, batch_size=batch,
                            **variant.flags)
     torch.compiler.reset()  # whose cache holds so many variants of one function, and no more
-    plan = build_sampling(run, config)
+    plan = build_pipeline(run, config)
     timed = TIMED[run.device.type] if variant.flags is LONG else plan.steps
     part = dataclasses.replace(plan, times=plan.times[: timed + 1])
     indices = torch.arange(batch)

@@ -4,8 +4,9 @@
 
 Each process computes on one core with one thread; four on two cores take turns, two on each. First every process
 trains for itself, side by side with the others, then all of them time a collective of the sizes that training has,
-then train together with DDP and with FSDP2. The prediction of a step is `dit.scaling.cost.seconds` with the compute and
-update of one process alone, divided among the cores, and with the measured bandwidth; a core that computes does not
+then train together with DDP and with FSDP2. The prediction of a step is
+`dit.training.cost.step_time.seconds` with the compute and update of one process alone,
+divided among the cores, and with the measured bandwidth; a core that computes does not
 communicate, so nothing overlaps. Bytes are counted at the collectives, and on the wire (`lo`).
 """
 
@@ -28,14 +29,14 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.memory import job_of, stepper
+from benchmarks.memory import session_of, stepper
 from benchmarks.record import record
-from dit.evaluation.pages.figures import new_axis, new_figure, to_image
-from dit.hardware import Ranks, ranks
-from dit.models.create import multiply_adds
-from dit.scaling.cluster import Cluster
-from dit.scaling.cost import BUCKET, FLOAT, Work, seconds, traffic
-from dit.training.job import Job
+from dit.distributed.ranks import Ranks, ranks
+from dit.models.registry import multiply_adds
+from dit.report.figures import new_axis, new_figure, to_image
+from dit.training.cost.cluster import Cluster
+from dit.training.cost.step_time import BUCKET, FLOAT, Work, seconds, traffic
+from dit.training.session import TrainingSession
 
 WAYS = ("ddp", "fsdp")
 PICTURE = Path("docs/images/ranks.png")
@@ -78,9 +79,9 @@ def timed(work: Callable[[], Any], rounds: int, joined: Ranks) -> float:
     return statistics.median(took[1:])
 
 
-def update(job: Job) -> None:
+def update(session: TrainingSession) -> None:
     """Clipping, optimizer and EMA alone."""
-    state = job.state
+    state = session.state
     for parameter in state.network.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -95,9 +96,9 @@ def wire() -> int:
     return int(line.split(":")[1].split()[0])
 
 
-def bandwidths(job: Job, rounds: int, joined: Ranks) -> dict[str, float]:
+def bandwidths(session: TrainingSession, rounds: int, joined: Ranks) -> dict[str, float]:
     """Bytes a second of rings: of DDP's buckets, and of FSDP's blocks (two gathers and a reduce-scatter)."""
-    block = sum(p.numel() for p in job.state.network.blocks[0].parameters())  # type: ignore[union-attr, index]
+    block = sum(p.numel() for p in session.state.network.blocks[0].parameters())  # type: ignore[union-attr, index]
     block -= block % joined.world
     bucket, whole, share = torch.zeros(BUCKET // 4), torch.zeros(block), torch.zeros(block // joined.world)
 
@@ -114,7 +115,7 @@ def bandwidths(job: Job, rounds: int, joined: Ranks) -> dict[str, float]:
 def together(settings: dict[str, Any], parallel: str, rounds: int, joined: Ranks) -> dict[str, float]:
     """A step of all ranks: seconds, bytes that a rank sends, bytes on the wire for each rank."""
     with tempfile.TemporaryDirectory() as folder:
-        step = stepper(job_of({**settings, "parallel": parallel}, joined, folder))
+        step = stepper(session_of({**settings, "parallel": parallel}, joined, folder))
         took = timed(step, rounds, joined)
         joined.barrier()
         before = wire()
@@ -128,11 +129,11 @@ def measure(settings: dict[str, Any], rounds: int, joined: Ranks) -> dict[str, A
     """Everything that so many processes can tell."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[joined.rank % len(os.sched_getaffinity(0))]})
     with tempfile.TemporaryDirectory() as folder:
-        job = job_of(settings, Ranks(), folder)
-        found: dict[str, Any] = {"step": timed(stepper(job), rounds, joined),
-                                 "update": timed(lambda: update(job), rounds, joined)}
+        session = session_of(settings, Ranks(), folder)
+        found: dict[str, Any] = {"step": timed(stepper(session), rounds, joined),
+                                 "update": timed(lambda: update(session), rounds, joined)}
         if joined.world > 1:
-            found["bandwidth"] = bandwidths(job, rounds, joined)
+            found["bandwidth"] = bandwidths(session, rounds, joined)
     if joined.world > 1:
         found |= {way: together(settings, way, rounds, joined) for way in WAYS}
     return found
@@ -156,7 +157,7 @@ def in_process(asked: dict[str, Any]) -> None:
     """Measure as one of the processes, and print it as one of them."""
     if asked["threads"] > 1:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({"step": timed(stepper(job_of(asked["settings"], Ranks(), folder)), asked["rounds"],
+            print(json.dumps({"step": timed(stepper(session_of(asked["settings"], Ranks(), folder)), asked["rounds"],
                                             Ranks())}))
         return
     with ranks() as joined:
@@ -242,8 +243,8 @@ def draw(results: dict[str, Any]) -> Image.Image:
 
 
 def work_of(model: str) -> Work:
-    """The network of `job_of`, for the equations; FSDP gathers float32."""
-    from dit.models.create import create_model
+    """The network of `session_of`, for the equations; FSDP gathers float32."""
+    from dit.models.registry import create_model
 
     shape = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
     with torch.device("meta"):

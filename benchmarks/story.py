@@ -21,8 +21,8 @@ from PIL import Image
 from benchmarks import conditioning
 from benchmarks.experiments import Lab, claim, perform
 from benchmarks.record import record
-from dit import pictures
 from dit.evaluation.inputs.images import read_images
+from dit.utils import pictures
 
 QUICK = "--sampler dpmpp_2m --steps 16"
 DOCS = Path("docs")

@@ -32,18 +32,18 @@ from benchmarks.arguments import has, pattern, positive, require_rows
 from benchmarks.budget import within
 from benchmarks.ceilings import calls_of, ceilings, seconds, tf32, told
 from benchmarks.kernels import kernels
-from benchmarks.memory import job_of, stepper
+from benchmarks.memory import session_of, stepper
 from benchmarks.record import record, rows_told
-from dit.convert import diffusers_config
-from dit.diffusion.denoiser import Denoiser
+from dit.commands.convert import diffusers_config
 from dit.diffusion.objective import diffusion_loss
-from dit.diffusion.process import DDPM
-from dit.hardware import Ranks, autocast
-from dit.models.create import create_model
-from dit.runs import NetworkSpec
+from dit.diffusion.process import DDPM, Denoiser
+from dit.distributed.device import autocast
+from dit.distributed.float8 import has_fp8
+from dit.distributed.ranks import Ranks
+from dit.models.registry import create_model
+from dit.runs.card import NetworkSpec
+from dit.training.cost.flops import training_flops
 from dit.training.ema import EMA
-from dit.training.flops import training_flops
-from dit.training.fp8 import has_fp8
 
 SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
 Step = Callable[[], None]
@@ -106,11 +106,11 @@ def step_of(variant: Variant, model: str, batch: int, device: torch.device, fold
 
 def trainer_step(variant: Variant, model: str, batch: int, device: torch.device, folder: str) -> Step:
     """This package's."""
-    job = job_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled == "whole",
+    session = session_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled == "whole",
                       steps=10**6), Ranks(device=device), folder)
-    for block in job.state.network.blocks if variant.compiled == "blocks" else ():  # type: ignore[union-attr]
+    for block in session.state.network.blocks if variant.compiled == "blocks" else ():  # type: ignore[union-attr]
         block.compile()
-    return stepper(job)
+    return stepper(session)
 
 
 def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.device) -> Step:

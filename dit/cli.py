@@ -45,7 +45,7 @@ from dit.config import (
     VerifyConfig,
     require_typed,
 )
-from dit.errors import PeerLost, UserError, nearest
+from dit.errors import PeerLost, UserError, did_you_mean
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
@@ -66,22 +66,22 @@ Config = TypeVar("Config")
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainConfig, "dit.training.trainer:train"),
-    "train-classifier": (ClassifierConfig, "dit.training.classifier:train_classifier"),
-    "sample": (SampleConfig, "dit.sample:sample"),
-    "evaluate": (EvalConfig, "dit.evaluation.evaluate:evaluate"),
-    "show": (ShowConfig, "dit.show:show"),
-    "sweep": (SweepConfig, "dit.evaluation.sweep.sweep:sweep"),
-    "compare": (CompareConfig, "dit.evaluation.compare:compare"),
-    "stats": (StatsConfig, "dit.evaluation.stats:stats"),
-    "nll": (NllConfig, "dit.likelihood:nll"),
-    "encode": (EncodeConfig, "dit.encode:encode"),
-    "train-vae": (VaeConfig, "dit.first_stage.train:train_vae"),
-    "ema": (EmaConfig, "dit.posthoc:ema"),
-    "convert": (ConvertConfig, "dit.convert:convert"),
-    "report": (ReportConfig, "dit.report.page:report"),
-    "info": (InfoConfig, "dit.info:show"),
-    "plan": (PlanConfig, "dit.scaling.plan:plan"),
-    "verify": (VerifyConfig, "dit.verify:verify"),
+    "train-classifier": (ClassifierConfig, "dit.commands.train_classifier:train_classifier"),
+    "sample": (SampleConfig, "dit.commands.sample:sample"),
+    "evaluate": (EvalConfig, "dit.commands.evaluate:evaluate"),
+    "show": (ShowConfig, "dit.commands.show:show"),
+    "sweep": (SweepConfig, "dit.commands.sweep.sweep:sweep"),
+    "compare": (CompareConfig, "dit.commands.compare:compare"),
+    "stats": (StatsConfig, "dit.commands.stats:stats"),
+    "nll": (NllConfig, "dit.commands.nll:nll"),
+    "encode": (EncodeConfig, "dit.commands.encode:encode"),
+    "train-vae": (VaeConfig, "dit.commands.train_vae.train:train_vae"),
+    "ema": (EmaConfig, "dit.commands.ema:ema"),
+    "convert": (ConvertConfig, "dit.commands.convert:convert"),
+    "report": (ReportConfig, "dit.commands.report.page:report"),
+    "info": (InfoConfig, "dit.commands.info:show"),
+    "plan": (PlanConfig, "dit.training.cost.planning:plan"),
+    "verify": (VerifyConfig, "dit.commands.verify:verify"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     if name not in COMMANDS:
-        near = nearest(name, COMMANDS, "see dit --help")
+        near = did_you_mean(name, COMMANDS, "see dit --help")
         return _report(UserError(f"unknown command {name!r}", " | ".join(COMMANDS), near))
     return _run(name, rest, f"dit {name}")
 
@@ -173,7 +173,7 @@ def _interrupts() -> Iterator[None]:
 
 
 def _work(config: Any, target: str) -> None:
-    from dit.hardware import ranks
+    from dit.distributed.ranks import ranks
 
     module, function = target.split(":")
     with ranks() as joined:
@@ -304,7 +304,7 @@ def _check_flags(kind: type, argv: list[str], prog: str) -> None:
         known += [f"--{flag}", *([f"--no-{flag}"] if "bool" in str(field.type) else [])]
     for flag, values in _typed(argv):
         if flag and flag not in known:
-            raise UserError(f"unknown flag {flag}", f"a flag of {prog}", nearest(flag, known, f"see {prog} --help"))
+            raise UserError(f"unknown flag {flag}", f"a flag of {prog}", did_you_mean(flag, known, f"see {prog} --help"))
         if flag not in CAPTIONS and not all(map(str.strip, values)):
             raise UserError(f"{flag or 'an argument'} is empty", "a value",
                             "check the variable of the shell that it came from")
@@ -342,25 +342,25 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 
 def _preset(name: str) -> TrainConfig:
-    from dit.presets import PRESETS
+    from dit.config.presets import PRESETS
 
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}", nearest(name, PRESETS))
+        raise UserError(f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}", did_you_mean(name, PRESETS))
     return dataclasses.replace(PRESETS[name](), preset=name)
 
 
 def _settings_of(run: Path) -> TrainConfig:
-    from dit.files import quoted
-    from dit.runs import card_of, latest, run_of, unsealed
+    from dit.runs.checkpoints import incomplete_checkpoints, latest_checkpoint, read_card, run_containing
+    from dit.utils.files import shell_quote
 
-    if home := run_of(run):
+    if home := run_containing(run):
         raise UserError(f"--resume {run}, a checkpoint of the run {home}", "the run, which goes on from its newest one",
-                        f"pass --resume {quoted(home)}; for an older one, first move those after it away")
-    if latest(run) is None:
-        left = f" with a meta.json (there is {unsealed(run)[-1].name} without)" if unsealed(run) else ""
+                        f"pass --resume {shell_quote(home)}; for an older one, first move those after it away")
+    if latest_checkpoint(run) is None:
+        left = f" with a meta.json (there is {incomplete_checkpoints(run)[-1].name} without)" if incomplete_checkpoints(run) else ""
         raise UserError(f"--resume {run}: no checkpoint there{left}", "a run directory with checkpoints/",
                         "check the path, or start a run with --out RUN --resume auto")
-    return dataclasses.replace(card_of(run).config, resume=str(run), out=run)
+    return dataclasses.replace(read_card(run).config, resume=str(run), out=run)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class PeerLost(Exception):
     """Another rank has ended, so that this one can not go on; shown as one line, and torchrun may start all again."""
 
 
-def nearest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
     """For an error's last part: "did you mean A or B?", of the known names that hold `name` or are much like it.
 
     Args:
@@ -35,3 +35,17 @@ def nearest(name: str, known: Iterable[str], otherwise: str | None = None) -> st
     holding = [one for one in known if name and name.lower() in one.lower()]
     close = holding or difflib.get_close_matches(name, known, cutoff=0.65)
     return f"did you mean {' or '.join(close[:3])}?" if close else otherwise or f"choose one of {', '.join(known)}"
+
+
+class NotFinite(UserError):
+    """An image came out as NaN or infinite.
+
+    Args:
+        image: its index in the set; `label`: its class.
+    """
+
+    def __init__(self, image: int, label: int):
+        super().__init__(f"image {image} (class {label}) came out as NaN or infinite",
+                         "finite latents from the sampler",
+                         "try --precision fp32, a lower --cfg-scale or an earlier checkpoint")
+        self.image, self.args = image, (image, label)  # what it is made from again on another rank

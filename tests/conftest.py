@@ -20,9 +20,10 @@ from benchmarks import forked
 from dit.build import build_network
 from dit.cli import main
 from dit.config import TrainConfig
-from dit.files import sha256, write_json
 from dit.models.dit import SIZES
-from dit.runs import Card, NetworkSpec, write_weights
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.weights import write_weights
+from dit.utils.files import sha256, write_json
 
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, int] = dict(depth=2, hidden_size=64, num_heads=2)  # what DiT-Ti may be
@@ -40,7 +41,7 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
     spec = NetworkSpec(model=config.model, input_size=config.image_size, in_channels=3, num_classes=num_classes,
                        learn_sigma=config.learn_sigma, conditioning=config.conditioning)
     statistics = [0.5] * 3 if config.latent_norm == "data" else None
-    card = Card(config=config, network=spec, classes=DIGITS[:num_classes], latent_mean=statistics,
+    card = ModelCard(config=config, network=spec, classes=DIGITS[:num_classes], latent_mean=statistics,
                 latent_std=statistics)
     checkpoint = root / "checkpoints" / f"step-{step:07d}"
     checkpoint.mkdir(parents=True)

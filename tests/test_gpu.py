@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from benchmarks.memory import BOUND, measure
+from dit.commands.nll import nll
+from dit.commands.train_classifier import train_classifier
+from dit.commands.train_vae.train import train_vae
 from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, VaeConfig
-from dit.first_stage.train import train_vae
-from dit.generate import sample_latents
-from dit.hardware import Ranks
-from dit.likelihood import nll
-from dit.runs import find_weights, latest, read_weights, verify, write_weights
-from dit.sampling_plan import build_sampling
-from dit.trained import load_run
-from dit.training.classifier import train_classifier
-from dit.training.fp8 import has_fp8
-from dit.training.metrics_log import read_metrics
+from dit.distributed.float8 import has_fp8
+from dit.distributed.ranks import Ranks
+from dit.runs.checkpoints import find_weights, latest_checkpoint, verify_checkpoint
+from dit.runs.weights import read_weights, write_weights
+from dit.sampling.generate import sample_latents
+from dit.sampling.load import load_run
+from dit.sampling.pipeline import build_pipeline
+from dit.training.monitoring.metrics import read_metrics
 from dit.training.trainer import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -35,7 +36,7 @@ def run(tmp_path_factory):
 def test_compiled_bf16_training_learns(run):
     losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
-    verify(latest(run))
+    verify_checkpoint(latest_checkpoint(run))
 
 
 def test_latents_are_those_of_the_cpu(run):
@@ -43,7 +44,7 @@ def test_latents_are_those_of_the_cpu(run):
     made = []
     for device in ("cpu", "cuda"):
         loaded = load_run(run, torch.device(device))
-        plan = build_sampling(loaded, config)
+        plan = build_pipeline(loaded, config)
         made.append(sample_latents(loaded, plan, config, indices, indices).cpu())
     assert (made[0] - made[1]).abs().max() < 1e-2 * made[0].abs().max()
 
@@ -65,7 +66,7 @@ def test_compiled_sampling_makes_the_same_images(settings, tiny_run, tmp_path):
     torch.compiler.reset()
     loaded, made = load_run(tiny_run, CUDA.device), []
     for one in (config, dataclasses.replace(config, compile=True)):
-        plan = build_sampling(loaded, one)
+        plan = build_pipeline(loaded, one)
         made.append(torch.cat([sample_latents(loaded, plan, one, mine, mine).cpu() for mine in
                                torch.arange(5).split(config.batch_size)]))
     torch.testing.assert_close(made[1], made[0], rtol=1e-3, atol=1e-4 * made[0].abs().max().item())
@@ -81,7 +82,7 @@ def test_other_networks_train_compiled_and_sample(settings, tmp_path):
     out = train(dataclasses.replace(CONFIG, out=tmp_path / "run", steps=20, **settings), CUDA)
     assert len(read_metrics(out / "metrics.jsonl")) >= 2
     loaded, config = load_run(out, CUDA.device), SamplerConfig(steps=4, cfg_scale=2.0)
-    made = sample_latents(loaded, build_sampling(loaded, config), config, torch.arange(6), torch.arange(6))
+    made = sample_latents(loaded, build_pipeline(loaded, config), config, torch.arange(6), torch.arange(6))
     assert made.isfinite().all()
     assert made.std() > 0.1
 
@@ -91,7 +92,7 @@ def test_classifier_guides_under_autocast(run, tmp_path):
     loaded, indices = load_run(run, CUDA.device), torch.arange(6)
     by_judge = dict(classifier=judge, classifier_scale=5.0)
     plain, guided, exact = (
-        sample_latents(loaded, build_sampling(loaded, config), config, indices, indices)
+        sample_latents(loaded, build_pipeline(loaded, config), config, indices, indices)
         for config in (SamplerConfig(steps=4, precision="bf16"), SamplerConfig(steps=4, precision="bf16", **by_judge),
                        SamplerConfig(steps=4, precision="fp32", **by_judge)))
     assert guided.dtype == plain.dtype == torch.float32

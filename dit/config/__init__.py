@@ -5,11 +5,11 @@ The string under a field is its help text. Defaults are the digits example, smal
 
 from dit.config.evaluation import CompareConfig, EvalConfig, NllConfig, ScoringConfig, StatsConfig, SweepConfig
 from dit.config.first_stage import EncodeConfig, VaeConfig
-from dit.config.plain import from_json, to_json
+from dit.config.planning import PlanConfig
+from dit.config.runs import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig
 from dit.config.sampling import PACE, SampleConfig, SamplerConfig, ShowConfig
-from dit.config.scaling import PlanConfig
+from dit.config.serialization import from_json, to_json
 from dit.config.training import ClassifierConfig, TrainConfig, require_typed
-from dit.config.weights import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig
 
 __all__ = [
     "PACE",

@@ -6,8 +6,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.checks import NO_CLASSIFIER, require_range, require_sides, require_use
 from dit.config.sampling import SamplerConfig
+from dit.config.validation import NO_CLASSIFIER, require_range, require_sides, require_use
 from dit.errors import UserError
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.checks import (
+from dit.config.validation import (
     NO_CLASSIFIER,
     NOT_DDIM,
     NOTHING_GUIDED,

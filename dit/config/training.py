@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dit.config.checks import require_lengths, require_none, require_range, require_sides
+from dit.config.validation import require_lengths, require_none, require_range, require_sides
 from dit.errors import UserError
 
 

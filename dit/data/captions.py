@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dit.data.images import ImageFolder, Size, is_image
+from dit.data.images import ImageFolder, is_image
 from dit.data.labels import by_hash, sha256
 from dit.errors import UserError
+from dit.utils.image_size import Size
 
 METADATA = "metadata.jsonl"
 EXAMPLE = 'a JSON object {"file_name": …, "text": …}'

@@ -9,10 +9,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dit.data.images import READ_ERRORS, ImageFiles, Size
+from dit.data.images import READ_ERRORS, ImageFiles
 from dit.data.labels import Columns, Labels, Value
 from dit.data.patterns import named_files
-from dit.errors import UserError, nearest
+from dit.errors import UserError, did_you_mean
+from dit.utils.image_size import Size
 
 HUB = "hf:"
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "picture")
@@ -248,7 +249,7 @@ def _choose_split(loaded: Any, data: str, name: str, split: str | None) -> Any:
     wanted = split or ("train" if len(loaded) > 1 else next(iter(loaded)))
     if wanted not in loaded:
         expected = f"one of its splits: {', '.join(loaded)}"
-        do = nearest(wanted, loaded) if split else f"pass --data {HUB}{name}:{next(iter(loaded))}"
+        do = did_you_mean(wanted, loaded) if split else f"pass --data {HUB}{name}:{next(iter(loaded))}"
         raise UserError(f"split {wanted} of {name}", expected, do)
     return loaded[wanted]
 
@@ -275,7 +276,7 @@ def _choose(flag: str, given: str | None, usual: Sequence[str], fitting: Sequenc
     if given is not None:
         if given not in features:
             raise UserError(f"{flag} {given}", f"one of the columns of {data}: {_list(features)}",
-                            nearest(given, features))
+                            did_you_mean(given, features))
         return given
     if len(fitting) == 1:
         return fitting[0]

@@ -15,42 +15,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dit.errors import UserError
+from dit.utils.image_size import Size, sides, size_flag
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # of Pillow
 DIGIT_SIDE, DIGIT_MAX = 8, 16  # scikit-learn's digits are 8x8 with values 0..16
-
-
-Size = int | tuple[int, int]
-"""Height and width; one number for both."""
-
-
-def sides(size: Size) -> tuple[int, int]:
-    """Height and width."""
-    height, width = (size, size) if isinstance(size, int) else size  # JSON gives a list
-    return height, width
-
-
-def size_of(height: int, width: int) -> Size:
-    """The inverse of `sides`: one number where both are equal."""
-    return height if height == width else (height, width)
-
-
-def show_size(size: Size) -> str:
-    """As people write it: 640x480 is 640 wide."""
-    height, width = sides(size)
-    return f"{width}x{height}"
-
-
-def tell_size(size: Size) -> str:
-    """The same for messages, which must not leave in doubt which side is which."""
-    height, width = sides(size)
-    return f"{show_size(size)} pixels" + (" (width x height)" if height != width else "")
-
-
-def size_flag(size: Size) -> str:
-    """As --image-size takes it: 480 640 is 640 wide."""
-    return "--image-size " + " ".join(map(str, dict.fromkeys(sides(size))))
 
 
 class Images(Protocol):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder
 from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, is_dataset
-from dit.data.images import Digits, ImageFolder, Images, Size, is_image
+from dit.data.images import Digits, ImageFolder, Images, is_image
 from dit.data.labels import Columns
 from dit.data.patterns import is_pattern, named_files
 from dit.data.tars import TarImages, tars_in
-from dit.errors import UserError, nearest
-from dit.files import quoted
+from dit.errors import UserError, did_you_mean
+from dit.utils.files import shell_quote
+from dit.utils.image_size import Size
 
 KINDS = "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
 
@@ -47,7 +48,7 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     likely = difflib.get_close_matches(data, beside, n=3)
     raise UserError(f"--data {data} is neither `digits` nor a folder", KINDS,
-                    nearest(data, [*likely, "digits"], "check the path"))
+                    did_you_mean(data, [*likely, "digits"], "check the path"))
 
 
 def load_stream(data: str, image_size: Size, columns: Columns) -> DatasetStream:
@@ -104,9 +105,9 @@ def _refuse_run(data: str) -> None:
     path = Path(data).expanduser()
     if data != "digits" and (path / "config.json").is_file() and (path / "checkpoints").is_dir():
         raise UserError(f"--data {data} is a run, not images", KINDS,
-                        f"pass what it was trained on, which `dit info {quoted(data)}` tells")
+                        f"pass what it was trained on, which `dit info {shell_quote(data)}` tells")
 
 
-def is_there(data: str) -> bool:
+def data_exists(data: str) -> bool:
     """Whether a file or folder of that name is there; what needs none always is."""
     return data == "digits" or data.startswith(HUB) or Path(data).expanduser().is_dir() or bool(named_files(data))

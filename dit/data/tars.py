@@ -12,9 +12,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dit.data.images import ImageFiles, Size, is_image
+from dit.data.images import ImageFiles, is_image
 from dit.data.labels import Columns, Labels
 from dit.errors import UserError
+from dit.utils.image_size import Size
 
 NAMES = "classnames.txt"  # beside the shards, a class a line
 MEMBERS = {False: ("cls",), True: ("txt", "caption")}  # by whether captions are asked for

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit.diffusion.denoiser import Denoise, Prediction, target
-from dit.diffusion.process import Process, like
+from dit.diffusion.process import Denoise, Prediction, Process, like, target
 
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, t, y) -> the gradient of log p(y | x_t) with respect to x_t, in its shape."""
@@ -27,7 +26,7 @@ def cfg(
         channels: guide only the first so many, as the DiT release does with 3; all unless given. The other channels
             and the variance stay conditional.
         guide: autoguidance (2406.02507): a weaker denoiser, whose conditional prediction is extrapolated from instead.
-            Its `out` has to be the same quantity, see `restated`.
+            Its `out` has to be the same quantity, see `with_objective`.
     """
     low, high = interval
 
@@ -82,7 +81,7 @@ def classifier_guidance(
     return guided
 
 
-def restated(denoise: Denoise, process: Process, objective: str) -> Denoise:
+def with_objective(denoise: Denoise, process: Process, objective: str) -> Denoise:
     """The same predictions, their `out` as a network of another objective would say it."""
 
     def same(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit.diffusion.denoiser import Denoise, target, to_x0_eps
-from dit.diffusion.process import Posterior, Process, add_noise, like, posterior
+from dit.diffusion.process import Denoise, Posterior, Process, add_noise, like, posterior, target, to_x0_eps
 
 Noise = Callable[[], Tensor]
 Sampler = Callable[[Denoise, Process, Tensor, Tensor, Tensor, Noise], Tensor]

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from dit.data.images import Size, show_size, sides
+from dit.distributed.device import library_versions
+from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics import precision_recall as neighbours
 from dit.evaluation.references import Reference
-from dit.evaluation.sampling import without_classes
-from dit.evaluation.scores import metrics, neighbours
-from dit.hardware import versions
+from dit.evaluation.samples import without_classes
+from dit.utils.image_size import Size, format_size, sides
 
 UNKNOWN = "unknown"
 LIBRARIES = ("dit", "torch", "torch-fidelity", "numpy", "scipy", "scikit-learn", "diffusers", "timm")
@@ -31,7 +32,7 @@ def protocol(samples: ImageSet, digest: str, settings: Section, reference: Refer
              networks: Sequence[Extractor], device: torch.device, resamples: int = 0) -> dict[str, Section]:
     """Section -> entry -> value, plain JSON values."""
     return {
-        "samples": {"source": samples.name, "count": len(samples), "size": show_size(samples.size),
+        "samples": {"source": samples.name, "count": len(samples), "size": format_size(samples.size),
                     "labels": "none" if without_classes(settings) else balance(samples.labels),
                     "pixels_sha256": digest},
         "sampling": _sampling(settings),
@@ -55,7 +56,7 @@ def _reference(reference: Reference, digest: str) -> Section:
     return {
         "source": reference.name,
         "count": len(images) if images else (statistics and statistics.count) or UNKNOWN,
-        "size": show_size(images.size) if images else record.get("size", UNKNOWN),
+        "size": format_size(images.size) if images else record.get("size", UNKNOWN),
         "crop": _crop(reference.crop) if images else _crop(record["crop"]) if "crop" in record else UNKNOWN,
         "statistics": "from the file" if statistics else "computed",
         "sha256": digest,
@@ -63,7 +64,7 @@ def _reference(reference: Reference, digest: str) -> Section:
 
 
 def _crop(size: Size | None) -> str:
-    return f"ADM's, to {show_size(sides(size))}" if size else "none"
+    return f"ADM's, to {format_size(sides(size))}" if size else "none"
 
 
 def _network(network: Extractor) -> Section:
@@ -98,5 +99,5 @@ def _software(device: torch.device) -> Section:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        **versions(*LIBRARIES),
+        **library_versions(*LIBRARIES),
     }

@@ -7,21 +7,22 @@ from pathlib import Path
 
 import torch
 
-from dit.data.images import Digits, Size, show_size, size_flag, size_of, tell_size
+from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.inception import INCEPTION
+from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import Extracted, Features
 from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.networks.inception import INCEPTION
-from dit.evaluation.networks.load import DIGITS_CNN, load_extractors
-from dit.evaluation.scores import metrics
-from dit.evaluation.scores.frechet import from_moments
-from dit.evaluation.scores.metrics import Range, Score, Target
-from dit.hardware import Ranks
+from dit.evaluation.metrics import compute as metrics
+from dit.evaluation.metrics.compute import Range, Score, Target
+from dit.evaluation.metrics.frechet import from_moments
 from dit.latents.shards import holds_latents
+from dit.utils.image_size import Size, describe_size, format_size, size_flag, size_of
 
 STATISTICS_ONLY = "the reference has statistics only, no images"
 
@@ -69,8 +70,8 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
     if is_packed(name):
         return Reference(name, from_data(load_images(name, size_of(*size)), name), None, size_of(*size))
     statistics = read_statistics(path) if path.suffix == ".npz" else None
-    if statistics and statistics.record.get("size", show_size(size)) != show_size(size):
-        raise UserError(f"samples of {tell_size(size)} and statistics of {statistics.record['size']} in {name}",
+    if statistics and statistics.record.get("size", format_size(size)) != format_size(size):
+        raise UserError(f"samples of {describe_size(size)} and statistics of {statistics.record['size']} in {name}",
                         "one size for both", f"make statistics with dit stats {size_flag(size)}")
     images = None
     if statistics is None or has_images(path):
@@ -81,7 +82,7 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
 
 def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
     if images.size != size:
-        raise UserError(f"samples of {tell_size(size)} and a reference of {tell_size(images.size)} in {images.name}",
+        raise UserError(f"samples of {describe_size(size)} and a reference of {describe_size(images.size)} in {images.name}",
                         "one size for both", "pass --crop to crop the reference to the samples' size as ADM does")
 
 
@@ -97,7 +98,7 @@ def choose_extractors(names: Sequence[str], weights: Sequence[str], auto: str, r
 
 
 @dataclass(frozen=True)
-class Standard:
+class PreparedReference:
     """A reference as rank 0 compares with it; nothing on other ranks.
 
     Args:
@@ -111,7 +112,7 @@ class Standard:
 
 
 def prepare(reference: Reference, extractors: Sequence[Extractor], networks: Sequence[str], count: int | None,
-            batch_size: int, ranks: Ranks, cache: bool) -> Standard:
+            batch_size: int, ranks: Ranks, cache: bool) -> PreparedReference:
     """Features of the reference, from the cache where they are, and what real images score at `count`.
 
     Args:
@@ -127,7 +128,7 @@ def prepare(reference: Reference, extractors: Sequence[Extractor], networks: Seq
         extracted = extract_cached(reference.images, extractors, batch_size, ranks, "features of reference", cache)
         found, digests = extracted.networks, [*digests, extracted.digest]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    standard = Standard({}, {}, digest)
+    standard = PreparedReference({}, {}, digest)
 
     def fill() -> None:
         standard.targets.update({e.name: _target(reference, found.get(e.name), e, e.name in networks)
@@ -170,7 +171,7 @@ def _check_some(reference: Reference, targets: Sequence[Target]) -> None:
                         "images, or statistics of a chosen feature network", "pass another --extractor or --reference")
 
 
-def score(samples: Extracted, standard: Standard, networks: Sequence[str], device: torch.device
+def score(samples: Extracted, standard: PreparedReference, networks: Sequence[str], device: torch.device
           ) -> dict[str, Score]:
     """All scores of samples by their names, network by network; on rank 0."""
     scores: dict[str, Score] = {}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dit.data.images import Images
-from dit.latents.autoencoder import Autoencoder
+from dit.encoders.autoencoder import Autoencoder
 
 
 @dataclass(frozen=True)

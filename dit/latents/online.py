@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dit.data.images import Images
-from dit.latents.autoencoder import Autoencoder
+from dit.encoders.autoencoder import Autoencoder
 from dit.latents.moments import MomentSums, decode_batches, encode_views
 
 SAMPLE_FOR_STATISTICS = 2048  # images that OnlineLatents.statistics encodes

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
-from dit.data.images import Size, sides, size_of
 from dit.errors import UserError
-from dit.files import LOCK, replacing, sha256, write_json
 from dit.latents.moments import MomentSums
+from dit.utils.files import LOCK, sha256, write_atomically, write_json
+from dit.utils.image_size import Size, sides, size_of
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 NOTE_KEYS = {"file", "count", "sha256", "values", "first", "second"}
@@ -157,7 +157,7 @@ def write_index(root: Path, encoding: Encoding, shards: int, classes: list[str],
     notes = [{key: read_note(root, shard)[key] for key in keys} for shard in range(shards)]
     sums = [MomentSums(n["values"], np.array(n["first"]), np.array(n["second"])) for n in notes]
     mean, std = sum(sums[1:], sums[0]).statistics()
-    with replacing(root / LABELS) as beside:
+    with write_atomically(root / LABELS) as beside:
         count = _write_array(beside, labels, np.dtype(np.int64), ())
     assert count == sum(note["count"] for note in notes), "a label for each image"
     listed = [{key: note[key] for key in ("file", "count", "sha256")} for note in notes]

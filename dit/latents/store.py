@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.data.images import sides, size_of
 from dit.errors import UserError
-from dit.files import sha256
 from dit.latents.shards import AGAIN, INDEX, LABELS, Encoding, holds_latents, read_json
+from dit.utils.files import sha256
+from dit.utils.image_size import sides, size_of
 
 MOST_OPEN = 256  # shards at a time: systems allow about a thousand files
 HEADER = 128  # bytes of a shard before its numbers, as the .npy format has it

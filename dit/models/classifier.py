@@ -3,9 +3,7 @@
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.blocks import Condition, DiTBlock
-from dit.models.dit import PATCHES, SIZES
-from dit.models.transformer import PatchTransformer
+from dit.models.dit import PATCHES, SIZES, Condition, DiTBlock, PatchTransformer
 
 NAMES = [f"Classifier-{size}/{patch}" for size in SIZES for patch in PATCHES]
 

@@ -1,15 +1,156 @@
 """The Diffusion Transformer (arXiv 2212.09748) with the state-dict names and shapes of its original release."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
+from timm.layers import Mlp, PatchEmbed, to_2tuple
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from dit.errors import UserError, nearest
-from dit.models.blocks import CONDITIONINGS, Condition
-from dit.models.layers import LabelEmbedder
-from dit.models.transformer import PatchTransformer
+from dit.errors import UserError
+from dit.models.embeddings import LabelEmbedder, TimestepEmbedder, position_embedding
+
+
+class Condition(NamedTuple):
+    """Time and class, or time and text; a block takes the part that it is made for."""
+
+    vector: Tensor  # [B, D]
+    tokens: Tensor  # [B, S, D]
+    mask: Tensor | None = None  # bool [B, S], tokens that count; unless given, all
+
+
+class Block(nn.Module):
+    """A plain ViT block: of a condition it hears what stands among its tokens (in-context)."""
+
+    affine = True  # norms have a scale and shift of their own
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
+        self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
+        gelu: Any = partial(nn.GELU, approximate="tanh")
+        self.mlp = Mlp(hidden_size, 4 * hidden_size, act_layer=gelu)
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:  # [B, T, D] -> [B, T, D], as in all blocks
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class AdaLNBlock(Block):
+    """Shift and scale of both norms are regressed from the condition's vector (adaLN)."""
+
+    affine = False
+    regressed = 4
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__(hidden_size, num_heads)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, self.regressed * hidden_size))
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        shift1, scale1, shift2, scale2 = self.adaLN_modulation(c.vector)[:, None].chunk(4, dim=-1)
+        x = x + self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class DiTBlock(AdaLNBlock):
+    """So is a gate on attention and MLP, which starts at zero (adaLN-Zero): a fresh block is the identity."""
+
+    regressed = 6
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c.vector)[:, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches, after one more normalisation."""
+
+    affine = True
+
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
+        self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:  # [B, T, D] -> [B, T, p * p * C]
+        return self.linear(self.norm_final(x))
+
+
+class AdaLNFinalLayer(FinalLayer):
+    """That normalisation is adaptive too."""
+
+    affine = False
+
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
+        super().__init__(hidden_size, patch_size, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        shift, scale = self.adaLN_modulation(c.vector)[:, None].chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The adaptive part of adaptive layer norm."""
+    return x * (1 + scale) + shift
+
+
+class PatchTransformer(nn.Module):
+    """The entrance of a transformer on latents; blocks and exit are its heirs', who call `init_weights` at the end.
+
+    Args:
+        input_size: of the latent: height and width, or one number for both.
+        patch_size: height and width of a patch.
+        in_channels: channels of the latent.
+        hidden_size: features of a token.
+
+    Raises:
+        UserError: a patch that does not divide the latent.
+    """
+
+    def __init__(self, *, input_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid = self._grid(input_size)
+        self.x_embedder = PatchEmbed(None, patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.pos_embed = nn.Parameter(position_embedding(hidden_size, self.grid)[None], requires_grad=False)
+
+    def init_weights(self) -> None:
+        """All initial weights (2212.09748, section 3.2 and the release); each parameter falls under one rule."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(ZERO):  # adaLN-Zero: a fresh block is the identity, a fresh network says zero
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 1:
+                nn.init.ones_(parameter)  # scale of a norm that is not adaptive
+            elif name.startswith(("t_embedder.", "y_embedder.")):
+                nn.init.normal_(parameter, std=0.02)
+            elif name != "pos_embed":
+                nn.init.xavier_uniform_(parameter.flatten(1))  # flat, so that the patch convolution counts as linear
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Noisy latents [B, C, H, W] -> patches in their positions [B, T, D]."""
+        return self.x_embedder(x) + self.pos_embed
+
+    def _grid(self, input_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Tokens along each axis."""
+        height, width = to_2tuple(input_size)
+        if height % self.patch_size or width % self.patch_size:
+            raise UserError(f"latents of {height} x {width} with patch size {self.patch_size}",
+                            "a patch size that divides the latents", "change --model or --image-size")
+        return height // self.patch_size, width // self.patch_size
+
+    def resize(self, input_size: int | tuple[int, int]) -> None:
+        """Take latents of another size: the positions of training are stretched over them."""
+        positions = position_embedding(self.pos_embed.shape[-1], self._grid(input_size), self.grid)
+        self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed), requires_grad=False)
+
+
+ZERO = (".bias", ".adaLN_modulation.1.weight", ".text_attn.proj.weight", "final_layer.linear.weight", "head.weight")
 
 SIZES: dict[str, dict[str, Any]] = {
     "Ti": dict(depth=6, hidden_size=256, num_heads=4),
@@ -22,7 +163,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "7B": dict(depth=40, hidden_size=3072, num_heads=24),
 }
 PATCHES = (1, 2, 4, 8)
-NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]
 
 
 class DiT(PatchTransformer):
@@ -48,6 +188,8 @@ class DiT(PatchTransformer):
     ):
         super().__init__(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
         assert (conditioning == "text") == (text_width is not None)
+        from dit.models.conditioning import CONDITIONINGS
+
         block, final_layer = CONDITIONINGS[conditioning]
         self.conditioning = conditioning
         self.y_embedder = nn.Linear(text_width, hidden_size) if text_width else LabelEmbedder(num_classes, hidden_size)
@@ -87,16 +229,3 @@ class DiT(PatchTransformer):
 def words(text: Tensor) -> Tensor:
     """Tokens of text [B, L, E] that count, bool [B, L]: all but those of zeros, which are padding, and the first."""
     return text.any(dim=-1) | (torch.arange(text.shape[1], device=text.device) == 0)
-
-
-def split_name(name: str) -> tuple[str, int]:
-    """Size and patch of a name: `DiT-S/4` -> (`S`, 4).
-
-    Raises:
-        UserError: no DiT, with the nearest names.
-    """
-    if name not in NAMES:
-        raise UserError(f"unknown model {name!r}", f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
-                        nearest(name, NAMES))
-    size, patch = name.removeprefix("DiT-").split("/")
-    return size, int(patch)

@@ -6,7 +6,7 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.layers import LabelEmbedder
+from dit.models.embeddings import LabelEmbedder
 
 SIZES: dict[str, dict[str, Any]] = {
     "S": dict(block_out_channels=(64, 128, 128), layers_per_block=1, attention_sides=(4, 8, 16)),

@@ -1,1 +1,1 @@
-"""What a run has become, on one page; and the reference curves of presets."""
+"""Every HTML page and figure: findings, pages, curves, contact sheets."""

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from dit.config import TrainConfig
-from dit.hardware import Ranks
-from dit.posthoc import write_snapshot
-from dit.profiles import beta, gamma_of
-from dit.runs import Card
-from dit.training.parallel import gathered
+from dit.distributed.parallel import gather_state_dict
+from dit.distributed.ranks import Ranks
+from dit.runs.card import ModelCard
+from dit.runs.ema_profiles import beta, gamma_of
+from dit.runs.posthoc_ema import write_snapshot
 
 SNAPSHOTS = 32  # of a training, unless --ema-every says otherwise
 
@@ -47,7 +47,7 @@ class EMA(Average):
         return min(self.decay, (1 + step) / (10 + step))
 
 
-class Profile(Average):
+class PowerEMA(Average):
     """A power function of the step, whose width is always the same share of the steps done (2312.02696, section 3.1).
 
     Args:
@@ -67,12 +67,12 @@ def snapshot_every(config: TrainConfig, steps: int) -> int:
     return (config.ema_every or -(-steps // SNAPSHOTS)) if config.ema_lengths else 0
 
 
-def save_snapshots(run: Path, step: int, profiles: Sequence[Profile], card: Card, ranks: Ranks) -> None:
+def save_snapshots(run: Path, step: int, profiles: Sequence[PowerEMA], card: ModelCard, ranks: Ranks) -> None:
     """Write every profile into RUN/ema; on all ranks.
 
     Raises:
         UserError: the disk is full or read-only.
     """
     for profile in profiles:
-        weights = gathered(profile.network, ranks)
+        weights = gather_state_dict(profile.network, ranks)
         ranks.on_main(partial(write_snapshot, run, weights, card, profile.length, step))

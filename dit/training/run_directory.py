@@ -7,23 +7,22 @@ from functools import partial
 from pathlib import Path
 
 from dit.config import TrainConfig, to_json
-from dit.data.images import sides
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.files import quoted, require_room, write_json
-from dit.hardware import Ranks
-from dit.runs import (
-    CONFIG,
-    WEIGHTS,
-    Card,
-    card_of,
+from dit.runs.card import CONFIG, ModelCard
+from dit.runs.checkpoints import (
     checkpoint_card,
     checkpoint_step,
+    incomplete_checkpoints,
     is_run,
-    latest,
-    unsealed,
-    verify,
+    latest_checkpoint,
+    read_card,
+    verify_checkpoint,
 )
-from dit.training.schedule import total_steps
+from dit.runs.weights import WEIGHTS
+from dit.training.lr_schedule import total_steps
+from dit.utils.files import require_free_space, shell_quote, write_json
+from dit.utils.image_size import sides
 
 FREE = {"preset", "out", "resume", "data", "vae", "steps", "epochs", "sample_every", "ckpt_every", "log_every", "keep",
         "dry_run", "compile", "grad_accum", "ema_every", "eval_every", "eval_reference", "eval_weights", "text_encoder",
@@ -59,20 +58,20 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
     """
     _check_flags(config)
     run = ranks.share(config.out or _next_free(config))
-    last = ranks.share(latest(run))
+    last = ranks.share(latest_checkpoint(run))
     if last is None and config.resume not in (None, "auto"):
         raise UserError(f"--resume {run}: no checkpoint there", "a run directory with checkpoints/",
                         "drop --resume to start a run")
     if last and config.resume is None:
         raise UserError(f"run directory {run} has checkpoints", "a new directory",
-                        f"pass --resume {quoted(run)} to go on with it, or another --out")
-    ranks.on_main(partial(require_room, run))
+                        f"pass --resume {shell_quote(run)} to go on with it, or another --out")
+    ranks.on_main(partial(require_free_space, run))
     if last is None:
         ranks.on_main(partial(_require_free, run))
     return run, last
 
 
-def open_run(card: Card, images: int, ranks: Ranks) -> tuple[Path, Path | None]:
+def open_run(card: ModelCard, images: int, ranks: Ranks) -> tuple[Path, Path | None]:
     """As `find_run`, with the network and the number of images in the data known.
 
     Raises:
@@ -118,13 +117,13 @@ def _look_at(run: Path, last: Path) -> None:
     Raises:
         UserError: config.json is not that of the checkpoint.
     """
-    newer = [folder for folder in unsealed(run) if checkpoint_step(folder) > checkpoint_step(last)]
+    newer = [folder for folder in incomplete_checkpoints(run) if checkpoint_step(folder) > checkpoint_step(last)]
     for folder in newer:
         print(f"warning: {folder} has no meta.json and is not counted; going on from {last.name}", file=sys.stderr)
     if not is_run(run):
         print(f"warning: {run / CONFIG} is missing or damaged; taken from {last.name}, to be written anew",
               file=sys.stderr)
-    verify(last, WEIGHTS)
+    verify_checkpoint(last, WEIGHTS)
     require_settings(run, last)
 
 
@@ -134,29 +133,29 @@ def require_settings(run: Path, checkpoint: Path) -> list[str]:
     Raises:
         UserError: a setting that never changes.
     """
-    different = changes(checkpoint_card(checkpoint), card_of(run))
+    different = changes(checkpoint_card(checkpoint), read_card(run))
     if not different.keys() <= FREE | DELIBERATE:
         raise UserError(f"{run / CONFIG} is not that of {checkpoint.name} ({'; '.join(different.values())})",
                         "the settings that it was trained with",
-                        f"put them back, or remove the file: train.py --resume {quoted(run)} writes it anew")
+                        f"put them back, or remove the file: train.py --resume {shell_quote(run)} writes it anew")
     return [*different.values()]
 
 
-def changes(then: Card, now: Card) -> dict[str, str]:
+def changes(then: ModelCard, now: ModelCard) -> dict[str, str]:
     """Settings that differ between two times of a run, by name, and in words; not of where it lies and how it began."""
     old, new = _identity(then), _identity(now)
     return {key: f"{key} {old[key]} before, {new[key]} now" for key in new
             if key not in ("out", "resume", "dry_run") and old[key] != new[key]}
 
 
-def write_card(run: Path, card: Card, finished: bool) -> None:
+def write_card(run: Path, card: ModelCard, finished: bool) -> None:
     """Write config.json; of a finished run, which these settings do not train, only where it is lost."""
     if not finished or not is_run(run):
-        write_json(run / CONFIG, (card_of(run) if finished else card).to_json())
+        write_json(run / CONFIG, (read_card(run) if finished else card).to_json())
 
 
-def _require_same(run: Path, card: Card) -> None:
-    before = card_of(run)
+def _require_same(run: Path, card: ModelCard) -> None:
+    before = read_card(run)
     require_autoencoder(card, before, run, "put that one back, or pass --vae with the place where it is now")
     old, new = _identity(before), _identity(card)
     free = FREE | (DELIBERATE if card.config.resume not in (None, "auto") else set())
@@ -166,14 +165,14 @@ def _require_same(run: Path, card: Card) -> None:
                         "the same settings", "use another --out, or the same flags")
 
 
-def require_autoencoder(card: Card, before: Card, run: object, do: str) -> None:
+def require_autoencoder(card: ModelCard, before: ModelCard, run: object, do: str) -> None:
     """Refuse another autoencoder than that of `run`, by name or in words, whose card is `before`."""
     if before.vae_sha256 not in (None, card.vae_sha256):
         raise UserError(f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
                         f"{before.vae_sha256[:8]}, the one that {run} was trained with", do)
 
 
-def _identity(card: Card) -> dict[str, object]:
+def _identity(card: ModelCard) -> dict[str, object]:
     size = {"image_size": list(sides(card.config.image_size))}
     return {**to_json(card.config), **size, **dataclasses.asdict(card.network), "classes": card.classes,
             "latent_mean": card.latent_mean, "latent_std": card.latent_std,

@@ -1,72 +1,59 @@
 """The training loop."""
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
-from dit.build import (
-    build_card,
-    build_loss,
-    build_network,
-    build_process,
-    build_source,
-    build_text_encoder,
-    find_origin,
-    initialise,
-    normalised,
-)
+from dit.build import build_text_encoder, with_data_statistics
 from dit.config import TrainConfig
-from dit.diffusion.importance import LossAware
+from dit.distributed.float8 import require_fp8
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.files import quoted
-from dit.hardware import Ranks, autocast, choose_attention
-from dit.latents.autoencoder import Autoencoder, load_autoencoder
-from dit.latents.store import Latents
-from dit.models.create import blank_inputs, check_name, is_classifier
-from dit.posthoc import FOLDER, drop_after
-from dit.runs import BEST, Card, card_of, checkpoint_card, checkpoint_step, find_best, latest
-from dit.text import Captioned, Captions, TextEncoder
-from dit.training import checkpoint
+from dit.latents.load import build_source
+from dit.models.registry import check_name, is_classifier
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import BEST, checkpoint_card, checkpoint_step, find_best, latest_checkpoint, read_card
+from dit.runs.posthoc_ema import FOLDER, drop_after
+from dit.training import checkpointing as checkpoint
 from dit.training.batches import Batch, Batches
-from dit.training.boards import require_wandb
-from dit.training.checkpoint import Saver, State
-from dit.training.divergence import Diverged, go_back, look
-from dit.training.dry_run import describe
-from dit.training.ema import EMA, Profile, save_snapshots, snapshot_every
-from dit.training.flops import Meter, meter
-from dit.training.fp8 import require_fp8, use_fp8
-from dit.training.guard import LOOK, Guard
-from dit.training.job import Job
-from dit.training.layout import Choice, choose
-from dit.training.machine import peak_memory
-from dit.training.metrics_log import Found, Stopwatch, Window
-from dit.training.parallel import called, settle, shard
-from dit.training.progress import Bar
-from dit.training.recompute import recompute
-from dit.training.reporter import Reporter
+from dit.training.checkpointing import Saver
+from dit.training.cost.ddp_or_fsdp import choose
+from dit.training.cost.dry_run import describe
+from dit.training.cost.flops import Meter, meter
+from dit.training.ema import save_snapshots, snapshot_every
+from dit.training.finetune import find_origin
+from dit.training.lr_schedule import learning_rate
+from dit.training.monitoring.environment import peak_memory
+from dit.training.monitoring.metrics import EvalResult, Stopwatch
+from dit.training.monitoring.progress import Bar
+from dit.training.monitoring.reporter import Reporter
+from dit.training.monitoring.trackers import require_wandb
+from dit.training.monitoring.update_ratio import update_ratio
+from dit.training.prepare import build_card, prepare
+from dit.training.resilience.preemption import Left, Stop, stop_on_signals
+from dit.training.resilience.rollback import Diverged, check_skipped_steps, rollback
+from dit.training.resilience.watchdog import Watchdog, watchdog
 from dit.training.run_directory import begin, changes, find_run, open_run, require_autoencoder, restarted, write_card
-from dit.training.schedule import learning_rate, total_steps
-from dit.training.signals import Left, Stop, stop_on_signals
+from dit.training.session import TrainingSession
+from dit.training.spike_guard import LOOK
 from dit.training.step import train_step
-from dit.training.updates import update_ratio
-from dit.training.watchdog import Watchdog, watchdog
+from dit.utils.files import shell_quote
 
 if TYPE_CHECKING:
-    from dit.training.scores import Scores, Yardstick
+    from dit.training.monitoring.evaluation import EvalTarget, Scores
 
 
-def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | None:
+def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None) -> Path | None:
     """Train, or continue, a run; its directory (None after a dry run).
 
     Args:
-        kin: of a run whose latent statistics it shares; its own where it goes on, else measured.
+        parent_card: of a run whose latent statistics it shares; its own where it goes on, else measured.
 
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
@@ -84,11 +71,11 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
-    before = card_of(last.parents[1]) if last else None
-    card = replace(build_card(config, source, encoder, before or kin), vae_sha256=autoencoder.checksum)
-    if kin:
-        require_autoencoder(card, kin, "the run to be guided", "put that one back")
-    yardstick = choose_yardstick(config, ranks)
+    before = read_card(last.parents[1]) if last else None
+    card = replace(build_card(config, source, encoder, before or parent_card), vae_sha256=autoencoder.checksum)
+    if parent_card:
+        require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
+    yardstick = choose_eval_target(config, ranks)
     if config.dry_run:
         open_run(card, len(source.labels), ranks)
         if config.init and not last:
@@ -97,136 +84,87 @@ def train(asked: TrainConfig, ranks: Ranks, kin: Card | None = None) -> Path | N
         if ranks.main:
             print(describe(card, source, autoencoder, ranks, choice, encoder))
         return None
-    job = prepare(card, source, normalised(autoencoder, card), ranks, encoder)
-    scores = yardstick.prepare(job) if yardstick else None
-    with ranks.alone_in(job.run), stop_on_signals(ranks) as stop:
+    session = prepare(card, source, with_data_statistics(autoencoder, card), ranks, encoder)
+    scores = yardstick.prepare(session) if yardstick else None
+    with ranks.alone_in(session.run), stop_on_signals(ranks) as stop:
         if ranks.main:
-            if not job.finished:
-                announce(job)
-            write_card(job.run, card, job.finished)
-        begin(job.run, asked, ranks)
-        done = loop(job, scores, stop)
+            if not session.finished:
+                print_header(session)
+            write_card(session.run, card, session.finished)
+        begin(session.run, asked, ranks)
+        done = train_with_rollback(session, scores, stop)
     if ranks.main:
-        farewell(job, done)
-    return job.run
+        print_summary(session, done)
+    return session.run
 
 
-def prepare(card: Card, source: Latents, autoencoder: Autoencoder, ranks: Ranks, encoder: TextEncoder | None = None
-            ) -> Job:
-    """Network, optimizer and averages, fresh or as the checkpoint left them."""
-    config = card.config
-    run, last = open_run(card, len(source.labels), ranks)
-    choice = choose(card, autoencoder, encoder, ranks)
-    torch.manual_seed(config.seed)
-    network = build_network(card.network)
-    if config.init and not last:
-        initialise(network, card, config.init)
-    ema, profiles = EMA(network, config.ema), tuple(Profile(network, length) for length in config.ema_lengths)
-    if config.precision == "fp8":  # after the averages' copies, which are sampled from
-        use_fp8(network)
-    recompute(network, config.recompute)
-    fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    for each in (network, *(average.network for average in (ema, *profiles))):
-        place(each, fixed, config, ranks, choice)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.lr, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
-    compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
-    process, calls = build_process(config), called(network, ranks, compiled)
-    with autocast(ranks.device, config.precision):
-        settle(calls, partial(blanks, card, ranks, encoder))
-    captions = Captions(source.classes, "", encoder) if encoder else None
-    loss, terms = build_loss(config, Captioned(calls, captions) if captions else calls, process)
-    times = LossAware(int(process.end)) if config.time_sampling == "loss-aware" else None
-    state = State(network, optimizer, ema, Window(("loss", "grad_norm", *terms), ranks.device),
-                  Guard(config.spike, ranks.device), times, profiles)
-    start = checkpoint.load(last, state, ranks) if last else 0
-    return Job(run, card, ranks, source, autoencoder, state, calls, process, loss, start,
-               total_steps(config, len(source.labels)), choice, captions)
-
-
-def blanks(card: Card, ranks: Ranks, encoder: TextEncoder | None) -> tuple[Tensor, ...]:
-    """What the network takes in a micro-batch, as zeros."""
-    micro = card.config.global_batch_size // (ranks.world * card.config.grad_accum)
-    inputs = blank_inputs(card.network.model, micro, encoder.length if encoder else 0, **card.network.sizes)
-    return tuple(part.to(ranks.device) for part in inputs)
-
-
-def place(network: nn.Module, fixed: Set[str], config: TrainConfig, ranks: Ranks, choice: Choice) -> None:
-    """Bring a network, or this rank's share of it, to its device, with the attention that is quicker there."""
-    choose_attention(network, ranks.device, config.precision)
-    if choice.parallel == "fsdp" and ranks.world > 1:
-        shard(network, fixed, ranks, config.precision)
-    else:
-        network.to(ranks.device)
-
-
-def choose_yardstick(config: TrainConfig, ranks: Ranks) -> "Yardstick | None":
+def choose_eval_target(config: TrainConfig, ranks: Ranks) -> "EvalTarget | None":
     """What --eval-every compares with; its code is imported only where it is on."""
     if not config.eval_every:
         return None
-    from dit.training import scores
+    from dit.training.monitoring import evaluation as scores
 
-    return scores.choose_yardstick(config, ranks)
+    return scores.choose_eval_target(config, ranks)
 
 
-def loop(job: Job, scores: "Scores | None", stop: Stop) -> int:
+def train_with_rollback(session: TrainingSession, scores: "Scores | None", stop: Stop) -> int:
     """All steps from the start, with their logs, pictures, scores and checkpoints; the number of steps done.
 
     Where a run diverged, it goes back to its last good checkpoint, and on from there with other data.
     """
-    saver = Saver(job.run, job.card, job.ranks)
-    if job.ranks.main:
-        checkpoint.tidy(job.run, job.config)  # a kill may have come before it
-    diverged, measure = None, meter(job)
+    saver = Saver(session.run, session.card, session.ranks)
+    if session.ranks.main:
+        checkpoint.tidy(session.run, session.config)  # a kill may have come before it
+    diverged, measure = None, meter(session)
     while True:
         try:
-            with closing(Reporter(job, measure)) if job.ranks.main else nullcontext() as reporter:
+            with closing(Reporter(session, measure)) if session.ranks.main else nullcontext() as reporter:
                 if reporter and diverged:
-                    reporter.event(diverged.step, {"event": "rollback", "to": job.start, "reason": diverged.why})
-                return stretch(job, scores, stop, saver, measure, reporter)
+                    reporter.event(diverged.step, {"event": "rollback", "to": session.start, "reason": diverged.why})
+                return train_until_done(session, scores, stop, saver, measure, reporter)
         except Diverged as found:
-            job, diverged = go_back(job, found), found
+            session, diverged = rollback(session, found), found
 
 
-def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure: Meter, reporter: Reporter | None
+def train_until_done(session: TrainingSession, scores: "Scores | None", stop: Stop, saver: Saver, measure: Meter, reporter: Reporter | None
             ) -> int:
     """Steps until the last, or until one must stop; how many were done.
 
     Raises:
         Diverged: the run should go back to a checkpoint.
     """
-    config, step, coming, watch = job.config, job.start, Batches(job), Stopwatch()
-    if job.ranks.main:
-        drop_after(job.run, job.start)
-    with watchdog(job.ranks, config.timeout) as dog, Bar(job.start, job.steps, job.ranks.main) as bar:
-        for step, batch in enumerate(watch.waiting(watched(coming, dog, job.start)), start=job.start + 1):
+    config, step, coming, watch = session.config, session.start, Batches(session), Stopwatch()
+    if session.ranks.main:
+        drop_after(session.run, session.start)
+    with watchdog(session.ranks, config.timeout) as dog, Bar(session.start, session.steps, session.ranks.main) as bar:
+        for step, batch in enumerate(watch.waiting(watched(coming, dog, session.start)), start=session.start + 1):
             with dog.at(step, "computing"):
-                train_step(job, batch, step)
-                last = stop.now() or step == job.steps
-                logs, draws, judges, shoots = (due(step, every, job.steps) for every in (
-                    config.log_every, config.sample_every, config.eval_every, snapshot_every(config, job.steps)))
-                saves = due(step, config.ckpt_every, job.steps) or last
+                train_step(session, batch, step)
+                last = stop.now() or step == session.steps
+                logs, draws, judges, shoots = (due(step, every, session.steps) for every in (
+                    config.log_every, config.sample_every, config.eval_every, snapshot_every(config, session.steps)))
+                saves = due(step, config.ckpt_every, session.steps) or last
                 if logs or draws or judges or shoots or saves or step % LOOK == 0:
-                    look(job, step, reporter, saver)
-                values = averages(job, step, watch, measure) if logs else {}
+                    check_skipped_steps(session, step, reporter, saver)
+                values = averages(session, step, watch, measure) if logs else {}
             saver.check()
             with watch.paused():
-                found = Found()
+                found = EvalResult()
                 if scores and judges:
                     coming.settle()
-                    found, left = judge(job, scores, step, stop)
+                    found, left = evaluate_ema(session, scores, step, stop)
                     saves, last = saves or left, last or left
                     if left and reporter:
                         reporter.event(step, {"event": "unscored", "reason": "a signal asked to stop"})
                 if reporter:
                     reporter.write(step, values, found)
                 if draws:
-                    draw(job, step, stop, reporter)
+                    sample_preview(session, step, stop, reporter)
                 if shoots:  # before the checkpoint: what was done before it is not done again
-                    save_snapshots(job.run, step, job.state.profiles, job.card, job.ranks)
+                    save_snapshots(session.run, step, session.state.profiles, session.card, session.ranks)
                 if saves or found.leads:
                     with dog.at(step, "writing a checkpoint"):
-                        saver.save(step, job.state, job.ranks, found.distance)
+                        saver.save(step, session.state, session.ranks, found.distance)
             bar.update(step, {**values, **found.scores})
             if last:
                 break
@@ -237,20 +175,20 @@ def stretch(job: Job, scores: "Scores | None", stop: Stop, saver: Saver, measure
     return step
 
 
-def draw(job: Job, step: int, stop: Stop, reporter: Reporter | None) -> None:
+def sample_preview(session: TrainingSession, step: int, stop: Stop, reporter: Reporter | None) -> None:
     """A grid from the EMA, which is whole no longer than that takes."""
-    average = job.average()
+    average = session.average()
     if reporter:
         with stop.leaving(average):
             reporter.draw(step, average)
 
 
-def judge(job: Job, scores: "Scores", step: int, stop: Stop) -> tuple[Found, bool]:
+def evaluate_ema(session: TrainingSession, scores: "Scores", step: int, stop: Stop) -> tuple[EvalResult, bool]:
     """Scores of the EMA, and whether a signal put an end to them."""
     try:
-        return scores.measure(step, job.average(), stop.heed), False
+        return scores.measure(step, session.average(), stop.heed), False
     except Left:
-        return Found(), True
+        return EvalResult(), True
 
 
 def watched(coming: Iterable[Batch], dog: Watchdog, start: int) -> Iterator[Batch]:
@@ -269,48 +207,48 @@ def due(step: int, every: int, steps: int) -> bool:
     return every > 0 and (step % every == 0 or step == steps)
 
 
-def averages(job: Job, step: int, watch: Stopwatch, measure: Meter) -> dict[str, float]:
+def averages(session: TrainingSession, step: int, watch: Stopwatch, measure: Meter) -> dict[str, float]:
     """What the log says of the steps since its last line; of update and memory, now."""
-    values = job.state.window.close(job.ranks)  # waits for the device, so that the watch sees all of its work
-    lap = watch.lap(step - job.start)
-    speed = job.config.global_batch_size * lap.steps_per_second
-    own = torch.tensor([[lap.waiting, peak_memory(job.ranks.device)]], dtype=torch.float64, device=job.ranks.device)
-    waiting, memory = job.ranks.gather(own).T
-    return {**values, "lr": learning_rate(job.config, step - 1, job.steps),
-            "update_ratio": update_ratio(job.state.optimizer).item(), "img_per_s": speed,
+    values = session.state.window.close(session.ranks)  # waits for the device, so that the watch sees all of its work
+    lap = watch.lap(step - session.start)
+    speed = session.config.global_batch_size * lap.steps_per_second
+    own = torch.tensor([[lap.waiting, peak_memory(session.ranks.device)]], dtype=torch.float64, device=session.ranks.device)
+    waiting, memory = session.ranks.gather(own).T
+    return {**values, "lr": learning_rate(session.config, step - 1, session.steps),
+            "update_ratio": update_ratio(session.state.optimizer).item(), "img_per_s": speed,
             "mfu": measure.utilisation(speed), "data_wait": waiting.mean().item(), "memory_gib": memory.max().item()}
 
 
-def announce(job: Job) -> None:
+def print_header(session: TrainingSession) -> None:
     """Tell what was decided at the start, where there was anything to decide."""
-    if job.ranks.world > 1:
-        print(f"parallel    {job.parallel}", flush=True)
-    before = checkpoint_card(last) if (last := latest(job.run)) else job.card
-    if changed := changes(before, job.card):
+    if session.ranks.world > 1:
+        print(f"parallel    {session.parallel}", flush=True)
+    before = checkpoint_card(last) if (last := latest_checkpoint(session.run)) else session.card
+    if changed := changes(before, session.card):
         print(f"changed     {'; '.join(changed.values())}", flush=True)
 
 
-def farewell(job: Job, done: int) -> None:
+def print_summary(session: TrainingSession, done: int) -> None:
     """Tell where everything is."""
-    run = quoted(job.run)
-    if done < job.steps:
-        print(f"stopped after step {done} of {job.steps}; continue with: python train.py --resume {run}")
+    run = shell_quote(session.run)
+    if done < session.steps:
+        print(f"stopped after step {done} of {session.steps}; continue with: python train.py --resume {run}")
         return
-    if job.finished:
-        longer = f"--epochs {2 * job.config.epochs:g}" if job.config.epochs else f"--steps {2 * done}"
-        print(f"all {done} steps were done before, and {job.run} is as it was; for more, pass more, such as {longer}")
-    print(f"run         {job.run}\ncheckpoint  {latest(job.run)}\nloss curve  {job.run / 'loss.png'}")
+    if session.finished:
+        longer = f"--epochs {2 * session.config.epochs:g}" if session.config.epochs else f"--steps {2 * done}"
+        print(f"all {done} steps were done before, and {session.run} is as it was; for more, pass more, such as {longer}")
+    print(f"run         {session.run}\ncheckpoint  {latest_checkpoint(session.run)}\nloss curve  {session.run / 'loss.png'}")
     print(f"page        dit report {run}")
-    if is_classifier(job.config.model):
-        print(f"accuracy    {job.run / 'accuracy.png'}")
+    if is_classifier(session.config.model):
+        print(f"accuracy    {session.run / 'accuracy.png'}")
         return
-    if job.config.sample_every:
-        print(f"samples     {job.run / 'samples'}")
-    if job.config.eval_every:
-        print(f"scores      {job.run / 'scores.png'}; how they were made: {job.run / 'scores.json'}")
-    if job.config.ema_lengths:
-        print(f"averages    {job.run / FOLDER}; one of any length: dit ema {run} --length 0.07")
-    if (best := find_best(job.run)) and (job.run / BEST).exists():
+    if session.config.sample_every:
+        print(f"samples     {session.run / 'samples'}")
+    if session.config.eval_every:
+        print(f"scores      {session.run / 'scores.png'}; how they were made: {session.run / 'scores.json'}")
+    if session.config.ema_lengths:
+        print(f"averages    {session.run / FOLDER}; one of any length: dit ema {run} --length 0.07")
+    if (best := find_best(session.run)) and (session.run / BEST).exists():
         step, distance = checkpoint_step(best.checkpoint), best.distance
-        print(f"best        {job.run / BEST} (step {step}, {distance.name} {distance.value:.4g})")
+        print(f"best        {session.run / BEST} (step {step}, {distance.name} {distance.value:.4g})")
     print(f"next        python sample.py --run {run}")

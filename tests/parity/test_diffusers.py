@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from dit import convert
 from dit.build import build_network
+from dit.commands import convert
 from dit.diffusion import samplers
-from dit.diffusion.denoiser import Denoiser
-from dit.diffusion.process import DDPM, Flow, add_noise, posterior
-from dit.runs import NetworkSpec
+from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
+from dit.runs.card import NetworkSpec
 
 diffusers = pytest.importorskip("diffusers")
 

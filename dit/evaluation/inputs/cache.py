@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dit.distributed.device import device_kind, library_versions
+from dit.distributed.ranks import Ranks
+from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import Extracted, Features, extract
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor
-from dit.files import replacing
-from dit.hardware import Ranks, device_kind, versions
+from dit.utils.files import write_atomically
 
 FORMAT = 1  # to be raised when this package reads images or runs a network in another way
 LAYERS = ("values", "logits", "spatial")
@@ -78,7 +79,7 @@ def _key(contents: str, extractor: Extractor) -> str:
     hits and change no score.
     """
     parts = [FORMAT, contents, extractor.name, extractor.checksum, extractor.preprocessing,
-             device_kind(extractor.device), versions(*LIBRARIES)]
+             device_kind(extractor.device), library_versions(*LIBRARIES)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -111,7 +112,7 @@ def _write(path: Path, features: Features, digest: str) -> None:
     layers = {name: getattr(features, name) for name in LAYERS}
     tensors = {name: layer.contiguous() for name, layer in layers.items() if layer is not None}
     try:
-        with replacing(path) as beside:
+        with write_atomically(path) as beside:
             beside.touch()
             mode = beside.stat().st_mode
             save_file(tensors, beside, {"pixels": digest, "checksum": _checksum(tensors, digest)})

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.networks.base import Extractor, Outputs
-from dit.hardware import Ranks
 
-Heed = Callable[[], None]  # may raise, on all ranks alike
+OnBatch = Callable[[], None]  # may raise, on all ranks alike
 ROWS = 4096  # of features that go from rank to rank at a time
 
 
@@ -39,12 +39,12 @@ class Extracted:
     digest: str
 
 
-def go_on() -> None:
+def no_callback() -> None:
     """What is heeded between batches where nothing calls away."""
 
 
 def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, title: str,
-            heed: Heed = go_on) -> Extracted:
+            heed: OnBatch = no_callback) -> Extracted:
     """Features of all images in order, on every rank; each rank reads and computes its part, and reads it once.
 
     Before each batch all ranks call `heed`, as often.

@@ -20,17 +20,15 @@ from dit.data.images import (
     READ_ERRORS,
     ImageFolder,
     Images,
-    Size,
     center_crop,
     image_files,
     is_image,
     read_rgb,
-    sides,
-    tell_size,
 )
 from dit.errors import UserError
 from dit.evaluation.inputs.archives import open_npz, read_array
-from dit.files import sha256
+from dit.utils.files import sha256
+from dit.utils.image_size import Size, describe_size, sides
 
 BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, with at most 8 bits a channel
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for images that lie on their side
@@ -204,7 +202,7 @@ def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
     first = _header(paths[0])
     for path, size in zip(paths, _in_threads(lambda i: _header(paths[i]), len(paths), "sizes"), strict=True):
         if size != first:
-            raise UserError(f"images of different sizes: {paths[0]} is {tell_size(first)}, {path} is {tell_size(size)}",
+            raise UserError(f"images of different sizes: {paths[0]} is {describe_size(first)}, {path} is {describe_size(size)}",
                             "images of one size", "crop them: --crop crops a reference, --image-size in dit stats")
     return first
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from dit.errors import UserError
+from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.dinov2 import DINOV2
+from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.inputs.archives import open_npz, read_array
-from dit.evaluation.networks.base import Extractor
-from dit.evaluation.networks.dinov2 import DINOV2
-from dit.evaluation.networks.inception import INCEPTION
-from dit.files import replacing
+from dit.utils.files import write_atomically
 
 INCEPTION_WIDTH = 2048
 ALIASES = {"fid": INCEPTION, "fd_dinov2": DINOV2}  # EDM2's names of networks: ours
@@ -208,7 +208,7 @@ def write_statistics(path: Path, networks: Mapping[str, Moments], count: int, re
         for prefix in (f"{name}/", *([""] if name == INCEPTION else [])):
             arrays |= _named(moments.features, prefix, "")
             arrays |= _named(moments.spatial, prefix, "_s") if moments.spatial else {}
-    with replacing(path) as beside, beside.open("wb") as file:
+    with write_atomically(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,67 @@
+"""Untrained first stages, what they say of a batch, and how they are kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit.config import VaeConfig
+from dit.encoders.autoencoder import CONFIG, WEIGHTS
+from dit.errors import UserError
+from dit.utils.files import write_atomically, write_json
+from dit.utils.image_size import sides, size_flag
+
+
+def create_network(cfg: VaeConfig) -> Any:
+    """diffusers' AutoencoderKL or VQModel, untrained, without attention: it takes images of any size.
+
+    Args:
+        cfg: resolved.
+    """
+    from diffusers import AutoencoderKL, VQModel
+
+    torch.manual_seed(cfg.seed)
+    settings = dict(
+        down_block_types=("DownEncoderBlock2D",) * len(cfg.channels),
+        up_block_types=("UpDecoderBlock2D",) * len(cfg.channels),
+        block_out_channels=cfg.channels,
+        latent_channels=cfg.latent_channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=max(sides(cfg.image_size)),
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+    if cfg.kind == "kl":
+        return AutoencoderKL(**settings)
+    return VQModel(**settings, num_vq_embeddings=cfg.codebook_size, vq_embed_dim=cfg.codebook_dim)
+
+
+def latent_sides(cfg: VaeConfig) -> tuple[int, int]:
+    """Height and width of the latents.
+
+    Raises:
+        UserError: the factor does not divide the image size.
+    """
+    factor = 2 ** (len(cfg.channels) - 1)
+    height, width = sides(cfg.image_size)
+    if height % factor or width % factor:
+        raise UserError(f"{size_flag(cfg.image_size)} with {len(cfg.channels)} --channels, which shrink it by {factor}",
+                        f"a multiple of {factor}", "change one of them")
+    return height // factor, width // factor
+
+
+def save(network: Any, out: Path, mean: Tensor, std: Tensor) -> None:
+    """Write it in diffusers' layout with these statistics [C] of its latents.
+
+    config.json comes last: a folder that has it is whole.
+    """
+    from safetensors.torch import save as to_bytes
+
+    network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with write_atomically(out / WEIGHTS) as beside:
+        beside.write_bytes(to_bytes(state, {"format": "pt"}))
+    write_json(out / CONFIG, json.loads(network.to_json_string()))

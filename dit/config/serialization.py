@@ -1,0 +1,35 @@
+"""Configurations as plain JSON values, there and back."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dit.errors import UserError, did_you_mean
+
+Config = TypeVar("Config")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_json(cls: type[Config], values: dict[str, Any]) -> Config:
+    """The inverse of `to_json`.
+
+    Raises:
+        UserError: a key that `cls` does not have.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UserError(f"unknown setting {key!r} in a saved {cls.__name__}", "a setting of this version",
+                            did_you_mean(key, fields))
+    return cls(**{k: _from_plain(fields[k].type, v) for k, v in values.items()})
+
+
+def _from_plain(kind: Any, value: Any) -> Any:
+    if value is not None and "Path" in str(kind):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Frozen networks around the DiT: autoencoders (pixels and latents) and text encoders."""

@@ -1,1 +1,0 @@
-"""Reports for people: pages, curves, contact sheets."""

@@ -1,0 +1,76 @@
+"""Samples to score: made from a run in a folder of their own, and what is recorded of how they were made."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from dit.config import PACE, SamplerConfig
+from dit.distributed.device import compute_precision
+from dit.distributed.ranks import Ranks
+from dit.errors import UserError
+from dit.runs.checkpoints import find_weights
+from dit.sampling.folder import ARCHIVE, RECORD, sample_folder
+from dit.sampling.load import LoadedRun
+from dit.utils.files import sha256
+from dit.utils.image_size import size_of
+
+OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache", "compile",
+            "spacing")  # named only where they are on
+
+
+def sampled(run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
+    """Images of all classes in turn in `out`/samples-HASH, named by the settings; what is there already stays."""
+    folder = out / f"samples-{settings_key(run, config, count)}"
+    return sample_folder(run, config, run.card.ids, count, folder, "png", ranks)
+
+
+def settings_key(run: LoadedRun, config: SamplerConfig, count: int) -> str:
+    """The same for the same images: a hash of number, weights and settings, those that change no image left out."""
+    text = json.dumps([image_settings(run, config), count, sha256(run.weights.path)])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
+    """The settings that images depend on, as plain JSON values; of other networks their content."""
+    asked = settings_in_use(
+        config,
+        precision=compute_precision(run.device, config.precision),
+        image_size=size_of(*run.image_size) if run.trained_size else None,
+        guide=config.guide and sha256(find_weights(config.guide)),
+        classifier=config.classifier and sha256(find_weights(config.classifier)),
+    )
+    return {name: value for name, value in asked.items() if name not in PACE}
+
+
+def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
+    """Settings by name, `known` ones in place of the config's; what is off is not named."""
+    scale = config.classifier_scale if config.classifier else None
+    asked = {**{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)}, **known,
+             "classifier_scale": scale, "spacing": config.spacing if config.spacing != "uniform" else None}
+    return {name: value for name, value in asked.items() if value is not None or name not in OPTIONAL}
+
+
+def without_classes(settings: dict[str, Any]) -> bool:
+    """Whether samples.json says that the images have no classes."""
+    network = settings.get("network")
+    return isinstance(network, dict) and network.get("num_classes") == 0 and not settings.get("classes")
+
+
+def recorded_settings(samples: Path | None) -> dict[str, Any]:
+    """What samples.json says of how the images were made; nothing where there is none.
+
+    Raises:
+        UserError: it is no JSON.
+    """
+    if samples is None or (samples.is_file() and samples.name != ARCHIVE):
+        return {}
+    path = (samples if samples.is_dir() else samples.parent) / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error})", "the file that sample.py wrote", "remove it") from error
+    return settings if isinstance(settings, dict) else {}

@@ -1,0 +1,1 @@
+"""Runs on disk: the card, checkpoints, weights files, metrics, averages."""

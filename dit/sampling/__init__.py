@@ -1,0 +1,1 @@
+"""Sampling: load a run, build its pipeline, generate images, write folders of them."""

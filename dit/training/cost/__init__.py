@@ -1,0 +1,1 @@
+"""What a training costs: memory, FLOPs, time, and the choice of DDP or FSDP2."""

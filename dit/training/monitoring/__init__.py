@@ -1,0 +1,1 @@
+"""What one watches: metrics, progress bar, trackers, previews, evaluation."""

@@ -1,0 +1,1 @@
+"""What may go wrong: hangs, divergence, preemption."""

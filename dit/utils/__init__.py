@@ -1,0 +1,1 @@
+"""Small helpers that know nothing of diffusion: files, hub downloads, pictures, image sizes."""

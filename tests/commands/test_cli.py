@@ -1,0 +1,274 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import torchrun
+
+from dit import cli
+from dit.cli import main, parse
+from dit.config import EvalConfig, SampleConfig, TrainConfig, from_json
+from dit.config.presets import PRESETS
+from dit.distributed.ranks import Ranks
+from dit.errors import UserError
+from dit.training.resilience.preemption import stop_on_signals
+
+ROOT = Path(__file__).parents[2]
+
+
+def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that must fail as a user's mistake."""
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("trian", ["unknown command 'trian'", "did you mean train"]),
+        ("train --modle DiT-S/4", ["unknown flag --modle", "did you mean --model"]),
+        ("train --model", ["--model", "train --help"]),
+        ("train --foo 3", ["unknown flag --foo; expected a flag of dit train; see dit train --help"]),
+        ("sample --cfg 3", ["did you mean --cfg-scale or --cfg-interval or --cfg-channels?"]),
+        ("train --lr fast", ["--lr fast; expected a number; change --lr"]),
+        ("train --lr", ["--lr without a value; expected a number"]),
+        ("train --out", ["--out without a value; expected a path"]),
+        ("train --resume --steps=9", ["--resume without a value; expected a value"]),
+        ("train --steps=1e3", ["--steps 1e3; expected a whole number"]),
+        ("train --num-classes 1.5", ["--num-classes 1.5; expected a whole number"]),
+        ("train --unet-attention a 8", ["--unet-attention a 8; expected one whole number or more"]),
+        ("train --process", ["--process without a value; expected one of flow, linear, cosine"]),
+        ("sample --run r --cfg-interval 0.1", ["--cfg-interval 0.1; expected two numbers"]),
+        ("train --data=", ["--data is empty; expected a value; check the variable of the shell"]),
+        ("train --resume auto --out= --steps 9", ["--out is empty"]),
+        ("train --resume=", ["--resume is empty"]),
+        ("evaluate --weights=", ["--weights is empty"]),
+        ("train --model Classifier-S/2", ["--model Classifier-S/2 is a classifier; expected a network that draws"]),
+        ("train --model Classifier-S/2 --label-dropout 0", ["is a classifier; expected a network that draws images"]),
+        ("train --lr -1", ["--lr -1.0", "a number above 0"]),
+        ("train --process floww", ["floww", "'flow', 'linear', 'cosine'"]),
+        ("train stray", ["stray"]),
+        ("train --preset imagenet-265", ["unknown preset 'imagenet-265'", "did you mean imagenet-256"]),
+        ("train --resume nowhere", ["--resume nowhere: no checkpoint there"]),
+        ("train --image-size 30 48 20", ["--image-size 30 48 20; expected one number, or two: height and width"]),
+        ("train --image-size", ["--image-size without a value; expected one number"]),
+        ("train --process linear --time-sampling logit-normal", ["--time-sampling logit-normal with --process linear"]),
+        ("train --process cosine --time-shift=3", ["--time-shift 3 with --process cosine; expected --process flow"]),
+        ("train --model UNet-S --conditioning adaln-zero", ["--conditioning adaln-zero with --model UNet-S"]),
+        ("train --num-classes 0 --label_dropout 0.2", ["--label-dropout 0.2 with --num-classes 0"]),
+        ("train --epochs 3 --steps 9", ["--steps 9 with --epochs 3; expected no --epochs"]),
+        ("train --on-divergence stop --max-skips 3", ["--max-skips 3 with --on-divergence stop"]),
+        ("train --eval-samples 9", ["--eval-samples 9 without --eval-every"]),
+        ("train --ema-lengths", ["--ema-lengths without a value"]),
+        ("train --dry-run --image-size 36", ["36 with DiT-Ti/2 on --vae digits; expected a multiple of 8"]),
+        ("train --process linear --learn-sigma --process flow", ["--process flow with --learn-sigma"]),
+        ("sample", ["dit sample without --run; expected a path for --run; see dit sample --help"]),
+        ("show", ["without DIRECTION, RUN; expected one of forward, backward for DIRECTION, a path for RUN; see dit"]),
+        ("show --steps 4 forward", ["dit show without RUN; expected a path for RUN; see dit show --help"]),
+        ("ema", ["dit ema without RUN, --length; expected a path for RUN, one number or more for --length; see"]),
+        ("sample --run nowhere", ["no checkpoint in nowhere, which is not there"]),
+        (f"sample --run {ROOT}/dit/assets/digits-vae", ["which has the config.json of another network", "dit info"]),
+        ("info nowhere", ["nothing at nowhere"]),
+    ],
+)
+def test_mistakes_get_one_line(command: str, parts: list[str], capsys: pytest.CaptureFixture[str]):
+    said = complaint_of(command.split(), capsys)
+    for part in parts:
+        assert part in said
+
+
+@pytest.mark.parametrize(("argv", "flag"), [(["info", ""], "an argument"), (["train", "--vae", " "], "--vae"),
+                                            (["evaluate", "--weights", "a", ""], "--weights")])
+def test_an_empty_value_is_refused(argv: list[str], flag: str, capsys: pytest.CaptureFixture[str]):
+    assert f"error: {flag} is empty; expected a value" in complaint_of(argv, capsys)
+
+
+def test_a_negative_prompt_may_be_empty():
+    assert parse(SampleConfig, ["--run", "r", "--negative-prompt", ""], "sample.py").negative_prompt == ""
+
+
+@pytest.mark.parametrize("box", [
+    "╭─ Value error ─╮\n│ Error parsing --lr: no number. │\n│ ───── │\n│ For help … │\n╰─────╯",
+    " Value error \n ----- \n  Error parsing --lr: no number. \n  ----- \n  For help … \n",
+])
+def test_a_complaint_of_the_parser_is_one_line_with_and_without_a_frame(box: str):
+    assert cli._one_line(box) == "--lr: no number"
+
+
+def test_unknown_model_names_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    said = complaint_of(["train", "--model", "DiT-S/3", "--out", str(tmp_path / "run"), "--vae", "identity"], capsys)
+    assert "unknown model 'DiT-S/3'" in said
+    assert "DiT-S/2" in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_class_id_out_of_range(tiny_run: Path, capsys: pytest.CaptureFixture[str]):
+    assert "class ids from 0 to 9" in complaint_of(["sample", "--run", str(tiny_run), "--classes", "11"], capsys)
+
+
+def test_overview_lists_all_commands(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in out
+    assert main([]) == 0
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_help_is_readable(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: dit {name}" in out
+    assert "{None}" not in out
+    assert "(default: None)" not in out
+
+
+def test_help_breaks_its_lines_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "2000")
+    with pytest.raises(SystemExit):
+        main(["encode", "--help"])
+    assert len([line for line in capsys.readouterr().out.splitlines() if "hf:OWNER" in line]) == 1
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
+def test_scripts_answer_help_at_once(script: str):
+    code = ("import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "finally: print('torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"usage: {script}" in done.stdout
+    assert done.stdout.endswith("False\n"), "importing torch takes seconds"
+
+
+def test_script_exit_code(tmp_path: Path):
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--steps", "0"], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --steps 0; expected a number above 0; change --steps\n"
+
+
+# -- flags to configurations ---------------------------------------------------------------------------------------
+
+
+def test_flags_become_a_configuration():
+    argv = "--model DiT-S/4 --lr 1e-3 --no-flip --resume auto --out runs/x --num-classes=7 --global_batch_size 8"
+    given = parse(TrainConfig, argv.split(), "train.py")
+    assert given == TrainConfig(model="DiT-S/4", lr=1e-3, flip=False, resume="auto", out=Path("runs/x"), num_classes=7,
+                                global_batch_size=8)
+    assert type(given) is TrainConfig
+    argv = "--run r --cfg-scale 2 --cfg-interval 0.1 0.8 --classes 0,1,2"
+    sampled = parse(SampleConfig, argv.split(), "sample.py")
+    assert sampled == SampleConfig(run=Path("r"), cfg_scale=2.0, cfg_interval=(0.1, 0.8), classes="0,1,2")
+    assert parse(EvalConfig, [], "evaluate.py") == EvalConfig()
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_preset_gives_the_defaults(name: str):
+    assert parse(TrainConfig, ["--preset", name], "train.py") == PRESETS[name]()
+    assert PRESETS[name]().preset == name
+    changed = parse(TrainConfig, [f"--preset={name}", "--steps", "7"], "train.py")
+    assert changed.steps == 7
+    assert changed.model == PRESETS[name]().model
+
+
+def test_resume_takes_the_settings_of_the_run(make_run):
+    home = make_run(lr=0.5, steps=9)
+    again = parse(TrainConfig, ["--resume", str(home), "--log-every", "3"], "train.py")
+    saved = json.loads((home / "config.json").read_text())["config"]
+    assert again == from_json(TrainConfig, {**saved, "resume": str(home), "out": str(home), "log_every": 3})
+    assert (again.lr, again.steps) == (0.5, 9)
+
+
+def test_resume_without_a_finished_checkpoint(make_run):
+    home = make_run()
+    next(home.glob("checkpoints/*/meta.json")).unlink()
+    with pytest.raises(UserError, match="no checkpoint there"):
+        parse(TrainConfig, ["--resume", str(home)], "train.py")
+
+
+# -- how a command ends --------------------------------------------------------------------------------------------
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    def work(config: object, ranks: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dit.training.trainer.train", work)
+    return main(["train"])
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert ending(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_an_interrupt_that_got_lost_is_heeded(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def work(config: object, ranks: Ranks) -> None:
+        with suppress(KeyboardInterrupt):  # as a __del__ does
+            signal.raise_signal(signal.SIGINT)
+        with stop_on_signals(ranks) as stop:
+            asked.append(stop.now())
+
+    monkeypatch.setattr("dit.training.trainer.train", work)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background work begins with it ignored
+    for _ in range(2):
+        assert main(["train"]) == 0
+    assert asked == [True, True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("number", "do"), [
+    (errno.ENOSPC, "free some space"), (errno.ENAMETOOLONG, "a shorter path"), (errno.EISDIR, "move what lies there"),
+    (errno.EEXIST, "move what lies there"), (errno.ENOTDIR, "move what lies there"),
+])
+def test_a_file_system_that_refuses(number: int, do: str, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]):
+    assert ending(monkeypatch, OSError(number, os.strerror(number), "/x/y")) == 2
+    said = capsys.readouterr().err
+    assert f"{os.strerror(number)}: '/x/y'; expected " in said
+    assert do in said
+
+
+def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    for flags in (["--vae", "identity", "--out"], ["--resume"]):
+        assert "File name too long" in complaint_of(["train", *flags, f"{tmp_path}/{'x' * 300}"], capsys)
+
+
+def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ZeroDivisionError):
+        ending(monkeypatch, ZeroDivisionError())
+    with pytest.raises(FileNotFoundError):
+        ending(monkeypatch, FileNotFoundError(2, "no such file"))
+
+
+def test_other_ranks_wait_before_they_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    assert ending(monkeypatch, UserError("a", "b", "c")) == 2
+    assert waited == [cli.PATIENCE]
+    assert capsys.readouterr().err == "error (rank 1): a; expected b; c\n"
+
+
+@pytest.mark.slow
+def test_scoring_and_encoding_under_torchrun(tiny_run, tmp_path):
+    torchrun("evaluate.py", "--run", tiny_run, "--num-samples", 20, "--steps", 2, "--bootstrap", 0, "--out",
+             tmp_path / "scores")
+    assert json.loads((tmp_path / "scores" / "report.json").read_text())["scores"]
+    torchrun("dit.cli", "encode", "--data", "digits", "--out", tmp_path / "latents", module=True)
+    assert main(["verify", str(tmp_path / "latents")]) == 0

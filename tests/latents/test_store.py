@@ -1,0 +1,437 @@
+import fcntl
+import gc
+import json
+import os
+import shutil
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import forked
+from dit.commands.encode import encode
+from dit.config import EncodeConfig, TrainConfig
+from dit.data.images import ImageFolder
+from dit.data.order import batch_indices
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
+from dit.errors import UserError
+from dit.latents import store
+from dit.latents.load import build_source
+from dit.latents.moments import MomentSums, decode_batches
+from dit.latents.online import MemoryLatents, OnlineLatents
+from dit.latents.shards import holds_latents
+from dit.latents.store import Damage, LatentStore, damaged_shards
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """20 smooth pictures of two classes."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("ant", "bee"):
+        (root / name).mkdir()
+        for i in range(COUNT // 2):
+            small = np.random.default_rng([i, len(name), ord(name[0])]).integers(0, 256, (4, 4, 3), np.uint8)
+            Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return load_autoencoder("digits")
+
+
+@pytest.fixture
+def cfg(data, tmp_path):
+    return EncodeConfig(data=str(data), out=tmp_path / "latents", image_size=32, batch_size=4, shard_size=6)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    return encode(EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6), Ranks())
+
+
+def everything(source, flip):
+    return source.read(np.arange(COUNT), np.full(COUNT, flip)).float()
+
+
+def copy_of(finished, tmp_path):
+    for path in finished.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_stored_moments_are_those_of_the_image_or_its_mirror(finished, data, autoencoder, flip):
+    images = torch.stack([ImageFolder(data, 32)[i] for i in range(COUNT)])
+    direct = autoencoder.encode(images.flip(-1) if flip else images)
+    stored = everything(LatentStore(finished), flip)
+    torch.testing.assert_close(stored, direct, rtol=1e-3, atol=1e-4)  # float16 keeps 11 bits
+
+
+def test_read_takes_any_order_across_shards(finished, autoencoder):
+    latents = LatentStore(finished)
+    whole = torch.from_numpy(np.concatenate([np.load(finished / f"shard-0000{k}.npy") for k in range(4)]))
+    indices = np.random.default_rng(0).integers(0, COUNT, 50)
+    flip = np.random.default_rng(1).random(50) < 0.5
+    found = latents.read(indices, flip)
+    assert found.dtype == torch.float16  # as on the disk: the device makes float32 of it
+    assert torch.equal(found, whole[torch.from_numpy(indices), torch.from_numpy(flip).long()])
+    noise = torch.randn(50, *latents.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(autoencoder.draw(found, noise), autoencoder.draw(found.float(), noise))
+
+
+def test_store_describes_itself(finished, autoencoder):
+    latents = LatentStore(finished)
+    assert holds_latents(finished)
+    assert latents.shape == (4, 8, 8)
+    assert latents.classes == ["ant", "bee"]
+    np.testing.assert_array_equal(latents.labels, [0] * 10 + [1] * 10)
+    assert latents.flips is True
+    assert (latents.vae, latents.checksum, latents.image_size) == ("digits", autoencoder.checksum, 32)
+
+
+@pytest.mark.portable
+def test_sources_agree(finished, data, autoencoder):
+    images = ImageFolder(data, 32)
+    sources = [LatentStore(finished), MemoryLatents.encode(images, autoencoder, True, batch_size=7),
+               OnlineLatents(images, autoencoder, True)]
+    indices, flip = np.array([3, 19, 0, 3]), np.array([True, False, False, False])
+    stored, *others = [source.read(indices, flip).float() for source in sources]
+    for other in others:
+        torch.testing.assert_close(stored, other, rtol=1e-3, atol=1e-4)
+    expected = sources[0].statistics()
+    for source in sources[1:]:
+        assert source.shape == (4, 8, 8)
+        torch.testing.assert_close(source.statistics(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_are_those_of_drawn_latents():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(500, 2, 4, 4, generator=generator) * torch.tensor([1.0, 3.0])[:, None, None] + 5
+    std = torch.rand(500, 2, 4, 4, generator=generator)
+    drawn = mean + std * torch.randn(500, 2, 4, 4, generator=generator)
+    measured = MomentSums.of(torch.cat([mean, std], 1)).statistics()
+    torch.testing.assert_close(measured[0], drawn.mean((0, 2, 3)), atol=0.03, rtol=0)
+    torch.testing.assert_close(measured[1], drawn.std((0, 2, 3)), atol=0.03, rtol=0)
+
+
+def test_without_flips_one_view_is_stored(cfg):
+    latents = LatentStore(encode(replace(cfg, flip=False), Ranks()))
+    assert latents.flips is False
+    assert np.load(cfg.out / "shard-00000.npy", mmap_mode="r").shape == (6, 1, 8, 8, 8)
+
+
+def test_rerun_makes_only_what_is_missing_or_damaged(finished, tmp_path, cfg):
+    out = copy_of(finished, tmp_path)
+    whole = everything(LatentStore(out), True)
+    (out / "shard-00001.npy").unlink()
+    damaged = bytearray((out / "shard-00002.npy").read_bytes())
+    damaged[-100] ^= 255
+    (out / "shard-00002.npy").write_bytes(damaged)
+    (out / "index.json").unlink()
+    kept = {k: (out / f"shard-0000{k}.npy").stat().st_mtime_ns for k in range(4) if k != 1}
+    encode(replace(cfg, out=out), Ranks())
+    made = {k for k, time_ns in kept.items() if (out / f"shard-0000{k}.npy").stat().st_mtime_ns != time_ns}
+    assert made == {2}
+    assert torch.equal(everything(LatentStore(out), True), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 16}, "image_size 32, not 16"),
+        ({"flip": False}, "flips True, not False"),
+        ({"vae": "identity"}, "vae digits, not identity|checksum"),
+        ({"shard_size": 7}, "shard_size 6, not 7"),
+        ({"data": "digits"}, "count 20, not 1797|flips"),
+    ],
+)
+def test_another_encoding_is_refused(finished, data, change, message):
+    same = EncodeConfig(data=str(data), out=finished, image_size=32, batch_size=4, shard_size=6)
+    before = (finished / "index.json").read_bytes()
+    with pytest.raises(UserError, match=message):
+        encode(replace(same, **change), Ranks())
+    assert (finished / "index.json").read_bytes() == before
+
+
+def test_other_files_of_the_same_number_are_refused(finished, data, tmp_path):
+    for path in data.rglob("*.png"):
+        target = tmp_path / path.parent.name / f"other-{path.name}"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    cfg = EncodeConfig(data=str(tmp_path), out=finished, image_size=32, batch_size=4, shard_size=6)
+    with pytest.raises(UserError, match="fingerprint"):
+        encode(cfg, Ranks())
+
+
+def test_damage_is_named(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    shard = out / "shard-00002.npy"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"shard-00002\.npy is missing or damaged"):
+        LatentStore(out)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"shard-00002\.npy is missing or damaged"):
+        LatentStore(out)
+    shard.write_bytes((out / "shard-00003.npy").read_bytes())
+    with pytest.raises(UserError, match=r"shard-00002\.npy holds float16 \[2, 2, 8, 8, 8\]"):
+        LatentStore(out)
+    with pytest.raises(UserError, match="is not a folder of latents"):
+        LatentStore(tmp_path / "none")
+
+
+def test_full_disk_is_foreseen(cfg, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="latents need"):
+        encode(cfg, Ranks())
+
+
+def test_unreadable_images_are_named_before_anything_is_written(cfg, data, tmp_path):
+    root = tmp_path / "broken"
+    shutil.copytree(data, root)
+    Image.open(root / "ant" / "0.png").resize((200, 200)).save(root / "bee" / "cut.jpg")
+    for name in ("ant/3.png", "bee/8.png", "bee/cut.jpg"):
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) * 2 // 3])
+    (root / "bee" / "9.png").write_bytes(b"no image")
+    cfg = replace(cfg, data=str(root))
+    with pytest.raises(UserError, match=r"4 of 21 images .*ant/3\.png, .*8\.png, .*9\.png, .*cut\.jpg .* or delete"):
+        encode(cfg, Ranks())
+    assert [path.name for path in cfg.out.iterdir()] == [".lock"]
+    for name in ("ant/3.png", "bee/8.png", "bee/9.png", "bee/cut.jpg"):
+        (root / name).unlink()
+    assert len(LatentStore(encode(cfg, Ranks())).labels) == 17
+    (cfg.out / "shard-00000.npy").unlink()
+    (root / "ant" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="replace them by images of the same names"):
+        encode(cfg, Ranks())
+
+
+def test_changed_files_of_an_unfinished_folder_are_told(finished, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    (root / "ant" / "3.png").unlink()
+    (tmp_path / "out").mkdir()
+    out = copy_of(finished, tmp_path / "out")
+    (out / "index.json").unlink()
+    with pytest.raises(UserError, match=r"image files changed .*\(20 then, 19 now\).*choose another --out"):
+        encode(EncodeConfig(data=str(root), out=out, image_size=32, shard_size=6), Ranks())
+
+
+def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
+    (tmp_path / "file").touch()
+    for out, message in [(data, "holds (ant|bee) and no encoding"), (tmp_path / "file", "is a file"),
+                         (data / "latents", "lies in --data")]:
+        with pytest.raises(UserError, match=f"{message}.*choose another --out"):
+            encode(replace(cfg, out=out), Ranks())
+    assert sorted(path.name for path in data.iterdir()) == ["ant", "bee"]
+
+
+def test_bad_settings_leave_no_folder(cfg):
+    for name in ("image_size", "batch_size", "shard_size"):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0; expected (a number|numbers) above 0"):
+            replace(cfg, **{name: 0})
+    with pytest.raises(UserError, match="--image-size 33"):
+        encode(replace(cfg, image_size=33), Ranks())
+    assert not cfg.out.exists()
+
+
+def test_the_end_tells_the_next_command(cfg, capsys):
+    for _ in range(2):  # the second time nothing is left to do
+        encode(cfg, Ranks())
+        assert capsys.readouterr().out == (f"20 latents 4 x 8 x 8 in {cfg.out}; next: "
+                                           f"python train.py --data {cfg.out} --vae digits --image-size 32\n")
+
+
+def test_two_processes_do_not_share_a_folder(cfg):
+    cfg.out.mkdir()
+    with (cfg.out / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at work in"):
+            encode(cfg, Ranks())
+    encode(cfg, Ranks())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
+def test_damaged_json_is_named_and_mended(finished, data, tmp_path, content):
+    out = copy_of(finished, tmp_path)
+    for name in ("shard-00000.json", "index.json"):
+        (out / name).write_text(content)
+    with pytest.raises(UserError, match=r"index\.json is damaged .*run dit encode again"):
+        LatentStore(out)
+    cfg = EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6)
+    encode(cfg, Ranks())
+    assert torch.equal(everything(LatentStore(out), True), everything(LatentStore(finished), True))
+    (out / "encoding.json").write_text(content)
+    with pytest.raises(UserError, match="choose another --out"):
+        encode(cfg, Ranks())
+
+
+def test_labels_beyond_the_classes_are_refused(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    np.save(out / "labels.npy", np.arange(COUNT))
+    latents = LatentStore(out)  # looks at no label: there may be billions
+    assert len(latents.read(np.array([0, 1]), np.zeros(2, bool))) == 2
+    with pytest.raises(UserError, match=r"labels\.npy holds labels 1 to 19; expected 0 to 1"):
+        latents.read(np.array([1, 19]), np.zeros(2, bool))
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_shards_are_found_by_their_checksum(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    assert damaged_shards(out) == []
+    flip_a_bit(out / "shard-00001.npy")
+    LatentStore(out)  # a bit is not seen by opening
+    (out / "shard-00003.npy").unlink()
+    flip_a_bit(out / "labels.npy")
+    found = {damage.file: damage for damage in damaged_shards(out)}
+    assert found.keys() == {"shard-00001.npy", "shard-00003.npy", "labels.npy"}
+    assert found["shard-00003.npy"] == Damage("shard-00003.npy", 2, "missing")
+    assert "SHA-256" in found["shard-00001.npy"].reason
+    with pytest.raises(UserError, match=r"shard-00003\.npy is missing .*run dit encode again.*--skip-damaged"):
+        LatentStore(out)
+
+
+@pytest.mark.parametrize("lost", [["shard-00000.npy"], ["shard-00001.npy"], ["shard-00003.npy"],
+                                  ["shard-00002.npy", "shard-00000.npy"]])
+def test_a_store_without_shards_is_that_of_the_remaining_images(finished, tmp_path, lost):
+    out, whole = copy_of(finished, tmp_path), LatentStore(finished)
+    for name in lost:
+        (out / name).unlink()
+    kept = np.array([i for i in range(COUNT) if f"shard-{i // 6:05d}.npy" not in lost])
+    rest = LatentStore(out, lost)
+    np.testing.assert_array_equal(rest.labels, whole.labels[kept])
+    for flip in (False, True):
+        every = rest.read(np.arange(len(kept)), np.full(len(kept), flip))
+        assert torch.equal(every, whole.read(kept, np.full(len(kept), flip)))
+    with pytest.raises(UserError, match=r"all shards of .* are damaged"):
+        LatentStore(out, [f"shard-0000{k}.npy" for k in range(4)])
+
+
+def open_shards():
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return sum("shard-" in os.readlink(link) for link in links if os.path.islink(link))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux")
+def test_no_more_shards_are_open_than_allowed(finished, monkeypatch):
+    latents = LatentStore(finished)
+    expected = everything(latents, True)
+    monkeypatch.setattr(store, "MOST_OPEN", 2)
+    del latents
+    gc.collect()
+    before, few = open_shards(), LatentStore(finished)
+    shuffled = np.random.default_rng(0).permutation(COUNT)
+    assert torch.equal(few.read(shuffled, np.full(COUNT, True)).float(), expected[shuffled])
+    assert open_shards() - before <= 2
+    del few
+    gc.collect()
+    assert open_shards() == before
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(finished, tmp_path):
+    out = copy_of(finished, tmp_path)
+    latents = LatentStore(out)
+    os.truncate(out / "shard-00000.npy", 5000)
+    with pytest.raises(UserError, match=r"shard-00000\.npy breaks off before byte"):
+        latents.read(np.arange(6), np.zeros(6, bool))
+
+
+def test_a_disk_that_fails_is_named(finished, monkeypatch):
+    latents = LatentStore(finished)
+
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(UserError, match=r"shard-00000\.npy can not be read before byte .*\(Input/output error\)"):
+        latents.read(np.arange(1), np.zeros(1, bool))
+
+
+def test_a_billion_latents_cost_no_memory(finished, tmp_path):
+    """Files with holes: a store of 10^9 images of which nothing was ever written."""
+    size = 10**9
+    index = json.loads((finished / "index.json").read_text())
+    names = [f"shard-{k:05d}.npy" for k in range(4)]
+    index |= {"count": size, "shape": [1, 1, 1], "flips": False, "shard_size": size // 4,
+              "shards": [{"file": name, "count": size // 4, "sha256": ""} for name in names]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    for name, dtype, shape in [("labels.npy", "<i8", (size,))] + [(n, "<f2", (size // 4, 1, 2, 1, 1)) for n in names]:
+        with (tmp_path / name).open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+            file.truncate(file.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
+    tracemalloc.start()
+    latents = LatentStore(tmp_path)
+    for step in (0, 123_456, size // 256 - 1):
+        indices = batch_indices(step, len(latents.labels), 256, seed=0)
+        assert latents.read(indices, np.zeros(256, bool)).abs().sum() == 0
+        assert latents.labels[indices].sum() == 0
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_training_leaves_damaged_shards_out_if_asked(finished, tmp_path, capsys, monkeypatch):
+    out = copy_of(finished, tmp_path)
+    config = TrainConfig(data=str(out), image_size=32, skip_damaged=True)
+    autoencoder = load_autoencoder("digits")
+    assert len(build_source(config, autoencoder).labels) == COUNT
+    assert "left out" not in capsys.readouterr().err
+    flip_a_bit(out / "shard-00001.npy")
+    (out / "shard-00003.npy").unlink()
+    source = build_source(config, autoencoder)
+    np.testing.assert_array_equal(source.labels, [0] * 6 + [1] * 6)
+    said = capsys.readouterr().err
+    assert "left out: shard-00003.npy, 2 images (missing)" in said
+    assert "left out in all: 2 damaged shards with 8 images" in said
+    flip_a_bit(out / "labels.npy")
+    with pytest.raises(UserError, match=r"labels\.npy is damaged"):
+        build_source(config, autoencoder)
+    with pytest.raises(UserError, match="--skip-damaged with --data digits"):
+        build_source(replace(config, data="digits"), autoencoder)
+
+
+def encode_on_ranks(ranks, config):
+    encode(config, ranks)
+
+
+@pytest.mark.portable
+def test_two_ranks_make_the_same_store(cfg, finished):
+    forked.run(2, encode_on_ranks, cfg)
+    one, two = LatentStore(finished), LatentStore(cfg.out)
+    for flip in (False, True):
+        torch.testing.assert_close(everything(one, flip), everything(two, flip), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(one.statistics(), two.statistics(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(one.labels, two.labels)
+
+
+def test_decode_batches_keeps_order(data):
+    images = ImageFolder(data, 32)
+    batches = list(decode_batches(images, np.arange(3, 14), 4))
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in range(3, 14)]))

@@ -1,0 +1,133 @@
+"""A run that hangs is ended, and the rank to blame is named."""
+
+import dataclasses
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from torch.distributed import HashStore
+
+from benchmarks import forked
+from benchmarks.equality import RUN, train_small
+from dit.distributed.ranks import Ranks
+from dit.errors import PeerLost
+from dit.training import batches
+from dit.training.resilience import watchdog as module
+from dit.training.resilience.watchdog import HUNG, Sign, Watchdog, verdict, watchdog
+from dit.training.session import TrainingSession
+
+PATIENCE = 3  # seconds
+SHORT = 0.2  # seconds between signs of life
+
+
+@pytest.mark.parametrize(("before", "after", "named"), [
+    ([Sign(7, 1, 3), Sign(7, 0, 3)], [Sign(7, 1, 6), Sign(7, 0, 6)], "rank 1 of 2 is waiting for a batch in step 7"),
+    ([Sign(7, 1, 3), Sign(6, 1, 3)], [Sign(7, 1, 6), Sign(6, 1, 6)], "rank 1 of 2 is computing in step 6"),
+    ([Sign(7, 1, 3), Sign(7, 1, 3), Sign(7, 1, 3)], [Sign(7, 1, 3), Sign(7, 1, 6), Sign(7, 1, 6)],
+     "rank 0 of 3 is without a sign of life in step 7"),
+    ([Sign(6, 3, 3), Sign(7, 1, 3)], [Sign(6, 3, 6), Sign(7, 1, 6)], "rank 0 of 2 is between steps in step 6"),
+    ([Sign(7, 1, 3), Sign(7, 1, 3)], [Sign(7, 1, 6), Sign(7, 1, 6)], "ranks 0, 1 of 2 are computing in step 7"),
+])
+def test_the_rank_that_is_silent_or_behind_is_to_blame(before, after, named):
+    assert named in verdict(before, after, 60).said
+
+
+@pytest.mark.parametrize(("other", "last"), [
+    ("computing", 9),  # the beat at which it ends
+    ("between steps", module.LISTEN), ("frozen", module.LISTEN),
+    ("computing on", module.LISTEN + module.HEARD)])
+def test_a_rank_ends_once_those_that_can_have_heard_the_verdict(other, last, monkeypatch, capfd):
+    store, ended, beats = HashStore(), [], []
+    dogs = [Watchdog(Ranks(rank, 2, store=store), 60) for rank in range(2)]
+
+    def leave(code: int) -> None:
+        ended.append(code)
+        raise SystemExit
+
+    def beat(seconds: float) -> None:
+        """What rank 1 does meanwhile: its patience ends some beats later."""
+        beats.append(seconds)
+        if other != "frozen":
+            dogs[1]._speak()
+        if other == "computing" and len(beats) == last:
+            with suppress(SystemExit):
+                dogs[1]._end()
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=beat))
+    monkeypatch.setattr(os, "_exit", leave)
+    with dogs[0].at(7, "computing"), dogs[1].at(7, "computing") if "computing" in other else nullcontext():
+        for dog in dogs:
+            dog._speak()
+        with pytest.raises(SystemExit):
+            dogs[0]._end()
+    assert (len(beats), len(ended)) == (last, 2 if other == "computing" else 1)
+    said = re.findall("error: .*", capfd.readouterr().err)
+    assert said == said[:1] * len(ended), "one verdict"
+
+
+def test_wires_that_end_while_a_verdict_is_told_are_no_lost_peer(monkeypatch):
+    """The process ends with the verdict before the error is raised."""
+    told, done = threading.Event(), []
+
+    def lose() -> None:
+        with watchdog(Ranks(0, 2), 1e-4) as dog:
+            monkeypatch.setattr(os, "_exit", lambda code: (done.append(code), dog.close()))
+            with dog.at(7, "computing"):
+                assert told.wait(30)
+                raise RuntimeError("gloo: Connection closed by peer")
+
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    monkeypatch.setattr(Watchdog, "_wait_for_the_others", lambda *_: (told.set(), time.sleep(0.1)))
+    with pytest.raises(PeerLost):
+        lose()
+    assert done == [HUNG]
+
+
+def hang(ranks: Ranks, folder: Path, how: str) -> None:
+    """Train; the data of step 5 never come on rank 1, which waits for them, or is frozen."""
+    draw = batches.draw_batch
+
+    def never(session: TrainingSession, step: int) -> batches.Batch:
+        if ranks.rank == 1 and step == 4:  # counted from 0
+            time.sleep(5 * SHORT)  # leaves a sign of the wait
+            if how == "frozen":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(600)
+        return draw(session, step)
+
+    sys.stderr = (folder / f"{ranks.rank}.txt").open("w")
+    module.BEAT, batches.draw_batch = SHORT, never
+    train_small(ranks, dataclasses.replace(RUN, global_batch_size=12, steps=8, timeout=PATIENCE / 60,
+                                           out=folder / "run"))
+
+
+@pytest.mark.parametrize(("how", "ended", "named"), [
+    ("reading", (0, 1, 2), "rank 1 of 3 is waiting for a batch in step 5"),
+    pytest.param("frozen", (0, 2), "rank 1 of 3 is without a sign of life in step 5", marks=pytest.mark.slow)])
+def test_training_that_hangs_is_ended_and_the_rank_to_blame_named(how, ended, named, tmp_path):
+    processes = forked.start(3, hang, tmp_path, how)
+    try:
+        for rank in ended:
+            processes[rank].join(60)
+            assert processes[rank].exitcode == HUNG == 4
+            said = (tmp_path / f"{rank}.txt").read_text()
+            assert f"error: nothing has moved for {PATIENCE} s: {named}; expected a step within --timeout" in said
+            assert ("in watched" if rank == 1 else "in train_step") in said, "the place where it hangs"
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_slow_step_is_no_hang(monkeypatch):
+    monkeypatch.setattr(module, "BEAT", SHORT)
+    with watchdog(Ranks(), 2 / 60) as dog:
+        for step in range(2):
+            with dog.at(step, "computing"):
+                time.sleep(1.2)

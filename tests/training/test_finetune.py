@@ -1,0 +1,80 @@
+"""Fine-tuning: starting from another run's EMA, with the same or other classes, for every kind of network."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_weights
+
+from dit.build import build_network
+from dit.config import TrainConfig
+from dit.errors import UserError
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.weights import write_weights
+from dit.training.finetune import PARTS, initialise
+
+pytestmark = pytest.mark.usefixtures("small_networks")
+TABLE = "y_embedder.embedding_table.weight"
+KINDS = [("DiT-Ti/4", way) for way in ("adaln-zero", "adaln", "cross-attention", "in-context", "text")]
+KINDS += [("UNet-S", "adaln-zero"), ("Classifier-Ti/4", "adaln-zero")]
+
+
+def card(model: str, conditioning: str = "adaln-zero", num_classes: int = 5) -> ModelCard:
+    config = TrainConfig(model=model, conditioning=conditioning, vae="identity", image_size=8, label_dropout=0)
+    spec = NetworkSpec(model=model, input_size=8, in_channels=3, num_classes=num_classes, learn_sigma=False,
+                       conditioning=conditioning, text_width=12 if conditioning == "text" else None)
+    return ModelCard(config=config, network=spec, classes=[str(i) for i in range(num_classes)])
+
+
+def trained(folder: Path, *kind: str) -> Path:
+    weights = folder / "ema.safetensors"
+    write_weights(weights, random_weights(card(*kind).network), card(*kind), step=3)
+    return weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_the_same_classes_all_weights_are_taken(tmp_path, kind):
+    network = build_network(card(*kind).network)
+    initialise(network, card(*kind), trained(tmp_path, *kind))
+    expected = random_weights(card(*kind).network)
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_classes", [3, 8])
+def test_with_other_classes_only_what_is_of_classes_starts_afresh(tmp_path, kind, num_classes):
+    new = card(*kind, num_classes=num_classes)
+    network = build_network(new.network)
+    fresh = {name: value.clone() for name, value in network.state_dict().items()}
+    initialise(network, new, trained(tmp_path, *kind))
+    expected, found = random_weights(card(*kind).network), network.state_dict()
+    afresh = {name for name, value in found.items() if not torch.equal(value, expected[name])}
+    if kind[1] == "text":
+        assert afresh == set()
+    elif kind[0].startswith("Classifier"):
+        assert afresh == {"head.weight", "head.bias"}
+        assert torch.equal(found["head.weight"], fresh["head.weight"])
+    else:
+        assert afresh == {TABLE}
+        assert torch.equal(found[TABLE][:-1], fresh[TABLE][:-1])
+        assert torch.equal(found[TABLE][-1], expected[TABLE][-1]), "the null label knows all images"
+
+
+def test_from_another_conditioning(tmp_path):
+    weights = trained(tmp_path, "DiT-Ti/4", "in-context")
+    with pytest.raises(UserError, match="trained with --conditioning in-context, not adaln") as error:
+        initialise(build_network(card("DiT-Ti/4", "adaln").network), card("DiT-Ti/4", "adaln"), weights)
+    assert error.value.do == "pass --conditioning in-context"
+
+
+def test_from_another_network(tmp_path):
+    said = "has a network of model UNet-S, not DiT-Ti/4; learned variance no, not yes; attention at the usual, not 4 2;"
+    new = card("DiT-Ti/4")
+    spec = replace(new.network, learn_sigma=True, unet_attention=(4, 2))
+    with pytest.raises(UserError, match=said):
+        initialise(build_network(new.network), replace(new, network=spec), trained(tmp_path, "UNet-S"))
+
+
+def test_every_part_of_a_network_is_compared():
+    assert {*PARTS, "num_classes", "conditioning"} == {field.name for field in fields(NetworkSpec)}
