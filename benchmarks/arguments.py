@@ -16,7 +16,9 @@ def pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text}: a regular expression expected ({error})") from None
+        raise argparse.ArgumentTypeError(
+            f"{text}: a regular expression expected ({error})"
+        ) from None
 
 
 def has(name: str, patterns: list[re.Pattern[str]]) -> bool:

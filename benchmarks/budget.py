@@ -8,7 +8,9 @@ from typing import TypeVar
 Thing = TypeVar("Thing")
 
 
-def within(budget: float | None, things: Iterable[Thing], name: Callable[[Thing], str]) -> Iterator[Thing]:
+def within(
+    budget: float | None, things: Iterable[Thing], name: Callable[[Thing], str]
+) -> Iterator[Thing]:
     """Things in their order for as long as there are seconds left; tells which were left out."""
     end = time.monotonic() + (float("inf") if budget is None else budget)
     left_out = []

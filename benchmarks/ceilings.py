@@ -18,7 +18,10 @@ def ceilings(device: torch.device) -> dict[str, float]:
     side = LARGE[device.type]
     matrix = torch.randn(side, side, device=device)
     work, bf16 = 2 * side**3, matrix.bfloat16()
-    found = {"bf16": work / best(lambda: bf16 @ bf16, device), "fp32": work / best(lambda: matrix @ matrix, device)}
+    found = {
+        "bf16": work / best(lambda: bf16 @ bf16, device),
+        "fp32": work / best(lambda: matrix @ matrix, device),
+    }
     if device.type == "cuda":
         with tf32(True):
             found["tf32"] = work / best(lambda: matrix @ matrix, device)

@@ -52,9 +52,17 @@ def measure(session: TrainingSession, rounds: int) -> list[dict[str, Any]]:
             during.append(step())
         saver.finish()
         normal = statistics.median(peace)
-        found.append({"step_s": normal, "copy_s": copied, "written_s": sum(during), "steps_meanwhile": len(during),
-                      "in_all": statistics.mean(during) / normal, "worst": max(during) / normal,
-                      "spread_in_peace": (max(peace) - min(peace)) / normal})
+        found.append(
+            {
+                "step_s": normal,
+                "copy_s": copied,
+                "written_s": sum(during),
+                "steps_meanwhile": len(during),
+                "in_all": statistics.mean(during) / normal,
+                "worst": max(during) / normal,
+                "spread_in_peace": (max(peace) - min(peace)) / normal,
+            }
+        )
     return found
 
 
@@ -64,25 +72,41 @@ def main() -> None:
     parser.add_argument("--model", default="DiT-B/4")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written meanwhile; unless given, where "
-                                                    "temporary files lie")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where checkpoints are written meanwhile; unless given, where temporary files lie",
+    )
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        session = session_of(dict(model=args.model, batch=args.batch, precision="auto"), Ranks(), folder)
+        session = session_of(
+            dict(model=args.model, batch=args.batch, precision="auto"), Ranks(), folder
+        )
         session.run.mkdir()
         rounds = measure(session, args.rounds)
         written = latest_checkpoint(session.run)
-        size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file()) if written else 0
+        size = (
+            sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
+            if written
+            else 0
+        )
     print(f"{args.model}, {args.batch} images a step; a checkpoint has {size / 1e9:.2f} GB")
     for row in rounds:
-        print(f"step {row['step_s']:.2f} s; copied in {row['copy_s']:.2f} s, in its place after "
-              f"{row['written_s']:.1f} s and {row['steps_meanwhile']} steps, which took {row['in_all'] - 1:+.1%} "
-              f"of one in peace (worst {row['worst'] - 1:+.1%}; spread in peace {row['spread_in_peace']:.1%})")
+        print(
+            f"step {row['step_s']:.2f} s; copied in {row['copy_s']:.2f} s, in its place after "
+            f"{row['written_s']:.1f} s and {row['steps_meanwhile']} steps, which took {row['in_all'] - 1:+.1%} "
+            f"of one in peace (worst {row['worst'] - 1:+.1%}; spread in peace {row['spread_in_peace']:.1%})"
+        )
     if args.record:
         command = shlex.join(["python", "-m", "benchmarks.checkpoints", *sys.argv[1:]])
-        print(record("checkpoints", command, {"model": args.model, "batch": args.batch, "bytes": size,
-                                              "rounds": rounds}))
+        print(
+            record(
+                "checkpoints",
+                command,
+                {"model": args.model, "batch": args.batch, "bytes": size, "rounds": rounds},
+            )
+        )
 
 
 if __name__ == "__main__":

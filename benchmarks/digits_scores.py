@@ -30,8 +30,13 @@ from dit.evaluation.inputs.images import read_images
 from dit.evaluation.metrics import compute as metrics
 
 SHOWN = ("FD", "KID", "precision", "recall", "density", "coverage", "IS")
-THEIRS = {"FD": "frechet_inception_distance", "KID": "kernel_inception_distance_mean", "precision": "precision",
-          "recall": "recall", "IS": "inception_score_mean"}
+THEIRS = {
+    "FD": "frechet_inception_distance",
+    "KID": "kernel_inception_distance_mean",
+    "precision": "precision",
+    "recall": "recall",
+    "IS": "inception_score_mean",
+}
 
 
 def sets(samples: Path | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -59,8 +64,15 @@ def ours(images: Tensor, reference: Tensor) -> dict[str, dict[str, Any]]:
         folder = Path(name)
         for file, array in (("samples", images), ("reference", reference)):
             np.savez(folder / f"{file}.npz", array.permute(0, 2, 3, 1).contiguous().numpy())
-        out = evaluate(EvalConfig(samples=folder / "samples.npz", reference=str(folder / "reference.npz"),
-                                  extractor=("digits-cnn",), cache=False), Ranks())
+        out = evaluate(
+            EvalConfig(
+                samples=folder / "samples.npz",
+                reference=str(folder / "reference.npz"),
+                extractor=("digits-cnn",),
+                cache=False,
+            ),
+            Ranks(),
+        )
         report = json.loads((out / "report.json").read_text())
     return {name: report["scores"][f"{name}(digits-cnn)"] for name in SHOWN}
 
@@ -90,7 +102,10 @@ def register() -> None:
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             outputs = self.extractor(images)
-            return tuple({"features": outputs.values, "logits": outputs.logits}[name] for name in self.features_list)
+            return tuple(
+                {"features": outputs.values, "logits": outputs.logits}[name]
+                for name in self.features_list
+            )
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -112,10 +127,21 @@ def theirs(images: Tensor, reference: Tensor) -> dict[str, float]:
     import torch_fidelity
 
     found = torch_fidelity.calculate_metrics(
-        input1=Pixels(images), input2=Pixels(reference), feature_extractor="digits-cnn", fid=True, kid=True, isc=True,
-        prc=True, kid_subsets=metrics.KID_SUBSETS, kid_subset_size=metrics.kid_subset_size(len(images), len(reference)),
-        isc_splits=max(1, len(images) // metrics.IS_SPLIT), samples_shuffle=False, cuda=False, cache=False,
-        save_cpu_ram=True, verbose=False,
+        input1=Pixels(images),
+        input2=Pixels(reference),
+        feature_extractor="digits-cnn",
+        fid=True,
+        kid=True,
+        isc=True,
+        prc=True,
+        kid_subsets=metrics.KID_SUBSETS,
+        kid_subset_size=metrics.kid_subset_size(len(images), len(reference)),
+        isc_splits=max(1, len(images) // metrics.IS_SPLIT),
+        samples_shuffle=False,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
     )
     return {name: found[key] for name, key in THEIRS.items()}
 
@@ -124,20 +150,31 @@ def main() -> None:
     """Score every set and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=Path, help="folder or .npz of a run's samples, 32x32")
-    parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/")
+    parser.add_argument(
+        "--record", action="store_true", help="write the figures to benchmarks/results/"
+    )
     args = parser.parse_args()
     register()
     reference, made = sets(args.samples)
     results = {}
     for name, images in made.items():
         mine, oracle = ours(images, reference), theirs(images, reference)
-        apart = {key: abs(mine[key]["value"] - value) / max(abs(value), 1e-12) for key, value in oracle.items()}
-        results[name] = {"samples": len(images), "reference": len(reference), "scores": mine,
-                         "relative difference to torch-fidelity": apart}
+        apart = {
+            key: abs(mine[key]["value"] - value) / max(abs(value), 1e-12)
+            for key, value in oracle.items()
+        }
+        results[name] = {
+            "samples": len(images),
+            "reference": len(reference),
+            "scores": mine,
+            "relative difference to torch-fidelity": apart,
+        }
     print(f"\n{'set':<22}" + "".join(f"{name:>11}" for name in SHOWN) + f"{'apart':>11}")
     for name, found in results.items():
         values = "".join(f"{found['scores'][key]['value']:>11.4f}" for key in SHOWN)
-        print(f"{name:<22}{values}{max(found['relative difference to torch-fidelity'].values()):>11.1e}")
+        print(
+            f"{name:<22}{values}{max(found['relative difference to torch-fidelity'].values()):>11.1e}"
+        )
     if args.record:
         command = shlex.join(["python", "-m", "benchmarks.digits_scores", *sys.argv[1:]])
         print(record("digits-scores", command, results))

@@ -33,11 +33,27 @@ from dit.runs.metrics import read_metrics
 from dit.training.trainer import train
 
 CLOCKS = {"img_per_s", "mfu", "data_wait", "memory_gib"}  # of the log: what a clock says
-RUN = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, warmup=2, sample_every=0,
-                  ckpt_every=3, keep=2, log_every=2, precision="fp32", compile=False, resume="auto")
+RUN = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=16,
+    warmup=2,
+    sample_every=0,
+    ckpt_every=3,
+    keep=2,
+    log_every=2,
+    precision="fp32",
+    compile=False,
+    resume="auto",
+)
 LAYOUTS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
-ELSEWHERE = [((4, "fsdp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp")), ((2, "fsdp"), (4, "fsdp")),
-             ((4, "fsdp"), (2, "ddp"))]
+ELSEWHERE = [
+    ((4, "fsdp"), (1, "ddp")),
+    ((1, "ddp"), (2, "fsdp")),
+    ((2, "fsdp"), (4, "fsdp")),
+    ((4, "fsdp"), (2, "ddp")),
+]
 Moment = tuple[Callable[[Path], bool] | None, float]
 Layout = tuple[int, str]
 
@@ -80,7 +96,12 @@ def disturb(config: TrainConfig, moments: list[Moment], world: int = 2) -> int:
     for sign, delay in moments:
         processes = forked.start(world, train_small, config)
         deadline = time.monotonic() + 60
-        while sign and not sign(config.out) and processes[0].is_alive() and time.monotonic() < deadline:
+        while (
+            sign
+            and not sign(config.out)
+            and processes[0].is_alive()
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.0005)
         time.sleep(delay)
         kills += any(process.is_alive() for process in processes)
@@ -98,13 +119,19 @@ def disturb(config: TrainConfig, moments: list[Moment], world: int = 2) -> int:
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of its last checkpoint."""
-    return {f"{file.name}:{name}": tensor for file in sorted(latest_checkpoint(run).rglob("*.safetensors"))
-            for name, tensor in load_file(file).items()}
+    return {
+        f"{file.name}:{name}": tensor
+        for file in sorted(latest_checkpoint(run).rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def log(run: Path) -> list[dict[str, Any]]:
     """Its log, but for clocks."""
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(run / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if k not in CLOCKS}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
 
 
 def parts(run: Path, other: Path) -> dict[str, bool]:
@@ -113,9 +140,11 @@ def parts(run: Path, other: Path) -> dict[str, bool]:
     assert a.keys() == b.keys()
     same = {name: torch.equal(a[name], b[name]) for name in a}
     kinds = sorted({kind(name) for name in a})
-    return {**{part: all(v for name, v in same.items() if kind(name) == part) for part in kinds},
-            "log": log(run) == log(other),
-            "kept": [c.name for c in checkpoints(run)] == [c.name for c in checkpoints(other)]}
+    return {
+        **{part: all(v for name, v in same.items() if kind(name) == part) for part in kinds},
+        "log": log(run) == log(other),
+        "kept": [c.name for c in checkpoints(run)] == [c.name for c in checkpoints(other)],
+    }
 
 
 def kind(name: str) -> str:
@@ -147,15 +176,25 @@ def told(layout: Layout) -> str:
 def killed(root: Path, layout: Layout, number: int) -> dict[str, Any]:
     """A run that is killed so often beside one that is not."""
     world, parallel = layout
-    whole, run = (dataclasses.replace(RUN, steps=400, parallel=parallel, out=root / name) for name in ("whole", "run"))
+    whole, run = (
+        dataclasses.replace(RUN, steps=400, parallel=parallel, out=root / name)
+        for name in ("whole", "run")
+    )
     forked.run(world, train_small, whole)
     kills = disturb(run, moments(number), world)
-    return {"layout": told(layout), "tried": number, "met_at_work": kills, "same": parts(whole.out, run.out)}
+    return {
+        "layout": told(layout),
+        "tried": number,
+        "met_at_work": kills,
+        "same": parts(whole.out, run.out),
+    }
 
 
 def layouts(root: Path) -> list[dict[str, Any]]:
     """Eight steps in every layout twice, beside one process; and four in one layout that go on in another."""
-    config = dataclasses.replace(RUN, steps=8, warmup=0, lr=1e-3, cooldown=0, ckpt_every=4, keep=9, resume=None)
+    config = dataclasses.replace(
+        RUN, steps=8, warmup=0, lr=1e-3, cooldown=0, ckpt_every=4, keep=9, resume=None
+    )
     for world, parallel in LAYOUTS:
         for name in ("a", "b"):
             out = root / f"{name}-{world}-{parallel}"
@@ -164,15 +203,28 @@ def layouts(root: Path) -> list[dict[str, Any]]:
     moved = apart(one, weights(checkpoints(root / "a-1-ddp")[0]))
     for layout in LAYOUTS:
         a, b = (root / f"{name}-{layout[0]}-{layout[1]}" for name in ("a", "b"))
-        rows.append({"run": told(layout), "again": all(parts(a, b).values()),
-                     "to_one_process": apart(one, weights(latest_checkpoint(a))) / moved})
+        rows.append(
+            {
+                "run": told(layout),
+                "again": all(parts(a, b).values()),
+                "to_one_process": apart(one, weights(latest_checkpoint(a))) / moved,
+            }
+        )
     for before, after in ELSEWHERE:
         run = root / f"{before}-{after}"
         shutil.copytree(root / f"a-{before[0]}-{before[1]}", run)
         shutil.rmtree(latest_checkpoint(run))
-        forked.run(after[0], train_small, dataclasses.replace(config, parallel=after[1], out=run, resume="auto"))
-        rows.append({"run": f"{told(before)}, then {told(after)}",
-                     "to_one_process": apart(one, weights(latest_checkpoint(run))) / moved})
+        forked.run(
+            after[0],
+            train_small,
+            dataclasses.replace(config, parallel=after[1], out=run, resume="auto"),
+        )
+        rows.append(
+            {
+                "run": f"{told(before)}, then {told(after)}",
+                "to_one_process": apart(one, weights(latest_checkpoint(run))) / moved,
+            }
+        )
     return rows
 
 
@@ -184,8 +236,13 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = layouts(Path(folder))
-    print("\n".join(f"{row['run']:<34} {row['to_one_process']:.1e} from one process"
-                    + (f"; again: {row['again']}" if "again" in row else "") for row in rows))
+    print(
+        "\n".join(
+            f"{row['run']:<34} {row['to_one_process']:.1e} from one process"
+            + (f"; again: {row['again']}" if "again" in row else "")
+            for row in rows
+        )
+    )
     kills = []
     for layout in ((2, "ddp"), (2, "fsdp"), (1, "ddp")):
         with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,9 @@ class Lab:
     steps: int
     samples: int
 
-    def trained(self, name: str, flags: str, command: str = "train", steps: int | None = None) -> Path:
+    def trained(
+        self, name: str, flags: str, command: str = "train", steps: int | None = None
+    ) -> Path:
         """The run ROOT/NAME, trained by `dit COMMAND` with these flags and the budget's steps unless given."""
         run, budget = self.root / name, steps or self.steps
         asked = f"dit {command} {flags.format(root=self.root)} --steps {budget}"
@@ -47,7 +49,10 @@ class Lab:
             perform(sampling)
             seconds = time.perf_counter() - began
             perform(f"dit evaluate --samples {samples} --reference digits --out {out}")
-            write_json(out / "row.json", {"command": sampling, "seconds": seconds, "calls": calls(run, samples)})
+            write_json(
+                out / "row.json",
+                {"command": sampling, "seconds": seconds, "calls": calls(run, samples)},
+            )
         row, report = (json.loads((out / f"{file}.json").read_text()) for file in ("row", "report"))
         return {**row, "report": report}
 
@@ -59,7 +64,9 @@ def claim(file: Path, command: str) -> bool:
         file.write_text(command + "\n")
         return False
     if (before := file.read_text().strip()) != command:
-        sys.exit(f"{file.parent} was made by another command: choose another --out\n  then {before}\n  now  {command}")
+        sys.exit(
+            f"{file.parent} was made by another command: choose another --out\n  then {before}\n  now  {command}"
+        )
     return True
 
 
@@ -81,6 +88,11 @@ def calls(run: Path, samples: Path) -> int:
     """Network calls behind one of the samples in a folder, by their settings."""
     made = json.loads((samples / "samples.json").read_text())
     loaded = load_run(run, Ranks().device)
-    setting = SamplerConfig(sampler=made["sampler"], steps=made["steps"], cfg_scale=made["cfg_scale"],
-                            cfg_interval=tuple(made["cfg_interval"]), precision="fp32")
+    setting = SamplerConfig(
+        sampler=made["sampler"],
+        steps=made["steps"],
+        cfg_scale=made["cfg_scale"],
+        cfg_interval=tuple(made["cfg_interval"]),
+        precision="fp32",
+    )
     return count_evaluations(loaded, setting)

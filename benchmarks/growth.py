@@ -40,7 +40,9 @@ Work = Callable[[], object]
 
 def timed(works: dict[int, Work], rounds: int, device: torch.device) -> dict[int, float]:
     """Median seconds of each, which take turns; the first round warms up."""
-    took = [{size: seconds(work, device) for size, work in works.items()} for _ in range(rounds + 1)][1:]
+    took = [
+        {size: seconds(work, device) for size, work in works.items()} for _ in range(rounds + 1)
+    ][1:]
     return {size: statistics.median(turn[size] for turn in took) for size in works}
 
 
@@ -49,20 +51,33 @@ def timed(works: dict[int, Work], rounds: int, device: torch.device) -> dict[int
 
 def step_on(model: str, side: int, batch: int, device: torch.device, folder: str) -> Work:
     """The trainer's step on latents of this side."""
-    return stepper(session_of(dict(model=model, batch=batch, precision="auto", steps=10**6), Ranks(device=device), folder,
-                          side))
+    return stepper(
+        session_of(
+            dict(model=model, batch=batch, precision="auto", steps=10**6),
+            Ranks(device=device),
+            folder,
+            side,
+        )
+    )
 
 
-def by_tokens(model: str, sides: tuple[int, ...], rounds: int, device: torch.device) -> dict[int, float]:
+def by_tokens(
+    model: str, sides: tuple[int, ...], rounds: int, device: torch.device
+) -> dict[int, float]:
     """Seconds a token of a step, by tokens of an image."""
     tokens = {side: (side // 2) ** 2 for side in sides}
     most = max(tokens.values())
     with tempfile.TemporaryDirectory() as folder:
-        works = {tokens[side]: step_on(f"{model}/2", side, most // tokens[side], device, folder) for side in sides}
+        works = {
+            tokens[side]: step_on(f"{model}/2", side, most // tokens[side], device, folder)
+            for side in sides
+        }
         return {count: took / most for count, took in timed(works, rounds, device).items()}
 
 
-def by_batch(model: str, batches: tuple[int, ...], rounds: int, device: torch.device) -> dict[int, float]:
+def by_batch(
+    model: str, batches: tuple[int, ...], rounds: int, device: torch.device
+) -> dict[int, float]:
     """Seconds an image of a step, by images of a step."""
     with tempfile.TemporaryDirectory() as folder:
         works = {batch: step_on(f"{model}/4", 32, batch, device, folder) for batch in batches}
@@ -74,8 +89,15 @@ def by_batch(model: str, batches: tuple[int, ...], rounds: int, device: torch.de
 
 def make_store(root: Path, images: int) -> Path:
     """A store of so many tiny latents."""
-    encoding = Encoding(vae="noise", checksum=None, image_size=8, flips=False, count=images, shard_size=SHARD,
-                        fingerprint="")
+    encoding = Encoding(
+        vae="noise",
+        checksum=None,
+        image_size=8,
+        flips=False,
+        count=images,
+        shard_size=SHARD,
+        fingerprint="",
+    )
     shards.claim(root, encoding)
     number = -(-images // SHARD)
     for shard in range(number):
@@ -99,7 +121,9 @@ def by_data(sizes: tuple[int, ...], rounds: int) -> dict[int, float]:
     """Seconds a latent, by latents of the store."""
     cpu = torch.device("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        works = {size: reader(LatentStore(make_store(Path(folder) / str(size), size))) for size in sizes}
+        works = {
+            size: reader(LatentStore(make_store(Path(folder) / str(size), size))) for size in sizes
+        }
         return {size: took / (16 * BATCH) for size, took in timed(works, 4 * rounds, cpu).items()}
 
 
@@ -108,12 +132,20 @@ def by_data(sizes: tuple[int, ...], rounds: int) -> dict[int, float]:
 
 def draw(found: dict[str, dict[int, float]]) -> Image.Image:
     """Microseconds of one, by how many there are."""
-    labels = {"tokens": ("tokens of an image", "µs a token of a step"), "batch": ("images a step", "µs an image"),
-              "data": ("latents in the store", "µs a latent read")}
+    labels = {
+        "tokens": ("tokens of an image", "µs a token of a step"),
+        "batch": ("images a step", "µs an image"),
+        "data": ("latents in the store", "µs a latent read"),
+    }
     figure = new_figure(9.6, 3.2)
     for place, (what, (across, up)) in enumerate(labels.items(), start=1):
         axis = new_axis(figure, across, (1, 3, place))
-        axis.plot(list(found[what]), [1e6 * took for took in found[what].values()], marker="o", markersize=4)
+        axis.plot(
+            list(found[what]),
+            [1e6 * took for took in found[what].values()],
+            marker="o",
+            markersize=4,
+        )
         axis.set_xscale("log", base=10 if what == "data" else 2)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(up)
@@ -125,8 +157,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="DiT-S", help="without its patch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="few and small sizes, to see that all works")
-    parser.add_argument("--record", action="store_true", help="write benchmarks/results/ and docs/images/growth.png")
+    parser.add_argument(
+        "--tiny", action="store_true", help="few and small sizes, to see that all works"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="write benchmarks/results/ and docs/images/growth.png"
+    )
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     many = device.type == "cuda"
@@ -136,14 +172,24 @@ def main() -> None:
     measures: dict[str, Callable[[], dict[int, float]]] = {
         "tokens": partial(by_tokens, args.model, sides, args.rounds, device),
         "batch": partial(by_batch, args.model, batches, args.rounds, device),
-        "data": partial(by_data, sizes, args.rounds)}
+        "data": partial(by_data, sizes, args.rounds),
+    }
     found: dict[str, Any] = {}
     for what, measure in measures.items():
         found[what] = measure()
-        print("\n".join(f"{what} {size:>10,}: {1e6 * took:10.2f} µs" for size, took in found[what].items()), flush=True)
+        print(
+            "\n".join(
+                f"{what} {size:>10,}: {1e6 * took:10.2f} µs" for size, took in found[what].items()
+            ),
+            flush=True,
+        )
     if args.record:
         draw(found).save(PICTURE)
-        print(record("growth", shlex.join(["python", "-m", "benchmarks.growth", *sys.argv[1:]]), found))
+        print(
+            record(
+                "growth", shlex.join(["python", "-m", "benchmarks.growth", *sys.argv[1:]]), found
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -34,4 +34,7 @@ def kernels(step: Callable[[], object]) -> dict[str, Any]:
 
 def kind_of(kernel: str) -> str:
     """What a kernel of this name does."""
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)), "others")
+    return next(
+        (kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)),
+        "others",
+    )

@@ -78,11 +78,17 @@ def attentions(session: TrainingSession) -> list[Any]:
 def attend(attn: Any, core: Call, width: int, x: Tensor) -> Tensor:
     """What timm's `Attention` does, with `core` at its heart, on heads that zeros widen; `attn` keeps its weights."""
     heads, more = attn.num_heads, width - attn.head_dim
-    weight = functional.pad(attn.qkv.weight.unflatten(0, (-1, attn.head_dim)), (0, 0, 0, more)).flatten(0, 1)
+    weight = functional.pad(
+        attn.qkv.weight.unflatten(0, (-1, attn.head_dim)), (0, 0, 0, more)
+    ).flatten(0, 1)
     bias = functional.pad(attn.qkv.bias.unflatten(0, (-1, attn.head_dim)), (0, more)).flatten()
-    q, k, v = rearrange(functional.linear(x, weight, bias), "b t (three h d) -> three b h t d", three=3, h=heads)
+    q, k, v = rearrange(
+        functional.linear(x, weight, bias), "b t (three h d) -> three b h t d", three=3, h=heads
+    )
     out = rearrange(core(q, k, v, scale=attn.scale), "b h t d -> b t (h d)")
-    weight = functional.pad(attn.proj.weight.unflatten(1, (-1, attn.head_dim)), (0, more)).flatten(1)
+    weight = functional.pad(attn.proj.weight.unflatten(1, (-1, attn.head_dim)), (0, more)).flatten(
+        1
+    )
     return functional.linear(out, weight, attn.proj.bias)
 
 
@@ -137,7 +143,10 @@ def stack_modulations(session: TrainingSession) -> TrainingSession:
     def together(t: Tensor, y: Tensor) -> Condition:
         vector = condition(t, y).vector  # [B, D]
         last = [block.adaLN_modulation[1] for block in network.blocks]
-        weight, bias = torch.cat([linear.weight for linear in last]), torch.cat([linear.bias for linear in last])
+        weight, bias = (
+            torch.cat([linear.weight for linear in last]),
+            torch.cat([linear.bias for linear in last]),
+        )
         made = functional.linear(functional.silu(vector), weight, bias)
         return Condition(vector, rearrange(made, "b (n d) -> n b d", n=len(last)))
 
@@ -168,8 +177,11 @@ def patches_as_rows(session: TrainingSession) -> TrainingSession:
 def embed_rows(proj: nn.Conv2d, x: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, T, D]."""
     p, q = proj.kernel_size
-    return functional.linear(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q), proj.weight.flatten(1),
-                             proj.bias)
+    return functional.linear(
+        rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q),
+        proj.weight.flatten(1),
+        proj.bias,
+    )
 
 
 def channels_last(session: TrainingSession) -> TrainingSession:
@@ -186,7 +198,10 @@ def embed_channels_last(forward: Call, x: Tensor) -> Tensor:
 
 def hold_bf16(session: TrainingSession) -> TrainingSession:
     """Weights that are rounded to bf16 once a step, with masters in float32: FSDP2 on one rank."""
-    state, fixed = session.state, {name for name, p in session.state.network.named_parameters() if not p.requires_grad}
+    state, fixed = (
+        session.state,
+        {name for name, p in session.state.network.named_parameters() if not p.requires_grad},
+    )
     for network in (state.network, state.ema.network):
         shard(network, fixed, session.ranks, session.config.precision)
     return optimize(session, torch.optim.AdamW, fused=True)
@@ -220,10 +235,15 @@ class Unguarded(torch.optim.AdamW):
     found_inf = property(lambda self: None, lambda self, left_out: None)
 
 
-def optimize(session: TrainingSession, kind: type[torch.optim.AdamW] = Unguarded, **how: bool) -> TrainingSession:
+def optimize(
+    session: TrainingSession, kind: type[torch.optim.AdamW] = Unguarded, **how: bool
+) -> TrainingSession:
     """AdamW of the same settings in another implementation."""
     trained = [p for p in session.state.network.parameters() if p.requires_grad]
-    same = {name: session.state.optimizer.defaults[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    same = {
+        name: session.state.optimizer.defaults[name]
+        for name in ("lr", "betas", "eps", "weight_decay")
+    }
     return replace(session, state=replace(session.state, optimizer=kind(trained, **same, **how)))
 
 
@@ -267,7 +287,9 @@ def usual(network: nn.Module, ranks: Ranks) -> Call:
     return (by_block if ranks.device.type == "cuda" else as_one)(network, ranks)
 
 
-as_trained = partial(wrap_ddp_and_compile, compiled=True)  # what the trainer does; a network in shards it compiles block by block
+as_trained = partial(
+    wrap_ddp_and_compile, compiled=True
+)  # what the trainer does; a network in shards it compiles block by block
 
 
 @contextmanager
@@ -301,8 +323,12 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = Tolerance()
-COARSE = Tolerance(loss=2**-7, gradient=2**-2, lag=2**-7)  # rounds what every block adds to, once more in each
-FP8 = Tolerance(loss=2**-5, gradient=0.7, lag=2**-5)  # e4m3 rounds to 2^-4; gradients still have to point the same way
+COARSE = Tolerance(
+    loss=2**-7, gradient=2**-2, lag=2**-7
+)  # rounds what every block adds to, once more in each
+FP8 = Tolerance(
+    loss=2**-5, gradient=0.7, lag=2**-5
+)  # e4m3 rounds to 2^-4; gradients still have to point the same way
 
 
 @dataclass(frozen=True)
@@ -328,46 +354,149 @@ BASE = Lever("base", "the trainer's own step in bf16, compiled", "")
 ONLY_CUDA: dict[str, Any] = dict(devices=("cuda",))
 LEVERS = [  # those that promise most come first, and dear ones after cheap ones
     Lever("nothing", "the same again: what differs is noise", "0%"),
-    Lever("fp8", "products of the blocks in fp8", "+15 to +30%", use_float8, tolerance=FP8, **ONLY_CUDA),
-    Lever("persistent", "reductions that hold a whole row of 1,152 at once, where that is faster (multi_kernel)",
-          "+4 to +7%", compiled=partial(by_block, **{"triton.multi_kernel": 1}), **ONLY_CUDA),
-    Lever("persistent-all", "they all do", "+3 to +7%", compiled=partial(by_block, **{"triton.multi_kernel": 2}),
-          **ONLY_CUDA),
-    Lever("bf16-tokens", "tokens in bf16 between the blocks, as diffusers has them", "+4 to +5%", tokens_in_bf16,
-          tolerance=COARSE, **ONLY_CUDA),
-    Lever("tuned-kernels", "max_autotune_pointwise, coordinate_descent_tuning: compiled code tuned on the device",
-          "+2 to +5%", compiled=partial(by_block, max_autotune_pointwise=True, coordinate_descent_tuning=True),
-          **ONLY_CUDA),
-    Lever("sdpa-cudnn", "fused attention by cuDNN alone", "0%, for it is what PyTorch takes",
-          context=restricted(SDPBackend.CUDNN_ATTENTION),
-          **ONLY_CUDA),
-    Lever("sdpa-flash", "fused attention by FlashAttention alone", "-3 to +4%",
-          context=restricted(SDPBackend.FLASH_ATTENTION), **ONLY_CUDA),
-    Lever("cuda-graphs", "mode reduce-overhead", "0 to +1%", compiled=partial(as_one, mode="reduce-overhead"),
-          context=next_graph, **ONLY_CUDA),
-    Lever("bf16-weights", "rounded once a step, masters in fp32: FSDP2 on one rank, compiled by block", "-3 to +1%",
-          hold_bf16, as_trained),
-    Lever("heads-16", "heads padded to a multiple of 16 (72 to 80)", "-3 to +2%", partial(pad_heads, multiple_of_16)),
+    Lever(
+        "fp8",
+        "products of the blocks in fp8",
+        "+15 to +30%",
+        use_float8,
+        tolerance=FP8,
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "persistent",
+        "reductions that hold a whole row of 1,152 at once, where that is faster (multi_kernel)",
+        "+4 to +7%",
+        compiled=partial(by_block, **{"triton.multi_kernel": 1}),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "persistent-all",
+        "they all do",
+        "+3 to +7%",
+        compiled=partial(by_block, **{"triton.multi_kernel": 2}),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "bf16-tokens",
+        "tokens in bf16 between the blocks, as diffusers has them",
+        "+4 to +5%",
+        tokens_in_bf16,
+        tolerance=COARSE,
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "tuned-kernels",
+        "max_autotune_pointwise, coordinate_descent_tuning: compiled code tuned on the device",
+        "+2 to +5%",
+        compiled=partial(by_block, max_autotune_pointwise=True, coordinate_descent_tuning=True),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "sdpa-cudnn",
+        "fused attention by cuDNN alone",
+        "0%, for it is what PyTorch takes",
+        context=restricted(SDPBackend.CUDNN_ATTENTION),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "sdpa-flash",
+        "fused attention by FlashAttention alone",
+        "-3 to +4%",
+        context=restricted(SDPBackend.FLASH_ATTENTION),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "cuda-graphs",
+        "mode reduce-overhead",
+        "0 to +1%",
+        compiled=partial(as_one, mode="reduce-overhead"),
+        context=next_graph,
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "bf16-weights",
+        "rounded once a step, masters in fp32: FSDP2 on one rank, compiled by block",
+        "-3 to +1%",
+        hold_bf16,
+        as_trained,
+    ),
+    Lever(
+        "heads-16",
+        "heads padded to a multiple of 16 (72 to 80)",
+        "-3 to +2%",
+        partial(pad_heads, multiple_of_16),
+    ),
     Lever("flex", "FlexAttention", "-5 to +1%", use_flex, **ONLY_CUDA),
-    Lever("adaln-once", "adaLN projections of all blocks in one product", "-1 to +1%", stack_modulations),
-    Lever("patches-linear", "patch embedding as a product with rearranged patches", "0 to +0.5%", patches_as_rows),
+    Lever(
+        "adaln-once",
+        "adaLN projections of all blocks in one product",
+        "-1 to +1%",
+        stack_modulations,
+    ),
+    Lever(
+        "patches-linear",
+        "patch embedding as a product with rearranged patches",
+        "0 to +0.5%",
+        patches_as_rows,
+    ),
     Lever("channels-last", "image and patch embedding in channels_last", "0%", channels_last),
-    Lever("tf32", "TF32 for products that stay in fp32", "0%", context=partial(tf32, True), **ONLY_CUDA),
-    Lever("heads-128", "heads padded to a power of two (72 to 128)", "-10 to -4%", partial(pad_heads, power_of_two)),
+    Lever(
+        "tf32",
+        "TF32 for products that stay in fp32",
+        "0%",
+        context=partial(tf32, True),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "heads-128",
+        "heads padded to a power of two (72 to 128)",
+        "-10 to -4%",
+        partial(pad_heads, power_of_two),
+    ),
     Lever("whole", "compiled as a whole", "0 to +1.5%", compiled=as_trained, **ONLY_CUDA),
     Lever("blocks", "compiled block by block", "-1 to 0%", compiled=by_block, devices=("cpu",)),
-    Lever("max-autotune", "mode max-autotune-no-cudagraphs", "0 to +4%",
-          compiled=partial(as_one, mode="max-autotune-no-cudagraphs")),
-    Lever("fused", "fused attention in bf16", "-30 to -5%", partial(choose_core, True), devices=("cpu",)),
+    Lever(
+        "max-autotune",
+        "mode max-autotune-no-cudagraphs",
+        "0 to +4%",
+        compiled=partial(as_one, mode="max-autotune-no-cudagraphs"),
+    ),
+    Lever(
+        "fused",
+        "fused attention in bf16",
+        "-30 to -5%",
+        partial(choose_core, True),
+        devices=("cpu",),
+    ),
     Lever("adamw-foreach", "AdamW with foreach", "-4 to -1%", partial(optimize, foreach=True)),
-    Lever("adamw-loop", "AdamW in a loop over parameters", "-6 to -2%", partial(optimize, foreach=False)),
+    Lever(
+        "adamw-loop",
+        "AdamW in a loop over parameters",
+        "-6 to -2%",
+        partial(optimize, foreach=False),
+    ),
     Lever("ema-loop", "EMA in a loop over parameters", "-1 to 0%", average_one_by_one),
-    Lever("sdpa-efficient", "fused attention by the memory-efficient kernel alone", "-4 to -1%",
-          context=restricted(SDPBackend.EFFICIENT_ATTENTION), **ONLY_CUDA),
-    Lever("unfused", "attention as plain products, if the compiler leaves them plain", "-25 to -10%",
-          partial(choose_core, False), **ONLY_CUDA),
-    Lever("sdpa-math", "scaled_dot_product_attention as plain products", "-30 to -10%",
-          context=restricted(SDPBackend.MATH), **ONLY_CUDA),
+    Lever(
+        "sdpa-efficient",
+        "fused attention by the memory-efficient kernel alone",
+        "-4 to -1%",
+        context=restricted(SDPBackend.EFFICIENT_ATTENTION),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "unfused",
+        "attention as plain products, if the compiler leaves them plain",
+        "-25 to -10%",
+        partial(choose_core, False),
+        **ONLY_CUDA,
+    ),
+    Lever(
+        "sdpa-math",
+        "scaled_dot_product_attention as plain products",
+        "-30 to -10%",
+        context=restricted(SDPBackend.MATH),
+        **ONLY_CUDA,
+    ),
     Lever("eager", "not compiled", "-35 to -15%", compiled=uncompiled),
 ]
 
@@ -401,14 +530,18 @@ class Evidence(NamedTuple):
 
 def trial(lever: Lever, case: Case) -> TrainingSession:
     """A run that is about to start, with the lever pulled."""
-    settings = dict(model=case.model, batch=case.batch, precision=case.precision, compile=False, steps=10**6)
+    settings = dict(
+        model=case.model, batch=case.batch, precision=case.precision, compile=False, steps=10**6
+    )
     torch.manual_seed(0)  # of the latents
     with patch.dict(SIZES, {"Ti": TINY_SIZE} if case.tiny else {}):
         session = session_of(settings, Ranks(device=case.device), case.folder)
     leave_zero(session)
     session = lever.change(session)
     network: Any = lever.compiled(session.state.network, session.ranks)
-    return replace(session, network=network, loss=build_loss(session.config, network, session.process)[0])
+    return replace(
+        session, network=network, loss=build_loss(session.config, network, session.process)[0]
+    )
 
 
 @torch.no_grad()
@@ -425,25 +558,45 @@ def leave_zero(session: TrainingSession) -> None:
 def evidence(session: TrainingSession) -> Evidence:
     """After the first step: its loss, gradients by AdamW's first moments, and what AdamW and EMA made of them."""
     trained = {name: p for name, p in session.state.network.named_parameters() if p.requires_grad}
-    moments = {name: full_tensor(session.state.optimizer.state[p]["exp_avg"]).flatten() for name, p in trained.items()}
-    places = {name: moment[::-(-len(moment) // PLACES)].to("cpu", copy=True) for name, moment in moments.items()}
-    pairs = zip(session.state.network.parameters(), session.state.ema.network.parameters(), strict=True)
+    moments = {
+        name: full_tensor(session.state.optimizer.state[p]["exp_avg"]).flatten()
+        for name, p in trained.items()
+    }
+    places = {
+        name: moment[:: -(-len(moment) // PLACES)].to("cpu", copy=True)
+        for name, moment in moments.items()
+    }
+    pairs = zip(
+        session.state.network.parameters(), session.state.ema.network.parameters(), strict=True
+    )
     lags = [full_tensor(p - average).norm() for p, average in pairs if p.requires_grad]
-    loss = session.state.window.close(session.ranks).get("loss", math.nan)  # none where the step was left out
+    loss = session.state.window.close(session.ranks).get(
+        "loss", math.nan
+    )  # none where the step was left out
     return Evidence(loss, places, torch.stack(lags).norm().item())
 
 
 def differences(found: Evidence, base: Evidence) -> dict[str, float]:
     """From the base, as shares of it; of gradients the parameter's that differ most."""
-    gradients = [((found.gradient[name] - own).norm() / own.norm()).item() for name, own in base.gradient.items()
-                 if own.any()]
-    return {"loss": abs(found.loss / base.loss - 1), "gradient": max(gradients), "lag": abs(found.lag / base.lag - 1)}
+    gradients = [
+        ((found.gradient[name] - own).norm() / own.norm()).item()
+        for name, own in base.gradient.items()
+        if own.any()
+    ]
+    return {
+        "loss": abs(found.loss / base.loss - 1),
+        "gradient": max(gradients),
+        "lag": abs(found.lag / base.lag - 1),
+    }
 
 
 def verdict(found: dict[str, float], tolerance: Tolerance) -> str:
     """What differs by more than rounding, in words; nothing if all is well."""
-    beyond = [f"{name} differs by {share:.2g}" for name, share in found.items()
-              if not share <= getattr(tolerance, name)]
+    beyond = [
+        f"{name} differs by {share:.2g}"
+        for name, share in found.items()
+        if not share <= getattr(tolerance, name)
+    ]
     return ", ".join(beyond)
 
 
@@ -484,15 +637,23 @@ def attempt(lever: Lever, case: Case) -> tuple[Step | None, Found]:
     except Exception as error:
         if lever is BASE:
             raise
-        return None, Found(case, lever, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
+        return None, Found(
+            case, lever, note=" ".join(f"{type(error).__name__}: {error}".split())[:120]
+        )
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(cases: list[Case], levers: list[Lever], rounds: int, budget: float | None) -> Iterator[dict[str, Any]]:
+def measure(
+    cases: list[Case], levers: list[Lever], rounds: int, budget: float | None
+) -> Iterator[dict[str, Any]]:
     """A row of the table for base and levers in each case, as far as there is time."""
-    pairs = within(budget, [(case, lever) for case in cases for lever in (BASE, *levers)], lambda pair: pair[1].name)
+    pairs = within(
+        budget,
+        [(case, lever) for case in cases for lever in (BASE, *levers)],
+        lambda pair: pair[1].name,
+    )
     base: Any = None
     for _, group in groupby(pairs, lambda pair: pair if pair[0].device.type == "cuda" else pair[0]):
         before = free()
@@ -501,7 +662,11 @@ def measure(cases: list[Case], levers: list[Lever], rounds: int, budget: float |
             for step, found in begun:
                 if step:
                     found.seconds.append(seconds(step, found.case.device, found.calls))
-        most = {"peak_gib": (peak(torch.device("cuda")) - before) / 2**30} if torch.cuda.is_available() else {}
+        most = (
+            {"peak_gib": (peak(torch.device("cuda")) - before) / 2**30}
+            if torch.cuda.is_available()
+            else {}
+        )
         for _, found in begun:
             base = found if found.lever is BASE else base
             yield {**row_of(found, base), **most}
@@ -520,25 +685,53 @@ def free() -> int:
 
 def row_of(found: Found, base: Found) -> dict[str, Any]:
     """Speed beside the base's, unless the lever computed something else."""
-    row = {"model": found.case.title, "batch": found.case.batch, "lever": found.lever.name, "what": found.lever.what,
-           "prediction": found.lever.prediction, "note": found.note}
+    row = {
+        "model": found.case.title,
+        "batch": found.case.batch,
+        "lever": found.lever.name,
+        "what": found.lever.what,
+        "prediction": found.lever.prediction,
+        "note": found.note,
+    }
     if not found.evidence or not base.evidence:
         return row
     apart, median = differences(found.evidence, base.evidence), statistics.median(found.seconds)
     note = verdict(apart, found.lever.tolerance)
-    turns = zip(base.seconds, found.seconds, strict=True)  # one after the other on CUDA, where a round is no pair
-    ratio = (statistics.median(base.seconds) / median if found.case.device.type == "cuda" else
-             statistics.median(b / own for b, own in turns))
-    return {**row, "note": note, "img_per_s": found.case.batch / median, "ratio": None if note else ratio,
-            "differences": {name: share if math.isfinite(share) else None for name, share in apart.items()},
-            "seconds": median, "spread": (max(found.seconds) - min(found.seconds)) / median,
-            "first_step_s": found.first}
+    turns = zip(
+        base.seconds, found.seconds, strict=True
+    )  # one after the other on CUDA, where a round is no pair
+    ratio = (
+        statistics.median(base.seconds) / median
+        if found.case.device.type == "cuda"
+        else statistics.median(b / own for b, own in turns)
+    )
+    return {
+        **row,
+        "note": note,
+        "img_per_s": found.case.batch / median,
+        "ratio": None if note else ratio,
+        "differences": {
+            name: share if math.isfinite(share) else None for name, share in apart.items()
+        },
+        "seconds": median,
+        "spread": (max(found.seconds) - min(found.seconds)) / median,
+        "first_step_s": found.first,
+    }
 
 
 def tell(row: dict[str, Any]) -> str:
     """As a line of a Markdown table."""
-    forms = {"img_per_s": ".4g", "ratio": ".3f", "peak_gib": ".1f", "first_step_s": ".1f", "spread": ".0%"}
-    cells = [format(row[name], form) if row.get(name) is not None else "–" for name, form in forms.items()]
+    forms = {
+        "img_per_s": ".4g",
+        "ratio": ".3f",
+        "peak_gib": ".1f",
+        "first_step_s": ".1f",
+        "spread": ".0%",
+    }
+    cells = [
+        format(row[name], form) if row.get(name) is not None else "–"
+        for name, form in forms.items()
+    ]
     named = [row["model"], row["batch"], row["lever"], row["prediction"]]
     return f"| {' | '.join(map(str, [*named, *cells, row['note']]))} |"
 
@@ -550,8 +743,12 @@ HEAD = """| model | batch | lever | predicted | img/s | ratio to base | peak GiB
 @contextmanager
 def one_rank(device: torch.device) -> Iterator[None]:
     """A process group of this process alone."""
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0,
-                            world_size=1)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=dist.HashStore(),
+        rank=0,
+        world_size=1,
+    )
     try:
         yield
     finally:
@@ -562,18 +759,43 @@ def main() -> None:
     """Measure, print and record."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     levers = [lever for lever in LEVERS if device.type in lever.devices]
-    told = "\n".join(f"  {lever.name:<16}{lever.what}; predicted {lever.prediction}" for lever in levers)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f"levers on this device:\n{told}",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[lever.name for lever in levers], metavar="NAME",
-                        help="these levers; all unless given")
-    parser.add_argument("--models", nargs="+", choices=DIT_NAMES, metavar="MODEL",
-                        help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given")
-    parser.add_argument("--batch", type=positive, help="images a step; 32 on a CPU, 128 on CUDA unless given")
+    told = "\n".join(
+        f"  {lever.name:<16}{lever.what}; predicted {lever.prediction}" for lever in levers
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=f"levers on this device:\n{told}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[lever.name for lever in levers],
+        metavar="NAME",
+        help="these levers; all unless given",
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=DIT_NAMES,
+        metavar="MODEL",
+        help="DiTs to train; DiT-S/4 on a CPU, DiT-XL/2 on CUDA unless given",
+    )
+    parser.add_argument(
+        "--batch", type=positive, help="images a step; 32 on a CPU, 128 on CUDA unless given"
+    )
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--budget", type=float, help="seconds after which no further lever is begun; "
-                        "the last one, and on a CPU all rounds, still follow")
-    parser.add_argument("--tiny", action="store_true", help="two small blocks in small batches, to see that all works")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        help="seconds after which no further lever is begun; "
+        "the last one, and on a CPU all rounds, still follow",
+    )
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="two small blocks in small batches, to see that all works",
+    )
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     [(model, batch)] = (TINY if args.tiny else CUDA if device.type == "cuda" else CPU).items()
@@ -581,8 +803,16 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
     write = lambda rows, table: record("levers", command, {"rows": rows}, table)  # noqa: E731
     with one_rank(device), tempfile.TemporaryDirectory() as folder:
-        cases = [Case(name, args.batch or batch, device, folder, tiny=args.tiny) for name in args.models or [model]]
-        rows_told(measure(cases, levers, args.rounds, args.budget), tell, [HEAD], write if args.record else None)
+        cases = [
+            Case(name, args.batch or batch, device, folder, tiny=args.tiny)
+            for name in args.models or [model]
+        ]
+        rows_told(
+            measure(cases, levers, args.rounds, args.budget),
+            tell,
+            [HEAD],
+            write if args.record else None,
+        )
 
 
 if __name__ == "__main__":

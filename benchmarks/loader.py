@@ -40,14 +40,24 @@ Read = Callable[[np.ndarray, np.ndarray], Tensor]
 
 def make_store(root: Path, images: int) -> None:
     """A store of noise, written as `dit encode` writes."""
-    encoding = Encoding(vae="noise", checksum=None, image_size=256, flips=True, count=images, shard_size=SHARD,
-                        fingerprint="")
+    encoding = Encoding(
+        vae="noise",
+        checksum=None,
+        image_size=256,
+        flips=True,
+        count=images,
+        shard_size=SHARD,
+        fingerprint="",
+    )
     shards.claim(root, encoding)
     number = -(-images // SHARD)
     for shard in range(number):
         random = torch.Generator().manual_seed(shard)
-        batches = (torch.randn(len(part), *VIEW, generator=random)
-                   for part in np.array_split(encoding.indices(shard), 16) if len(part))
+        batches = (
+            torch.randn(len(part), *VIEW, generator=random)
+            for part in np.array_split(encoding.indices(shard), 16)
+            if len(part)
+        )
         shards.write_shard(root, shard, batches, VIEW)
     labels = np.arange(images, dtype=np.int64) % 1000
     shards.write_index(root, encoding, number, [str(i) for i in range(1000)], [labels], SHAPE)
@@ -90,11 +100,18 @@ def rates(read: Read, size: int, batch: int, first: int, batches: int) -> tuple[
         flip = torch.rand(batch, generator=generator(0, step)) < 0.5
         moments = read(batch_indices(step, size, batch, 0), flip.numpy())
         assert len(moments) == batch
-    return batch * batches / (time.perf_counter() - begin), batch * batches / (time.process_time() - busy)
+    return batch * batches / (time.perf_counter() - begin), batch * batches / (
+        time.process_time() - busy
+    )
 
 
-def measure(ways: dict[str, Callable[[], Read]], size: int, args: argparse.Namespace, latents: int,
-            before: Callable[[], None]) -> dict[str, Any]:
+def measure(
+    ways: dict[str, Callable[[], Read]],
+    size: int,
+    args: argparse.Namespace,
+    latents: int,
+    before: Callable[[], None],
+) -> dict[str, Any]:
     """Median and spread of each way to read, over repeats, each on other steps."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     fetched = dict.fromkeys(ways, 0)
@@ -112,37 +129,57 @@ def measure(ways: dict[str, Callable[[], Read]], size: int, args: argparse.Names
 def summary(clock: Sequence[float], cpu: Sequence[float], share: float) -> dict[str, float]:
     """What is recorded of one way to read."""
     median = statistics.median(clock)
-    return {"latents_per_s": round(median), "mb_per_s": round(median * VIEW_BYTES / 1e6),
-            "latents_per_cpu_s": round(statistics.median(cpu)), "spread": round((max(clock) - min(clock)) / median, 3),
-            "share_from_disk": round(share, 2)}
+    return {
+        "latents_per_s": round(median),
+        "mb_per_s": round(median * VIEW_BYTES / 1e6),
+        "latents_per_cpu_s": round(statistics.median(cpu)),
+        "spread": round((max(clock) - min(clock)) / median, 3),
+        "share_from_disk": round(share, 2),
+    }
 
 
 def main() -> None:
     """Make the store, measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the store, in 2^30 bytes")
+    parser.add_argument(
+        "--gigabytes", type=float, default=2.0, help="size of the store, in 2^30 bytes"
+    )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--latents", type=int, default=100_000, help="read in each warm repeat")
     parser.add_argument("--cold-latents", type=int, default=10_000, help="read in each cold repeat")
-    parser.add_argument("--folder", type=Path, help="where the store lies meanwhile, on a disk; unless given, where "
-                                                    "temporary files lie")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the store lies meanwhile, on a disk; unless given, where temporary files lie",
+    )
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     size = int(args.gigabytes * 2**30) // IMAGE_BYTES
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         root = Path(folder)
         make_store(root, size)
-        ways: dict[str, Callable[[], Read]] = {"store": lambda: LatentStore(root).read, "mapped": partial(mapped, root)}
-        rates(LatentStore(root).read, size, args.batch, 0, 2 * size // args.batch)  # nearly all is in the cache then
-        results = {"warm": measure(ways, size, args, args.latents, lambda: None),
-                   "cold": measure(ways, size, args, args.cold_latents, partial(forget, root))}
+        ways: dict[str, Callable[[], Read]] = {
+            "store": lambda: LatentStore(root).read,
+            "mapped": partial(mapped, root),
+        }
+        rates(
+            LatentStore(root).read, size, args.batch, 0, 2 * size // args.batch
+        )  # nearly all is in the cache then
+        results = {
+            "warm": measure(ways, size, args, args.latents, lambda: None),
+            "cold": measure(ways, size, args, args.cold_latents, partial(forget, root)),
+        }
     print(f"{size:,} images, {args.gigabytes:g} GB, batches of {args.batch}")
-    print(f"{'':<14}{'latents/s':>11}{'MB/s':>8}{'spread':>8}{'latents/CPU s':>15}{'from disk':>11}")
+    print(
+        f"{'':<14}{'latents/s':>11}{'MB/s':>8}{'spread':>8}{'latents/CPU s':>15}{'from disk':>11}"
+    )
     for cache, rows in results.items():
         for name, row in rows.items():
-            print(f"{cache + ', ' + name:<14}{row['latents_per_s']:>11,}{row['mb_per_s']:>8,}{row['spread']:>8.2f}"
-                  f"{row['latents_per_cpu_s']:>15,}{row['share_from_disk']:>11.0%}")
+            print(
+                f"{cache + ', ' + name:<14}{row['latents_per_s']:>11,}{row['mb_per_s']:>8,}{row['spread']:>8.2f}"
+                f"{row['latents_per_cpu_s']:>15,}{row['share_from_disk']:>11.0%}"
+            )
     if args.record:
         command = shlex.join(["python", "-m", "benchmarks.loader", *sys.argv[1:]])
         print(record("loader", command, {"images": size, "gigabytes": args.gigabytes, **results}))

@@ -55,7 +55,9 @@ KINDS = [Kind("fp32"), Kind("bf16"), Kind("fp8"), Kind("bf16", seed=1)]
 def session_of(kind: Kind, steps: int, device: torch.device, folder: str) -> TrainingSession:
     """A run of the digits preset."""
     emulate = kind.precision == "fp8" and not has_fp8(device)
-    config: Any = dict(precision="bf16" if emulate else kind.precision, seed=kind.seed, steps=steps, compile=False)
+    config: Any = dict(
+        precision="bf16" if emulate else kind.precision, seed=kind.seed, steps=steps, compile=False
+    )
     config = TrainConfig(**config, out=Path(folder) / kind.title)
     autoencoder, ranks = load_autoencoder(config.vae, device), Ranks(device=device)
     source = build_source(config, autoencoder, ranks)
@@ -90,7 +92,9 @@ def draw(curves: dict[str, list[float]]) -> Image.Image:
         at = range(WINDOW, WINDOW * len(curve) + 1, WINDOW)
         ratios = [100 * (one / exact - 1) for one, exact in zip(curve, curves["fp32"], strict=True)]
         for axis, values in ((loss, curve), (above, ratios)):
-            draw_line(axis, place, title, [(x, y, None, None) for x, y in zip(at, values, strict=True)])
+            draw_line(
+                axis, place, title, [(x, y, None, None) for x, y in zip(at, values, strict=True)]
+            )
     loss.set_ylabel("loss")
     above.set_ylabel("loss above that of fp32, %")
     loss.legend(frameon=False, fontsize=9)
@@ -100,25 +104,46 @@ def draw(curves: dict[str, list[float]]) -> Image.Image:
 def main() -> None:
     """Train, draw, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help=f"of each training, a multiple of {WINDOW}")
-    parser.add_argument("--record", action="store_true", help="write benchmarks/results/ and docs/images/precision.png")
+    parser.add_argument(
+        "--steps", type=int, default=300, help=f"of each training, a multiple of {WINDOW}"
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write benchmarks/results/ and docs/images/precision.png",
+    )
     args = parser.parse_args()
     if find_spec("torchao") is None:
         parser.error("no torchao here: make fp8, or pip install torchao")
     if args.steps % WINDOW or args.steps <= 0:
         parser.error(f"--steps {args.steps}: a multiple of {WINDOW} expected")
     device, rows = torch.device("cuda" if torch.cuda.is_available() else "cpu"), dict[str, Any]()
-    print(f"| arithmetic | mean loss of the last {LAST:.0%} | to fp32 | seconds |\n|---|---|---|---|")
+    print(
+        f"| arithmetic | mean loss of the last {LAST:.0%} | to fp32 | seconds |\n|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             begin, curve = time.perf_counter(), losses(session_of(kind, args.steps, device, folder))
-            row = rows[kind.title] = {"losses": curve, "last": last(curve), "seconds": time.perf_counter() - begin}
+            row = rows[kind.title] = {
+                "losses": curve,
+                "last": last(curve),
+                "seconds": time.perf_counter() - begin,
+            }
             to_fp32 = row["last"] / rows["fp32"]["last"] - 1
-            print(f"| {kind.title} | {row['last']:.4f} | {to_fp32:+.2%} | {row['seconds']:.0f} |", flush=True)
+            print(
+                f"| {kind.title} | {row['last']:.4f} | {to_fp32:+.2%} | {row['seconds']:.0f} |",
+                flush=True,
+            )
     if args.record:
         draw({title: row["losses"] for title, row in rows.items()}).save(PICTURE)
         command = shlex.join(["python", "-m", "benchmarks.precision", *sys.argv[1:]])
-        print(record("precision", command, {"window": WINDOW, "emulated": not has_fp8(device), "rows": rows}))
+        print(
+            record(
+                "precision",
+                command,
+                {"window": WINDOW, "emulated": not has_fp8(device), "rows": rows},
+            )
+        )
 
 
 if __name__ == "__main__":

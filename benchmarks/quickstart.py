@@ -23,9 +23,36 @@ def commands(run: Path, train_steps: int | None, num_samples: int) -> dict[str, 
     """The commands of each stage."""
     steps = [] if train_steps is None else ["--steps", str(train_steps)]
     return {
-        "train": ["train.py", "--model", "DiT-Ti/2", "--data", "digits", "--out", str(run), "--resume", "auto", *steps],
-        "sample": ["sample.py", "--run", str(run), "--cfg-scale", CFG_SCALE, "--out", str(run / "grid.png")],
-        "evaluate": ["evaluate.py", "--run", str(run), "--cfg-scale", CFG_SCALE, "--num-samples", str(num_samples)],
+        "train": [
+            "train.py",
+            "--model",
+            "DiT-Ti/2",
+            "--data",
+            "digits",
+            "--out",
+            str(run),
+            "--resume",
+            "auto",
+            *steps,
+        ],
+        "sample": [
+            "sample.py",
+            "--run",
+            str(run),
+            "--cfg-scale",
+            CFG_SCALE,
+            "--out",
+            str(run / "grid.png"),
+        ],
+        "evaluate": [
+            "evaluate.py",
+            "--run",
+            str(run),
+            "--cfg-scale",
+            CFG_SCALE,
+            "--num-samples",
+            str(num_samples),
+        ],
     }
 
 
@@ -45,7 +72,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run directory")
     parser.add_argument("--train-steps", type=int, help="train for fewer steps")
     parser.add_argument("--num-samples", type=int, default=500, help="how many samples to score")
-    parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/")
+    parser.add_argument(
+        "--record", action="store_true", help="write the figures to benchmarks/results/"
+    )
     args = parser.parse_args()
     stages = commands(args.out, args.train_steps, args.num_samples)
     seconds = {name: round(run_stage(name, command), 1) for name, command in stages.items()}
@@ -54,8 +83,13 @@ def main() -> None:
     for what, where in places(args.out).items():
         print(f"{what:<12}{where}")
     if args.record:
-        print(record("quickstart", shlex.join(["python", "-m", "benchmarks.quickstart", *sys.argv[1:]]),
-                     figures(seconds, report)))
+        print(
+            record(
+                "quickstart",
+                shlex.join(["python", "-m", "benchmarks.quickstart", *sys.argv[1:]]),
+                figures(seconds, report),
+            )
+        )
 
 
 def places(run: Path) -> dict[str, Path]:

@@ -42,7 +42,9 @@ def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> 
 
 def _free(stem: str, command: str) -> Path:
     """The first file of that name that is not there, or that the same command has written."""
-    names = (RESULTS / f"{stem}{number}.json" for number in chain([""], (f"-{n}" for n in count(2))))
+    names = (
+        RESULTS / f"{stem}{number}.json" for number in chain([""], (f"-{n}" for n in count(2)))
+    )
     return next(file for file in names if not file.exists() or _command(file) == command)
 
 
@@ -54,8 +56,12 @@ def _command(file: Path) -> str | None:
         return None
 
 
-def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], str], head: Sequence[str],
-              write: Callable[[list[dict[str, Any]], list[str]], Path] | None) -> None:
+def rows_told(
+    rows: Iterable[dict[str, Any]],
+    tell: Callable[[dict[str, Any]], str],
+    head: Sequence[str],
+    write: Callable[[list[dict[str, Any]], list[str]], Path] | None,
+) -> None:
     """Print rows of a Markdown table as they come and, where they are to be written, write all so far after each: what
     is measured stays, whatever ends the rest."""
     print(*head, sep="\n", flush=True)
@@ -71,7 +77,9 @@ def rows_told(rows: Iterable[dict[str, Any]], tell: Callable[[dict[str, Any]], s
 def commit() -> str:
     """The code's, with a + if tracked files have changed since, but for results; what DIT_COMMIT says of a copy."""
     changed = git("status", "--porcelain", "-uno", "--", ":!benchmarks/results")
-    return os.environ.get("DIT_COMMIT") or git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    return os.environ.get("DIT_COMMIT") or git("rev-parse", "--short", "HEAD") + (
+        "+" if changed else ""
+    )
 
 
 def git(*asked: str) -> str:
@@ -84,5 +92,9 @@ def git(*asked: str) -> str:
 def processor() -> str:
     """The CPU's name."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip()
+        for line in info.read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor()

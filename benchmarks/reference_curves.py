@@ -33,15 +33,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="digits", choices=PRESETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, help="train for fewer steps than the preset; not with --record")
-    parser.add_argument("--out", type=Path, default=Path("runs/reference"), help="folder of the runs")
-    parser.add_argument("--record", action="store_true", help="write docs/reference and docs/images too")
+    parser.add_argument(
+        "--steps", type=int, help="train for fewer steps than the preset; not with --record"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/reference"), help="folder of the runs"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="write docs/reference and docs/images too"
+    )
     args = parser.parse_args()
     if args.record and args.steps:
         parser.error("--steps with --record: a reference is of the whole preset; drop one of them")
     lab = Lab(args.out, args.steps or PRESETS[args.preset]().steps, samples=0)
-    runs = {seed: lab.trained(f"{args.preset}-seed-{seed}", f"--preset {args.preset} --seed {seed} --sample-every 0")
-            for seed in args.seeds}
+    runs = {
+        seed: lab.trained(
+            f"{args.preset}-seed-{seed}", f"--preset {args.preset} --seed {seed} --sample-every 0"
+        )
+        for seed in args.seeds
+    }
     command = shlex.join(["python", "-m", "benchmarks.reference_curves", *sys.argv[1:]])
     for file in write(gather(args.preset, runs, command), args.out, args.record):
         print(file)
@@ -49,11 +59,17 @@ def main() -> None:
 
 def gather(preset: str, runs: dict[int, Path], command: str) -> Reference:
     """The curves of runs, by seed."""
-    (settings, *others) = [settings_that_matter(ModelCard.read(run).config) for run in runs.values()]
+    (settings, *others) = [
+        settings_that_matter(ModelCard.read(run).config) for run in runs.values()
+    ]
     assert all(other == settings for other in others), "they differ in their seed alone"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    made = {"command": command, "date": date.today().isoformat(), "device": device,
-            "versions": library_versions("dit", "torch")}
+    made = {
+        "command": command,
+        "date": date.today().isoformat(),
+        "device": device,
+        "versions": library_versions("dit", "torch"),
+    }
     lines = {str(seed): essence(read_metrics(run / "metrics.jsonl")) for seed, run in runs.items()}
     return Reference(preset, settings, lines, made)
 

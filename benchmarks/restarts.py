@@ -28,8 +28,24 @@ from dit.runs.metrics import MACHINE, read_metrics
 
 ROOT = Path(__file__).parent.parent
 RANKS = 2
-FLAGS = ["--vae", "identity", "--image-size", "8", "--model", "DiT-Ti/4", "--global-batch-size", "16",
-         "--sample-every", "0", "--log-every", "1", "--ckpt-every", "20", "--precision", "fp32"]
+FLAGS = [
+    "--vae",
+    "identity",
+    "--image-size",
+    "8",
+    "--model",
+    "DiT-Ti/4",
+    "--global-batch-size",
+    "16",
+    "--sample-every",
+    "0",
+    "--log-every",
+    "1",
+    "--ckpt-every",
+    "20",
+    "--precision",
+    "fp32",
+]
 SCORING = ["--eval-every", "10", "--eval-samples", "20000"]
 LONG = 100_000  # steps, or seconds
 
@@ -39,16 +55,34 @@ LONG = 100_000  # steps, or seconds
 
 def launch(out: Path, *flags: object, restarts: int = 0) -> subprocess.Popen[str]:
     """Begin a training under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", RANKS, "--max-restarts", restarts]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        RANKS,
+        "--max-restarts",
+        restarts,
+    ]
     return begin([sys.executable, *launcher, ROOT / "train.py"], out, *flags)
 
 
-def begin(launcher: Sequence[object], out: Path, *flags: object, **environment: str) -> subprocess.Popen[str]:
+def begin(
+    launcher: Sequence[object], out: Path, *flags: object, **environment: str
+) -> subprocess.Popen[str]:
     """Begin a training on CPUs, by what takes the flags of train.py."""
-    everything = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
-                  "PYTHON": sys.executable, **environment}
+    everything = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHON": sys.executable,
+        **environment,
+    }
     command = [*map(str, (*launcher, "--out", out, *FLAGS, *flags))]
-    return subprocess.Popen(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait(sign: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> float:
@@ -75,8 +109,11 @@ def starts(out: Path) -> list[int]:
 
 def process_of(rank: int, launcher: int) -> int:
     """The id of the process that is a rank, below what launched it."""
-    return next(child for child in descendants(launcher)
-                if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"))
+    return next(
+        child
+        for child in descendants(launcher)
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0")
+    )
 
 
 def descendants(process: int) -> Iterator[int]:
@@ -124,7 +161,11 @@ def stop_in(out: Path, step: int, *flags: object) -> float:
 def imports() -> float:
     """Seconds that so many processes take to import what training needs, all at once."""
     begin = time.monotonic()
-    command = [sys.executable, "-c", "import torch.utils.tensorboard, sklearn.datasets, dit.training.trainer"]
+    command = [
+        sys.executable,
+        "-c",
+        "import torch.utils.tensorboard, sklearn.datasets, dit.training.trainer",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for process in [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(RANKS)]:
         process.wait()
@@ -133,9 +174,12 @@ def imports() -> float:
 
 def measure(folder: Path) -> dict[str, float]:
     """Seconds of each."""
-    return {"restart": restart(folder / "restart"), "of it imports": imports(),
-            "stop in a step": stop_in(folder / "step", 25),
-            "stop while scoring": stop_in(folder / "scoring", 9, *SCORING)}
+    return {
+        "restart": restart(folder / "restart"),
+        "of it imports": imports(),
+        "stop in a step": stop_in(folder / "step", 25),
+        "stop while scoring": stop_in(folder / "scoring", 9, *SCORING),
+    }
 
 
 def main() -> None:
@@ -150,7 +194,9 @@ def main() -> None:
             rounds.append(measure(Path(folder)))
     rows: dict[str, Any] = {name: [one[name] for one in rounds] for name in rounds[0]}
     for name, seconds in rows.items():
-        print(f"{name:<20}{statistics.median(seconds):>8.1f} s  ({min(seconds):.1f} to {max(seconds):.1f})")
+        print(
+            f"{name:<20}{statistics.median(seconds):>8.1f} s  ({min(seconds):.1f} to {max(seconds):.1f})"
+        )
     if args.record:
         command = shlex.join(["python", "-m", "benchmarks.restarts", *sys.argv[1:]])
         print(record("restarts", command, {"ranks": RANKS, "seconds": rows}))

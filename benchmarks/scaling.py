@@ -75,7 +75,9 @@ def timed(work: Callable[[], Any], rounds: int, joined: Ranks) -> float:
         joined.barrier()
         begin = time.perf_counter()
         work()
-        took.append(joined.maximum(torch.tensor(time.perf_counter() - begin, dtype=torch.float64)).item())
+        took.append(
+            joined.maximum(torch.tensor(time.perf_counter() - begin, dtype=torch.float64)).item()
+        )
     return statistics.median(took[1:])
 
 
@@ -92,7 +94,11 @@ def update(session: TrainingSession) -> None:
 
 def wire() -> int:
     """Bytes that went through the loopback device."""
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    line = next(
+        line
+        for line in Path("/proc/net/dev").read_text().splitlines()
+        if line.strip().startswith("lo:")
+    )
     return int(line.split(":")[1].split()[0])
 
 
@@ -100,7 +106,11 @@ def bandwidths(session: TrainingSession, rounds: int, joined: Ranks) -> dict[str
     """Bytes a second of rings: of DDP's buckets, and of FSDP's blocks (two gathers and a reduce-scatter)."""
     block = sum(p.numel() for p in session.state.network.blocks[0].parameters())  # type: ignore[union-attr, index]
     block -= block % joined.world
-    bucket, whole, share = torch.zeros(BUCKET // 4), torch.zeros(block), torch.zeros(block // joined.world)
+    bucket, whole, share = (
+        torch.zeros(BUCKET // 4),
+        torch.zeros(block),
+        torch.zeros(block // joined.world),
+    )
 
     def exchange() -> None:
         for _ in range(2):
@@ -108,11 +118,15 @@ def bandwidths(session: TrainingSession, rounds: int, joined: Ranks) -> dict[str
         dist.reduce_scatter_tensor(share, whole)
 
     part = (joined.world - 1) / joined.world
-    return {"ddp": 2 * part * BUCKET / timed(lambda: dist.all_reduce(bucket), rounds, joined),
-            "fsdp": 3 * part * 4 * block / timed(exchange, rounds, joined)}
+    return {
+        "ddp": 2 * part * BUCKET / timed(lambda: dist.all_reduce(bucket), rounds, joined),
+        "fsdp": 3 * part * 4 * block / timed(exchange, rounds, joined),
+    }
 
 
-def together(settings: dict[str, Any], parallel: str, rounds: int, joined: Ranks) -> dict[str, float]:
+def together(
+    settings: dict[str, Any], parallel: str, rounds: int, joined: Ranks
+) -> dict[str, float]:
     """A step of all ranks: seconds, bytes that a rank sends, bytes on the wire for each rank."""
     with tempfile.TemporaryDirectory() as folder:
         step = stepper(session_of({**settings, "parallel": parallel}, joined, folder))
@@ -127,11 +141,15 @@ def together(settings: dict[str, Any], parallel: str, rounds: int, joined: Ranks
 
 def measure(settings: dict[str, Any], rounds: int, joined: Ranks) -> dict[str, Any]:
     """Everything that so many processes can tell."""
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[joined.rank % len(os.sched_getaffinity(0))]})
+    os.sched_setaffinity(
+        0, {sorted(os.sched_getaffinity(0))[joined.rank % len(os.sched_getaffinity(0))]}
+    )
     with tempfile.TemporaryDirectory() as folder:
         session = session_of(settings, Ranks(), folder)
-        found: dict[str, Any] = {"step": timed(stepper(session), rounds, joined),
-                                 "update": timed(lambda: update(session), rounds, joined)}
+        found: dict[str, Any] = {
+            "step": timed(stepper(session), rounds, joined),
+            "update": timed(lambda: update(session), rounds, joined),
+        }
         if joined.world > 1:
             found["bandwidth"] = bandwidths(session, rounds, joined)
     if joined.world > 1:
@@ -146,8 +164,12 @@ def run(world: int, threads: int, rounds: int, settings: dict[str, Any]) -> dict
     """`measure` in so many processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     one = json.dumps({"settings": settings, "rounds": rounds, "threads": threads})
-    done = subprocess.run([sys.executable, *launcher, "-m", "benchmarks.scaling", "--one", one], text=True,
-                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "benchmarks.scaling", "--one", one],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
     if done.returncode:
         sys.exit(done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -157,8 +179,17 @@ def in_process(asked: dict[str, Any]) -> None:
     """Measure as one of the processes, and print it as one of them."""
     if asked["threads"] > 1:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({"step": timed(stepper(session_of(asked["settings"], Ranks(), folder)), asked["rounds"],
-                                            Ranks())}))
+            print(
+                json.dumps(
+                    {
+                        "step": timed(
+                            stepper(session_of(asked["settings"], Ranks(), folder)),
+                            asked["rounds"],
+                            Ranks(),
+                        )
+                    }
+                )
+            )
         return
     with ranks() as joined:
         found = measure(asked["settings"], asked["rounds"], joined)
@@ -166,15 +197,27 @@ def in_process(asked: dict[str, Any]) -> None:
             print(json.dumps(found))
 
 
-def predict(alone: dict[str, float], bandwidth: float, world: int, cores: int, work: Work, batch: int, way: str
-            ) -> dict[str, float]:
+def predict(
+    alone: dict[str, float],
+    bandwidth: float,
+    world: int,
+    cores: int,
+    work: Work,
+    batch: int,
+    way: str,
+) -> dict[str, float]:
     """Seconds and bytes of a step of so many processes, from one process alone."""
     turns = max(1.0, world / cores)  # how many share a core
     speed = 3 * batch * work.flops / (alone["step"] - alone["update"]) / turns
     memory = work.updated / alone["update"] / turns
-    cluster = Cluster(world, speed, 0, memory, bandwidth, bandwidth, per_node=world, efficiency=1.0, overlap=False)
-    return {**asdict(seconds(work, cluster, way, batch, 1)), "sent": traffic(work, world, way, 1),
-            "seconds": seconds(work, cluster, way, batch, 1).step}
+    cluster = Cluster(
+        world, speed, 0, memory, bandwidth, bandwidth, per_node=world, efficiency=1.0, overlap=False
+    )
+    return {
+        **asdict(seconds(work, cluster, way, batch, 1)),
+        "sent": traffic(work, world, way, 1),
+        "seconds": seconds(work, cluster, way, batch, 1).step,
+    }
 
 
 def main() -> None:
@@ -192,8 +235,14 @@ def main() -> None:
     results = compare(args.model, args.batch, args.rounds)
     if args.record:
         draw(results).save(PICTURE)
-        print(record("scaling", f"python -m benchmarks.scaling --model {args.model} --batch {args.batch} "
-                                f"--rounds {args.rounds} --record", results))
+        print(
+            record(
+                "scaling",
+                f"python -m benchmarks.scaling --model {args.model} --batch {args.batch} "
+                f"--rounds {args.rounds} --record",
+                results,
+            )
+        )
 
 
 def compare(model: str, batch: int, rounds: int) -> dict[str, Any]:
@@ -206,20 +255,39 @@ def compare(model: str, batch: int, rounds: int) -> dict[str, Any]:
     for world, way in ((world, way) for world in (2, 4) for way in WAYS):
         measured, bandwidth = found[world][way], found[world]["bandwidth"][way]
         predicted = predict(found[1], bandwidth, world, cores, work, batch, way)
-        side = predict(found[world], bandwidth, world, world, work, batch, way)  # its own figures are of shared cores
-        rows.append({"processes": world, "parallel": way, "measured": measured, "predicted": predicted,
-                     "predicted_side_by_side": side, "bandwidth": bandwidth,
-                     "error": predicted["seconds"] / measured["seconds"] - 1,
-                     "error_side_by_side": side["seconds"] / measured["seconds"] - 1,
-                     "error_of_bytes": predicted["sent"] / measured["sent"] - 1})
+        side = predict(
+            found[world], bandwidth, world, world, work, batch, way
+        )  # its own figures are of shared cores
+        rows.append(
+            {
+                "processes": world,
+                "parallel": way,
+                "measured": measured,
+                "predicted": predicted,
+                "predicted_side_by_side": side,
+                "bandwidth": bandwidth,
+                "error": predicted["seconds"] / measured["seconds"] - 1,
+                "error_side_by_side": side["seconds"] / measured["seconds"] - 1,
+                "error_of_bytes": predicted["sent"] / measured["sent"] - 1,
+            }
+        )
         print(tell(rows[-1]), flush=True)
     ddp = found[2]["ddp"]["seconds"]
-    efficiency = {"2 processes with DDP, to one with half the images": found[1]["step"] / ddp,
-                  "2 processes without communication, to one": found[1]["step"] / found[2]["step"],
-                  "2 processes with DDP, to one of all threads with as many images": threads["step"] / ddp}
+    efficiency = {
+        "2 processes with DDP, to one with half the images": found[1]["step"] / ddp,
+        "2 processes without communication, to one": found[1]["step"] / found[2]["step"],
+        "2 processes with DDP, to one of all threads with as many images": threads["step"] / ddp,
+    }
     print("\n".join(f"{name}: {value:.1%}" for name, value in efficiency.items()))
-    return {"model": model, "batch": batch, "cores": cores, "found": found, "one_process_of_all_threads": threads,
-            "rows": rows, "efficiency": efficiency}
+    return {
+        "model": model,
+        "batch": batch,
+        "cores": cores,
+        "found": found,
+        "one_process_of_all_threads": threads,
+        "rows": rows,
+        "efficiency": efficiency,
+    }
 
 
 def draw(results: dict[str, Any]) -> Image.Image:
@@ -256,11 +324,13 @@ def work_of(model: str) -> Work:
 def tell(row: dict[str, Any]) -> str:
     """A row in words."""
     measured, predicted = row["measured"], row["predicted"]
-    return (f"{row['processes']} processes, {row['parallel']:<5} step {measured['seconds']:.3f} s, predicted "
-            f"{predicted['seconds']:.3f} ({row['error']:+.1%}; from processes side by side "
-            f"{row['error_side_by_side']:+.1%}); communication {predicted['communication']:.3f} s at "
-            f"{row['bandwidth'] / 1e9:.2f} GB/s; sent {measured['sent'] / 1e6:.1f} MB, predicted "
-            f"{predicted['sent'] / 1e6:.1f} ({row['error_of_bytes']:+.2%}), on the wire {measured['wire'] / 1e6:.1f}")
+    return (
+        f"{row['processes']} processes, {row['parallel']:<5} step {measured['seconds']:.3f} s, predicted "
+        f"{predicted['seconds']:.3f} ({row['error']:+.1%}; from processes side by side "
+        f"{row['error_side_by_side']:+.1%}); communication {predicted['communication']:.3f} s at "
+        f"{row['bandwidth'] / 1e9:.2f} GB/s; sent {measured['sent'] / 1e6:.1f} MB, predicted "
+        f"{predicted['sent'] / 1e6:.1f} ({row['error_of_bytes']:+.2%}), on the wire {measured['wire'] / 1e6:.1f}"
+    )
 
 
 if __name__ == "__main__":

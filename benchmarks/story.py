@@ -53,8 +53,12 @@ CHAPTERS: dict[str, dict[str, Step]] = {
         "ddpm-1000": Step("DDPM, 1000 steps", "ddpm", "--sampler ddpm --steps 1000"),
         "ddim-50": Step("DDIM, 50 steps", "ddpm", "--sampler ddim --steps 50"),
         "dpmpp-15": Step("DPM-Solver++(2M), 15 steps", "ddpm", "--sampler dpmpp_2m --steps 15"),
-        "iddpm-50": Step("Improved DDPM, strided to 50 steps", "iddpm", "--sampler ddpm --steps 50"),
-        "flow-heun": Step("Flow matching, Heun, 12 steps", "adaln-zero", "--sampler heun --steps 12"),
+        "iddpm-50": Step(
+            "Improved DDPM, strided to 50 steps", "iddpm", "--sampler ddpm --steps 50"
+        ),
+        "flow-heun": Step(
+            "Flow matching, Heun, 12 steps", "adaln-zero", "--sampler heun --steps 12"
+        ),
         "flow": Step("Flow matching, DPM-Solver++(2M), 16 steps", "adaln-zero", QUICK),
     },
     "networks": {
@@ -71,12 +75,20 @@ CHAPTERS: dict[str, dict[str, Step]] = {
     },
     "guidance": {
         "flow": Step("none", "adaln-zero", QUICK),
-        "classifier": Step("classifier, scale 2", "adaln-zero",
-                           QUICK + " --classifier {root}/classifier --classifier-scale 2"),
+        "classifier": Step(
+            "classifier, scale 2",
+            "adaln-zero",
+            QUICK + " --classifier {root}/classifier --classifier-scale 2",
+        ),
         "cfg": Step("classifier-free, scale 1.5", "adaln-zero", QUICK + " --cfg-scale 1.5"),
-        "interval": Step("classifier-free, scale 1.5, times 0.1 – 0.8", "adaln-zero",
-                         QUICK + " --cfg-scale 1.5 --cfg-interval 0.1 0.8"),
-        "autoguidance": Step("autoguidance, scale 1.5", "adaln-zero", QUICK + " --cfg-scale 1.5 --guide {root}/guide"),
+        "interval": Step(
+            "classifier-free, scale 1.5, times 0.1 – 0.8",
+            "adaln-zero",
+            QUICK + " --cfg-scale 1.5 --cfg-interval 0.1 0.8",
+        ),
+        "autoguidance": Step(
+            "autoguidance, scale 1.5", "adaln-zero", QUICK + " --cfg-scale 1.5 --guide {root}/guide"
+        ),
     },
     "latents": {
         "pixels": Step("pixels, 3 x 32 x 32", "pixels", QUICK + " --cfg-scale 1.5"),
@@ -100,8 +112,10 @@ def tell(lab: Lab, vae_steps: int) -> dict[str, Any]:
     steps = {key: step for chapter in CHAPTERS.values() for key, step in chapter.items()}
     found = {key: lab.scored(key, lab.root / step.run, step.flags) for key, step in steps.items()}
     trade = lab.root / "trade"
-    perform(f"dit sweep --run {lab.root}/adaln-zero --classifier {lab.root}/classifier --classifier-scale 0,1,2,4,8 "
-            f"--cfg-scale 1 {QUICK} --num-samples {lab.samples} --out {trade}")
+    perform(
+        f"dit sweep --run {lab.root}/adaln-zero --classifier {lab.root}/classifier --classifier-scale 0,1,2,4,8 "
+        f"--cfg-scale 1 {QUICK} --num-samples {lab.samples} --out {trade}"
+    )
     bits = lab.root / "nll.json"
     if not bits.exists():
         perform(f"dit nll --run {lab.root}/pixels --num-images 100 --out {bits}")
@@ -114,15 +128,22 @@ def tell(lab: Lab, vae_steps: int) -> dict[str, Any]:
 
 def table(chapter: dict[str, Step], found: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line for each step."""
-    lines = ["| | FD | 95% | precision | recall | recognised | network calls | sampling, s |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | FD | 95% | precision | recall | recognised | network calls | sampling, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for key, step in chapter.items():
         row = found[key]
         scores = row["report"]["scores"]
         low, high = scores["FD(digits-cnn)"]["interval"]
-        numbers = [f"{scores['FD(digits-cnn)']['value']:.2f}", f"{low:.2f} – {high:.2f}",
-                   *(f"{scores[f'{name}(digits-cnn)']['value']:.2f}" for name in ("precision", "recall")),
-                   f"{100 * recognised(row):.1f}%", str(row["calls"]), f"{row['seconds']:.0f}"]
+        numbers = [
+            f"{scores['FD(digits-cnn)']['value']:.2f}",
+            f"{low:.2f} – {high:.2f}",
+            *(f"{scores[f'{name}(digits-cnn)']['value']:.2f}" for name in ("precision", "recall")),
+            f"{100 * recognised(row):.1f}%",
+            str(row["calls"]),
+            f"{row['seconds']:.0f}",
+        ]
         lines.append(f"| {step.title} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
@@ -152,8 +173,10 @@ def trade_table(points: list[dict[str, Any]]) -> str:
 def bits_line(bits: dict[str, Any]) -> str:
     """The likelihood in a sentence."""
     mean, error = bits["bits_per_dim"], bits["standard_error"]
-    return (f"The pixel model needs {mean:.2f} ± {error:.2f} bits a value for 100 of its training images, "
-            "by the probability-flow ODE (`dit nll`).")
+    return (
+        f"The pixel model needs {mean:.2f} ± {error:.2f} bits a value for 100 of its training images, "
+        "by the probability-flow ODE (`dit nll`)."
+    )
 
 
 def write_tables(tables: dict[str, str], file: Path) -> None:
@@ -175,18 +198,33 @@ def draw(lab: Lab) -> Image.Image:
 
 def main() -> None:
     """Tell the story."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/story"), help="folder of all experiments")
-    parser.add_argument("--train-steps", type=int, default=400, help="optimizer steps of each training")
-    parser.add_argument("--vae-steps", type=int, default=1200, help="optimizer steps of the VQ first stage")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/story"), help="folder of all experiments"
+    )
+    parser.add_argument(
+        "--train-steps", type=int, default=400, help="optimizer steps of each training"
+    )
+    parser.add_argument(
+        "--vae-steps", type=int, default=1200, help="optimizer steps of the VQ first stage"
+    )
     parser.add_argument("--num-samples", type=int, default=500, help="samples behind each score")
-    parser.add_argument("--record", action="store_true", help="write tables, pictures and figures into the repository")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write tables, pictures and figures into the repository",
+    )
     args = parser.parse_args()
     lab = Lab(args.out, args.train_steps, args.num_samples)
     told = tell(lab, args.vae_steps)
-    tables = {"floor": floor(told["steps"]), "trade": trade_table(told["trade"]), "bits": bits_line(told["bits"]),
-              **{name: table(chapter, told["steps"]) for name, chapter in CHAPTERS.items()}}
+    tables = {
+        "floor": floor(told["steps"]),
+        "trade": trade_table(told["trade"]),
+        "bits": bits_line(told["bits"]),
+        **{name: table(chapter, told["steps"]) for name, chapter in CHAPTERS.items()},
+    }
     picture = draw(lab)
     picture.save(args.out / "story.png")
     print("\n\n".join(f"{name}\n{lines}" for name, lines in tables.items()))
@@ -195,8 +233,13 @@ def main() -> None:
         write_tables(tables, DOCS / "story.md")
         picture.save(DOCS / "images" / "story.png")
         conditioning.draw(conditioning.ablate(lab)).save(conditioning.PICTURE)
-        shutil.copy(args.out / "trade" / "fd-against-classifier.png", DOCS / "images" / "classifier-scales.png")
-        print(record("story", shlex.join(["python", "-m", "benchmarks.story", *sys.argv[1:]]), told))
+        shutil.copy(
+            args.out / "trade" / "fd-against-classifier.png",
+            DOCS / "images" / "classifier-scales.png",
+        )
+        print(
+            record("story", shlex.join(["python", "-m", "benchmarks.story", *sys.argv[1:]]), told)
+        )
 
 
 if __name__ == "__main__":

@@ -66,15 +66,31 @@ class Variant(NamedTuple):
 Plan = list[tuple[str, int, list[Variant]]]
 DIT, FP8 = Variant("dit", "bf16", "whole"), Variant("dit", "fp8", "blocks")
 DIFFUSERS = Variant("diffusers", "bf16", "whole")
-BY_BLOCK, HALF, TF32 = Variant("dit", "bf16", "blocks"), Variant("dit", "bf16"), Variant("plain", "tf32")
-VARIANTS = [Variant("plain", "fp32"), Variant("dit", "fp32"), HALF, DIT, Variant("diffusers", "fp32"),
-            Variant("diffusers", "bf16"), DIFFUSERS]
+BY_BLOCK, HALF, TF32 = (
+    Variant("dit", "bf16", "blocks"),
+    Variant("dit", "bf16"),
+    Variant("plain", "tf32"),
+)
+VARIANTS = [
+    Variant("plain", "fp32"),
+    Variant("dit", "fp32"),
+    HALF,
+    DIT,
+    Variant("diffusers", "fp32"),
+    Variant("diffusers", "bf16"),
+    DIFFUSERS,
+]
 CPU: Plan = [("DiT-S/4", 32, VARIANTS), ("DiT-S/2", 8, [DIT])]
 CUDA: Plan = [
     *(("DiT-XL/2", 128, [one]) for one in (TF32, DIT, DIFFUSERS)),
-    *((f"DiT-{size}", 256, [BY_BLOCK]) for size in ("XL/2", "L/2", "B/2", "S/2", "XL/4", "L/4", "B/4", "S/4")),
-    *(("DiT-XL/2", 128, [one]) for one in (FP8, BY_BLOCK, HALF, Variant("diffusers", "bf16"),
-                                           Variant("diffusers", "tf32"))),
+    *(
+        (f"DiT-{size}", 256, [BY_BLOCK])
+        for size in ("XL/2", "L/2", "B/2", "S/2", "XL/4", "L/4", "B/4", "S/4")
+    ),
+    *(
+        ("DiT-XL/2", 128, [one])
+        for one in (FP8, BY_BLOCK, HALF, Variant("diffusers", "bf16"), Variant("diffusers", "tf32"))
+    ),
 ]
 TINY: Plan = [("DiT-S/8", 4, VARIANTS)]
 """Models, images a step, and what is measured in turns; what matters most comes first."""
@@ -104,10 +120,21 @@ def step_of(variant: Variant, model: str, batch: int, device: torch.device, fold
     return peer_step(variant, network, batch, device)
 
 
-def trainer_step(variant: Variant, model: str, batch: int, device: torch.device, folder: str) -> Step:
+def trainer_step(
+    variant: Variant, model: str, batch: int, device: torch.device, folder: str
+) -> Step:
     """This package's."""
-    session = session_of(dict(model=model, batch=batch, precision=variant.precision, compile=variant.compiled == "whole",
-                      steps=10**6), Ranks(device=device), folder)
+    session = session_of(
+        dict(
+            model=model,
+            batch=batch,
+            precision=variant.precision,
+            compile=variant.compiled == "whole",
+            steps=10**6,
+        ),
+        Ranks(device=device),
+        folder,
+    )
     for block in session.state.network.blocks if variant.compiled == "blocks" else ():  # type: ignore[union-attr]
         block.compile()
     return stepper(session)
@@ -139,8 +166,9 @@ def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.de
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(model: str, batch: int, variants: list[Variant], rounds: int, device: torch.device
-            ) -> Iterator[tuple[Variant, dict[str, Any]]]:
+def measure(
+    model: str, batch: int, variants: list[Variant], rounds: int, device: torch.device
+) -> Iterator[tuple[Variant, dict[str, Any]]]:
     """Seconds of a step, and on CUDA the peak of memory and the time of kernels, of variants that take turns."""
     cuda = device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
@@ -152,19 +180,29 @@ def measure(model: str, batch: int, variants: list[Variant], rounds: int, device
         steps = {variant: step_of(variant, model, batch, device, folder) for variant in variants}
         first = {variant: seconds(step, device) for variant, step in steps.items()}
         calls = {variant: calls_of(step, device) for variant, step in steps.items()}
-        took = [{variant: seconds(step, device, calls[variant]) for variant, step in steps.items()}
-                for _ in range(rounds)]
+        took = [
+            {variant: seconds(step, device, calls[variant]) for variant, step in steps.items()}
+            for _ in range(rounds)
+        ]
         for variant, step in steps.items():
             found = [turn[variant] for turn in took]
             median = statistics.median(found)
-            yield variant, {"seconds": median, "spread": (max(found) - min(found)) / median,
-                            "first_step_s": first[variant], "rounds": found,
-                            **({"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}),
-                            **({"kernels": kernels(step)} if cuda else {})}
+            yield (
+                variant,
+                {
+                    "seconds": median,
+                    "spread": (max(found) - min(found)) / median,
+                    "first_step_s": first[variant],
+                    "rounds": found,
+                    **({"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}),
+                    **({"kernels": kernels(step)} if cuda else {}),
+                },
+            )
 
 
-def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float], budget: float | None
-            ) -> Iterator[dict[str, Any]]:
+def rows_of(
+    plan: Plan, rounds: int, device: torch.device, best: dict[str, float], budget: float | None
+) -> Iterator[dict[str, Any]]:
     """A row of the table for each variant of each model; ratios are to the plain step of the same model."""
     plain: dict[str, float] = {}
     for model, batch, variants in within(budget, plan, lambda part: ", ".join(names_of([part]))):
@@ -172,9 +210,15 @@ def rows_of(plan: Plan, rounds: int, device: torch.device, best: dict[str, float
         for variant, found in measure(model, batch, variants, rounds, device):
             speed = batch / found["seconds"]
             plain |= {model: speed} if variant.whose == "plain" else {}
-            yield {"model": model, "batch": batch, "variant": variant.title, "img_per_s": speed,
-                   "ratio_to_plain": speed / plain[model] if model in plain else None,
-                   "mfu": speed * flops / best["bf16"], **found}
+            yield {
+                "model": model,
+                "batch": batch,
+                "variant": variant.title,
+                "img_per_s": speed,
+                "ratio_to_plain": speed / plain[model] if model in plain else None,
+                "mfu": speed * flops / best["bf16"],
+                **found,
+            }
 
 
 def name_of(model: str, batch: int, variant: Variant) -> str:
@@ -189,13 +233,18 @@ def names_of(plan: Plan) -> list[str]:
 
 def possible(plan: Plan, batch: int | None, fp8: bool) -> Plan:
     """Of the plan, what can be done, in batches of that size if one is given."""
-    return [(model, batch or usual, [one for one in variants if fp8 or one != FP8]) for model, usual, variants in plan]
+    return [
+        (model, batch or usual, [one for one in variants if fp8 or one != FP8])
+        for model, usual, variants in plan
+    ]
 
 
 def chosen(plan: Plan, patterns: list[re.Pattern[str]]) -> Plan:
     """Of the plan, what is asked for."""
-    asked = [(model, batch, [one for one in variants if has(name_of(model, batch, one), patterns)])
-             for model, batch, variants in plan]
+    asked = [
+        (model, batch, [one for one in variants if has(name_of(model, batch, one), patterns)])
+        for model, batch, variants in plan
+    ]
     return [part for part in asked if part[2]]
 
 
@@ -203,8 +252,10 @@ def tell(row: dict[str, Any]) -> str:
     """As a line of a Markdown table."""
     ratio = f"{row['ratio_to_plain']:.2f}" if row["ratio_to_plain"] else "–"
     peak = f"{row['peak_gib']:.1f}" if "peak_gib" in row else "–"
-    return (f"| {row['model']} | {row['batch']} | {row['variant']} | {row['img_per_s']:.4g} | {ratio} | "
-            f"{row['mfu']:.0%} | {peak} | {row['first_step_s']:.1f} | {row['spread']:.0%} |")
+    return (
+        f"| {row['model']} | {row['batch']} | {row['variant']} | {row['img_per_s']:.4g} | {ratio} | "
+        f"{row['mfu']:.0%} | {peak} | {row['first_step_s']:.1f} | {row['spread']:.0%} |"
+    )
 
 
 HEAD = """| model | batch | variant | img/s | ratio to plain | MFU | peak GiB | first step, s | spread |
@@ -214,25 +265,44 @@ HEAD = """| model | batch | variant | img/s | ratio to plain | MFU | peak GiB | 
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", type=pattern, default=[pattern("")], metavar="PATTERN",
-                        help="rows with one of these patterns in model, batch and variant, such as 'XL/2 x128 dit'; "
-                        "all unless given")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=pattern,
+        default=[pattern("")],
+        metavar="PATTERN",
+        help="rows with one of these patterns in model, batch and variant, such as 'XL/2 x128 dit'; "
+        "all unless given",
+    )
     parser.add_argument("--batch", type=positive, help="images a step, instead of the table's")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--budget", type=float, help="seconds after which nothing further is begun")
-    parser.add_argument("--tiny", action="store_true", help="one small model in small batches, to see that all works")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="one small model in small batches, to see that all works",
+    )
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    able = possible(TINY if args.tiny else CUDA if device.type == "cuda" else CPU, args.batch,
-                    has_fp8(device) and find_spec("torchao") is not None)
+    able = possible(
+        TINY if args.tiny else CUDA if device.type == "cuda" else CPU,
+        args.batch,
+        has_fp8(device) and find_spec("torchao") is not None,
+    )
     plan = chosen(able, args.only)
     require_rows(parser, plan, names_of(able))
     best = ceilings(device)
     command = shlex.join(["python", "-m", "benchmarks.training_speed", *sys.argv[1:]])
-    write = lambda rows, table: record("training-speed", command, {"ceilings": best, "rows": rows}, table)  # noqa: E731
-    rows_told(rows_of(plan, args.rounds, device, best, args.budget), tell, [told(best), "", HEAD],
-              write if args.record else None)
+    write = lambda rows, table: record(
+        "training-speed", command, {"ceilings": best, "rows": rows}, table
+    )  # noqa: E731
+    rows_told(
+        rows_of(plan, args.rounds, device, best, args.budget),
+        tell,
+        [told(best), "", HEAD],
+        write if args.record else None,
+    )
 
 
 if __name__ == "__main__":

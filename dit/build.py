@@ -42,19 +42,25 @@ def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) 
         network.load_state_dict(state_dict)
     except RuntimeError as error:
         cause = " ".join(str(error).split("\n", 1)[-1].split())[:200]
-        raise UserError(f"{file} does not fit its network ({cause})", "all of the network's tensors, in their shapes",
-                        "take another checkpoint") from None
+        raise UserError(
+            f"{file} does not fit its network ({cause})",
+            "all of the network's tensors, in their shapes",
+            "take another checkpoint",
+        ) from None
 
 
-def build_loss(config: TrainConfig, network: Callable[..., Tensor], process: Process
-               ) -> tuple[LossFunction, tuple[str, ...]]:
+def build_loss(
+    config: TrainConfig, network: Callable[..., Tensor], process: Process
+) -> tuple[LossFunction, tuple[str, ...]]:
     """What training descends, and the names of its terms."""
     if is_classifier(config.model):
         return partial(classifier_loss, NoisyClassifier(network, process)), classifier.TERMS
     denoise = Denoiser(network, process, config.objective, config.learn_sigma)
     if config.loss == "vlb":
         return partial(variational_loss, denoise), ("vb",)
-    return partial(diffusion_loss, denoise, min_snr_gamma=config.min_snr_gamma), loss_terms(config.learn_sigma)
+    return partial(diffusion_loss, denoise, min_snr_gamma=config.min_snr_gamma), loss_terms(
+        config.learn_sigma
+    )
 
 
 def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoiser:
@@ -64,7 +70,11 @@ def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoi
 
 def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder | None:
     """What reads the captions of a run with --conditioning text, which for digits is the bundled one."""
-    return load_text_encoder(config.text_encoder or "digits", device) if config.conditioning == "text" else None
+    return (
+        load_text_encoder(config.text_encoder or "digits", device)
+        if config.conditioning == "text"
+        else None
+    )
 
 
 def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:
@@ -80,8 +90,11 @@ def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:
     if any(side % multiple for side in latents):
         unit = multiple * pixels[0] // latents[0]
         height, width = (max(1, round(side / unit)) * unit for side in pixels)
-        raise UserError(f"{size_flag(image_size)} with {spec.model} on --vae {vae}", f"a multiple of {unit}",
-                        f"pass {size_flag(size_of(height, width))}, or choose another network")
+        raise UserError(
+            f"{size_flag(image_size)} with {spec.model} on --vae {vae}",
+            f"a multiple of {unit}",
+            f"pass {size_flag(size_of(height, width))}, or choose another network",
+        )
 
 
 def with_data_statistics(autoencoder: Autoencoder, card: ModelCard) -> Autoencoder:

@@ -50,13 +50,24 @@ from dit.errors import PeerLost, UserError, did_you_mean
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks, if rank 0 failed as they did
 ROOM = "a writable place with free space", "free some space or choose another path"
-KIND = "a folder where a file is, or a file where a folder is", "move what lies there away or choose another path"
+KIND = (
+    "a folder where a file is, or a file where a folder is",
+    "move what lies there away or choose another path",
+)
 NAME = "a name that the file system takes", "choose a shorter path"
-DISK = {errno.ENAMETOOLONG: NAME, **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), KIND), **dict.fromkeys(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG), ROOM)}
+DISK = {
+    errno.ENAMETOOLONG: NAME,
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), KIND),
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG), ROOM
+    ),
+}
 """What was expected, and what to do, where the file system refuses."""
 KINDS = {int: "whole number", float: "number", Path: "path"}  # of values, in words
-CAPTIONS = {"--prompt", "--negative-prompt"}  # whose values may be empty, or are refused with words of their own
+CAPTIONS = {
+    "--prompt",
+    "--negative-prompt",
+}  # whose values may be empty, or are refused with words of their own
 
 Config = TypeVar("Config")
 
@@ -115,7 +126,9 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = [f"  {name:<16} {_first_line(config)}" for name, (config, _) in COMMANDS.items()]
-    return "\n".join(["usage: dit COMMAND [FLAGS]", "", *lines, "", "`dit COMMAND --help` lists the flags."])
+    return "\n".join(
+        ["usage: dit COMMAND [FLAGS]", "", *lines, "", "`dit COMMAND --help` lists the flags."]
+    )
 
 
 def _first_line(config: type) -> str:
@@ -205,15 +218,22 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            given = tyro.cli(flags, prog=prog, args=argv, default=default and flags(**_values(default)),
-                             config=(tyro.conf.DisallowNone,))
+            given = tyro.cli(
+                flags,
+                prog=prog,
+                args=argv,
+                default=default and flags(**_values(default)),
+                config=(tyro.conf.DisallowNone,),
+            )
     except SystemExit as end:
         if not end.code:
             raise
         raise _mistake(kind, argv, _one_line(complaint.getvalue()), prog) from None
     config = kind(**_values(given))
     if isinstance(config, TrainConfig):
-        require_typed(config, {flag.removeprefix("--").replace("-", "_") for flag, _ in _typed(argv)})
+        require_typed(
+            config, {flag.removeprefix("--").replace("-", "_") for flag, _ in _typed(argv)}
+        )
     return config
 
 
@@ -237,15 +257,29 @@ def _mistake(kind: type, argv: list[str], said: str, prog: str) -> UserError:
         flag, types = found[1], {field.name: field.type for field in dataclasses.fields(kind)}
         values = " ".join(dict(_typed(argv))[flag])
         wanted = _wanted(types[flag.removeprefix("--").replace("-", "_")])
-        return UserError(f"{flag} {values or 'without a value'}", wanted, f"change {flag}, or see {prog} --help")
-    return UserError(said, f"flags and values as {prog} --help lists them", "correct the command line")
+        return UserError(
+            f"{flag} {values or 'without a value'}", wanted, f"change {flag}, or see {prog} --help"
+        )
+    return UserError(
+        said, f"flags and values as {prog} --help lists them", "correct the command line"
+    )
 
 
 def _missing(kind: type, argv: list[str], count: int, prog: str) -> UserError:
     """So many required values are not there: flags that were not typed, and the last of those that have no flag."""
-    required = {f.name: f.type for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
-    places = {name.upper(): type for name, type in required.items() if tyro.conf.Positional in get_args(type)}
-    flags = {"--" + name.replace("_", "-"): type for name, type in required.items() if name.upper() not in places}
+    required = {
+        f.name: f.type for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING
+    }
+    places = {
+        name.upper(): type
+        for name, type in required.items()
+        if tyro.conf.Positional in get_args(type)
+    }
+    flags = {
+        "--" + name.replace("_", "-"): type
+        for name, type in required.items()
+        if name.upper() not in places
+    }
     untyped = [flag for flag in flags if flag not in dict(_typed(argv))]
     names = [*list(places)[len(places) + len(untyped) - count :], *untyped]
     wanted = [f"{_wanted((places | flags)[name])} for {name}" for name in names]
@@ -273,12 +307,21 @@ def _flags(kind: type) -> Any:
     """`kind`, with help texts as they are, and without "(default: None)" for the absence of a value."""
     texts = _help_texts(kind)
     flags = [
-        (f.name, Annotated[f.type, tyro.conf.arg(help=texts[f.name], help_behavior_hint=_hint)],
-         dataclasses.field(default=f.default))
+        (
+            f.name,
+            Annotated[f.type, tyro.conf.arg(help=texts[f.name], help_behavior_hint=_hint)],
+            dataclasses.field(default=f.default),
+        )
         for f in dataclasses.fields(kind)
     ]
-    return dataclasses.make_dataclass(kind.__name__, flags, bases=(kind,), namespace={"__doc__": kind.__doc__},
-                                      frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(
+        kind.__name__,
+        flags,
+        bases=(kind,),
+        namespace={"__doc__": kind.__doc__},
+        frozen=True,
+        kw_only=True,
+    )
 
 
 def _hint(default: str) -> str:
@@ -304,17 +347,26 @@ def _check_flags(kind: type, argv: list[str], prog: str) -> None:
         known += [f"--{flag}", *([f"--no-{flag}"] if "bool" in str(field.type) else [])]
     for flag, values in _typed(argv):
         if flag and flag not in known:
-            raise UserError(f"unknown flag {flag}", f"a flag of {prog}", did_you_mean(flag, known, f"see {prog} --help"))
+            raise UserError(
+                f"unknown flag {flag}",
+                f"a flag of {prog}",
+                did_you_mean(flag, known, f"see {prog} --help"),
+            )
         if flag not in CAPTIONS and not all(map(str.strip, values)):
-            raise UserError(f"{flag or 'an argument'} is empty", "a value",
-                            "check the variable of the shell that it came from")
+            raise UserError(
+                f"{flag or 'an argument'} is empty",
+                "a value",
+                "check the variable of the shell that it came from",
+            )
 
 
 def _one_line(box: str) -> str:
     """What a boxed complaint of tyro says, without its frame, title and advice."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    if not text.startswith("╭"):  # where the output is no UTF-8 there is no frame, but a title and a rule
+    if not text.startswith(
+        "╭"
+    ):  # where the output is no UTF-8 there is no frame, but a title and a rule
         lines = lines[2:]
     said = takewhile(lambda line: not _is_rule(line), lines)
     short = " ".join(" ".join(said).split()).removeprefix("Error parsing ").rstrip(".")
@@ -330,8 +382,11 @@ def _train_default(argv: list[str]) -> TrainConfig | None:
     resume, preset = _value(argv, "--resume"), _value(argv, "--preset")
     if resume not in (None, "auto"):
         if preset is not None:
-            raise UserError(f"--preset {preset} with --resume {resume}", "one of the two",
-                            "drop --preset: a run goes on with its own settings")
+            raise UserError(
+                f"--preset {preset} with --resume {resume}",
+                "one of the two",
+                "drop --preset: a run goes on with its own settings",
+            )
         return _settings_of(Path(resume))  # type: ignore[arg-type]
     return None if preset is None else _preset(preset)
 
@@ -345,21 +400,38 @@ def _preset(name: str) -> TrainConfig:
     from dit.config.presets import PRESETS
 
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}", did_you_mean(name, PRESETS))
+        raise UserError(
+            f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}", did_you_mean(name, PRESETS)
+        )
     return dataclasses.replace(PRESETS[name](), preset=name)
 
 
 def _settings_of(run: Path) -> TrainConfig:
-    from dit.runs.checkpoints import incomplete_checkpoints, latest_checkpoint, read_card, run_containing
+    from dit.runs.checkpoints import (
+        incomplete_checkpoints,
+        latest_checkpoint,
+        read_card,
+        run_containing,
+    )
     from dit.utils.files import shell_quote
 
     if home := run_containing(run):
-        raise UserError(f"--resume {run}, a checkpoint of the run {home}", "the run, which goes on from its newest one",
-                        f"pass --resume {shell_quote(home)}; for an older one, first move those after it away")
+        raise UserError(
+            f"--resume {run}, a checkpoint of the run {home}",
+            "the run, which goes on from its newest one",
+            f"pass --resume {shell_quote(home)}; for an older one, first move those after it away",
+        )
     if latest_checkpoint(run) is None:
-        left = f" with a meta.json (there is {incomplete_checkpoints(run)[-1].name} without)" if incomplete_checkpoints(run) else ""
-        raise UserError(f"--resume {run}: no checkpoint there{left}", "a run directory with checkpoints/",
-                        "check the path, or start a run with --out RUN --resume auto")
+        left = (
+            f" with a meta.json (there is {incomplete_checkpoints(run)[-1].name} without)"
+            if incomplete_checkpoints(run)
+            else ""
+        )
+        raise UserError(
+            f"--resume {run}: no checkpoint there{left}",
+            "a run directory with checkpoints/",
+            "check the path, or start a run with --out RUN --resume auto",
+        )
     return dataclasses.replace(read_card(run).config, resume=str(run), out=run)
 
 

@@ -34,7 +34,11 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) 
     known = list(known)
     holding = [one for one in known if name and name.lower() in one.lower()]
     close = holding or difflib.get_close_matches(name, known, cutoff=0.65)
-    return f"did you mean {' or '.join(close[:3])}?" if close else otherwise or f"choose one of {', '.join(known)}"
+    return (
+        f"did you mean {' or '.join(close[:3])}?"
+        if close
+        else otherwise or f"choose one of {', '.join(known)}"
+    )
 
 
 class NotFinite(UserError):
@@ -45,7 +49,9 @@ class NotFinite(UserError):
     """
 
     def __init__(self, image: int, label: int):
-        super().__init__(f"image {image} (class {label}) came out as NaN or infinite",
-                         "finite latents from the sampler",
-                         "try --precision fp32, a lower --cfg-scale or an earlier checkpoint")
+        super().__init__(
+            f"image {image} (class {label}) came out as NaN or infinite",
+            "finite latents from the sampler",
+            "try --precision fp32, a lower --cfg-scale or an earlier checkpoint",
+        )
         self.image, self.args = image, (image, label)  # what it is made from again on another rank

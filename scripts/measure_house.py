@@ -102,7 +102,9 @@ def functions(file: Path) -> list[ast.AST]:
 
 
 def function_lengths(files: list[Path]) -> dict[str, int]:
-    lengths = sorted(node.end_lineno - node.lineno + 1 for file in files for node in functions(file))
+    lengths = sorted(
+        node.end_lineno - node.lineno + 1 for file in files for node in functions(file)
+    )
     return {
         "count": len(lengths),
         "median": int(statistics.median(lengths)),

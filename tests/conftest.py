@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small gain nothing from threads; before torch comes in
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # networks this small gain nothing from threads; before torch comes in
 
 import pytest
 import torch
@@ -38,11 +40,22 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
     """A run directory with one checkpoint, without state/, of an untrained network that is not zero."""
     config = TrainConfig(**{**TINY, **settings})
     num_classes = 10 if config.num_classes is None else config.num_classes
-    spec = NetworkSpec(model=config.model, input_size=config.image_size, in_channels=3, num_classes=num_classes,
-                       learn_sigma=config.learn_sigma, conditioning=config.conditioning)
+    spec = NetworkSpec(
+        model=config.model,
+        input_size=config.image_size,
+        in_channels=3,
+        num_classes=num_classes,
+        learn_sigma=config.learn_sigma,
+        conditioning=config.conditioning,
+    )
     statistics = [0.5] * 3 if config.latent_norm == "data" else None
-    card = ModelCard(config=config, network=spec, classes=DIGITS[:num_classes], latent_mean=statistics,
-                latent_std=statistics)
+    card = ModelCard(
+        config=config,
+        network=spec,
+        classes=DIGITS[:num_classes],
+        latent_mean=statistics,
+        latent_std=statistics,
+    )
     checkpoint = root / "checkpoints" / f"step-{step:07d}"
     checkpoint.mkdir(parents=True)
     weights = checkpoint / f"ema-{config.ema:g}.safetensors"
@@ -58,7 +71,9 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = build_network(spec)
     for name, parameter in network.named_parameters():
-        if any(part in name for part in ("adaLN", "final_layer", "conv_out", "text_attn.proj", "head.")):
+        if any(
+            part in name for part in ("adaLN", "final_layer", "conv_out", "text_attn.proj", "head.")
+        ):
             torch.nn.init.normal_(parameter, std=0.05)
         if "y_embedder" in name:
             torch.nn.init.normal_(parameter, std=1.0)
@@ -74,8 +89,9 @@ class Command:
     def __init__(self, *argv: object, limit: int | None = None) -> None:
         self.said = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self.said]
-        self.process = forked.CONTEXT.Process(target=_command, args=([*map(str, argv)], names, limit, SIZES),
-                                              daemon=True)
+        self.process = forked.CONTEXT.Process(
+            target=_command, args=([*map(str, argv)], names, limit, SIZES), daemon=True
+        )
         self.process.start()
 
     def end(self) -> tuple[int | None, str, str]:
@@ -97,11 +113,30 @@ def _command(argv: list[str], said: list[str], limit: int | None, sizes: dict[st
 def torchrun(*command: object, threads: int = 1, module: bool = False) -> None:
     """Run a script, or a module, with its arguments on two ranks on the CPU, with so many threads each; it has to end
     well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                *(["-m"] if module else []), "--"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launcher, *map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True,
-                          timeout=300)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *(["-m"] if module else []),
+        "--",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [*launcher, *map(str, command)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -114,7 +149,9 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        given = (arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim)  # numbers are kernels' arguments
+        given = (
+            arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim
+        )  # numbers are kernels' arguments
         if isinstance(made, torch.Tensor):
             self.found += [arg for arg in given if arg.device != made.device]
         return made

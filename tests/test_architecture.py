@@ -22,14 +22,18 @@ def imported(file: Path) -> set[str]:
     nodes = list(ast.walk(ast.parse(file.read_text())))
     names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     for node in (n for n in nodes if isinstance(n, ast.ImportFrom)):
-        names |= {f"dit.{a.name}" for a in node.names} if node.module == "dit" else {node.module or ""}
+        names |= (
+            {f"dit.{a.name}" for a in node.names} if node.module == "dit" else {node.module or ""}
+        )
     return {name for name in names if name.startswith("dit.")}
 
 
 def test_rooms_import_each_other_in_no_circle():
     files = sorted((ROOT / "dit").rglob("*.py"))
     modules = measure_house.modules_of(files)
-    imports = {measure_house.module_name(file): measure_house.our_imports(file, modules) for file in files}
+    imports = {
+        measure_house.module_name(file): measure_house.our_imports(file, modules) for file in files
+    }
     assert len(measure_house.floors(imports)) > 1  # raises where there is a circle
 
 
@@ -39,9 +43,15 @@ def test_networks_know_nothing_of_the_package_but_errors():
 
 
 def test_ranks_are_known_only_above():
-    below = [f for part in ("models", "diffusion", "data", "latents") for f in (ROOT / "dit" / part).glob("*.py")]
+    below = [
+        f
+        for part in ("models", "diffusion", "data", "latents")
+        for f in (ROOT / "dit" / part).glob("*.py")
+    ]
     below.remove(ROOT / "dit" / "latents" / "load.py")  # rank 0 looks for damaged shards there
-    assert not [f for f in below if "Ranks" in f.read_text() or "torch.distributed" in f.read_text()]
+    assert not [
+        f for f in below if "Ranks" in f.read_text() or "torch.distributed" in f.read_text()
+    ]
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
@@ -50,11 +60,15 @@ def test_entry_points_are_short(script):
 
 
 def test_import_brings_no_heavy_library():
-    heavy = "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers'," \
-            " 'datasets', 'webdataset', 'pandas', 'torchao']"
+    heavy = (
+        "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers',"
+        " 'datasets', 'webdataset', 'pandas', 'torchao']"
+    )
     imports = "import sys, dit.sampling.pipeline, dit.training.trainer, dit.sampling.generate"
     code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert out.stdout.strip() == "[]"
 
 
@@ -70,4 +84,6 @@ def test_training_without_scores_imports_no_code_of_evaluation():
 
 def train_and_look_for_evaluation():
     train(TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, dry_run=True), Ranks())
-    assert not [name for name in sys.modules if name.startswith(("dit.evaluation", "torch_fidelity"))]
+    assert not [
+        name for name in sys.modules if name.startswith(("dit.evaluation", "torch_fidelity"))
+    ]

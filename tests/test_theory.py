@@ -7,9 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CODE = re.findall(r"`([^`]+)`", (ROOT / "docs" / "theory.md").read_text())
-SOURCES = {file: file.read_text() for folder in ("dit", "tests") for file in (ROOT / folder).rglob("*.py")}
+SOURCES = {
+    file: file.read_text() for folder in ("dit", "tests") for file in (ROOT / folder).rglob("*.py")
+}
 FILES = {c: match for c in CODE if (match := re.fullmatch(r"([\w/]+\.py)(?:: (.+))?", c))}
-NAMES = {c: match for c in CODE if (match := re.fullmatch(r"([a-z_]+)\.([A-Za-z_]+)", c))}  # classifier.classifier_loss
+NAMES = {
+    c: match for c in CODE if (match := re.fullmatch(r"([a-z_]+)\.([A-Za-z_]+)", c))
+}  # classifier.classifier_loss
 
 
 def defined(name, source):

@@ -46,37 +46,72 @@ class Rule:
 
 DEFINITION = "another definition of the score"
 RULES = {
-    "samples/count": Rule("number of samples", MEASURED, "a Fréchet distance falls as samples are added", OF_FEATURES),
-    "samples/labels": Rule("label balance", MEASURED, "balanced labels score better than labels drawn at random",
-                           do="evaluate samples with labels: labels.csv, class folders, or arr_1 of an .npz"),
-    "samples/size": Rule("image size", MEASURED, "a network sees other features in images of another size"),
+    "samples/count": Rule(
+        "number of samples", MEASURED, "a Fréchet distance falls as samples are added", OF_FEATURES
+    ),
+    "samples/labels": Rule(
+        "label balance",
+        MEASURED,
+        "balanced labels score better than labels drawn at random",
+        do="evaluate samples with labels: labels.csv, class folders, or arr_1 of an .npz",
+    ),
+    "samples/size": Rule(
+        "image size", MEASURED, "a network sees other features in images of another size"
+    ),
     "samples/source": Rule("source of the samples", ASIDE),
     "samples/pixels_sha256": Rule("pixels of the samples", ASIDE),
     "reference/source": Rule("name of the reference", ASIDE),
-    "reference/count": Rule("number of reference images", MEASURED, "a Fréchet distance falls as images are added",
-                            OF_REFERENCE),
-    "reference/size": Rule("size of the reference images", MEASURED, "resizing changes features", OF_REFERENCE),
-    "reference/crop": Rule("crop of the reference", MEASURED, "another crop or filter moves every score", OF_REFERENCE),
-    "reference/statistics": Rule("statistics of the reference", MEASURED, "those of a file may come from other images, "
-                                 "another crop or another network", FRECHET),
-    "reference/sha256": Rule("content of the reference", MEASURED, "other images, other scores", OF_REFERENCE),
+    "reference/count": Rule(
+        "number of reference images",
+        MEASURED,
+        "a Fréchet distance falls as images are added",
+        OF_REFERENCE,
+    ),
+    "reference/size": Rule(
+        "size of the reference images", MEASURED, "resizing changes features", OF_REFERENCE
+    ),
+    "reference/crop": Rule(
+        "crop of the reference", MEASURED, "another crop or filter moves every score", OF_REFERENCE
+    ),
+    "reference/statistics": Rule(
+        "statistics of the reference",
+        MEASURED,
+        "those of a file may come from other images, another crop or another network",
+        FRECHET,
+    ),
+    "reference/sha256": Rule(
+        "content of the reference", MEASURED, "other images, other scores", OF_REFERENCE
+    ),
     "features/weights": Rule("file of the feature network", ASIDE),
-    "features/weights_sha256": Rule("weights of the feature network", MEASURED, "other weights are another measure"),
-    "features/preprocessing": Rule("preprocessing", MEASURED, "how one resizes changes features by percents"),
+    "features/weights_sha256": Rule(
+        "weights of the feature network", MEASURED, "other weights are another measure"
+    ),
+    "features/preprocessing": Rule(
+        "preprocessing", MEASURED, "how one resizes changes features by percents"
+    ),
     "scores/KID": Rule("KID", MEASURED, DEFINITION, ("KID",)),
-    "scores/neighbours (precision, recall)": Rule("neighbours (precision, recall)", MEASURED, DEFINITION,
-                                                  NEIGHBOURS[:2]),
-    "scores/neighbours (density, coverage)": Rule("neighbours (density, coverage)", MEASURED, DEFINITION,
-                                                  NEIGHBOURS[2:]),
-    "scores/reference images (precision, recall, density, coverage)": Rule("reference images of neighbours", MEASURED,
-                                                                           DEFINITION, NEIGHBOURS),
+    "scores/neighbours (precision, recall)": Rule(
+        "neighbours (precision, recall)", MEASURED, DEFINITION, NEIGHBOURS[:2]
+    ),
+    "scores/neighbours (density, coverage)": Rule(
+        "neighbours (density, coverage)", MEASURED, DEFINITION, NEIGHBOURS[2:]
+    ),
+    "scores/reference images (precision, recall, density, coverage)": Rule(
+        "reference images of neighbours", MEASURED, DEFINITION, NEIGHBOURS
+    ),
     "scores/IS": Rule("IS", MEASURED, DEFINITION, ("IS",)),
     "scores/IS (torch-fidelity)": Rule(SHUFFLED, MEASURED, DEFINITION, (SHUFFLED,)),
-    "scores/subset seed": Rule("seed of subsets", MEASURED, "other subsets score a little differently",
-                               ("KID", *NEIGHBOURS, SHUFFLED)),
+    "scores/subset seed": Rule(
+        "seed of subsets",
+        MEASURED,
+        "other subsets score a little differently",
+        ("KID", *NEIGHBOURS, SHUFFLED),
+    ),
     "scores/bootstrap resamples": Rule("resamples of the bootstrap", ASIDE),
     "sampling/classes": Rule("classes", MEASURED, "other classes are another distribution"),
-    "sampling/prompts": Rule("prompts", MEASURED, "other prompts are another distribution", absent="none"),
+    "sampling/prompts": Rule(
+        "prompts", MEASURED, "other prompts are another distribution", absent="none"
+    ),
     "sampling/negative_prompt": Rule("negative prompt", SAMPLED, absent="none"),
     "sampling/text_encoder": Rule("text encoder", SAMPLED, absent="none"),
     "sampling/text_encoder_sha256": Rule("weights of the text encoder", SAMPLED, absent="none"),
@@ -198,11 +233,18 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no {file}", expected, do)
     with reraise_as_user_error(file, expected, do):
         values = json.loads(file.read_text(encoding="utf-8"))
-    if not (isinstance(values, dict) and _of_dicts(values.get("scores")) and _of_dicts(values.get("protocol"))):
+    if not (
+        isinstance(values, dict)
+        and _of_dicts(values.get("scores"))
+        and _of_dicts(values.get("protocol"))
+    ):
         raise UserError(f"{file} is not a report", expected, do)
     if values.get("format", 1) != FORMAT:
-        raise UserError(f"{file} is a report in format {values.get('format', 1)}", f"format {FORMAT}",
-                        "evaluate again, both with this version")
+        raise UserError(
+            f"{file} is a report in format {values.get('format', 1)}",
+            f"format {FORMAT}",
+            "evaluate again, both with this version",
+        )
     with reraise_as_user_error(file, expected, do):
         for name, score in _scores(values).items():
             _check_score(name, score)
@@ -227,7 +269,9 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     """Compare two reports as `report.to_json` makes them."""
     scores_a, scores_b = _scores(a), _scores(b)
     names = tuple(dict.fromkeys([*scores_a, *scores_b]))
-    common = tuple(n for n in names if all(s.get(n, {}).get("value") is not None for s in (scores_a, scores_b)))
+    common = tuple(
+        n for n in names if all(s.get(n, {}).get("value") is not None for s in (scores_a, scores_b))
+    )
     networks = {parse(name).network for name in common if name != RECOGNISED}
     found = tuple(_differences(_entries(a), _entries(b), common or names, networks))
     lines = (_line(name, scores_a.get(name), scores_b.get(name), found) for name in names)
@@ -237,7 +281,11 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
 def _scores(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """By name, the digits recognised among them."""
     found = (report.get("digits_recognised") or {}).get("found")
-    head = {RECOGNISED: {"value": found["accuracy"], "better": "higher", "interval": None}} if found else {}
+    head = (
+        {RECOGNISED: {"value": found["accuracy"], "better": "higher", "interval": None}}
+        if found
+        else {}
+    )
     return {**head, **report["scores"]}
 
 
@@ -246,18 +294,34 @@ def _entries(report: dict[str, Any]) -> Entries:
     flat = {}
     for section, entries in report["protocol"].items():
         for name, value in entries.items():
-            inner = {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-            flat.update({(section, key): rule_of(section, key).absent if v == "" else v for key, v in inner.items()})
+            inner = (
+                {f"{name} {key}": v for key, v in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+            flat.update(
+                {
+                    (section, key): rule_of(section, key).absent if v == "" else v
+                    for key, v in inner.items()
+                }
+            )
     return flat
 
 
-def _differences(a: Entries, b: Entries, names: tuple[str, ...], networks: set[str]) -> Iterable[Difference]:
+def _differences(
+    a: Entries, b: Entries, names: tuple[str, ...], networks: set[str]
+) -> Iterable[Difference]:
     """Entry by entry, those that are needed but nowhere among them; sections of other networks as a whole."""
     needed = _needed(sorted(networks))
     only = {section for section, _ in a}.symmetric_difference(section for section, _ in b)
-    alone = {section for section in only if section.startswith("features (")} - {section for section, _ in needed}
+    alone = {section for section in only if section.startswith("features (")} - {
+        section for section, _ in needed
+    }
     for section in sorted(alone):
-        in_a, in_b = ("recorded" if any(key[0] == section for key in side) else "not recorded" for side in (a, b))
+        in_a, in_b = (
+            "recorded" if any(key[0] == section for key in side) else "not recorded"
+            for side in (a, b)
+        )
         yield Difference(section, in_a, in_b, ASIDE, "", ())
     excused = _excused(a, b)
     for key in dict.fromkeys([*a, *b, *needed]):
@@ -273,7 +337,11 @@ def _entry(entries: Entries, key: tuple[str, str]) -> Any:
 
 def _needed(networks: Iterable[str]) -> list[tuple[str, str]]:
     """Entries without which nobody knows how a score was measured."""
-    paths = [path.split("/", 1) for path, rule in RULES.items() if rule.kind == MEASURED and rule.absent == UNKNOWN]
+    paths = [
+        path.split("/", 1)
+        for path, rule in RULES.items()
+        if rule.kind == MEASURED and rule.absent == UNKNOWN
+    ]
     sections = {"features": [f"features ({network})" for network in networks]}
     return [(section, entry) for start, entry in paths for section in sections.get(start, [start])]
 
@@ -307,16 +375,25 @@ def _all_classes(entries: Entries) -> bool:
     return classes == UNKNOWN or (isinstance(classes, list) and len(classes) == every)
 
 
-def _difference(key: tuple[str, str], a: Any, b: Any, names: tuple[str, ...], excused: set[str]
-                ) -> Iterable[Difference]:
+def _difference(
+    key: tuple[str, str], a: Any, b: Any, names: tuple[str, ...], excused: set[str]
+) -> Iterable[Difference]:
     rule = rule_of(*key)
     scores = tuple(name for name in names if _touches(rule, key[0], name))
     spoils = rule.kind == MEASURED and bool(scores) and _path(*key) not in excused
     if UNKNOWN in (a, b) and spoils:
-        yield Difference(rule.words, a, b, UNKNOWN, "; ".join(filter(None, (rule.why, rule.do))), scores)
+        yield Difference(
+            rule.words, a, b, UNKNOWN, "; ".join(filter(None, (rule.why, rule.do))), scores
+        )
     elif a != b:
-        yield Difference(rule.words, a, b, ASIDE if rule.kind == MEASURED and not spoils else rule.kind, rule.why,
-                         scores)
+        yield Difference(
+            rule.words,
+            a,
+            b,
+            ASIDE if rule.kind == MEASURED and not spoils else rule.kind,
+            rule.why,
+            scores,
+        )
 
 
 def rule_of(section: str, entry: str) -> Rule:
@@ -326,7 +403,9 @@ def rule_of(section: str, entry: str) -> Rule:
     words = plain if of_network or section in (*KINDS, "scores") else f"{section}: {plain}"
     why = {"scores": DEFINITION}.get(section, "scores may depend on it")
     touches = {"reference": OF_REFERENCE, "scores": _named(entry)}.get(section, ())
-    rule = RULES.get(_path(section, entry), Rule(words, kind, why if kind == MEASURED else "", touches))
+    rule = RULES.get(
+        _path(section, entry), Rule(words, kind, why if kind == MEASURED else "", touches)
+    )
     if of_network:
         return dataclasses.replace(rule, words=f"{rule.words} {section.removeprefix('features ')}")
     return rule
@@ -344,7 +423,10 @@ def _touches(rule: Rule, section: str, score: str) -> bool:
 
 def _named(entry: str) -> tuple[str, ...]:
     """The scores that an entry speaks of, all that come from features where it names none."""
-    return tuple(name for name in OF_FEATURES if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", entry)) or OF_FEATURES
+    return (
+        tuple(name for name in OF_FEATURES if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", entry))
+        or OF_FEATURES
+    )
 
 
 def base(score: str) -> str:
@@ -353,7 +435,9 @@ def base(score: str) -> str:
     return f"{name.kind} ({name.convention})" if name.convention else name.kind
 
 
-def _line(name: str, a: dict[str, Any] | None, b: dict[str, Any] | None, found: Iterable[Difference]) -> Line:
+def _line(
+    name: str, a: dict[str, Any] | None, b: dict[str, Any] | None, found: Iterable[Difference]
+) -> Line:
     one, other = a or {}, b or {}
     touching = [difference for difference in found if name in difference.scores]
     reaches = [_reach(score) for score in (one, other)]
@@ -371,7 +455,9 @@ def _line(name: str, a: dict[str, Any] | None, b: dict[str, Any] | None, found: 
 def _reach(score: dict[str, Any]) -> float | None:
     """Half the width of a score's interval, the wider half, as a distance is never below 0."""
     interval, value = score.get("interval"), score.get("value")
-    return None if interval is None or value is None else max(interval[1] - value, value - interval[0])
+    return (
+        None if interval is None or value is None else max(interval[1] - value, value - interval[0])
+    )
 
 
 # -- in words ------------------------------------------------------------------------------------------------------
@@ -387,9 +473,15 @@ def to_text(found: Comparison) -> str:
         "Not known – they may have been sampled differently:": [d for d in sampled if d.unsure],
     }
     parts = [verdict(found)]
-    parts += ["\n".join([title, *(f"  {in_words(d)}" for d in group)]) for title, group in groups.items() if group]
+    parts += [
+        "\n".join([title, *(f"  {in_words(d)}" for d in group)])
+        for title, group in groups.items()
+        if group
+    ]
     if aside := found.of(ASIDE):
-        parts.append("Without influence as a rule: " + ", ".join(dict.fromkeys(d.words for d in aside)))
+        parts.append(
+            "Without influence as a rule: " + ", ".join(dict.fromkeys(d.words for d in aside))
+        )
     return "\n\n".join([*parts, table(found.scores)])
 
 
@@ -417,7 +509,9 @@ def in_words(difference: Difference) -> str:
     a, b = difference.a, difference.b
     sides = " and ".join(side for side, value in (("A", a), ("B", b)) if value == UNKNOWN)
     if difference.unsure:
-        known = [f"{side} {_show(value)}" for side, value in (("A", a), ("B", b)) if value != UNKNOWN]
+        known = [
+            f"{side} {_show(value)}" for side, value in (("A", a), ("B", b)) if value != UNKNOWN
+        ]
         told = ", ".join([*known, f"unknown in {sides}: can't tell"])
     else:
         told = f"A {_show(a)}, B {_show(b)}"
@@ -435,11 +529,21 @@ def _show(value: Any) -> str:
 def table(scores: Iterable[Line]) -> str:
     """Scores side by side: A, B, B - A, and what to make of it."""
     rows = [("score", "A", "B", "B - A", "")]
-    rows += [(f"{line.name} {arrow(line.better)}", _number(line.a), _number(line.b), _change(line), judge(line))
-             for line in scores]
+    rows += [
+        (
+            f"{line.name} {arrow(line.better)}",
+            _number(line.a),
+            _number(line.b),
+            _change(line),
+            judge(line),
+        )
+        for line in scores
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:]), row[4])).rstrip()
-                     for row in rows)
+    return "\n".join(
+        "  ".join((row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:]), row[4])).rstrip()
+        for row in rows
+    )
 
 
 def _number(value: float | None) -> str:
@@ -456,7 +560,9 @@ def _change(line: Line) -> str:
 def judge(line: Line) -> str:
     """What a difference of a score says."""
     if line.a is None or line.b is None:
-        return "not available in " + " and ".join(side for side, v in (("A", line.a), ("B", line.b)) if v is None)
+        return "not available in " + " and ".join(
+            side for side, v in (("A", line.a), ("B", line.b)) if v is None
+        )
     if line.spoilt:
         return "not comparable: " + ", ".join(line.spoilt)
     change = line.b - line.a

@@ -29,8 +29,10 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
     """The command `dit convert`."""
     if ranks.main:
         card = import_release(config.file, config.out, config.vae)
-        print(f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
-              f"python sample.py --run {shell_quote(config.out)} --cfg-scale 4 --cfg-channels 3")
+        print(
+            f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
+            f"python sample.py --run {shell_quote(config.out)} --cfg-scale 4 --cfg-channels 3"
+        )
 
 
 def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema") -> ModelCard:
@@ -45,20 +47,42 @@ def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema"
         UserError: see `read_release`.
     """
     spec, state_dict = read_release(file)
-    card = ModelCard(config=release_config(spec, absolute_if_local(vae)), network=spec,
-                classes=[str(i) for i in range(spec.num_classes)])
+    card = ModelCard(
+        config=release_config(spec, absolute_if_local(vae)),
+        network=spec,
+        classes=[str(i) for i in range(spec.num_classes)],
+    )
     with write_atomically(out) as beside:
-        write_weights(beside, {name: tensor.float() for name, tensor in state_dict.items()}, card, step=0)
+        write_weights(
+            beside, {name: tensor.float() for name, tensor in state_dict.items()}, card, step=0
+        )
     return card
 
 
 def release_config(spec: NetworkSpec, vae: str) -> TrainConfig:
     """How the release trained its networks (2212.09748, section 4)."""
     return TrainConfig(
-        preset="imagenet-256", data=RELEASE_DATA, vae=vae, image_size=8 * sides(spec.input_size)[0],
-        num_classes=spec.num_classes, flip=True, model=spec.model, process="linear", objective="eps",
-        learn_sigma=spec.learn_sigma, time_sampling="uniform", label_dropout=0.1, steps=400_000,
-        global_batch_size=256, lr=1e-4, weight_decay=0.0, beta2=0.999, warmup=0, cooldown=0.0, clip=0.0, ema=0.9999,
+        preset="imagenet-256",
+        data=RELEASE_DATA,
+        vae=vae,
+        image_size=8 * sides(spec.input_size)[0],
+        num_classes=spec.num_classes,
+        flip=True,
+        model=spec.model,
+        process="linear",
+        objective="eps",
+        learn_sigma=spec.learn_sigma,
+        time_sampling="uniform",
+        label_dropout=0.1,
+        steps=400_000,
+        global_batch_size=256,
+        lr=1e-4,
+        weight_decay=0.0,
+        beta2=0.999,
+        warmup=0,
+        cooldown=0.0,
+        clip=0.0,
+        ema=0.9999,
     )
 
 
@@ -71,16 +95,24 @@ def read_release(file: Path) -> tuple[NetworkSpec, StateDict]:
         UserError: not such a file, truncated, would run code, or with tensors missing or of odd shapes.
     """
     if file.suffix == ".safetensors":
-        raise UserError(f"{file} is a safetensors file", "a .pt file of the DiT release",
-                        f"pass it as it is: python sample.py --run {shell_quote(file)}")
+        raise UserError(
+            f"{file} is a safetensors file",
+            "a .pt file of the DiT release",
+            f"pass it as it is: python sample.py --run {shell_quote(file)}",
+        )
     loaded = _load_pickle(file)
     for wrapper in ("ema", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
             break
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{file} has no named tensors", "a state dict, alone or under `ema` or `model`",
-                        "pass a .pt file of the DiT release")
+    if not isinstance(loaded, dict) or not all(
+        isinstance(value, Tensor) for value in loaded.values()
+    ):
+        raise UserError(
+            f"{file} has no named tensors",
+            "a state dict, alone or under `ema` or `model`",
+            "pass a .pt file of the DiT release",
+        )
     spec = infer_spec(loaded)
     _check_shapes(loaded, spec)
     return spec, loaded
@@ -92,8 +124,12 @@ def infer_spec(state_dict: StateDict) -> NetworkSpec:
     Raises:
         UserError: missing tensors, or no network of this package.
     """
-    axes = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.embedding_table.weight": 2,
-            "final_layer.linear.weight": 2}
+    axes = {
+        "x_embedder.proj.weight": 4,
+        "pos_embed": 3,
+        "y_embedder.embedding_table.weight": 2,
+        "final_layer.linear.weight": 2,
+    }
     for name, ndim in axes.items():
         if name not in state_dict:
             raise _odd(f"no {name} among the tensors")
@@ -102,14 +138,24 @@ def infer_spec(state_dict: StateDict) -> NetworkSpec:
     width, channels, patch = state_dict["x_embedder.proj.weight"].shape[:3]
     tokens, out = state_dict["pos_embed"].shape[1], state_dict["final_layer.linear.weight"].shape[0]
     depth = sum(bool(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", name)) for name in state_dict)
-    names = [name for name, size in SIZES.items() if (size["depth"], size["hidden_size"]) == (depth, width)]
+    names = [
+        name
+        for name, size in SIZES.items()
+        if (size["depth"], size["hidden_size"]) == (depth, width)
+    ]
     if not names or patch not in PATCHES:
-        raise UserError(f"a network of {depth} blocks, width {width} and patch size {patch}",
-                        f"a size among {', '.join(SIZES)} and a patch among {', '.join(map(str, PATCHES))}",
-                        "only these can be imported")
-    return NetworkSpec(model=f"DiT-{names[0]}/{patch}", input_size=round(tokens**0.5) * patch, in_channels=channels,
-                       num_classes=len(state_dict["y_embedder.embedding_table.weight"]) - 1,
-                       learn_sigma=out == 2 * channels * patch**2)
+        raise UserError(
+            f"a network of {depth} blocks, width {width} and patch size {patch}",
+            f"a size among {', '.join(SIZES)} and a patch among {', '.join(map(str, PATCHES))}",
+            "only these can be imported",
+        )
+    return NetworkSpec(
+        model=f"DiT-{names[0]}/{patch}",
+        input_size=round(tokens**0.5) * patch,
+        in_channels=channels,
+        num_classes=len(state_dict["y_embedder.embedding_table.weight"]) - 1,
+        learn_sigma=out == 2 * channels * patch**2,
+    )
 
 
 def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:
@@ -117,9 +163,15 @@ def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:
     name, patch = split_name(spec.model)
     size = SIZES[name]
     return dict(
-        num_attention_heads=size["num_heads"], attention_head_dim=size["hidden_size"] // size["num_heads"],
-        num_layers=size["depth"], sample_size=spec.input_size, patch_size=patch, in_channels=spec.in_channels,
-        out_channels=spec.in_channels * (1 + spec.learn_sigma), num_embeds_ada_norm=spec.num_classes, norm_eps=1e-6,
+        num_attention_heads=size["num_heads"],
+        attention_head_dim=size["hidden_size"] // size["num_heads"],
+        num_layers=size["depth"],
+        sample_size=spec.input_size,
+        patch_size=patch,
+        in_channels=spec.in_channels,
+        out_channels=spec.in_channels * (1 + spec.learn_sigma),
+        num_embeds_ada_norm=spec.num_classes,
+        norm_eps=1e-6,
     )
 
 
@@ -134,7 +186,9 @@ def to_diffusers(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
     """
     _check_shapes(state_dict, spec)
     if not torch.allclose(state_dict["pos_embed"].float().cpu(), _positions(spec), atol=1e-4):
-        raise _odd("pos_embed differs from the fixed sin-cos positions, the only ones diffusers knows")
+        raise _odd(
+            "pos_embed differs from the fixed sin-cos positions, the only ones diffusers knows"
+        )
     converted: StateDict = {}
     for name, tensor in state_dict.items():
         if name == "pos_embed":
@@ -174,7 +228,9 @@ FOREIGN = {
     "x_embedder.proj": ["pos_embed.proj"],
     "t_embedder.mlp.0": ["transformer_blocks.{block}.norm1.emb.timestep_embedder.linear_1"],
     "t_embedder.mlp.2": ["transformer_blocks.{block}.norm1.emb.timestep_embedder.linear_2"],
-    "y_embedder.embedding_table": ["transformer_blocks.{block}.norm1.emb.class_embedder.embedding_table"],
+    "y_embedder.embedding_table": [
+        "transformer_blocks.{block}.norm1.emb.class_embedder.embedding_table"
+    ],
     "blocks.{block}.adaLN_modulation.1": ["transformer_blocks.{block}.norm1.linear"],
     "blocks.{block}.attn.qkv": [f"transformer_blocks.{{block}}.attn1.to_{part}" for part in "qkv"],
     "blocks.{block}.attn.proj": ["transformer_blocks.{block}.attn1.to_out.0"],
@@ -202,7 +258,9 @@ def _is_shared(name: str) -> bool:
 
 def _positions(spec: NetworkSpec) -> Tensor:
     size, patch = split_name(spec.model)
-    return position_embedding(SIZES[size]["hidden_size"], (sides(spec.input_size)[0] // patch,) * 2)[None]
+    return position_embedding(
+        SIZES[size]["hidden_size"], (sides(spec.input_size)[0] // patch,) * 2
+    )[None]
 
 
 def _load_pickle(file: Path) -> Any:
@@ -210,20 +268,37 @@ def _load_pickle(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"no file {file}", "a .pt file of the DiT release", "check the path")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the release saves its flags beside the weights
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # the release saves its flags beside the weights
+            return torch.load(
+                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+            )
     except Exception as error:  # a damaged pickle can fail in any way
-        if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL (\S+)", str(error))):
-            raise UserError(f"{file} would run code when it is loaded ({code[1]})", "tensors and plain values only",
-                            "do not trust this file; ask for weights in .safetensors") from None
-        raise UserError(f"{file} can not be read", "a complete .pt file written by torch.save",
-                        "download it again and compare its size") from None
+        if isinstance(error, pickle.UnpicklingError) and (
+            code := re.search(r"GLOBAL (\S+)", str(error))
+        ):
+            raise UserError(
+                f"{file} would run code when it is loaded ({code[1]})",
+                "tensors and plain values only",
+                "do not trust this file; ask for weights in .safetensors",
+            ) from None
+        raise UserError(
+            f"{file} can not be read",
+            "a complete .pt file written by torch.save",
+            "download it again and compare its size",
+        ) from None
 
 
 def _shapes(spec: NetworkSpec) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        network = create_model(spec.model, input_size=spec.input_size, in_channels=spec.in_channels,
-                               num_classes=spec.num_classes, learn_sigma=spec.learn_sigma)
+        network = create_model(
+            spec.model,
+            input_size=spec.input_size,
+            in_channels=spec.in_channels,
+            num_classes=spec.num_classes,
+            learn_sigma=spec.learn_sigma,
+        )
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
@@ -235,7 +310,9 @@ def _check_shapes(state_dict: StateDict, spec: NetworkSpec) -> None:
         raise _odd(f"unknown {_list(unknown)}")
     for name, shape in shapes.items():
         if state_dict[name].shape != shape:
-            raise _odd(f"{name} is {list(state_dict[name].shape)} where {spec.model} has {list(shape)}")
+            raise _odd(
+                f"{name} is {list(state_dict[name].shape)} where {spec.model} has {list(shape)}"
+            )
 
 
 def _list(names: list[str]) -> str:

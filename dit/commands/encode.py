@@ -81,16 +81,27 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
             encodes there; the disk is too small.
     """
     load = load_stream if cfg.streaming else load_images
-    images = load(cfg.data, cfg.image_size, Columns(cfg.captions, cfg.image_column, cfg.label_column))
+    images = load(
+        cfg.data, cfg.image_size, Columns(cfg.captions, cfg.image_column, cfg.label_column)
+    )
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
     job = Job(cfg, autoencoder, describe(cfg, images, autoencoder), ranks)
     if isinstance(images, ImageFolder) and cfg.out.resolve().parent == images.root.resolve():
-        raise UserError(f"--out {cfg.out} lies in --data {cfg.data}", "a folder elsewhere: there it would be a class",
-                        "choose another --out")
-    autoencoder.latent_shape(cfg.image_size)  # tells of a size that does not fit before there is a folder
+        raise UserError(
+            f"--out {cfg.out} lies in --data {cfg.data}",
+            "a folder elsewhere: there it would be a class",
+            "choose another --out",
+        )
+    autoencoder.latent_shape(
+        cfg.image_size
+    )  # tells of a size that does not fit before there is a folder
     ranks.on_main(lambda: shards.check_folder(cfg.out, job.encoding))
     with ranks.alone_in(cfg.out):
-        made = encode_stream(job, images) if isinstance(images, DatasetStream) else encode_all(job, images)
+        made = (
+            encode_stream(job, images)
+            if isinstance(images, DatasetStream)
+            else encode_all(job, images)
+        )
         ranks.barrier()
         if ranks.main:
             finish(job, images, made)
@@ -98,7 +109,9 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     return cfg.out
 
 
-def describe(cfg: EncodeConfig, images: Images | DatasetStream, autoencoder: Autoencoder) -> Encoding:
+def describe(
+    cfg: EncodeConfig, images: Images | DatasetStream, autoencoder: Autoencoder
+) -> Encoding:
     """What the folder is going to hold."""
     return Encoding(
         vae=autoencoder.name,
@@ -115,12 +128,17 @@ def describe(cfg: EncodeConfig, images: Images | DatasetStream, autoencoder: Aut
 def finish(job: Job, images: Images | DatasetStream, made: int) -> None:
     """Write labels and index of so many shards, and tell what to do next."""
     cfg = job.config
-    classes, labels = (name_classes(job.out, images, made) if isinstance(images, DatasetStream)
-                       else (images.classes, iter([images.labels])))
+    classes, labels = (
+        name_classes(job.out, images, made)
+        if isinstance(images, DatasetStream)
+        else (images.classes, iter([images.labels]))
+    )
     number = shards.write_index(cfg.out, job.encoding, made, classes, labels, job.shape)
     text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
-    print(f"{number:,} latents {' x '.join(map(str, job.shape))} in {cfg.out}; next: "
-          f"python train.py --data {shell_quote(cfg.out)} --vae {shell_quote(cfg.vae)} {size_flag(cfg.image_size)}{text}")
+    print(
+        f"{number:,} latents {' x '.join(map(str, job.shape))} in {cfg.out}; next: "
+        f"python train.py --data {shell_quote(cfg.out)} --vae {shell_quote(cfg.vae)} {size_flag(cfg.image_size)}{text}"
+    )
 
 
 def complete_shards(job: Job, number: int) -> set[int]:
@@ -156,8 +174,10 @@ def _check_images(images: ImageFiles, root: Path, parts: list[list[int]], ranks:
     """Each rank looks at the images of its `parts`; all raise the same error."""
     bad = torch.zeros(len(images), device=ranks.device)
     total = sum(map(len, parts))
-    with (ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
-          tqdm(total=total, unit="img", desc="checking", disable=not (ranks.main and total)) as bar):
+    with (
+        ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
+        tqdm(total=total, unit="img", desc="checking", disable=not (ranks.main and total)) as bar,
+    ):
         for part in parts:
             for index, damage in zip(part, pool.map(images.damage, part), strict=True):
                 if damage:
@@ -167,9 +187,13 @@ def _check_images(images: ImageFiles, root: Path, parts: list[list[int]], ranks:
     if found:
         names = ", ".join(map(images.name, found[:5])) + (", …" if len(found) > 5 else "")
         begun = shards.holds_latents(root)  # then the names and the order of the images must stay
-        raise UserError(f"{len(found)} of {len(images)} images can not be read: {names} ({images.damage(found[0])})",
-                        "intact image files", "replace them by images of the same names" if begun else
-                        "replace or delete them: no shard is written yet")
+        raise UserError(
+            f"{len(found)} of {len(images)} images can not be read: {names} ({images.damage(found[0])})",
+            "intact image files",
+            "replace them by images of the same names"
+            if begun
+            else "replace or delete them: no shard is written yet",
+        )
 
 
 def _check_space(root: Path, number: int, view: tuple[int, ...]) -> None:
@@ -177,8 +201,11 @@ def _check_space(root: Path, number: int, view: tuple[int, ...]) -> None:
     for size in view:
         needed *= size
     if needed > free:
-        raise UserError(f"the latents need {needed / 1e9:.1f} GB and {root} has {free / 1e9:.1f} GB",
-                        "room for all of them", "free some space or pass another --out")
+        raise UserError(
+            f"the latents need {needed / 1e9:.1f} GB and {root} has {free / 1e9:.1f} GB",
+            "room for all of them",
+            "free some space or pass another --out",
+        )
 
 
 # -- images from front to back -----------------------------------------------------------------------------------
@@ -221,8 +248,13 @@ def _write_rows(job: Job, shard: int, reading: Reading, bar: tqdm) -> int:
     batches = job.encoded(in_batches(images(), cfg.batch_size), bar)
     first = list(islice(batches, 1))
     if first:
-        shards.write_shard(cfg.out, shard, chain(first, batches), job.view,
-                           lambda: {"labels": values, "position": reading.position})
+        shards.write_shard(
+            cfg.out,
+            shard,
+            chain(first, batches),
+            job.view,
+            lambda: {"labels": values, "position": reading.position},
+        )
     return len(values)
 
 
@@ -231,8 +263,11 @@ def _pass_over(job: Job, shard: int, reading: Reading, bar: tqdm) -> int:
     return sum(1 for _ in islice(reading, job.config.shard_size))
 
 
-def name_classes(root: Path, stream: DatasetStream, made: int) -> tuple[list[str], Iterator[np.ndarray]]:
+def name_classes(
+    root: Path, stream: DatasetStream, made: int
+) -> tuple[list[str], Iterator[np.ndarray]]:
     """Classes of a stream that was encoded, and the label of every image, shard by shard."""
+
     def values(shard: int) -> list[Value]:
         return shards.read_note(root, shard)["labels"]
 

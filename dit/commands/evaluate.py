@@ -11,7 +11,13 @@ from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.memorisation import TrainingImages, pixel_extractor
-from dit.evaluation.references import PreparedReference, Reference, choose_extractors, find_reference, prepare
+from dit.evaluation.references import (
+    PreparedReference,
+    Reference,
+    choose_extractors,
+    find_reference,
+    prepare,
+)
 from dit.evaluation.samples import recorded_settings, sampled
 from dit.report.contact_sheets import draw_grid
 from dit.report.evaluation_page import Report, to_text, write_report
@@ -37,7 +43,9 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     settings = recorded_settings(cfg.samples)
     data = run.card.config.data if run else settings.get("data")
     size = given.size if given else run.image_size  # type: ignore[union-attr]
-    sampler = SamplerConfig(**{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplerConfig)})
+    sampler = SamplerConfig(
+        **{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplerConfig)}
+    )
     if run:
         build_pipeline(run, sampler)  # tells at once what the run can not do
     reference = _reference(cfg, size, data)
@@ -51,8 +59,14 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     eyes = networks if isinstance(copied, str) else [*networks, pixel_extractor(ranks.device)]
     out = cfg.out or (run.home / "evaluation" if run else _beside(cfg.samples))
     ranks.on_main(lambda: make_folder(out))
-    standard = prepare(reference, eyes, [n.name for n in networks], count, cfg.batch_size, ranks, cfg.cache)
-    training = copied if isinstance(copied, str) else _training(cfg, copied, reference, standard, eyes, ranks)
+    standard = prepare(
+        reference, eyes, [n.name for n in networks], count, cfg.batch_size, ranks, cfg.cache
+    )
+    training = (
+        copied
+        if isinstance(copied, str)
+        else _training(cfg, copied, reference, standard, eyes, ranks)
+    )
     samples = given
     if run:
         folder = sampled(run, sampler, count, out, ranks)
@@ -62,7 +76,11 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     made = Comparison(samples, settings, found, reference, standard, networks, training)
     title = f"Evaluation of {cfg.run or cfg.samples}"
     with ranks.whole_machine():
-        ranks.on_main(lambda: _write(build_report(made, cfg.run, title, cfg.bootstrap, ranks.device), samples, out))
+        ranks.on_main(
+            lambda: _write(
+                build_report(made, cfg.run, title, cfg.bootstrap, ranks.device), samples, out
+            )
+        )
     return out
 
 
@@ -72,23 +90,35 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
 def _check_flags(cfg: EvalConfig) -> None:
     if (cfg.run is None) == (cfg.samples is None):
         given = "neither --run nor --samples" if cfg.run is None else "both --run and --samples"
-        raise UserError(given, "one of the two", "pass --run RUN to sample from it, or --samples DIR to score images")
+        raise UserError(
+            given,
+            "one of the two",
+            "pass --run RUN to sample from it, or --samples DIR to score images",
+        )
     if cfg.samples is None:
         return
-    of_sampling = {f.name for f in dataclasses.fields(SamplerConfig)} - {"batch_size"} | {"num_samples"}
+    of_sampling = {f.name for f in dataclasses.fields(SamplerConfig)} - {"batch_size"} | {
+        "num_samples"
+    }
     for setting in dataclasses.fields(EvalConfig):
         value = getattr(cfg, setting.name)
         if setting.name in of_sampling and value != setting.default:
             flag = "--" + setting.name.replace("_", "-")
-            raise UserError(f"{flag} {value} with --samples", f"{flag} with --run only, for these images are made",
-                            f"drop {flag}")
+            raise UserError(
+                f"{flag} {value} with --samples",
+                f"{flag} with --run only, for these images are made",
+                f"drop {flag}",
+            )
 
 
 def _reference(cfg: EvalConfig, size: tuple[int, int], data: str | None) -> Reference:
     """The reference that the flags name, else the data of the run that made the samples, cropped as for training."""
     if cfg.reference is None and data is None:
-        raise UserError(f"no --reference for {cfg.samples}", "digits, a folder of images, or an .npz file",
-                        "pass --reference")
+        raise UserError(
+            f"no --reference for {cfg.samples}",
+            "digits, a folder of images, or an .npz file",
+            "pass --reference",
+        )
     name = cfg.reference or str(data)
     own = _same(name, str(data)) and name != "digits"
     return find_reference(name, size, own if cfg.crop is None else cfg.crop)
@@ -105,7 +135,9 @@ def _reference_count(reference: Reference) -> int:
     return min(MOST_SAMPLES, len(images) if images else MOST_SAMPLES)
 
 
-def _copied(cfg: EvalConfig, data: str | None, size: tuple[int, int], reference: Reference) -> ImageSet | str:
+def _copied(
+    cfg: EvalConfig, data: str | None, size: tuple[int, int], reference: Reference
+) -> ImageSet | str:
     """The images that samples may be copies of, or why they are not looked through.
 
     Those of --train-data, else the reference where it is the training data.
@@ -119,19 +151,36 @@ def _copied(cfg: EvalConfig, data: str | None, size: tuple[int, int], reference:
         return f"the training images, {name}, are not the reference: pass --train-data to have them looked through"
     images = find_reference(name, size, crop=True).images
     if images is None or len(images) < 2:
-        raise UserError(f"--train-data {name} with {len(images) if images else 'no'} images", "2 or more",
-                        "pass the folder of training images")
+        raise UserError(
+            f"--train-data {name} with {len(images) if images else 'no'} images",
+            "2 or more",
+            "pass the folder of training images",
+        )
     return images
 
 
-def _training(cfg: EvalConfig, images: ImageSet, reference: Reference, standard: PreparedReference, eyes: list[Extractor],
-              ranks: Ranks) -> TrainingImages:
+def _training(
+    cfg: EvalConfig,
+    images: ImageSet,
+    reference: Reference,
+    standard: PreparedReference,
+    eyes: list[Extractor],
+    ranks: Ranks,
+) -> TrainingImages:
     """With their features, which those of the reference already have."""
     if images is reference.images:
-        values = {key: target.values for key, target in standard.targets.items() if target.values is not None}
+        values = {
+            key: target.values
+            for key, target in standard.targets.items()
+            if target.values is not None
+        }
         return TrainingImages(images, values)
-    found = extract_cached(images, eyes, cfg.batch_size, ranks, "features of training images", cfg.cache)
-    return TrainingImages(images, {key: features.values for key, features in found.networks.items()})
+    found = extract_cached(
+        images, eyes, cfg.batch_size, ranks, "features of training images", cfg.cache
+    )
+    return TrainingImages(
+        images, {key: features.values for key, features in found.networks.items()}
+    )
 
 
 def _beside(samples: Path | None) -> Path:

@@ -47,9 +47,14 @@ def info(path: Path) -> str:
         return table(_stage_rows(path))
     if (path / "config.json").exists() or checkpoints(path):
         return table(_run_rows(path))
-    what = f"{path} has neither config.json nor meta.json" if path.is_dir() else f"nothing at {path}"
-    raise UserError(what, "a run, a checkpoint, a first stage, or a file of weights (.safetensors, .pt)",
-                    "check the path")
+    what = (
+        f"{path} has neither config.json nor meta.json" if path.is_dir() else f"nothing at {path}"
+    )
+    raise UserError(
+        what,
+        "a run, a checkpoint, a first stage, or a file of weights (.safetensors, .pt)",
+        "check the path",
+    )
 
 
 def show(config: InfoConfig, ranks: Ranks) -> None:
@@ -63,7 +68,9 @@ def table(rows: Rows) -> str:
     left = max(len(name) for name, _ in rows) + 2
     lines = []
     for name, value in rows:
-        wrapped = textwrap.wrap(value, WIDTH - left, break_long_words=False, break_on_hyphens=False) or [""]
+        wrapped = textwrap.wrap(
+            value, WIDTH - left, break_long_words=False, break_on_hyphens=False
+        ) or [""]
         lines += [f"{name:<{left}}{wrapped[0]}", *(" " * left + line for line in wrapped[1:])]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -77,13 +84,19 @@ def _run_rows(run: Path) -> Rows:
     rows = [("run", str(run)), *card_rows(card), *_progress_rows(run, card), *_best_rows(run)]
     rows += _average_rows(run, card)
     rows += [(f"checkpoint {checkpoint_step(c)}", _health(c)) for c in found]
-    return [*rows, *((folder.name, "no meta.json: not counted") for folder in incomplete_checkpoints(run))]
+    return [
+        *rows,
+        *((folder.name, "no meta.json: not counted") for folder in incomplete_checkpoints(run)),
+    ]
 
 
 def _checkpoint_rows(checkpoint: Path) -> Rows:
     rows = [("checkpoint", str(checkpoint)), ("files", _health(checkpoint))]
     try:
-        return [*rows, *_header_rows(read_weights(next(checkpoint.glob(WEIGHTS), checkpoint / WEIGHTS)))]
+        return [
+            *rows,
+            *_header_rows(read_weights(next(checkpoint.glob(WEIGHTS), checkpoint / WEIGHTS))),
+        ]
     except UserError as error:
         return [*rows, ("weights", error.given)]
 
@@ -112,7 +125,9 @@ def _stage_rows(folder: Path) -> Rows:
     codec = autoencoder.codec
     assert isinstance(codec, KLCodec | VQCodec)
     entries = f", {len(codec.codebook):,} entries" if isinstance(codec, VQCodec) else ""
-    mean, deviation = (_numbers(v.flatten().tolist()) for v in (autoencoder.shift, 1 / autoencoder.scale))
+    mean, deviation = (
+        _numbers(v.flatten().tolist()) for v in (autoencoder.shift, 1 / autoencoder.scale)
+    )
     report = _read_json(folder / "report.json")
     scores = report.get("scores", {})
     return [
@@ -124,7 +139,10 @@ def _stage_rows(folder: Path) -> Rows:
         ("latents scaled by", f"mean {mean}, deviation {deviation}"),
         ("weights", f"SHA-256 {autoencoder.checksum}"),
         *([("held out", f"{report['held_out']:,} images")] if "held_out" in report else []),
-        *((name, value if isinstance(value, str) else f"{value:.4g}") for name, value in scores.items()),
+        *(
+            (name, value if isinstance(value, str) else f"{value:.4g}")
+            for name, value in scores.items()
+        ),
     ]
 
 
@@ -140,15 +158,29 @@ def _read_json(file: Path) -> dict[str, Any]:
 def card_rows(card: ModelCard) -> Rows:
     """What a network is and how it was trained."""
     config, spec = card.config, card.network
-    objective = f"{config.objective} prediction" + (", learned variance" if config.learn_sigma else "")
+    objective = f"{config.objective} prediction" + (
+        ", learned variance" if config.learn_sigma else ""
+    )
     if is_classifier(spec.model):
         objective = "class of noised latents"
-    times = f", {config.time_sampling} times shifted by {config.time_shift:g}" if config.process == "flow" else ""
+    times = (
+        f", {config.time_sampling} times shifted by {config.time_shift:g}"
+        if config.process == "flow"
+        else ""
+    )
     process = "flow matching" if config.process == "flow" else f"DDPM, {config.process} betas"
     text = spec.text_width is not None
     count = spec.num_classes if text else len(card.classes)  # a card has not all of many captions
-    norm = "the autoencoder's constants" if card.latent_mean is None else f"mean {_numbers(card.latent_mean)}, "
-    norm += "" if card.latent_std is None else f"deviation {_numbers(card.latent_std)}, measured on the data"
+    norm = (
+        "the autoencoder's constants"
+        if card.latent_mean is None
+        else f"mean {_numbers(card.latent_mean)}, "
+    )
+    norm += (
+        ""
+        if card.latent_std is None
+        else f"deviation {_numbers(card.latent_std)}, measured on the data"
+    )
     return [
         *_network_rows(spec),
         ("images", describe_size(config.image_size)),
@@ -156,10 +188,18 @@ def card_rows(card: ModelCard) -> Rows:
         ("latents scaled by", norm),
         ("data", config.data),
         *([("text encoder", config.text_encoder or "digits")] if card.text_encoder_sha256 else []),
-        *([] if card.unconditional else [("captions" if text else "class names", _names(card.classes, count))]),
+        *(
+            []
+            if card.unconditional
+            else [("captions" if text else "class names", _names(card.classes, count))]
+        ),
         ("process", process + times),
         ("objective", objective),
-        *([] if card.unconditional else [(f"{'caption' if text else 'label'} dropout", f"{config.label_dropout:g}")]),
+        *(
+            []
+            if card.unconditional
+            else [(f"{'caption' if text else 'label'} dropout", f"{config.label_dropout:g}")]
+        ),
         ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
         ("EMA decay", f"{config.ema:g}") if card.ema_length is None else ("EMA", str(card.average)),
         ("precision", config.precision),
@@ -174,15 +214,25 @@ def _network_rows(spec: NetworkSpec) -> Rows:
         ("model", spec.model),
         ("network", structure(network)),
         ("parameters", f"{parameters(network):,}"),
-        ("latents", " x ".join(map(str, (spec.in_channels, *sides(spec.input_size)))) + _order(spec.input_size)),
-        *([] if spec.text_width else [("classes", str(spec.num_classes or "none (unconditional)"))]),
+        (
+            "latents",
+            " x ".join(map(str, (spec.in_channels, *sides(spec.input_size))))
+            + _order(spec.input_size),
+        ),
+        *(
+            []
+            if spec.text_width
+            else [("classes", str(spec.num_classes or "none (unconditional)"))]
+        ),
         ("learned variance", "yes" if spec.learn_sigma else "no"),
     ]
 
 
 def _progress_rows(run: Path, card: ModelCard) -> Rows:
     lines = read_metrics(run / "metrics.jsonl")
-    goal = f"{card.config.epochs:g} epochs" if card.config.epochs else f"{card.config.steps:,} steps"
+    goal = (
+        f"{card.config.epochs:g} epochs" if card.config.epochs else f"{card.config.steps:,} steps"
+    )
     if not lines:
         return [("trained", f"no step logged, of {goal}")]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -209,7 +259,9 @@ def _average_rows(run: Path, card: ModelCard) -> Rows:
     if not lengths:
         return []
     steps = snapshot_steps(run)
-    stored = f"{len(steps)} snapshots, the last at step {max(steps):,}" if steps else "no snapshot yet"
+    stored = (
+        f"{len(steps)} snapshots, the last at step {max(steps):,}" if steps else "no snapshot yet"
+    )
     return [("averages", f"lengths {lengths}; {stored}")]
 
 

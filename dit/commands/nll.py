@@ -45,7 +45,11 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     data = config.data or run.card.config.data
     source = open_data(run, data)
     run, labels = conditioned(run, source, data)
-    chosen = np.linspace(0, len(labels) - 1, min(config.num_images, len(labels))).round().astype(np.int64)
+    chosen = (
+        np.linspace(0, len(labels) - 1, min(config.num_images, len(labels)))
+        .round()
+        .astype(np.int64)
+    )
     bits = measure(run, plan, config, source, labels, chosen, ranks)  # [N, parts]
     require_finite(bits, chosen)
     if ranks.main:
@@ -91,27 +95,57 @@ def choose(run: LoadedRun, config: NllConfig) -> Plan:
     """
     card, process = run.card, run.denoise.process
     if card.config.vae != "identity":
-        raise UserError(f"{config.run} generates latents of --vae {card.config.vae}", "a run with --vae identity",
-                        "train one: that autoencoder gives no likelihood of pixels")
-    method = config.method if config.method != "auto" else "vlb" if isinstance(process, DDPM) else "ode"
+        raise UserError(
+            f"{config.run} generates latents of --vae {card.config.vae}",
+            "a run with --vae identity",
+            "train one: that autoencoder gives no likelihood of pixels",
+        )
+    method = (
+        config.method if config.method != "auto" else "vlb" if isinstance(process, DDPM) else "ode"
+    )
     if method == "ode":
         if config.variance != "auto":
-            raise UserError(f"--variance {config.variance} with --method ode", "--method vlb", "drop --variance")
+            raise UserError(
+                f"--variance {config.variance} with --method ode", "--method vlb", "drop --variance"
+            )
         times = ode_times(process, config.steps or ODE_STEPS)
-        return Plan("ode", times, ("density",), probes=None if config.exact else config.probes,
-                    exact=config.exact)
+        return Plan(
+            "ode",
+            times,
+            ("density",),
+            probes=None if config.exact else config.probes,
+            exact=config.exact,
+        )
     if not isinstance(process, DDPM):
-        raise UserError(f"--method vlb for {config.run}, a {card.config.process}", "a DDPM: linear or cosine",
-                        "pass --method ode")
+        raise UserError(
+            f"--method vlb for {config.run}, a {card.config.process}",
+            "a DDPM: linear or cosine",
+            "pass --method ode",
+        )
     if config.exact or config.probes != 1:
-        raise UserError(f"{'--exact' if config.exact else f'--probes {config.probes}'} with --method vlb",
-                        "--method ode", "the bound needs no divergence: drop it")
+        raise UserError(
+            f"{'--exact' if config.exact else f'--probes {config.probes}'} with --method vlb",
+            "--method ode",
+            "the bound needs no divergence: drop it",
+        )
     steps = config.steps or int(process.end)
     if not 2 <= steps <= process.end:
-        raise UserError(f"--steps {steps} with --method vlb", f"2 to {int(process.end)}", "change --steps")
-    variance = config.variance if config.variance != "auto" else "learned" if run.denoise.learn_sigma else "large"
+        raise UserError(
+            f"--steps {steps} with --method vlb", f"2 to {int(process.end)}", "change --steps"
+        )
+    variance = (
+        config.variance
+        if config.variance != "auto"
+        else "learned"
+        if run.denoise.learn_sigma
+        else "large"
+    )
     if variance == "learned" and not run.denoise.learn_sigma:
-        raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
+        raise UserError(
+            "--variance learned",
+            "a network trained with --learn-sigma",
+            "pass --variance small or large",
+        )
     return Plan("vlb", chain(process, steps), ("prior", "steps", "decoder"), variance=variance)
 
 
@@ -124,7 +158,9 @@ def open_data(run: LoadedRun, data: str) -> Latents:
     network = run.denoise.network
     encoder = network.captions.encoder.name if isinstance(network, Captioned) else None
     skip = run.card.config.skip_damaged and holds_latents(Path(data))
-    config = dataclasses.replace(run.card.config, data=data, flip=False, text_encoder=encoder, skip_damaged=skip)
+    config = dataclasses.replace(
+        run.card.config, data=data, flip=False, text_encoder=encoder, skip_damaged=skip
+    )
     return build_source(config, run.autoencoder)
 
 
@@ -146,9 +182,11 @@ def conditioned(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, 
         return run, source.labels
     unknown = [name for name in source.classes if name not in card.classes]
     if unknown or not source.classes:
-        raise UserError(f"--data {data} has {f'class {unknown[0]}' if unknown else 'no classes'}",
-                        f"classes of the run: {', '.join(card.classes[:5])} …",
-                        "name the subfolders as the run's classes (see `dit info RUN`)")
+        raise UserError(
+            f"--data {data} has {f'class {unknown[0]}' if unknown else 'no classes'}",
+            f"classes of the run: {', '.join(card.classes[:5])} …",
+            "name the subfolders as the run's classes (see `dit info RUN`)",
+        )
     return run, np.array([card.classes.index(name) for name in source.classes])[source.labels]
 
 
@@ -162,17 +200,34 @@ def pixels_sha256(source: Latents, indices: np.ndarray) -> str:
     """SHA-256 over those of the images in order, each of uint8 [3, H, W]: as reports tell of samples."""
     whole = hashlib.sha256()
     for i in indices:
-        whole.update(hashlib.sha256(levels_of(source, np.array([i])).to(torch.uint8).numpy().tobytes()).digest())
+        whole.update(
+            hashlib.sha256(
+                levels_of(source, np.array([i])).to(torch.uint8).numpy().tobytes()
+            ).digest()
+        )
     return whole.hexdigest()
 
 
-def measure(run: LoadedRun, plan: Plan, config: NllConfig, source: Latents, labels: np.ndarray, chosen: np.ndarray,
-            ranks: Ranks) -> Tensor:
+def measure(
+    run: LoadedRun,
+    plan: Plan,
+    config: NllConfig,
+    source: Latents,
+    labels: np.ndarray,
+    chosen: np.ndarray,
+    ranks: Ranks,
+) -> Tensor:
     """Bits per dimension of the chosen images, by parts: float64 [N, parts], the same on every rank."""
     table = torch.zeros(len(chosen), len(plan.parts), dtype=torch.float64, device=ranks.device)
     mine = range(ranks.rank, len(chosen), ranks.world)
-    with tqdm(total=len(mine) * plan.steps, unit="img-step", unit_scale=True, desc="nll", disable=not ranks.main,
-              leave=None) as bar:
+    with tqdm(
+        total=len(mine) * plan.steps,
+        unit="img-step",
+        unit_scale=True,
+        desc="nll",
+        disable=not ranks.main,
+        leave=None,
+    ) as bar:
         for start in range(0, len(mine), config.batch_size):
             rows = list(mine[start : start + config.batch_size])
             indices = chosen[rows]
@@ -186,16 +241,21 @@ def measure(run: LoadedRun, plan: Plan, config: NllConfig, source: Latents, labe
 
 
 @torch.inference_mode()
-def bits_of_chain(run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick) -> Sequence[Tensor]:
+def bits_of_chain(
+    run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick
+) -> Sequence[Tensor]:
     """The variational bound: prior, steps and decoder, each [B]; levels 0 … 255 are [B, 3, H, W]."""
     scaling = Levels(run.autoencoder.shift, run.autoencoder.scale)
     x0 = (levels / LEVEL - 1 - scaling.shift) * scaling.scale
     assert plan.variance
-    return variational_bound_of_chain(run.denoise, run.denoise.process, x0, y, plan.times, noise, scaling,
-                                      plan.variance, tick)
+    return variational_bound_of_chain(
+        run.denoise, run.denoise.process, x0, y, plan.times, noise, scaling, plan.variance, tick
+    )
 
 
-def bits_of_ode(run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick) -> Sequence[Tensor]:
+def bits_of_ode(
+    run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick
+) -> Sequence[Tensor]:
     """-log2 of the ODE's density times the volume of a level, [B]: each level is spread evenly over its width.
 
     On average over that spread a bound on the bits of the levels themselves (1511.01844, section 3.1).
@@ -221,17 +281,23 @@ def require_finite(bits: Tensor, chosen: np.ndarray) -> None:
     """
     bad = (~bits.isfinite().all(1)).nonzero()
     if len(bad):
-        raise UserError(f"the likelihood of image {chosen[int(bad[0])]} came out as NaN or infinite "
-                        f"({len(bad)} of {len(chosen)} images)", "finite bits",
-                        "try --precision fp32 or an earlier checkpoint")
+        raise UserError(
+            f"the likelihood of image {chosen[int(bad[0])]} came out as NaN or infinite "
+            f"({len(bad)} of {len(chosen)} images)",
+            "finite bits",
+            "try --precision fp32 or an earlier checkpoint",
+        )
 
 
 def summary(bits: Tensor, plan: Plan) -> dict[str, Any]:
     """Mean over images, its standard error (None of one image), and the means of the parts."""
     each = bits.sum(1)
     error = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else None
-    return {"bits_per_dim": float(each.mean()), "standard_error": error,
-            "parts": dict(zip(plan.parts, bits.mean(0).tolist(), strict=True))}
+    return {
+        "bits_per_dim": float(each.mean()),
+        "standard_error": error,
+        "parts": dict(zip(plan.parts, bits.mean(0).tolist(), strict=True)),
+    }
 
 
 def sentence(result: dict[str, Any], images: int) -> str:
@@ -239,7 +305,9 @@ def sentence(result: dict[str, Any], images: int) -> str:
     error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
     parts = result["parts"]
     told = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-    bound, how = (" at most", f": {told}") if len(parts) > 1 else ("", ", by the probability-flow ODE")
+    bound, how = (
+        (" at most", f": {told}") if len(parts) > 1 else ("", ", by the probability-flow ODE")
+    )
     return f"{result['bits_per_dim']:.4f}{error} bits/dim{bound} ({images} images{how})"
 
 

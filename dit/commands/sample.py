@@ -36,7 +36,9 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
         classes = spread(classes, GRID_CLASSES)
     if config.num_samples is not None:
         assert config.out is not None
-        out = sample_folder(run, config, classes, config.num_samples, config.out, config.format, ranks)
+        out = sample_folder(
+            run, config, classes, config.num_samples, config.out, config.format, ranks
+        )
         found = f"{config.num_samples} images in {out / 'samples.npz' if config.format == 'npz' else out}"
     else:
         count = len(classes) * config.per_class
@@ -60,20 +62,30 @@ def _check(config: SampleConfig) -> None:
         raise UserError(f"--per-class {config.per_class}", "a number above 0", "change --per-class")
     if config.num_samples is None:
         if config.out is not None and (config.out.suffix.lower() != ".png" or config.out.is_dir()):
-            raise UserError(f"--out {config.out} without --num-samples", "a .png file for the grid",
-                            "name a .png file, or add --num-samples for a folder of images")
+            raise UserError(
+                f"--out {config.out} without --num-samples",
+                "a .png file for the grid",
+                "name a .png file, or add --num-samples for a folder of images",
+            )
         return
     if config.num_samples < 1:
-        raise UserError(f"--num-samples {config.num_samples}", "a number above 0", "change --num-samples")
+        raise UserError(
+            f"--num-samples {config.num_samples}", "a number above 0", "change --num-samples"
+        )
     if config.out is None:
         raise UserError("--num-samples without --out", "a folder for the images", "add --out DIR")
     if config.out.suffix.lower() in (".png", ".npz"):
         folder = shell_quote(config.out.with_suffix(""))
-        raise UserError(f"--out {config.out} with --num-samples", "a folder for the images",
-                        f"name a folder, such as {folder}, or drop --num-samples for a grid")
+        raise UserError(
+            f"--out {config.out} with --num-samples",
+            "a folder for the images",
+            f"name a folder, such as {folder}, or drop --num-samples for a grid",
+        )
 
 
-def _write_grid(run: LoadedRun, plan: SamplingPipeline, config: SampleConfig, classes: list[int], out: Path) -> None:
+def _write_grid(
+    run: LoadedRun, plan: SamplingPipeline, config: SampleConfig, classes: list[int], out: Path
+) -> None:
     images, _ = sample_grid(run, plan, config, classes, config.per_class)
     names = None if run.card.unconditional else [run.card.class_name(c) for c in classes]
     columns = config.per_class if names else min(config.per_class, COLUMNS)
@@ -82,7 +94,9 @@ def _write_grid(run: LoadedRun, plan: SamplingPipeline, config: SampleConfig, cl
         sheet.save(beside, format="PNG")
 
 
-def _default_out(run: LoadedRun, plan: SamplingPipeline, config: SampleConfig, classes: list[int]) -> Path:
+def _default_out(
+    run: LoadedRun, plan: SamplingPipeline, config: SampleConfig, classes: list[int]
+) -> Path:
     """Named by weights, sampler, steps, guidance and seed, and by six digits of all that the picture depends on."""
     made = {**protocol(run, plan, config, classes), "per_class": config.per_class}
     del made["versions"]

@@ -60,15 +60,23 @@ def show(config: ShowConfig, ranks: Ranks) -> Path:
 
 
 def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
-    plan, labels, times = build_pipeline(run, config), _labels(run, config), parse_times(config.times)
+    plan, labels, times = (
+        build_pipeline(run, config),
+        _labels(run, config),
+        parse_times(config.times),
+    )
     gaze = choose_gaze(run, config)
     make_folder(out)
     ahead = config.direction == "forward"
-    moments = forward(run, plan, config, labels, times) if ahead else backward(run, plan, config, labels)
+    moments = (
+        forward(run, plan, config, labels, times) if ahead else backward(run, plan, config, labels)
+    )
     chosen, film = choose(moments, times, plan.process), evenly(moments, MOST_FRAMES)
     _draw_way(run, labels, chosen, film, out / config.direction)
     if gaze is None:
-        print(f"no picture of attention: {run.card.network.model} does not attend from patch to patch")
+        print(
+            f"no picture of attention: {run.card.network.model} does not attend from patch to patch"
+        )
         return
     _draw_attention(run, config, gaze, labels, chosen, film, out / f"{config.direction}-attention")
     if gaze.network.conditioning == "text":
@@ -79,7 +87,9 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
 
 
 @torch.inference_mode()
-def forward(run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, times: Times) -> list[Moment]:
+def forward(
+    run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, times: Times
+) -> list[Moment]:
     """Images of the run's own data under more and more of the same noise, with guidance as in sampling.
 
     A number of times is spread from 0 to where sampling begins, with others between them for the film.
@@ -111,8 +121,11 @@ def own_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
     """
     config = run.card.config
     if not data_exists(config.data):
-        raise UserError(f"the data of {run.home}, {config.data}, is not there", "what it was trained on",
-                        "bring it back, or look at `dit show backward`, which needs no data")
+        raise UserError(
+            f"the data of {run.home}, {config.data}, is not there",
+            "what it was trained on",
+            "bring it back, or look at `dit show backward`, which needs no data",
+        )
     source = build_source(replace(config, flip=False), run.autoencoder)
     order = np.random.default_rng(seed).permutation(len(source.labels))
     indices = np.resize(order, len(labels))
@@ -120,8 +133,11 @@ def own_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
         members = {label: order[source.labels[order] == label] for label in set(labels.tolist())}
         empty = [label for label, found in members.items() if not len(found)]
         if empty:
-            raise UserError(f"no image of class {empty[0]} in {config.data}", "a class that the data has",
-                            "pass other --classes")
+            raise UserError(
+                f"no image of class {empty[0]} in {config.data}",
+                "a class that the data has",
+                "pass other --classes",
+            )
         turns = {label: cycle(found) for label, found in members.items()}
         indices = np.array([next(turns[label]) for label in labels.tolist()])
     moments = source.read(indices, np.zeros(len(indices), bool))
@@ -129,15 +145,25 @@ def own_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
 
 
 @torch.inference_mode()
-def backward(run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor) -> list[Moment]:
+def backward(
+    run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor
+) -> list[Moment]:
     """All steps of sampling; the last moment holds the latents of the images that sample.py makes."""
-    batches = zip(labels.split(config.batch_size), torch.arange(len(labels)).split(config.batch_size), strict=True)
+    batches = zip(
+        labels.split(config.batch_size),
+        torch.arange(len(labels)).split(config.batch_size),
+        strict=True,
+    )
     traces = [_sampled(run, plan, config, *batch) for batch in batches]
-    return [Moment(parts[0].t, torch.cat([m.x_t for m in parts]), torch.cat([m.x0 for m in parts]))
-            for parts in zip(*traces, strict=True)]
+    return [
+        Moment(parts[0].t, torch.cat([m.x_t for m in parts]), torch.cat([m.x0 for m in parts]))
+        for parts in zip(*traces, strict=True)
+    ]
 
 
-def _sampled(run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, indices: Tensor) -> list[Moment]:
+def _sampled(
+    run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, indices: Tensor
+) -> list[Moment]:
     trace: list[Moment] = []
     plan = replace(plan, denoise=recorded(plan.denoise, trace))
     latents = sample_latents(run, plan, config, labels, indices)
@@ -183,15 +209,23 @@ def choose_gaze(run: LoadedRun, config: ShowConfig) -> Gaze | None:
     if not isinstance(network, DiT):
         return None
     depth = len(network.blocks)
-    layers = parse_layers(config.layers) if config.layers is not None else evenly(range(depth), LAYERS)
+    layers = (
+        parse_layers(config.layers) if config.layers is not None else evenly(range(depth), LAYERS)
+    )
     if not layers or max(layers) >= depth:
-        raise UserError(f"--layers {config.layers} with {run.card.network.model}", f"layers from 0 to {depth - 1}, "
-                        "separated by commas", "pass other --layers")
+        raise UserError(
+            f"--layers {config.layers} with {run.card.network.model}",
+            f"layers from 0 to {depth - 1}, separated by commas",
+            "pass other --layers",
+        )
     height, width = (side // network.patch_size for side in run.latent_shape[1:])
     row, column = config.token or (height // 2, width // 2)
     if row >= height or column >= width:
-        raise UserError(f"--token {row} {column} with {height} x {width} tokens",
-                        f"a row from 0 to {height - 1} and a column from 0 to {width - 1}", "pass another --token")
+        raise UserError(
+            f"--token {row} {column} with {height} x {width} tokens",
+            f"a row from 0 to {height - 1} and a column from 0 to {width - 1}",
+            "pass another --token",
+        )
     return Gaze(network, layers, (row, column))
 
 
@@ -202,7 +236,9 @@ def look(run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, moment:
     query = gaze.token[0] * columns + gaze.token[1]
     with attention_maps(gaze.network, gaze.layers) as maps, autocast(run.device, config.precision):
         run.denoise(moment.x_t[:1], moment.t, labels[:1].to(run.device))
-    image = [maps[layer][0, query, : rows * columns] for layer in gaze.layers]  # in-context tokens come after it
+    image = [
+        maps[layer][0, query, : rows * columns] for layer in gaze.layers
+    ]  # in-context tokens come after it
     return torch.stack(image).unflatten(-1, (rows, columns))
 
 
@@ -211,7 +247,11 @@ def read(run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, moment:
     """How much each token of the first image attends to those of its caption, mean over layers, [S, rows, columns]."""
     with text_maps(gaze.network, gaze.layers) as maps, autocast(run.device, config.precision):
         run.denoise(moment.x_t[:1], moment.t, labels[:1].to(run.device))
-    return torch.stack([maps[layer][0] for layer in gaze.layers]).mean(0).T.unflatten(-1, _grid(run, gaze))
+    return (
+        torch.stack([maps[layer][0] for layer in gaze.layers])
+        .mean(0)
+        .T.unflatten(-1, _grid(run, gaze))
+    )
 
 
 def words(run: LoadedRun, label: int) -> dict[int, str]:
@@ -219,10 +259,17 @@ def words(run: LoadedRun, label: int) -> dict[int, str]:
     captioned = run.denoise.network
     assert isinstance(captioned, Captioned)
     tokenizer = captioned.captions.encoder.tokenizer
-    ids = tokenizer(captioned.captions.texts[label], truncation=True,
-                    max_length=captioned.captions.encoder.length)["input_ids"]
+    ids = tokenizer(
+        captioned.captions.texts[label],
+        truncation=True,
+        max_length=captioned.captions.encoder.length,
+    )["input_ids"]
     tokens = tokenizer.convert_ids_to_tokens(ids)
-    there = [(place, token) for place, token in enumerate(tokens) if ids[place] not in tokenizer.all_special_ids]
+    there = [
+        (place, token)
+        for place, token in enumerate(tokens)
+        if ids[place] not in tokenizer.all_special_ids
+    ]
     return {place: token.removesuffix("</w>").lstrip("▁Ġ") for place, token in there[:MOST_WORDS]}
 
 
@@ -234,11 +281,15 @@ def _grid(run: LoadedRun, gaze: Gaze) -> tuple[int, int]:
 # -- pictures ----------------------------------------------------------------------------------------------------
 
 
-def _draw_way(run: LoadedRun, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path) -> None:
+def _draw_way(
+    run: LoadedRun, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
+) -> None:
     """Two rows for each image: the latents on their way, and what the network takes them for."""
 
     def column(moment: Moment) -> Tensor:  # [2 N, 3, H, W]
-        pair = torch.stack([run.autoencoder.decode(moment.x_t), run.autoencoder.decode(moment.x0)], dim=1)
+        pair = torch.stack(
+            [run.autoencoder.decode(moment.x_t), run.autoencoder.decode(moment.x0)], dim=1
+        )
         return pair.flatten(0, 1).cpu()
 
     def frame(moment: Moment) -> Image.Image:
@@ -248,12 +299,20 @@ def _draw_way(run: LoadedRun, labels: Tensor, chosen: list[Moment], film: list[M
     names = [run.card.class_name(int(label)) if run.card.classes else "" for label in labels]
     images = torch.stack([column(moment) for moment in chosen], dim=1).flatten(0, 1)
     rows = [row for name in names for row in (name or NOISY, PREDICTED)]
-    sheet = pictures.grid(images, rows, len(chosen), _scale(run), headings=_headings(run, chosen), together=2)
+    sheet = pictures.grid(
+        images, rows, len(chosen), _scale(run), headings=_headings(run, chosen), together=2
+    )
     _save(run, name, sheet, film, [frame(moment) for moment in film])
 
 
 def _draw_attention(
-    run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
+    run: LoadedRun,
+    config: ShowConfig,
+    gaze: Gaze,
+    labels: Tensor,
+    chosen: list[Moment],
+    film: list[Moment],
+    name: Path,
 ) -> None:
     """A row for each layer: what the outlined token of the first image looks at, over what the network predicts."""
 
@@ -266,7 +325,13 @@ def _draw_attention(
 
 
 def _draw_words(
-    run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
+    run: LoadedRun,
+    config: ShowConfig,
+    gaze: Gaze,
+    labels: Tensor,
+    chosen: list[Moment],
+    film: list[Moment],
+    name: Path,
 ) -> None:
     """A row for each word of the first image's caption: where in the image it is looked up."""
     caption = words(run, int(labels[0]))
@@ -285,14 +350,27 @@ def _heated(run: LoadedRun, moment: Moment, weights: Tensor) -> Tensor:
 
 
 def _draw_rows(
-    run: LoadedRun, column: Callable[[Moment], Tensor], rows: list[str], chosen: list[Moment], film: list[Moment], name: Path
+    run: LoadedRun,
+    column: Callable[[Moment], Tensor],
+    rows: list[str],
+    chosen: list[Moment],
+    film: list[Moment],
+    name: Path,
 ) -> None:
     images = torch.stack([column(moment) for moment in chosen], dim=1).flatten(0, 1)
     sheet = pictures.grid(images, rows, len(chosen), headings=_headings(run, chosen))
-    _save(run, name, sheet, film, [pictures.grid(column(moment), None, len(rows), headings=rows) for moment in film])
+    _save(
+        run,
+        name,
+        sheet,
+        film,
+        [pictures.grid(column(moment), None, len(rows), headings=rows) for moment in film],
+    )
 
 
-def _save(run: LoadedRun, name: Path, sheet: Image.Image, film: list[Moment], frames: list[Image.Image]) -> None:
+def _save(
+    run: LoadedRun, name: Path, sheet: Image.Image, film: list[Moment], frames: list[Image.Image]
+) -> None:
     """NAME.png and NAME.gif, where each frame tells its time."""
     times = [heading.replace("\n", "   ") for heading in _headings(run, film)]
     titled = [pictures.strip([frame], [time]) for frame, time in zip(frames, times, strict=True)]
@@ -340,8 +418,12 @@ def parse_times(text: str) -> Times:
     except ValueError:
         times = []
     if text.isdecimal() or not times or not all(0 <= time <= 1 for time in times):
-        raise UserError(f"--times {text}", "a number of times, 2 or more, or times from 0 (data) to 1 (noise), "
-                        "separated by commas", "such as --times 8, or --times 0.2,0.5,0.8")
+        raise UserError(
+            f"--times {text}",
+            "a number of times, 2 or more, or times from 0 (data) to 1 (noise), "
+            "separated by commas",
+            "such as --times 8, or --times 0.2,0.5,0.8",
+        )
     return times
 
 
@@ -355,7 +437,10 @@ def choose(moments: Sequence[Moment], times: Times, process: Process) -> list[Mo
     """So many moments, the first and the last among them, or those nearest to the times, without doubles."""
     if isinstance(times, int):
         return evenly(moments, times)
-    near = [min(range(len(moments)), key=lambda i: abs(float(moments[i].t) / process.end - time)) for time in times]
+    near = [
+        min(range(len(moments)), key=lambda i: abs(float(moments[i].t) / process.end - time))
+        for time in times
+    ]
     return [moments[i] for i in dict.fromkeys(near)]
 
 

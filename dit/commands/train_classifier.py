@@ -23,8 +23,10 @@ def train_classifier(config: ClassifierConfig, ranks: Ranks) -> Path | None:
     out = train(asked, ranks, parent_card=guided.card)
     last = latest_checkpoint(out) if out else None
     if ranks.main and last and checkpoint_step(last) == asked.steps:
-        print(f"next        python sample.py --run {shell_quote(config.run)} --classifier {shell_quote(out)} "
-              "--classifier-scale 2")
+        print(
+            f"next        python sample.py --run {shell_quote(config.run)} --classifier {shell_quote(out)} "
+            "--classifier-scale 2"
+        )
     return out
 
 
@@ -36,24 +38,55 @@ def settings_for(config: ClassifierConfig, guided: Weights) -> TrainConfig:
     """
     card = guided.card
     if is_classifier(card.network.model):
-        raise UserError(f"--run {config.run} is a {card.network.model}", "a diffusion run", "pass the run to be guided")
+        raise UserError(
+            f"--run {config.run} is a {card.network.model}",
+            "a diffusion run",
+            "pass the run to be guided",
+        )
     if card.network.conditioning == "text":
-        raise UserError(f"--run {config.run} was trained on captions (--conditioning text)", "a run with classes",
-                        "guide it with --cfg-scale, or a weaker run with --guide")
+        raise UserError(
+            f"--run {config.run} was trained on captions (--conditioning text)",
+            "a run with classes",
+            "guide it with --cfg-scale, or a weaker run with --guide",
+        )
     if not is_classifier(config.model):
-        raise UserError(f"--model {config.model}", "Classifier-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}",
-                        "pass --model Classifier-Ti/2")
+        raise UserError(
+            f"--model {config.model}",
+            "Classifier-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}",
+            "pass --model Classifier-Ti/2",
+        )
     theirs = card.config
     return TrainConfig(
-        preset=theirs.preset, data=config.data or theirs.data, vae=theirs.vae, image_size=theirs.image_size,
-        num_classes=card.network.num_classes or None, flip=theirs.flip, latent_norm=theirs.latent_norm,
-        model=config.model, process=theirs.process, objective="v",
-        time_sampling="logit-normal" if theirs.time_sampling == "loss-aware" else theirs.time_sampling,
-        time_shift=theirs.time_shift, label_dropout=0.0, steps=config.steps,
-        global_batch_size=config.global_batch_size, lr=config.lr, weight_decay=config.weight_decay,
-        warmup=config.warmup, precision=config.precision, compile=config.compile, recompute=config.recompute,
-        seed=config.seed, out=_out(config, guided.home), resume=config.resume, sample_every=config.steps,
-        ckpt_every=config.ckpt_every, log_every=config.log_every, dry_run=config.dry_run,
+        preset=theirs.preset,
+        data=config.data or theirs.data,
+        vae=theirs.vae,
+        image_size=theirs.image_size,
+        num_classes=card.network.num_classes or None,
+        flip=theirs.flip,
+        latent_norm=theirs.latent_norm,
+        model=config.model,
+        process=theirs.process,
+        objective="v",
+        time_sampling="logit-normal"
+        if theirs.time_sampling == "loss-aware"
+        else theirs.time_sampling,
+        time_shift=theirs.time_shift,
+        label_dropout=0.0,
+        steps=config.steps,
+        global_batch_size=config.global_batch_size,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        precision=config.precision,
+        compile=config.compile,
+        recompute=config.recompute,
+        seed=config.seed,
+        out=_out(config, guided.home),
+        resume=config.resume,
+        sample_every=config.steps,
+        ckpt_every=config.ckpt_every,
+        log_every=config.log_every,
+        dry_run=config.dry_run,
     )
 
 

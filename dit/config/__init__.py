@@ -3,7 +3,14 @@
 The string under a field is its help text. Defaults are the digits example, small enough for a laptop.
 """
 
-from dit.config.evaluation import CompareConfig, EvalConfig, NllConfig, ScoringConfig, StatsConfig, SweepConfig
+from dit.config.evaluation import (
+    CompareConfig,
+    EvalConfig,
+    NllConfig,
+    ScoringConfig,
+    StatsConfig,
+    SweepConfig,
+)
 from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.planning import PlanConfig
 from dit.config.runs import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig

@@ -182,8 +182,12 @@ class NllConfig:
     """The JSON file to write; unless given, nll.json in the run."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("num_images", "probes", "batch_size"), lambda v: v > 0, "a number above 0")
+        require_range(
+            self, ("num_images", "probes", "batch_size"), lambda v: v > 0, "a number above 0"
+        )
         require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         if self.exact and self.probes != 1:
-            raise UserError(f"--exact with --probes {self.probes}", "one of the two", "drop --probes")
+            raise UserError(
+                f"--exact with --probes {self.probes}", "one of the two", "drop --probes"
+            )

@@ -106,16 +106,29 @@ class VaeConfig:
     """File of that network's weights, for machines that can not download them."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("steps", "batch_size", "lr", "latent_channels"), lambda v: v > 0, "a number above 0")
+        require_range(
+            self,
+            ("steps", "batch_size", "lr", "latent_channels"),
+            lambda v: v > 0,
+            "a number above 0",
+        )
         require_range(self, ("gan_weight", "shift"), lambda v: v >= 0, "0 or more")
-        require_range(self, ("kl_weight", "commitment", "lpips_weight", "gan_start"), lambda v: v is None or v >= 0,
-                       "0 or more")
+        require_range(
+            self,
+            ("kl_weight", "commitment", "lpips_weight", "gan_start"),
+            lambda v: v is None or v >= 0,
+            "0 or more",
+        )
         require_range(self, ("codebook_size",), lambda v: v is None or v > 1, "2 or more")
         require_range(self, ("codebook_dim",), lambda v: v is None or v > 0, "a number above 0")
         require_range(self, ("held_out",), lambda v: 0 < v < 1, "a number in (0, 1)")
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
-        require_range(self, ("channels",), lambda v: v and all(width > 0 and width % 8 == 0 for width in v),
-                       "multiples of 8, such as 16 32 32")
+        require_range(
+            self,
+            ("channels",),
+            lambda v: v and all(width > 0 and width % 8 == 0 for width in v),
+            "multiples of 8, such as 16 32 32",
+        )
         require_sides(self)
         _require_kind(self)
 
@@ -128,7 +141,9 @@ class VaeConfig:
             defaults["lpips_weight"] = 1.0
         if self.gan_weight:
             defaults["gan_start"] = self.steps // 2
-        return dataclasses.replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        return dataclasses.replace(
+            self, **{k: v for k, v in defaults.items() if getattr(self, k) is None}
+        )
 
 
 OF_KIND: dict[str, dict[str, Any]] = {
@@ -145,11 +160,22 @@ def _require_kind(config: VaeConfig) -> None:
             if kind != config.kind and getattr(config, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 given = f"--kind {config.kind} with {flag} {getattr(config, name)}"
-                raise UserError(given, f"{flag} with --kind {kind}", f"drop {flag}, or pass --kind {kind}")
-    for flag, value, other, on in (("--lpips-weight", config.lpips_weight, "--lpips FILE", config.lpips is not None),
-                                   ("--gan-start", config.gan_start, "--gan-weight", config.gan_weight > 0)):
+                raise UserError(
+                    given, f"{flag} with --kind {kind}", f"drop {flag}, or pass --kind {kind}"
+                )
+    for flag, value, other, on in (
+        ("--lpips-weight", config.lpips_weight, "--lpips FILE", config.lpips is not None),
+        ("--gan-start", config.gan_start, "--gan-weight", config.gan_weight > 0),
+    ):
         if value is not None and not on:
-            raise UserError(f"{flag} {value} without {other}", f"{flag} with {other}", f"pass {other}, or drop {flag}")
+            raise UserError(
+                f"{flag} {value} without {other}",
+                f"{flag} with {other}",
+                f"pass {other}, or drop {flag}",
+            )
     if config.gan_start is not None and config.gan_start >= config.steps:
-        raise UserError(f"--gan-start {config.gan_start} with --steps {config.steps}", "a step before the last",
-                        "pass a smaller --gan-start, or more --steps")
+        raise UserError(
+            f"--gan-start {config.gan_start} with --steps {config.steps}",
+            "a step before the last",
+            "pass a smaller --gan-start, or more --steps",
+        )

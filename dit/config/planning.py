@@ -50,8 +50,16 @@ class PlanConfig:
     def __post_init__(self) -> None:
         require_sides(self)
         require_range(self, ("gpus",), lambda v: len(v) > 0 and min(v) > 0, "numbers above 0")
-        require_range(self, ("global_batch_size", "averages", "images", "gpus_per_node"), lambda v: v > 0,
-                      "a number above 0")
-        require_range(self, ("depth", "width", "heads", "tflops", "memory", "nvlink", "network"),
-                      lambda v: v is None or v > 0, "a number above 0")
+        require_range(
+            self,
+            ("global_batch_size", "averages", "images", "gpus_per_node"),
+            lambda v: v > 0,
+            "a number above 0",
+        )
+        require_range(
+            self,
+            ("depth", "width", "heads", "tflops", "memory", "nvlink", "network"),
+            lambda v: v is None or v > 0,
+            "a number above 0",
+        )
         require_range(self, ("efficiency",), lambda v: 0 < v <= 1, "a share in (0, 1]")

@@ -17,9 +17,25 @@ def imagenet_256() -> TrainConfig:
     B/4 68.4 without guidance) and 1.8e9 for its final 9.62, 2.27 with CFG 1.5.
     """
     return TrainConfig(
-        preset="imagenet-256", data="imagenet", vae="stabilityai/sd-vae-ft-ema", image_size=256, model="DiT-XL/2",
-        process="linear", objective="eps", learn_sigma=True, label_dropout=0.1, steps=400_000, global_batch_size=256,
-        lr=1e-4, beta2=0.999, warmup=0, cooldown=0.0, clip=0.0, ema=0.9999, sample_every=10_000, ckpt_every=10_000,
+        preset="imagenet-256",
+        data="imagenet",
+        vae="stabilityai/sd-vae-ft-ema",
+        image_size=256,
+        model="DiT-XL/2",
+        process="linear",
+        objective="eps",
+        learn_sigma=True,
+        label_dropout=0.1,
+        steps=400_000,
+        global_batch_size=256,
+        lr=1e-4,
+        beta2=0.999,
+        warmup=0,
+        cooldown=0.0,
+        clip=0.0,
+        ema=0.9999,
+        sample_every=10_000,
+        ckpt_every=10_000,
         log_every=100,
     )
 
@@ -32,9 +48,22 @@ def imagenet_256_flow() -> TrainConfig:
     without guidance (LightningDiT-XL/1, another autoencoder). Not measured here.
     """
     return TrainConfig(
-        preset="imagenet-256-flow", data="imagenet", vae="stabilityai/sd-vae-ft-ema", image_size=256, model="DiT-XL/2",
-        latent_norm="data", steps=100_000, global_batch_size=1024, lr=2e-4, beta2=0.95, warmup=1000, cooldown=0.2,
-        ema=0.9999, sample_every=5_000, ckpt_every=5_000, log_every=100,
+        preset="imagenet-256-flow",
+        data="imagenet",
+        vae="stabilityai/sd-vae-ft-ema",
+        image_size=256,
+        model="DiT-XL/2",
+        latent_norm="data",
+        steps=100_000,
+        global_batch_size=1024,
+        lr=2e-4,
+        beta2=0.95,
+        warmup=1000,
+        cooldown=0.2,
+        ema=0.9999,
+        sample_every=5_000,
+        ckpt_every=5_000,
+        log_every=100,
     )
 
 

@@ -38,8 +38,11 @@ class EmaConfig:
         require_range(self, ("length",), lambda v: len(v) > 0, "one length or more")
         require_lengths("--length", self.length)
         if self.out and len(self.length) > 1:
-            raise UserError(f"--out {self.out} with {len(self.length)} lengths", "one length for one file",
-                            "drop --out, or pass one --length")
+            raise UserError(
+                f"--out {self.out} with {len(self.length)} lengths",
+                "one length for one file",
+                "drop --out, or pass one --length",
+            )
         if self.out and self.out.suffix != ".safetensors":
             raise UserError(f"--out {self.out}", "a file that ends in .safetensors", "change --out")
 

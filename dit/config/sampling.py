@@ -71,10 +71,19 @@ class SamplerConfig:
         require_sides(self)
         require_range(self, ("block_cache",), lambda v: v is None or v > 1, "2 or more")
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
-        require_range(self, ("cfg_interval",), lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1")
+        require_range(
+            self,
+            ("cfg_interval",),
+            lambda v: 0 <= v[0] <= v[1] <= 1,
+            "two times 0 <= low <= high <= 1",
+        )
         require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
-        require_use(self, ("guide", "cfg_interval", "cfg_channels"), self.cfg_scale != 1, *NOTHING_GUIDED)
-        require_use(self, ("eta",), self.sampler == "ddim", f"with --sampler {self.sampler}", *NOT_DDIM)
+        require_use(
+            self, ("guide", "cfg_interval", "cfg_channels"), self.cfg_scale != 1, *NOTHING_GUIDED
+        )
+        require_use(
+            self, ("eta",), self.sampler == "ddim", f"with --sampler {self.sampler}", *NOT_DDIM
+        )
         require_use(self, ("classifier_scale",), self.classifier is not None, *NO_CLASSIFIER)
 
 
@@ -104,17 +113,36 @@ class SampleConfig(SamplerConfig):
         super().__post_init__()
         require_words(self)
         count = self.num_samples
-        require_use(self, ("per_class",), count is None, f"with --num-samples {count}", "a grid", "drop --num-samples")
-        require_use(self, ("format",), count is not None, "without --num-samples", "many images",
-                    "pass --num-samples 1000")
+        require_use(
+            self,
+            ("per_class",),
+            count is None,
+            f"with --num-samples {count}",
+            "a grid",
+            "drop --num-samples",
+        )
+        require_use(
+            self,
+            ("format",),
+            count is not None,
+            "without --num-samples",
+            "many images",
+            "pass --num-samples 1000",
+        )
         if self.prompt and self.classes is not None:
-            raise UserError(f"--prompt {self.prompt[0]!r} with --classes {self.classes}", "one of the two", "drop one")
+            raise UserError(
+                f"--prompt {self.prompt[0]!r} with --classes {self.classes}",
+                "one of the two",
+                "drop one",
+            )
         if self.negative_prompt and (self.cfg_scale == 1 or self.guide):
             other = f"--guide {self.guide}" if self.guide else f"--cfg-scale {self.cfg_scale:g}"
-            raise UserError(f"--negative-prompt {self.negative_prompt!r} with {other}",
-                            "a run with --conditioning text, --cfg-scale above 1 and no --guide, for guidance to lead "
-                            "away from the prompt",
-                            "pass --cfg-scale 2, drop --guide, or drop --negative-prompt")
+            raise UserError(
+                f"--negative-prompt {self.negative_prompt!r} with {other}",
+                "a run with --conditioning text, --cfg-scale above 1 and no --guide, for guidance to lead "
+                "away from the prompt",
+                "pass --cfg-scale 2, drop --guide, or drop --negative-prompt",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +172,15 @@ class ShowConfig(SamplerConfig):
         super().__post_init__()
         require_words(self)
         require_range(self, ("num_images",), lambda v: v > 0, "a number above 0")
-        require_range(self, ("token",), lambda v: v is None or min(v) >= 0, "a row and a column, 0 or more")
-        other = "forward" if self.direction == "forward" else self.classes and f"--classes {self.classes}"
+        require_range(
+            self, ("token",), lambda v: v is None or min(v) >= 0, "a row and a column, 0 or more"
+        )
+        other = (
+            "forward"
+            if self.direction == "forward"
+            else self.classes and f"--classes {self.classes}"
+        )
         if self.prompt and other:
-            raise UserError(f"--prompt {self.prompt[0]!r} with {other}", "one of the two", "drop --prompt")
+            raise UserError(
+                f"--prompt {self.prompt[0]!r} with {other}", "one of the two", "drop --prompt"
+            )

@@ -24,8 +24,11 @@ def from_json(cls: type[Config], values: dict[str, Any]) -> Config:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise UserError(f"unknown setting {key!r} in a saved {cls.__name__}", "a setting of this version",
-                            did_you_mean(key, fields))
+            raise UserError(
+                f"unknown setting {key!r} in a saved {cls.__name__}",
+                "a setting of this version",
+                did_you_mean(key, fields),
+            )
     return cls(**{k: _from_plain(fields[k].type, v) for k, v in values.items()})
 
 

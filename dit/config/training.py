@@ -41,7 +41,9 @@ class TrainConfig:
     # -- network ---------------------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
     """Size and patch: DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; or UNet-{S,B}."""
-    conditioning: Literal["adaln-zero", "adaln", "cross-attention", "in-context", "text"] = "adaln-zero"
+    conditioning: Literal["adaln-zero", "adaln", "cross-attention", "in-context", "text"] = (
+        "adaln-zero"
+    )
     """How a DiT hears of time and class (2212.09748, section 3.2); text: of a caption, by cross-attention."""
     unet_attention: tuple[int, ...] | None = None
     """With a UNet: sides, in latents, of the levels that have self-attention, such as 16 8; unless given, its size's
@@ -160,48 +162,93 @@ class TrainConfig:
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
 
     def __post_init__(self) -> None:
-        positive = ("global_batch_size", "grad_accum", "lr", "steps", "time_shift", "keep", "max_skips")
-        not_negative = ("warmup", "clip", "weight_decay", "sample_every", "ckpt_every", "log_every", "eval_every",
-                        "keep_every", "timeout", "spike")
+        positive = (
+            "global_batch_size",
+            "grad_accum",
+            "lr",
+            "steps",
+            "time_shift",
+            "keep",
+            "max_skips",
+        )
+        not_negative = (
+            "warmup",
+            "clip",
+            "weight_decay",
+            "sample_every",
+            "ckpt_every",
+            "log_every",
+            "eval_every",
+            "keep_every",
+            "timeout",
+            "spike",
+        )
         require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
         require_range(self, positive, lambda v: v > 0, "a number above 0")
         require_sides(self)
         require_range(self, not_negative, lambda v: v >= 0, "0 or more")
-        require_range(self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)")
+        require_range(
+            self, ("label_dropout", "ema", "beta2"), lambda v: 0 <= v < 1, "a number in [0, 1)"
+        )
         require_range(self, ("eval_samples",), lambda v: v > 1, "2 or more")
         require_range(self, ("ema_every",), lambda v: v is None or v > 0, "a number above 0")
         require_lengths("--ema-lengths", self.ema_lengths)
         if self.ema_every and not self.ema_lengths:
-            raise UserError(f"--ema-every {self.ema_every} without --ema-lengths", "lengths to store",
-                            "pass --ema-lengths 0.05 0.1, or drop --ema-every")
+            raise UserError(
+                f"--ema-every {self.ema_every} without --ema-lengths",
+                "lengths to store",
+                "pass --ema-lengths 0.05 0.1, or drop --ema-every",
+            )
         require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
         require_range(self, ("epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
-        require_range(self, ("num_classes",), lambda v: v is None or 0 <= v <= 10**7, "from 0 to ten million")
+        require_range(
+            self, ("num_classes",), lambda v: v is None or 0 <= v <= 10**7, "from 0 to ten million"
+        )
         if self.process == "flow" and self.objective == "eps":
-            raise UserError("--process flow with --objective eps", "--objective v or x0 with flow matching",
-                            "pure noise tells nothing of the data at t = 1: pass --objective v")
+            raise UserError(
+                "--process flow with --objective eps",
+                "--objective v or x0 with flow matching",
+                "pure noise tells nothing of the data at t = 1: pass --objective v",
+            )
         if self.process == "flow" and self.learn_sigma:
-            raise UserError("--process flow with --learn-sigma", "--process linear or cosine with --learn-sigma",
-                            "a flow has no variance to learn: drop --learn-sigma")
+            raise UserError(
+                "--process flow with --learn-sigma",
+                "--process linear or cosine with --learn-sigma",
+                "a flow has no variance to learn: drop --learn-sigma",
+            )
         _require_text(self)
         _require_task(self)
         if self.unet_attention is not None and not self.model.startswith("UNet-"):
             given = " ".join(map(str, self.unet_attention))
-            raise UserError(f"--unet-attention {given} with --model {self.model}", "a UNet with it",
-                            "pass --model UNet-S, or drop --unet-attention")
+            raise UserError(
+                f"--unet-attention {given} with --model {self.model}",
+                "a UNet with it",
+                "pass --model UNet-S, or drop --unet-attention",
+            )
         if self.precision == "fp8" and not self.model.startswith("DiT-"):
-            raise UserError(f"--precision fp8 with --model {self.model}", "a DiT with it",
-                            "pass --precision bf16, or --model DiT-S/2")
+            raise UserError(
+                f"--precision fp8 with --model {self.model}",
+                "a DiT with it",
+                "pass --precision bf16, or --model DiT-S/2",
+            )
         if self.process == "flow" and self.time_sampling == "loss-aware":
-            raise UserError("--process flow with --time-sampling loss-aware", "--process linear or cosine with it",
-                            "it counts losses of whole noising steps: pass --time-sampling logit-normal")
+            raise UserError(
+                "--process flow with --time-sampling loss-aware",
+                "--process linear or cosine with it",
+                "it counts losses of whole noising steps: pass --time-sampling logit-normal",
+            )
         if self.loss == "vlb" and not self.learn_sigma:
-            raise UserError(f"--process {self.process} with --loss vlb and without --learn-sigma",
-                            "--process linear or cosine and --learn-sigma with --loss vlb",
-                            "the bound trains the variance too: add --learn-sigma, or pass --loss simple")
+            raise UserError(
+                f"--process {self.process} with --loss vlb and without --learn-sigma",
+                "--process linear or cosine and --learn-sigma with --loss vlb",
+                "the bound trains the variance too: add --learn-sigma, or pass --loss simple",
+            )
         if self.loss == "vlb" and self.min_snr_gamma is not None:
-            raise UserError(f"--loss vlb with --min-snr-gamma {self.min_snr_gamma:g}", "one of the two",
-                            "the bound has weights of its own: drop --min-snr-gamma, or pass --loss simple")
+            raise UserError(
+                f"--loss vlb with --min-snr-gamma {self.min_snr_gamma:g}",
+                "one of the two",
+                "the bound has weights of its own: drop --min-snr-gamma, or pass --loss simple",
+            )
 
 
 def require_typed(config: TrainConfig, typed: Set[str]) -> None:
@@ -212,57 +259,121 @@ def require_typed(config: TrainConfig, typed: Set[str]) -> None:
     """
     if "model" in typed and config.model.startswith("Classifier-"):
         raise _draws_nothing(config.model)
-    times = {"time_shift"} | ({"time_sampling"} if config.time_sampling == "logit-normal" else set())
+    times = {"time_shift"} | (
+        {"time_sampling"} if config.time_sampling == "logit-normal" else set()
+    )
     scores = {"eval_samples", "eval_reference", "eval_extractor", "eval_weights"}
     idle: list[tuple[bool, set[str], str, str, str]] = [
-        (config.process != "flow", times, f"with --process {config.process}", "--process flow", "pass --process flow"),
-        (not config.model.startswith("DiT-"), {"conditioning"}, f"with --model {config.model}", "a DiT",
-         "pass --model DiT-S/2"),
-        (config.num_classes == 0 and config.label_dropout > 0, {"label_dropout"}, "with --num-classes 0", "classes",
-         "drop --num-classes"),
-        (config.epochs is not None, {"steps"}, f"with --epochs {config.epochs or 0:g}", "no --epochs",
-         "pass other --epochs"),
-        (config.on_divergence == "stop", {"max_skips"}, "with --on-divergence stop", "--on-divergence skip or rollback",
-         "pass another --on-divergence"),
-        (not config.eval_every, scores, "without --eval-every", "--eval-every", "pass --eval-every 500"),
-        (config.resume not in (None, "auto"), {"init"}, f"with --resume {config.resume}", "a new run", "drop --resume"),
+        (
+            config.process != "flow",
+            times,
+            f"with --process {config.process}",
+            "--process flow",
+            "pass --process flow",
+        ),
+        (
+            not config.model.startswith("DiT-"),
+            {"conditioning"},
+            f"with --model {config.model}",
+            "a DiT",
+            "pass --model DiT-S/2",
+        ),
+        (
+            config.num_classes == 0 and config.label_dropout > 0,
+            {"label_dropout"},
+            "with --num-classes 0",
+            "classes",
+            "drop --num-classes",
+        ),
+        (
+            config.epochs is not None,
+            {"steps"},
+            f"with --epochs {config.epochs or 0:g}",
+            "no --epochs",
+            "pass other --epochs",
+        ),
+        (
+            config.on_divergence == "stop",
+            {"max_skips"},
+            "with --on-divergence stop",
+            "--on-divergence skip or rollback",
+            "pass another --on-divergence",
+        ),
+        (
+            not config.eval_every,
+            scores,
+            "without --eval-every",
+            "--eval-every",
+            "pass --eval-every 500",
+        ),
+        (
+            config.resume not in (None, "auto"),
+            {"init"},
+            f"with --resume {config.resume}",
+            "a new run",
+            "drop --resume",
+        ),
     ]
     for unread, names, given, expected, do in idle:
         require_none(config, sorted(names & typed if unread else set()), given, expected, do)
     if "ema_lengths" in typed and not config.ema_lengths:
-        raise UserError("--ema-lengths without a value", "lengths to track",
-                        "pass --ema-lengths 0.05 0.1, or drop --ema-lengths")
+        raise UserError(
+            "--ema-lengths without a value",
+            "lengths to track",
+            "pass --ema-lengths 0.05 0.1, or drop --ema-lengths",
+        )
 
 
 def _require_text(config: TrainConfig) -> None:
     given = f"--conditioning {config.conditioning}"
     if config.conditioning != "text":
         if config.text_encoder is not None:
-            raise UserError(f"{given} with --text-encoder {config.text_encoder}", "--conditioning text with it",
-                            "pass --conditioning text, or drop --text-encoder")
+            raise UserError(
+                f"{given} with --text-encoder {config.text_encoder}",
+                "--conditioning text with it",
+                "pass --conditioning text, or drop --text-encoder",
+            )
         return
     if config.text_encoder is None and config.data != "digits":
-        raise UserError(f"{given} without --text-encoder for --data {config.data}",
-                        "a hub name or a folder of a text encoder", "pass --text-encoder")
+        raise UserError(
+            f"{given} without --text-encoder for --data {config.data}",
+            "a hub name or a folder of a text encoder",
+            "pass --text-encoder",
+        )
     if config.num_classes is not None:
-        raise UserError(f"{given} with --num-classes {config.num_classes}", "captions or classes, not both",
-                        "drop --num-classes: the captions are counted in the data")
+        raise UserError(
+            f"{given} with --num-classes {config.num_classes}",
+            "captions or classes, not both",
+            "drop --num-classes: the captions are counted in the data",
+        )
     if not config.model.startswith("DiT-"):
-        raise UserError(f"{given} with --model {config.model}", "a DiT, which alone hears of text",
-                        "pass --model DiT-S/2, or drop --conditioning text")
+        raise UserError(
+            f"{given} with --model {config.model}",
+            "a DiT, which alone hears of text",
+            "pass --model DiT-S/2, or drop --conditioning text",
+        )
 
 
 def _require_task(config: TrainConfig) -> None:
     """Refuse what a classifier does not do: it draws no images, and predicts neither noise nor variance."""
-    draws = (config.label_dropout or config.eval_every or config.learn_sigma or config.loss != "simple"
-             or config.objective != "v" or config.min_snr_gamma is not None)
+    draws = (
+        config.label_dropout
+        or config.eval_every
+        or config.learn_sigma
+        or config.loss != "simple"
+        or config.objective != "v"
+        or config.min_snr_gamma is not None
+    )
     if draws and config.model.startswith("Classifier-"):
         raise _draws_nothing(config.model)
 
 
 def _draws_nothing(model: str) -> UserError:
-    return UserError(f"--model {model} is a classifier", "a network that draws images, a DiT or a UNet",
-                     "train a classifier with `dit train-classifier --run RUN`")
+    return UserError(
+        f"--model {model} is a classifier",
+        "a network that draws images, a DiT or a UNet",
+        "train a classifier with `dit train-classifier --run RUN`",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

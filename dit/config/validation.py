@@ -7,11 +7,21 @@ from typing import Any
 
 from dit.errors import UserError
 
-NOTHING_GUIDED = "with --cfg-scale 1", "another scale", "at scale 1 nothing is extrapolated: pass --cfg-scale 2"
+NOTHING_GUIDED = (
+    "with --cfg-scale 1",
+    "another scale",
+    "at scale 1 nothing is extrapolated: pass --cfg-scale 2",
+)
 NOT_DDIM = "ddim, the only sampler that reads it,", "pass --sampler ddim"
 NOT_DDPM = "ddpm, the only sampler that reads it,", "pass --sampler ddpm"
-NO_CLASSIFIER = "without --classifier", "a classifier", "pass --classifier RUN, a run of `dit train-classifier`"
-MEAN = 12**-0.5  # deviation of a uniform distribution: relative length of the plain mean of all steps
+NO_CLASSIFIER = (
+    "without --classifier",
+    "a classifier",
+    "pass --classifier RUN, a run of `dit train-classifier`",
+)
+MEAN = (
+    12**-0.5
+)  # deviation of a uniform distribution: relative length of the plain mean of all steps
 
 
 def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str) -> None:
@@ -22,7 +32,9 @@ def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str
             raise UserError(f"{flag} {value}", expected, f"change {flag}")
 
 
-def require_use(config: Any, names: tuple[str, ...], used: bool, given: str, expected: str, do: str) -> None:
+def require_use(
+    config: Any, names: tuple[str, ...], used: bool, given: str, expected: str, do: str
+) -> None:
     """Refuse values other than the default where nothing would read them: `FLAG VALUE GIVEN; expected …`."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     changed = [name for name in names if getattr(config, name) != defaults[name]]
@@ -35,17 +47,26 @@ def require_none(config: Any, names: Iterable[str], given: str, expected: str, d
         flag, value = "--" + name.replace("_", "-"), getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
         shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
-        raise UserError(f"{flag} {shown} {given}", f"{expected} with {flag}", f"{do}, or drop {flag}")
+        raise UserError(
+            f"{flag} {shown} {given}", f"{expected} with {flag}", f"{do}, or drop {flag}"
+        )
 
 
 def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
     """Refuse what is no length of a power-function average, and the same one twice."""
     for length in lengths:
         if not 0 < length < MEAN:
-            raise UserError(f"{flag} {length:g}", f"lengths above 0 and below {MEAN:.4f}, that of a plain mean",
-                            f"change {flag}: 0.05 and 0.1 are usual")
+            raise UserError(
+                f"{flag} {length:g}",
+                f"lengths above 0 and below {MEAN:.4f}, that of a plain mean",
+                f"change {flag}: 0.05 and 0.1 are usual",
+            )
     if len({f"{length:g}" for length in lengths}) < len(lengths):
-        raise UserError(f"{flag} {' '.join(f'{length:g}' for length in lengths)}", "each length once", "drop one")
+        raise UserError(
+            f"{flag} {' '.join(f'{length:g}' for length in lengths)}",
+            "each length once",
+            "drop one",
+        )
 
 
 def require_sides(config: Any) -> None:
@@ -58,5 +79,8 @@ def require_sides(config: Any) -> None:
 def require_words(config: Any) -> None:
     """Refuse prompts that say nothing."""
     if config.prompt is not None and not (config.prompt and all(map(str.strip, config.prompt))):
-        raise UserError("--prompt" + " ''" * ("" in map(str.strip, config.prompt)), "captions of one word or more",
-                        'such as --prompt "a seven" "a one", or drop --prompt for captions of the data')
+        raise UserError(
+            "--prompt" + " ''" * ("" in map(str.strip, config.prompt)),
+            "captions of one word or more",
+            'such as --prompt "a seven" "a one", or drop --prompt for captions of the data',
+        )

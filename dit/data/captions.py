@@ -16,7 +16,18 @@ from dit.utils.image_size import Size
 
 METADATA = "metadata.jsonl"
 EXAMPLE = 'a JSON object {"file_name": …, "text": …}'
-DIGIT_CAPTIONS = ("a zero", "a one", "a two", "a three", "a four", "a five", "a six", "a seven", "an eight", "a nine")
+DIGIT_CAPTIONS = (
+    "a zero",
+    "a one",
+    "a two",
+    "a three",
+    "a four",
+    "a five",
+    "a six",
+    "a seven",
+    "an eight",
+    "a nine",
+)
 
 
 class CaptionedFolder(ImageFolder):
@@ -48,17 +59,25 @@ class CaptionedFolder(ImageFolder):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over files and captions, in order."""
-        lines = [[name, self.classes[label]] for label, name in zip(self.labels, self._files, strict=True)]
+        lines = [
+            [name, self.classes[label]]
+            for label, name in zip(self.labels, self._files, strict=True)
+        ]
         return sha256(json.dumps(lines))
 
 
 def _read(file: Path) -> list[tuple[str, str]]:
     """Name and caption of every image."""
     if not file.is_file():
-        raise UserError(f"no {METADATA} in {file.parent}", 'a line {"file_name": …, "text": …} for each image',
-                        "write one, or drop --conditioning text (--captions of dit encode)")
+        raise UserError(
+            f"no {METADATA} in {file.parent}",
+            'a line {"file_name": …, "text": …} for each image',
+            "write one, or drop --conditioning text (--captions of dit encode)",
+        )
     with file.open("rb") as lines:  # in UTF-8, of which json makes sure
-        entries = [_entry(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        entries = [
+            _entry(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()
+        ]
     if not entries:
         raise UserError(f"{file} is empty", "a line for each image", "write its captions")
     return entries
@@ -80,9 +99,19 @@ def _entry(file: Path, number: int, line: bytes) -> tuple[str, str]:
         raise wrong(f"no {' and no '.join(missing)}, but {', '.join(values) or 'nothing'}", EXAMPLE)
     name, text = values["file_name"], values["text"]
     if isinstance(name, str) and (Path(name).is_absolute() or ".." in Path(name).parts):
-        raise wrong(f"image {name!r}", f"an image in {file.parent} or below it", "move the image there")
-    if not isinstance(name, str) or not is_image(Path(name).name) or not (file.parent / name).is_file():
-        raise wrong(f"no image {name!r}", f"an image in {file.parent} or below it", "mend the line, or add the image")
+        raise wrong(
+            f"image {name!r}", f"an image in {file.parent} or below it", "move the image there"
+        )
+    if (
+        not isinstance(name, str)
+        or not is_image(Path(name).name)
+        or not (file.parent / name).is_file()
+    ):
+        raise wrong(
+            f"no image {name!r}",
+            f"an image in {file.parent} or below it",
+            "mend the line, or add the image",
+        )
     if not isinstance(text, str) or not text.strip():
         raise wrong(f"caption {text!r} of {name}", "a text that is not empty")
     return name, text.strip()

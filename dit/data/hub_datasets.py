@@ -52,7 +52,9 @@ class DatasetImages(ImageFiles):
         if table.label is None:
             self.classes, self.labels = [], np.zeros(len(table.rows), np.int64)
             return
-        values = [table.labels.check(v, self.name(i)) for i, v in enumerate(table.rows[table.label])]
+        values = [
+            table.labels.check(v, self.name(i)) for i, v in enumerate(table.rows[table.label])
+        ]
         self.classes = table.labels.classes(values)
         self.labels = table.labels.number(values, self.classes)
 
@@ -133,10 +135,15 @@ class Reading:
         except StopIteration:
             raise
         except Exception as error:  # of many kinds: disk, network, formats
-            raise UserError(f"the stream broke off before {where} ({_short(error)})", "a stream that goes on",
-                            "run dit encode again: it continues where it was") from error
+            raise UserError(
+                f"the stream broke off before {where} ({_short(error)})",
+                "a stream that goes on",
+                "run dit encode again: it continues where it was",
+            ) from error
         self._done += 1
-        return Row(partial(open_image, row[self._table.image]), where, self._table.value(row, where))
+        return Row(
+            partial(open_image, row[self._table.image]), where, self._table.value(row, where)
+        )
 
     @property
     def position(self) -> dict[str, Any]:
@@ -182,24 +189,41 @@ def open_table(data: str, columns: Columns, streaming: bool) -> Table:
     name, split = _parse(data)
     rows = _choose_split(_load(name, data, streaming), data, name, split)
     features = rows.features if rows.features is not None else rows._resolve_features().features
-    image = _choose("--image-column", columns.image, IMAGE_COLUMNS, [n for n in features if _is_image(features[n])],
-                    features, data)
+    image = _choose(
+        "--image-column",
+        columns.image,
+        IMAGE_COLUMNS,
+        [n for n in features if _is_image(features[n])],
+        features,
+        data,
+    )
     if image is None:
-        raise UserError(f"{data} has no images, but {_list(features)}", "a column of images", "choose another data set")
+        raise UserError(
+            f"{data} has no images, but {_list(features)}",
+            "a column of images",
+            "choose another data set",
+        )
     label = _label_column(features, columns, data)
-    kept = rows.select_columns([image, label] if label else [image]).cast_column(image, Image(decode=False))
+    kept = rows.select_columns([image, label] if label else [image]).cast_column(
+        image, Image(decode=False)
+    )
     named = label is not None and isinstance(features[label], ClassLabel)
     names = list(features[label].names) if named else None
     if names is not None and columns.captions:
-        raise UserError(f"--captions with column {label} of {data}, which holds classes", "a column of texts",
-                        "choose another --label-column, or drop --captions")
+        raise UserError(
+            f"--captions with column {label} of {data}, which holds classes",
+            "a column of texts",
+            "choose another --label-column, or drop --captions",
+        )
     return Table(data, kept, image, label, Labels(columns.captions, names))
 
 
 def is_dataset(folder: Path) -> bool:
     """Whether a folder was written by `save_to_disk`, or holds parquet files, directly or in its subfolder `data`."""
     tables = (file for where in (folder, folder / "data") for file in where.glob("*.parquet"))
-    return is_saved(folder) or any(file.name != "metadata.parquet" for file in tables)  # which speaks of image files
+    return is_saved(folder) or any(
+        file.name != "metadata.parquet" for file in tables
+    )  # which speaks of image files
 
 
 def is_saved(folder: Path) -> bool:
@@ -211,7 +235,9 @@ def _parse(data: str) -> tuple[str, str | None]:
     """Name and split."""
     name = data.removeprefix(HUB)
     head, _, tail = name.rpartition(":")
-    return (head, tail) if data.startswith(HUB) and head and not Path(name).exists() else (name, None)
+    return (
+        (head, tail) if data.startswith(HUB) and head and not Path(name).exists() else (name, None)
+    )
 
 
 def _load(name: str, data: str, streaming: bool) -> Any:
@@ -224,14 +250,19 @@ def _load(name: str, data: str, streaming: bool) -> Any:
             saved = datasets.load_from_disk(path)
             return _streamed(saved) if streaming else saved
         if files and files[0].suffix == ".parquet":
-            return datasets.load_dataset("parquet", data_files=[*map(str, files)], split="train", streaming=streaming)
-        owner, *config = [str(path)] if path.exists() else ["/".join(name.split("/")[:2]), *name.split("/")[2:]]
+            return datasets.load_dataset(
+                "parquet", data_files=[*map(str, files)], split="train", streaming=streaming
+            )
+        owner, *config = (
+            [str(path)] if path.exists() else ["/".join(name.split("/")[:2]), *name.split("/")[2:]]
+        )
         return datasets.load_dataset(owner, *config, streaming=streaming)
     except Exception as error:  # of many kinds
-        raise UserError(f"--data {data} can not be opened as a data set ({_short(error)})",
-                        "a folder of save_to_disk or of parquet files, or the hub's OWNER/NAME[/CONFIG]",
-                        "check the name, or fill the hub's cache where there is a network and set HF_HOME to it"
-                        ) from error
+        raise UserError(
+            f"--data {data} can not be opened as a data set ({_short(error)})",
+            "a folder of save_to_disk or of parquet files, or the hub's OWNER/NAME[/CONFIG]",
+            "check the name, or fill the hub's cache where there is a network and set HF_HOME to it",
+        ) from error
 
 
 def _streamed(saved: Any) -> Any:
@@ -249,7 +280,11 @@ def _choose_split(loaded: Any, data: str, name: str, split: str | None) -> Any:
     wanted = split or ("train" if len(loaded) > 1 else next(iter(loaded)))
     if wanted not in loaded:
         expected = f"one of its splits: {', '.join(loaded)}"
-        do = did_you_mean(wanted, loaded) if split else f"pass --data {HUB}{name}:{next(iter(loaded))}"
+        do = (
+            did_you_mean(wanted, loaded)
+            if split
+            else f"pass --data {HUB}{name}:{next(iter(loaded))}"
+        )
         raise UserError(f"split {wanted} of {name}", expected, do)
     return loaded[wanted]
 
@@ -258,32 +293,53 @@ def _label_column(features: Any, columns: Columns, data: str) -> str | None:
     from datasets import ClassLabel
 
     flag = "--label-column"
-    if not columns.captions:  # without columns of classes, one of numbers or names, but only by a usual name
+    if (
+        not columns.captions
+    ):  # without columns of classes, one of numbers or names, but only by a usual name
         classes = [name for name in features if isinstance(features[name], ClassLabel)]
         fitting = classes or [name for name in CLASS_COLUMNS if name in features]
         return _choose(flag, columns.label, CLASS_COLUMNS, fitting, features, data)
-    texts = [name for name in features if getattr(features[name], "dtype", None) in ("string", "large_string")]
+    texts = [
+        name
+        for name in features
+        if getattr(features[name], "dtype", None) in ("string", "large_string")
+    ]
     label = _choose(flag, columns.label, CAPTION_COLUMNS, texts, features, data)
     if label is None:
-        raise UserError(f"--captions and no column of texts in {data}, but {_list(features)}", "a column of texts",
-                        "drop --captions, or choose by --label-column")
+        raise UserError(
+            f"--captions and no column of texts in {data}, but {_list(features)}",
+            "a column of texts",
+            "drop --captions, or choose by --label-column",
+        )
     return label
 
 
-def _choose(flag: str, given: str | None, usual: Sequence[str], fitting: Sequence[str], features: Any, data: str
-            ) -> str | None:
+def _choose(
+    flag: str,
+    given: str | None,
+    usual: Sequence[str],
+    fitting: Sequence[str],
+    features: Any,
+    data: str,
+) -> str | None:
     """The column given; else the only one that fits, or the first of the usual names; none where none fits."""
     if given is not None:
         if given not in features:
-            raise UserError(f"{flag} {given}", f"one of the columns of {data}: {_list(features)}",
-                            did_you_mean(given, features))
+            raise UserError(
+                f"{flag} {given}",
+                f"one of the columns of {data}: {_list(features)}",
+                did_you_mean(given, features),
+            )
         return given
     if len(fitting) == 1:
         return fitting[0]
     chosen = next((name for name in usual if name in fitting), None)
     if fitting and chosen is None:
-        raise UserError(f"{data} has several columns that would do: {', '.join(fitting)}", "one of them",
-                        f"choose by {flag}")
+        raise UserError(
+            f"{data} has several columns that would do: {', '.join(fitting)}",
+            "one of them",
+            f"choose by {flag}",
+        )
     return chosen
 
 
@@ -292,11 +348,18 @@ def _is_image(feature: Any) -> bool:
     from datasets import Image
 
     named = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
-    return isinstance(feature, Image) or named or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    return (
+        isinstance(feature, Image)
+        or named
+        or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    )
 
 
 def _list(features: Any) -> str:
-    kinds = {name: getattr(feature, "dtype", type(feature).__name__) for name, feature in features.items()}
+    kinds = {
+        name: getattr(feature, "dtype", type(feature).__name__)
+        for name, feature in features.items()
+    }
     return ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
 
 

@@ -17,8 +17,17 @@ from torch import Tensor
 from dit.errors import UserError
 from dit.utils.image_size import Size, sides, size_flag
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # of Pillow
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)  # of Pillow
 DIGIT_SIDE, DIGIT_MAX = 8, 16  # scikit-learn's digits are 8x8 with values 0..16
 
 
@@ -55,8 +64,11 @@ class Digits:
         from sklearn.datasets import load_digits
 
         if min(sides(image_size)) < DIGIT_SIDE:
-            raise UserError(f"{size_flag(image_size)} with digits", f"at least {DIGIT_SIDE} pixels a side",
-                            "change --image-size")
+            raise UserError(
+                f"{size_flag(image_size)} with digits",
+                f"at least {DIGIT_SIDE} pixels a side",
+                "change --image-size",
+            )
         data = load_digits()
         self.image_size = image_size
         self.labels = data.target.astype(np.int64)
@@ -151,7 +163,9 @@ class ImageFolder(ImageFiles):
         self.image_size = image_size
         self.classes = _class_folders(self.root)
         files = [image_files(self.root, name) for name in self.classes or ("",)]
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(names) for names in files])
+        self.labels = np.repeat(
+            np.arange(len(files), dtype=np.int64), [len(names) for names in files]
+        )
         self._files = [name for names in files for name in names]
 
     def path(self, index: int) -> Path:
@@ -202,8 +216,11 @@ def _read(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
         with open_file() as file, Image.open(file) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except READ_ERRORS as error:
-        raise UserError(f"{name} can not be read as an image ({error})", "an intact image file",
-                        "replace or delete it") from error
+        raise UserError(
+            f"{name} can not be read as an image ({error})",
+            "an intact image file",
+            "replace or delete it",
+        ) from error
 
 
 def center_crop(image: Image.Image, size: Size) -> np.ndarray:
@@ -220,7 +237,9 @@ def center_crop(image: Image.Image, size: Size) -> np.ndarray:
     while min(image.height / height, image.width / width) >= 2:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(height / image.height, width / image.width)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return np.array(image)[top : top + height, left : left + width]
 
@@ -237,21 +256,38 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _class_folders(root: Path) -> list[str]:
     """Names of the class folders; none where the images lie directly in `root`, beside folders of other things."""
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder", "a folder of images, or with one subfolder of images per class",
-                        "check the path")
+        raise UserError(
+            f"{root} is not a folder",
+            "a folder of images, or with one subfolder of images per class",
+            "check the path",
+        )
     with os.scandir(root) as scan:
-        entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        entries = sorted(
+            (entry for entry in scan if not entry.name.startswith(".")),
+            key=lambda entry: entry.name,
+        )
     folders = [entry.name for entry in entries if entry.is_dir()]
-    image = next((entry.name for entry in entries if is_image(entry.name) and entry.is_file()), None)
-    inside = next((name for name in folders if any(map(is_image, os.listdir(root / name)))), None) if image else None
+    image = next(
+        (entry.name for entry in entries if is_image(entry.name) and entry.is_file()), None
+    )
+    inside = (
+        next((name for name in folders if any(map(is_image, os.listdir(root / name)))), None)
+        if image
+        else None
+    )
     if inside:
-        raise UserError(f"{root} has images both directly ({image}) and in subfolders ({inside})",
-                        "one or the other: images without classes, or one subfolder of images per class",
-                        "move one of the two kinds away")
+        raise UserError(
+            f"{root} has images both directly ({image}) and in subfolders ({inside})",
+            "one or the other: images without classes, or one subfolder of images per class",
+            "move one of the two kinds away",
+        )
     if image or folders:
         return [] if image else folders
-    raise UserError(f"{root} has neither images nor subfolders",
-                    "images, or one subfolder of images per class", "check the path")
+    raise UserError(
+        f"{root} has neither images nor subfolders",
+        "images, or one subfolder of images per class",
+        "check the path",
+    )
 
 
 def image_files(root: Path, name: str) -> list[str]:

@@ -43,7 +43,11 @@ class Labels:
         """
         if self.captions:
             if not isinstance(value, str) or not value.strip():
-                raise UserError(f"caption {value!r} of {where}", "a text that is not empty", "mend it, or leave it out")
+                raise UserError(
+                    f"caption {value!r} of {where}",
+                    "a text that is not empty",
+                    "mend it, or leave it out",
+                )
             return value.strip()
         if isinstance(value, str) and value.strip() and self.names is None:
             return value.strip()
@@ -51,7 +55,9 @@ class Labels:
         if isinstance(value, Integral) and 0 <= int(value) < most:
             return int(value)
         expected = f"a number from 0 to {most - 1}" + ("" if self.names else ", or a name")
-        raise UserError(f"class {value!r} of {where}", expected, "mend it, or choose another --label-column")
+        raise UserError(
+            f"class {value!r} of {where}", expected, "mend it, or choose another --label-column"
+        )
 
     def classes(self, values: Iterable[Value]) -> list[str]:
         """All classes: those named, numbers up to the highest found, names in alphabetical order, or captions.
@@ -66,8 +72,11 @@ class Labels:
             return by_hash(found)  # type: ignore[arg-type]
         if len(kinds := {type(value) for value in found}) > 1:
             example = [next(value for value in found if type(value) is kind) for kind in kinds]
-            raise UserError(f"classes are both numbers and names: {example[0]!r}, {example[1]!r}", "one or the other",
-                            "mend them, or choose another --label-column")
+            raise UserError(
+                f"classes are both numbers and names: {example[0]!r}, {example[1]!r}",
+                "one or the other",
+                "mend them, or choose another --label-column",
+            )
         if str in kinds:
             return sorted(found)  # type: ignore[arg-type]
         return [str(number) for number in range(max(found) + 1)]  # type: ignore[operator]
@@ -75,7 +84,9 @@ class Labels:
     def number(self, values: Iterable[Value], classes: list[str]) -> np.ndarray:
         """int64 [n]: which of the classes each value is."""
         ids = {name: i for i, name in enumerate(classes)}
-        return np.fromiter((ids[value] if isinstance(value, str) else value for value in values), np.int64)
+        return np.fromiter(
+            (ids[value] if isinstance(value, str) else value for value in values), np.int64
+        )
 
 
 def by_hash(captions: Iterable[str]) -> list[str]:

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
-ROUNDS = 6  # four make a Feistel network a pseudo-random permutation; two more for halves of few bits
+ROUNDS = (
+    6  # four make a Feistel network a pseudo-random permutation; two more for halves of few bits
+)
 
 
 def batch_indices(step: int, size: int, global_batch: int, seed: int) -> np.ndarray:

@@ -13,7 +13,9 @@ from dit.errors import UserError, did_you_mean
 from dit.utils.files import shell_quote
 from dit.utils.image_size import Size
 
-KINDS = "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
+KINDS = (
+    "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
+)
 
 
 def load_images(data: str, image_size: Size, columns: Columns | None = None) -> Images:
@@ -43,12 +45,22 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     if path.is_dir():
         return (CaptionedFolder if columns.captions else ImageFolder)(path, image_size)
     if is_pattern(data):
-        raise UserError(f"--data {data} names no file", "a pattern of .tar or .parquet files that are there",
-                        "check the path, and put the pattern in quotes")
-    beside = [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"--data {data} names no file",
+            "a pattern of .tar or .parquet files that are there",
+            "check the path, and put the pattern in quotes",
+        )
+    beside = (
+        [str(path.with_name(p.name)) for p in path.parent.iterdir() if p.is_dir()]
+        if path.parent.is_dir()
+        else []
+    )
     likely = difflib.get_close_matches(data, beside, n=3)
-    raise UserError(f"--data {data} is neither `digits` nor a folder", KINDS,
-                    did_you_mean(data, [*likely, "digits"], "check the path"))
+    raise UserError(
+        f"--data {data} is neither `digits` nor a folder",
+        KINDS,
+        did_you_mean(data, [*likely, "digits"], "check the path"),
+    )
 
 
 def load_stream(data: str, image_size: Size, columns: Columns) -> DatasetStream:
@@ -59,22 +71,34 @@ def load_stream(data: str, image_size: Size, columns: Columns) -> DatasetStream:
     """
     if _is_dataset(data):
         return DatasetStream(data, image_size, columns)
-    raise UserError(f"--streaming with --data {data}", "a data set of Hugging Face, such as hf:OWNER/NAME:train",
-                    "drop --streaming: other data are read where they lie")
+    raise UserError(
+        f"--streaming with --data {data}",
+        "a data set of Hugging Face, such as hf:OWNER/NAME:train",
+        "drop --streaming: other data are read where they lie",
+    )
 
 
 def find_tars(data: str) -> list[Path]:
     """The tar shards that `--data` names: by a pattern, or a folder that has them and no images or subfolders."""
     path = Path(data).expanduser()
     if path.is_dir():
-        beside = (is_image(file.name) or (file.is_dir() and not file.name.startswith(".")) for file in path.iterdir())
+        beside = (
+            is_image(file.name) or (file.is_dir() and not file.name.startswith("."))
+            for file in path.iterdir()
+        )
         return [] if next(path.glob("*.tar"), None) is None or any(beside) else tars_in(path)
     if path.is_file() and path.suffix != ".tar":
-        do = f"pass its folder, {path.parent}" if is_image(path.name) else "pass a folder, or a file .tar or .parquet"
+        do = (
+            f"pass its folder, {path.parent}"
+            if is_image(path.name)
+            else "pass a folder, or a file .tar or .parquet"
+        )
         raise UserError(f"--data {data} is a file", KINDS, do)
     files = named_files(data)
     if other := next((file for file in files if file.suffix != ".tar"), None):
-        raise UserError(f"--data {data} stands for {other}", "files .tar or .parquet", "check the pattern")
+        raise UserError(
+            f"--data {data} stands for {other}", "files .tar or .parquet", "check the pattern"
+        )
     return files
 
 
@@ -91,23 +115,36 @@ def _is_dataset(data: str) -> bool:
         return False
     path = Path(data).expanduser()
     files = [] if path.is_dir() else named_files(data)
-    return data.startswith(HUB) or is_dataset(path) or (bool(files) and files[0].suffix == ".parquet")
+    return (
+        data.startswith(HUB) or is_dataset(path) or (bool(files) and files[0].suffix == ".parquet")
+    )
 
 
 def _refuse_columns(data: str, columns: Columns) -> None:
     for flag, value in (("--image-column", columns.image), ("--label-column", columns.label)):
         if value is not None:
-            raise UserError(f"{flag} {value} with --data {data}", "tar shards, or a data set of Hugging Face, with it",
-                            f"drop {flag}, or check the path")
+            raise UserError(
+                f"{flag} {value} with --data {data}",
+                "tar shards, or a data set of Hugging Face, with it",
+                f"drop {flag}, or check the path",
+            )
 
 
 def _refuse_run(data: str) -> None:
     path = Path(data).expanduser()
     if data != "digits" and (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        raise UserError(f"--data {data} is a run, not images", KINDS,
-                        f"pass what it was trained on, which `dit info {shell_quote(data)}` tells")
+        raise UserError(
+            f"--data {data} is a run, not images",
+            KINDS,
+            f"pass what it was trained on, which `dit info {shell_quote(data)}` tells",
+        )
 
 
 def data_exists(data: str) -> bool:
     """Whether a file or folder of that name is there; what needs none always is."""
-    return data == "digits" or data.startswith(HUB) or Path(data).expanduser().is_dir() or bool(named_files(data))
+    return (
+        data == "digits"
+        or data.startswith(HUB)
+        or Path(data).expanduser().is_dir()
+        or bool(named_files(data))
+    )

@@ -50,9 +50,13 @@ class TarImages(ImageFiles):
         self.image_size, self.flips = image_size, not columns.captions
         self._shards = list(shards)
         self._names: list[str] = []
-        labels = Labels(columns.captions, None if columns.captions else _class_names(shards[0].parent))
+        labels = Labels(
+            columns.captions, None if columns.captions else _class_names(shards[0].parent)
+        )
         places, values, place = [], [], None
-        for number, shard in enumerate(tqdm(self._shards, unit="tar", desc="index", disable=len(shards) < 10)):
+        for number, shard in enumerate(
+            tqdm(self._shards, unit="tar", desc="index", disable=len(shards) < 10)
+        ):
             for tar, sample in _samples(shard):
                 image = _image(sample, columns, shard)
                 if image is None:
@@ -65,11 +69,17 @@ class TarImages(ImageFiles):
                     value = _value(tar, sample, place, columns)
                     values.append(labels.check(value, f"{image.name} in {shard}"))
         if not places:
-            raise UserError(f"no images in {shards[0]}" + (f" and {len(shards) - 1} others" if shards[1:] else ""),
-                            "samples such as 0001.jpg with 0001.cls, 0001.txt or 0001.json", "check the path")
+            raise UserError(
+                f"no images in {shards[0]}"
+                + (f" and {len(shards) - 1} others" if shards[1:] else ""),
+                "samples such as 0001.jpg with 0001.cls, 0001.txt or 0001.json",
+                "check the path",
+            )
         self._places = np.array(places, np.int64)  # [N, 3]: shard, offset, size
         self.classes = labels.classes(values) if place else []
-        self.labels = labels.number(values, self.classes) if place else np.zeros(len(places), np.int64)
+        self.labels = (
+            labels.number(values, self.classes) if place else np.zeros(len(places), np.int64)
+        )
 
     def name(self, index: int) -> str:
         """Where image `index` is stored, in words."""
@@ -101,8 +111,11 @@ def tars_in(folder: Path) -> list[Path]:
     kinds = {path.stem.rstrip("0123456789"): path for path in found}
     if len(kinds) > 1:
         one, other = list(kinds.values())[:2]
-        raise UserError(f"{folder} has several kinds of tar shards: {one.name}, {other.name}", "shards of one data set",
-                        f"pass the shards that you mean, such as '{folder / next(iter(kinds))}*.tar'")
+        raise UserError(
+            f"{folder} has several kinds of tar shards: {one.name}, {other.name}",
+            "shards of one data set",
+            f"pass the shards that you mean, such as '{folder / next(iter(kinds))}*.tar'",
+        )
     return found
 
 
@@ -126,8 +139,11 @@ def _samples(shard: Path) -> Iterator[tuple[tarfile.TarFile, Sample]]:
                 yield tar, sample
             _check_end(shard, tar.offset)
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{shard} can not be read as a tar ({error})", "an intact tar file, not compressed",
-                        "fetch it again, unpack a .tar.gz, or pass the shards without it") from error
+        raise UserError(
+            f"{shard} can not be read as a tar ({error})",
+            "an intact tar file, not compressed",
+            "fetch it again, unpack a .tar.gz, or pass the shards without it",
+        ) from error
 
 
 def _check_end(shard: Path, offset: int) -> None:
@@ -144,12 +160,17 @@ def _image(sample: Sample, columns: Columns, shard: Path) -> tarfile.TarInfo | N
         return sample.get(columns.image.lower())
     found = [member for extension, member in sample.items() if is_image(f"x.{extension}")]
     if len(found) > 1:
-        raise UserError(f"{found[0].name} and {found[1].name} in {shard} are images of one sample",
-                        "one image a sample", "choose by --image-column, such as --image-column jpg")
+        raise UserError(
+            f"{found[0].name} and {found[1].name} in {shard} are images of one sample",
+            "one image a sample",
+            "choose by --image-column, such as --image-column jpg",
+        )
     return found[0] if found else None
 
 
-def _label_place(tar: tarfile.TarFile, sample: Sample, columns: Columns, where: str) -> LabelPlace | None:
+def _label_place(
+    tar: tarfile.TarFile, sample: Sample, columns: Columns, where: str
+) -> LabelPlace | None:
     """Where samples like this one say their class or caption; nowhere where there are no classes."""
     values = _json(tar, sample) if "json" in sample else {}
     members = (columns.label.lower(),) if columns.label else MEMBERS[columns.captions]
@@ -158,9 +179,12 @@ def _label_place(tar: tarfile.TarFile, sample: Sample, columns: Columns, where: 
     places += [LabelPlace("json", key) for key in keys if key in values]
     if not places and (columns.label or columns.captions):
         what = f"--label-column {columns.label}" if columns.label else "--captions"
-        raise UserError(f"{what} and no such thing in {where}",
-                        f"one of its members {', '.join(sample)}" + (f" or keys {', '.join(values)}" if values else ""),
-                        "choose by --label-column")
+        raise UserError(
+            f"{what} and no such thing in {where}",
+            f"one of its members {', '.join(sample)}"
+            + (f" or keys {', '.join(values)}" if values else ""),
+            "choose by --label-column",
+        )
     return places[0] if places else None
 
 
@@ -178,8 +202,11 @@ def _json(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
     try:
         values = json.loads(_read(tar, sample["json"]))
     except ValueError as error:
-        raise UserError(f"{sample['json'].name} in {tar.name!r} is damaged ({error})", "a JSON object",
-                        "mend it") from None
+        raise UserError(
+            f"{sample['json'].name} in {tar.name!r} is damaged ({error})",
+            "a JSON object",
+            "mend it",
+        ) from None
     return values if isinstance(values, dict) else {}
 
 

@@ -27,12 +27,17 @@ class NoisyClassifier:
     def gradient(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Of log p(y | x_t) with respect to x_t, for class ids y [B]; also inside `torch.inference_mode`."""
         with torch.inference_mode(False), torch.enable_grad():
-            x, label = x_t.detach().clone().requires_grad_(), y.clone()  # what inference made, autograd refuses
+            x, label = (
+                x_t.detach().clone().requires_grad_(),
+                y.clone(),
+            )  # what inference made, autograd refuses
             chosen = self.logits(x, t.clone()).log_softmax(1).gather(1, label[:, None])
             return torch.autograd.grad(chosen.sum(), x)[0]
 
 
-def classifier_loss(classifier: NoisyClassifier, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Loss:
+def classifier_loss(
+    classifier: NoisyClassifier, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor
+) -> Loss:
     """Cross-entropy of noised latents, in nats; arguments as of `diffusion_loss`, no label dropped."""
     logits = classifier.logits(add_noise(classifier.process, x0, eps, t), t)
     right = (logits.argmax(1) == y).to(x0)

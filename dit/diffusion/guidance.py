@@ -12,8 +12,14 @@ Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def cfg(
-    denoise: Denoise, process: Process, scale: float, null_label: int, *,
-    interval: tuple[float, float] = (0.0, 1.0), channels: int | None = None, guide: Denoise | None = None,
+    denoise: Denoise,
+    process: Process,
+    scale: float,
+    null_label: int,
+    *,
+    interval: tuple[float, float] = (0.0, 1.0),
+    channels: int | None = None,
+    guide: Denoise | None = None,
 ) -> Denoise:
     """Classifier-free guidance (2207.12598): weak + scale * (strong - weak), the weak prediction that of no class.
 
@@ -33,14 +39,22 @@ def cfg(
     def guided(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
         if scale == 1 or not low <= float(t) / process.end <= high:
             return denoise(x_t, t, y)
-        strong, weak = (denoise(x_t, t, y), guide(x_t, t, y)) if guide else _halves(denoise, x_t, t, y, null_label)
-        x0, eps, out = (_extrapolate(s, w, scale, channels) for s, w in zip(strong[:3], weak[:3], strict=True))
+        strong, weak = (
+            (denoise(x_t, t, y), guide(x_t, t, y))
+            if guide
+            else _halves(denoise, x_t, t, y, null_label)
+        )
+        x0, eps, out = (
+            _extrapolate(s, w, scale, channels) for s, w in zip(strong[:3], weak[:3], strict=True)
+        )
         return Prediction(x0, eps, out, strong.var_fraction)
 
     return guided
 
 
-def _halves(denoise: Denoise, x_t: Tensor, t: Tensor, y: Tensor, null_label: int) -> tuple[Prediction, Prediction]:
+def _halves(
+    denoise: Denoise, x_t: Tensor, t: Tensor, y: Tensor, null_label: int
+) -> tuple[Prediction, Prediction]:
     """Conditional and unconditional, in one call."""
     both = denoise(torch.cat([x_t, x_t]), t, torch.cat([y, torch.full_like(y, null_label)]))
     return both.rows(slice(len(x_t))), both.rows(slice(len(x_t), None))
@@ -48,7 +62,11 @@ def _halves(denoise: Denoise, x_t: Tensor, t: Tensor, y: Tensor, null_label: int
 
 def _extrapolate(strong: Tensor, weak: Tensor, scale: float, channels: int | None) -> Tensor:
     guided = weak + scale * (strong - weak)
-    return guided if channels is None else torch.cat([guided[:, :channels], strong[:, channels:]], dim=1)
+    return (
+        guided
+        if channels is None
+        else torch.cat([guided[:, :channels], strong[:, channels:]], dim=1)
+    )
 
 
 def classifier_guidance(

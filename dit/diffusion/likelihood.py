@@ -12,7 +12,9 @@ from dit.diffusion.process import DDPM, Denoise, Prediction, Process, add_noise,
 Tick = Callable[[int], object]  # is told of images that have done one more step
 
 
-def variational_bound(process: Process, x0: Tensor, x_t: Tensor, t: Tensor, said: Prediction) -> Tensor:
+def variational_bound(
+    process: Process, x0: Tensor, x_t: Tensor, t: Tensor, said: Prediction
+) -> Tensor:
     """Bits per dimension [B] of one step t -> t - 1 (2006.11239, equation 5; variance of 2102.09672, equation 15).
 
     KL from the true posterior to the model's step; in the last step (t = 1) the likelihood of x0 in bins of 1/127.5,
@@ -21,7 +23,9 @@ def variational_bound(process: Process, x0: Tensor, x_t: Tensor, t: Tensor, said
     assert said.var_fraction is not None
     true = posterior(process, x_t, x0, t, t - 1)
     mean = posterior(process, x_t, said.x0, t, t - 1).mean
-    floor = posterior(process, x_t, x0, t.clamp(min=2), t.clamp(min=2) - 1).var_min  # at t = 1 var_min is 0
+    floor = posterior(
+        process, x_t, x0, t.clamp(min=2), t.clamp(min=2) - 1
+    ).var_min  # at t = 1 var_min is 0
     log_var = said.var_fraction * true.var_max.log() + (1 - said.var_fraction) * floor.log()
     kl = normal_kl(true.mean, floor.log(), mean, log_var)
     nll = -discretized_log_likelihood(x0, mean, log_var / 2)
@@ -68,8 +72,15 @@ class Levels(NamedTuple):
 
 
 def variational_bound_of_chain(
-    denoise: Denoise, process: Process, x0: Tensor, y: Tensor, times: Tensor, noise: Callable[[], Tensor],
-    levels: Levels, variance: str, tick: Tick = lambda images: None,
+    denoise: Denoise,
+    process: Process,
+    x0: Tensor,
+    y: Tensor,
+    times: Tensor,
+    noise: Callable[[], Tensor],
+    levels: Levels,
+    variance: str,
+    tick: Tick = lambda images: None,
 ) -> Bound:
     """The bound of the chain along `times`, with one draw of noise for each step.
 
@@ -89,15 +100,22 @@ def variational_bound_of_chain(
     """
     at = process.coefficients(times[0])
     zero = torch.zeros_like(x0)
-    prior, steps = normal_kl(like(at.alpha, x0) * x0, 2 * like(at.sigma, x0).log(), zero, zero), zero
+    prior, steps = (
+        normal_kl(like(at.alpha, x0) * x0, 2 * like(at.sigma, x0).log(), zero, zero),
+        zero,
+    )
     floor = zero
     for t, s in zip(times[:-1], times[1:], strict=True):
         x_t = add_noise(process, x0, noise(), t)
         said = denoise(x_t, t, y)
         true = posterior(process, x_t, x0, t, s)
         mean = posterior(process, x_t, levels.clip(said.x0), t, s).mean
-        floor = true.var_min.log() if s > 0 else floor  # the last step's is 0: the one before it serves
-        fraction = said.var_fraction if variance == "learned" else float(variance == "large" and s > 0)
+        floor = (
+            true.var_min.log() if s > 0 else floor
+        )  # the last step's is 0: the one before it serves
+        fraction = (
+            said.var_fraction if variance == "learned" else float(variance == "large" and s > 0)
+        )
         assert fraction is not None, "the network has no variance"
         log_var = fraction * true.var_max.log() + (1 - fraction) * floor
         if s > 0:
@@ -110,4 +128,6 @@ def variational_bound_of_chain(
 
 def chain(process: DDPM, steps: int) -> Tensor:
     """Times [steps + 1] of the whole DDPM chain or of an evenly spaced part of it, from its very end to 0."""
-    return torch.cat([1 + torch.linspace(process.end - 1, 0, steps).round(), torch.zeros(1)]).double()
+    return torch.cat(
+        [1 + torch.linspace(process.end - 1, 0, steps).round(), torch.zeros(1)]
+    ).double()

@@ -24,7 +24,9 @@ class Loss(NamedTuple):
     def weighted(self, weights: Tensor) -> "Loss":
         """Each image's loss, and the terms of it, times its weight [B]."""
         weights = weights.to(self.each, non_blocking=True)
-        return Loss(weights * self.each, {name: weights * term for name, term in self.terms.items()})
+        return Loss(
+            weights * self.each, {name: weights * term for name, term in self.terms.items()}
+        )
 
 
 class LossFunction(Protocol):
@@ -41,7 +43,12 @@ def drop_labels(y: Tensor, drop: Tensor, null_label: int) -> Tensor:
 
 
 def diffusion_loss(
-    denoise: Denoiser, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, min_snr_gamma: float | None = None
+    denoise: Denoiser,
+    x0: Tensor,
+    y: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    min_snr_gamma: float | None = None,
 ) -> Loss:
     """Squared error of the network's quantity; with a learned variance, plus its variational bound (2102.09672).
 
@@ -57,7 +64,11 @@ def diffusion_loss(
     said = denoise(x_t, t, y)
     error = said.out - target(denoise.process, denoise.objective, x0, eps, t)
     mse = error.square().flatten(1).mean(1)
-    weight = 1.0 if min_snr_gamma is None else min_snr(denoise.process, denoise.objective, t, min_snr_gamma).to(mse)
+    weight = (
+        1.0
+        if min_snr_gamma is None
+        else min_snr(denoise.process, denoise.objective, t, min_snr_gamma).to(mse)
+    )
     if said.var_fraction is None:
         return Loss(weight * mse, {"mse": mse.detach()})
     vb = variational_bound(denoise.process, x0, x_t, t, Prediction(said.x0.detach(), *said[1:]))

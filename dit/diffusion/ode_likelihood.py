@@ -12,7 +12,12 @@ from dit.diffusion.process import DDPM, Denoise, Process, target
 
 
 def ode_log_density(
-    denoise: Denoise, process: Process, x0: Tensor, y: Tensor, times: Tensor, probes: Iterable[Tensor],
+    denoise: Denoise,
+    process: Process,
+    x0: Tensor,
+    y: Tensor,
+    times: Tensor,
+    probes: Iterable[Tensor],
     tick: Tick = lambda images: None,
 ) -> Tensor:
     """log p(x0) in nats, float64 [B], of the probability-flow ODE (2011.13456, equation 39; 2210.02747, appendix C).
@@ -48,7 +53,9 @@ def velocity(
     """
     if t == 0:
         d_alpha = float(process.coefficients(t).d_alpha)
-        return d_alpha * x, torch.full((len(x),), d_alpha * x[0].numel(), dtype=torch.float64, device=x.device)
+        return d_alpha * x, torch.full(
+            (len(x),), d_alpha * x[0].numel(), dtype=torch.float64, device=x.device
+        )
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         said = denoise(x, t, y)
@@ -61,7 +68,10 @@ def divergence(v: Tensor, x: Tensor, probes: Iterable[Tensor]) -> Tensor:
 
     Exact with `UnitProbes`. No image's v may depend on another image.
     """
-    products = [(torch.autograd.grad(v, x, e, retain_graph=True)[0].double() * e).flatten(1).sum(1) for e in probes]
+    products = [
+        (torch.autograd.grad(v, x, e, retain_graph=True)[0].double() * e).flatten(1).sum(1)
+        for e in probes
+    ]
     return torch.stack(products).mean(0)
 
 

@@ -45,8 +45,6 @@ class Process(Protocol):
         """Sampling times [steps + 1], from `end` down to 0, float64."""
 
 
-
-
 def spaced(start: float, points: int, spacing: str) -> Tensor:
     """Points [n] from `start` down to 0: `uniform`, or by `cosine` denser at both ends, as quantiles of Beta(1/2, 1/2)
     are (after 2407.12173, with exponents 1/2), float64."""
@@ -141,7 +139,12 @@ def linear_betas(steps: int) -> Tensor:
 
 def cosine_betas(steps: int) -> Tensor:
     """Betas [steps] of 2102.09672, equation 17, clipped at 0.999."""
-    f = torch.cos((torch.linspace(0, 1, steps + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2) ** 2
+    f = (
+        torch.cos(
+            (torch.linspace(0, 1, steps + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
+        )
+        ** 2
+    )
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
@@ -229,7 +232,9 @@ class Denoiser:
         return Prediction(x0, eps, out, None if var is None else (var + 1) / 2)
 
 
-def to_x0_eps(process: Process, objective: str, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def to_x0_eps(
+    process: Process, objective: str, out: Tensor, x_t: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
     """Data and noise from a prediction of either, or of v (2202.00512, appendix D, for any process)."""
     alpha, sigma, d_alpha, d_sigma = (like(c, x_t) for c in process.coefficients(t))
     if objective == "eps":
@@ -242,4 +247,6 @@ def to_x0_eps(process: Process, objective: str, out: Tensor, x_t: Tensor, t: Ten
 def target(process: Process, objective: str, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """What the network should have said."""
     at = process.coefficients(t)
-    return {"eps": eps, "x0": x0, "v": like(at.d_alpha, x0) * x0 + like(at.d_sigma, x0) * eps}[objective]
+    return {"eps": eps, "x0": x0, "v": like(at.d_alpha, x0) * x0 + like(at.d_sigma, x0) * eps}[
+        objective
+    ]

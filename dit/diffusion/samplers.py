@@ -9,20 +9,40 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dit.diffusion.process import Denoise, Posterior, Process, add_noise, like, posterior, target, to_x0_eps
+from dit.diffusion.process import (
+    Denoise,
+    Posterior,
+    Process,
+    add_noise,
+    like,
+    posterior,
+    target,
+    to_x0_eps,
+)
 
 Noise = Callable[[], Tensor]
 Sampler = Callable[[Denoise, Process, Tensor, Tensor, Tensor, Noise], Tensor]
 
 
 def ddpm(
-    denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise, *, variance: str = "small"
+    denoise: Denoise,
+    process: Process,
+    x: Tensor,
+    y: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    variance: str = "small",
 ) -> Tensor:
     """Ancestral sampling (2006.11239, algorithm 2); `variance` is small, large or learned (2102.09672, equation 15)."""
     for t, s in zip(times[:-1], times[1:], strict=True):
         said = denoise(x, t, y)
         step = posterior(process, x, said.x0, t, s)
-        x = step.mean if s == 0 else step.mean + deviation(step, variance, said.var_fraction) * noise()
+        x = (
+            step.mean
+            if s == 0
+            else step.mean + deviation(step, variance, said.var_fraction) * noise()
+        )
     return x
 
 
@@ -30,12 +50,21 @@ def deviation(step: Posterior, variance: str, fraction: Tensor | None) -> Tensor
     """Standard deviation of an ancestral step; a learned one lies between the two fixed ones on a log scale."""
     if variance == "learned":
         assert fraction is not None, "the network has no variance"
-        return torch.exp(0.5 * (fraction * step.var_max.log() + (1 - fraction) * step.var_min.log()))
+        return torch.exp(
+            0.5 * (fraction * step.var_max.log() + (1 - fraction) * step.var_min.log())
+        )
     return (step.var_min if variance == "small" else step.var_max).sqrt()
 
 
 def ddim(
-    denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise, *, eta: float = 0.0
+    denoise: Denoise,
+    process: Process,
+    x: Tensor,
+    y: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    eta: float = 0.0,
 ) -> Tensor:
     """DDIM (2010.02502, equations 12 and 16): eta 0 is deterministic, 1 ancestral."""
     for t, s in zip(times[:-1], times[1:], strict=True):
@@ -49,7 +78,9 @@ def ddim(
     return x
 
 
-def euler(denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise) -> Tensor:
+def euler(
+    denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise
+) -> Tensor:
     """First-order steps of the probability-flow ODE; for flow matching x + (s - t) v, for DDPM the same as DDIM."""
     for t, s in zip(times[:-1], times[1:], strict=True):
         said = denoise(x, t, y)
@@ -57,7 +88,9 @@ def euler(denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tenso
     return x
 
 
-def heun(denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise) -> Tensor:
+def heun(
+    denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise
+) -> Tensor:
     """Second order by the trapezoid rule (2206.00364, algorithm 1): two network calls a step, one in the last.
 
     The slope that is averaged is the process's own: v for flow matching, eps for DDPM.
@@ -67,13 +100,20 @@ def heun(denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor
         x_s = add_noise(process, said.x0, said.eps, s)
         if s > 0:
             again = denoise(x_s, s, y)
-            slopes = [target(process, process.slope, p.x0, p.eps, time) for p, time in ((said, t), (again, s))]
-            x_s = add_noise(process, *to_x0_eps(process, process.slope, torch.stack(slopes).mean(0), x, t), s)
+            slopes = [
+                target(process, process.slope, p.x0, p.eps, time)
+                for p, time in ((said, t), (again, s))
+            ]
+            x_s = add_noise(
+                process, *to_x0_eps(process, process.slope, torch.stack(slopes).mean(0), x, t), s
+            )
         x = x_s
     return x
 
 
-def dpmpp_2m(denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise) -> Tensor:
+def dpmpp_2m(
+    denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise
+) -> Tensor:
     """DPM-Solver++(2M) (2211.01095, algorithm 2): second order in log(alpha / sigma) from two predictions of x0."""
     alpha, sigma = process.coefficients(times)[:2]
     h = (alpha.log() - sigma.log()).diff()  # infinite in a last step to t = 0 and in a flow's first

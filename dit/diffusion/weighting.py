@@ -1,6 +1,5 @@
 """Training times drawn where the loss is large, to calm the gradient of the variational bound (2102.09672)."""
 
-
 import torch
 from torch import Tensor
 

@@ -14,9 +14,14 @@ from dit.models.unet import UNet
 
 aten = torch.ops.aten
 PRODUCTS: list[Any] = [
-    aten.mm.default, aten.addmm.default, aten._scaled_mm.default, aten.convolution.default,
-    aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_flash_attention_for_cpu.default,
-    aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
+    aten.mm.default,
+    aten.addmm.default,
+    aten._scaled_mm.default,
+    aten.convolution.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
 ]
 """What `selective` keeps the outputs of: all that is dear. Attention that is not fused is computed again, for it is
 large and not dear (2205.05198, section 5)."""
@@ -31,7 +36,9 @@ def activation_checkpointing(network: nn.Module, mode: str) -> None:
     """
     if mode == "none":
         return
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # there is no dropout
+    again = partial(
+        checkpoint, use_reentrant=False, preserve_rng_state=False
+    )  # there is no dropout
     if mode == "selective":
         again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, PRODUCTS))
     if isinstance(network, UNet):

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-CGROUPS = {"": ("sys/fs/cgroup", "memory.max"), "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes")}  # v2, v1
+CGROUPS = {
+    "": ("sys/fs/cgroup", "memory.max"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+}  # v2, v1
 
 
 def device_kind(device: torch.device) -> str:
@@ -41,7 +44,11 @@ def _limits(root: Path) -> Iterator[int]:
         if controllers in CGROUPS:
             mount, name = CGROUPS[controllers]
             own = root / mount / path.lstrip("/")
-            said = [(group / name).read_text().strip() for group in (own, *own.parents) if (group / name).exists()]
+            said = [
+                (group / name).read_text().strip()
+                for group in (own, *own.parents)
+                if (group / name).exists()
+            ]
             yield from (int(limit) for limit in said if limit != "max")
 
 

@@ -24,12 +24,17 @@ def require_fp8(precision: str, device: torch.device) -> None:
     """
     if precision == "fp8" and not has_fp8(device):
         least = "{}.{}".format(*CAPABILITY)
-        raise UserError(f"--precision fp8 on {device_kind(device)}",
-                        f"a GPU of compute capability {least} or more, as Ada, Hopper and Blackwell are",
-                        "pass --precision bf16, or auto")
+        raise UserError(
+            f"--precision fp8 on {device_kind(device)}",
+            f"a GPU of compute capability {least} or more, as Ada, Hopper and Blackwell are",
+            "pass --precision bf16, or auto",
+        )
     if precision == "fp8" and find_spec("torchao") is None:
-        raise UserError("--precision fp8 without torchao", "the library that float8 layers come from",
-                        "pip install torchao, or pass --precision bf16")
+        raise UserError(
+            "--precision fp8 without torchao",
+            "the library that float8 layers come from",
+            "pip install torchao, or pass --precision bf16",
+        )
 
 
 def convert_to_float8(network: nn.Module, emulate: bool = False) -> None:
@@ -45,7 +50,9 @@ def convert_to_float8(network: nn.Module, emulate: bool = False) -> None:
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)  # so that any number of tokens will do
+    config = Float8LinearConfig(
+        pad_inner_dim=True, emulate=emulate
+    )  # so that any number of tokens will do
     convert_to_float8_training(network.blocks, module_filter_fn=_fits, config=config)  # type: ignore[arg-type]
 
 

@@ -22,7 +22,9 @@ def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> 
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     bf16 = torch.bfloat16 if uses_bf16(ranks.device, precision) else None
-    policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     kept = {parameter for name, parameter in network.named_parameters() if name in fixed}
     for parameter in kept:
         parameter.data = parameter.data.to(ranks.device)
@@ -37,7 +39,11 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
         for block in network.blocks if compiled else ():  # type: ignore[union-attr]
             block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
         return network
-    wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True) if ranks.world > 1 else network
+    wrapped = (
+        DistributedDataParallel(network, gradient_as_bucket_view=True)
+        if ranks.world > 1
+        else network
+    )
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
 
 
@@ -61,7 +67,11 @@ def sync_gradients(network: nn.Module, last: bool) -> AbstractContextManager:
     wrapped = getattr(network, "_orig_mod", network)  # under the compiler
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(last)
-    return nullcontext() if last or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
+    return (
+        nullcontext()
+        if last or not isinstance(wrapped, DistributedDataParallel)
+        else wrapped.no_sync()
+    )
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -149,8 +149,11 @@ class Ranks:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise UserError(f"another process is at work in {folder}", "a folder for each",
-                                    "wait for it, or pass another --out") from None
+                    raise UserError(
+                        f"another process is at work in {folder}",
+                        "a folder for each",
+                        "wait for it, or pass another --out",
+                    ) from None
 
             self.on_main(lock)
             yield
@@ -175,8 +178,11 @@ def ranks() -> Iterator[Ranks]:
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda and local >= torch.cuda.device_count():
-        raise UserError(f"rank {local} of this machine, which has {torch.cuda.device_count()} GPUs", "one rank a GPU",
-                        f"pass torchrun --nproc-per-node {torch.cuda.device_count()}")
+        raise UserError(
+            f"rank {local} of this machine, which has {torch.cuda.device_count()} GPUs",
+            "one rank a GPU",
+            f"pass torchrun --nproc-per-node {torch.cuda.device_count()}",
+        )
     if cuda:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -187,8 +193,14 @@ def ranks() -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(device=device, store=store, place=place)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, rank=rank, world_size=world,
-                            store=dist.PrefixStore(place, store), device_id=device if cuda else None)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        timeout=PATIENCE,
+        rank=rank,
+        world_size=world,
+        store=dist.PrefixStore(place, store),
+        device_id=device if cuda else None,
+    )
     yield Ranks(rank, world, device, store=store, place=place)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are elsewhere
 

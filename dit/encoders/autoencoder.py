@@ -135,7 +135,9 @@ class Autoencoder:
         pixels = self.codec.pixels(latents.to(self.device).float() / self.scale + self.shift)
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def with_statistics(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> "Autoencoder":
+    def with_statistics(
+        self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+    ) -> "Autoencoder":
         """The same autoencoder, its latents normalised by these statistics of z, per channel [C].
 
         Raises:
@@ -143,8 +145,11 @@ class Autoencoder:
         """
         shift, deviation = _per_channel(mean, self.device), _per_channel(std, self.device)
         if not (deviation > 0).all():
-            raise UserError(f"deviations {deviation.flatten().tolist()} of the latents' channels", "all above 0",
-                            "check that the images are not all alike, or pass --latent-norm vae")
+            raise UserError(
+                f"deviations {deviation.flatten().tolist()} of the latents' channels",
+                "all above 0",
+                "check that the images are not all alike, or pass --latent-norm vae",
+            )
         return replace(self, shift=shift, scale=1 / deviation)
 
     def latent_shape(self, image_size: Size) -> tuple[int, int, int]:
@@ -155,8 +160,11 @@ class Autoencoder:
         """
         height, width = sides(image_size)
         if height % self.factor or width % self.factor:
-            raise UserError(f"{size_flag(image_size)} with --vae {self.name}, which shrinks by {self.factor}",
-                            f"a multiple of {self.factor}", "change --image-size")
+            raise UserError(
+                f"{size_flag(image_size)} with --vae {self.name}, which shrinks by {self.factor}",
+                f"a multiple of {self.factor}",
+                "change --image-size",
+            )
         return self.channels, height // self.factor, width // self.factor
 
 
@@ -177,7 +185,9 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     device = torch.device(device)
     if name == "identity":
         one = _per_channel([1.0] * 3, device)
-        return Autoencoder(name=name, codec=IdentityCodec(), factor=1, channels=3, shift=0 * one, scale=one)
+        return Autoencoder(
+            name=name, codec=IdentityCodec(), factor=1, channels=3, shift=0 * one, scale=one
+        )
     folder = _locate(name)
     config, weights = _read_config(folder), folder / WEIGHTS
     network = _read_network(folder, config["_class_name"])
@@ -185,7 +195,9 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
     return Autoencoder(
         name=name,
-        codec=codec_of(network.to(device, memory_format=torch.channels_last)),  # as convolutions like it
+        codec=codec_of(
+            network.to(device, memory_format=torch.channels_last)
+        ),  # as convolutions like it
         factor=2 ** (len(network.config.block_out_channels) - 1),
         channels=channels,
         shift=_per_channel(mean, device).expand(channels, 1, 1),
@@ -200,7 +212,9 @@ def _statistics(config: dict[str, Any]) -> tuple[Sequence[float], Sequence[float
     if mean is not None and std is not None:
         return mean, std
     scaling = config.get("scaling_factor")
-    return [config.get("shift_factor") or 0.0], [1 / (0.18215 if scaling is None else scaling)]  # diffusers' default
+    return [config.get("shift_factor") or 0.0], [
+        1 / (0.18215 if scaling is None else scaling)
+    ]  # diffusers' default
 
 
 def _locate(name: str) -> Path:
@@ -208,25 +222,37 @@ def _locate(name: str) -> Path:
     if name == "digits":
         return BUNDLED
     files = (CONFIG, WEIGHTS)
-    path = find_folder("--vae", name, "`digits`, `identity`, a folder in diffusers' layout",
-                       f"the model's {CONFIG} and {WEIGHTS}",
-                       [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)])
+    path = find_folder(
+        "--vae",
+        name,
+        "`digits`, `identity`, a folder in diffusers' layout",
+        f"the model's {CONFIG} and {WEIGHTS}",
+        [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)],
+    )
     for folder in (path, *(path / inside for inside in SUBFOLDERS)):
         if (folder / CONFIG).is_file():
             return folder
-    raise UserError(f"--vae {name} has no {CONFIG}", f"{CONFIG} and {WEIGHTS} in the folder or in its subfolder vae",
-                    "check that the folder is an autoencoder in diffusers' layout")
+    raise UserError(
+        f"--vae {name} has no {CONFIG}",
+        f"{CONFIG} and {WEIGHTS} in the folder or in its subfolder vae",
+        "check that the folder is an autoencoder in diffusers' layout",
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} can not be read ({error})", "a JSON file", "copy it again") from error
+        raise UserError(
+            f"{folder / CONFIG} can not be read ({error})", "a JSON file", "copy it again"
+        ) from error
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
     if kind not in KINDS or channels != 3:
-        raise UserError(f"{folder / CONFIG} describes {kind} with {channels} image channels",
-                        f"an {' or a '.join(KINDS)} with 3 image channels", "choose another --vae")
+        raise UserError(
+            f"{folder / CONFIG} describes {kind} with {channels} image channels",
+            f"an {' or a '.join(KINDS)} with 3 image channels",
+            "choose another --vae",
+        )
     return config
 
 
@@ -235,20 +261,32 @@ def _read_network(folder: Path, kind: str) -> Any:
     import diffusers
 
     if not (folder / WEIGHTS).is_file():
-        raise UserError(f"no {WEIGHTS} in {folder}", "weights in safetensors format",
-                        "copy that file there; pickled .bin weights are not read")
+        raise UserError(
+            f"no {WEIGHTS} in {folder}",
+            "weights in safetensors format",
+            "copy that file there; pickled .bin weights are not read",
+        )
     try:
         with _quiet():
             network, info = getattr(diffusers, kind).from_pretrained(
-                folder, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32,
+                folder,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                torch_dtype=torch.float32,
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors', diffusers' and torch's kinds of damage
-        raise UserError(f"{folder / WEIGHTS} can not be loaded ({' '.join(str(error).split())[:200]})",
-                        "intact weights of the network in its config.json", "copy them again") from error
+        raise UserError(
+            f"{folder / WEIGHTS} can not be loaded ({' '.join(str(error).split())[:200]})",
+            "intact weights of the network in its config.json",
+            "copy them again",
+        ) from error
     if info["missing_keys"]:
-        raise UserError(f"{folder / WEIGHTS} lacks {len(info['missing_keys'])} weights, as {info['missing_keys'][0]}",
-                        "all weights of the network in its config.json", "copy it again")
+        raise UserError(
+            f"{folder / WEIGHTS} lacks {len(info['missing_keys'])} weights, as {info['missing_keys'][0]}",
+            "all weights of the network in its config.json",
+            "copy it again",
+        )
     return network
 
 

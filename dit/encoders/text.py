@@ -25,7 +25,12 @@ from dit.utils.files import sha256
 from dit.utils.hub import find_folder
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "digits-text"
-PATTERNS = ("*.json", "model*.safetensors", "*.txt", "*.model")  # a tokenizer may be any of the last two
+PATTERNS = (
+    "*.json",
+    "model*.safetensors",
+    "*.txt",
+    "*.model",
+)  # a tokenizer may be any of the last two
 MOST_TOKENS = 77  # CLIP's length, and long enough for a caption
 CLIP = ("clip", "clip_text_model")
 BATCH = 256  # captions that are encoded at once
@@ -63,17 +68,30 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """float32 [n, L, E]; never an inference tensor, so that what is kept of it serves training too."""
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(self.device.type, enabled=False),
+        ):
             parts = [self._encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
             return torch.cat(parts)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=self.length,
-                                return_attention_mask=True, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.device)
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         if self.sees_padding:
             return self.network(input_ids=ids).last_hidden_state.float()
-        return self.network(input_ids=ids, attention_mask=mask).last_hidden_state.float() * mask[..., None]
+        return (
+            self.network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            * mask[..., None]
+        )
 
 
 class Captions:
@@ -134,8 +152,11 @@ def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
     folder = _locate(name)
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
-        raise UserError(f"no model.safetensors in {folder}, for --text-encoder {name}", "weights in safetensors format",
-                        "copy that file there; pickled .bin weights are not read")
+        raise UserError(
+            f"no model.safetensors in {folder}, for --text-encoder {name}",
+            "weights in safetensors format",
+            "copy that file there; pickled .bin weights are not read",
+        )
     try:
         with _quiet():
             network, tokenizer, kind = _read(folder)
@@ -165,24 +186,38 @@ def _rules(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return json.dumps(sorted(tokenizer.get_vocab().items()))
-    return json.dumps({**json.loads(backend.to_str()), "padding": None, "truncation": None}, sort_keys=True)
+    return json.dumps(
+        {**json.loads(backend.to_str()), "padding": None, "truncation": None}, sort_keys=True
+    )
 
 
 def _unusable(name: str, error: Exception) -> UserError:
-    return UserError(f"--text-encoder {name} can not be used ({type(error).__name__}: "
-                     f"{' '.join(str(error).split())[:200]})", "intact files of a text encoder and of its tokenizer",
-                     "copy them again, or choose another --text-encoder")
+    return UserError(
+        f"--text-encoder {name} can not be used ({type(error).__name__}: "
+        f"{' '.join(str(error).split())[:200]})",
+        "intact files of a text encoder and of its tokenizer",
+        "copy them again, or choose another --text-encoder",
+    )
 
 
 def _locate(name: str) -> Path:
     """The folder that holds config.json, downloaded if need be."""
     if name == "digits":
         return BUNDLED
-    path = find_folder("--text-encoder", name, "`digits`, a folder of a Hugging Face text encoder",
-                       "config.json, model.safetensors and the tokenizer's files", PATTERNS, ("*/*", "model.fp16*"))
+    path = find_folder(
+        "--text-encoder",
+        name,
+        "`digits`, a folder of a Hugging Face text encoder",
+        "config.json, model.safetensors and the tokenizer's files",
+        PATTERNS,
+        ("*/*", "model.fp16*"),
+    )
     if not (path / "config.json").is_file():
-        raise UserError(f"--text-encoder {name} has no config.json", "config.json, model.safetensors and the "
-                        "tokenizer's files in one folder", "check that the folder is a Hugging Face text encoder")
+        raise UserError(
+            f"--text-encoder {name} has no config.json",
+            "config.json, model.safetensors and the tokenizer's files in one folder",
+            "check that the folder is a Hugging Face text encoder",
+        )
     return path
 
 
@@ -208,12 +243,22 @@ def _read(folder: Path) -> tuple[Any, Any, str]:
 
     kind: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     cls: Any = CLIPTextModel if kind in CLIP else {"t5": T5EncoderModel}.get(kind, AutoModel)
-    model, info = cls.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
-                                      output_loading_info=True)
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)  # that one is of no use here
+    model, info = cls.from_pretrained(
+        folder,
+        use_safetensors=True,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    missing = sorted(
+        key for key in info["missing_keys"] if "pooler" not in key
+    )  # that one is of no use here
     if missing:
-        raise UserError(f"the weights in {folder} lack {len(missing)} tensors, as {missing[0]}",
-                        "all weights of the network in its config.json", "copy them again")
+        raise UserError(
+            f"the weights in {folder} lack {len(missing)} tensors, as {missing[0]}",
+            "all weights of the network in its config.json",
+            "copy them again",
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -235,18 +280,39 @@ def write_digits_encoder(out: Path) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<start>", "<end>"]
-    words = special + list(dict.fromkeys(word for caption in DIGIT_CAPTIONS for word in caption.split()))
-    tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    words = special + list(
+        dict.fromkeys(word for caption in DIGIT_CAPTIONS for word in caption.split())
+    )
+    tokens = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokens.normalizer, tokens.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokens.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)])
+        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
+    )
     length = 8
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=length, pad_token="<pad>",
-                                        unk_token="<unk>", bos_token="<start>", eos_token="<end>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        model_max_length=length,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<start>",
+        eos_token="<end>",
+    )
     torch.manual_seed(0)
-    network = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=length, pad_token_id=0, bos_token_id=2, eos_token_id=3))
+    network = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=length,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=3,
+        )
+    )
     network.save_pretrained(out)
     tokenizer.save_pretrained(out)
     for file in out.iterdir():

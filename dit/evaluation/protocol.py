@@ -18,23 +18,64 @@ from dit.evaluation.samples import without_classes
 from dit.utils.image_size import Size, format_size, sides
 
 UNKNOWN = "unknown"
-LIBRARIES = ("dit", "torch", "torch-fidelity", "numpy", "scipy", "scikit-learn", "diffusers", "timm")
+LIBRARIES = (
+    "dit",
+    "torch",
+    "torch-fidelity",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "diffusers",
+    "timm",
+)
 SAMPLING = (
-    *("sampler", "steps", "cfg_scale", "cfg_interval", "cfg_channels", "eta", "variance", "seed", "precision"),
-    *("weights", "weights_sha256", "step", "ema", "process", "objective", "vae", "vae_sha256", "data"),
+    *(
+        "sampler",
+        "steps",
+        "cfg_scale",
+        "cfg_interval",
+        "cfg_channels",
+        "eta",
+        "variance",
+        "seed",
+        "precision",
+    ),
+    *(
+        "weights",
+        "weights_sha256",
+        "step",
+        "ema",
+        "process",
+        "objective",
+        "vae",
+        "vae_sha256",
+        "data",
+    ),
 )
 """Entries of samples.json that the protocol shows, `unknown` where it lacks them; the rest follows."""
 
 Section = dict[str, Any]
 
 
-def protocol(samples: ImageSet, digest: str, settings: Section, reference: Reference, reference_digest: str,
-             networks: Sequence[Extractor], device: torch.device, resamples: int = 0) -> dict[str, Section]:
+def protocol(
+    samples: ImageSet,
+    digest: str,
+    settings: Section,
+    reference: Reference,
+    reference_digest: str,
+    networks: Sequence[Extractor],
+    device: torch.device,
+    resamples: int = 0,
+) -> dict[str, Section]:
     """Section -> entry -> value, plain JSON values."""
     return {
-        "samples": {"source": samples.name, "count": len(samples), "size": format_size(samples.size),
-                    "labels": "none" if without_classes(settings) else balance(samples.labels),
-                    "pixels_sha256": digest},
+        "samples": {
+            "source": samples.name,
+            "count": len(samples),
+            "size": format_size(samples.size),
+            "labels": "none" if without_classes(settings) else balance(samples.labels),
+            "pixels_sha256": digest,
+        },
         "sampling": _sampling(settings),
         "reference": _reference(reference, reference_digest),
         **{f"features ({network.name})": _network(network) for network in networks},
@@ -44,7 +85,10 @@ def protocol(samples: ImageSet, digest: str, settings: Section, reference: Refer
 
 
 def _sampling(settings: Section) -> Section:
-    shown = {**dict.fromkeys(SAMPLING, UNKNOWN), **{k: v for k, v in settings.items() if k != "versions"}}
+    shown = {
+        **dict.fromkeys(SAMPLING, UNKNOWN),
+        **{k: v for k, v in settings.items() if k != "versions"},
+    }
     if shown["cfg_channels"] is None:
         shown["cfg_channels"] = "all"
     return shown
@@ -57,7 +101,11 @@ def _reference(reference: Reference, digest: str) -> Section:
         "source": reference.name,
         "count": len(images) if images else (statistics and statistics.count) or UNKNOWN,
         "size": format_size(images.size) if images else record.get("size", UNKNOWN),
-        "crop": _crop(reference.crop) if images else _crop(record["crop"]) if "crop" in record else UNKNOWN,
+        "crop": _crop(reference.crop)
+        if images
+        else _crop(record["crop"])
+        if "crop" in record
+        else UNKNOWN,
         "statistics": "from the file" if statistics else "computed",
         "sha256": digest,
     }
@@ -68,8 +116,12 @@ def _crop(size: Size | None) -> str:
 
 
 def _network(network: Extractor) -> Section:
-    return {"weights": network.weights, "weights_sha256": network.checksum, "preprocessing": network.preprocessing,
-            "widths (features, logits, spatial)": list(network.widths)}
+    return {
+        "weights": network.weights,
+        "weights_sha256": network.checksum,
+        "preprocessing": network.preprocessing,
+        "widths (features, logits, spatial)": list(network.widths),
+    }
 
 
 def _scores() -> Section:

@@ -63,16 +63,24 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
     """
     path = Path(name).expanduser()
     if holds_latents(path):
-        raise UserError(f"{name} holds latents, which can not be the reference", "images, or an .npz file",
-                        "pass --reference with the folder of images that was encoded")
+        raise UserError(
+            f"{name} holds latents, which can not be the reference",
+            "images, or an .npz file",
+            "pass --reference with the folder of images that was encoded",
+        )
     if name == "digits":
         return Reference(name, from_data(Digits(size_of(*size)), name), None)
     if is_packed(name):
-        return Reference(name, from_data(load_images(name, size_of(*size)), name), None, size_of(*size))
+        return Reference(
+            name, from_data(load_images(name, size_of(*size)), name), None, size_of(*size)
+        )
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", format_size(size)) != format_size(size):
-        raise UserError(f"samples of {describe_size(size)} and statistics of {statistics.record['size']} in {name}",
-                        "one size for both", f"make statistics with dit stats {size_flag(size)}")
+        raise UserError(
+            f"samples of {describe_size(size)} and statistics of {statistics.record['size']} in {name}",
+            "one size for both",
+            f"make statistics with dit stats {size_flag(size)}",
+        )
     images = None
     if statistics is None or has_images(path):
         images = read_images(path, size_of(*size) if crop else None)
@@ -82,11 +90,16 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
 
 def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
     if images.size != size:
-        raise UserError(f"samples of {describe_size(size)} and a reference of {describe_size(images.size)} in {images.name}",
-                        "one size for both", "pass --crop to crop the reference to the samples' size as ADM does")
+        raise UserError(
+            f"samples of {describe_size(size)} and a reference of {describe_size(images.size)} in {images.name}",
+            "one size for both",
+            "pass --crop to crop the reference to the samples' size as ADM does",
+        )
 
 
-def choose_extractors(names: Sequence[str], weights: Sequence[str], auto: str, ranks: Ranks) -> list[Extractor]:
+def choose_extractors(
+    names: Sequence[str], weights: Sequence[str], auto: str, ranks: Ranks
+) -> list[Extractor]:
     """Feature networks by name, with what `auto` stands for; rank 0 goes first, for it may have to download."""
     chosen = [auto if name == "auto" else name for name in names]
     if not ranks.main:
@@ -111,8 +124,15 @@ class PreparedReference:
     digest: str
 
 
-def prepare(reference: Reference, extractors: Sequence[Extractor], networks: Sequence[str], count: int | None,
-            batch_size: int, ranks: Ranks, cache: bool) -> PreparedReference:
+def prepare(
+    reference: Reference,
+    extractors: Sequence[Extractor],
+    networks: Sequence[str],
+    count: int | None,
+    batch_size: int,
+    ranks: Ranks,
+    cache: bool,
+) -> PreparedReference:
     """Features of the reference, from the cache where they are, and what real images score at `count`.
 
     Args:
@@ -125,14 +145,22 @@ def prepare(reference: Reference, extractors: Sequence[Extractor], networks: Seq
     found: dict[str, Features] = {}
     digests = [reference.statistics.digest] if reference.statistics else []
     if reference.images:
-        extracted = extract_cached(reference.images, extractors, batch_size, ranks, "features of reference", cache)
+        extracted = extract_cached(
+            reference.images, extractors, batch_size, ranks, "features of reference", cache
+        )
         found, digests = extracted.networks, [*digests, extracted.digest]
-    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    digest = (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
     standard = PreparedReference({}, {}, digest)
 
     def fill() -> None:
-        standard.targets.update({e.name: _target(reference, found.get(e.name), e, e.name in networks)
-                                 for e in extractors})
+        standard.targets.update(
+            {
+                e.name: _target(reference, found.get(e.name), e, e.name in networks)
+                for e in extractors
+            }
+        )
         _check_some(reference, [standard.targets[name] for name in networks])
         for name in networks:
             if count is not None and name in found:
@@ -143,13 +171,21 @@ def prepare(reference: Reference, extractors: Sequence[Extractor], networks: Seq
     return standard
 
 
-def _floor(reference: Reference, features: Features, count: int, name: str, device: torch.device) -> dict[str, Range]:
+def _floor(
+    reference: Reference, features: Features, count: int, name: str, device: torch.device
+) -> dict[str, Range]:
     """Without the Fréchet distances where samples are compared with statistics: those are of more or other images."""
     floor = metrics.compute_floor(features, count, name, device)
-    return {score: found for score, found in floor.items() if not (reference.statistics and metrics.is_frechet(score))}
+    return {
+        score: found
+        for score, found in floor.items()
+        if not (reference.statistics and metrics.is_frechet(score))
+    }
 
 
-def _target(reference: Reference, features: Features | None, extractor: Extractor, scored: bool) -> Target:
+def _target(
+    reference: Reference, features: Features | None, extractor: Extractor, scored: bool
+) -> Target:
     """Images' features; for scores also Gaussians, those of the statistics file where it has them."""
     statistics = reference.statistics
     if not scored:
@@ -167,14 +203,20 @@ def _target(reference: Reference, features: Features | None, extractor: Extracto
 
 def _check_some(reference: Reference, targets: Sequence[Target]) -> None:
     if all(target.values is None and target.gaussian is None for target in targets):
-        raise UserError(f"{reference.name} can not be compared with: {targets[0].missing}",
-                        "images, or statistics of a chosen feature network", "pass another --extractor or --reference")
+        raise UserError(
+            f"{reference.name} can not be compared with: {targets[0].missing}",
+            "images, or statistics of a chosen feature network",
+            "pass another --extractor or --reference",
+        )
 
 
-def score(samples: Extracted, standard: PreparedReference, networks: Sequence[str], device: torch.device
-          ) -> dict[str, Score]:
+def score(
+    samples: Extracted, standard: PreparedReference, networks: Sequence[str], device: torch.device
+) -> dict[str, Score]:
     """All scores of samples by their names, network by network; on rank 0."""
     scores: dict[str, Score] = {}
     for name in networks:
-        scores |= metrics.compute_scores(samples.networks[name], standard.targets[name], name, device)
+        scores |= metrics.compute_scores(
+            samples.networks[name], standard.targets[name], name, device
+        )
     return scores

@@ -16,8 +16,15 @@ from dit.sampling.load import LoadedRun
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 
-OPTIONAL = ("guide", "classifier", "classifier_scale", "image_size", "block_cache", "compile",
-            "spacing")  # named only where they are on
+OPTIONAL = (
+    "guide",
+    "classifier",
+    "classifier_scale",
+    "image_size",
+    "block_cache",
+    "compile",
+    "spacing",
+)  # named only where they are on
 
 
 def sampled(run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
@@ -47,15 +54,25 @@ def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
 def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
     """Settings by name, `known` ones in place of the config's; what is off is not named."""
     scale = config.classifier_scale if config.classifier else None
-    asked = {**{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)}, **known,
-             "classifier_scale": scale, "spacing": config.spacing if config.spacing != "uniform" else None}
-    return {name: value for name, value in asked.items() if value is not None or name not in OPTIONAL}
+    asked = {
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)},
+        **known,
+        "classifier_scale": scale,
+        "spacing": config.spacing if config.spacing != "uniform" else None,
+    }
+    return {
+        name: value for name, value in asked.items() if value is not None or name not in OPTIONAL
+    }
 
 
 def without_classes(settings: dict[str, Any]) -> bool:
     """Whether samples.json says that the images have no classes."""
     network = settings.get("network")
-    return isinstance(network, dict) and network.get("num_classes") == 0 and not settings.get("classes")
+    return (
+        isinstance(network, dict)
+        and network.get("num_classes") == 0
+        and not settings.get("classes")
+    )
 
 
 def recorded_settings(samples: Path | None) -> dict[str, Any]:
@@ -72,5 +89,7 @@ def recorded_settings(samples: Path | None) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error})", "the file that sample.py wrote", "remove it") from error
+        raise UserError(
+            f"{path} is no JSON ({error})", "the file that sample.py wrote", "remove it"
+        ) from error
     return settings if isinstance(settings, dict) else {}

@@ -36,7 +36,9 @@ class MomentSums:
         return cls(mean[:, 0].size, mean.sum(axis=(0, 2, 3)), second)
 
     def __add__(self, other: "MomentSums") -> "MomentSums":
-        return MomentSums(self.count + other.count, self.first + other.first, self.second + other.second)
+        return MomentSums(
+            self.count + other.count, self.first + other.first, self.second + other.second
+        )
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean [C] and deviation [C] of drawn z, float32."""

@@ -27,7 +27,9 @@ class MemoryLatents:
         self.flips = moments.shape[1] == 2
 
     @classmethod
-    def encode(cls, images: Images, autoencoder: Autoencoder, flips: bool, batch_size: int = 64) -> "MemoryLatents":
+    def encode(
+        cls, images: Images, autoencoder: Autoencoder, flips: bool, batch_size: int = 64
+    ) -> "MemoryLatents":
         """Encode everything now."""
         batches = decode_batches(images, np.arange(len(images)), batch_size)
         moments = torch.cat([encode_views(batch, autoencoder, flips) for batch in batches])
@@ -59,7 +61,9 @@ class OnlineLatents:
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         """Moments float32 [B, 2C, h, w] of samples [B], those mirrored where `flip` [B] says so."""
-        images = torch.stack(list(self._pool.map(self._images.__getitem__, np.asarray(indices).tolist())))
+        images = torch.stack(
+            list(self._pool.map(self._images.__getitem__, np.asarray(indices).tolist()))
+        )
         mirrored = torch.as_tensor(flip)[:, None, None, None]
         return self._autoencoder.encode(torch.where(mirrored, images.flip(-1), images)).cpu()
 
@@ -68,5 +72,7 @@ class OnlineLatents:
         count = min(len(self.labels), SAMPLE_FOR_STATISTICS)
         indices = np.linspace(0, len(self.labels) - 1, count).astype(np.int64)
         batches = decode_batches(self._images, indices, batch_size=32)
-        sums = [MomentSums.of(encode_views(batch, self._autoencoder, self.flips)) for batch in batches]
+        sums = [
+            MomentSums.of(encode_views(batch, self._autoencoder, self.flips)) for batch in batches
+        ]
         return sum(sums[1:], sums[0]).statistics()

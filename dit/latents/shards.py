@@ -1,11 +1,11 @@
 """Shards of latents on disk: what such a folder holds, and how `dit encode` writes it.
 
-    encoding.json     what is being encoded and how; written first, so that a rerun can tell whether it fits
-    shard-00000.npy   [n, F, 2C, h, w] float16: n images, F = 2 with mirrored ones, else 1
-    shard-00000.json  count, SHA-256 and sums of that shard; written after it, so it says that it is complete. Of a
-                      stream also what its images are labelled, and where the stream goes on
-    labels.npy        [N] int64
-    index.json        everything a reader needs; written last
+encoding.json     what is being encoded and how; written first, so that a rerun can tell whether it fits
+shard-00000.npy   [n, F, 2C, h, w] float16: n images, F = 2 with mirrored ones, else 1
+shard-00000.json  count, SHA-256 and sums of that shard; written after it, so it says that it is complete. Of a
+                  stream also what its images are labelled, and where the stream goes on
+labels.npy        [N] int64
+index.json        everything a reader needs; written last
 """
 
 import dataclasses
@@ -71,14 +71,21 @@ def check_folder(root: Path, encoding: Encoding) -> None:
         UserError: a file, a folder of something else, or of another encoding, which is named with both values.
     """
     if root.exists() and not root.is_dir():
-        raise UserError(f"--out {root} is a file", "a folder, new or made by dit encode", "choose another --out")
+        raise UserError(
+            f"--out {root} is a file", "a folder, new or made by dit encode", "choose another --out"
+        )
     if holds_latents(root):
         _check_same(root, encoding)
         return
     for path in root.iterdir() if root.exists() else ():
-        if path.name != LOCK and not path.name.startswith(f".{ENCODING}."):  # what a killed process leaves
-            raise UserError(f"--out {root} holds {path.name} and no {ENCODING}",
-                            "a folder that is new, empty or made by dit encode", "choose another --out")
+        if path.name != LOCK and not path.name.startswith(
+            f".{ENCODING}."
+        ):  # what a killed process leaves
+            raise UserError(
+                f"--out {root} holds {path.name} and no {ENCODING}",
+                "a folder that is new, empty or made by dit encode",
+                "choose another --out",
+            )
 
 
 def _check_same(root: Path, encoding: Encoding) -> None:
@@ -88,12 +95,18 @@ def _check_same(root: Path, encoding: Encoding) -> None:
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # the checksum decides, wherever the file lies
     if different and {"count", "fingerprint"}.issuperset(different) and not (root / INDEX).exists():
-        raise UserError(f"the image files changed since the unfinished latents in {root} were begun "
-                        f"({found.get('count')} then, {encoding.count} now)", "files of the same names, to continue",
-                        "put back what was deleted, renamed or added, or choose another --out to begin again")
+        raise UserError(
+            f"the image files changed since the unfinished latents in {root} were begun "
+            f"({found.get('count')} then, {encoding.count} now)",
+            "files of the same names, to continue",
+            "put back what was deleted, renamed or added, or choose another --out to begin again",
+        )
     for name in different:
-        raise UserError(f"{root} holds latents with {name} {found.get(name)}, not {values[name]}",
-                        "an empty folder, or one begun with the same data and settings", "choose another --out")
+        raise UserError(
+            f"{root} holds latents with {name} {found.get(name)}, not {values[name]}",
+            "an empty folder, or one begun with the same data and settings",
+            "choose another --out",
+        )
 
 
 def is_complete(root: Path, shard: int) -> bool:
@@ -108,7 +121,9 @@ def is_complete(root: Path, shard: int) -> bool:
 
 def begun(root: Path) -> int:
     """How many shards there are up to the last, complete or not."""
-    return max((int(path.stem.removeprefix("shard-")) + 1 for path in root.glob("shard-*.json")), default=0)
+    return max(
+        (int(path.stem.removeprefix("shard-")) + 1 for path in root.glob("shard-*.json")), default=0
+    )
 
 
 def read_note(root: Path, shard: int) -> dict[str, Any]:
@@ -116,8 +131,13 @@ def read_note(root: Path, shard: int) -> dict[str, Any]:
     return read_json(_note_path(root, shard))
 
 
-def write_shard(root: Path, shard: int, batches: Iterable[Tensor], view: tuple[int, ...],
-                more: Callable[[], dict[str, Any]] = dict) -> None:
+def write_shard(
+    root: Path,
+    shard: int,
+    batches: Iterable[Tensor],
+    view: tuple[int, ...],
+    more: Callable[[], dict[str, Any]] = dict,
+) -> None:
     """Write one shard, which appears when it is whole.
 
     Args:
@@ -143,8 +163,14 @@ def write_shard(root: Path, shard: int, batches: Iterable[Tensor], view: tuple[i
     write_json(_note_path(root, shard), note | statistics | more())
 
 
-def write_index(root: Path, encoding: Encoding, shards: int, classes: list[str], labels: Iterable[np.ndarray],
-                shape: tuple[int, int, int]) -> int:
+def write_index(
+    root: Path,
+    encoding: Encoding,
+    shards: int,
+    classes: list[str],
+    labels: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+) -> int:
     """Finish the folder, once all shards are complete.
 
     Args:
@@ -161,13 +187,22 @@ def write_index(root: Path, encoding: Encoding, shards: int, classes: list[str],
         count = _write_array(beside, labels, np.dtype(np.int64), ())
     assert count == sum(note["count"] for note in notes), "a label for each image"
     listed = [{key: note[key] for key in ("file", "count", "sha256")} for note in notes]
-    index = {"count": count, "shape": shape, "classes": classes, "mean": mean.tolist(), "std": std.tolist(),
-             "labels_sha256": sha256(root / LABELS), "shards": listed}
+    index = {
+        "count": count,
+        "shape": shape,
+        "classes": classes,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "labels_sha256": sha256(root / LABELS),
+        "shards": listed,
+    }
     write_json(root / INDEX, dataclasses.asdict(encoding) | index)
     return count
 
 
-def _write_array(file: Path, parts: Iterable[np.ndarray], dtype: np.dtype, row: tuple[int, ...]) -> int:
+def _write_array(
+    file: Path, parts: Iterable[np.ndarray], dtype: np.dtype, row: tuple[int, ...]
+) -> int:
     """An .npy file from its parts [n, *row], of which only one is in memory; how many rows it has."""
     count = 0
     with file.open("wb") as opened:
@@ -185,7 +220,9 @@ def _write_array(file: Path, parts: Iterable[np.ndarray], dtype: np.dtype, row: 
 
 def _write_header(opened: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
     descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(opened, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        opened, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
 
 
 def holds_latents(root: Path) -> bool:

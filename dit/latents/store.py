@@ -35,7 +35,9 @@ class Latents(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]: ...  # (C, h, w)
 
-    def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor: ...  # int64 [B], bool [B] -> [B, 2C, h, w]
+    def read(
+        self, indices: np.ndarray, flip: np.ndarray
+    ) -> Tensor: ...  # int64 [B], bool [B] -> [B, 2C, h, w]
 
     def statistics(self) -> tuple[Tensor, Tensor]: ...  # mean [C] and deviation [C] of drawn z
 
@@ -74,12 +76,16 @@ class LatentStore:
         if not kept:
             raise UserError(f"all shards of {root} are damaged", "one that is not", AGAIN)
         self._view = _view(index)
-        self._files = [_check_size(self.root / shard["file"], (shard["count"], *self._view)) for shard in kept]
+        self._files = [
+            _check_size(self.root / shard["file"], (shard["count"], *self._view)) for shard in kept
+        ]
         self._ends = np.cumsum([shard["count"] for shard in kept])
         self._open = lru_cache(MOST_OPEN)(ShardFile)
         self.labels = _open_array(self.root / LABELS, (index["count"],), "<i8")
         if without:
-            self.labels = np.concatenate([self.labels[part] for part in _parts(index["shards"], without)])
+            self.labels = np.concatenate(
+                [self.labels[part] for part in _parts(index["shards"], without)]
+            )
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         """Moments float16 [B, 2C, h, w] of samples [B], those mirrored where `flip` [B] says so."""
@@ -94,7 +100,11 @@ class LatentStore:
         places = moments.reshape(len(moments), -1).view(np.uint8)
         for part in np.split(np.arange(len(rows)), range(MOST_OPEN, len(rows), MOST_OPEN)):
             wanted = [(self._open(self._files[shards[i]]), int(starts[i]), places[i]) for i in part]
-            for file, start, _ in wanted:  # all of them at once, so that the disk need not wait for us
+            for (
+                file,
+                start,
+                _,
+            ) in wanted:  # all of them at once, so that the disk need not wait for us
                 file.announce(start, size)
             for file, start, place in wanted:
                 file.read(start, place)
@@ -107,8 +117,11 @@ class LatentStore:
     def _check_labels(self, indices: np.ndarray) -> None:
         labels, last = self.labels[indices], max(0, len(self.classes) - 1)
         if len(labels) and not 0 <= labels.min() <= labels.max() <= last:
-            raise UserError(f"{self.root / LABELS} holds labels {labels.min()} to {labels.max()}", f"0 to {last}",
-                            AGAIN)
+            raise UserError(
+                f"{self.root / LABELS} holds labels {labels.min()} to {labels.max()}",
+                f"0 to {last}",
+                AGAIN,
+            )
 
 
 class ShardFile:
@@ -133,10 +146,15 @@ class ShardFile:
         try:
             count = os.preadv(self._descriptor, [place.data], HEADER + start)
         except OSError as error:
-            raise UserError(f"{self._path} can not be read before byte {end:,} ({error.strerror})",
-                            "an intact disk", DAMAGED) from error
+            raise UserError(
+                f"{self._path} can not be read before byte {end:,} ({error.strerror})",
+                "an intact disk",
+                DAMAGED,
+            ) from error
         if count != len(place):
-            raise UserError(f"{self._path} breaks off before byte {end:,}", "all of its latents", DAMAGED)
+            raise UserError(
+                f"{self._path} breaks off before byte {end:,}", "all of its latents", DAMAGED
+            )
 
 
 @dataclass(frozen=True)
@@ -159,7 +177,9 @@ def damaged_shards(root: str | Path, quiet: bool = False) -> list[Damage]:
     files = [(shard["file"], shard["count"], shard["sha256"]) for shard in index["shards"]]
     files += [(LABELS, index["count"], index["labels_sha256"])] if "labels_sha256" in index else []
     size = sum(_size(root / name) for name, _, _ in files)
-    with tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, desc="verify", disable=quiet) as bar:
+    with tqdm(
+        total=size, unit="B", unit_scale=True, unit_divisor=1024, desc="verify", disable=quiet
+    ) as bar:
         found = []
         for name, count, expected in files:
             if reason := _difference(root / name, expected):
@@ -192,8 +212,11 @@ def _view(index: dict[str, Any]) -> tuple[int, int, int, int]:
 def _parts(shards: list[dict[str, Any]], without: Collection[str]) -> list[slice]:
     """Where the samples of the remaining shards lie among all samples."""
     ends = np.cumsum([shard["count"] for shard in shards]).tolist()
-    return [slice(end - shard["count"], end) for shard, end in zip(shards, ends, strict=True)
-            if shard["file"] not in without]
+    return [
+        slice(end - shard["count"], end)
+        for shard, end in zip(shards, ends, strict=True)
+        if shard["file"] not in without
+    ]
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -204,14 +227,27 @@ def read_index(root: Path) -> dict[str, Any]:
     """
     if (root / INDEX).is_file():
         index = {"captions": False, **read_json(root / INDEX)}
-        names = {field.name for field in dataclasses.fields(Encoding)} | {"shape", "classes", "mean", "std", "shards"}
+        names = {field.name for field in dataclasses.fields(Encoding)} | {
+            "shape",
+            "classes",
+            "mean",
+            "std",
+            "shards",
+        }
         if lacks := sorted(names - index.keys()):
-            raise UserError(f"{root / INDEX} is damaged (no {lacks[0]})", f"{len(names)} entries", AGAIN)
+            raise UserError(
+                f"{root / INDEX} is damaged (no {lacks[0]})", f"{len(names)} entries", AGAIN
+            )
         return index
     if holds_latents(root):
-        raise UserError(f"the latents in {root} are unfinished", f"{INDEX}, which `dit encode` writes at the end",
-                        "run dit encode again to finish")
-    raise UserError(f"{root} is not a folder of latents", "a folder written by `dit encode`", "check the path")
+        raise UserError(
+            f"the latents in {root} are unfinished",
+            f"{INDEX}, which `dit encode` writes at the end",
+            "run dit encode again to finish",
+        )
+    raise UserError(
+        f"{root} is not a folder of latents", "a folder written by `dit encode`", "check the path"
+    )
 
 
 def _check_size(path: Path, shape: tuple[int, ...]) -> Path:
@@ -228,7 +264,11 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: str, do: str = AGAIN)
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is missing or damaged ({error})", f"an array {list(shape)}", do) from error
+        raise UserError(
+            f"{path} is missing or damaged ({error})", f"an array {list(shape)}", do
+        ) from error
     if array.shape != shape or array.dtype != np.dtype(dtype):
-        raise UserError(f"{path} holds {array.dtype} {list(array.shape)}", f"{dtype} {list(shape)}", do)
+        raise UserError(
+            f"{path} holds {array.dtype} {list(array.shape)}", f"{dtype} {list(shape)}", do
+        )
     return array

@@ -20,7 +20,9 @@ def attention_maps(network: DiT, layers: Sequence[int]) -> Iterator[dict[int, Te
         for layer in layers:
             attention: Any = network.blocks[layer].attn
 
-            def keep(module: object, inputs: object, weights: Tensor, layer: int = layer) -> None:  # [B, heads, T, T]
+            def keep(
+                module: object, inputs: object, weights: Tensor, layer: int = layer
+            ) -> None:  # [B, heads, T, T]
                 maps[layer] = weights.float().mean(dim=1)
 
             after.callback(setattr, attention, "fused_attn", attention.fused_attn)
@@ -37,7 +39,12 @@ def text_maps(network: DiT, layers: Sequence[int]) -> Iterator[dict[int, Tensor]
         for layer in layers:
             attention: Any = network.blocks[layer].text_attn
 
-            def keep(module: Any, inputs: tuple[Tensor, Tensor, Tensor], output: object, layer: int = layer) -> None:
+            def keep(
+                module: Any,
+                inputs: tuple[Tensor, Tensor, Tensor],
+                output: object,
+                layer: int = layer,
+            ) -> None:
                 x, tokens, mask = inputs
                 q, k, _ = module.heads(x, tokens)
                 maps[layer] = module.weights(q.float(), k.float(), mask).mean(dim=1)

@@ -38,7 +38,9 @@ class Cached(nn.Module):
         every: 2 or more.
     """
 
-    def __init__(self, full: Callable[..., tuple[Tensor, Tensor]], short: Callable[..., Tensor], every: int):
+    def __init__(
+        self, full: Callable[..., tuple[Tensor, Tensor]], short: Callable[..., Tensor], every: int
+    ):
         super().__init__()
         self.full, self.short, self.every, self.age = full, short, every, 0
         self.change: Tensor | None = None

@@ -19,13 +19,28 @@ class Classifier(PatchTransformer):
     """
 
     def __init__(
-        self, *, input_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
-        num_heads: int, num_classes: int,
+        self,
+        *,
+        input_size: int | tuple[int, int],
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        num_classes: int,
     ):
         if num_classes < 2:
-            raise UserError(f"a classifier of {num_classes} class{'es' * (num_classes != 1)}", "2 classes or more",
-                            "train it on data with classes")
-        super().__init__(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
+            raise UserError(
+                f"a classifier of {num_classes} class{'es' * (num_classes != 1)}",
+                "2 classes or more",
+                "train it on data with classes",
+            )
+        super().__init__(
+            input_size=input_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+        )
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.head = nn.Linear(hidden_size, num_classes)

@@ -3,7 +3,6 @@
 B images, T tokens, D features, S tokens of a condition.
 """
 
-
 import torch
 from einops import rearrange
 from timm.layers import use_fused_attn
@@ -43,7 +42,9 @@ class TextBlock(DiTBlock):
         self.text_attn = CrossAttention(hidden_size, num_heads)
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c.vector)[:, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c.vector)[
+            :, None
+        ].chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
         x = x + self.text_attn(x, c.tokens, c.mask)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))

@@ -34,7 +34,9 @@ class Block(nn.Module):
         gelu: Any = partial(nn.GELU, approximate="tanh")
         self.mlp = Mlp(hidden_size, 4 * hidden_size, act_layer=gelu)
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:  # [B, T, D] -> [B, T, D], as in all blocks
+    def forward(
+        self, x: Tensor, c: Condition
+    ) -> Tensor:  # [B, T, D] -> [B, T, D], as in all blocks
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -47,7 +49,9 @@ class AdaLNBlock(Block):
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__(hidden_size, num_heads)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, self.regressed * hidden_size))
+        self.adaLN_modulation = nn.Sequential(
+            nn.SiLU(), nn.Linear(hidden_size, self.regressed * hidden_size)
+        )
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
         shift1, scale1, shift2, scale2 = self.adaLN_modulation(c.vector)[:, None].chunk(4, dim=-1)
@@ -61,7 +65,9 @@ class DiTBlock(AdaLNBlock):
     regressed = 6
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c.vector)[:, None].chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c.vector)[
+            :, None
+        ].chunk(6, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
@@ -112,25 +118,38 @@ class PatchTransformer(nn.Module):
         UserError: a patch that does not divide the latent.
     """
 
-    def __init__(self, *, input_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int):
+    def __init__(
+        self,
+        *,
+        input_size: int | tuple[int, int],
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+    ):
         super().__init__()
         self.patch_size = patch_size
         self.grid = self._grid(input_size)
         self.x_embedder = PatchEmbed(None, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
-        self.pos_embed = nn.Parameter(position_embedding(hidden_size, self.grid)[None], requires_grad=False)
+        self.pos_embed = nn.Parameter(
+            position_embedding(hidden_size, self.grid)[None], requires_grad=False
+        )
 
     def init_weights(self) -> None:
         """All initial weights (2212.09748, section 3.2 and the release); each parameter falls under one rule."""
         for name, parameter in self.named_parameters():
-            if name.endswith(ZERO):  # adaLN-Zero: a fresh block is the identity, a fresh network says zero
+            if name.endswith(
+                ZERO
+            ):  # adaLN-Zero: a fresh block is the identity, a fresh network says zero
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 1:
                 nn.init.ones_(parameter)  # scale of a norm that is not adaptive
             elif name.startswith(("t_embedder.", "y_embedder.")):
                 nn.init.normal_(parameter, std=0.02)
             elif name != "pos_embed":
-                nn.init.xavier_uniform_(parameter.flatten(1))  # flat, so that the patch convolution counts as linear
+                nn.init.xavier_uniform_(
+                    parameter.flatten(1)
+                )  # flat, so that the patch convolution counts as linear
 
     def tokens(self, x: Tensor) -> Tensor:
         """Noisy latents [B, C, H, W] -> patches in their positions [B, T, D]."""
@@ -140,8 +159,11 @@ class PatchTransformer(nn.Module):
         """Tokens along each axis."""
         height, width = to_2tuple(input_size)
         if height % self.patch_size or width % self.patch_size:
-            raise UserError(f"latents of {height} x {width} with patch size {self.patch_size}",
-                            "a patch size that divides the latents", "change --model or --image-size")
+            raise UserError(
+                f"latents of {height} x {width} with patch size {self.patch_size}",
+                "a patch size that divides the latents",
+                "change --model or --image-size",
+            )
         return height // self.patch_size, width // self.patch_size
 
     def resize(self, input_size: int | tuple[int, int]) -> None:
@@ -150,7 +172,13 @@ class PatchTransformer(nn.Module):
         self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed), requires_grad=False)
 
 
-ZERO = (".bias", ".adaLN_modulation.1.weight", ".text_attn.proj.weight", "final_layer.linear.weight", "head.weight")
+ZERO = (
+    ".bias",
+    ".adaLN_modulation.1.weight",
+    ".text_attn.proj.weight",
+    "final_layer.linear.weight",
+    "head.weight",
+)
 
 SIZES: dict[str, dict[str, Any]] = {
     "Ti": dict(depth=6, hidden_size=256, num_heads=4),
@@ -182,19 +210,39 @@ class DiT(PatchTransformer):
     """
 
     def __init__(
-        self, *, input_size: int | tuple[int, int], patch_size: int, in_channels: int, hidden_size: int, depth: int,
-        num_heads: int, num_classes: int, learn_sigma: bool = False, conditioning: str = "adaln-zero",
+        self,
+        *,
+        input_size: int | tuple[int, int],
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        num_classes: int,
+        learn_sigma: bool = False,
+        conditioning: str = "adaln-zero",
         text_width: int | None = None,
     ):
-        super().__init__(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
+        super().__init__(
+            input_size=input_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            hidden_size=hidden_size,
+        )
         assert (conditioning == "text") == (text_width is not None)
         from dit.models.conditioning import CONDITIONINGS
 
         block, final_layer = CONDITIONINGS[conditioning]
         self.conditioning = conditioning
-        self.y_embedder = nn.Linear(text_width, hidden_size) if text_width else LabelEmbedder(num_classes, hidden_size)
+        self.y_embedder = (
+            nn.Linear(text_width, hidden_size)
+            if text_width
+            else LabelEmbedder(num_classes, hidden_size)
+        )
         self.blocks = nn.ModuleList(block(hidden_size, num_heads) for _ in range(depth))
-        self.final_layer = final_layer(hidden_size, patch_size, in_channels * (2 if learn_sigma else 1))
+        self.final_layer = final_layer(
+            hidden_size, patch_size, in_channels * (2 if learn_sigma else 1)
+        )
         self.init_weights()
 
     def condition(self, t: Tensor, y: Tensor) -> Condition:

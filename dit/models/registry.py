@@ -24,11 +24,17 @@ def check_name(name: str, conditioning: str = "adaln-zero") -> None:
     """
     if name not in NAMES:
         kinds = f"{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
-        raise UserError(f"unknown model {name!r}", f"DiT-{kinds} or UNet-{{{','.join(unet.SIZES)}}}",
-                        did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"))
+        raise UserError(
+            f"unknown model {name!r}",
+            f"DiT-{kinds} or UNet-{{{','.join(unet.SIZES)}}}",
+            did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"),
+        )
     if conditioning != "adaln-zero" and name not in DIT_NAMES:
-        raise UserError(f"--conditioning {conditioning} with --model {name}", "a DiT with --conditioning",
-                        f"drop --conditioning, or pass --model {DIT_NAMES[1]}")
+        raise UserError(
+            f"--conditioning {conditioning} with --model {name}",
+            "a DiT with --conditioning",
+            f"drop --conditioning, or pass --model {DIT_NAMES[1]}",
+        )
 
 
 def is_classifier(name: str) -> bool:
@@ -43,8 +49,15 @@ def side_multiple(name: str) -> int:
 
 
 def create_model(
-    name: str, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool = False,
-    conditioning: str = "adaln-zero", text_width: int | None = None, unet_attention: tuple[int, ...] | None = None,
+    name: str,
+    *,
+    input_size: int | tuple[int, int],
+    in_channels: int,
+    num_classes: int,
+    learn_sigma: bool = False,
+    conditioning: str = "adaln-zero",
+    text_width: int | None = None,
+    unet_attention: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`; a classifier has no variance to learn.
 
@@ -54,13 +67,18 @@ def create_model(
     """
     check_name(name, conditioning)
     family, _, size = name.partition("-")
-    shape: dict[str, Any] = dict(input_size=input_size, in_channels=in_channels, num_classes=num_classes)
+    shape: dict[str, Any] = dict(
+        input_size=input_size, in_channels=in_channels, num_classes=num_classes
+    )
     if family == "UNet":
         own = {} if unet_attention is None else {"attention_sides": unet_attention}
         network = UNet(**shape, learn_sigma=learn_sigma, **{**unet.SIZES[size], **own})
         if not set(unet_attention or ()) <= set(network.sides):
-            raise UserError(f"--unet-attention {' '.join(map(str, unet_attention or ()))} with --model {name}",
-                            f"sides of its levels: {' '.join(map(str, network.sides))}", "change --unet-attention")
+            raise UserError(
+                f"--unet-attention {' '.join(map(str, unet_attention or ()))} with --model {name}",
+                f"sides of its levels: {' '.join(map(str, network.sides))}",
+                "change --unet-attention",
+            )
         return network
     size, _, patch = size.partition("/")
     shape |= dict(patch_size=int(patch), **SIZES[size])
@@ -74,7 +92,11 @@ def structure(network: nn.Module) -> str:
     if isinstance(network, UNet):
         return f"U-Net of {network.halvings + 1} levels"
     assert isinstance(network, PatchTransformer)
-    kind = f"Diffusion Transformer, {network.conditioning} conditioning" if isinstance(network, DiT) else "classifier"
+    kind = (
+        f"Diffusion Transformer, {network.conditioning} conditioning"
+        if isinstance(network, DiT)
+        else "classifier"
+    )
     (height, width), patch = network.grid, network.patch_size
     return f"{kind}, {height * width} tokens of {patch} x {patch} latents"
 
@@ -92,7 +114,9 @@ def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
         sizes: as `create_model` takes them.
     """
     with torch.device("meta"):
-        return multiply_adds_of(create_model(name, **sizes), blank_inputs(name, 1, text_tokens, **sizes))
+        return multiply_adds_of(
+            create_model(name, **sizes), blank_inputs(name, 1, text_tokens, **sizes)
+        )
 
 
 def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -106,7 +130,10 @@ def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 def blank_inputs(name: str, batch: int, text_tokens: int = 0, **sizes: Any) -> tuple[Tensor, ...]:
     """What a network made by `create_model(name, **sizes)` takes, as zeros; of text so many tokens."""
-    x, t = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"])), torch.zeros(batch)
+    x, t = (
+        torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"])),
+        torch.zeros(batch),
+    )
     if is_classifier(name):
         return x, t
     if width := sizes.get("text_width"):
@@ -121,7 +148,10 @@ def split_name(name: str) -> tuple[str, int]:
         UserError: no DiT, with the nearest names.
     """
     if name not in DIT_NAMES:
-        raise UserError(f"unknown model {name!r}", f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
-                        did_you_mean(name, DIT_NAMES))
+        raise UserError(
+            f"unknown model {name!r}",
+            f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
+            did_you_mean(name, DIT_NAMES),
+        )
     size, patch = name.removeprefix("DiT-").split("/")
     return size, int(patch)

@@ -37,8 +37,15 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, *, input_size: int | tuple[int, int], in_channels: int, num_classes: int, learn_sigma: bool = False,
-        block_out_channels: tuple[int, ...], layers_per_block: int, attention_sides: tuple[int, ...],
+        self,
+        *,
+        input_size: int | tuple[int, int],
+        in_channels: int,
+        num_classes: int,
+        learn_sigma: bool = False,
+        block_out_channels: tuple[int, ...],
+        layers_per_block: int,
+        attention_sides: tuple[int, ...],
     ):
         from diffusers import UNet2DModel
 
@@ -49,9 +56,13 @@ class UNet(nn.Module):
         attends = ["Attn" if side in attention_sides else "" for side in self.sides]
         self.y_embedder = LabelEmbedder(num_classes, 4 * block_out_channels[0])
         self.unet: Any = UNet2DModel(
-            in_channels=in_channels, out_channels=in_channels * (2 if learn_sigma else 1),
-            block_out_channels=block_out_channels, layers_per_block=layers_per_block, class_embed_type="identity",
-            attention_head_dim=32, down_block_types=tuple(f"{kind}DownBlock2D" for kind in attends),
+            in_channels=in_channels,
+            out_channels=in_channels * (2 if learn_sigma else 1),
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            class_embed_type="identity",
+            attention_head_dim=32,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in attends),
             up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(attends)),
         )
         self.init_weights()
@@ -72,8 +83,11 @@ class UNet(nn.Module):
         height, width = to_2tuple(input_size)
         multiple = 2**self.halvings
         if height % multiple or width % multiple:
-            raise UserError(f"{height} x {width} for a U-Net of {self.halvings + 1} levels",
-                            f"multiples of {multiple}", "change --model or --image-size")
+            raise UserError(
+                f"{height} x {width} for a U-Net of {self.halvings + 1} levels",
+                f"multiples of {multiple}",
+                "change --model or --image-size",
+            )
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Noisy images or latents [B, C, H, W], times [B], class ids [B] -> [B, C or 2C, H, W]."""

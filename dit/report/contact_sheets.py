@@ -18,7 +18,9 @@ CLOSEST, THUMBNAIL = 10, 64
 
 def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
     """Names of classes, spread over all, and the first samples of each; without labels the first samples, in rows."""
-    columns = max(1, min(COLUMNS, WIDTH // (samples.size[1] * pictures.fitting_scale(max(samples.size)))))
+    columns = max(
+        1, min(COLUMNS, WIDTH // (samples.size[1] * pictures.fitting_scale(max(samples.size))))
+    )
     if samples.labels is None:
         columns = min(columns, len(samples))
         rows = min(columns, len(samples) // columns)
@@ -26,7 +28,9 @@ def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
     places: dict[str, list[int]] = {}
     for i, label in enumerate(samples.labels):
         places.setdefault(label, []).append(i)
-    ordered = sorted(places, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    ordered = sorted(
+        places, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+    )
     names = pictures.spread(ordered, CLASSES)
     columns = min(columns, *(len(places[name]) for name in names)) if len(names) > 1 else columns
     return names, [places[name][:columns] for name in names]
@@ -37,7 +41,9 @@ def draw_grid(samples: ImageSet, largest: int | None = None) -> Image.Image:
     names, rows = by_class(samples)
     shown = samples.stack([i for row in rows for i in row])
     shown = shown if largest is None else bring_down(shown, largest)
-    return pictures.grid(shown, names or None, len(rows[0]), pictures.fitting_scale(max(shown.shape[-2:])))
+    return pictures.grid(
+        shown, names or None, len(rows[0]), pictures.fitting_scale(max(shown.shape[-2:]))
+    )
 
 
 def draw_nearest(samples: ImageSet, found: Memorisation) -> Image.Image:
@@ -48,13 +54,20 @@ def draw_nearest(samples: ImageSet, found: Memorisation) -> Image.Image:
     labels: list[str] = []
     for r, row in enumerate(rows):
         lines += _with_nearest(samples, found, row, place)
-        labels += [names[r] if names else "samples", *(f"by {likeness.by}" for likeness in found.likenesses)]
-    return pictures.grid(torch.cat(lines), labels, len(rows[0]), pictures.fitting_scale(lines[0].shape[-1]))
+        labels += [
+            names[r] if names else "samples",
+            *(f"by {likeness.by}" for likeness in found.likenesses),
+        ]
+    return pictures.grid(
+        torch.cat(lines), labels, len(rows[0]), pictures.fitting_scale(lines[0].shape[-1])
+    )
 
 
 def draw_closest(samples: ImageSet, found: Memorisation) -> Image.Image:
     """The samples most like a training image, by any measure, in the manner of `draw_nearest`."""
-    ratio = torch.stack([likeness.distances / max(likeness.threshold, 1e-12) for likeness in found.likenesses])
+    ratio = torch.stack(
+        [likeness.distances / max(likeness.threshold, 1e-12) for likeness in found.likenesses]
+    )
     chosen = ratio.min(dim=0).values.argsort()[:CLOSEST].tolist()
     place = {int(sample): i for i, sample in enumerate(found.samples)}
     shown = [int(found.samples[i]) for i in chosen]
@@ -63,9 +76,14 @@ def draw_closest(samples: ImageSet, found: Memorisation) -> Image.Image:
     return pictures.grid(lines, labels, len(shown), pictures.fitting_scale(lines.shape[-1]))
 
 
-def _with_nearest(samples: ImageSet, found: Memorisation, shown: Sequence[int], place: dict[int, int]) -> list[Tensor]:
+def _with_nearest(
+    samples: ImageSet, found: Memorisation, shown: Sequence[int], place: dict[int, int]
+) -> list[Tensor]:
     nearest = [[int(likeness.indices[place[i]]) for i in shown] for likeness in found.likenesses]
-    return [bring_down(images, THUMBNAIL) for images in (samples.stack(shown), *map(found.training.stack, nearest))]
+    return [
+        bring_down(images, THUMBNAIL)
+        for images in (samples.stack(shown), *map(found.training.stack, nearest))
+    ]
 
 
 def bring_down(images: Tensor, largest: int) -> Tensor:

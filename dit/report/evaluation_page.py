@@ -122,7 +122,11 @@ def to_json(report: Report) -> dict[str, Any]:
 def _score_json(report: Report, name: str) -> dict[str, Any]:
     floor, interval = report.floor.get(name), report.intervals.get(name)
     return {
-        **{key: value for key, value in dataclasses.asdict(report.scores[name]).items() if key != "name"},
+        **{
+            key: value
+            for key, value in dataclasses.asdict(report.scores[name]).items()
+            if key != "name"
+        },
         "interval": interval and list(interval),
         "floor": floor and dataclasses.asdict(floor),
     }
@@ -161,13 +165,18 @@ def rows(report: Report) -> list[Row]:
     """The headline table, network by network."""
     found = [_digits_row(report.digits)] if report.digits else []
     found += [_score_row(report, name) for name in report.scores]
-    order = {network: place for place, network in reversed([*enumerate(row.network for row in found)])}
+    order = {
+        network: place for place, network in reversed([*enumerate(row.network for row in found)])
+    }
     return sorted(found, key=lambda row: order[row.network])
 
 
 def groups(report: Report) -> list[tuple[str, list[Row]]]:
     """The headline table in parts, one for each feature network."""
-    return [(network, [*found]) for network, found in itertools.groupby(rows(report), key=lambda row: row.network)]
+    return [
+        (network, [*found])
+        for network, found in itertools.groupby(rows(report), key=lambda row: row.network)
+    ]
 
 
 class ScoreName(NamedTuple):
@@ -181,7 +190,11 @@ class ScoreName(NamedTuple):
 def parse(score: str) -> ScoreName:
     """A score's name in parts; Inception's scores have the plain names. What is no score's name is all kind."""
     found = re.fullmatch(r"([^\s(]+)(?:\((.+?)\))?(?: \((.+)\))?", score)
-    return ScoreName(found[1], found[2] or INCEPTION, found[3] or "") if found else ScoreName(score, INCEPTION, "")
+    return (
+        ScoreName(found[1], found[2] or INCEPTION, found[3] or "")
+        if found
+        else ScoreName(score, INCEPTION, "")
+    )
 
 
 def _score_row(report: Report, name: str) -> Row:
@@ -233,7 +246,12 @@ def _count(samples: int, reference: int | None) -> str:
     return f"{samples:,}" if reference is None else f"{samples:,} / {reference:,}"
 
 
-def _axis(value: float, interval: tuple[float, float] | None, floor: tuple[float, float] | None, better: str) -> Axis:
+def _axis(
+    value: float,
+    interval: tuple[float, float] | None,
+    floor: tuple[float, float] | None,
+    better: str,
+) -> Axis:
     """From 0, or the lowest where that is negative, to 1 for shares and to a little above the highest for others."""
     marks = [0.0, value, *(interval or ()), *(floor or ())]
     low, high = min(marks), max(marks)
@@ -300,15 +318,20 @@ def show(value: Any) -> str:
 
 def essentials(report: Report) -> dict[str, str]:
     """What a number means nothing without: samples, sampler, guidance, features, reference."""
-    samples, sampling, reference = (report.protocol.get(part, {}) for part in ("samples", "sampling", "reference"))
+    samples, sampling, reference = (
+        report.protocol.get(part, {}) for part in ("samples", "sampling", "reference")
+    )
     steps = sampling.get("steps", UNKNOWN)
     networks = dict.fromkeys(parse(name).network for name in report.scores)
     return {
         "samples": " of ".join(filter(None, (_images(samples), _known(samples, "size")))),
-        "sampler": show(sampling.get("sampler", UNKNOWN)) + ("" if steps == UNKNOWN else f", {show(steps)} steps"),
+        "sampler": show(sampling.get("sampler", UNKNOWN))
+        + ("" if steps == UNKNOWN else f", {show(steps)} steps"),
         "guidance": _guidance(sampling),
         "features": ", ".join(networks),
-        "reference": ", ".join(filter(None, (show(reference.get("source", UNKNOWN)), _images(reference)))),
+        "reference": ", ".join(
+            filter(None, (show(reference.get("source", UNKNOWN)), _images(reference)))
+        ),
     }
 
 
@@ -328,7 +351,9 @@ def _guidance(sampling: dict[str, Any]) -> str:
         return UNKNOWN
     parts = _extrapolation(sampling) if scale != 1 else []
     if "classifier" in sampling:
-        parts.append(f"classifier scale {show(sampling.get('classifier_scale', UNKNOWN))} by {sampling['classifier']}")
+        parts.append(
+            f"classifier scale {show(sampling.get('classifier_scale', UNKNOWN))} by {sampling['classifier']}"
+        )
     return ", ".join(parts) or "none"
 
 
@@ -369,8 +394,10 @@ def _badness(row: ClassRow) -> tuple[float, float]:
 
 def copies(found: Memorisation) -> str:
     """Near-copies in words."""
-    return (f"By {found.by}: {found.share:.1%} of {found.checked:,} samples are near-copies of one of {found.count:,} "
-            f"images of {found.against}; of real images, {found.real_share:.1%} are as near to another one.")
+    return (
+        f"By {found.by}: {found.share:.1%} of {found.checked:,} samples are near-copies of one of {found.count:,} "
+        f"images of {found.against}; of real images, {found.real_share:.1%} are as near to another one."
+    )
 
 
 # -- Markdown ------------------------------------------------------------------------------------------------------
@@ -382,7 +409,9 @@ def to_text(report: Report) -> str:
     for row in rows(report):
         spread = f"({row.spread})" if "–" in row.spread else row.spread
         known = (f"{row.value} {spread}".strip(), with_brackets(row.floor, row.floor_of), row.count)
-        lines.append((row.name, *(known if row.value else (f"not available: {row.remark}", "", ""))))
+        lines.append(
+            (row.name, *(known if row.value else (f"not available: {row.remark}", "", "")))
+        )
     widths = [max(len(line[i]) for line in lines if line[3]) for i in range(4)]
     widths[0] = max(len(line[0]) for line in lines)
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
@@ -391,23 +420,39 @@ def to_text(report: Report) -> str:
 def to_markdown(report: Report) -> str:
     """The report without its pictures."""
     parts = [f"# {report.title}", table(("", ""), essentials(report).items())]
-    parts += ["\n".join(f"- **Note:** {_cell(note)}" for note in report.notes)] if report.notes else []
+    parts += (
+        ["\n".join(f"- **Note:** {_cell(note)}" for note in report.notes)] if report.notes else []
+    )
     parts += ["## Scores", _scores_table(report)]
     parts += [f"## {CLASSES}", _classes_table(report.classes)] if report.classes else []
     parts += [f"## {UNCERTAINTY}", _limits_table(report.uncertainty)] if report.uncertainty else []
-    parts += [f"## {MEMORISATION}", *map(copies, report.memorisation)] if report.memorisation else []
+    parts += (
+        [f"## {MEMORISATION}", *map(copies, report.memorisation)] if report.memorisation else []
+    )
     for section, entries in report.protocol.items():
-        parts += [f"## Protocol: {section}", table(("", ""), ((name, show(v)) for name, v in entries.items()))]
+        parts += [
+            f"## Protocol: {section}",
+            table(("", ""), ((name, show(v)) for name, v in entries.items())),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
 def _scores_table(report: Report) -> str:
     head = ("score", "value", "95% or ±", "real against real", "N", "")
-    return table(head, (
-        (f"{row.name} {arrow(row.better)}", f"**{row.value}**" if row.value else "not available", row.spread,
-         with_brackets(row.floor, row.floor_of), row.count, row.remark)
-        for row in rows(report)
-    ))
+    return table(
+        head,
+        (
+            (
+                f"{row.name} {arrow(row.better)}",
+                f"**{row.value}**" if row.value else "not available",
+                row.spread,
+                with_brackets(row.floor, row.floor_of),
+                row.count,
+                row.remark,
+            )
+            for row in rows(report)
+        ),
+    )
 
 
 def _classes_table(classes: Sequence[ClassRow]) -> str:
@@ -425,12 +470,17 @@ def class_cells(row: ClassRow) -> tuple[str, str, str, str, str]:
 
 
 def _limits_table(uncertainty: Sequence[Extrapolated]) -> str:
-    return table(("score", "with so many samples", "with endlessly many, ± of the line"), map(limit_cells, uncertainty))
+    return table(
+        ("score", "with so many samples", "with endlessly many, ± of the line"),
+        map(limit_cells, uncertainty),
+    )
 
 
 def limit_cells(found: Extrapolated) -> tuple[str, str, str]:
     """An extrapolation as text: name, distances by number of samples, limit with the deviation of the line's fit."""
-    sizes = "; ".join(f"{number(d)} at {size:,}" for size, d in zip(found.sizes, found.distances, strict=True))
+    sizes = "; ".join(
+        f"{number(d)} at {size:,}" for size, d in zip(found.sizes, found.distances, strict=True)
+    )
     if found.limit is None:
         return found.name, sizes or "–", f"not available: {found.reason}"
     return found.name, sizes, f"{number(found.limit)} {_spread(None, found.deviation)}".strip()
@@ -461,18 +511,36 @@ def arrow(better: str) -> str:
 
 def to_html(report: Report) -> str:
     """The report as one page that needs nothing else."""
-    return render("report.html.j2", report=report, groups=groups(report), essentials=essentials(report),
-                  classes=class_table(report.classes), sections=[*dict.fromkeys((*SECTIONS, *report.figures))])
+    return render(
+        "report.html.j2",
+        report=report,
+        groups=groups(report),
+        essentials=essentials(report),
+        classes=class_table(report.classes),
+        sections=[*dict.fromkeys((*SECTIONS, *report.figures))],
+    )
 
 
 def render(template: str, *folders: Path, **values: Any) -> str:
     """A page from a template of these folders or this one, which knows this module's ways of showing values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    pages = Environment(loader=FileSystemLoader([*folders, Path(__file__).parent]), autoescape=True,
-                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"show": show, "embed": embed, "number": number, "arrow": arrow, "copies": copies,
-                      "class_cells": class_cells, "limit_cells": limit_cells}
+    pages = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {
+        "show": show,
+        "embed": embed,
+        "number": number,
+        "arrow": arrow,
+        "copies": copies,
+        "class_cells": class_cells,
+        "limit_cells": limit_cells,
+    }
     return pages.get_template(template).render(**values)
 
 

@@ -66,9 +66,13 @@ def accuracy_by_time(found: Mapping[float, float], classes: int, title: str) -> 
     """How often a classifier names the class, over time: 0 is data, 1 is noise; beside what guessing would give."""
     figure = new_figure(6.4, 3.8)
     axis = new_axis(figure, "time: 0 is data, 1 is noise")
-    draw_line(axis, 0, "accuracy", [(time, 100 * share, None, None) for time, share in found.items()])
+    draw_line(
+        axis, 0, "accuracy", [(time, 100 * share, None, None) for time, share in found.items()]
+    )
     axis.axhline(100 / classes, color=SOFT, linewidth=1.0, linestyle=(0, (2, 3)), label="guessing")
-    axis.set_title(f"classes told of noised training images, {title}", fontsize=10.5, color=INK, loc="left")
+    axis.set_title(
+        f"classes told of noised training images, {title}", fontsize=10.5, color=INK, loc="left"
+    )
     axis.set_ylabel("%", color=SOFT)
     axis.set_ylim(0, 103)
     axis.legend(frameon=False, fontsize=9, labelcolor=INK)
@@ -83,8 +87,15 @@ def draw_line(axis: Any, place: int, label: str, points: Iterable[Point]) -> Non
     x, y, low, high = np.array(sorted(points, key=lambda p: p[0]), dtype=float).reshape(-1, 4).T
     colour = COLOURS[place % len(COLOURS)]
     axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-    axis.plot(x, y, color=colour, marker=MARKERS[place % len(MARKERS)], markersize=5, linewidth=1.8,
-              label=_shorten(label))
+    axis.plot(
+        x,
+        y,
+        color=colour,
+        marker=MARKERS[place % len(MARKERS)],
+        markersize=5,
+        linewidth=1.8,
+        label=_shorten(label),
+    )
 
 
 def _extrapolation(axis: Any, one: Extrapolated) -> None:
@@ -94,9 +105,25 @@ def _extrapolation(axis: Any, one: Extrapolated) -> None:
     ends = np.array([0, x.max()])
     axis.plot(ends, one.limit + slope * ends, "--", color=COLOURS[0], linewidth=1.3)
     axis.plot(x, y, "o", color=COLOURS[0], markersize=5)
-    axis.errorbar(0, one.limit, one.deviation, fmt="D", color=COLOURS[1], markersize=6, capsize=4, clip_on=False)
-    axis.annotate(number(one.limit), (0, one.limit), (9, -3), textcoords="offset points", va="top", color=COLOURS[1],
-                  fontweight="bold")
+    axis.errorbar(
+        0,
+        one.limit,
+        one.deviation,
+        fmt="D",
+        color=COLOURS[1],
+        markersize=6,
+        capsize=4,
+        clip_on=False,
+    )
+    axis.annotate(
+        number(one.limit),
+        (0, one.limit),
+        (9, -3),
+        textcoords="offset points",
+        va="top",
+        color=COLOURS[1],
+        fontweight="bold",
+    )
     axis.set_title(_shorten(one.name, 40), fontsize=10.5, color=INK, loc="left")
     axis.margins(y=0.18)
     axis.set_xlim(0, 1.08 * x.max())
@@ -105,7 +132,9 @@ def _extrapolation(axis: Any, one: Extrapolated) -> None:
 
 def _training(axis: Any, name: str, points: Sequence[tuple[float, float]]) -> None:
     lower = parse(name).kind in DISTANCES
-    axis.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.6)
+    axis.plot(
+        *zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.6
+    )
     title = f"{_shorten(name, 40)} {arrow('lower' if lower else 'higher')}"
     axis.set_title(title, fontsize=10.5, color=INK, loc="left")
     axis.margins(y=0.2)
@@ -115,13 +144,31 @@ def _training(axis: Any, name: str, points: Sequence[tuple[float, float]]) -> No
 
 def mark(axis: Any, point: tuple[float, float], text: str) -> None:
     """A ring around a point, its text to the side where there is room."""
-    axis.plot(*point, "o", markersize=13, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.4, zorder=5)
+    axis.plot(
+        *point,
+        "o",
+        markersize=13,
+        markerfacecolor="none",
+        markeredgecolor=INK,
+        markeredgewidth=1.4,
+        zorder=5,
+    )
     axis.autoscale_view()
     across, up = axis.transAxes.inverted().transform(axis.transData.transform(point))
-    shift, align = ((11, "left") if across < 0.6 else (-11, "right"))
-    axis.annotate(text, point, (shift, 9 if up < 0.85 else -9), textcoords="offset points", ha=align, color=INK,
-                  va="bottom" if up < 0.85 else "top", fontsize=9, fontweight="bold", zorder=6,
-                  bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0})
+    shift, align = (11, "left") if across < 0.6 else (-11, "right")
+    axis.annotate(
+        text,
+        point,
+        (shift, 9 if up < 0.85 else -9),
+        textcoords="offset points",
+        ha=align,
+        color=INK,
+        va="bottom" if up < 0.85 else "top",
+        fontsize=9,
+        fontweight="bold",
+        zorder=6,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+    )
 
 
 # -- ticks, frames, pixels -----------------------------------------------------------------------------------------

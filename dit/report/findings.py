@@ -55,7 +55,9 @@ class Comparison:
     training: TrainingImages | str
 
 
-def build_report(made: Comparison, run: Path | None, title: str, resamples: int, device: torch.device) -> Report:
+def build_report(
+    made: Comparison, run: Path | None, title: str, resamples: int, device: torch.device
+) -> Report:
     """Everything that is computed from features, and the pictures.
 
     Args:
@@ -64,35 +66,67 @@ def build_report(made: Comparison, run: Path | None, title: str, resamples: int,
     if made.reference.digits:
         made = dataclasses.replace(made, samples=_digits_by_name(made.samples))
     scores = score(made.found, made.standard, [n.name for n in made.networks], device)
-    digits = _recognise(made.samples) if made.reference.digits and not without_classes(made.settings) else None
+    digits = (
+        _recognise(made.samples)
+        if made.reference.digits and not without_classes(made.settings)
+        else None
+    )
     limits, intervals = _uncertainty(made, scores, resamples)
     copies = _copies(made, device)
-    record = protocol(made.samples, made.found.digest, made.settings, made.reference, made.standard.digest,
-                      made.networks, device, resamples)
-    notes = [f"The weights of {n.name} are not the published ones (SHA-256 {n.checksum[:8]}): no published FID is "
-             "of them." for n in made.networks if n.name == INCEPTION and not n.checksum.startswith(INCEPTION_SHA256)]
+    record = protocol(
+        made.samples,
+        made.found.digest,
+        made.settings,
+        made.reference,
+        made.standard.digest,
+        made.networks,
+        device,
+        resamples,
+    )
+    notes = [
+        f"The weights of {n.name} are not the published ones (SHA-256 {n.checksum[:8]}): no published FID is "
+        "of them."
+        for n in made.networks
+        if n.name == INCEPTION and not n.checksum.startswith(INCEPTION_SHA256)
+    ]
     if isinstance(copies, str):
         notes.append(f"Copies of training images were not looked for: {copies}.")
-    return Report(title, scores, made.standard.floor, record, intervals, digits, _class_rows(made, digits), limits,
-                  [] if isinstance(copies, str) else _near_copies(copies),
-                  _figures(made, limits, copies, run), notes)
+    return Report(
+        title,
+        scores,
+        made.standard.floor,
+        record,
+        intervals,
+        digits,
+        _class_rows(made, digits),
+        limits,
+        [] if isinstance(copies, str) else _near_copies(copies),
+        _figures(made, limits, copies, run),
+        notes,
+    )
 
 
-def _uncertainty(made: Comparison, scores: dict[str, Score], resamples: int
-                 ) -> tuple[list[Extrapolated], dict[str, tuple[float, float]]]:
+def _uncertainty(
+    made: Comparison, scores: dict[str, Score], resamples: int
+) -> tuple[list[Extrapolated], dict[str, tuple[float, float]]]:
     """Of every network's Fréchet distance: its extrapolation, and its interval by the name of the score."""
     limits: list[Extrapolated] = []
     intervals: dict[str, tuple[float, float]] = {}
     for network in made.networks:
         name, *_ = metrics.score_names(network.name)
-        target, values = made.standard.targets[network.name].gaussian, made.found.networks[network.name].values
+        target, values = (
+            made.standard.targets[network.name].gaussian,
+            made.found.networks[network.name].values,
+        )
         value = scores[name].value
         if target is None or value is None:
             continue
         found = uncertainty.extrapolate(values, target)
         limits.append(Extrapolated(name, **dataclasses.asdict(found)))
         if resamples:
-            intervals[name] = uncertainty.interval(value, uncertainty.bootstrap(values, target, resamples))
+            intervals[name] = uncertainty.interval(
+                value, uncertainty.bootstrap(values, target, resamples)
+            )
     return limits, intervals
 
 
@@ -106,12 +140,16 @@ def _digits_by_name(samples: ImageSet) -> ImageSet:
 def _recognise(samples: ImageSet) -> report.Digits:
     """How many samples show the digit they should, if it is known which."""
     if samples.labels is None:
-        return report.Digits(reason="the samples have no labels (labels.csv, class folders, or arr_1)")
+        return report.Digits(
+            reason="the samples have no labels (labels.csv, class folders, or arr_1)"
+        )
     strange = set(samples.labels) - {str(i) for i in range(10)}
     if strange:
         return report.Digits(reason=f"label {min(strange)!r} is no digit from 0 to 9")
     images = samples.stack(range(len(samples)))
-    return report.Digits(svm_accuracy(images, [int(label) for label in samples.labels]), svm_floor())
+    return report.Digits(
+        svm_accuracy(images, [int(label) for label in samples.labels]), svm_floor()
+    )
 
 
 def _class_rows(made: Comparison, digits: report.Digits | None) -> list[ClassRow]:
@@ -121,7 +159,9 @@ def _class_rows(made: Comparison, digits: report.Digits | None) -> list[ClassRow
     network = made.networks[0]
     features, real = made.found.networks[network.name], made.standard.targets[network.name].values
     images = made.reference.images
-    reference = Labelled(real, images.labels) if real is not None and images and images.labels else None
+    reference = (
+        Labelled(real, images.labels) if real is not None and images and images.labels else None
+    )
     recognised: dict[str, float] = {}
     if digits and digits.found:
         recognised = digits.found.per_class
@@ -137,20 +177,32 @@ def _copies(made: Comparison, device: torch.device) -> Memorisation | str:
     _, rows = contact_sheets.by_class(made.samples)
     names = [PIXELS, made.networks[0].name]
     ours = {name: made.found.networks[name].values for name in names}
-    real = TrainingImages(made.training.images, {name: made.training.values[name] for name in names})
+    real = TrainingImages(
+        made.training.images, {name: made.training.values[name] for name in names}
+    )
     return check(ours, [i for row in rows for i in row], real, device)
 
 
 def _near_copies(found: Memorisation) -> list[report.Memorisation]:
-    return [report.Memorisation(like.near_copies, SHARE, len(found.samples), found.training.name, len(found.training),
-                                like.by) for like in found.likenesses]
+    return [
+        report.Memorisation(
+            like.near_copies,
+            SHARE,
+            len(found.samples),
+            found.training.name,
+            len(found.training),
+            like.by,
+        )
+        for like in found.likenesses
+    ]
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------
 
 
-def _figures(made: Comparison, limits: list[Extrapolated], copies: Memorisation | str, run: Path | None
-             ) -> dict[str, dict[str, Image.Image]]:
+def _figures(
+    made: Comparison, limits: list[Extrapolated], copies: Memorisation | str, run: Path | None
+) -> dict[str, dict[str, Image.Image]]:
     """Section -> caption -> picture."""
     caption = "Samples by class" if made.samples.labels else "Samples"
     found = {
@@ -158,11 +210,17 @@ def _figures(made: Comparison, limits: list[Extrapolated], copies: Memorisation 
         report.TRAINING: _training_figures(run),
     }
     if any(one.limit is not None for one in limits):
-        found[report.UNCERTAINTY] = {"Distance by number of samples": figures.distance_by_size(limits)}
+        found[report.UNCERTAINTY] = {
+            "Distance by number of samples": figures.distance_by_size(limits)
+        }
     if not isinstance(copies, str):
         found[report.MEMORISATION] = {
-            "The samples most like a training image": contact_sheets.draw_closest(made.samples, copies),
-            "Samples and their nearest training images": contact_sheets.draw_nearest(made.samples, copies),
+            "The samples most like a training image": contact_sheets.draw_closest(
+                made.samples, copies
+            ),
+            "Samples and their nearest training images": contact_sheets.draw_nearest(
+                made.samples, copies
+            ),
         }
     return found
 
@@ -180,7 +238,9 @@ def _training_figures(run: Path | None) -> dict[str, Image.Image]:
     return curves
 
 
-def _drawn(draw: Callable[[list[dict[str, float]], Path], None], lines: list[dict[str, float]]) -> Image.Image:
+def _drawn(
+    draw: Callable[[list[dict[str, float]], Path], None], lines: list[dict[str, float]]
+) -> Image.Image:
     with tempfile.TemporaryDirectory() as folder:
         draw(lines, Path(folder) / "drawn.png")
         with Image.open(Path(folder) / "drawn.png") as picture:

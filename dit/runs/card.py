@@ -25,7 +25,9 @@ class NetworkSpec:
     learn_sigma: bool
     conditioning: str = "adaln-zero"
     text_width: int | None = None  # features of a token of text, with conditioning `text`
-    unet_attention: tuple[int, ...] | None = None  # sides at which a U-Net attends, where they are not its size's own
+    unet_attention: tuple[int, ...] | None = (
+        None  # sides at which a U-Net attends, where they are not its size's own
+    )
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -36,7 +38,11 @@ class NetworkSpec:
     def told(self) -> dict[str, Any]:
         """As records tell of it: without what is as it is by default, so that they outlive new fields."""
         default = {f.name: f.default for f in dataclasses.fields(self)}
-        return {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value != default[name]
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +54,13 @@ class ModelCard:
     classes: list[str]  # names of those in the data; the network may have room for more
     latent_mean: list[float] | None = None  # of --latent-norm data
     latent_std: list[float] | None = None
-    vae_sha256: str | None = None  # of the autoencoder's weights; of earlier versions' runs nobody knows
+    vae_sha256: str | None = (
+        None  # of the autoencoder's weights; of earlier versions' runs nobody knows
+    )
     text_encoder_sha256: str | None = None  # of --conditioning text
-    ema_length: float | None = None  # of weights that are a power function's average, not the decay's
+    ema_length: float | None = (
+        None  # of weights that are a power function's average, not the decay's
+    )
 
     @property
     def unconditional(self) -> bool:
@@ -70,7 +80,9 @@ class ModelCard:
     @property
     def names(self) -> list[str]:
         """Names that tell which class is which, by id: neither captions nor the bare ids of the DiT release."""
-        bare = self.config.data == RELEASE_DATA and self.classes == [str(i) for i in range(len(self.classes))]
+        bare = self.config.data == RELEASE_DATA and self.classes == [
+            str(i) for i in range(len(self.classes))
+        ]
         return [] if bare or self.network.conditioning == "text" else self.classes
 
     def class_name(self, label: int) -> str:
@@ -86,8 +98,13 @@ class ModelCard:
         """The inverse of `to_json`."""
         spec = values["network"]
         attention = spec.get("unet_attention")
-        network = NetworkSpec(**{**spec, "input_size": size_of(*sides(spec["input_size"])),
-                                 "unet_attention": None if attention is None else tuple(attention)})
+        network = NetworkSpec(
+            **{
+                **spec,
+                "input_size": size_of(*sides(spec["input_size"])),
+                "unet_attention": None if attention is None else tuple(attention),
+            }
+        )
         config = from_json(TrainConfig, values["config"])
         return ModelCard(**{**values, "config": config, "network": network})
 
@@ -99,14 +116,20 @@ class ModelCard:
             UserError: it is missing or damaged.
         """
         file = run / CONFIG
-        with reraise_as_user_error(file, "the configuration that train.py wrote", "copy it again; or, where there is a checkpoint, "
-                     f"let train.py --resume {shell_quote(run)} write it anew"):
+        with reraise_as_user_error(
+            file,
+            "the configuration that train.py wrote",
+            "copy it again; or, where there is a checkpoint, "
+            f"let train.py --resume {shell_quote(run)} write it anew",
+        ):
             return ModelCard.from_json(json.loads(file.read_text()))
 
 
 def class_mismatch(theirs: ModelCard, ours: ModelCard) -> tuple[int, str, str] | None:
     """The first class that two networks do not mean the same by: its id, and their names of it."""
-    pairs = enumerate(zip(theirs.names, ours.names, strict=False))  # one may know fewer than there is room for
+    pairs = enumerate(
+        zip(theirs.names, ours.names, strict=False)
+    )  # one may know fewer than there is room for
     return next(((label, there, here) for label, (there, here) in pairs if there != here), None)
 
 

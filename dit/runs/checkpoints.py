@@ -60,13 +60,21 @@ def is_run(folder: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    return [folder for folder in paths_by_step(run / "checkpoints").values() if (folder / "meta.json").exists()]
+    return [
+        folder
+        for folder in paths_by_step(run / "checkpoints").values()
+        if (folder / "meta.json").exists()
+    ]
 
 
 def incomplete_checkpoints(run: Path) -> list[Path]:
     """Folders of checkpoints that have no meta.json and so are not counted, oldest first. A kill leaves none: what is
     being written or removed has a hidden name."""
-    return [folder for folder in paths_by_step(run / "checkpoints").values() if not (folder / "meta.json").exists()]
+    return [
+        folder
+        for folder in paths_by_step(run / "checkpoints").values()
+        if not (folder / "meta.json").exists()
+    ]
 
 
 def run_containing(path: Path) -> Path | None:
@@ -80,7 +88,11 @@ def run_containing(path: Path) -> Path | None:
 def paths_by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
     """What is called step-DIGITS and the suffix, by that number, lowest first; what is called otherwise is not ours."""
     named = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
-    found = {int(match[1]): path for path in folder.glob("step-*") if (match := named.fullmatch(path.name))}
+    found = {
+        int(match[1]): path
+        for path in folder.glob("step-*")
+        if (match := named.fullmatch(path.name))
+    }
     return dict(sorted(found.items()))
 
 
@@ -106,21 +118,32 @@ def verify_checkpoint(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
         UserError: a file that is missing, truncated or changed; or they are not of one step.
     """
     do = f"remove {checkpoint} to go on from the checkpoint before it"
-    with reraise_as_user_error(checkpoint / "meta.json", "the list of files that train.py wrote", do):
+    with reraise_as_user_error(
+        checkpoint / "meta.json", "the list of files that train.py wrote", do
+    ):
         meta = json.loads((checkpoint / "meta.json").read_text())
         step, files = int(meta["step"]), dict(meta["files"])
     for name, recorded in files.items():
         if fnmatch(name, pattern):
             require_intact(checkpoint / name, recorded, do)
-    _require_one_step(checkpoint, step, [checkpoint / name for name in files if fnmatch(name, WEIGHTS)], do)
+    _require_one_step(
+        checkpoint, step, [checkpoint / name for name in files if fnmatch(name, WEIGHTS)], do
+    )
     return {"step": step, "files": files}
 
 
 def _require_one_step(checkpoint: Path, step: int, weights: list[Path], do: str) -> None:
     """Refuse a checkpoint that is of several steps, by its folder's name (if that is of ours), meta.json, weights."""
-    named = [number for number, folder in paths_by_step(checkpoint.parent).items() if folder == checkpoint]
-    said = {"its name": named[0] if named else step, "meta.json": step,
-            **{file.name: read_header(file)[1] for file in weights}}
+    named = [
+        number
+        for number, folder in paths_by_step(checkpoint.parent).items()
+        if folder == checkpoint
+    ]
+    said = {
+        "its name": named[0] if named else step,
+        "meta.json": step,
+        **{file.name: read_header(file)[1] for file in weights},
+    }
     if len({*said.values()}) > 1:
         told = ", ".join(f"{number} by {what}" for what, number in said.items())
         raise UserError(f"{checkpoint} is of step {told}", "one step", do)
@@ -140,7 +163,9 @@ def require_intact(file: Path, recorded: Mapping[str, Any], do: str) -> None:
     found = checksum_entry(file) if file.exists() else {"bytes": 0}
     for what, value in recorded.items():
         if found.get(what) != value:
-            raise UserError(f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do)
+            raise UserError(
+                f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do
+            )
 
 
 def find_weights(path: Path) -> Path:
@@ -154,7 +179,9 @@ def find_weights(path: Path) -> Path:
     checkpoint = path if (path / "meta.json").exists() else latest_checkpoint(path)
     if checkpoint is None:
         raise _no_weights(path)
-    if checkpoint.is_symlink():  # RUN/best: what it names lies in the run, where samples of it belong too
+    if (
+        checkpoint.is_symlink()
+    ):  # RUN/best: what it names lies in the run, where samples of it belong too
         checkpoint = checkpoint.parent / checkpoint.readlink()
     verify_checkpoint(checkpoint, WEIGHTS)
     return next(checkpoint.glob(WEIGHTS))
@@ -164,11 +191,17 @@ def _no_weights(path: Path) -> UserError:
     """What lies there instead of a checkpoint."""
     expected = "a run directory, a checkpoint directory or a .safetensors file"
     if is_run(path):
-        return UserError(f"no checkpoint in {path}, a run that has none yet", "a run with a checkpoint",
-                         "wait for its first, or start it again with the flags that it had")
+        return UserError(
+            f"no checkpoint in {path}, a run that has none yet",
+            "a run with a checkpoint",
+            "wait for its first, or start it again with the flags that it had",
+        )
     if (path / "config.json").is_file():
-        return UserError(f"no checkpoint in {path}, which has the config.json of another network", expected,
-                         f"see what it is: dit info {shell_quote(path)}; an autoencoder goes to --vae of train.py")
+        return UserError(
+            f"no checkpoint in {path}, which has the config.json of another network",
+            expected,
+            f"see what it is: dit info {shell_quote(path)}; an autoencoder goes to --vae of train.py",
+        )
     if not path.exists():
         return UserError(f"no checkpoint in {path}, which is not there", expected, "check the path")
     return UserError(f"no checkpoint in {path}", expected, "train one: python train.py --out RUN")
@@ -192,7 +225,9 @@ class Best(NamedTuple):
 def find_best(run: Path, eval: str | None = None) -> Best | None:
     """The best of a run's checkpoints, the first of equal ones, among those measured as `eval` or, unless given, as the
     newest that has a distance."""
-    scored = [Best(path, distance) for path in checkpoints(run) if (distance := read_distance(path))]
+    scored = [
+        Best(path, distance) for path in checkpoints(run) if (distance := read_distance(path))
+    ]
     alike = [one for one in scored if one.distance.eval == (eval or scored[-1].distance.eval)]
     return min(alike, key=lambda one: one.distance.value, default=None)
 

@@ -35,15 +35,23 @@ def beta(gamma: float, step: int) -> float:
     return (1 - 1 / step) ** (gamma + 1)
 
 
-def inner_products(steps: ArrayLike, gammas: ArrayLike, other_steps: ArrayLike, other_gammas: ArrayLike) -> Array:
+def inner_products(
+    steps: ArrayLike, gammas: ArrayLike, other_steps: ArrayLike, other_gammas: ArrayLike
+) -> Array:
     """Integral of the product of two profiles, for arrays of them that broadcast."""
-    t, g, u, h = np.broadcast_arrays(*(np.asarray(v, float) for v in (steps, gammas, other_steps, other_gammas)))
-    of_longer = np.where(t < u, h, g)  # the exponent of the profile that goes on where the other has ended
+    t, g, u, h = np.broadcast_arrays(
+        *(np.asarray(v, float) for v in (steps, gammas, other_steps, other_gammas))
+    )
+    of_longer = np.where(
+        t < u, h, g
+    )  # the exponent of the profile that goes on where the other has ended
     share = np.minimum(t, u) / np.maximum(t, u)
     return (g + 1) * (h + 1) / (g + h + 1) * share**of_longer / np.maximum(t, u)
 
 
-def fit(steps: Iterable[int], lengths: Iterable[float], step: int, targets: Iterable[float]) -> tuple[Array, Array]:
+def fit(
+    steps: Iterable[int], lengths: Iterable[float], step: int, targets: Iterable[float]
+) -> tuple[Array, Array]:
     """The combinations of known profiles that come nearest to others that end at `step`.
 
     Least squares of the distance between profiles, with coefficients that sum to 1: then an average of weights that do
@@ -57,11 +65,20 @@ def fit(steps: Iterable[int], lengths: Iterable[float], step: int, targets: Iter
     Returns:
         Coefficients [n, m], and errors [m]: the norm of what is left of a profile, relative to that of the profile.
     """
-    t, g, wanted = (np.array([*values]) for values in (steps, map(gamma_of, lengths), map(gamma_of, targets)))
-    unit, norm = inner_products(t, g, t, g) ** -0.5, inner_products(step, wanted, step, wanted) ** 0.5
-    known = inner_products(t[:, None], g[:, None], t, g) * np.outer(unit, unit)  # of profiles of norm 1
+    t, g, wanted = (
+        np.array([*values]) for values in (steps, map(gamma_of, lengths), map(gamma_of, targets))
+    )
+    unit, norm = (
+        inner_products(t, g, t, g) ** -0.5,
+        inner_products(step, wanted, step, wanted) ** 0.5,
+    )
+    known = inner_products(t[:, None], g[:, None], t, g) * np.outer(
+        unit, unit
+    )  # of profiles of norm 1
     sought = inner_products(t[:, None], g[:, None], step, wanted) * np.outer(unit, 1 / norm)
-    system = np.block([[known, unit[:, None]], [unit, np.zeros(1)]])  # with the multiplier of the sum
+    system = np.block(
+        [[known, unit[:, None]], [unit, np.zeros(1)]]
+    )  # with the multiplier of the sum
     solved = np.linalg.lstsq(system, np.vstack([sought, 1 / norm]), rcond=None)[0][:-1]
     left = 1 - 2 * (solved * sought).sum(0) + (solved * (known @ solved)).sum(0)
     return solved * np.outer(unit, norm), np.sqrt(left.clip(0))

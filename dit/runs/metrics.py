@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 MACHINE = "machine.json"
-NOTED = {"step", "device", "ranks", "flops_per_image", "peak_flops_per_rank", "versions"}  # of each start, at least
+NOTED = {
+    "step",
+    "device",
+    "ranks",
+    "flops_per_image",
+    "peak_flops_per_rank",
+    "versions",
+}  # of each start, at least
 BY_TIME = "loss_by_time/"  # before the ends of a bucket of times, in a line of the log
 
 
@@ -18,8 +25,13 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         try:
             lines.append(_logged(text))
         except ValueError as error:
-            if number < len(texts):  # else what comes after the last line's end: nothing, or a part of another line
-                print(f"warning: {file}, line {number}, is damaged and left out ({error})", file=sys.stderr)
+            if number < len(
+                texts
+            ):  # else what comes after the last line's end: nothing, or a part of another line
+                print(
+                    f"warning: {file}, line {number}, is damaged and left out ({error})",
+                    file=sys.stderr,
+                )
     return lines
 
 

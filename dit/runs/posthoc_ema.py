@@ -77,18 +77,25 @@ class Mixture:
 
     def _sum(self, files: Sequence[safe_open], name: str) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
-        for file, snapshot, coefficient in zip(files, self.snapshots, self.coefficients, strict=True):
+        for file, snapshot, coefficient in zip(
+            files, self.snapshots, self.coefficients, strict=True
+        ):
             try:
                 total = total + coefficient * file.get_tensor(name).double()
             except (SafetensorError, RuntimeError) as error:
-                raise UserError(f"{snapshot.file} does not fit the others ({error})", "snapshots of one network",
-                                f"remove {snapshot.file}") from None
+                raise UserError(
+                    f"{snapshot.file} does not fit the others ({error})",
+                    "snapshots of one network",
+                    f"remove {snapshot.file}",
+                ) from None
         return total.float()
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{length:g}" for length in sorted({s.length for s in self.snapshots}))
-        return (f"length {self.length:g} at step {self.step:,}: {_told(self.error)}, {len(self.snapshots)} snapshots "
-                f"of lengths {lengths}")
+        return (
+            f"length {self.length:g} at step {self.step:,}: {_told(self.error)}, {len(self.snapshots)} snapshots "
+            f"of lengths {lengths}"
+        )
 
 
 def file_name(length: float, step: int) -> str:
@@ -104,7 +111,9 @@ def default_file(run: Path, mixture: Mixture) -> Path:
 # -- snapshots -----------------------------------------------------------------------------------------------------
 
 
-def write_snapshot(run: Path, weights: dict[str, Tensor], card: ModelCard, length: float, step: int) -> None:
+def write_snapshot(
+    run: Path, weights: dict[str, Tensor], card: ModelCard, length: float, step: int
+) -> None:
     """Add a file to RUN/ema, whole or not at all.
 
     Raises:
@@ -116,10 +125,15 @@ def write_snapshot(run: Path, weights: dict[str, Tensor], card: ModelCard, lengt
             write_weights(beside, weights, replace(card, ema_length=length), step)
             flush(beside)
         flush(file.parent)
-        write_json(run / RECORD, {"files": recorded_snapshots(run) | {file.name: checksum_entry(file)}})
+        write_json(
+            run / RECORD, {"files": recorded_snapshots(run) | {file.name: checksum_entry(file)}}
+        )
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} could not be written ({error})", "a writable disk with free space",
-                        f"make room and continue with --resume {shell_quote(run)}") from error
+        raise UserError(
+            f"{file} could not be written ({error})",
+            "a writable disk with free space",
+            f"make room and continue with --resume {shell_quote(run)}",
+        ) from error
 
 
 def drop_after(run: Path, step: int) -> None:
@@ -129,8 +143,16 @@ def drop_after(run: Path, step: int) -> None:
     for file in (*later, *(run / FOLDER).glob(f".{ANY}.*")):
         file.unlink()
     if listed := recorded_snapshots(run):
-        write_json(run / RECORD, {"files": {name: value for name, value in listed.items()
-                                            if _step(run / FOLDER / name) <= step}})
+        write_json(
+            run / RECORD,
+            {
+                "files": {
+                    name: value
+                    for name, value in listed.items()
+                    if _step(run / FOLDER / name) <= step
+                }
+            },
+        )
 
 
 def recorded_snapshots(run: Path) -> dict[str, dict[str, Any]]:
@@ -169,12 +191,19 @@ def find_snapshots(run: Path) -> list[Snapshot]:
     found = [Snapshot(file, *read_header(file)) for file in _ours(run / FOLDER)]
     found = sorted((s for s in found if s.card.ema_length), key=lambda s: (s.step, s.length))
     if not found:
-        raise UserError(f"no snapshots of averages in {run / FOLDER}", "the directory of a run with --ema-lengths",
-                        "check the path, or train with --ema-lengths 0.05 0.1")
+        raise UserError(
+            f"no snapshots of averages in {run / FOLDER}",
+            "the directory of a run with --ema-lengths",
+            "check the path, or train with --ema-lengths 0.05 0.1",
+        )
     for snapshot in found:
         if snapshot.card.network != found[-1].card.network:
-            raise UserError(f"{snapshot.file} is of {snapshot.card.network.model}, {found[-1].file.name} of another "
-                            f"network", "snapshots of one run", "remove those of another run")
+            raise UserError(
+                f"{snapshot.file} is of {snapshot.card.network.model}, {found[-1].file.name} of another "
+                f"network",
+                "snapshots of one run",
+                "remove those of another run",
+            )
     return found
 
 
@@ -199,19 +228,28 @@ def mixtures(run: Path, lengths: Sequence[float], step: int | None = None) -> li
         if error > WORST:
             tried = np.array([*np.geomspace(SHORTEST, 0.999 * MEAN, 100), *known[1]])
             good = tried[fit(*known, tried)[1] <= WORST]
-            raise UserError(f"length {length:g} at step {end:,}, of {len(used)} snapshots in {run / FOLDER}: "
-                            f"{_told(error)}", f"{100 * WORST:g}% at most, which lengths from {min(good):.3g} to "
-                            f"{max(good):.3g} have", "pass one of those; in another training, a smaller --ema-every or "
-                            "other --ema-lengths allow others")
-    return [Mixture(length, end, used, values.tolist(), float(error))
-            for length, values, error in zip(lengths, coefficients.T, errors, strict=True)]
+            raise UserError(
+                f"length {length:g} at step {end:,}, of {len(used)} snapshots in {run / FOLDER}: "
+                f"{_told(error)}",
+                f"{100 * WORST:g}% at most, which lengths from {min(good):.3g} to "
+                f"{max(good):.3g} have",
+                "pass one of those; in another training, a smaller --ema-every or "
+                "other --ema-lengths allow others",
+            )
+    return [
+        Mixture(length, end, used, values.tolist(), float(error))
+        for length, values, error in zip(lengths, coefficients.T, errors, strict=True)
+    ]
 
 
 def _find_end(run: Path, steps: set[int], asked: int | None) -> int:
     if asked is not None and asked not in steps:
         near = sorted(sorted(steps, key=lambda step: abs(step - asked))[:3])
-        raise UserError(f"--step {asked} for {run}", f"a step with snapshots, such as {', '.join(map(str, near))}",
-                        "pass one of them, or drop --step to take the last")
+        raise UserError(
+            f"--step {asked} for {run}",
+            f"a step with snapshots, such as {', '.join(map(str, near))}",
+            "pass one of them, or drop --step to take the last",
+        )
     return max(steps) if asked is None else asked
 
 

@@ -35,7 +35,9 @@ class Weights:
 def write_weights(file: Path, state_dict: dict[str, Tensor], card: ModelCard, step: int) -> None:
     """EMA weights with the card in the header."""
     header = json.dumps({**card.to_json(), "step": step})
-    save_file({k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, file, {"dit": header})
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, file, {"dit": header}
+    )
     os.umask(umask := os.umask(0))
     file.chmod(0o666 & ~umask)  # safetensors keeps its files private
 
@@ -56,11 +58,17 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get("dit")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} can not be read ({error})", "a complete .safetensors file of EMA weights",
-                        "copy it again; a .pt file of the DiT release goes through `dit convert`") from None
+        raise UserError(
+            f"{file} can not be read ({error})",
+            "a complete .safetensors file of EMA weights",
+            "copy it again; a .pt file of the DiT release goes through `dit convert`",
+        ) from None
     if header is None:
-        raise UserError(f"{file} has no network description", "EMA weights written by train.py",
-                        "pass a file from RUN/checkpoints/")
+        raise UserError(
+            f"{file} has no network description",
+            "EMA weights written by train.py",
+            "pass a file from RUN/checkpoints/",
+        )
     with reraise_as_user_error(file, "EMA weights written by train.py", "take another checkpoint"):
         values = json.loads(header)
         step = int(values.pop("step"))

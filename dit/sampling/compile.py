@@ -23,7 +23,11 @@ def ready(network: nn.Module, device: torch.device, precision: str) -> nn.Module
     rounded = {}
     if uses_bf16(device, precision):
         layers = (module for module in network.modules() if isinstance(module, nn.Linear))
-        rounded = {id(p): nn.Parameter(p.bfloat16(), requires_grad=False) for m in layers for p in m.parameters()}
+        rounded = {
+            id(p): nn.Parameter(p.bfloat16(), requires_grad=False)
+            for m in layers
+            for p in m.parameters()
+        }
     return copy.deepcopy(network, shared | rounded)
 
 
@@ -53,7 +57,9 @@ def filled(denoise: Denoise, size: int) -> Denoise:
     def same(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
         count = len(x_t)
         more = max(size - count, 0)
-        x_t, y = (torch.cat([v, v[:1].expand(more, *v.shape[1:])]) for v in (x_t, y))  # none: all batches are alike
+        x_t, y = (
+            torch.cat([v, v[:1].expand(more, *v.shape[1:])]) for v in (x_t, y)
+        )  # none: all batches are alike
         return denoise(x_t, t, y).rows(slice(count))
 
     return same

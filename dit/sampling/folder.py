@@ -34,7 +34,13 @@ BAR = "{l_bar}{bar}| {n:,.1f}/{total:,} img [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def sample_folder(
-    run: LoadedRun, config: SamplerConfig, classes: Sequence[int], num_samples: int, out: Path, format: str, ranks: Ranks
+    run: LoadedRun,
+    config: SamplerConfig,
+    classes: Sequence[int],
+    num_samples: int,
+    out: Path,
+    format: str,
+    ranks: Ranks,
 ) -> Path:
     """Fill a folder with images; image i has class `classes[i % len(classes)]`.
 
@@ -51,9 +57,14 @@ def sample_folder(
     names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
     folder = (PngFolder if format == "png" else NpzFolder)(out, classes, names)
     done = ranks.on_main(lambda: _look_into(folder))
-    shares = [[i for i in range(rank, num_samples, ranks.world) if i not in done] for rank in range(ranks.world)]
+    shares = [
+        [i for i in range(rank, num_samples, ranks.world) if i not in done]
+        for rank in range(ranks.world)
+    ]
     there, most = num_samples - sum(map(len, shares)), max(map(len, shares))
-    config = replace(config, batch_size=min(config.batch_size, max(most, 1)))  # compiled code fills all up to it
+    config = replace(
+        config, batch_size=min(config.batch_size, max(most, 1))
+    )  # compiled code fills all up to it
     plan = build_pipeline(run, config)
     settings = {**protocol(run, plan, config, classes), "format": format}
     ranks.on_main(lambda: _claim(folder, settings, num_samples, done))
@@ -74,8 +85,16 @@ def sample_folder(
 
 def sampling_bar(total: int, there: int, ranks: Ranks) -> tqdm:
     """Of images, parts of them counted too; in a file, where every change is more text, it moves twice a minute."""
-    return tqdm(total=total, initial=there, unit="img", desc="sampling", bar_format=BAR, disable=not ranks.main,
-                leave=None, mininterval=0.1 if sys.stderr.isatty() else 30)
+    return tqdm(
+        total=total,
+        initial=there,
+        unit="img",
+        desc="sampling",
+        bar_format=BAR,
+        disable=not ranks.main,
+        leave=None,
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )
 
 
 def progress_callback(bar: tqdm, times: int = 1) -> Callable[[float], object]:
@@ -83,7 +102,9 @@ def progress_callback(bar: tqdm, times: int = 1) -> Callable[[float], object]:
     return lambda images: bar.update(min(images * times, bar.total - bar.n))
 
 
-def _batches(shares: Sequence[Sequence[int]], size: int, ranks: Ranks) -> Iterator[tuple[int, Tensor]]:
+def _batches(
+    shares: Sequence[Sequence[int]], size: int, ranks: Ranks
+) -> Iterator[tuple[int, Tensor]]:
     """This rank's images in parts, equally many on every rank (some empty), each with what all ranks have after it."""
     for end in range(size, max(map(len, shares)) + size, size):
         mine = torch.tensor(shares[ranks.rank][end - size : end], dtype=torch.int64)
@@ -111,13 +132,20 @@ class SampleFolder(Protocol):
         """Bring the folder into its last form, once all images are there."""
 
 
-def _make(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int], indices: Tensor
-          ) -> tuple[Tensor, Exception | None]:
+def _make(
+    run: LoadedRun,
+    plan: SamplingPipeline,
+    config: SamplerConfig,
+    classes: Sequence[int],
+    indices: Tensor,
+) -> tuple[Tensor, Exception | None]:
     """One batch; or none, and why."""
     if not len(indices):
         return torch.empty(0), None
     try:
-        return generate(run, plan, config, torch.tensor(classes)[indices % len(classes)], indices), None
+        return generate(
+            run, plan, config, torch.tensor(classes)[indices % len(classes)], indices
+        ), None
     except Exception as error:  # the other ranks wait, whatever it is
         return torch.empty(0), error
 
@@ -133,33 +161,47 @@ def _look_into(folder: SampleFolder) -> set[int]:
     return folder.done()
 
 
-def _claim(folder: SampleFolder, settings: dict[str, Any], num_samples: int, done: set[int]) -> None:
+def _claim(
+    folder: SampleFolder, settings: dict[str, Any], num_samples: int, done: set[int]
+) -> None:
     """Take the folder, which has the images `done`, for these settings."""
     record = folder.out / RECORD
     make_folder(folder.out)
     if record.exists():
-        _check_settings(_read_record(record), json.loads(json.dumps(settings)), record)  # where tuples are lists
+        _check_settings(
+            _read_record(record), json.loads(json.dumps(settings)), record
+        )  # where tuples are lists
     folder.tidy()
     for leftover in folder.out.rglob(".*"):
         if LEFTOVER.fullmatch(leftover.name):
             leftover.unlink()
     if max(done, default=-1) >= num_samples:
-        raise UserError(f"--num-samples {num_samples} for {folder.out}, which already holds {len(done)} images",
-                        f"{max(done) + 1} or more", "choose another --out")
+        raise UserError(
+            f"--num-samples {num_samples} for {folder.out}, which already holds {len(done)} images",
+            f"{max(done) + 1} or more",
+            "choose another --out",
+        )
     write_json(record, {**settings, "num_samples": num_samples})
     if not done.issuperset(range(num_samples)):
-        (folder.out / LABELS).unlink(missing_ok=True)  # of a smaller folder: while there are labels, it is complete
+        (folder.out / LABELS).unlink(
+            missing_ok=True
+        )  # of a smaller folder: while there are labels, it is complete
 
 
 def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file", "a folder, new or made by sample.py", "choose another --out")
+        raise UserError(
+            f"--out {out} is a file", "a folder, new or made by sample.py", "choose another --out"
+        )
     if not out.exists() or (out / RECORD).exists():
         return
     for path in out.iterdir():
         if not LEFTOVER.fullmatch(path.name):
-            raise UserError(f"--out {out} holds {path.name} and no {RECORD}",
-                            "a folder that is new, empty or made by sample.py", "choose another --out")
+            raise UserError(
+                f"--out {out} holds {path.name} and no {RECORD}",
+                "a folder that is new, empty or made by sample.py",
+                "choose another --out",
+            )
 
 
 def _read_record(record: Path) -> dict[str, Any]:
@@ -171,9 +213,11 @@ def _check_settings(recorded: dict[str, Any], settings: dict[str, Any], record: 
     for key in [*settings, *recorded]:
         old, new = recorded.get(key), settings.get(key)
         if key != "num_samples" and old != new:
-            raise UserError(f"{key} {json.dumps(new)} for images that {record} says were made with {json.dumps(old)}",
-                            "the same settings for all images of a folder",
-                            "choose another --out, or sample with the settings of before")
+            raise UserError(
+                f"{key} {json.dumps(new)} for images that {record} says were made with {json.dumps(old)}",
+                "the same settings for all images of a folder",
+                "choose another --out, or sample with the settings of before",
+            )
 
 
 class PngFolder:
@@ -183,7 +227,11 @@ class PngFolder:
         self.out, self.classes, self.names = out, classes, names
 
     def done(self) -> set[int]:
-        return {int(file.stem) for file in self.out.glob("*.png") if file.stem.isdigit() and _is_whole(file)}
+        return {
+            int(file.stem)
+            for file in self.out.glob("*.png")
+            if file.stem.isdigit() and _is_whole(file)
+        }
 
     def tidy(self) -> None:
         pass
@@ -194,7 +242,9 @@ class PngFolder:
 
     def complete(self, num_samples: int) -> bool:
         table = self.out / LABELS
-        return not self.names or (table.exists() and len(table.read_text().splitlines()) == num_samples + 1)
+        return not self.names or (
+            table.exists() and len(table.read_text().splitlines()) == num_samples + 1
+        )
 
     def finish(self, num_samples: int) -> None:
         """Write labels.csv: file, label, class."""
@@ -202,7 +252,9 @@ class PngFolder:
         with write_atomically(self.out / LABELS) as beside, beside.open("w", newline="") as opened:
             table = csv.writer(opened)
             table.writerow(["file", "label", "class"])
-            table.writerows([_png_name(i), label, self.names[label]] for i, label in enumerate(labels))
+            table.writerows(
+                [_png_name(i), label, self.names[label]] for i, label in enumerate(labels)
+            )
 
 
 def _png_name(index: int) -> str:
@@ -238,9 +290,14 @@ class NpzFolder:
         """How many images samples.npz has."""
         if not (self.out / ARCHIVE).exists():
             return 0
-        with reraise_as_user_error(self.out / ARCHIVE, "an intact archive", "remove it to sample again"):
+        with reraise_as_user_error(
+            self.out / ARCHIVE, "an intact archive", "remove it to sample again"
+        ):
             try:
-                with zipfile.ZipFile(self.out / ARCHIVE) as archive, archive.open("arr_0.npy") as array:
+                with (
+                    zipfile.ZipFile(self.out / ARCHIVE) as archive,
+                    archive.open("arr_0.npy") as array,
+                ):
                     np.lib.format.read_magic(array)
                     (count, *_), _, _ = np.lib.format.read_array_header_1_0(array)
                     return count
@@ -257,7 +314,10 @@ class NpzFolder:
                 part.unlink()
 
     def write(self, indices: list[int], images: Tensor) -> None:
-        with write_atomically(self.out / PARTS / f"part-{indices[0]:06d}.npz") as beside, beside.open("wb") as opened:
+        with (
+            write_atomically(self.out / PARTS / f"part-{indices[0]:06d}.npz") as beside,
+            beside.open("wb") as opened,
+        ):
             np.savez(opened, indices=np.array(indices), images=images.permute(0, 2, 3, 1).numpy())
 
     def complete(self, num_samples: int) -> bool:
@@ -265,9 +325,14 @@ class NpzFolder:
 
     def finish(self, num_samples: int) -> None:
         """Collect the parts in samples.npz and remove them."""
-        labels = np.array([self.classes[i % len(self.classes)] for i in range(num_samples)], dtype=np.int64)
+        labels = np.array(
+            [self.classes[i % len(self.classes)] for i in range(num_samples)], dtype=np.int64
+        )
         if self._archived() < num_samples:
-            arrays: dict[str, Any] = {"arr_0": self._collect(num_samples), **({"arr_1": labels} if self.names else {})}
+            arrays: dict[str, Any] = {
+                "arr_0": self._collect(num_samples),
+                **({"arr_1": labels} if self.names else {}),
+            }
             with write_atomically(self.out / ARCHIVE) as beside, beside.open("wb") as opened:
                 np.savez(opened, **arrays)
         for part in self._parts():
@@ -277,12 +342,18 @@ class NpzFolder:
 
     def _collect(self, num_samples: int) -> np.ndarray:
         """[N, H, W, 3] uint8."""
-        pieces = [(slice(0, self._archived()), self.out / ARCHIVE, "arr_0")] if self._archived() else []
+        pieces = (
+            [(slice(0, self._archived()), self.out / ARCHIVE, "arr_0")] if self._archived() else []
+        )
         images: np.ndarray | None = None
         for where, file, name in [*pieces, *((None, part, "images") for part in self._parts())]:
             with np.load(file) as arrays:
                 piece = arrays[name]
-                images = np.empty((num_samples, *piece.shape[1:]), np.uint8) if images is None else images
+                images = (
+                    np.empty((num_samples, *piece.shape[1:]), np.uint8)
+                    if images is None
+                    else images
+                )
                 images[arrays["indices"] if where is None else where] = piece
         assert images is not None, "no images"
         return images

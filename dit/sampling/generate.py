@@ -25,17 +25,27 @@ class ImageNoise:
         device: where the draws go; they are made on the CPU.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int] | Tensor, shape: tuple[int, int, int], device: torch.device):
+    def __init__(
+        self,
+        seed: int,
+        indices: Sequence[int] | Tensor,
+        shape: tuple[int, int, int],
+        device: torch.device,
+    ):
         keys = [np.array([seed, int(i)], dtype=np.uint64) for i in indices]
         self.streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
         self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
         draws = [stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams]
-        return pinned(torch.from_numpy(np.stack(draws)), self.device).to(self.device, non_blocking=True)
+        return pinned(torch.from_numpy(np.stack(draws)), self.device).to(
+            self.device, non_blocking=True
+        )
 
 
-def generate(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+def generate(
+    run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor
+) -> Tensor:
     """Images of the given classes: uint8 [N, 3, H, W] on the CPU.
 
     Args:
@@ -53,7 +63,9 @@ def generate(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labe
 
 
 @torch.inference_mode()
-def _generate_batch(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+def _generate_batch(
+    run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor
+) -> Tensor:
     latents = sample_latents(run, plan, config, labels, indices)
     check_finite(latents, labels, indices)
     return run.autoencoder.decode(latents).cpu()
@@ -72,15 +84,24 @@ def check_finite(latents: Tensor, labels: Tensor, indices: Tensor) -> None:
 
 
 @torch.inference_mode()
-def sample_latents(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+def sample_latents(
+    run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, labels: Tensor, indices: Tensor
+) -> Tensor:
     """One batch of normalised latents, float32 [B, C, h, w], for labels [B] and indices [B]."""
     noise = ImageNoise(config.seed, indices, run.latent_shape, run.device)
     with autocast(run.device, config.precision), plan.one_batch():
-        return plan.sampler(plan.denoise, plan.process, noise(), labels.to(run.device), plan.times, noise)
+        return plan.sampler(
+            plan.denoise, plan.process, noise(), labels.to(run.device), plan.times, noise
+        )
 
 
-def sample_grid(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int], per_class: int
-                ) -> tuple[Tensor, Tensor]:
+def sample_grid(
+    run: LoadedRun,
+    plan: SamplingPipeline,
+    config: SamplerConfig,
+    classes: Sequence[int],
+    per_class: int,
+) -> tuple[Tensor, Tensor]:
     """`per_class` images of each class, class by class: uint8 [N, 3, H, W] and their labels, int64 [N]."""
     labels = torch.tensor(classes).repeat_interleave(per_class)
     return generate(run, plan, config, labels, torch.arange(len(labels))), labels

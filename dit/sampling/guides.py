@@ -21,7 +21,9 @@ from dit.utils.files import shell_quote
 from dit.utils.image_size import format_size, sides
 
 
-def build_guidance(run: LoadedRun, config: SamplerConfig, guide: LoadedRun | None, judge: NoisyClassifier | None) -> Denoise:
+def build_guidance(
+    run: LoadedRun, config: SamplerConfig, guide: LoadedRun | None, judge: NoisyClassifier | None
+) -> Denoise:
     """The run's denoiser, guided by what is given.
 
     Raises:
@@ -29,17 +31,32 @@ def build_guidance(run: LoadedRun, config: SamplerConfig, guide: LoadedRun | Non
     """
     spec, denoise, channels = run.card.network, run.denoise, config.cfg_channels
     if channels is not None and channels > spec.in_channels:
-        raise UserError(f"--cfg-channels {channels}", f"at most {spec.in_channels} latent channels",
-                        "pass fewer, or drop it to guide all")
+        raise UserError(
+            f"--cfg-channels {channels}",
+            f"at most {spec.in_channels} latent channels",
+            "pass fewer, or drop it to guide all",
+        )
     if config.cfg_scale != 1 and not guide and not has_null_class(run.card):
         why = "was trained with --label-dropout 0" if spec.num_classes else "knows no classes"
-        raise UserError(f"--cfg-scale {config.cfg_scale:g} for {run.weights.path}, which {why}",
-                        "a network with classes and a null class", "pass --cfg-scale 1, or a weaker run with --guide")
+        raise UserError(
+            f"--cfg-scale {config.cfg_scale:g} for {run.weights.path}, which {why}",
+            "a network with classes and a null class",
+            "pass --cfg-scale 1, or a weaker run with --guide",
+        )
     process, objective = denoise.process, denoise.objective
-    guided = cfg(denoise, process, config.cfg_scale, spec.num_classes, interval=config.cfg_interval, channels=channels,
-                 guide=with_objective(guide.denoise, process, objective) if guide else None)
+    guided = cfg(
+        denoise,
+        process,
+        config.cfg_scale,
+        spec.num_classes,
+        interval=config.cfg_interval,
+        channels=channels,
+        guide=with_objective(guide.denoise, process, objective) if guide else None,
+    )
     if not spec.num_classes:
-        guided = ignoring_labels(guided, 0)  # labels, if there are any, are the classifier's: see `labelled`
+        guided = ignoring_labels(
+            guided, 0
+        )  # labels, if there are any, are the classifier's: see `labelled`
     if judge is None:
         return guided
     return classifier_guidance(guided, process, objective, judge.gradient, config.classifier_scale)
@@ -74,9 +91,17 @@ def load_classifier(run: LoadedRun, path: Path) -> NoisyClassifier:
     with _named(f"--classifier {path}"):
         weights = read_weights(find_weights(path))
     if not is_classifier(weights.card.network.model):
-        raise UserError(f"--classifier {path} is a {weights.card.network.model}", "a run of `dit train-classifier`",
-                        f"train one: dit train-classifier --run {shell_quote(run.home)}")
-    _require_kin(f"--classifier {path}", weights.card, run, run.card.network.num_classes or len(run.card.classes))
+        raise UserError(
+            f"--classifier {path} is a {weights.card.network.model}",
+            "a run of `dit train-classifier`",
+            f"train one: dit train-classifier --run {shell_quote(run.home)}",
+        )
+    _require_kin(
+        f"--classifier {path}",
+        weights.card,
+        run,
+        run.card.network.num_classes or len(run.card.classes),
+    )
     network: Any = load_network(weights, run.device)
     if run.trained_size:
         network.resize(run.card.network.input_size)
@@ -91,13 +116,18 @@ def _require_kin(flag: str, theirs: ModelCard, run: LoadedRun, num_classes: int)
     ours = run.card
     with _named(flag):
         known = run.autoencoder.checksum if theirs.config.vae == ours.config.vae else None
-        checksum = theirs.vae_sha256 or known or load_autoencoder(theirs.config.vae, run.device).checksum
+        checksum = (
+            theirs.vae_sha256 or known or load_autoencoder(theirs.config.vae, run.device).checksum
+        )
     facts: dict[str, tuple[Any, Any]] = {
         "conditions that are": (_conditions(theirs), _conditions(ours)),
         "process": (theirs.config.process, ours.config.process),
-        "autoencoder": ("that one", "that one") if checksum == run.autoencoder.checksum else (
+        "autoencoder": ("that one", "that one")
+        if checksum == run.autoencoder.checksum
+        else (
             f"{theirs.config.vae} (SHA-256 {str(checksum)[:8]})",
-            f"{ours.config.vae} (SHA-256 {str(run.autoencoder.checksum)[:8]})"),
+            f"{ours.config.vae} (SHA-256 {str(run.autoencoder.checksum)[:8]})",
+        ),
         "latent statistics": (_statistics(theirs), _statistics(ours)),
         "latents of": (_latents(theirs, run), _latents(ours, run)),
         "text encoder": (theirs.text_encoder_sha256, ours.text_encoder_sha256),
@@ -108,8 +138,11 @@ def _require_kin(flag: str, theirs: ModelCard, run: LoadedRun, num_classes: int)
         facts[f"class {label}"] = repr(there), repr(here)
     for name, (there, here) in facts.items():
         if there != here:
-            raise UserError(f"{flag} has {name} {there}, {run.weights.path} has {here}", "the same for both",
-                            "pass a network that was trained on what this run was trained on")
+            raise UserError(
+                f"{flag} has {name} {there}, {run.weights.path} has {here}",
+                "the same for both",
+                "pass a network that was trained on what this run was trained on",
+            )
 
 
 @contextmanager
@@ -129,7 +162,9 @@ def _statistics(card: ModelCard) -> str:
     """Mean and deviation of each channel, in words."""
     if card.latent_mean is None or card.latent_std is None:
         return "of the autoencoder"
-    return ", ".join(f"{mean:.4g}±{std:.4g}" for mean, std in zip(card.latent_mean, card.latent_std, strict=True))
+    return ", ".join(
+        f"{mean:.4g}±{std:.4g}" for mean, std in zip(card.latent_mean, card.latent_std, strict=True)
+    )
 
 
 def _latents(card: ModelCard, run: LoadedRun) -> str:

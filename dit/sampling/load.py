@@ -68,7 +68,9 @@ class LoadedRun:
     @property
     def versions(self) -> dict[str, str | None]:
         """Of the libraries that its images depend on."""
-        return library_versions(*LIBRARIES, *(TEXT_LIBRARIES if isinstance(self.denoise.network, Captioned) else ()))
+        return library_versions(
+            *LIBRARIES, *(TEXT_LIBRARIES if isinstance(self.denoise.network, Captioned) else ())
+        )
 
     @property
     def home(self) -> Path:
@@ -88,9 +90,16 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Load
     """
     weights = read_weights(find_weights(path))
     if is_classifier(weights.card.network.model):
-        raise UserError(f"{path} is a {weights.card.network.model}", "a diffusion run", "pass it as --classifier")
+        raise UserError(
+            f"{path} is a {weights.card.network.model}",
+            "a diffusion run",
+            "pass it as --classifier",
+        )
     network = load_network(weights, device)
-    denoise, autoencoder = build_denoiser(weights.card.config, network), _load_autoencoder(weights, device)
+    denoise, autoencoder = (
+        build_denoiser(weights.card.config, network),
+        _load_autoencoder(weights, device),
+    )
     run = LoadedRun(weights, denoise, autoencoder, device)
     if encoder := _load_encoder(weights, device):
         run = with_captions(run, network, Captions(weights.card.classes, "", encoder))
@@ -111,11 +120,16 @@ def load_network(weights: Weights, device: torch.device) -> nn.Module:
 
 def _resized(run: LoadedRun, network: Any, size: Size) -> LoadedRun:
     _, *latent = run.autoencoder.latent_shape(size)
-    card = replace(run.card, config=replace(run.card.config, image_size=size),
-                   network=replace(run.card.network, input_size=size_of(*latent)))
+    card = replace(
+        run.card,
+        config=replace(run.card.config, image_size=size),
+        network=replace(run.card.network, input_size=size_of(*latent)),
+    )
     require_size(size, card.network, card.config.vae)
     network.resize(tuple(latent))
-    return replace(run, weights=replace(run.weights, card=card), trained_size=size_of(*run.image_size))
+    return replace(
+        run, weights=replace(run.weights, card=card), trained_size=size_of(*run.image_size)
+    )
 
 
 def prompted(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> LoadedRun:
@@ -126,10 +140,16 @@ def prompted(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> Load
     """
     captioned = run.denoise.network
     if not isinstance(captioned, Captioned):
-        what, instead = (f"--prompt {prompts[0]!r}", "pass --classes instead") if prompts else (
-            f"--negative-prompt {negative!r}", "drop it: guidance leads away from no class")
-        raise UserError(f"{what} for {run.weights.path}, trained with --conditioning {run.card.network.conditioning}",
-                        "a run with --conditioning text", instead)
+        what, instead = (
+            (f"--prompt {prompts[0]!r}", "pass --classes instead")
+            if prompts
+            else (f"--negative-prompt {negative!r}", "drop it: guidance leads away from no class")
+        )
+        raise UserError(
+            f"{what} for {run.weights.path}, trained with --conditioning {run.card.network.conditioning}",
+            "a run with --conditioning text",
+            instead,
+        )
     captions = Captions(prompts or run.card.classes, negative, captioned.captions.encoder)
     return with_captions(run, captioned.network, captions)
 
@@ -137,26 +157,37 @@ def prompted(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> Load
 def with_captions(run: LoadedRun, network: Callable[..., Tensor], captions: Captions) -> LoadedRun:
     """Ids are those of these captions, of which data may have had more."""
     *classes, _ = captions.texts
-    card = replace(run.card, classes=classes, network=replace(run.card.network, num_classes=len(classes)))
-    return replace(run, weights=replace(run.weights, card=card),
-                   denoise=replace(run.denoise, network=Captioned(network, captions)))
+    card = replace(
+        run.card, classes=classes, network=replace(run.card.network, num_classes=len(classes))
+    )
+    return replace(
+        run,
+        weights=replace(run.weights, card=card),
+        denoise=replace(run.denoise, network=Captioned(network, captions)),
+    )
 
 
 def _load_autoencoder(weights: Weights, device: torch.device) -> Autoencoder:
     """The autoencoder that a run was trained with, with the run's own normalisation."""
     card = weights.card
     load = partial(load_autoencoder, card.config.vae, device)
-    return with_data_statistics(_as_trained("--vae", card.config.vae, weights, load, card.vae_sha256), card)
+    return with_data_statistics(
+        _as_trained("--vae", card.config.vae, weights, load, card.vae_sha256), card
+    )
 
 
 def _load_encoder(weights: Weights, device: torch.device) -> TextEncoder | None:
     """The text encoder that a run was trained with; none for runs without captions."""
     config = weights.card.config
     load = partial(build_text_encoder, config, device)
-    return _as_trained("--text-encoder", config.text_encoder, weights, load, weights.card.text_encoder_sha256)
+    return _as_trained(
+        "--text-encoder", config.text_encoder, weights, load, weights.card.text_encoder_sha256
+    )
 
 
-def _as_trained(flag: str, place: str | None, weights: Weights, load: Callable[[], Any], checksum: str | None) -> Any:
+def _as_trained(
+    flag: str, place: str | None, weights: Weights, load: Callable[[], Any], checksum: str | None
+) -> Any:
     """What `load` finds, with the checksum that is known of it.
 
     Raises:
@@ -166,10 +197,15 @@ def _as_trained(flag: str, place: str | None, weights: Weights, load: Callable[[
     try:
         found = load()
     except UserError as error:
-        raise UserError(f"{error.given}; {weights.path} was trained with it", error.expected, do) from error
+        raise UserError(
+            f"{error.given}; {weights.path} was trained with it", error.expected, do
+        ) from error
     if checksum and found.checksum != checksum:
-        raise UserError(f"{flag} {place} with SHA-256 {str(found.checksum)[:8]}",
-                        f"{checksum[:8]}, the one that the run was trained with", do)
+        raise UserError(
+            f"{flag} {place} with SHA-256 {str(found.checksum)[:8]}",
+            f"{checksum[:8]}, the one that the run was trained with",
+            do,
+        )
     return found
 
 
@@ -200,10 +236,16 @@ def class_ids(text: str | None, card: ModelCard) -> list[int]:
     if text is None:
         return card.ids
     if card.unconditional:
-        raise UserError(f"--classes {text} for a run without classes", "a run that was trained with classes",
-                        "drop --classes")
+        raise UserError(
+            f"--classes {text} for a run without classes",
+            "a run that was trained with classes",
+            "drop --classes",
+        )
     ids, num_classes = text.split(","), card.network.num_classes or len(card.classes)
     if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
-        raise UserError(f"--classes {text}", f"class ids from 0 to {num_classes - 1}, separated by commas",
-                        "see `dit info RUN` for the classes of a run")
+        raise UserError(
+            f"--classes {text}",
+            f"class ids from 0 to {num_classes - 1}, separated by commas",
+            "see `dit info RUN` for the classes of a run",
+        )
     return [int(i) for i in ids]

@@ -77,20 +77,39 @@ def build_pipeline(run: LoadedRun, config: SamplerConfig) -> SamplingPipeline:
     card, denoise = run.card, run.denoise
     name = find_sampler(config.sampler, card)
     require_use(config, ("variance",), name == "ddpm", f"with --sampler {name}", *NOT_DDPM)
-    variance = config.variance if config.variance != "auto" else "learned" if denoise.learn_sigma else "small"
+    variance = (
+        config.variance
+        if config.variance != "auto"
+        else "learned"
+        if denoise.learn_sigma
+        else "small"
+    )
     if variance == "learned" and not denoise.learn_sigma:
-        raise UserError("--variance learned", "a network trained with --learn-sigma", "pass --variance small or large")
+        raise UserError(
+            "--variance learned",
+            "a network trained with --learn-sigma",
+            "pass --variance small or large",
+        )
     steps = config.steps or (250 if name == "ddpm" else 25)
     if isinstance(denoise.process, DDPM) and steps > denoise.process.start:
-        raise UserError(f"--steps {steps}", f"at most {denoise.process.start} with {card.config.process} betas",
-                        "pass fewer --steps")
+        raise UserError(
+            f"--steps {steps}",
+            f"at most {denoise.process.start} with {card.config.process} betas",
+            "pass fewer --steps",
+        )
     times = denoise.process.times(steps, config.spacing)
     if (times.diff() == 0).any():
-        raise UserError(f"--spacing {config.spacing} with --steps {steps}", "few enough to each have their own times",
-                        "pass fewer --steps, or --spacing uniform")
+        raise UserError(
+            f"--spacing {config.spacing} with --steps {steps}",
+            "few enough to each have their own times",
+            "pass fewer --steps, or --spacing uniform",
+        )
     if config.block_cache and not card.network.model.startswith("DiT"):
-        raise UserError(f"--block-cache {config.block_cache} for a {card.network.model}",
-                        "a DiT, whose blocks are alike", "drop --block-cache")
+        raise UserError(
+            f"--block-cache {config.block_cache} for a {card.network.model}",
+            "a DiT, whose blocks are alike",
+            "drop --block-cache",
+        )
     guide = load_guide(run, config.guide) if config.guide else None
     run = _readied(run, config, config.block_cache)
     guide = _readied(guide, config) if guide else None
@@ -99,7 +118,10 @@ def build_pipeline(run: LoadedRun, config: SamplerConfig) -> SamplingPipeline:
     guided = build_guidance(run, config, guide, judge)
     if config.compile:
         guided = filled(guided, config.batch_size)
-    options: dict[str, dict[str, float | str]] = {"ddpm": dict(variance=variance), "ddim": dict(eta=config.eta)}
+    options: dict[str, dict[str, float | str]] = {
+        "ddpm": dict(variance=variance),
+        "ddim": dict(eta=config.eta),
+    }
     sampler = partial(getattr(samplers, name), **options.get(name, {}))
     networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
     return SamplingPipeline(guided, denoise.process, sampler, name, times, networks)

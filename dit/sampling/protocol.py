@@ -15,7 +15,9 @@ from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 
 
-def protocol(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int]) -> dict[str, Any]:
+def protocol(
+    run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int]
+) -> dict[str, Any]:
     """All that the images depend on, as plain JSON values; what two sets of images must share to be one."""
     weights, card = run.weights, run.card
     options: dict[str, Any] = getattr(plan.sampler, "keywords", {})
@@ -39,8 +41,14 @@ def protocol(run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, clas
         "cfg_interval": list(config.cfg_interval),
         "cfg_channels": config.cfg_channels,
         **(_network("guide", config.guide) if config.guide else {}),
-        **({**_network("classifier", config.classifier), "classifier_scale": config.classifier_scale}
-           if config.classifier else {}),
+        **(
+            {
+                **_network("classifier", config.classifier),
+                "classifier_scale": config.classifier_scale,
+            }
+            if config.classifier
+            else {}
+        ),
         **({"block_cache": config.block_cache} if config.block_cache else {}),
         "eta": options.get("eta"),  # none of another sampler's business
         "variance": options.get("variance"),
@@ -66,5 +74,9 @@ def _text(run: LoadedRun, classes: Sequence[int]) -> dict[str, Any]:
         return {}
     *_, null = network.captions.texts
     encoder = network.captions.encoder
-    return {"prompts": [run.card.class_name(c) for c in classes], "negative_prompt": null,
-            "text_encoder": encoder.name, "text_encoder_sha256": encoder.checksum}
+    return {
+        "prompts": [run.card.class_name(c) for c in classes],
+        "negative_prompt": null,
+        "text_encoder": encoder.name,
+        "text_encoder_sha256": encoder.checksum,
+    }

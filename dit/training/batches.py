@@ -51,7 +51,9 @@ def training_times(session: TrainingSession, batch: Batch, step: int) -> tuple[T
     """
     if session.state.times is None:
         return batch.t, torch.ones_like(batch.t)
-    drawn = session.state.times.draw(session.config.global_batch_size, generator(session.config.seed, step, 0))
+    drawn = session.state.times.draw(
+        session.config.global_batch_size, generator(session.config.seed, step, 0)
+    )
     t, weights = (v[share(session)] for v in drawn)
     return t, weights
 
@@ -75,8 +77,14 @@ def draw_batch(session: TrainingSession, step: int) -> Batch:
     random = generator(config.seed, step)
     indices = batch_indices(step, len(source.labels), n, config.seed)[mine]
     t = session.process.sample_time(n, random)[mine]
-    drop = (torch.rand(n, generator=random) < config.label_dropout)[mine] | session.card.unconditional
-    flip = (torch.rand(n, generator=random) < 0.5)[mine] & (source.flips and config.flip is not False)
-    labels = drop_labels(torch.as_tensor(source.labels[indices]), drop, session.card.network.num_classes)
+    drop = (torch.rand(n, generator=random) < config.label_dropout)[
+        mine
+    ] | session.card.unconditional
+    flip = (torch.rand(n, generator=random) < 0.5)[mine] & (
+        source.flips and config.flip is not False
+    )
+    labels = drop_labels(
+        torch.as_tensor(source.labels[indices]), drop, session.card.network.num_classes
+    )
     device = session.ranks.device
     return Batch(pinned(source.read(indices, flip.numpy()), device), pinned(labels, device), t)

@@ -41,7 +41,10 @@ from dit.runs.weights import write_weights
 from dit.training.state import State
 from dit.utils.files import flush, shell_quote, write_atomically, write_json
 
-ANEW = ("guard.", "window")  # start anew where a checkpoint of an earlier version has them not, or otherwise
+ANEW = (
+    "guard.",
+    "window",
+)  # start anew where a checkpoint of an earlier version has them not, or otherwise
 
 
 class Saver:
@@ -80,8 +83,14 @@ class Saver:
             return self._stager.stage(tensors)
 
     def _new_stager(self) -> DefaultStager:
-        return DefaultStager(StagingOptions(self._cuda, use_shared_memory=False, use_async_staging=False,
-                                            use_non_blocking_copy=self._cuda))
+        return DefaultStager(
+            StagingOptions(
+                self._cuda,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=self._cuda,
+            )
+        )
 
     def check(self) -> None:
         """Raise what has gone wrong, if anything has.
@@ -103,8 +112,14 @@ class Saver:
         if writing:
             writing.result()
 
-    def _write(self, step: int, staged: Any, name: str, weights: dict[str, Tensor],
-               distance: Distance | None) -> None:
+    def _write(
+        self,
+        step: int,
+        staged: Any,
+        name: str,
+        weights: dict[str, Tensor],
+        distance: Distance | None,
+    ) -> None:
         ranks, final = self.ranks, self.run / "checkpoints" / checkpoint_name(step)
         beside = final.with_name(f".{final.name}")
 
@@ -118,9 +133,13 @@ class Saver:
                 tidy(self.run, self.card.config)
 
         ranks.on_main(lambda: _make_place(beside, final))
-        writer = dcp.HuggingFaceStorageWriter(str(beside / "state"), save_distributed=ranks.world > 1)
+        writer = dcp.HuggingFaceStorageWriter(
+            str(beside / "state"), save_distributed=ranks.world > 1
+        )
         with _clear_errors(final), _one_process_is_meant():
-            dcp.save(staged, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1)
+            dcp.save(
+                staged, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1
+            )
         ranks.on_main(seal)
 
 
@@ -133,8 +152,11 @@ def _stand_back() -> None:
 def _make_place(beside: Path, final: Path) -> None:
     """The folder to write to; what kills have left is removed."""
     if not final.parent.parent.is_dir():
-        raise UserError(f"{final.parent.parent} is gone", "the run directory, where it was when training started",
-                        "put it back and continue with --resume")
+        raise UserError(
+            f"{final.parent.parent} is gone",
+            "the run directory, where it was when training started",
+            "put it back and continue with --resume",
+        )
     with _clear_errors(final):
         for left in final.parent.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -148,14 +170,21 @@ def tidy(run: Path, config: TrainConfig) -> None:
     It can be done again at any time, as after a kill in its midst.
     """
     best, every = find_best(run), config.keep_every
-    kept = [*([best.checkpoint] if best else []), *checkpoints(run)[-config.keep :],
-            *(path for path in checkpoints(run) if every and checkpoint_step(path) % every == 0)]
+    kept = [
+        *([best.checkpoint] if best else []),
+        *checkpoints(run)[-config.keep :],
+        *(path for path in checkpoints(run) if every and checkpoint_step(path) % every == 0),
+    ]
     _link(run / BEST, best.checkpoint if best else None)
     for checkpoint in checkpoints(run):
         if checkpoint not in kept:
-            gone = checkpoint.with_name(f".{checkpoint.name}")  # whole or not there, however far removal comes
+            gone = checkpoint.with_name(
+                f".{checkpoint.name}"
+            )  # whole or not there, however far removal comes
             checkpoint.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)  # as where somebody reads it on NFS; the next one tries again
+            shutil.rmtree(
+                gone, ignore_errors=True
+            )  # as where somebody reads it on NFS; the next one tries again
 
 
 def _link(link: Path, best: Path | None) -> None:
@@ -176,7 +205,9 @@ def _seal(folder: Path, step: int, distance: Distance | None) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     listed = {str(f.relative_to(folder)): checksum_entry(f) for f in files}
     scored = {"distance": distance._asdict()} if distance else {}
-    write_json(folder / "meta.json", {"step": step, "torch": torch.__version__, **scored, "files": listed})
+    write_json(
+        folder / "meta.json", {"step": step, "torch": torch.__version__, **scored, "files": listed}
+    )
     for path in (*files, folder / "meta.json", folder / "state", folder):
         flush(path)
 
@@ -189,12 +220,21 @@ def _clear_errors(checkpoint: Path) -> Iterator[None]:
         shutil.rmtree(checkpoint.with_name(f".{checkpoint.name}"), ignore_errors=True)
         run = checkpoint.parent.parent
         before = latest_checkpoint(run)
-        again = (f"continue with --resume {shell_quote(run)} ({before} is intact)" if before else
-                 f"start again with --out {shell_quote(run)} (there is no earlier checkpoint)")
-        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        again = (
+            f"continue with --resume {shell_quote(run)} ({before} is intact)"
+            if before
+            else f"start again with --out {shell_quote(run)} (there is no earlier checkpoint)"
+        )
+        first = (
+            next(iter(error.failures.values()))[0]
+            if isinstance(error, CheckpointException)
+            else error
+        )
         cause = " ".join(str(first).split())
         given = f"{checkpoint} could not be written ({cause})"
-        raise UserError(given, "a writable disk with free space", f"make room and {again}") from error
+        raise UserError(
+            given, "a writable disk with free space", f"make room and {again}"
+        ) from error
 
 
 def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
@@ -205,11 +245,19 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
     """
     meta = ranks.on_main(lambda: verify_checkpoint(checkpoint))
     if not (checkpoint / "state").is_dir():
-        raise UserError(f"{checkpoint} has no state/", "a checkpoint written by train.py", "resume from another one")
+        raise UserError(
+            f"{checkpoint} has no state/",
+            "a checkpoint written by train.py",
+            "resume from another one",
+        )
     reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
     there = reader.read_metadata().state_dict_metadata
-    tensors = {name: v for name, v in state.tensors().items()
-               if not name.startswith(ANEW) or (name in there and getattr(there[name], "size", None) == v.shape)}
+    tensors = {
+        name: v
+        for name, v in state.tensors().items()
+        if not name.startswith(ANEW)
+        or (name in there and getattr(there[name], "size", None) == v.shape)
+    }
     with _one_process_is_meant():
         dcp.load(tensors, storage_reader=reader, no_dist=ranks.world == 1)
     return meta["step"]

@@ -67,7 +67,9 @@ def snapshot_every(config: TrainConfig, steps: int) -> int:
     return (config.ema_every or -(-steps // SNAPSHOTS)) if config.ema_lengths else 0
 
 
-def save_snapshots(run: Path, step: int, profiles: Sequence[PowerEMA], card: ModelCard, ranks: Ranks) -> None:
+def save_snapshots(
+    run: Path, step: int, profiles: Sequence[PowerEMA], card: ModelCard, ranks: Ranks
+) -> None:
     """Write every profile into RUN/ema; on all ranks.
 
     Raises:

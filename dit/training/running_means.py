@@ -40,8 +40,16 @@ class RunningMeans:
         A product with ones and zeros adds them up, because adding by index is in no fixed order on a GPU.
         """
         bucket = (where * len(BUCKETS)).long().clamp(max=len(BUCKETS) - 1)
-        falls = (bucket[:, None] == torch.arange(len(BUCKETS))).double().to(losses.device, non_blocking=True)  # [B, K]
-        now = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)]) @ falls / len(losses)
+        falls = (
+            (bucket[:, None] == torch.arange(len(BUCKETS)))
+            .double()
+            .to(losses.device, non_blocking=True)
+        )  # [B, K]
+        now = (
+            torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
+            @ falls
+            / len(losses)
+        )
         self.by_time += torch.where(left_out.bool(), 0, now)
 
     def share(self, ranks: Ranks) -> None:
@@ -51,8 +59,17 @@ class RunningMeans:
 
     def close(self, ranks: Ranks) -> dict[str, float]:
         """Means over steps and ranks, and over the images of each bucket that has any; starts the next window."""
-        (*sums, steps), (losses, counts) = (ranks.total(part.clone()).tolist() for part in (self.sums, self.by_time))
+        (*sums, steps), (losses, counts) = (
+            ranks.total(part.clone()).tolist() for part in (self.sums, self.by_time)
+        )
         self.sums.zero_()
         self.by_time.zero_()
-        means = {name: value / steps for name, value in zip(self.names, sums, strict=True)} if steps else {}
-        return {**means, **{name: loss / n for name, loss, n in zip(BUCKETS, losses, counts, strict=True) if n}}
+        means = (
+            {name: value / steps for name, value in zip(self.names, sums, strict=True)}
+            if steps
+            else {}
+        )
+        return {
+            **means,
+            **{name: loss / n for name, loss, n in zip(BUCKETS, losses, counts, strict=True) if n},
+        }

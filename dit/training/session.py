@@ -54,6 +54,10 @@ class TrainingSession:
         ema = self.state.ema.network
         if not isinstance(ema, FSDPModule):
             return ema
-        network = build_network(self.card.network).to(self.ranks.device).eval().requires_grad_(False)
-        network.load_state_dict({name: full_tensor(tensor) for name, tensor in ema.state_dict().items()})
+        network = (
+            build_network(self.card.network).to(self.ranks.device).eval().requires_grad_(False)
+        )
+        network.load_state_dict(
+            {name: full_tensor(tensor) for name, tensor in ema.state_dict().items()}
+        )
         return network

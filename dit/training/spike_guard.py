@@ -40,7 +40,9 @@ class SpikeGuard:
         self.moments = torch.zeros(3, 2, dtype=torch.float64, device=device)
         self.streak = torch.zeros(1, dtype=torch.float64, device=device)
         self.offset = torch.zeros(1, dtype=torch.int64)
-        self._recent = torch.zeros(LOOK, 4, dtype=torch.float64, device=device)  # step, left out, loss, norm
+        self._recent = torch.zeros(
+            LOOK, 4, dtype=torch.float64, device=device
+        )  # step, left out, loss, norm
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it."""
@@ -53,7 +55,9 @@ class SpikeGuard:
         seen = torch.stack([torch.ones_like(now), now, now.square()])
         self.moments.copy_(torch.where(bad, self.moments, self.moments.lerp(seen, 1 - MEMORY)))
         self.streak.copy_(torch.where(bad, self.streak + 1, 0))
-        self._recent[step % LOOK] = torch.cat([torch.stack([bad.new_full((), step, dtype=torch.float64), bad]), now])
+        self._recent[step % LOOK] = torch.cat(
+            [torch.stack([bad.new_full((), step, dtype=torch.float64), bad]), now]
+        )
         return bad.float()
 
     def _leaps(self, now: Tensor) -> Tensor:

@@ -32,19 +32,36 @@ class State:
         """Every tensor by name, in place: loading into them restores the state."""
         if not self.optimizer.state:
             _create_moments(self.optimizer)
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.network.named_parameters()}
+        names: dict[Tensor, str] = {
+            parameter: name for name, parameter in self.network.named_parameters()
+        }
         moments = {
             f"optimizer.{names[parameter]}.{key}": value
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
         }
-        networks = {"network": self.network, "ema": self.ema.network,
-                    **{f"ema-{profile.length:g}": profile.network for profile in self.profiles}}
-        weights = {f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()}
-        drawn = {"times.history": self.times.history, "times.counts": self.times.counts} if self.times else {}
+        networks = {
+            "network": self.network,
+            "ema": self.ema.network,
+            **{f"ema-{profile.length:g}": profile.network for profile in self.profiles},
+        }
+        weights = {
+            f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()
+        }
+        drawn = (
+            {"times.history": self.times.history, "times.counts": self.times.counts}
+            if self.times
+            else {}
+        )
         guard = {f"guard.{name}": value for name, value in self.guard.tensors().items()}
-        return {**weights, **moments, **drawn, **guard, "window": self.window.sums,
-                "window.by_time": self.window.by_time}
+        return {
+            **weights,
+            **moments,
+            **drawn,
+            **guard,
+            "window": self.window.sums,
+            "window.by_time": self.window.by_time,
+        }
 
 
 def _create_moments(optimizer: torch.optim.Optimizer) -> None:

@@ -19,18 +19,31 @@ def train_step(session: TrainingSession, batch: Batch, step: int) -> None:
     config, state, device = session.config, session.state, session.ranks.device
     posterior_noise, eps = noise(session, position(session, step - 1))
     x0 = session.autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
-    t, weights = training_times(session, batch, position(session, step - 1))  # t is looked up on CPU
-    parts = [v.chunk(config.grad_accum) for v in (x0, batch.labels.to(device, non_blocking=True), t, eps, weights)]
+    t, weights = training_times(
+        session, batch, position(session, step - 1)
+    )  # t is looked up on CPU
+    parts = [
+        v.chunk(config.grad_accum)
+        for v in (x0, batch.labels.to(device, non_blocking=True), t, eps, weights)
+    ]
     losses = []  # of each micro-batch, unweighted
     logged = torch.zeros(len(state.window.names) - 1, device=device)
     for i, (*micro, weight) in enumerate(zip(*parts, strict=True)):
-        with sync_gradients(session.network, i == config.grad_accum - 1), autocast(device, config.precision):
+        with (
+            sync_gradients(session.network, i == config.grad_accum - 1),
+            autocast(device, config.precision),
+        ):
             plain = session.loss(*micro)
         loss = plain.weighted(weight)
         (loss.total / config.grad_accum).backward()
-        logged += torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())]) / config.grad_accum
+        logged += (
+            torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())])
+            / config.grad_accum
+        )
         losses.append(plain.each.detach())
-    norm = full_tensor(nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf")))
+    norm = full_tensor(
+        nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf"))
+    )
     left_out = state.guard.judge(step, session.ranks.mean(logged[0]), norm)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, step - 1, session.steps)
@@ -42,7 +55,9 @@ def train_step(session: TrainingSession, batch: Batch, step: int) -> None:
     state.window.add((logged[0], norm, *logged[1:]), left_out)
     state.window.add_losses(t / session.process.end, torch.cat(losses), left_out)
     if state.times:
-        seen = torch.cat(losses).masked_fill(left_out.bool(), torch.inf)  # nothing is remembered of what is left out
+        seen = torch.cat(losses).masked_fill(
+            left_out.bool(), torch.inf
+        )  # nothing is remembered of what is left out
         state.times.update(*session.ranks.gather(torch.stack([t.to(device), seen], dim=1)).cpu().T)
 
 
@@ -54,4 +69,6 @@ def noise(session: TrainingSession, step: int) -> Tensor:
     device = session.ranks.device
     random = generator(session.config.seed, step, 1, device=device)
     shape = (2, session.config.global_batch_size, *session.source.shape)
-    return torch.randn(shape, generator=random, device=device)[:, share(session)].clone()  # so that the others' is freed
+    return torch.randn(shape, generator=random, device=device)[
+        :, share(session)
+    ].clone()  # so that the others' is freed

@@ -70,10 +70,15 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError(f"--out {folder} is a file", "a folder, new or existing", "pass another --out") from None
+        raise UserError(
+            f"--out {folder} is a file", "a folder, new or existing", "pass another --out"
+        ) from None
     except OSError as error:
-        raise UserError(f"--out {folder} can not be made ({error.strerror})", "a writable place",
-                        "pass another --out") from None
+        raise UserError(
+            f"--out {folder} can not be made ({error.strerror})",
+            "a writable place",
+            "pass another --out",
+        ) from None
 
 
 def require_free_space(folder: Path) -> None:
@@ -84,10 +89,17 @@ def require_free_space(folder: Path) -> None:
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"--out {folder} is a file" if there == folder else f"--out {folder} lies in {there}, a file",
-                        "a folder, new or existing", "pass another --out")
+        raise UserError(
+            f"--out {folder} is a file"
+            if there == folder
+            else f"--out {folder} lies in {there}, a file",
+            "a folder, new or existing",
+            "pass another --out",
+        )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} can not be written to", "a writable place", "pass another --out")
+        raise UserError(
+            f"--out {folder} can not be written to", "a writable place", "pass another --out"
+        )
 
 
 def require_writable(file: Path, kind: str) -> None:
@@ -100,13 +112,18 @@ def require_writable(file: Path, kind: str) -> None:
         UserError: a folder is in the way, or the place is not writable.
     """
     if file.is_dir():
-        raise UserError(f"--out {file} is a folder", f"a {kind} file", f"pass --out {file}/NAME{kind}")
+        raise UserError(
+            f"--out {file} is a folder", f"a {kind} file", f"pass --out {file}/NAME{kind}"
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=file.parent).close()
     except OSError as error:
-        raise UserError(f"--out {file} can not be written ({error.strerror})", f"a {kind} file in a writable place",
-                        "pass another --out") from None
+        raise UserError(
+            f"--out {file} can not be written ({error.strerror})",
+            f"a {kind} file in a writable place",
+            "pass another --out",
+        ) from None
 
 
 def write_json(file: Path, values: Any) -> None:
@@ -121,4 +138,6 @@ def reraise_as_user_error(file: Path, expected: str, do: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is missing or damaged ({type(error).__name__}: {error})", expected, do) from None
+        raise UserError(
+            f"{file} is missing or damaged ({type(error).__name__}: {error})", expected, do
+        ) from None

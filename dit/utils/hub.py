@@ -8,8 +8,14 @@ from dit.errors import UserError
 BUNDLED = ("digits", "identity")  # names that are of no folder, even where one is called so
 
 
-def find_folder(flag: str, name: str, known: str, files: str, patterns: Sequence[str], ignored: Sequence[str] = ()
-                ) -> Path:
+def find_folder(
+    flag: str,
+    name: str,
+    known: str,
+    files: str,
+    patterns: Sequence[str],
+    ignored: Sequence[str] = (),
+) -> Path:
     """The folder that a flag names, downloaded if need be.
 
     Args:
@@ -24,7 +30,9 @@ def find_folder(flag: str, name: str, known: str, files: str, patterns: Sequence
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise UserError(f"{flag} {name} is not a folder", f"{known}, or a hub name OWNER/NAME", "check the path")
+        raise UserError(
+            f"{flag} {name} is not a folder", f"{known}, or a hub name OWNER/NAME", "check the path"
+        )
     return _download(flag, name, files, patterns, ignored)
 
 
@@ -34,15 +42,23 @@ def absolute_if_local(name: str) -> str:
     return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name
 
 
-def _download(flag: str, name: str, files: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+def _download(
+    flag: str, name: str, files: str, patterns: Sequence[str], ignored: Sequence[str]
+) -> Path:
     """The hub's files in the local cache; asks the network only for what is not there."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignored)))
-    except Exception as error:  # the hub's client raises many kinds, those of its HTTP library among them
+        return Path(
+            snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignored))
+        )
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds, those of its HTTP library among them
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{flag} {name} is neither a folder here nor to be had from the hub ({reason})",
-                        f"a folder {name} or network access",
-                        f"copy {files} into a local folder and pass {flag} FOLDER, or fill the hub's cache on a "
-                        "connected machine and set HF_HOME to it") from error
+        raise UserError(
+            f"{flag} {name} is neither a folder here nor to be had from the hub ({reason})",
+            f"a folder {name} or network access",
+            f"copy {files} into a local folder and pass {flag} FOLDER, or fill the hub's cache on a "
+            "connected machine and set HF_HOME to it",
+        ) from error

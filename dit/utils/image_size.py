@@ -1,6 +1,5 @@
 """Sizes of images: one side, or height and width."""
 
-
 Size = int | tuple[int, int]
 """Height and width; one number for both."""
 

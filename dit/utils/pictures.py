@@ -31,8 +31,13 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def grid(
-    images: torch.Tensor, labels: Sequence[str] | None, columns: int, scale: int = 1, *,
-    headings: Sequence[str] | None = None, together: int = 0,
+    images: torch.Tensor,
+    labels: Sequence[str] | None,
+    columns: int,
+    scale: int = 1,
+    *,
+    headings: Sequence[str] | None = None,
+    together: int = 0,
 ) -> Image.Image:
     """Images in rows, each enlarged `scale` times without smoothing.
 
@@ -44,7 +49,9 @@ def grid(
     """
     rows = math.ceil(len(images) / columns)
     by_row = labels is not None and len(labels) == rows
-    assert labels is None or by_row or len(labels) == len(images), "one label a row, or one an image"
+    assert labels is None or by_row or len(labels) == len(images), (
+        "one label a row, or one an image"
+    )
     height, width = images.shape[-2] * scale, images.shape[-1] * scale
     small = _fitting_font(headings or [], width)
     room = (max(2 * width, WIDEST_NAME), height) if by_row else (width, CAPTION_HEIGHT)
@@ -52,23 +59,39 @@ def grid(
     texts = [_fit(label, *room, font) for label in labels or []]
     names = texts if by_row else []
     left = GAP + (_widest(names, font) + 2 * GAP if names else 0)
-    heads = ["\n".join(_fit(line, width, CAPTION_HEIGHT, small) for line in h.splitlines()) for h in headings or []]
+    heads = [
+        "\n".join(_fit(line, width, CAPTION_HEIGHT, small) for line in h.splitlines())
+        for h in headings or []
+    ]
     top = GAP + max((_line_height(small) * len(head.splitlines()) for head in heads), default=0)
-    caption = 0 if by_row else _line_height(font) * max((len(text.splitlines()) for text in texts), default=0)
+    caption = (
+        0
+        if by_row
+        else _line_height(font) * max((len(text.splitlines()) for text in texts), default=0)
+    )
     xs = [left + column * (width + GAP) for column in range(columns)]
-    ys = [top + row * (height + caption + GAP) + row // (together or rows) * BREAK for row in range(rows)]
+    ys = [
+        top + row * (height + caption + GAP) + row // (together or rows) * BREAK
+        for row in range(rows)
+    ]
     sheet = Image.new("RGB", (xs[-1] + width + GAP, ys[-1] + height + caption + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, image in enumerate(images):
         x, y = xs[i % columns], ys[i // columns]
         sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
         if labels and caption:
-            draw.text((x + width // 2, y + height), texts[i], INK, font, anchor="ma", align="center")
+            draw.text(
+                (x + width // 2, y + height), texts[i], INK, font, anchor="ma", align="center"
+            )
     for row, name in enumerate(names):
         ink = PALE if together and row % together else INK
-        draw.text((left - 2 * GAP, ys[row] + height // 2), name, ink, font, anchor="rm", align="right")
+        draw.text(
+            (left - 2 * GAP, ys[row] + height // 2), name, ink, font, anchor="rm", align="right"
+        )
     for x, heading in zip(xs, heads, strict=False):
-        draw.multiline_text((x + width // 2, GAP), heading, INK, small, anchor="ma", align="center", spacing=GAP)
+        draw.multiline_text(
+            (x + width // 2, GAP), heading, INK, small, anchor="ma", align="center", spacing=GAP
+        )
     return sheet
 
 
@@ -87,7 +110,9 @@ def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     weights = weights.float().cpu()
     low, high = weights.amin((1, 2), keepdim=True), weights.amax((1, 2), keepdim=True)
     weights = (weights - low) / (high - low).clamp(min=torch.finfo().tiny)
-    colours = torch.from_numpy(colormaps["inferno"](weights.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
+    colours = (
+        torch.from_numpy(colormaps["inferno"](weights.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
+    )
     factors = images.shape[-2] // weights.shape[1], images.shape[-1] // weights.shape[2]
     gray = images.float().mean(1, keepdim=True)
     return (gray * (1 - HEAT) + enlarge(colours, factors) * HEAT).round().to(torch.uint8)
@@ -97,7 +122,9 @@ def outline(images: torch.Tensor, cell: tuple[int, int], cells: tuple[int, int])
     """The images [N, 3, H, W] with a frame around one of their `cells`, rows and columns."""
     tall, wide = images.shape[-2] // cells[0], images.shape[-1] // cells[1]
     thick = max(1, min(3, tall // 3, wide // 3))
-    (top, bottom), (left, right) = ((i * size, (i + 1) * size) for i, size in zip(cell, (tall, wide), strict=True))
+    (top, bottom), (left, right) = (
+        (i * size, (i + 1) * size) for i, size in zip(cell, (tall, wide), strict=True)
+    )
     frame = torch.zeros(images.shape[-2:], dtype=torch.bool)
     frame[top:bottom, left:right] = True
     frame[top + thick : bottom - thick, left + thick : right - thick] = False
@@ -117,7 +144,13 @@ def strip(grids: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
     sheet = Image.new("RGB", (width, top + max(g.height for g in grids) + GAP), PAPER)
     draw, x = ImageDraw.Draw(sheet), GAP
     for picture, caption in zip(grids, captions, strict=True):
-        draw.text((x + picture.width // 2, GAP), _fit(caption, picture.width, 0, font), INK, font, anchor="ma")
+        draw.text(
+            (x + picture.width // 2, GAP),
+            _fit(caption, picture.width, 0, font),
+            INK,
+            font,
+            anchor="ma",
+        )
         sheet.paste(picture, (x, top))
         x += picture.width + GAP
     return sheet
@@ -128,7 +161,9 @@ def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> No
     durations = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
     size = (max(f.width for f in frames), max(f.height for f in frames))
     padded = [_pad(f, size) for f in frames]
-    padded[0].save(out, save_all=True, append_images=padded[1:], duration=durations, loop=0, format="GIF")
+    padded[0].save(
+        out, save_all=True, append_images=padded[1:], duration=durations, loop=0, format="GIF"
+    )
 
 
 def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
@@ -195,13 +230,19 @@ def _font(size: int) -> Any:
 def _fitting_font(texts: Sequence[str], width: int) -> Any:
     """The largest font in which every line of the texts is at most `width` pixels wide, if it can be read at all."""
     lines = [line for text in texts for line in text.splitlines()]
-    fitting = (size for size in range(14, 8, -1) if not lines or _widest(lines, _font(size)) <= width)
+    fitting = (
+        size for size in range(14, 8, -1) if not lines or _widest(lines, _font(size)) <= width
+    )
     return _font(next(fitting, 8))
 
 
 def _label_font(labels: Sequence[str], width: int, height: int, size: int) -> Any:
     """The largest font up to `size` in which all labels are whole, if it can be read at all."""
-    fitting = (font for font in map(_font, range(size, 8, -1)) if all(_holds(t, width, height, font) for t in labels))
+    fitting = (
+        font
+        for font in map(_font, range(size, 8, -1))
+        if all(_holds(t, width, height, font) for t in labels)
+    )
     return next(fitting, _font(min(size, 9)))
 
 
@@ -210,7 +251,9 @@ def _line_height(font: Any) -> int:
 
 
 def _widest(texts: Sequence[str], font: Any) -> int:
-    return math.ceil(max((font.getlength(line) for text in texts for line in text.splitlines()), default=0))
+    return math.ceil(
+        max((font.getlength(line) for text in texts for line in text.splitlines()), default=0)
+    )
 
 
 def _fit(text: str, width: int, height: int, font: Any) -> str:
@@ -218,9 +261,11 @@ def _fit(text: str, width: int, height: int, font: Any) -> str:
 
     def without(count: int) -> str:  # characters of the middle: captions of a set begin alike
         kept = len(text) - count
-        return f"{text[:(kept + 1) // 2]}…{text[len(text) - kept // 2:]}" if count else text
+        return f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}" if count else text
 
-    cut = bisect_left(range(len(text)), True, key=lambda count: _holds(without(count), width, height, font))
+    cut = bisect_left(
+        range(len(text)), True, key=lambda count: _holds(without(count), width, height, font)
+    )
     return "\n".join(_lines(without(cut), width, font))
 
 

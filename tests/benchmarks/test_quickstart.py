@@ -12,10 +12,18 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_quickstart_makes_the_digits_asked_for(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "benchmarks.quickstart", "--out", tmp_path / "run"], cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.quickstart", "--out", tmp_path / "run"], cwd=ROOT
+    )
     assert done.returncode == 0
     report = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text())
     assert report["digits_recognised"]["found"]["accuracy"] >= 0.97
     assert report["scores"]["fd"]["value"] < 3 * report["floor"]["fd"]["value"]
-    for name in ("grid.png", "loss.png", "samples/strip.png", "samples/strip.gif", "evaluation/report.html"):
+    for name in (
+        "grid.png",
+        "loss.png",
+        "samples/strip.png",
+        "samples/strip.gif",
+        "evaluation/report.html",
+    ):
         assert (tmp_path / "run" / name).stat().st_size > 1000, name

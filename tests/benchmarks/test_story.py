@@ -21,7 +21,9 @@ def test_another_command_in_the_same_place_ends_it(tmp_path):
         claim(tmp_path / "a" / "command.txt", "dit train --steps 8")
 
 
-def test_a_stopped_training_is_gone_on_with_and_a_finished_one_is_not(tmp_path, typed, make_run, monkeypatch):
+def test_a_stopped_training_is_gone_on_with_and_a_finished_one_is_not(
+    tmp_path, typed, make_run, monkeypatch
+):
     lab = Lab(tmp_path, 3, 10)
     with pytest.raises(SystemExit, match="stopped"):
         lab.trained("run", "--seed 1")

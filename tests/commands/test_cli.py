@@ -38,7 +38,10 @@ def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("trian", ["unknown command 'trian'", "did you mean train"]),
         ("train --modle DiT-S/4", ["unknown flag --modle", "did you mean --model"]),
         ("train --model", ["--model", "train --help"]),
-        ("train --foo 3", ["unknown flag --foo; expected a flag of dit train; see dit train --help"]),
+        (
+            "train --foo 3",
+            ["unknown flag --foo; expected a flag of dit train; see dit train --help"],
+        ),
         ("sample --cfg 3", ["did you mean --cfg-scale or --cfg-interval or --cfg-channels?"]),
         ("train --lr fast", ["--lr fast; expected a number; change --lr"]),
         ("train --lr", ["--lr without a value; expected a number"]),
@@ -53,31 +56,74 @@ def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train --resume auto --out= --steps 9", ["--out is empty"]),
         ("train --resume=", ["--resume is empty"]),
         ("evaluate --weights=", ["--weights is empty"]),
-        ("train --model Classifier-S/2", ["--model Classifier-S/2 is a classifier; expected a network that draws"]),
-        ("train --model Classifier-S/2 --label-dropout 0", ["is a classifier; expected a network that draws images"]),
+        (
+            "train --model Classifier-S/2",
+            ["--model Classifier-S/2 is a classifier; expected a network that draws"],
+        ),
+        (
+            "train --model Classifier-S/2 --label-dropout 0",
+            ["is a classifier; expected a network that draws images"],
+        ),
         ("train --lr -1", ["--lr -1.0", "a number above 0"]),
         ("train --process floww", ["floww", "'flow', 'linear', 'cosine'"]),
         ("train stray", ["stray"]),
-        ("train --preset imagenet-265", ["unknown preset 'imagenet-265'", "did you mean imagenet-256"]),
+        (
+            "train --preset imagenet-265",
+            ["unknown preset 'imagenet-265'", "did you mean imagenet-256"],
+        ),
         ("train --resume nowhere", ["--resume nowhere: no checkpoint there"]),
-        ("train --image-size 30 48 20", ["--image-size 30 48 20; expected one number, or two: height and width"]),
+        (
+            "train --image-size 30 48 20",
+            ["--image-size 30 48 20; expected one number, or two: height and width"],
+        ),
         ("train --image-size", ["--image-size without a value; expected one number"]),
-        ("train --process linear --time-sampling logit-normal", ["--time-sampling logit-normal with --process linear"]),
-        ("train --process cosine --time-shift=3", ["--time-shift 3 with --process cosine; expected --process flow"]),
-        ("train --model UNet-S --conditioning adaln-zero", ["--conditioning adaln-zero with --model UNet-S"]),
+        (
+            "train --process linear --time-sampling logit-normal",
+            ["--time-sampling logit-normal with --process linear"],
+        ),
+        (
+            "train --process cosine --time-shift=3",
+            ["--time-shift 3 with --process cosine; expected --process flow"],
+        ),
+        (
+            "train --model UNet-S --conditioning adaln-zero",
+            ["--conditioning adaln-zero with --model UNet-S"],
+        ),
         ("train --num-classes 0 --label_dropout 0.2", ["--label-dropout 0.2 with --num-classes 0"]),
         ("train --epochs 3 --steps 9", ["--steps 9 with --epochs 3; expected no --epochs"]),
         ("train --on-divergence stop --max-skips 3", ["--max-skips 3 with --on-divergence stop"]),
         ("train --eval-samples 9", ["--eval-samples 9 without --eval-every"]),
         ("train --ema-lengths", ["--ema-lengths without a value"]),
-        ("train --dry-run --image-size 36", ["36 with DiT-Ti/2 on --vae digits; expected a multiple of 8"]),
-        ("train --process linear --learn-sigma --process flow", ["--process flow with --learn-sigma"]),
+        (
+            "train --dry-run --image-size 36",
+            ["36 with DiT-Ti/2 on --vae digits; expected a multiple of 8"],
+        ),
+        (
+            "train --process linear --learn-sigma --process flow",
+            ["--process flow with --learn-sigma"],
+        ),
         ("sample", ["dit sample without --run; expected a path for --run; see dit sample --help"]),
-        ("show", ["without DIRECTION, RUN; expected one of forward, backward for DIRECTION, a path for RUN; see dit"]),
-        ("show --steps 4 forward", ["dit show without RUN; expected a path for RUN; see dit show --help"]),
-        ("ema", ["dit ema without RUN, --length; expected a path for RUN, one number or more for --length; see"]),
+        (
+            "show",
+            [
+                "without DIRECTION, RUN; expected one of forward, backward for DIRECTION, a path for RUN; see dit"
+            ],
+        ),
+        (
+            "show --steps 4 forward",
+            ["dit show without RUN; expected a path for RUN; see dit show --help"],
+        ),
+        (
+            "ema",
+            [
+                "dit ema without RUN, --length; expected a path for RUN, one number or more for --length; see"
+            ],
+        ),
         ("sample --run nowhere", ["no checkpoint in nowhere, which is not there"]),
-        (f"sample --run {ROOT}/dit/assets/digits-vae", ["which has the config.json of another network", "dit info"]),
+        (
+            f"sample --run {ROOT}/dit/assets/digits-vae",
+            ["which has the config.json of another network", "dit info"],
+        ),
         ("info nowhere", ["nothing at nowhere"]),
     ],
 )
@@ -87,33 +133,49 @@ def test_mistakes_get_one_line(command: str, parts: list[str], capsys: pytest.Ca
         assert part in said
 
 
-@pytest.mark.parametrize(("argv", "flag"), [(["info", ""], "an argument"), (["train", "--vae", " "], "--vae"),
-                                            (["evaluate", "--weights", "a", ""], "--weights")])
+@pytest.mark.parametrize(
+    ("argv", "flag"),
+    [
+        (["info", ""], "an argument"),
+        (["train", "--vae", " "], "--vae"),
+        (["evaluate", "--weights", "a", ""], "--weights"),
+    ],
+)
 def test_an_empty_value_is_refused(argv: list[str], flag: str, capsys: pytest.CaptureFixture[str]):
     assert f"error: {flag} is empty; expected a value" in complaint_of(argv, capsys)
 
 
 def test_a_negative_prompt_may_be_empty():
-    assert parse(SampleConfig, ["--run", "r", "--negative-prompt", ""], "sample.py").negative_prompt == ""
+    assert (
+        parse(SampleConfig, ["--run", "r", "--negative-prompt", ""], "sample.py").negative_prompt
+        == ""
+    )
 
 
-@pytest.mark.parametrize("box", [
-    "╭─ Value error ─╮\n│ Error parsing --lr: no number. │\n│ ───── │\n│ For help … │\n╰─────╯",
-    " Value error \n ----- \n  Error parsing --lr: no number. \n  ----- \n  For help … \n",
-])
+@pytest.mark.parametrize(
+    "box",
+    [
+        "╭─ Value error ─╮\n│ Error parsing --lr: no number. │\n│ ───── │\n│ For help … │\n╰─────╯",
+        " Value error \n ----- \n  Error parsing --lr: no number. \n  ----- \n  For help … \n",
+    ],
+)
 def test_a_complaint_of_the_parser_is_one_line_with_and_without_a_frame(box: str):
     assert cli._one_line(box) == "--lr: no number"
 
 
 def test_unknown_model_names_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    said = complaint_of(["train", "--model", "DiT-S/3", "--out", str(tmp_path / "run"), "--vae", "identity"], capsys)
+    said = complaint_of(
+        ["train", "--model", "DiT-S/3", "--out", str(tmp_path / "run"), "--vae", "identity"], capsys
+    )
     assert "unknown model 'DiT-S/3'" in said
     assert "DiT-S/2" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_class_id_out_of_range(tiny_run: Path, capsys: pytest.CaptureFixture[str]):
-    assert "class ids from 0 to 9" in complaint_of(["sample", "--run", str(tiny_run), "--classes", "11"], capsys)
+    assert "class ids from 0 to 9" in complaint_of(
+        ["sample", "--run", str(tiny_run), "--classes", "11"], capsys
+    )
 
 
 def test_overview_lists_all_commands(capsys: pytest.CaptureFixture[str]):
@@ -135,8 +197,9 @@ def test_help_is_readable(name: str, capsys: pytest.CaptureFixture[str]):
     assert "(default: None)" not in out
 
 
-def test_help_breaks_its_lines_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch,
-                                                       capsys: pytest.CaptureFixture[str]):
+def test_help_breaks_its_lines_where_the_terminal_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("COLUMNS", "2000")
     with pytest.raises(SystemExit):
         main(["encode", "--help"])
@@ -145,17 +208,27 @@ def test_help_breaks_its_lines_where_the_terminal_ends(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
 def test_scripts_answer_help_at_once(script: str):
-    code = ("import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
-            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "finally: print('torch' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert f"usage: {script}" in done.stdout
     assert done.stdout.endswith("False\n"), "importing torch takes seconds"
 
 
 def test_script_exit_code(tmp_path: Path):
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--steps", "0"], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--steps", "0"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --steps 0; expected a number above 0; change --steps\n"
 
@@ -166,12 +239,21 @@ def test_script_exit_code(tmp_path: Path):
 def test_flags_become_a_configuration():
     argv = "--model DiT-S/4 --lr 1e-3 --no-flip --resume auto --out runs/x --num-classes=7 --global_batch_size 8"
     given = parse(TrainConfig, argv.split(), "train.py")
-    assert given == TrainConfig(model="DiT-S/4", lr=1e-3, flip=False, resume="auto", out=Path("runs/x"), num_classes=7,
-                                global_batch_size=8)
+    assert given == TrainConfig(
+        model="DiT-S/4",
+        lr=1e-3,
+        flip=False,
+        resume="auto",
+        out=Path("runs/x"),
+        num_classes=7,
+        global_batch_size=8,
+    )
     assert type(given) is TrainConfig
     argv = "--run r --cfg-scale 2 --cfg-interval 0.1 0.8 --classes 0,1,2"
     sampled = parse(SampleConfig, argv.split(), "sample.py")
-    assert sampled == SampleConfig(run=Path("r"), cfg_scale=2.0, cfg_interval=(0.1, 0.8), classes="0,1,2")
+    assert sampled == SampleConfig(
+        run=Path("r"), cfg_scale=2.0, cfg_interval=(0.1, 0.8), classes="0,1,2"
+    )
     assert parse(EvalConfig, [], "evaluate.py") == EvalConfig()
 
 
@@ -188,7 +270,9 @@ def test_resume_takes_the_settings_of_the_run(make_run):
     home = make_run(lr=0.5, steps=9)
     again = parse(TrainConfig, ["--resume", str(home), "--log-every", "3"], "train.py")
     saved = json.loads((home / "config.json").read_text())["config"]
-    assert again == from_json(TrainConfig, {**saved, "resume": str(home), "out": str(home), "log_every": 3})
+    assert again == from_json(
+        TrainConfig, {**saved, "resume": str(home), "out": str(home), "log_every": 3}
+    )
     assert (again.lr, again.steps) == (0.5, 9)
 
 
@@ -225,19 +309,28 @@ def test_an_interrupt_that_got_lost_is_heeded(monkeypatch: pytest.MonkeyPatch):
             asked.append(stop.now())
 
     monkeypatch.setattr("dit.training.trainer.train", work)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background work begins with it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background work begins with it ignored
     for _ in range(2):
         assert main(["train"]) == 0
     assert asked == [True, True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize(("number", "do"), [
-    (errno.ENOSPC, "free some space"), (errno.ENAMETOOLONG, "a shorter path"), (errno.EISDIR, "move what lies there"),
-    (errno.EEXIST, "move what lies there"), (errno.ENOTDIR, "move what lies there"),
-])
-def test_a_file_system_that_refuses(number: int, do: str, monkeypatch: pytest.MonkeyPatch,
-                                    capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("number", "do"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.ENAMETOOLONG, "a shorter path"),
+        (errno.EISDIR, "move what lies there"),
+        (errno.EEXIST, "move what lies there"),
+        (errno.ENOTDIR, "move what lies there"),
+    ],
+)
+def test_a_file_system_that_refuses(
+    number: int, do: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     assert ending(monkeypatch, OSError(number, os.strerror(number), "/x/y")) == 2
     said = capsys.readouterr().err
     assert f"{os.strerror(number)}: '/x/y'; expected " in said
@@ -246,7 +339,9 @@ def test_a_file_system_that_refuses(number: int, do: str, monkeypatch: pytest.Mo
 
 def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     for flags in (["--vae", "identity", "--out"], ["--resume"]):
-        assert "File name too long" in complaint_of(["train", *flags, f"{tmp_path}/{'x' * 300}"], capsys)
+        assert "File name too long" in complaint_of(
+            ["train", *flags, f"{tmp_path}/{'x' * 300}"], capsys
+        )
 
 
 def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
@@ -256,7 +351,9 @@ def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
         ending(monkeypatch, FileNotFoundError(2, "no such file"))
 
 
-def test_other_ranks_wait_before_they_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_other_ranks_wait_before_they_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     waited: list[float] = []
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(cli.time, "sleep", waited.append)
@@ -267,8 +364,19 @@ def test_other_ranks_wait_before_they_report(monkeypatch: pytest.MonkeyPatch, ca
 
 @pytest.mark.slow
 def test_scoring_and_encoding_under_torchrun(tiny_run, tmp_path):
-    torchrun("evaluate.py", "--run", tiny_run, "--num-samples", 20, "--steps", 2, "--bootstrap", 0, "--out",
-             tmp_path / "scores")
+    torchrun(
+        "evaluate.py",
+        "--run",
+        tiny_run,
+        "--num-samples",
+        20,
+        "--steps",
+        2,
+        "--bootstrap",
+        0,
+        "--out",
+        tmp_path / "scores",
+    )
     assert json.loads((tmp_path / "scores" / "report.json").read_text())["scores"]
     torchrun("dit.cli", "encode", "--data", "digits", "--out", tmp_path / "latents", module=True)
     assert main(["verify", str(tmp_path / "latents")]) == 0

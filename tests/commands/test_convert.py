@@ -16,7 +16,10 @@ from dit.runs.weights import read_weights
 
 def spec(**changes):
     return NetworkSpec(
-        **{**dict(model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=True), **changes}
+        **{
+            **dict(model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=True),
+            **changes,
+        }
     )
 
 
@@ -40,7 +43,11 @@ def release_file(network, tmp_path_factory):
 
 def outputs(network):
     generator = torch.Generator().manual_seed(0)
-    return network(torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([3.0, 800.0]), torch.tensor([1, 5]))
+    return network(
+        torch.randn(2, 3, 16, 16, generator=generator),
+        torch.tensor([3.0, 800.0]),
+        torch.tensor([1, 5]),
+    )
 
 
 def saved(tmp_path, content, **options):
@@ -78,8 +85,15 @@ def test_depth_and_width_tell_all_sizes_apart():
 @pytest.mark.parametrize("zipped", [True, False])
 def test_training_checkpoints_of_the_release_give_their_ema(network, tmp_path, zipped):
     ema = {name: tensor + 1 for name, tensor in network.state_dict().items()}
-    content = {"model": network.state_dict(), "ema": ema, "opt": {"lr": 1e-4}, "args": argparse.Namespace(model="DiT")}
-    found, state_dict = convert.read_release(saved(tmp_path, content, _use_new_zipfile_serialization=zipped))
+    content = {
+        "model": network.state_dict(),
+        "ema": ema,
+        "opt": {"lr": 1e-4},
+        "args": argparse.Namespace(model="DiT"),
+    }
+    found, state_dict = convert.read_release(
+        saved(tmp_path, content, _use_new_zipfile_serialization=zipped)
+    )
     assert found == spec()
     assert all(torch.equal(state_dict[name], ema[name]) for name in ema)
     _, state_dict = convert.read_release(saved(tmp_path, {"model": network.state_dict()}))
@@ -100,7 +114,9 @@ class Malice:
 @pytest.mark.parametrize("where", ["alone", "inside"])
 def test_no_code_is_run(network, tmp_path, where, zipped):
     trace = tmp_path / "trace"
-    content = Malice(trace) if where == "alone" else {**network.state_dict(), "extra": Malice(trace)}
+    content = (
+        Malice(trace) if where == "alone" else {**network.state_dict(), "extra": Malice(trace)}
+    )
     file = saved(tmp_path, content, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"would run code.*mkdir"):
         convert.read_release(file)
@@ -139,9 +155,15 @@ def test_missing_and_odd_tensors_are_named(network, tmp_path):
         (without(good, "pos_embed"), "no pos_embed among"),
         ({**good, "extra.weight": torch.ones(1)}, "unknown extra.weight"),
         ({**good, bias: torch.ones(7)}, rf"{bias} is \[7\] where DiT-Ti/4 has \[256\]"),
-        ({**good, "x_embedder.proj.weight": torch.ones(256, 48)}, "x_embedder.proj.weight with 2 axes instead of 4"),
+        (
+            {**good, "x_embedder.proj.weight": torch.ones(256, 48)},
+            "x_embedder.proj.weight with 2 axes instead of 4",
+        ),
         ({**good, "final_layer.linear.bias": torch.ones(48)}, "final_layer.linear.bias"),
-        (without(good, *(name for name in good if name.startswith("blocks.5."))), "5 blocks, width 256"),
+        (
+            without(good, *(name for name in good if name.startswith("blocks.5."))),
+            "5 blocks, width 256",
+        ),
         (without(good, qkv), "5 blocks, width 256"),
         ([1, 2, 3], "no named tensors"),
         ({"model": 3}, "no named tensors"),
@@ -152,7 +174,9 @@ def test_missing_and_odd_tensors_are_named(network, tmp_path):
 
 
 def test_imported_file_is_ready_to_sample(network, release_file, tmp_path):
-    card = convert.import_release(release_file, tmp_path / "new" / "DiT-Ti-4.safetensors", vae="identity")
+    card = convert.import_release(
+        release_file, tmp_path / "new" / "DiT-Ti-4.safetensors", vae="identity"
+    )
     weights = read_weights(tmp_path / "new" / "DiT-Ti-4.safetensors")
     assert weights.card == card
     assert weights.card.network == spec()
@@ -169,7 +193,9 @@ def test_imported_file_is_ready_to_sample(network, release_file, tmp_path):
 def test_half_precision_is_imported_as_float32(network, tmp_path):
     file = saved(tmp_path, {name: tensor.half() for name, tensor in network.state_dict().items()})
     convert.import_release(file, tmp_path / "out.safetensors")
-    assert {t.dtype for t in read_weights(tmp_path / "out.safetensors").state_dict.values()} == {torch.float32}
+    assert {t.dtype for t in read_weights(tmp_path / "out.safetensors").state_dict.values()} == {
+        torch.float32
+    }
 
 
 def test_diffusers_round_trip_is_exact(network):
@@ -186,7 +212,10 @@ def test_every_block_of_diffusers_gets_the_embedders(network):
     there = convert.to_diffusers(network.state_dict(), spec())
     table = network.y_embedder.embedding_table.weight
     for block in range(6):
-        assert torch.equal(there[f"transformer_blocks.{block}.norm1.emb.class_embedder.embedding_table.weight"], table)
+        assert torch.equal(
+            there[f"transformer_blocks.{block}.norm1.emb.class_embedder.embedding_table.weight"],
+            table,
+        )
     q, k, v = network.blocks[2].attn.qkv.weight.split(256)
     assert torch.equal(there["transformer_blocks.2.attn1.to_q.weight"], q)
     assert torch.equal(there["transformer_blocks.2.attn1.to_k.weight"], k)

@@ -38,7 +38,9 @@ def fill(folder, count=60, size=32, first=0):
         rows = csv.writer(file)
         rows.writerow(["file", "label"])
         for i in range(count):
-            Image.fromarray(digits[first + i].permute(1, 2, 0).numpy()).save(folder / f"{i:06d}.png")
+            Image.fromarray(digits[first + i].permute(1, 2, 0).numpy()).save(
+                folder / f"{i:06d}.png"
+            )
             rows.writerow([f"{i:06d}.png", digits.labels[first + i]])
     return folder
 
@@ -79,7 +81,13 @@ def test_folder_of_real_digits_scores_like_real_digits(samples, capsys):
 
 
 def test_settings_beside_the_samples_are_recorded_and_name_the_reference(samples, tmp_path):
-    settings = {"data": "digits", "sampler": "heun", "cfg_scale": 4.0, "cfg_channels": None, "weights_sha256": "ab"}
+    settings = {
+        "data": "digits",
+        "sampler": "heun",
+        "cfg_scale": 4.0,
+        "cfg_channels": None,
+        "weights_sha256": "ab",
+    }
     (samples / "samples.json").write_text(json.dumps(settings))
     recorded = report(samples=samples, out=tmp_path / "there")["protocol"]["sampling"]
     assert recorded["cfg_scale"] == 4.0
@@ -99,11 +107,15 @@ def test_copies_are_found_where_the_reference_is_the_training_data(samples):
     (samples / "samples.json").write_text(json.dumps({"data": "digits"}))
     shares = {found["by"]: found for found in report(samples=samples)["memorisation"]}
     assert set(shares) == {"pixels", "digits-cnn"}  # these samples are training images
-    assert {(found["share"], found["checked"], found["count"]) for found in shares.values()} == {(1.0, 60, 1797)}
+    assert {(found["share"], found["checked"], found["count"]) for found in shares.values()} == {
+        (1.0, 60, 1797)
+    }
 
 
 def test_pixels_are_looked_at_only_where_copies_are_looked_for(samples, monkeypatch):
-    monkeypatch.setattr(module, "pixel_extractor", lambda device: pytest.fail("nobody asked for pixels"))
+    monkeypatch.setattr(
+        module, "pixel_extractor", lambda device: pytest.fail("nobody asked for pixels")
+    )
     assert report(samples=samples, reference="digits")["memorisation"] == []
 
 
@@ -142,18 +154,28 @@ def test_crop_brings_a_reference_to_the_samples_size(samples, tmp_path):
 def test_several_networks_see_each_image_once(samples, tmp_path, monkeypatch):
     (tmp_path / "own_features.py").write_text(
         "import torch\n\nclass Means(torch.nn.Module):\n    def forward(self, images):\n"
-        "        return images.float().mean(dim=(2, 3)) + torch.arange(3.0)\n")
+        "        return images.float().mean(dim=(2, 3)) + torch.arange(3.0)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     read = []
     original = module.read_images
 
     def counting(path):
         images = original(path)
-        return type(images)(**{**vars(images), "read": lambda i: read.append(i) or images.read(i), "labels": None})
+        return type(images)(
+            **{**vars(images), "read": lambda i: read.append(i) or images.read(i), "labels": None}
+        )
 
     monkeypatch.setattr(module, "read_images", counting)
-    values = report(samples=samples, reference="digits", extractor=("digits-cnn", "own_features:Means"), cache=False)
-    assert {"FD(digits-cnn)", "FD(own_features:Means)", "KID(own_features:Means)"} <= set(values["scores"])
+    values = report(
+        samples=samples,
+        reference="digits",
+        extractor=("digits-cnn", "own_features:Means"),
+        cache=False,
+    )
+    assert {"FD(digits-cnn)", "FD(own_features:Means)", "KID(own_features:Means)"} <= set(
+        values["scores"]
+    )
     assert "no classifier" in values["scores"]["IS(own_features:Means)"]["reason"]
     assert "features (own_features:Means)" in values["protocol"]
     assert read[:60] == list(range(60))
@@ -167,7 +189,14 @@ def evaluate_on_ranks(ranks, config):
 
 def test_two_ranks_score_bitwise_as_one(samples, tmp_path):
     real = fill(tmp_path / "real", 100, first=500)
-    config = EvalConfig(samples=samples, reference=str(real), extractor=CNN, cache=False, bootstrap=10, batch_size=16)
+    config = EvalConfig(
+        samples=samples,
+        reference=str(real),
+        extractor=CNN,
+        cache=False,
+        bootstrap=10,
+        batch_size=16,
+    )
     for world in (1, 2):
         forked.run(world, evaluate_on_ranks, dataclasses.replace(config, out=tmp_path / str(world)))
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in "12")
@@ -183,14 +212,22 @@ def test_two_ranks_score_bitwise_as_one(samples, tmp_path):
 def test_flags_that_contradict(samples, tmp_path):
     assert "neither --run nor --samples" in refused()
     assert "both --run and --samples" in refused(run=tmp_path, samples=samples)
-    assert "--cfg-scale 2.0 with --samples" in refused(samples=samples, reference="digits", cfg_scale=2.0)
-    assert "--num-samples 9 with --samples" in refused(samples=samples, reference="digits", num_samples=9)
+    assert "--cfg-scale 2.0 with --samples" in refused(
+        samples=samples, reference="digits", cfg_scale=2.0
+    )
+    assert "--num-samples 9 with --samples" in refused(
+        samples=samples, reference="digits", num_samples=9
+    )
     assert "no --reference for" in refused(samples=samples)
-    assert "--weights" in refused(samples=samples, reference="digits", weights=(str(tmp_path / "w.pth"),))
+    assert "--weights" in refused(
+        samples=samples, reference="digits", weights=(str(tmp_path / "w.pth"),)
+    )
 
 
 def test_sizes_that_differ_are_both_named(samples, tmp_path):
-    message = refused(samples=samples, reference=str(fill(tmp_path / "other", 3, size=16)), extractor=CNN)
+    message = refused(
+        samples=samples, reference=str(fill(tmp_path / "other", 3, size=16)), extractor=CNN
+    )
     assert "samples of 32x32" in message
     assert "reference of 16x16" in message
     assert "--crop" in message
@@ -246,7 +283,9 @@ def test_nothing_is_sampled_before_everything_is_known_to_be_good(run, tmp_path,
     small = fill(tmp_path / "small", 3, size=16)
     stats = str(tmp_path / "stats.npz")
     assert "sigma" in refused(run=run, reference=stats)
-    assert "none.pth" in refused(run=run, extractor=("inception",), weights=(str(tmp_path / "none.pth"),))
+    assert "none.pth" in refused(
+        run=run, extractor=("inception",), weights=(str(tmp_path / "none.pth"),)
+    )
     assert "is not a folder" in refused(run=run, reference=str(tmp_path / "none"))
     assert "a reference of 16x16" in refused(run=run, reference=str(small), extractor=CNN)
     assert "--variance learned" in refused(run=run, variance="learned")
@@ -281,8 +320,12 @@ def test_statistics_beside_images_are_part_of_the_reference(samples, tmp_path):
 def test_what_is_not_known_of_statistics_is_unknown(samples, tmp_path):
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(64), sigma=np.eye(64))
     stats(StatsConfig(data="digits", out=tmp_path / "own.npz"), Ranks())
-    foreign, own = (report(samples=samples, reference=str(tmp_path / name), extractor=CNN)["protocol"]["reference"]
-                    for name in ("foreign.npz", "own.npz"))
+    foreign, own = (
+        report(samples=samples, reference=str(tmp_path / name), extractor=CNN)["protocol"][
+            "reference"
+        ]
+        for name in ("foreign.npz", "own.npz")
+    )
     assert [foreign[entry] for entry in ("count", "size", "crop")] == ["unknown"] * 3
     assert [own[entry] for entry in ("count", "size", "crop")] == [1797, "32x32", "none"]
 
@@ -305,7 +348,12 @@ def test_statistics_and_the_images_they_are_of_are_comparable(samples, tmp_path,
 
 def test_auto_takes_the_network_of_the_statistics(samples, tmp_path):
     stats(StatsConfig(data="digits", out=tmp_path / "stats.npz"), Ranks())
-    assert report(samples=samples, reference=str(tmp_path / "stats.npz"))["scores"]["FD(digits-cnn)"]["value"] > 0
+    assert (
+        report(samples=samples, reference=str(tmp_path / "stats.npz"))["scores"]["FD(digits-cnn)"][
+            "value"
+        ]
+        > 0
+    )
 
 
 def test_mistakes_are_told_before_any_features(samples, tmp_path, monkeypatch):

@@ -30,9 +30,13 @@ def rows(text: str) -> dict[str, str]:
 
 def test_run(make_run):
     home = make_run(lr=0.01)
-    (home / "metrics.jsonl").write_text('{"step": 2, "loss": 0.5}\n{"step": 3, "loss": 0.25}\n{"step": 4, "lo')
+    (home / "metrics.jsonl").write_text(
+        '{"step": 2, "loss": 0.5}\n{"step": 3, "loss": 0.25}\n{"step": 4, "lo'
+    )
     said = rows(info(home))
-    network = create_model("DiT-Ti/4", input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
+    network = create_model(
+        "DiT-Ti/4", input_size=8, in_channels=3, num_classes=10, learn_sigma=False
+    )
     assert said["model"] == "DiT-Ti/4"
     assert said["parameters"] == f"{parameters(network):,}"
     assert said["latents"] == "3 x 8 x 8"
@@ -46,11 +50,17 @@ def test_run(make_run):
     assert said["checkpoint 3"].endswith("1 file, checksums verified")
 
 
-@pytest.mark.parametrize(("settings", "network"), [
-    (dict(conditioning="in-context"), "Diffusion Transformer, in-context conditioning, 4 tokens of 4 x 4 latents"),
-    (dict(model="UNet-S"), "U-Net of 3 levels"),
-    (dict(model="Classifier-Ti/4", label_dropout=0), "classifier, 4 tokens of 4 x 4 latents"),
-])
+@pytest.mark.parametrize(
+    ("settings", "network"),
+    [
+        (
+            dict(conditioning="in-context"),
+            "Diffusion Transformer, in-context conditioning, 4 tokens of 4 x 4 latents",
+        ),
+        (dict(model="UNet-S"), "U-Net of 3 levels"),
+        (dict(model="Classifier-Ti/4", label_dropout=0), "classifier, 4 tokens of 4 x 4 latents"),
+    ],
+)
 def test_every_network_is_named(make_run, settings, network):
     said = rows(info(make_run(**settings)))
     assert said["network"] == network
@@ -93,7 +103,9 @@ def test_bundled_first_stage():
 
 
 def test_first_stage_of_ones_own(tmp_path: Path):
-    config = VaeConfig(out=tmp_path, kind="vq", channels=(8, 8), latent_channels=2, codebook_size=5).resolved()
+    config = VaeConfig(
+        out=tmp_path, kind="vq", channels=(8, 8), latent_channels=2, codebook_size=5
+    ).resolved()
     save(create_network(config), tmp_path, torch.tensor([0.25, 0.5]), torch.tensor([2.0, 3.0]))
     scores = {"PSNR": 23.456, "rFD(inception)": "not available"}
     (tmp_path / "report.json").write_text(json.dumps({"held_out": 1200, "scores": scores}))
@@ -101,7 +113,11 @@ def test_first_stage_of_ones_own(tmp_path: Path):
     assert said["kind"] == "VQ (VQModel, 5 entries)"
     assert (said["factor"][0], said["latent channels"]) == ("2", "2")
     assert said["latents scaled by"] == "mean 0.25 0.5, deviation 2 3"
-    assert (said["held out"], said["PSNR"], said["rFD(inception)"]) == ("1,200 images", "23.46", "not available")
+    assert (said["held out"], said["PSNR"], said["rFD(inception)"]) == (
+        "1,200 images",
+        "23.46",
+        "not available",
+    )
     (tmp_path / WEIGHTS).write_bytes(b"")
     with pytest.raises(UserError, match="can not be loaded"):
         info(tmp_path)
@@ -110,7 +126,11 @@ def test_first_stage_of_ones_own(tmp_path: Path):
 def test_captions_are_no_classes(make_run):
     card = ModelCard.read(make_run())
     spec = replace(card.network, conditioning="text", text_width=8, num_classes=30)
-    said = dict(card_rows(replace(card, network=spec, classes=["a seven", "a one"], text_encoder_sha256="5b")))
+    said = dict(
+        card_rows(
+            replace(card, network=spec, classes=["a seven", "a one"], text_encoder_sha256="5b")
+        )
+    )
     assert said["captions"] == "a seven, a one, … (28 more)"
     assert "caption dropout" in said
     assert not {"classes", "class names", "label dropout"} & {*said}

@@ -13,7 +13,10 @@ from dit.commands.report.page import write_page
 def looked(home):  # noqa: F811
     """Measures of the page by width, and what the browser complained of."""
     write_page(home)
-    frames = [f'<iframe src="report.html" style="border:0;width:{width}px;height:900px"></iframe>' for width in WIDTHS]
+    frames = [
+        f'<iframe src="report.html" style="border:0;width:{width}px;height:900px"></iframe>'
+        for width in WIDTHS
+    ]
     (home / "look.html").write_text(LOOK % "".join(frames))
     done = browse(home / "look.html", home / "profile", "--dump-dom")
     return dict(zip(WIDTHS, json.loads(Found(done.stdout).text), strict=True)), done.stderr

@@ -41,7 +41,12 @@ LABELS = torch.tensor([3, 1, 3])
 
 
 def config(run: Path, direction: str = "backward", **settings) -> ShowConfig:
-    return ShowConfig(**{**dict(direction=direction, run=run, precision="fp32", steps=4, num_images=3), **settings})
+    return ShowConfig(
+        **{
+            **dict(direction=direction, run=run, precision="fp32", steps=4, num_images=3),
+            **settings,
+        }
+    )
 
 
 def planned(path: Path, **settings):
@@ -52,11 +57,14 @@ def planned(path: Path, **settings):
 # -- the two ways ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [
-    dict(sampler="dpmpp_2m", cfg_scale=2.0, seed=7),
-    dict(sampler="heun", cfg_interval=(0.2, 0.8), cfg_scale=3.0),
-    dict(sampler="ddim", eta=1.0, batch_size=2),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(sampler="dpmpp_2m", cfg_scale=2.0, seed=7),
+        dict(sampler="heun", cfg_interval=(0.2, 0.8), cfg_scale=3.0),
+        dict(sampler="ddim", eta=1.0, batch_size=2),
+    ],
+)
 def test_the_end_is_bitwise_what_is_sampled(tiny_run: Path, settings):
     run, plan, asked = planned(tiny_run, **settings)
     trace = backward(run, plan, asked, LABELS)
@@ -80,12 +88,16 @@ def test_of_two_calls_at_a_time_the_second_is_kept(tiny_run: Path):
     _, plan, _ = planned(tiny_run, sampler="heun")
     calls = []
     counting = recorded(lambda x_t, t, y: calls.append(x_t) or plan.denoise(x_t, t, y), trace := [])
-    plan.sampler(counting, plan.process, torch.ones(1, 3, 8, 8), LABELS[:1], plan.times, lambda: None)
+    plan.sampler(
+        counting, plan.process, torch.ones(1, 3, 8, 8), LABELS[:1], plan.times, lambda: None
+    )
     assert (len(calls), len(trace)) == (7, 4)
     assert [m.x_t is call for m, call in zip(trace, calls[0::2], strict=True)] == [True] * 4
 
 
-@pytest.mark.parametrize(("process", "objective"), [("flow", "v"), ("linear", "eps"), ("cosine", "v")])
+@pytest.mark.parametrize(
+    ("process", "objective"), [("flow", "v"), ("linear", "eps"), ("cosine", "v")]
+)
 def test_forward_adds_the_same_noise_at_all_times(make_run, process: str, objective: str):
     path = make_run(process=process, objective=objective)
     run, plan, asked = planned(path, direction="forward", seed=5)
@@ -99,8 +111,13 @@ def test_forward_adds_the_same_noise_at_all_times(make_run, process: str, object
     spread = choose(trace, 4, plan.process)
     steps = torch.stack([moment.t for moment in spread]).diff()
     assert (steps - steps.mean()).abs().max() <= (1 if process != "flow" else 1e-12)
-    _, cached, _ = planned(path, direction="forward", seed=5, block_cache=2)  # nothing is carried between its times
-    assert all(torch.equal(a.x0, b.x0) for a, b in zip(trace, forward(run, cached, asked, LABELS, 4), strict=True))
+    _, cached, _ = planned(
+        path, direction="forward", seed=5, block_cache=2
+    )  # nothing is carried between its times
+    assert all(
+        torch.equal(a.x0, b.x0)
+        for a, b in zip(trace, forward(run, cached, asked, LABELS, 4), strict=True)
+    )
     given = forward(run, plan, asked, LABELS, [0.2, 0.5])
     assert [float(m.t) / plan.process.end for m in given] == pytest.approx([0.2, 0.5])
 
@@ -110,7 +127,10 @@ def test_forward_takes_the_runs_own_images_of_the_classes_asked_for(tiny_run: Pa
     images = load_images("digits", 8)
     own = {label: images.images[images.labels == label].float() / 127.5 - 1 for label in (1, 3)}
     found = own_latents(run, LABELS, 0)
-    where = [(own[int(label)] - x0).abs().flatten(1).amax(1) for label, x0 in zip(LABELS, found, strict=True)]
+    where = [
+        (own[int(label)] - x0).abs().flatten(1).amax(1)
+        for label, x0 in zip(LABELS, found, strict=True)
+    ]
     assert all(distance.min() < 1e-6 for distance in where)
     assert where[0].argmin() != where[2].argmin(), "an image twice"
     assert not torch.equal(found, own_latents(run, LABELS, 1))
@@ -118,7 +138,10 @@ def test_forward_takes_the_runs_own_images_of_the_classes_asked_for(tiny_run: Pa
 
 def test_forward_of_an_unconditional_run_takes_any_image(make_run):
     run = load_run(make_run(num_classes=0), CPU)
-    assert own_latents(run, torch.zeros(30, dtype=torch.long), 0).flatten(1).unique(dim=0).shape[0] == 30
+    assert (
+        own_latents(run, torch.zeros(30, dtype=torch.long), 0).flatten(1).unique(dim=0).shape[0]
+        == 30
+    )
 
 
 # -- attention ---------------------------------------------------------------------------------------------------
@@ -138,15 +161,24 @@ def test_look_is_a_row_of_the_maps(tiny_run: Path):
     assert choose_gaze(run, config(tiny_run)).token == (1, 1)
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    (dict(layers="0,6"), "--layers 0,6 with DiT-Ti/4; expected layers from 0 to 5"),
-    (dict(layers="all"), "--layers all with DiT-Ti/4; expected layers from 0 to 5"),
-    (dict(token=(0, 2)), "--token 0 2 with 2 x 2 tokens; expected a row from 0 to 1 and a column from 0 to 1"),
-    (dict(times="1.5"), "--times 1.5; expected a number of times, 2 or more, or times from 0 (data) to 1 (noise)"),
-    (dict(times="1"), "--times 1;"),
-    (dict(times="a,b"), "--times a,b;"),
-    (dict(classes="10"), "--classes 10; expected class ids from 0 to 9"),
-])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(layers="0,6"), "--layers 0,6 with DiT-Ti/4; expected layers from 0 to 5"),
+        (dict(layers="all"), "--layers all with DiT-Ti/4; expected layers from 0 to 5"),
+        (
+            dict(token=(0, 2)),
+            "--token 0 2 with 2 x 2 tokens; expected a row from 0 to 1 and a column from 0 to 1",
+        ),
+        (
+            dict(times="1.5"),
+            "--times 1.5; expected a number of times, 2 or more, or times from 0 (data) to 1 (noise)",
+        ),
+        (dict(times="1"), "--times 1;"),
+        (dict(times="a,b"), "--times a,b;"),
+        (dict(classes="10"), "--classes 10; expected class ids from 0 to 9"),
+    ],
+)
 def test_mistakes_name_both_sides(tiny_run: Path, tmp_path: Path, settings, said: str):
     with pytest.raises(UserError) as error:
         show(config(tiny_run, out=tmp_path / "out", **settings), ALONE)
@@ -164,10 +196,24 @@ def test_forward_without_its_data(make_run, tmp_path: Path):
 def text_run(tmp_path_factory) -> Path:
     settings = TrainConfig(vae="identity", image_size=8, model="DiT-Ti/4", conditioning="text")
     encoder = build_text_encoder(settings, CPU)
-    spec = NetworkSpec(model=settings.model, input_size=8, in_channels=3, num_classes=10, learn_sigma=False,
-                       conditioning="text", text_width=encoder.width)
-    card = ModelCard(config=settings, network=spec, classes=list(DIGIT_CAPTIONS), text_encoder_sha256=encoder.checksum)
-    write_weights(file := tmp_path_factory.mktemp("text") / "run.safetensors", random_weights(spec), card, 1)
+    spec = NetworkSpec(
+        model=settings.model,
+        input_size=8,
+        in_channels=3,
+        num_classes=10,
+        learn_sigma=False,
+        conditioning="text",
+        text_width=encoder.width,
+    )
+    card = ModelCard(
+        config=settings,
+        network=spec,
+        classes=list(DIGIT_CAPTIONS),
+        text_encoder_sha256=encoder.checksum,
+    )
+    write_weights(
+        file := tmp_path_factory.mktemp("text") / "run.safetensors", random_weights(spec), card, 1
+    )
     return file
 
 
@@ -178,7 +224,9 @@ def test_words_of_a_caption_and_where_they_are_looked_up(text_run: Path):
     gaze = choose_gaze(run, config(text_run, layers="1,2"))
     weights = read(run, asked, gaze, LABELS, moment)
     assert weights.shape == (8, 2, 2)
-    assert (weights.sum(0) - 1).abs().max() < 1e-5, "each patch attends to words with weights of sum 1"
+    assert (weights.sum(0) - 1).abs().max() < 1e-5, (
+        "each patch attends to words with weights of sum 1"
+    )
     single = [read(run, asked, gaze._replace(layers=[layer]), LABELS, moment) for layer in (1, 2)]
     assert (weights - (single[0] + single[1]) / 2).abs().max() < 1e-6
 
@@ -191,16 +239,24 @@ def test_prompts_are_drawn(text_run: Path, tmp_path: Path, monkeypatch):
         return grid(*args, **options)
 
     monkeypatch.setattr("dit.utils.pictures.grid", seen)
-    show(config(text_run, prompt=("a nine",), num_images=1, times="2", steps=2, out=tmp_path), ALONE)
-    assert (["a nine", "predicted x₀"], ["t = 1.00\nα 0.00  σ 1.00", "t = 0.00\nα 1.00  σ 0.00"]) in drawn
+    show(
+        config(text_run, prompt=("a nine",), num_images=1, times="2", steps=2, out=tmp_path), ALONE
+    )
+    assert (
+        ["a nine", "predicted x₀"],
+        ["t = 1.00\nα 0.00  σ 1.00", "t = 0.00\nα 1.00  σ 0.00"],
+    ) in drawn
     assert ["predicted x₀", "a", "nine"] in [labels for labels, _ in drawn]
     assert {f.name for f in tmp_path.iterdir()} >= {"backward-words.png", "backward-words.gif"}
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    (dict(direction="forward"), "--prompt 'a nine' with forward; expected one of the two"),
-    (dict(classes="1"), "--prompt 'a nine' with --classes 1; expected one of the two"),
-])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(direction="forward"), "--prompt 'a nine' with forward; expected one of the two"),
+        (dict(classes="1"), "--prompt 'a nine' with --classes 1; expected one of the two"),
+    ],
+)
 def test_prompts_are_for_backward_alone(tiny_run: Path, settings, said: str):
     with pytest.raises(UserError) as error:
         config(tiny_run, prompt=("a nine",), **settings)
@@ -231,14 +287,32 @@ def test_choose_counts_steps_of_ddpm_as_parts_of_all():
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_pictures_are_where_they_are_said_to_be(tiny_run: Path, tmp_path: Path, direction: str, capsys):
-    settings = ["--steps", "3", "--num-images", "2", "--times", "3", "--layers", "0,3", "--out", str(tmp_path)]
+def test_pictures_are_where_they_are_said_to_be(
+    tiny_run: Path, tmp_path: Path, direction: str, capsys
+):
+    settings = [
+        "--steps",
+        "3",
+        "--num-images",
+        "2",
+        "--times",
+        "3",
+        "--layers",
+        "0,3",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main(["show", direction, str(tiny_run), *settings]) == 0
     files = [Path(line) for line in capsys.readouterr().out.split()]
     assert sorted(files) == sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == [f"{direction}{what}.{kind}" for what in ("", "-attention")
-                                             for kind in ("png", "gif")]
-    with Image.open(files[0]) as way, Image.open(files[2]) as attention, Image.open(files[1]) as film:
+    assert [file.name for file in files] == [
+        f"{direction}{what}.{kind}" for what in ("", "-attention") for kind in ("png", "gif")
+    ]
+    with (
+        Image.open(files[0]) as way,
+        Image.open(files[2]) as attention,
+        Image.open(files[1]) as film,
+    ):
         assert way.height > attention.height > 3 * 96  # 4 rows, 3 rows
         assert film.n_frames == (4 if direction == "backward" else 25)
 
@@ -279,12 +353,22 @@ def test_a_unet_has_no_maps(make_run, tmp_path: Path, capsys):
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["backward.gif", "backward.png"]
 
 
-@pytest.mark.parametrize("settings", [
-    dict(image_size=(8, 16)), dict(conditioning="in-context"), dict(conditioning="cross-attention"),
-    dict(process="linear", learn_sigma=True, objective="eps"),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(image_size=(8, 16)),
+        dict(conditioning="in-context"),
+        dict(conditioning="cross-attention"),
+        dict(process="linear", learn_sigma=True, objective="eps"),
+    ],
+)
 def test_other_runs(make_run, tmp_path: Path, settings):
     path = make_run(**settings)
     for direction in ("forward", "backward"):
-        show(config(path, direction, out=tmp_path / "out", num_images=2, times="0.2,0.8", layers="3"), ALONE)
+        show(
+            config(
+                path, direction, out=tmp_path / "out", num_images=2, times="0.2,0.8", layers="3"
+            ),
+            ALONE,
+        )
     assert len(list((tmp_path / "out").iterdir())) == 8

@@ -32,7 +32,9 @@ def fake_inception(monkeypatch):
     def network(images):
         return Outputs(images.float().mean((2, 3)), None, images[:, 2].float().mean(2))
 
-    fake = Extractor(network, INCEPTION, "fake.pth", "f" * 64, "none", torch.device("cpu"), (3, 0, 8))
+    fake = Extractor(
+        network, INCEPTION, "fake.pth", "f" * 64, "none", torch.device("cpu"), (3, 0, 8)
+    )
     monkeypatch.setattr(module, "choose_extractors", lambda names, weights, digits, ranks: [fake])
     return fake
 
@@ -56,7 +58,9 @@ def test_digits_round_trip(tmp_path, capsys):
     out = run("digits", tmp_path / "stats.npz", batch_size=256)
     found = read_statistics(out)
     (extractor,) = load_extractors(["digits-cnn"], [], torch.device("cpu"))
-    features = extract(from_data(Digits(32), "digits"), [extractor], 256, Ranks(), "features").networks["digits-cnn"]
+    features = extract(
+        from_data(Digits(32), "digits"), [extractor], 256, Ranks(), "features"
+    ).networks["digits-cnn"]
     values = features.values
     mean, covariance = found.of(extractor).features
     assert np.abs(mean.numpy() - values.double().numpy().mean(0)).max() < 1e-12
@@ -65,7 +69,13 @@ def test_digits_round_trip(tmp_path, capsys):
     assert found.record["networks"]["digits-cnn"]["checksum"] == extractor.checksum
     assert found.record["size"] == "32x32"
     said = capsys.readouterr().out
-    for piece in ("digits-cnn", "1,797", extractor.checksum[:8], found.record["pixels_sha256"], sha256(out)):
+    for piece in (
+        "digits-cnn",
+        "1,797",
+        extractor.checksum[:8],
+        found.record["pixels_sha256"],
+        sha256(out),
+    ):
         assert piece in said
     with np.load(out, allow_pickle=False) as plain:
         assert all(plain[key].dtype.kind in "fiU" for key in plain.files)
@@ -78,7 +88,10 @@ def test_inception_is_there_for_other_evaluators_too(tmp_path, fake_inception):
     with np.load(out, allow_pickle=False) as plain:
         for prefix in ("", f"{INCEPTION}/"):
             assert np.abs(plain[f"{prefix}mu"] - pixels().mean((0, 1, 2))).max() < 1e-4
-            assert np.abs(plain[f"{prefix}sigma"] - np.cov(pixels().mean((1, 2)), rowvar=False)).max() < 1e-3
+            assert (
+                np.abs(plain[f"{prefix}sigma"] - np.cov(pixels().mean((1, 2)), rowvar=False)).max()
+                < 1e-3
+            )
             assert np.abs(plain[f"{prefix}mu_s"] - rows.mean(0)).max() < 1e-4
             assert np.abs(plain[f"{prefix}sigma_s"] - np.cov(rows, rowvar=False)).max() < 1e-2
     assert isinstance(read_statistics(out).of(fake_inception), Moments)
@@ -89,11 +102,15 @@ def test_every_kind_of_data_gives_the_same(tmp_path, fake_inception):
     save(tmp_path / "classes" / "a", pixels()[:3])
     save(tmp_path / "classes" / "b", pixels()[3:])
     np.savez(tmp_path / "images.npz", pixels())
-    found = [read_statistics(run(tmp_path / name, tmp_path / "out" / f"{i}.npz"))
-             for i, name in enumerate(("flat", "classes", "images.npz"))]
+    found = [
+        read_statistics(run(tmp_path / name, tmp_path / "out" / f"{i}.npz"))
+        for i, name in enumerate(("flat", "classes", "images.npz"))
+    ]
     assert len({one.record["pixels_sha256"] for one in found}) == 1
     for one in found:
-        assert torch.equal(one.of(fake_inception).features[1], found[0].of(fake_inception).features[1])
+        assert torch.equal(
+            one.of(fake_inception).features[1], found[0].of(fake_inception).features[1]
+        )
 
 
 def test_crop(tmp_path, fake_inception):
@@ -137,7 +154,9 @@ def test_mistakes_are_named_before_any_network_is_loaded(tmp_path, monkeypatch, 
 
 def test_large_sets_go_part_by_part_to_the_same_moments(tmp_path, fake_inception, monkeypatch):
     images = pixels(17)
-    whole = read_statistics(run(save(tmp_path / "images", images), tmp_path / "whole.npz")).networks[INCEPTION]
+    whole = read_statistics(
+        run(save(tmp_path / "images", images), tmp_path / "whole.npz")
+    ).networks[INCEPTION]
     monkeypatch.setattr(module, "MOST", 5)
     found = read_statistics(run(tmp_path / "images", tmp_path / "parts.npz"))
     assert found.count == 17
@@ -158,6 +177,8 @@ def test_other_files_are_never_replaced(tmp_path):
 
 def test_statistics_are_known_by_the_pixels_they_were_made_of(tmp_path):
     save(tmp_path / "images", pixels())
-    one, other = (read_statistics(run(tmp_path / "images", tmp_path / name, extractor=("digits-cnn",)))
-                  for name in ("one.npz", "other.npz"))
+    one, other = (
+        read_statistics(run(tmp_path / "images", tmp_path / name, extractor=("digits-cnn",)))
+        for name in ("one.npz", "other.npz")
+    )
     assert one.digest == other.digest == one.record["pixels_sha256"]

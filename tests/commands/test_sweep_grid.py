@@ -2,7 +2,13 @@
 
 import pytest
 
-from dit.commands.sweep.grid import check_count, parse_counts, parse_intervals, parse_names, parse_numbers
+from dit.commands.sweep.grid import (
+    check_count,
+    parse_counts,
+    parse_intervals,
+    parse_names,
+    parse_numbers,
+)
 from dit.errors import UserError
 
 SAMPLERS = ("auto", "ddpm", "ddim", "euler", "heun", "dpmpp_2m")
@@ -18,8 +24,23 @@ def refused(parse, text, *more):
 def test_values_of_a_range_are_those_one_would_write():
     assert parse_numbers("--flag", "1:4:0.25") == [1 + i / 4 for i in range(13)]
     tenths = parse_numbers("--flag", "1:2:0.1")
-    assert tenths == [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]  # adding 0.1 gives 1.2000000000000002
-    assert " ".join(f"{v:g}" for v in parse_numbers("--flag", "1.5:1.75:0.05")) == "1.5 1.55 1.6 1.65 1.7 1.75"
+    assert tenths == [
+        1.0,
+        1.1,
+        1.2,
+        1.3,
+        1.4,
+        1.5,
+        1.6,
+        1.7,
+        1.8,
+        1.9,
+        2.0,
+    ]  # adding 0.1 gives 1.2000000000000002
+    assert (
+        " ".join(f"{v:g}" for v in parse_numbers("--flag", "1.5:1.75:0.05"))
+        == "1.5 1.55 1.6 1.65 1.7 1.75"
+    )
 
 
 def test_stop_is_there_where_a_step_lands_on_it():
@@ -35,7 +56,9 @@ def test_lists_ranges_and_mixtures_keep_their_order_and_drop_duplicates():
     assert all(isinstance(v, int) for v in parse_counts("--flag", "1e2,5"))
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "-1", "1:inf:1", "1:nan:1", "one", "1:4", "1:2:3:4", "0x10", "1e400"])
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "-1", "1:inf:1", "1:nan:1", "one", "1:4", "1:2:3:4", "0x10", "1e400"]
+)
 def test_what_is_no_number_is_named(text):
     assert "1:4:0.25" in refused(parse_numbers, text).expected
 
@@ -69,7 +92,11 @@ def test_steps_are_whole(text):
 
 
 def test_intervals():
-    assert parse_intervals("--flag", "0-1,0.2-0.8,0-1.0,.5-.5") == [(0.0, 1.0), (0.2, 0.8), (0.5, 0.5)]
+    assert parse_intervals("--flag", "0-1,0.2-0.8,0-1.0,.5-.5") == [
+        (0.0, 1.0),
+        (0.2, 0.8),
+        (0.5, 0.5),
+    ]
 
 
 @pytest.mark.parametrize("text", ["0.8-0.2", "0-2", "0.5", "-1-1", "nan-1", "0-1-1", "a-b", "0:1"])

@@ -17,13 +17,24 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return encode(EncodeConfig(data="digits", out=tmp_path_factory.mktemp("latents"), vae="identity", image_size=8,
-                               shard_size=600), Ranks())
+    return encode(
+        EncodeConfig(
+            data="digits",
+            out=tmp_path_factory.mktemp("latents"),
+            vae="identity",
+            image_size=8,
+            shard_size=600,
+        ),
+        Ranks(),
+    )
 
 
 def test_intact_latents(finished, capsys):
     assert main(["verify", str(finished)]) == 0
-    assert capsys.readouterr().out == f"intact   {finished}: 3 shards with 1,797 images, and their labels\n"
+    assert (
+        capsys.readouterr().out
+        == f"intact   {finished}: 3 shards with 1,797 images, and their labels\n"
+    )
 
 
 def test_damaged_files_are_named(finished, tmp_path, capsys):
@@ -35,7 +46,9 @@ def test_damaged_files_are_named(finished, tmp_path, capsys):
     assert main(["verify", str(out)]) == 2
     said = capsys.readouterr()
     assert [line.split("  ")[1:3] for line in said.out.splitlines()] == [
-        [str(out / "shard-00001.npy"), "600 images"], [str(out / "shard-00002.npy"), "597 images"]]
+        [str(out / "shard-00001.npy"), "600 images"],
+        [str(out / "shard-00002.npy"), "597 images"],
+    ]
     assert "2 files of" in said.err
     assert "shard-00001.npy, shard-00002.npy" in said.err
     assert "--skip-damaged" in said.err
@@ -105,8 +118,12 @@ def test_a_checkpoint_without_meta_is_named(make_run, capsys):
     assert "step-0000004  " in info(run)
 
 
-@pytest.mark.parametrize(("key", "value", "code"), [("seed", 7, 2), ("ema", 0.5, 2), ("lr", 0.5, 0), (None, 0, 2)])
-def test_the_configuration_is_compared_with_that_of_the_checkpoint(make_run, key, value, code, capsys):
+@pytest.mark.parametrize(
+    ("key", "value", "code"), [("seed", 7, 2), ("ema", 0.5, 2), ("lr", 0.5, 0), (None, 0, 2)]
+)
+def test_the_configuration_is_compared_with_that_of_the_checkpoint(
+    make_run, key, value, code, capsys
+):
     run = make_run()
     card = json.loads((run / "config.json").read_text())
     if key:
@@ -114,5 +131,9 @@ def test_the_configuration_is_compared_with_that_of_the_checkpoint(make_run, key
     (run / "config.json").write_text(json.dumps(card) if key else "{")
     assert main(["verify", str(run)]) == code
     said = capsys.readouterr()
-    assert f"{key} {old} before, {value} now" in said.out if key else "config.json is missing or damaged" in said.out
+    assert (
+        f"{key} {old} before, {value} now" in said.out
+        if key
+        else "config.json is missing or damaged" in said.out
+    )
     assert f"--resume {run}" in said.out or code == 0

@@ -18,7 +18,11 @@ from dit.latents.load import build_source
 from dit.latents.shards import INDEX
 from dit.latents.store import LatentStore
 
-LINES = [("b/red.png", "a red square"), ("green.png", "a green square"), ("b/blue.png", "a red square")]
+LINES = [
+    ("b/red.png", "a red square"),
+    ("green.png", "a green square"),
+    ("b/blue.png", "a red square"),
+]
 
 
 def write_images(root, lines=LINES):
@@ -48,7 +52,9 @@ def test_order_of_classes_does_not_depend_on_the_order_of_lines(tmp_path):
 
 def test_fingerprint_knows_captions(tmp_path):
     other = [(name, text.replace("red", "blue")) for name, text in LINES]
-    first, second = (write_images(tmp_path / name, lines) for name, lines in (("a", LINES), ("b", other)))
+    first, second = (
+        write_images(tmp_path / name, lines) for name, lines in (("a", LINES), ("b", other))
+    )
     assert CaptionedFolder(first, 8).fingerprint != CaptionedFolder(second, 8).fingerprint
 
 
@@ -59,24 +65,29 @@ def test_digits_are_spelled_out():
     assert len(set(DIGIT_CAPTIONS)) == 10
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("{not json", "line 2: no JSON (Expecting property name"),
-    ("[]", "line 2: [] is no JSON object; expected a JSON object {"),
-    ('{"file_name": "green.png", "text": "gr\udcfcn"}', "line 2: no JSON (not UTF-8)"),
-    ('{"file_name": "../red.png", "text": "x"}', "line 2: image '../red.png'"),
-    ('{"file_name": "b/../../red.png", "text": "x"}', "line 2: image 'b/../../red.png'"),
-    ('{"file_name": "/dev/red.png", "text": "x"}', "line 2: image '/dev/red.png'"),
-    ('{"file_name": "green.png"}', "line 2: no text, but file_name; expected a JSON object {"),
-    ('{"file_name": "none.png", "text": "x"}', "line 2: no image 'none.png'"),
-    ('{"file_name": "metadata.jsonl", "text": "x"}', "line 2: no image 'metadata.jsonl'"),
-    ('{"file_name": "green.png", "text": "  "}', "line 2: caption '  ' of green.png"),
-    ('{"file_name": "green.png", "text": 3}', "line 2: caption 3 of green.png"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "line 2: no JSON (Expecting property name"),
+        ("[]", "line 2: [] is no JSON object; expected a JSON object {"),
+        ('{"file_name": "green.png", "text": "gr\udcfcn"}', "line 2: no JSON (not UTF-8)"),
+        ('{"file_name": "../red.png", "text": "x"}', "line 2: image '../red.png'"),
+        ('{"file_name": "b/../../red.png", "text": "x"}', "line 2: image 'b/../../red.png'"),
+        ('{"file_name": "/dev/red.png", "text": "x"}', "line 2: image '/dev/red.png'"),
+        ('{"file_name": "green.png"}', "line 2: no text, but file_name; expected a JSON object {"),
+        ('{"file_name": "none.png", "text": "x"}', "line 2: no image 'none.png'"),
+        ('{"file_name": "metadata.jsonl", "text": "x"}', "line 2: no image 'metadata.jsonl'"),
+        ('{"file_name": "green.png", "text": "  "}', "line 2: caption '  ' of green.png"),
+        ('{"file_name": "green.png", "text": 3}', "line 2: caption 3 of green.png"),
+    ],
+)
 def test_a_bad_line_is_named(tmp_path, line, message):
     file = write_images(tmp_path / "data") / METADATA
     lines = file.read_text().splitlines()
     shutil.copy(file.parent / "green.png", tmp_path / "red.png")
-    file.write_text("\n".join([lines[0], line, lines[2]]), encoding="utf-8", errors="surrogateescape")
+    file.write_text(
+        "\n".join([lines[0], line, lines[2]]), encoding="utf-8", errors="surrogateescape"
+    )
     with pytest.raises(UserError) as caught:
         CaptionedFolder(file.parent, 8)
     assert message in str(caught.value)
@@ -95,12 +106,21 @@ def test_no_captions_and_empty_ones_are_refused(tmp_path):
 
 
 def text_config(data, **settings):
-    return TrainConfig(data=str(data), vae="identity", image_size=8, conditioning="text", text_encoder="digits",
-                       **settings)
+    return TrainConfig(
+        data=str(data),
+        vae="identity",
+        image_size=8,
+        conditioning="text",
+        text_encoder="digits",
+        **settings,
+    )
 
 
 def encoded(data, out, captions):
-    return encode(EncodeConfig(data=str(data), out=out, vae="identity", image_size=8, captions=captions), Ranks())
+    return encode(
+        EncodeConfig(data=str(data), out=out, vae="identity", image_size=8, captions=captions),
+        Ranks(),
+    )
 
 
 def test_encoded_captions_are_those_of_the_folder(tmp_path):
@@ -120,10 +140,19 @@ def test_latents_of_classes_train_no_text_and_those_of_captions_no_classes(tmp_p
     with pytest.raises(UserError, match=r"--conditioning text with .* encoded without --captions"):
         build_source(text_config(classes), identity)
     plain = TrainConfig(data=str(captions), vae="identity", image_size=8)
-    with pytest.raises(UserError, match=r"--conditioning adaln-zero with .* encoded with --captions"):
+    with pytest.raises(
+        UserError, match=r"--conditioning adaln-zero with .* encoded with --captions"
+    ):
         build_source(plain, identity)
-    assert len(build_source(TrainConfig(data=str(captions), vae="identity", image_size=8, num_classes=0), identity)
-               .labels) == 1797
+    assert (
+        len(
+            build_source(
+                TrainConfig(data=str(captions), vae="identity", image_size=8, num_classes=0),
+                identity,
+            ).labels
+        )
+        == 1797
+    )
     with pytest.raises(UserError, match="captions True"):
         encoded("digits", captions, captions=False)
 

@@ -40,9 +40,14 @@ def picture(number):
 
 def table(count=COUNT, **columns):
     """Rows of an image, a class and a caption, but for other columns given as functions of the row's number."""
-    made = {"image": lambda i: {"bytes": picture(i), "path": None}, "label": lambda i: i % 3,
-            "text": lambda i: f" caption {i % 4} "} | columns
-    features = Features({"image": datasets.Image(), "label": ClassLabel(names=BIRDS), "text": Value("string")})
+    made = {
+        "image": lambda i: {"bytes": picture(i), "path": None},
+        "label": lambda i: i % 3,
+        "text": lambda i: f" caption {i % 4} ",
+    } | columns
+    features = Features(
+        {"image": datasets.Image(), "label": ClassLabel(names=BIRDS), "text": Value("string")}
+    )
     rows = {name: [of(i) for i in range(count)] for name, of in made.items()}
     return Dataset.from_dict(rows, features=None if columns else features)
 
@@ -57,10 +62,18 @@ def places(tmp_path_factory):
     for folder, prefix in ((root / "parquet", ""), (root / "repository" / "data", "train-")):
         folder.mkdir(parents=True)
         for part, (start, stop) in enumerate([(0, 9), (9, 10), (10, COUNT)]):
-            whole.select(range(start, stop)).to_parquet(folder / f"{prefix}{part}.parquet", batch_size=4)
-    return {"saved": str(root / "saved"), "splits": str(root / "splits"), "split": f"hf:{root / 'splits'}:train",
-            "parquet": str(root / "parquet"), "pattern": str(root / "parquet" / "*.parquet"),
-            "repository": str(root / "repository"), "hf": f"hf:{root / 'repository'}:train"}
+            whole.select(range(start, stop)).to_parquet(
+                folder / f"{prefix}{part}.parquet", batch_size=4
+            )
+    return {
+        "saved": str(root / "saved"),
+        "splits": str(root / "splits"),
+        "split": f"hf:{root / 'splits'}:train",
+        "parquet": str(root / "parquet"),
+        "pattern": str(root / "parquet" / "*.parquet"),
+        "repository": str(root / "repository"),
+        "hf": f"hf:{root / 'repository'}:train",
+    }
 
 
 WAYS = ["saved", "splits", "split", "parquet", "pattern", "repository", "hf"]
@@ -103,16 +116,27 @@ def test_a_stream_goes_on_from_any_row(places, way):
 
 def test_captions_are_kept(places):
     images = load_images(places["parquet"], 8, Columns(captions=True))
-    assert [images.classes[label] for label in images.labels] == [f"caption {i % 4}" for i in range(COUNT)]
+    assert [images.classes[label] for label in images.labels] == [
+        f"caption {i % 4}" for i in range(COUNT)
+    ]
     assert not images.flips
     rows = load_stream(places["parquet"], 8, Columns(captions=True)).start()
     assert [row.value for row in rows] == [f"caption {i % 4}" for i in range(COUNT)]
 
 
-@pytest.mark.parametrize("columns", [
-    {"image": [picture(i) for i in range(4)], "label": [0, 2, 0, 1]},  # bytes, as other programs write them
-    {"jpg": [{"bytes": picture(i), "path": "x"} for i in range(4)], "class": ["a", "c", "a", "b"]},
-])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {
+            "image": [picture(i) for i in range(4)],
+            "label": [0, 2, 0, 1],
+        },  # bytes, as other programs write them
+        {
+            "jpg": [{"bytes": picture(i), "path": "x"} for i in range(4)],
+            "class": ["a", "c", "a", "b"],
+        },
+    ],
+)
 def test_parquet_files_of_other_programs(tmp_path, columns):
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "1.parquet")
     images = load_images(str(tmp_path), 8)
@@ -137,29 +161,58 @@ def test_images_may_lie_in_files_that_a_data_set_points_to(tmp_path):
             images[index]
 
 
-@pytest.mark.parametrize(("name", "columns", "message"), [
-    ("hf:{parquet}:test", Columns(), "split test of .*parquet; expected one of its splits: train"),
-    ("hf:{saved}:train", Columns(), "which has no splits"),
-    ("{parquet}", Columns(image="picture"), r"--image-column picture.*image \(PIL.*label \(int64\), text \(string\)"),
-    ("{parquet}", Columns(label="lable"), "--label-column lable.*did you mean label"),
-    ("{parquet}", Columns(captions=True, label="label"), "--captions with column label of .* which holds classes"),
-])
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        (
+            "hf:{parquet}:test",
+            Columns(),
+            "split test of .*parquet; expected one of its splits: train",
+        ),
+        ("hf:{saved}:train", Columns(), "which has no splits"),
+        (
+            "{parquet}",
+            Columns(image="picture"),
+            r"--image-column picture.*image \(PIL.*label \(int64\), text \(string\)",
+        ),
+        ("{parquet}", Columns(label="lable"), "--label-column lable.*did you mean label"),
+        (
+            "{parquet}",
+            Columns(captions=True, label="label"),
+            "--captions with column label of .* which holds classes",
+        ),
+    ],
+)
 def test_what_is_not_there_is_met_with_what_is(places, name, columns, message):
     for load in (load_images, load_stream):
         with pytest.raises(UserError, match=message):
             load(name.format(**places), 8, columns)
 
 
-@pytest.mark.parametrize(("columns", "wanted", "message"), [
-    ({"label": lambda i: -1 if i == 3 else i}, Columns(), r"class -1 of row 3 of .*expected a number from 0 to"),
-    ({"label": lambda i: None if i == 2 else i}, Columns(), r"class None of row 2 of"),
-    ({"label": lambda i: i / 2}, Columns(), r"class 0\.5 of row 1 of|class 0\.0 of row 0"),
-    ({"text": lambda i: "" if i == 4 else "x"}, Columns(captions=True), r"caption '' of row 4 of"),
-    ({"more": lambda i: "y", "text": lambda i: "x", "other": lambda i: "z"}, Columns(captions=True, label="label"),
-     "caption 0 of row 0"),
-    ({"text": lambda i: i}, Columns(captions=True), "--captions and no column of texts"),
-    ({"image": lambda i: i}, Columns(), r"has no images, but image \(int64\)"),
-])
+@pytest.mark.parametrize(
+    ("columns", "wanted", "message"),
+    [
+        (
+            {"label": lambda i: -1 if i == 3 else i},
+            Columns(),
+            r"class -1 of row 3 of .*expected a number from 0 to",
+        ),
+        ({"label": lambda i: None if i == 2 else i}, Columns(), r"class None of row 2 of"),
+        ({"label": lambda i: i / 2}, Columns(), r"class 0\.5 of row 1 of|class 0\.0 of row 0"),
+        (
+            {"text": lambda i: "" if i == 4 else "x"},
+            Columns(captions=True),
+            r"caption '' of row 4 of",
+        ),
+        (
+            {"more": lambda i: "y", "text": lambda i: "x", "other": lambda i: "z"},
+            Columns(captions=True, label="label"),
+            "caption 0 of row 0",
+        ),
+        ({"text": lambda i: i}, Columns(captions=True), "--captions and no column of texts"),
+        ({"image": lambda i: i}, Columns(), r"has no images, but image \(int64\)"),
+    ],
+)
 def test_a_bad_row_or_column_is_named(tmp_path, columns, wanted, message):
     table(5, **columns).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=message):
@@ -169,13 +222,22 @@ def test_a_bad_row_or_column_is_named(tmp_path, columns, wanted, message):
 
 
 def test_several_columns_that_would_do_are_a_question(tmp_path):
-    two = table(3, image=lambda i: picture(i), before=lambda i: picture(i + 10), text=lambda i: "x",
-                alt=lambda i: f"alt {i}")
+    two = table(
+        3,
+        image=lambda i: picture(i),
+        before=lambda i: picture(i + 10),
+        text=lambda i: "x",
+        alt=lambda i: f"alt {i}",
+    )
     two.rename_columns({"image": "after", "text": "title"}).save_to_disk(tmp_path / "saved")
     data = str(tmp_path / "saved")
-    with pytest.raises(UserError, match=r"several columns that would do: after, before; .*--image-column"):
+    with pytest.raises(
+        UserError, match=r"several columns that would do: after, before; .*--image-column"
+    ):
         load_images(data, 8)
-    with pytest.raises(UserError, match=r"several columns that would do: title, alt; .*--label-column"):
+    with pytest.raises(
+        UserError, match=r"several columns that would do: title, alt; .*--label-column"
+    ):
         load_images(data, 8, Columns(captions=True, image="after"))
     images = load_images(data, 8, Columns(captions=True, image="before", label="alt"))
     assert images.open(1).read() == picture(11)
@@ -190,9 +252,15 @@ def test_the_hub_out_of_reach_is_one_line(monkeypatch):
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    for data, args in [("hf:owner/name", ("owner/name",)), ("hf:owner/name:test", ("owner/name",)),
-                       ("hf:owner/name/config:test", ("owner/name", "config")), ("hf:name", ("name",))]:
-        with pytest.raises(UserError, match=rf"--data {data} can not be opened as a data set \(no network\)"):
+    for data, args in [
+        ("hf:owner/name", ("owner/name",)),
+        ("hf:owner/name:test", ("owner/name",)),
+        ("hf:owner/name/config:test", ("owner/name", "config")),
+        ("hf:name", ("name",)),
+    ]:
+        with pytest.raises(
+            UserError, match=rf"--data {data} can not be opened as a data set \(no network\)"
+        ):
             load_images(data, 8)
         assert asked.pop() == (args, {"streaming": False})
 
@@ -201,7 +269,12 @@ def test_the_hub_out_of_reach_is_one_line(monkeypatch):
 
 
 def settings(data, out, **more):
-    return EncodeConfig(**(dict(data=data, out=out, vae="identity", image_size=8, shard_size=5, batch_size=3) | more))
+    return EncodeConfig(
+        **(
+            dict(data=data, out=out, vae="identity", image_size=8, shard_size=5, batch_size=3)
+            | more
+        )
+    )
 
 
 def contents(out):
@@ -211,10 +284,16 @@ def contents(out):
 @pytest.mark.parametrize("captions", [False, True])
 def test_a_stream_is_encoded_as_the_data_set_it_is(places, tmp_path, captions):
     whole = encode(settings(places["saved"], tmp_path / "whole", captions=captions), Ranks())
-    streamed = encode(settings(places["parquet"], tmp_path / "stream", captions=captions, streaming=True), Ranks())
+    streamed = encode(
+        settings(places["parquet"], tmp_path / "stream", captions=captions, streaming=True), Ranks()
+    )
     assert contents(streamed) == contents(whole)
     ours, theirs = LatentStore(streamed), LatentStore(whole)
-    assert (ours.classes, ours.flips, ours.captions) == (theirs.classes, theirs.flips, theirs.captions)
+    assert (ours.classes, ours.flips, ours.captions) == (
+        theirs.classes,
+        theirs.flips,
+        theirs.captions,
+    )
     assert [a.tolist() for a in ours.statistics()] == [a.tolist() for a in theirs.statistics()]
 
 
@@ -222,7 +301,9 @@ def test_a_stream_is_encoded_as_the_data_set_it_is(places, tmp_path, captions):
 def test_a_stream_without_classes_has_none_and_any_length(places, tmp_path, shard_size):
     bare = datasets.load_from_disk(places["saved"]).select_columns("image")
     bare.save_to_disk(tmp_path / "bare")
-    cfg = settings(str(tmp_path / "bare"), tmp_path / "out", streaming=True, shard_size=shard_size, flip=False)
+    cfg = settings(
+        str(tmp_path / "bare"), tmp_path / "out", streaming=True, shard_size=shard_size, flip=False
+    )
     for _ in range(2):  # the second time all is there
         store = LatentStore(encode(cfg, Ranks()))
         assert (store.classes, store.labels.tolist()) == ([], [0] * COUNT)
@@ -230,7 +311,9 @@ def test_a_stream_without_classes_has_none_and_any_length(places, tmp_path, shar
 
 
 def test_an_interrupted_stream_goes_on_and_makes_damaged_shards_anew(places, tmp_path):
-    whole = contents(encode(settings(places["parquet"], tmp_path / "whole", streaming=True), Ranks()))
+    whole = contents(
+        encode(settings(places["parquet"], tmp_path / "whole", streaming=True), Ranks())
+    )
     cfg = settings(places["parquet"], tmp_path / "out", streaming=True)
     encode(cfg, Ranks())
     for name in ("shard-00001.npy", "shard-00003.json", "index.json", "labels.npy"):
@@ -253,7 +336,9 @@ def test_a_stream_that_breaks_off_keeps_its_shards(places, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(datasets.IterableDataset, "__iter__", breaking)
-        with pytest.raises(UserError, match=r"broke off before row 17 of .*reset by peer.*run dit encode again"):
+        with pytest.raises(
+            UserError, match=r"broke off before row 17 of .*reset by peer.*run dit encode again"
+        ):
             encode(cfg, Ranks())
     assert len(list(cfg.out.glob("shard-*.json"))) == 3
     encode(cfg, Ranks())
@@ -262,9 +347,13 @@ def test_a_stream_that_breaks_off_keeps_its_shards(places, tmp_path, monkeypatch
 
 
 def test_unreadable_rows_are_named(places, tmp_path):
-    broken = table(5, image=lambda i: {0: None, 3: picture(i)[:100]}.get(i, picture(i)), text=lambda i: "x")
+    broken = table(
+        5, image=lambda i: {0: None, 3: picture(i)[:100]}.get(i, picture(i)), text=lambda i: "x"
+    )
     broken.save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match=r"2 of 5 images can not be read: row 0 of .*saved, row 3 of"):
+    with pytest.raises(
+        UserError, match=r"2 of 5 images can not be read: row 0 of .*saved, row 3 of"
+    ):
         encode(settings(str(tmp_path / "saved"), tmp_path / "out"), Ranks())
     with pytest.raises(UserError, match=r"row 0 of .*saved can not be read as an image"):
         encode(settings(str(tmp_path / "saved"), tmp_path / "out", streaming=True), Ranks())
@@ -273,10 +362,16 @@ def test_unreadable_rows_are_named(places, tmp_path):
 def test_another_encoding_is_refused(places, tmp_path):
     cfg = settings(places["parquet"], tmp_path / "out", streaming=True)
     encode(cfg, Ranks())
-    for change, message in [({"streaming": False}, "count None, not 23|fingerprint"), ({"shard_size": 6}, "shard_size"),
-                            ({"captions": True}, "captions|flips|fingerprint")]:
+    for change, message in [
+        ({"streaming": False}, "count None, not 23|fingerprint"),
+        ({"shard_size": 6}, "shard_size"),
+        ({"captions": True}, "captions|flips|fingerprint"),
+    ]:
         with pytest.raises(UserError, match=message):
-            encode(settings(places["parquet"], tmp_path / "out", **({"streaming": True} | change)), Ranks())
+            encode(
+                settings(places["parquet"], tmp_path / "out", **({"streaming": True} | change)),
+                Ranks(),
+            )
     with pytest.raises(UserError, match=r"--streaming with --data digits"):
         load_stream("digits", 8, Columns())
 

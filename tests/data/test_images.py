@@ -39,7 +39,9 @@ def test_digits_are_labelled_and_smooth(digits):
     assert digits.classes == list("0123456789")
     np.testing.assert_array_equal(digits.labels, load_digits().target)
     assert digits.flips is False
-    nearest = torch.from_numpy(load_digits().images).repeat_interleave(4, 1).repeat_interleave(4, 2) * (255 / 16)
+    nearest = torch.from_numpy(load_digits().images).repeat_interleave(4, 1).repeat_interleave(
+        4, 2
+    ) * (255 / 16)
     roughness = [x.float().diff(n=2).abs().mean() for x in (digits.images[:, 0], nearest)]
     assert roughness[0] < roughness[1] / 2
 
@@ -57,7 +59,13 @@ def test_folder_is_listed_in_order_with_common_extensions(tmp_path):
     folder = load_images(str(tmp_path), 16)
     assert folder.classes == ["ant", "cat"]
     np.testing.assert_array_equal(folder.labels, [0, 0, 0, 1, 1])
-    assert [folder.path(i).name for i in range(len(folder))] == ["x.bmp", "y.jpg", "z.webp", "a.png", "b.JPEG"]
+    assert [folder.path(i).name for i in range(len(folder))] == [
+        "x.bmp",
+        "y.jpg",
+        "z.webp",
+        "a.png",
+        "b.JPEG",
+    ]
     assert folder.flips is True
     image = folder[3]
     assert image.shape == (3, 16, 16)
@@ -74,7 +82,9 @@ def test_flat_folder_has_no_classes(tmp_path):
     folder = load_images(str(tmp_path), 16)
     assert folder.classes == []
     np.testing.assert_array_equal(folder.labels, [0, 0, 0])
-    assert [folder.path(i) for i in range(3)] == [tmp_path / name for name in ("a.jpg", "b.png", "c.webp")]
+    assert [folder.path(i) for i in range(3)] == [
+        tmp_path / name for name in ("a.jpg", "b.png", "c.webp")
+    ]
     assert folder[1][0, 0, 0] == ord("b")
     before = folder.fingerprint
     (tmp_path / "c.webp").rename(tmp_path / "d.webp")
@@ -111,7 +121,9 @@ def test_crop_has_the_size_asked_for_and_no_border(size, wanted):
 
 
 def test_crop_covers_a_rectangle_by_the_middle_of_the_longer_side():
-    ramp = np.repeat(np.arange(60, dtype=np.uint8)[None, :, None], 40, axis=0).repeat(3, axis=2)  # 40 high, 60 wide
+    ramp = np.repeat(np.arange(60, dtype=np.uint8)[None, :, None], 40, axis=0).repeat(
+        3, axis=2
+    )  # 40 high, 60 wide
     assert center_crop(Image.fromarray(ramp), (40, 20))[0, :, 0].tolist() == list(range(20, 40))
     tall = center_crop(Image.fromarray(ramp.transpose(1, 0, 2)), (20, 40))
     assert tall[:, 0, 0].tolist() == list(range(20, 40))
@@ -142,7 +154,9 @@ def test_other_modes_become_rgb(tmp_path):
     assert read_one(deep).unique().tolist() == [77]
     palette = tmp_path / "palette" / "a" / "x.gif"
     palette.parent.mkdir(parents=True)
-    Image.new("RGB", (20, 20), (200, 100, 50)).convert("P", palette=Image.Palette.ADAPTIVE).save(palette)
+    Image.new("RGB", (20, 20), (200, 100, 50)).convert("P", palette=Image.Palette.ADAPTIVE).save(
+        palette
+    )
     assert read_one(palette)[:, 0, 0].tolist() == [200, 100, 50]
 
 
@@ -179,7 +193,9 @@ def test_mistakes_about_folders_are_named(tmp_path):
 
 def test_a_run_is_no_folder_of_images(make_run):
     run = make_run("a run")
-    with pytest.raises(UserError, match=f"--data {run} is a run, not images; .* `dit info '{run}'` tells"):
+    with pytest.raises(
+        UserError, match=f"--data {run} is a run, not images; .* `dit info '{run}'` tells"
+    ):
         load_images(str(run), 8)
 
 

@@ -24,7 +24,9 @@ def test_permute_reaches_beyond_32_bits_without_collision(size):
 
 @pytest.mark.parametrize(("size", "batch"), [(1797, 64), (10, 64), (7, 7), (1, 5), (1000, 333)])
 def test_every_pass_holds_each_sample_once_and_runs_on_across_batches(size, batch):
-    stream = np.concatenate([batch_indices(step, size, batch, 3) for step in range(-(-3 * size // batch))])
+    stream = np.concatenate(
+        [batch_indices(step, size, batch, 3) for step in range(-(-3 * size // batch))]
+    )
     passes = stream[: 3 * size].reshape(3, size)
     np.testing.assert_array_equal(np.sort(passes, axis=1), np.tile(np.arange(size), (3, 1)))
 
@@ -45,8 +47,12 @@ def test_the_stream_does_not_depend_on_the_batch_size(batch):
 
 
 def test_orders_are_equally_likely():
-    firsts = np.bincount([int(permute(np.arange(1), 10, 0, epoch)[0]) for epoch in range(5000)], minlength=10)
-    assert ((firsts - 500) ** 2 / 500).sum() < 27.9  # chi-squared with 9 degrees of freedom, p = 0.001
+    firsts = np.bincount(
+        [int(permute(np.arange(1), 10, 0, epoch)[0]) for epoch in range(5000)], minlength=10
+    )
+    assert (
+        (firsts - 500) ** 2 / 500
+    ).sum() < 27.9  # chi-squared with 9 degrees of freedom, p = 0.001
     orders = [tuple(permute(np.arange(3), 3, 0, epoch).tolist()) for epoch in range(3000)]
     counts = np.array([orders.count(order) for order in set(orders)])
     assert len(counts) == 6
@@ -95,9 +101,16 @@ def test_samples_are_uniform_wherever_one_looks(size, seed):
         order = permute(np.arange(start, start + 10**5), size, seed, 0)
         assert chi_squared(order, size=size) < MOST
         assert chi_squared(order[:-1], order[1:], size) < MOST  # neighbours
-        assert chi_squared(order[:-256], order[256:], size) < MOST  # the same place in the next batch
-        assert chi_squared(order, permute(np.arange(start, start + 10**5), size, seed, 1), size) < MOST  # next pass
-        assert chi_squared(order, permute(np.arange(start, start + 10**5), size, seed + 1, 0), size) < MOST
+        assert (
+            chi_squared(order[:-256], order[256:], size) < MOST
+        )  # the same place in the next batch
+        assert (
+            chi_squared(order, permute(np.arange(start, start + 10**5), size, seed, 1), size) < MOST
+        )  # next pass
+        assert (
+            chi_squared(order, permute(np.arange(start, start + 10**5), size, seed + 1, 0), size)
+            < MOST
+        )
         low = order % 100  # the last digits are as uniform as the first
         assert ((np.bincount(low, minlength=100) - 1000) ** 2 / 1000).sum() < MOST
 
@@ -123,7 +136,17 @@ def _draw(*stream: int) -> list[float]:
 
 
 def test_generators_depend_on_every_number_and_on_all_its_bits():
-    streams = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (1 << 32,), (1, 1 << 32), (1, 1 << 40)]
+    streams = [
+        (0,),
+        (1,),
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (0, 0, 0),
+        (1 << 32,),
+        (1, 1 << 32),
+        (1, 1 << 40),
+    ]
     draws = {tuple(_draw(*stream)) for stream in streams}
     assert len(draws) == len(streams)
     assert _draw(3, 4, 5) == _draw(3, 4, 5)

@@ -55,7 +55,9 @@ def test_formula_and_linearity(process, objective):
     assert difference(guided(denoise, 1.0), conditional) == 0
     assert difference(guided(denoise, 0.0), unconditional) < 1e-12
     for scale in (0.5, 1.5, 4.0):
-        expected = [u + scale * (c - u) for c, u in zip(conditional[:3], unconditional[:3], strict=True)]
+        expected = [
+            u + scale * (c - u) for c, u in zip(conditional[:3], unconditional[:3], strict=True)
+        ]
         assert difference(guided(denoise, scale), expected) < 1e-12
 
 
@@ -83,7 +85,8 @@ def test_scale_1_asks_for_no_unconditional_half():
 def test_three_channels_are_the_quirk_of_the_release():
     denoise = toy(learn_sigma=True)
     plain, full, three = (
-        guided(denoise, *args, **kw) for args, kw in (((1.0,), {}), ((4.0,), {}), ((4.0,), dict(channels=3)))
+        guided(denoise, *args, **kw)
+        for args, kw in (((1.0,), {}), ((4.0,), {}), ((4.0,), dict(channels=3)))
     )
     for c, f, g in zip(plain[:3], full[:3], three[:3], strict=True):
         assert torch.equal(g[:, :3], f[:, :3])
@@ -103,7 +106,14 @@ def test_variance_stays_conditional(options):
 def test_interval(process):
     denoise = toy(process)
     interval = (0.25, 0.75)
-    for part, inside in ((0.2, False), (0.25, True), (0.5, True), (0.75, True), (0.8, False), (1.0, False)):
+    for part, inside in (
+        (0.2, False),
+        (0.25, True),
+        (0.5, True),
+        (0.75, True),
+        (0.8, False),
+        (1.0, False),
+    ):
         denoise.network.seen.clear()
         said = guided(denoise, 4.0, part, interval=interval)
         assert [len(y) for y in denoise.network.seen] == [6 if inside else 3]
@@ -164,7 +174,9 @@ def test_guide_of_another_objective_is_restated():
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]], dtype=torch.float64)
 SPREAD, PRIOR = 0.5, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 EVERY = len(MEANS)
-POINTS = 2 * torch.randn(6, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+POINTS = 2 * torch.randn(
+    6, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+)
 CLASS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
@@ -260,18 +272,31 @@ def test_sampling_concentrates_on_the_class_as_the_scale_grows(process, sampler)
 def test_in_pure_noise_there_is_nothing_to_classify():
     process = Flow()
     said = by_classifier(process, "v", 5.0)(POINTS, at(process, 1.0), CLASS)
-    assert difference(said, mixture(process, "v")(POINTS, at(process, 1.0), torch.full_like(CLASS, EVERY))) == 0
+    assert (
+        difference(
+            said, mixture(process, "v")(POINTS, at(process, 1.0), torch.full_like(CLASS, EVERY))
+        )
+        == 0
+    )
 
 
 def test_scale_0_asks_no_classifier():
-    around = classifier_guidance(toy(), PROCESSES["linear"], "v", lambda *at: pytest.fail("asked"), 0.0)
-    assert difference(around(X, at(PROCESSES["linear"]), Y), toy()(X, at(PROCESSES["linear"]), Y)) == 0
+    around = classifier_guidance(
+        toy(), PROCESSES["linear"], "v", lambda *at: pytest.fail("asked"), 0.0
+    )
+    assert (
+        difference(around(X, at(PROCESSES["linear"]), Y), toy()(X, at(PROCESSES["linear"]), Y)) == 0
+    )
 
 
 def test_gradient_inside_inference_is_that_outside():
     """Sampling runs in inference mode, whose tensors autograd refuses; nothing of the gradient stays behind."""
-    process, network = Flow(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 8), torch.nn.Tanh(),
-                                                   torch.nn.Linear(8, 3)).requires_grad_(False)
+    process, network = (
+        Flow(),
+        torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+        ).requires_grad_(False),
+    )
     classifier = NoisyClassifier(lambda x, t: network(x) * (1 + t[:, None]), process)
     x, t = POINTS.float(), at(process)
     outside = classifier.gradient(x, t, CLASS)
@@ -284,15 +309,19 @@ def test_gradient_inside_inference_is_that_outside():
     assert 0 < (coarse - outside).abs().max() < 0.1 * outside.abs().max()
     step = 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
     rise = [classifier.logits(p, t).log_softmax(1)[range(6), CLASS] for p in (x - step, x + step)]
-    assert ((rise[1] - rise[0]) / 2 - (outside * step).flatten(1).sum(1)).abs().max() < 1e-3 * rise[1].abs().max()
+    assert ((rise[1] - rise[0]) / 2 - (outside * step).flatten(1).sum(1)).abs().max() < 1e-3 * rise[
+        1
+    ].abs().max()
 
 
 def test_loss_of_the_classifier_is_its_cross_entropy_at_the_noise_of_training():
     process = Flow()
     t = torch.tensor([0.1, 0.2, 0.45, 0.6, 0.8, 0.99], dtype=torch.float64)
     x0, eps = MEANS[CLASS][..., None, None], POINTS / 2
-    classifier = NoisyClassifier(lambda x, time: x[:, :1, 0, 0] * torch.tensor([1.0, -1.0, -2.0]) + 0 * time[:, None],
-                                 process)
+    classifier = NoisyClassifier(
+        lambda x, time: x[:, :1, 0, 0] * torch.tensor([1.0, -1.0, -2.0]) + 0 * time[:, None],
+        process,
+    )
     loss = classifier_loss(classifier, x0, CLASS, t, eps)
     x_t = (1 - t).view(-1, 1, 1, 1) * x0 + t.view(-1, 1, 1, 1) * eps
     logits = classifier.logits(x_t, t)

@@ -35,8 +35,16 @@ def small():
 
 
 def asked(run, **more):
-    given = dict(run=run, model="Classifier-Ti/4", steps=4, global_batch_size=16, warmup=1, log_every=2, ckpt_every=2,
-                 precision="fp32")
+    given = dict(
+        run=run,
+        model="Classifier-Ti/4",
+        steps=4,
+        global_batch_size=16,
+        warmup=1,
+        log_every=2,
+        ckpt_every=2,
+        precision="fp32",
+    )
     return ClassifierConfig(**{**given, **more})
 
 
@@ -58,9 +66,14 @@ def test_it_learns_for_the_run_and_guides_it(make_run, capsys):
     said = capsys.readouterr().out
     assert f"accuracy    {out / 'accuracy.png'}" in said
     command = said.splitlines()[-1]
-    assert command == f"next        python sample.py --run {run} --classifier {out} --classifier-scale 2"
+    assert (
+        command
+        == f"next        python sample.py --run {run} --classifier {out} --classifier-scale 2"
+    )
     assert "next" not in said.removesuffix(command + "\n")
-    sample(SampleConfig(run=run, classifier=out, classifier_scale=2.0, steps=2, per_class=1), Ranks())
+    sample(
+        SampleConfig(run=run, classifier=out, classifier_scale=2.0, steps=2, per_class=1), Ranks()
+    )
 
 
 def test_stopped_and_resumed_is_as_in_one_go(make_run, tmp_path):
@@ -85,11 +98,18 @@ def test_run_without_classes_is_told_those_of_the_data(make_run):
     assert ModelCard.read(out).classes == [str(i) for i in range(10)]
 
 
-@pytest.mark.parametrize(("settings", "model", "says"), [
-    (dict(model="Classifier-Ti/4", label_dropout=0.0), "Classifier-Ti/4", "is a Classifier-Ti/4; expected a diffusion"),
-    (dict(), "DiT-Ti/4", "--model DiT-Ti/4; expected Classifier-"),
-    (dict(), "Classifier-S/3", "--model Classifier-S/3; expected Classifier-"),
-])
+@pytest.mark.parametrize(
+    ("settings", "model", "says"),
+    [
+        (
+            dict(model="Classifier-Ti/4", label_dropout=0.0),
+            "Classifier-Ti/4",
+            "is a Classifier-Ti/4; expected a diffusion",
+        ),
+        (dict(), "DiT-Ti/4", "--model DiT-Ti/4; expected Classifier-"),
+        (dict(), "Classifier-S/3", "--model Classifier-S/3; expected Classifier-"),
+    ],
+)
 def test_refused(make_run, settings, model, says):
     run = make_run(**settings)
     with pytest.raises(UserError) as error:
@@ -101,24 +121,31 @@ def test_refused(make_run, settings, model, says):
 def test_runs_on_captions_have_no_classes(make_run):
     weights = read_weights(find_weights(make_run()))
     network = dataclasses.replace(weights.card.network, conditioning="text")
-    captioned = dataclasses.replace(weights, card=dataclasses.replace(weights.card, network=network))
+    captioned = dataclasses.replace(
+        weights, card=dataclasses.replace(weights.card, network=network)
+    )
     with pytest.raises(UserError, match=r"was trained on captions .* expected a run with classes"):
         settings_for(asked(weights.home), captioned)
 
 
-@pytest.mark.parametrize("settings", [
-    dict(label_dropout=0.1),
-    dict(eval_every=5),
-    dict(process="linear", learn_sigma=True),
-    dict(process="linear", objective="eps"),
-    dict(objective="x0"),
-    dict(loss="vlb"),
-    dict(min_snr_gamma=5.0),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(label_dropout=0.1),
+        dict(eval_every=5),
+        dict(process="linear", learn_sigma=True),
+        dict(process="linear", objective="eps"),
+        dict(objective="x0"),
+        dict(loss="vlb"),
+        dict(min_snr_gamma=5.0),
+    ],
+)
 def test_what_a_classifier_does_not_do_is_refused(settings):
     with pytest.raises(UserError) as error:
         TrainConfig(**{**dict(model="Classifier-Ti/2", label_dropout=0.0), **settings})
-    assert "--model Classifier-Ti/2 is a classifier; expected a network that draws images" in str(error.value)
+    assert "--model Classifier-Ti/2 is a classifier; expected a network that draws images" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
 
 
@@ -130,7 +157,9 @@ def test_other_data_has_the_classes_of_the_run(make_run, tmp_path):
     shutil.copytree(tmp_path / "same", tmp_path / "other")
     (tmp_path / "other" / "3").rename(tmp_path / "other" / "three")
     train_classifier(asked(run, data=str(tmp_path / "same"), dry_run=True), Ranks())
-    with pytest.raises(UserError, match="other has class 3 '4', the run has '3'; expected the same classes"):
+    with pytest.raises(
+        UserError, match="other has class 3 '4', the run has '3'; expected the same classes"
+    ):
         train_classifier(asked(run, data=str(tmp_path / "other")), Ranks())
 
 
@@ -138,33 +167,56 @@ def test_data_without_classes_are_refused_in_the_words_of_the_command(make_run, 
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     with pytest.raises(UserError) as error:
         train_classifier(asked(make_run(), data=str(tmp_path)), Ranks())
-    assert f"--data {tmp_path} has no classes, the run has 10; expected the same classes" in str(error.value)
+    assert f"--data {tmp_path} has no classes, the run has 10; expected the same classes" in str(
+        error.value
+    )
     assert "--num-classes" not in str(error.value)
-    with pytest.raises(UserError, match=f"Classifier-Ti/4 with --data {tmp_path}, which has no classes; expected"):
+    with pytest.raises(
+        UserError, match=f"Classifier-Ti/4 with --data {tmp_path}, which has no classes; expected"
+    ):
         train_classifier(asked(make_run("other", num_classes=0), data=str(tmp_path)), Ranks())
 
 
 def test_another_autoencoder_than_the_runs_is_refused(make_run):
     guided = read_weights(find_weights(make_run()))
-    with pytest.raises(UserError, match="--vae identity with SHA-256 None; expected 55555555, the one that the run"):
-        train(settings_for(asked(guided.home), guided), Ranks(), dataclasses.replace(guided.card, vae_sha256="5" * 64))
+    with pytest.raises(
+        UserError, match="--vae identity with SHA-256 None; expected 55555555, the one that the run"
+    ):
+        train(
+            settings_for(asked(guided.home), guided),
+            Ranks(),
+            dataclasses.replace(guided.card, vae_sha256="5" * 64),
+        )
 
 
 def curve_of(tmp_path, network, process):
     """What AccuracyCurve measures with this in the place of the EMA."""
-    config = TrainConfig(model="Classifier-Ti/4", vae="identity", image_size=8, label_dropout=0.0, process=process,
-                         out=tmp_path / "judge", precision="fp32")
+    config = TrainConfig(
+        model="Classifier-Ti/4",
+        vae="identity",
+        image_size=8,
+        label_dropout=0.0,
+        process=process,
+        out=tmp_path / "judge",
+        precision="fp32",
+    )
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
     session = prepare(build_card(config, source), source, autoencoder, Ranks())
-    return AccuracyCurve(session).measure(NoisyClassifier(network, session.process)), source, autoencoder
+    return (
+        AccuracyCurve(session).measure(NoisyClassifier(network, session.process)),
+        source,
+        autoencoder,
+    )
 
 
 @pytest.mark.parametrize("process", ["flow", "linear", "cosine"])
 def test_accuracy_curve_of_classifiers_that_are_known(tmp_path, process):
     """One that always names digit 3; one that knows all data by heart, and the times that it is asked for."""
     three = torch.nn.functional.one_hot(torch.tensor(3), 10).float()
-    curve, source, autoencoder = curve_of(tmp_path / "a", lambda x, t: three.expand(len(x), -1), process)
+    curve, source, autoencoder = curve_of(
+        tmp_path / "a", lambda x, t: three.expand(len(x), -1), process
+    )
     chosen = np.arange(500) * len(source.labels) // 500
     assert list(curve) == pytest.approx([i / 10 for i in range(11)])
     assert list(curve.values()) == pytest.approx([(source.labels[chosen] == 3).mean()] * 11)
@@ -174,7 +226,9 @@ def test_accuracy_curve_of_classifiers_that_are_known(tmp_path, process):
     def by_heart(x, t):
         times.append(t.unique().item())
         nearest = (x.flatten(1) @ torch.nn.functional.normalize(known).T).argmax(1)
-        return torch.nn.functional.one_hot(torch.as_tensor(source.labels[chosen])[nearest], 10).float()
+        return torch.nn.functional.one_hot(
+            torch.as_tensor(source.labels[chosen])[nearest], 10
+        ).float()
 
     curve, *_ = curve_of(tmp_path / "b", by_heart, process)
     assert curve[0] == 1
@@ -185,7 +239,10 @@ def test_accuracy_curve_of_classifiers_that_are_known(tmp_path, process):
 
 def test_command(make_run, capsys):
     run = make_run()
-    assert main(["train-classifier", "--run", str(run), "--model", "Classifier-Ti/4", "--dry-run"]) == 0
+    assert (
+        main(["train-classifier", "--run", str(run), "--model", "Classifier-Ti/4", "--dry-run"])
+        == 0
+    )
     assert "Classifier-Ti/4" in capsys.readouterr().out
     assert main(["train-classifier", "--run", str(run / "nowhere")]) == 2
     assert "no checkpoint in" in capsys.readouterr().err

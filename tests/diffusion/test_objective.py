@@ -15,12 +15,19 @@ SHAPE = (6, 2, 4, 4)
 
 
 def normal(seed, *shape):
-    return torch.randn(*(shape or SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *(shape or SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def batch(process, t):
     """Data, labels, times and noise."""
-    return normal(1) / 2, torch.arange(6) % 3, torch.as_tensor(t, dtype=torch.float64) * process.end / 1000, normal(2)
+    return (
+        normal(1) / 2,
+        torch.arange(6) % 3,
+        torch.as_tensor(t, dtype=torch.float64) * process.end / 1000,
+        normal(2),
+    )
 
 
 TIMES = [2, 17, 200, 512, 800, 1000]
@@ -31,7 +38,9 @@ class Toy(torch.nn.Module):
 
     def __init__(self, learn_sigma):
         super().__init__()
-        self.mean, self.var = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.7, 0.4))
+        self.mean, self.var = (
+            torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.7, 0.4)
+        )
         self.learn_sigma = learn_sigma
 
     def forward(self, x, t, y):
@@ -62,7 +71,9 @@ def test_the_network_sees_what_it_should():
 
     diffusion_loss(Denoiser(network, DDPM(), "eps"), x0, y, t, eps)
     alpha, sigma, *_ = DDPM().coefficients(t)
-    assert (seen["x"] - alpha.view(-1, 1, 1, 1) * x0 - sigma.view(-1, 1, 1, 1) * eps).abs().max() < 1e-15
+    assert (
+        seen["x"] - alpha.view(-1, 1, 1, 1) * x0 - sigma.view(-1, 1, 1, 1) * eps
+    ).abs().max() < 1e-15
     assert seen["t"].tolist() == [time - 1 for time in TIMES]
     assert torch.equal(seen["y"], y)
 
@@ -100,7 +111,9 @@ def test_last_step_is_a_likelihood_of_bins():
     _, model = two_gaussians(x0, x_t, t, said.x0, said.var_fraction)
     mass = model.cdf(x0 + 1 / 255) - model.cdf(x0 - 1 / 255)
     bits = -mass.clamp(min=1e-12).log2().flatten(1).mean(1)
-    assert diffusion_loss(denoise, x0, y, t, eps).terms["vb"].tolist() == pytest.approx(bits.tolist(), rel=1e-8)
+    assert diffusion_loss(denoise, x0, y, t, eps).terms["vb"].tolist() == pytest.approx(
+        bits.tolist(), rel=1e-8
+    )
     assert (mass > 1e-3).double().mean() > 0.5  # the floor does not decide
 
 
@@ -124,8 +137,10 @@ def test_bound_trains_the_variance_alone():
     denoise = Denoiser(network, DDPM(), "eps", learn_sigma=True)
     total = diffusion_loss(denoise, *args).total
     with_bound = torch.autograd.grad(total, [network.mean, network.var], retain_graph=True)
-    without = torch.autograd.grad(diffusion_loss(Denoiser(lambda *a: network(*a)[:, :2], DDPM(), "eps"), *args).total,
-                                  [network.mean])
+    without = torch.autograd.grad(
+        diffusion_loss(Denoiser(lambda *a: network(*a)[:, :2], DDPM(), "eps"), *args).total,
+        [network.mean],
+    )
     assert with_bound[0].item() == pytest.approx(without[0].item(), rel=1e-12)
     assert with_bound[1].abs() > 1e-6
 
@@ -134,7 +149,9 @@ def test_bound_is_finite_in_float32_at_every_time():
     t = torch.arange(1, 1001).double()
     x0, eps = (normal(seed, 1000, 1, 2, 2).float() for seed in (1, 2))
     var = torch.nn.Parameter(torch.zeros(1))
-    denoise = Denoiser(lambda x, t, y: torch.cat([x, x * 0 + var], 1), DDPM(), "eps", learn_sigma=True)
+    denoise = Denoiser(
+        lambda x, t, y: torch.cat([x, x * 0 + var], 1), DDPM(), "eps", learn_sigma=True
+    )
     loss = diffusion_loss(denoise, 3 * x0, torch.zeros(1000).long(), t, eps)
     loss.total.backward()
     assert loss.terms["vb"].isfinite().all()
@@ -150,7 +167,9 @@ def test_min_snr_weights_of_the_paper(gamma):
     assert snr.min() < 1 < 5 < snr.max()
     least = snr.clamp(max=gamma)
     for objective, weight in {"x0": least, "eps": least / snr, "v": least / (snr + 1)}.items():
-        assert min_snr(DDPM(), objective, t, gamma).tolist() == pytest.approx(weight.tolist(), rel=1e-9)
+        assert min_snr(DDPM(), objective, t, gamma).tolist() == pytest.approx(
+            weight.tolist(), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("process", [DDPM(), Flow()], ids=["linear", "flow"])
@@ -161,8 +180,12 @@ def test_min_snr_makes_all_objectives_one_loss(process):
     alpha, sigma, d_alpha, d_sigma = (c.view(-1, 1, 1, 1) for c in process.coefficients(t))
     noise = (x_t - alpha * guess) / sigma
     told = {"eps": noise, "x0": guess, "v": d_alpha * guess + d_sigma * noise}
-    losses = [diffusion_loss(Denoiser(lambda *_, o=out: o, process, kind), x0, y, t, eps, min_snr_gamma=5.0)
-              for kind, out in told.items()]
+    losses = [
+        diffusion_loss(
+            Denoiser(lambda *_, o=out: o, process, kind), x0, y, t, eps, min_snr_gamma=5.0
+        )
+        for kind, out in told.items()
+    ]
     snr = (process.coefficients(t).alpha / process.coefficients(t).sigma) ** 2
     expected = (snr.clamp(max=5) * (guess - x0).square().flatten(1).mean(1)).mean()
     assert [loss.total.item() for loss in losses] == pytest.approx([expected.item()] * 3, rel=1e-9)

@@ -28,7 +28,9 @@ def gaussian(process, mean, std):
         x0 = mean + gain * (x_t - alpha * mean)
         eps = sigma / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
         true = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)  # variance of x0 given x_t
-        return Prediction(x0, eps, eps, fraction(process, t, true) if isinstance(process, DDPM) else None)
+        return Prediction(
+            x0, eps, eps, fraction(process, t, true) if isinstance(process, DDPM) else None
+        )
 
     return denoise
 
@@ -38,7 +40,9 @@ def fraction(process, t, var_x0):
     at, to = process.coefficients(t), process.coefficients(t - 1)
     largest, smallest = variances(process, t)
     var = smallest + (to.alpha * largest / at.sigma**2) ** 2 * var_x0
-    floor = smallest if t > 1 else variances(process, t + 1)[1]  # 0 in the last step: the one before it serves
+    floor = (
+        smallest if t > 1 else variances(process, t + 1)[1]
+    )  # 0 in the last step: the one before it serves
     return ((var / floor).log() / (largest / floor).log()).clamp(0, 1)
 
 
@@ -55,8 +59,14 @@ def variances(process, t):
 @pytest.mark.parametrize("std", [0.01, 0.5, 1.5])
 def test_density_of_gaussian_data_is_the_exact_one(std):
     x = 0.2 + std * torch.randn(16, 1, 1, 3, generator=seeded(), dtype=torch.float64)
-    found = ode_log_density(gaussian(Flow(), 0.2, std), Flow(), x, torch.zeros(16), ode_times(Flow(), 500),
-                            UnitProbes(x))
+    found = ode_log_density(
+        gaussian(Flow(), 0.2, std),
+        Flow(),
+        x,
+        torch.zeros(16),
+        ode_times(Flow(), 500),
+        UnitProbes(x),
+    )
     assert ((found - Normal(0.2, std).log_prob(x).sum((1, 2, 3))) / 3).abs().max() < 1e-3
 
 
@@ -66,8 +76,14 @@ def test_density_under_a_ddpm_is_the_exact_one(name, std):
     """On average: single images feel that noised data are not quite the noise that the ODE ends in."""
     process = PROCESSES[name]
     x = 0.2 + std * torch.randn(500, 1, 1, 3, generator=seeded(), dtype=torch.float64)
-    found = ode_log_density(gaussian(process, 0.2, std), process, x, torch.zeros(500), ode_times(process, 200),
-                            UnitProbes(x))
+    found = ode_log_density(
+        gaussian(process, 0.2, std),
+        process,
+        x,
+        torch.zeros(500),
+        ode_times(process, 200),
+        UnitProbes(x),
+    )
     errors = (found - Normal(0.2, std).log_prob(x).sum((1, 2, 3))) / 3
     assert errors.mean().abs() < 1e-3
     assert errors.abs().max() < 0.03
@@ -77,8 +93,23 @@ def test_density_under_a_ddpm_is_the_exact_one(name, std):
 def test_the_error_falls_with_the_square_of_the_step():
     x = 0.5 * torch.randn(16, 1, 2, 2, generator=seeded(), dtype=torch.float64)
     exact = Normal(0.0, 0.5).log_prob(x).sum((1, 2, 3))
-    errors = [(ode_log_density(gaussian(Flow(), 0.0, 0.5), Flow(), x, torch.zeros(16), ode_times(Flow(), steps),
-                               UnitProbes(x)) - exact).abs().max().item() for steps in (20, 40, 80)]
+    errors = [
+        (
+            ode_log_density(
+                gaussian(Flow(), 0.0, 0.5),
+                Flow(),
+                x,
+                torch.zeros(16),
+                ode_times(Flow(), steps),
+                UnitProbes(x),
+            )
+            - exact
+        )
+        .abs()
+        .max()
+        .item()
+        for steps in (20, 40, 80)
+    ]
     assert errors[0] / errors[1] > 3
     assert errors[1] / errors[2] > 3
 
@@ -97,7 +128,9 @@ def test_density_of_uniform_data_is_uniform():
         return Prediction(x0, eps, eps, None)
 
     x = (torch.rand(64, 3, 4, 4, generator=seeded(), dtype=torch.float64) * 2 - 1) * edge
-    nats = -ode_log_density(denoise, Flow(), x, torch.zeros(64), ode_times(Flow(), 200), signs(x, 1))
+    nats = -ode_log_density(
+        denoise, Flow(), x, torch.zeros(64), ode_times(Flow(), 200), signs(x, 1)
+    )
     bits = (nats / 48 + math.log(127.5)) / math.log(2)
     assert bits.mean().item() == pytest.approx(8, abs=0.02)
 
@@ -159,8 +192,16 @@ def levels_of_a_gaussian(count, std):
 
 def bound(denoise, process, x0, steps, variance, levels=PIXELS, seed=3):
     draws = seeded(seed)
-    return variational_bound_of_chain(denoise, process, x0, torch.zeros(len(x0)), chain(process, steps),
-                                      lambda: torch.randn(x0.shape, generator=draws, dtype=x0.dtype), levels, variance)
+    return variational_bound_of_chain(
+        denoise,
+        process,
+        x0,
+        torch.zeros(len(x0)),
+        chain(process, steps),
+        lambda: torch.randn(x0.shape, generator=draws, dtype=x0.dtype),
+        levels,
+        variance,
+    )
 
 
 def total(found):
@@ -169,7 +210,11 @@ def total(found):
 
 def exact_bits(x0, std):
     """Of each image [B] of the levels of a Gaussian that hardly reaches black or white."""
-    return -(Normal(0.0, std).cdf(x0 + 1 / 255) - Normal(0.0, std).cdf(x0 - 1 / 255)).log2().mean((1, 2, 3))
+    return (
+        -(Normal(0.0, std).cdf(x0 + 1 / 255) - Normal(0.0, std).cdf(x0 - 1 / 255))
+        .log2()
+        .mean((1, 2, 3))
+    )
 
 
 def assert_just_above(found, exact, margin):
@@ -184,8 +229,13 @@ def test_the_bound_approaches_the_exact_bits_from_above(name):
     x0 = levels_of_a_gaussian(100, std)
     denoise, exact = gaussian(process, 0.0, std), exact_bits(x0, std)
     assert_just_above(total(bound(denoise, process, x0, 1000, "learned")), exact, 0.06)
-    small, large = ([total(bound(denoise, process, x0, steps, variance)).mean() - exact.mean()
-                     for steps in (10, 50, 250, 1000)] for variance in ("small", "large"))
+    small, large = (
+        [
+            total(bound(denoise, process, x0, steps, variance)).mean() - exact.mean()
+            for steps in (10, 50, 250, 1000)
+        ]
+        for variance in ("small", "large")
+    )
     assert small[0] > small[1] > small[2] > small[3] > 0.5
     assert large[0] > 0.4 > 0.2 > max(large[1:])
 
@@ -195,7 +245,9 @@ def test_a_prior_that_knows_is_counted():
     x0 = levels_of_a_gaussian(4, 0.3)
     found = bound(gaussian(process, 0.0, 0.3), process, x0, 100, "large")
     alpha, sigma = process.alpha[1000], process.sigma[1000]
-    direct = torch.distributions.kl_divergence(Normal(alpha * x0, sigma), Normal(0.0, 1.0)).mean((1, 2, 3))
+    direct = torch.distributions.kl_divergence(Normal(alpha * x0, sigma), Normal(0.0, 1.0)).mean(
+        (1, 2, 3)
+    )
     assert found.prior.tolist() == pytest.approx((direct / math.log(2)).tolist(), rel=1e-6)
 
 
@@ -209,11 +261,22 @@ def test_the_last_step_has_the_learned_variance():
         return used[-1]
 
     def decoder(variance):
-        return variational_bound_of_chain(gaussian(process, 0.0, std), process, x0, torch.zeros(20),
-                                          torch.tensor([2.0, 1.0, 0.0]).double(), noise, PIXELS, variance).decoder
+        return variational_bound_of_chain(
+            gaussian(process, 0.0, std),
+            process,
+            x0,
+            torch.zeros(20),
+            torch.tensor([2.0, 1.0, 0.0]).double(),
+            noise,
+            PIXELS,
+            variance,
+        ).decoder
 
     found, sigma = decoder("learned"), process.sigma[1]
-    x_1, gain = process.alpha[1] * x0 + sigma * used[-1], std**2 / (process.alpha[1] ** 2 * std**2 + sigma**2)
+    x_1, gain = (
+        process.alpha[1] * x0 + sigma * used[-1],
+        std**2 / (process.alpha[1] ** 2 * std**2 + sigma**2),
+    )
     left = Normal(process.alpha[1] * gain * x_1, (sigma**2 * gain).sqrt())
     assert 0.79 < gain < 0.81
     exact = -(left.cdf(x0 + 1 / 255) - left.cdf(x0 - 1 / 255)).log2().mean((1, 2, 3))

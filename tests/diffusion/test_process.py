@@ -18,7 +18,12 @@ from dit.diffusion.process import (
     to_x0_eps,
 )
 
-PROCESSES = {"linear": DDPM("linear"), "cosine": DDPM("cosine"), "flow": Flow(), "shifted": Flow(shift=3.0)}
+PROCESSES = {
+    "linear": DDPM("linear"),
+    "cosine": DDPM("cosine"),
+    "flow": Flow(),
+    "shifted": Flow(shift=3.0),
+}
 
 
 def some_times(process, ends=True):
@@ -44,7 +49,9 @@ def test_data_at_0_noise_at_the_end(process):
     assert sigma[0] == 0
     assert alpha[1] < 0.007  # 2006.11239: signal of linear betas at the end
     assert sigma[1] == pytest.approx(1, abs=1e-4)
-    snr = torch.diff(torch.log(torch.div(*process.coefficients(some_times(process, ends=False))[:2])))
+    snr = torch.diff(
+        torch.log(torch.div(*process.coefficients(some_times(process, ends=False))[:2]))
+    )
     assert (snr < 0).all()
 
 
@@ -68,7 +75,9 @@ def test_betas_as_printed():
     assert (betas[0].item(), betas[-1].item()) == pytest.approx((1e-4, 0.02))
     assert betas[500].item() == pytest.approx(1e-4 + (0.02 - 1e-4) * 500 / 999)
     f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
-    assert DDPM("cosine").alpha[1:1000].square().tolist() == pytest.approx([v / f[0] for v in f[1:1000]], rel=1e-9)
+    assert DDPM("cosine").alpha[1:1000].square().tolist() == pytest.approx(
+        [v / f[0] for v in f[1:1000]], rel=1e-9
+    )
     assert cosine_betas(1000).max() == 0.999
 
 
@@ -85,16 +94,24 @@ def test_every_target_gives_back_data_and_noise(process, objective):
 
 def test_targets_as_printed():
     """v of 2202.00512: alpha eps - sigma x0; of a flow (2210.02747): eps - x0."""
-    x0, eps, t = normal(1, 5, seed=1), normal(1, 5, seed=2), torch.tensor([400.0], dtype=torch.float64)
+    x0, eps, t = (
+        normal(1, 5, seed=1),
+        normal(1, 5, seed=2),
+        torch.tensor([400.0], dtype=torch.float64),
+    )
     alpha, sigma, *_ = PROCESSES["linear"].coefficients(t)
-    assert (target(PROCESSES["linear"], "v", x0, eps, t) - (alpha * eps - sigma * x0)).abs().max() < 1e-15
+    assert (
+        target(PROCESSES["linear"], "v", x0, eps, t) - (alpha * eps - sigma * x0)
+    ).abs().max() < 1e-15
     assert torch.equal(target(Flow(), "v", x0, eps, t / 1000), eps - x0)
 
 
 def test_worked_example():
     process = DDPM()
     process.alpha[1], process.sigma[1] = math.sqrt(0.8), math.sqrt(0.2)  # alpha_bar = 0.8
-    x_t = add_noise(process, torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -0.3]]), torch.tensor([1.0]))
+    x_t = add_noise(
+        process, torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -0.3]]), torch.tensor([1.0])
+    )
     assert [round(v, 3) for v in x_t[0].tolist()] == [1.118, 1.655]
 
 
@@ -169,7 +186,9 @@ def test_ddpm_times_are_distinct_for_any_number_of_steps():
 def test_flow_times():
     assert Flow().times(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
     # 2403.03206, equation 23, with sqrt(m / n) = 3
-    assert Flow(shift=3.0).times(4).tolist() == pytest.approx([1, 3 * 0.75 / 2.5, 3 * 0.5 / 2, 3 * 0.25 / 1.5, 0])
+    assert Flow(shift=3.0).times(4).tolist() == pytest.approx(
+        [1, 3 * 0.75 / 2.5, 3 * 0.5 / 2, 3 * 0.25 / 1.5, 0]
+    )
 
 
 def ks(times, cdf):
@@ -229,7 +248,9 @@ def test_cosine_spacing_is_densest_at_both_ends(process):
     times, even = process.times(12, "cosine"), process.times(12)
     assert len(times) == 13
     assert (times[0], times[-1]) == (even[0], 0)
-    gaps = -times.diff() if isinstance(process, Flow) else -times[:-1].diff()  # the last one of a DDPM is always 1
+    gaps = (
+        -times.diff() if isinstance(process, Flow) else -times[:-1].diff()
+    )  # the last one of a DDPM is always 1
     assert 0 < max(gaps[0], gaps[-1]) < even[0] / 12 / 3 < even[0] / 12 < max(gaps)
 
 

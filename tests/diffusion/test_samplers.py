@@ -23,7 +23,12 @@ ALL = {
     "dpmpp_2m": samplers.dpmpp_2m,
 }
 ODE = ("ddim", "euler", "heun", "dpmpp_2m")
-PROCESSES = {"linear": DDPM("linear"), "cosine": DDPM("cosine"), "flow": Flow(), "shifted": Flow(shift=2.0)}
+PROCESSES = {
+    "linear": DDPM("linear"),
+    "cosine": DDPM("cosine"),
+    "flow": Flow(),
+    "shifted": Flow(shift=2.0),
+}
 Y = torch.zeros(1, dtype=torch.long)
 
 
@@ -70,14 +75,20 @@ def test_every_sampler_finds_the_gaussian(process, sampler):
     error = 4 / 10_000**0.5 + 0.02  # of 10,000 draws, and of 250 steps
     assert x.mean().item() == pytest.approx(MEAN, abs=error * STD)
     assert x.std().item() == pytest.approx(STD, rel=error)
-    assert ((x - x.mean()) ** 4).mean().item() == pytest.approx(3 * x.var().item() ** 2, rel=0.1)  # still normal
+    assert ((x - x.mean()) ** 4).mean().item() == pytest.approx(
+        3 * x.var().item() ** 2, rel=0.1
+    )  # still normal
 
 
 def order(sampler, process, coarse, fine):
     """How often the error halves when the steps double, over two lists of times."""
     x = normal(1, 1, 1, 50)
-    errors = [(ALL[sampler](exact(process), process, x, Y, times, no_noise) - solution(process, x, times)).abs().max()
-              for times in (coarse, fine)]
+    errors = [
+        (ALL[sampler](exact(process), process, x, Y, times, no_noise) - solution(process, x, times))
+        .abs()
+        .max()
+        for times in (coarse, fine)
+    ]
     return torch.log2(errors[0] / errors[1]).item()
 
 
@@ -102,8 +113,12 @@ def test_order_of_convergence_away_from_the_ends(sampler):
 
 @pytest.mark.parametrize("sampler", ORDERS)
 def test_order_of_convergence_for_ddpm(sampler):
-    process = DDPM(steps=6400)  # times are whole numbers, so that the steps of 1000 are not small enough
-    assert order(sampler, process, process.times(100), process.times(200)) == pytest.approx(ORDERS[sampler], abs=0.3)
+    process = DDPM(
+        steps=6400
+    )  # times are whole numbers, so that the steps of 1000 are not small enough
+    assert order(sampler, process, process.times(100), process.times(200)) == pytest.approx(
+        ORDERS[sampler], abs=0.3
+    )
 
 
 class Toy(torch.nn.Module):
@@ -136,7 +151,9 @@ def test_four_steps_are_two_and_two(process, sampler):
     process = PROCESSES[process]
     times = process.times(4)
     half = run(sampler, process, times[:3])
-    assert (run(sampler, process, times[2:], seed=7, x=half) - run(sampler, process, times)).abs().max() < 1e-12
+    assert (
+        run(sampler, process, times[2:], seed=7, x=half) - run(sampler, process, times)
+    ).abs().max() < 1e-12
 
 
 def test_dpmpp_remembers_one_step():
@@ -185,7 +202,9 @@ def test_ddim_with_eta_between_keeps_the_marginals():
         return Prediction(x0, (x_t - alpha * x0) / sigma, x0, None)
 
     for eta in (0.0, 0.5, 1.0):
-        x = samplers.ddim(knows, process, alpha * x0 + sigma * eps, Y, torch.stack([t, s]), noises(shape), eta=eta)
+        x = samplers.ddim(
+            knows, process, alpha * x0 + sigma * eps, Y, torch.stack([t, s]), noises(shape), eta=eta
+        )
         at_s = process.coefficients(s)
         assert x.mean().item() == pytest.approx((at_s.alpha * 0.7).item(), abs=0.03)
         assert x.std().item() == pytest.approx(at_s.sigma.item(), rel=0.03)
@@ -197,8 +216,12 @@ def test_eta_scales_the_noise():
     times = torch.tensor([800.0, 300.0], dtype=torch.float64)
     denoise, a = exact(process), process.coefficients(times).alpha ** 2
     for eta in (0.3, 1.0):
-        drawn, still = (samplers.ddim(denoise, process, x, Y, times, lambda v=v: v * torch.ones_like(x), eta=eta)
-                        for v in (1.0, 0.0))
+        drawn, still = (
+            samplers.ddim(
+                denoise, process, x, Y, times, lambda v=v: v * torch.ones_like(x), eta=eta
+            )
+            for v in (1.0, 0.0)
+        )
         sigma = eta * ((1 - a[1]) / (1 - a[0])).sqrt() * (1 - a[0] / a[1]).sqrt()
         assert (drawn - still - sigma).abs().max() < 1e-12
         said = denoise(x, times[0], Y)
@@ -212,7 +235,9 @@ def test_euler_for_ddpm_is_ddim_and_for_flows_the_velocity_step():
     process, x, y = Flow(), normal(3, 2, 4, 4), torch.arange(3)
     expected, network = x, Toy()
     for t, s in ((1.0, 0.5), (0.5, 0.25), (0.25, 0.0)):
-        expected = expected + (s - t) * network(expected, torch.full((3,), 1000 * t, dtype=torch.float64), y)
+        expected = expected + (s - t) * network(
+            expected, torch.full((3,), 1000 * t, dtype=torch.float64), y
+        )
     found = run("euler", process, torch.tensor([1.0, 0.5, 0.25, 0.0], dtype=torch.float64), x=x)
     assert (found - expected).abs().max() < 1e-12
 
@@ -253,7 +278,9 @@ def test_float32_stays_near_float64(process, sampler):
     assert (single - double).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("copy", [lambda x: x.to("meta"), lambda x: torch.empty(2, device="meta").copy_(x)])
+@pytest.mark.parametrize(
+    "copy", [lambda x: x.to("meta"), lambda x: torch.empty(2, device="meta").copy_(x)]
+)
 def test_copies_are_seen(copy):
     with Copies() as copies:
         copy(torch.zeros(2))

@@ -49,7 +49,9 @@ def test_equation_18_by_hand():
 
 def test_only_the_last_ten_losses_count():
     times = filled([100.0] * 3 + [1.0] * MEMORY, [50.0] + [3.0] * MEMORY)
-    assert times.probabilities().tolist() == pytest.approx([0.25 + 0.25 * UNIFORM, 0.75 - 0.25 * UNIFORM])
+    assert times.probabilities().tolist() == pytest.approx(
+        [0.25 + 0.25 * UNIFORM, 0.75 - 0.25 * UNIFORM]
+    )
 
 
 def test_uniform_until_every_time_has_ten_losses():
@@ -81,9 +83,23 @@ def test_the_weighted_mean_is_that_of_uniform_times():
 
 # -- in training -----------------------------------------------------------------------------------------------------
 
-AWARE = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=4, warmup=1,
-                    process="linear", objective="eps", learn_sigma=True, loss="vlb", time_sampling="loss-aware",
-                    sample_every=0, ckpt_every=2, log_every=1, precision="fp32")
+AWARE = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=16,
+    steps=4,
+    warmup=1,
+    process="linear",
+    objective="eps",
+    learn_sigma=True,
+    loss="vlb",
+    time_sampling="loss-aware",
+    sample_every=0,
+    ckpt_every=2,
+    log_every=1,
+    precision="fp32",
+)
 
 
 def a_session(out, **changes):
@@ -128,8 +144,15 @@ def test_the_gradient_of_the_bound_is_calmer(tmp_path):
     process, session, draws = DDPM(steps=100), a_session(tmp_path / "run"), seeded()
     trained = [p for p in session.network.parameters() if p.requires_grad]
     loss, _ = build_loss(session.config, session.network, process)
-    data = draw_batch(dataclasses.replace(session, card=dataclasses.replace(session.card, config=dataclasses.replace(
-        session.config, global_batch_size=MEMORY))), 0)
+    data = draw_batch(
+        dataclasses.replace(
+            session,
+            card=dataclasses.replace(
+                session.card, config=dataclasses.replace(session.config, global_batch_size=MEMORY)
+            ),
+        ),
+        0,
+    )
     losses, gradients = [], []
     for t in range(1, 101):
         eps = torch.randn(MEMORY, 3, 8, 8, generator=draws)
@@ -138,7 +161,10 @@ def test_the_gradient_of_the_bound_is_calmer(tmp_path):
         found = torch.autograd.grad(each[t % MEMORY], trained, allow_unused=True)
         gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
     g, p = torch.stack(gradients).double(), filled(*losses).probabilities()
-    uniform, aware = (100 * g.square().sum(1) / 100**2).sum(), (g.square().sum(1) / (100**2 * p)).sum()
+    uniform, aware = (
+        (100 * g.square().sum(1) / 100**2).sum(),
+        (g.square().sum(1) / (100**2 * p)).sum(),
+    )
     common = g.mean(0).square().sum()
     assert (aware - common) < 0.6 * (uniform - common)
 
@@ -157,9 +183,14 @@ def test_two_and_two_steps_are_four(tmp_path):
     part = train(dataclasses.replace(AWARE, out=tmp_path / "part", steps=2, cooldown=0), Ranks())
     again = train(dataclasses.replace(AWARE, out=part, resume=str(part), cooldown=0), Ranks())
     straight = train(dataclasses.replace(AWARE, out=tmp_path / "straight", cooldown=0), Ranks())
-    one, two = (read_weights(next(latest_checkpoint(run).glob("ema-*"))).state_dict for run in (straight, again))
+    one, two = (
+        read_weights(next(latest_checkpoint(run).glob("ema-*"))).state_dict
+        for run in (straight, again)
+    )
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
-    logs = [[line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in (straight, again)]
+    logs = [
+        [line["loss"] for line in read_metrics(run / "metrics.jsonl")] for run in (straight, again)
+    ]
     assert logs[0] == logs[1]
     assert len(logs[0]) == 4
 
@@ -199,12 +230,21 @@ def test_ranks_gather_in_order(tmp_path):
     assert Ranks().gather(torch.arange(3)).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("flags", "named"), [
-    (dict(process="flow", objective="v", learn_sigma=False, loss="simple"), ("flow", "loss-aware")),
-    (dict(learn_sigma=False, time_sampling="uniform"), ("--loss vlb", "--learn-sigma")),
-    (dict(process="flow", objective="v", learn_sigma=False, time_sampling="uniform"), ("--process flow", "--loss vlb")),
-    (dict(min_snr_gamma=5.0), ("--loss vlb", "--min-snr-gamma 5")),
-])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (
+            dict(process="flow", objective="v", learn_sigma=False, loss="simple"),
+            ("flow", "loss-aware"),
+        ),
+        (dict(learn_sigma=False, time_sampling="uniform"), ("--loss vlb", "--learn-sigma")),
+        (
+            dict(process="flow", objective="v", learn_sigma=False, time_sampling="uniform"),
+            ("--process flow", "--loss vlb"),
+        ),
+        (dict(min_snr_gamma=5.0), ("--loss vlb", "--min-snr-gamma 5")),
+    ],
+)
 def test_what_does_not_fit_is_refused(flags, named):
     with pytest.raises(UserError) as error:
         dataclasses.replace(AWARE, **flags)

@@ -30,8 +30,15 @@ def spec(model="DiT-Ti/4", **changes):
     return NetworkSpec(model=model, **{**shape, **changes})
 
 
-KINDS = [spec(), spec(conditioning="adaln"), spec(conditioning="cross-attention"), spec(conditioning="in-context"),
-         spec(conditioning="text", text_width=32), spec("Classifier-Ti/4"), spec("UNet-S")]
+KINDS = [
+    spec(),
+    spec(conditioning="adaln"),
+    spec(conditioning="cross-attention"),
+    spec(conditioning="in-context"),
+    spec(conditioning="text", text_width=32),
+    spec("Classifier-Ti/4"),
+    spec("UNet-S"),
+]
 
 
 def made(kind: NetworkSpec) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -41,7 +48,11 @@ def made(kind: NetworkSpec) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     for parameter in network.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.1)
-    return network, (torch.randn_like(x), t + 0.5, *(torch.randn_like(v) if v.is_floating_point() else v for v in y))
+    return network, (
+        torch.randn_like(x),
+        t + 0.5,
+        *(torch.randn_like(v) if v.is_floating_point() else v for v in y),
+    )
 
 
 def gradients(network, inputs, precision="fp32"):
@@ -74,7 +85,9 @@ def work(network, inputs):
     return both.get_total_flops(), forward.get_total_flops()
 
 
-@pytest.mark.parametrize(("kind", "share"), [(spec(), 0.85), (spec("UNet-S"), 0.5)], ids=["DiT", "UNet"])
+@pytest.mark.parametrize(
+    ("kind", "share"), [(spec(), 0.85), (spec("UNet-S"), 0.5)], ids=["DiT", "UNet"]
+)
 def test_selective_repeats_no_product_and_full_repeats_the_forward_pass(kind, share):
     """Of a U-Net all but what lies outside its ResNet blocks, and their last convolutions, which no gradient needs."""
     network, inputs = made(kind)
@@ -103,7 +116,11 @@ def test_compiled_gradients_are_those_of_eager(mode, precision):
     network, inputs = made(spec())
     expected = gradients(network, inputs, precision)
     activation_checkpointing(network, mode)
-    found = gradients(torch.compile(network, backend="aot_eager_decomp_partition", fullgraph=True), inputs, precision)
+    found = gradients(
+        torch.compile(network, backend="aot_eager_decomp_partition", fullgraph=True),
+        inputs,
+        precision,
+    )
     for name, gradient in found.items():
         close = 1e-5 if precision == "fp32" else 2e-2
         expected_gradient = expected[name.removeprefix("_orig_mod.")]
@@ -127,12 +144,17 @@ def test_blocks_can_be_sharded_afterwards(alone, mode):
     for block in network.blocks:
         fully_shard(block, mesh=mesh)
     found = gradients(fully_shard(network, mesh=mesh), inputs)
-    assert [name for name in expected if not torch.equal(found[name].full_tensor(), expected[name])] == []
+    assert [
+        name for name in expected if not torch.equal(found[name].full_tensor(), expected[name])
+    ] == []
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_training_accumulates_the_same_gradients(mode, tmp_path, weights):  # noqa: F811
-    plain, less = (do_step(a_session(tmp_path / m, init=weights, recompute=m, grad_accum=2)) for m in ("none", mode))
+    plain, less = (
+        do_step(a_session(tmp_path / m, init=weights, recompute=m, grad_accum=2))
+        for m in ("none", mode)
+    )
     assert first_moment(plain).norm() > 0.01
     assert torch.equal(first_moment(less), first_moment(plain))
     assert torch.equal(flat(less), flat(plain))

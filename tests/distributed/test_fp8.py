@@ -38,8 +38,13 @@ from torchao.float8.float8_linear import Float8Linear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-CONDITIONINGS = [spec(), spec(conditioning="adaln"), spec(conditioning="cross-attention"),
-                 spec(conditioning="in-context"), spec(conditioning="text", text_width=32)]
+CONDITIONINGS = [
+    spec(),
+    spec(conditioning="adaln"),
+    spec(conditioning="cross-attention"),
+    spec(conditioning="in-context"),
+    spec(conditioning="text", text_width=32),
+]
 emulate = partial(convert_to_float8, emulate=True)
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -65,7 +70,9 @@ def test_all_linear_layers_of_blocks_but_modulations_are_converted(kind):
     network = build_network(kind)
     emulate(network)
     found = {name for name, module in network.named_modules() if isinstance(module, Float8Linear)}
-    attention = {"cross-attention": ["cross_attn"], "text": ["text_attn"]}.get(kind.conditioning, [])
+    attention = {"cross-attention": ["cross_attn"], "text": ["text_attn"]}.get(
+        kind.conditioning, []
+    )
     layers = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
     layers += [f"{part}.{layer}" for part in attention for layer in ("q", "kv", "proj")]
     assert found == {f"blocks.{i}.{layer}" for i in range(len(network.blocks)) for layer in layers}
@@ -89,7 +96,9 @@ def rounded(x: Tensor, kind: torch.dtype) -> Tensor:
     return (x * scale).to(kind).float() / scale
 
 
-@pytest.mark.parametrize("rows", [32, 12])  # that the weight's gradient sums: they need not be a multiple of 16
+@pytest.mark.parametrize(
+    "rows", [32, 12]
+)  # that the weight's gradient sums: they need not be a multiple of 16
 @pytest.mark.parametrize("emulation", [True, False])
 def test_products_are_of_rounded_tensors(rows, emulation):
     """Inputs and weights to e4m3, gradients to e5m2; emulated, or by torch's own float8 product."""
@@ -97,12 +106,24 @@ def test_products_are_of_rounded_tensors(rows, emulation):
     network = nn.Module()
     network.blocks = nn.ModuleList([nn.Linear(48, 32)])
     convert_to_float8(network, emulate=emulation)
-    layer, x, gradient = network.blocks[0], torch.randn(rows, 48, requires_grad=True), torch.randn(rows, 32)
+    layer, x, gradient = (
+        network.blocks[0],
+        torch.randn(rows, 48, requires_grad=True),
+        torch.randn(rows, 32),
+    )
     out = layer(x)
     out.backward(gradient)
-    x8, w8, g8 = rounded(x.detach(), E4M3), rounded(layer.weight.detach(), E4M3), rounded(gradient, E5M2)
-    for found, expected in ((out, x8 @ w8.T + layer.bias), (x.grad, g8 @ w8), (layer.weight.grad, g8.T @ x8),
-                            (layer.bias.grad, gradient.sum(0))):
+    x8, w8, g8 = (
+        rounded(x.detach(), E4M3),
+        rounded(layer.weight.detach(), E4M3),
+        rounded(gradient, E5M2),
+    )
+    for found, expected in (
+        (out, x8 @ w8.T + layer.bias),
+        (x.grad, g8 @ w8),
+        (layer.weight.grad, g8.T @ x8),
+        (layer.bias.grad, gradient.sum(0)),
+    ):
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -121,7 +142,9 @@ def test_outputs_and_gradients_are_near_those_of_bf16():
         assert 2**-9 < distance(other(*inputs), network(*inputs)) < 2**-4
     expected, found = gradients(network, inputs, "bf16"), gradients(other, inputs, "fp8")
     assert expected.keys() == found.keys()
-    assert {name: d for name in expected if (d := distance(found[name], expected[name])) > 2**-3} == {}
+    assert {
+        name: d for name in expected if (d := distance(found[name], expected[name])) > 2**-3
+    } == {}
     assert distance(found["blocks.0.mlp.fc1.weight"], expected["blocks.0.mlp.fc1.weight"]) > 2**-7
 
 
@@ -153,8 +176,14 @@ def test_compiled_gradients_are_those_of_eager(mode, emulation):
     convert_to_float8(network, emulate=emulation)
     expected = gradients(network, inputs, "fp8")
     activation_checkpointing(network, mode)
-    found = gradients(torch.compile(network, backend="aot_eager_decomp_partition", fullgraph=True), inputs, "fp8")
-    far = {n: d for n, g in found.items() if (d := distance(g, expected[n.removeprefix("_orig_mod.")])) > 2e-2}
+    found = gradients(
+        torch.compile(network, backend="aot_eager_decomp_partition", fullgraph=True), inputs, "fp8"
+    )
+    far = {
+        n: d
+        for n, g in found.items()
+        if (d := distance(g, expected[n.removeprefix("_orig_mod.")])) > 2e-2
+    }
     assert far == {}
 
 
@@ -163,7 +192,10 @@ def test_compiled_gradients_are_those_of_eager(mode, emulation):
 
 def test_steps_move_weights_as_bf16_does_and_averages_are_plain(on_cpu, tmp_path, weights):  # noqa: F811
     settings = dict(init=weights, lr=1e-3, warmup=0, ema_lengths=(0.1,))
-    jobs = [a_session(tmp_path / precision, precision=precision, **settings) for precision in ("bf16", "fp8")]
+    jobs = [
+        a_session(tmp_path / precision, precision=precision, **settings)
+        for precision in ("bf16", "fp8")
+    ]
     start = flat(jobs[0])
     for session in jobs:
         for step in range(1, 5):
@@ -175,57 +207,88 @@ def test_steps_move_weights_as_bf16_does_and_averages_are_plain(on_cpu, tmp_path
     assert apart < 0.5 * moved
     assert {p.dtype for p in jobs[1].state.network.parameters()} == {torch.float32}
     networks = [jobs[1].state.network, *(average.network for average in jobs[1].state.averages)]
-    assert [any(isinstance(m, Float8Linear) for m in network.modules()) for network in networks] == [True, False, False]
+    assert [
+        any(isinstance(m, Float8Linear) for m in network.modules()) for network in networks
+    ] == [True, False, False]
     assert sampler_settings(jobs[1].card).precision == "bf16"
 
 
 def test_checkpoints_go_on_in_any_precision_and_are_sampled_from(on_cpu, tmp_path):
-    step = partial(dataclasses.replace, TINY, out=tmp_path / "run", cooldown=0, log_every=1, sample_every=4,
-                   ckpt_every=2)
+    step = partial(
+        dataclasses.replace,
+        TINY,
+        out=tmp_path / "run",
+        cooldown=0,
+        log_every=1,
+        sample_every=4,
+        ckpt_every=2,
+    )
     train(step(steps=2, precision="fp8"), Ranks())
     train(step(steps=4, precision="fp8", resume="auto"), Ranks())
     run = train(step(steps=6, precision="bf16", resume=str(tmp_path / "run")), Ranks())
     whole = train(step(steps=4, precision="fp8", out=tmp_path / "whole"), Ranks())
-    lines = [[line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (run, whole)]
+    lines = [
+        [line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (run, whole)
+    ]
     assert len(lines[0]) == 6
     assert lines[0][:4] == lines[1]
     assert (whole / "samples" / "step-0000004.png").exists()
     assert '"arithmetic": "fp8"' in (whole / "machine.json").read_text()
     loaded, config, index = load_run(whole, CPU), SamplerConfig(steps=2), torch.arange(2)
     assert not any(isinstance(module, Float8Linear) for module in loaded.denoise.network.modules())
-    assert sample_latents(loaded, build_pipeline(loaded, config), config, index, index).isfinite().all()
+    assert (
+        sample_latents(loaded, build_pipeline(loaded, config), config, index, index)
+        .isfinite()
+        .all()
+    )
 
 
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = SMALL
     prepare.use_fp8, trainer.require_fp8 = emulate, lambda *asked: None
-    torch.compile = partial(torch.compile, backend="aot_eager_decomp_partition")  # quicker than code for a CPU
+    torch.compile = partial(
+        torch.compile, backend="aot_eager_decomp_partition"
+    )  # quicker than code for a CPU
     train(config, ranks)
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_shares_learn_what_one_process_learns(compiled, on_cpu, tmp_path, weights):  # noqa: F811
     """But that each rank scales its own part of a batch."""
-    config = dataclasses.replace(TINY, init=weights, precision="fp8", steps=2, warmup=0, cooldown=0, clip=0)
+    config = dataclasses.replace(
+        TINY, init=weights, precision="fp8", steps=2, warmup=0, cooldown=0, clip=0
+    )
     one = train(dataclasses.replace(config, out=tmp_path / "one"), Ranks())
     two = dataclasses.replace(config, out=tmp_path / "two", parallel="fsdp", compile=compiled)
     forked.run(2, train_emulated, two)
-    ends = [torch.cat([v.flatten() for v in load_file(find_weights(run)).values()]) for run in (weights, one, two.out)]
+    ends = [
+        torch.cat([v.flatten() for v in load_file(find_weights(run)).values()])
+        for run in (weights, one, two.out)
+    ]
     assert (ends[2] - ends[1]).norm() < 0.5 * (ends[1] - ends[0]).norm()
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("device", "capability", "told"), [
-    (CPU, None, "--precision fp8 on cpu"), (CUDA, (8, 0), "--precision fp8 on NVIDIA A100"), (CUDA, (8, 9), None),
-    (CUDA, (9, 0), None), (CUDA, (10, 0), None)])
+@pytest.mark.parametrize(
+    ("device", "capability", "told"),
+    [
+        (CPU, None, "--precision fp8 on cpu"),
+        (CUDA, (8, 0), "--precision fp8 on NVIDIA A100"),
+        (CUDA, (8, 9), None),
+        (CUDA, (9, 0), None),
+        (CUDA, (10, 0), None),
+    ],
+)
 def test_devices_without_float8_are_refused(device, capability, told, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     for precision in ("auto", "fp32", "bf16"):
         require_fp8(precision, device)
-    refusal = pytest.raises(UserError, match=rf"^{told}.*compute capability 8\.9 or more.*pass --precision bf16")
+    refusal = pytest.raises(
+        UserError, match=rf"^{told}.*compute capability 8\.9 or more.*pass --precision bf16"
+    )
     with refusal if told else nullcontext():
         require_fp8("fp8", device)
 
@@ -240,7 +303,9 @@ def test_a_missing_library_is_named(monkeypatch):
 
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_training_refuses_before_it_reads_anything(dry_run, tmp_path):
-    config = dataclasses.replace(TINY, precision="fp8", out=tmp_path / "run", data="nowhere", dry_run=dry_run)
+    config = dataclasses.replace(
+        TINY, precision="fp8", out=tmp_path / "run", data="nowhere", dry_run=dry_run
+    )
     with pytest.raises(UserError, match="--precision fp8 on cpu"):
         train(config, Ranks())
     assert not (tmp_path / "run").exists()
@@ -254,4 +319,9 @@ def test_networks_without_float8_are_refused(model):
 
 def test_auto_is_never_fp8(monkeypatch):
     monkeypatch.setattr("dit.distributed.device.fast_bf16", lambda device: True)
-    assert [compute_precision(CUDA, asked) for asked in ("auto", "fp32", "bf16", "fp8")] == ["bf16", "fp32", "bf16", "fp8"]
+    assert [compute_precision(CUDA, asked) for asked in ("auto", "fp32", "bf16", "fp8")] == [
+        "bf16",
+        "fp32",
+        "bf16",
+        "fp8",
+    ]

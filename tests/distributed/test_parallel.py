@@ -21,8 +21,22 @@ from dit.runs.metrics import read_metrics
 from dit.training.trainer import train
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)
-TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=4, warmup=0, lr=1.0,
-                   cooldown=0, sample_every=0, ckpt_every=2, keep=9, log_every=1, precision="fp32", compile=False)
+TINY = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=16,
+    steps=4,
+    warmup=0,
+    lr=1.0,
+    cooldown=0,
+    sample_every=0,
+    ckpt_every=2,
+    keep=9,
+    log_every=1,
+    precision="fp32",
+    compile=False,
+)
 LAYOUTS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
 
 
@@ -46,9 +60,15 @@ def runs(tmp_path_factory):
     weights = write_run(root / "weights")
     SIZES["Ti"] = before
     for world, parallel in LAYOUTS:
-        config = dataclasses.replace(TINY, out=root / f"{world}-{parallel}", parallel=parallel, init=weights)
+        config = dataclasses.replace(
+            TINY, out=root / f"{world}-{parallel}", parallel=parallel, init=weights
+        )
         forked.run(world, train_small, config)
-    forked.run(1, train_small, dataclasses.replace(TINY, out=root / "1-in-parts", init=weights, grad_accum=4))
+    forked.run(
+        1,
+        train_small,
+        dataclasses.replace(TINY, out=root / "1-in-parts", init=weights, grad_accum=4),
+    )
     return root
 
 
@@ -78,8 +98,12 @@ def assert_learnt_the_same(runs: Path, run: Path) -> None:
     assert 0 < rounding < 1e-5 * moved
     assert distance(one, weights_of(run)) < 4 * rounding
     (loss, norm), (expected_loss, expected_norm) = (
-        zip(*((line["loss"], line["grad_norm"]) for line in read_metrics(each / "metrics.jsonl")), strict=True)
-        for each in (run, runs / "1-ddp"))
+        zip(
+            *((line["loss"], line["grad_norm"]) for line in read_metrics(each / "metrics.jsonl")),
+            strict=True,
+        )
+        for each in (run, runs / "1-ddp")
+    )
     assert loss == pytest.approx(expected_loss, rel=1e-5)  # 84 eps of float32
     assert norm == pytest.approx(expected_norm, rel=1e-5)
 
@@ -93,12 +117,29 @@ def train_compiled(ranks: Ranks, config: TrainConfig, backend: str) -> None:
 
 
 @pytest.mark.portable
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[
-    pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")])])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler"),
+            ],
+        ),
+    ],
+)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_compiled_ranks_learn_what_one_process_learns(runs, parallel, backend, tmp_path):
-    config = dataclasses.replace(TINY, out=tmp_path / "run", parallel=parallel, init=runs / "weights", compile=True,
-                                 grad_accum=2)
+    config = dataclasses.replace(
+        TINY,
+        out=tmp_path / "run",
+        parallel=parallel,
+        init=runs / "weights",
+        compile=True,
+        grad_accum=2,
+    )
     forked.run(2, train_compiled, config, backend)
     assert_learnt_the_same(runs, config.out)
 
@@ -117,14 +158,23 @@ def test_shares_in_bf16_stray_no_further_than_one_process_in_bf16(runs, small, t
 
 
 @pytest.mark.portable
-@pytest.mark.parametrize(("before", "after"), [("4-fsdp", (1, "ddp")), ("1-ddp", (2, "fsdp")), ("2-fsdp", (4, "fsdp")),
-                                               ("4-fsdp", (2, "ddp"))])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("4-fsdp", (1, "ddp")),
+        ("1-ddp", (2, "fsdp")),
+        ("2-fsdp", (4, "fsdp")),
+        ("4-fsdp", (2, "ddp")),
+    ],
+)
 def test_a_checkpoint_goes_on_in_any_layout(runs, before, after, tmp_path):
     out, (world, parallel) = tmp_path / "run", after
     shutil.copytree(runs / before, out)
     shutil.rmtree(latest_checkpoint(out))  # go on from the middle
     assert verify_checkpoint(latest_checkpoint(out))["step"] == 2
-    config = dataclasses.replace(TINY, out=out, parallel=parallel, resume="auto", init=runs / "weights")
+    config = dataclasses.replace(
+        TINY, out=out, parallel=parallel, resume="auto", init=runs / "weights"
+    )
     forked.run(world, train_small, config)
     assert_learnt_the_same(runs, out)
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4]
@@ -171,7 +221,12 @@ def check_shares(ranks: Ranks, root: Path) -> None:
         total = sum(p.numel() for name, p in values.items() if name != "pos_embed")
         assert held < 0.51 * total
         assert {p.dtype for p in values.values()} == {torch.float32}
-    moments = [m for values in state.optimizer.state.values() for name, m in values.items() if name != "step"]
+    moments = [
+        m
+        for values in state.optimizer.state.values()
+        for name, m in values.items()
+        if name != "step"
+    ]
     assert all(isinstance(m, DTensor) for m in moments)
     assert json.loads((root / "run" / "machine.json").read_text())[0]["parallel"] == "fsdp"
     layout.memory_of = lambda device: (2**40, 2**30)[ranks.rank]
@@ -181,6 +236,8 @@ def check_shares(ranks: Ranks, root: Path) -> None:
 
 
 def test_one_rank_needs_no_shares(small, tmp_path):
-    a, b = (train(dataclasses.replace(TINY, out=tmp_path / kind, parallel=kind, steps=2), Ranks())
-            for kind in ("ddp", "fsdp"))
+    a, b = (
+        train(dataclasses.replace(TINY, out=tmp_path / kind, parallel=kind, steps=2), Ranks())
+        for kind in ("ddp", "fsdp")
+    )
     assert distance(weights_of(a), weights_of(b)) == 0

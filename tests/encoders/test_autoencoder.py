@@ -84,7 +84,9 @@ def test_with_statistics_normalises_and_decodes_alike(bundled, images):
     assert not torch.allclose(a, b, atol=0.1)
     assert (other.decode(b).int() - bundled.decode(a).int()).abs().max() <= 1
     exact = bundled.with_statistics(*source.statistics())
-    latents = exact.draw(moments, torch.randn(257, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
+    latents = exact.draw(
+        moments, torch.randn(257, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    )
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.01, rtol=0)
 
 
@@ -98,7 +100,11 @@ def test_with_statistics_refuses_a_constant_channel(bundled):
     [
         ({"scaling_factor": 0.5, "shift_factor": 0.25}, [0.25, 0.25], [0.5, 0.5]),
         ({"scaling_factor": 0.18215}, [0, 0], [0.18215, 0.18215]),
-        ({"scaling_factor": 0.5, "latents_mean": [1.0, 2.0], "latents_std": [4.0, 0.5]}, [1, 2], [0.25, 2]),
+        (
+            {"scaling_factor": 0.5, "latents_mean": [1.0, 2.0], "latents_std": [4.0, 0.5]},
+            [1, 2],
+            [0.25, 2],
+        ),
     ],
 )
 def test_local_folder_brings_its_own_normalisation(tmp_path, config, shift, scale):
@@ -118,7 +124,9 @@ def test_pipeline_folder_holds_it_in_vae(tmp_path):
 
 
 def test_vq_encodes_before_and_decodes_after_rounding(tmp_path, capfd):
-    folder = save_tiny(tmp_path / "vqvae", kind="vq", latents_mean=[1.0, 2.0], latents_std=[0.5, 4.0])
+    folder = save_tiny(
+        tmp_path / "vqvae", kind="vq", latents_mean=[1.0, 2.0], latents_std=[0.5, 4.0]
+    )
     vq = load_autoencoder(str(tmp_path))
     assert "ignored" not in capfd.readouterr().err  # diffusers' word on the statistics
     assert (vq.factor, vq.channels, vq.checksum) == (2, 2, sha256(folder / WEIGHTS))
@@ -131,15 +139,26 @@ def test_vq_encodes_before_and_decodes_after_rounding(tmp_path, capfd):
     network = vq.codec.network
     with torch.no_grad():
         whole = network(images.float() / 127.5 - 1).sample
-    assert torch.equal(vq.decode((z - vq.shift) * vq.scale), ((whole + 1) * 127.5).round().clamp(0, 255).byte())
-    entries = vq.codec.codebook[torch.cdist(z.movedim(1, -1).flatten(0, 2), vq.codec.codebook).argmin(1)]
+    assert torch.equal(
+        vq.decode((z - vq.shift) * vq.scale), ((whole + 1) * 127.5).round().clamp(0, 255).byte()
+    )
+    entries = vq.codec.codebook[
+        torch.cdist(z.movedim(1, -1).flatten(0, 2), vq.codec.codebook).argmin(1)
+    ]
     rounded = entries.view(2, 8, 8, 2).movedim(-1, 1)
     expected = network.decode(rounded, force_not_quantize=True).sample
     torch.testing.assert_close(vq.codec.pixels(z), expected, atol=1e-4, rtol=0)
 
 
 def test_vq_of_narrow_entries_has_their_width(tmp_path):
-    cfg = VaeConfig(kind="vq", out=tmp_path, channels=(8, 8), latent_channels=4, codebook_dim=3, codebook_size=16)
+    cfg = VaeConfig(
+        kind="vq",
+        out=tmp_path,
+        channels=(8, 8),
+        latent_channels=4,
+        codebook_dim=3,
+        codebook_size=16,
+    )
     create_network(cfg.resolved()).save_pretrained(tmp_path)
     vq = load_autoencoder(str(tmp_path))
     assert vq.latent_shape(16) == (3, 8, 8)
@@ -168,7 +187,9 @@ def test_bad_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"pickled \.bin weights are not read"):
         load_autoencoder(str(folder))
     (folder / CONFIG).write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
-    with pytest.raises(UserError, match=r"describes AutoencoderTiny .* an AutoencoderKL or a VQModel"):
+    with pytest.raises(
+        UserError, match=r"describes AutoencoderTiny .* an AutoencoderKL or a VQModel"
+    ):
         load_autoencoder(str(folder))
 
 

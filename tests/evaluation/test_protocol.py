@@ -27,8 +27,15 @@ REFERENCE_SHA = "4" * 64
 
 
 def network(name="fake", widths=(3, 0, 0)):
-    return Extractor(lambda images: Outputs(images.float().mean((2, 3))), name, f"{name}.pth", name[0] * 64,
-                     f"as {name} likes it", CPU, widths)
+    return Extractor(
+        lambda images: Outputs(images.float().mean((2, 3))),
+        name,
+        f"{name}.pth",
+        name[0] * 64,
+        f"as {name} likes it",
+        CPU,
+        widths,
+    )
 
 
 def pixels(count, height=8, width=8):
@@ -42,16 +49,32 @@ def folder(path, count, height=8, width=8):
     return str(path)
 
 
-def recorded(size=8, settings=None, name="digits", crop=False, resamples=0, labels=None, networks=None):
+def recorded(
+    size=8, settings=None, name="digits", crop=False, resamples=0, labels=None, networks=None
+):
     """The protocol of three samples of this size."""
     samples = from_array(pixels(3, size, size), "samples/", labels)
-    return module.protocol(samples, "5" * 64, settings or {}, find_reference(name, (size, size), crop),
-                           REFERENCE_SHA, networks or [network()], CPU, resamples)
+    return module.protocol(
+        samples,
+        "5" * 64,
+        settings or {},
+        find_reference(name, (size, size), crop),
+        REFERENCE_SHA,
+        networks or [network()],
+        CPU,
+        resamples,
+    )
 
 
 def reference(source, count, size, crop, statistics):
-    return {"source": source, "count": count, "size": size, "crop": crop, "statistics": statistics,
-            "sha256": REFERENCE_SHA}
+    return {
+        "source": source,
+        "count": count,
+        "size": size,
+        "crop": crop,
+        "statistics": statistics,
+        "sha256": REFERENCE_SHA,
+    }
 
 
 # -- reference ---------------------------------------------------------------------------------------------------
@@ -68,7 +91,9 @@ def test_reference_folder(tmp_path):
 
 def test_reference_folder_cropped(tmp_path):
     name = folder(tmp_path / "images", 5, height=12, width=10)
-    assert recorded(name=name, crop=True)["reference"] == reference(name, 5, "8x8", "ADM's, to 8x8", "computed")
+    assert recorded(name=name, crop=True)["reference"] == reference(
+        name, 5, "8x8", "ADM's, to 8x8", "computed"
+    )
 
 
 @pytest.mark.parametrize("crop", [False, True])
@@ -83,10 +108,14 @@ def test_reference_statistics_by_others(tmp_path, crop):
 
 @pytest.mark.parametrize(("image_size", "crop"), [(None, "none"), (8, "ADM's, to 8x8")])
 def test_reference_statistics_by_dit_stats(tmp_path, monkeypatch, image_size, crop):
-    monkeypatch.setattr(stats_module, "choose_extractors", lambda names, weights, digits, ranks: [network()])
+    monkeypatch.setattr(
+        stats_module, "choose_extractors", lambda names, weights, digits, ranks: [network()]
+    )
     data, out = folder(tmp_path / "images", 6), tmp_path / "own.npz"
     stats_module.stats(StatsConfig(data=data, out=out, image_size=image_size, cache=False), Ranks())
-    assert recorded(name=str(out))["reference"] == reference(str(out), 6, "8x8", crop, "from the file")
+    assert recorded(name=str(out))["reference"] == reference(
+        str(out), 6, "8x8", crop, "from the file"
+    )
 
 
 def test_reference_images_with_statistics(tmp_path):
@@ -100,7 +129,10 @@ def test_reference_images_with_statistics(tmp_path):
 
 def test_samples_are_counted_and_named_by_their_pixels():
     assert recorded(8, name="digits", labels=["a", "b", "b"])["samples"] == {
-        "source": "samples/", "count": 3, "size": "8x8", "labels": "2 classes, 1 to 2 images each",
+        "source": "samples/",
+        "count": 3,
+        "size": "8x8",
+        "labels": "2 classes, 1 to 2 images each",
         "pixels_sha256": "5" * 64,
     }
 
@@ -114,9 +146,25 @@ def test_balance_of_classes_in_words():
 def test_settings_that_were_not_recorded_are_unknown():
     bare = recorded()["sampling"]
     assert bare == dict.fromkeys(module.SAMPLING, "unknown")
-    assert {"sampler", "steps", "cfg_scale", "cfg_interval", "cfg_channels", "seed", "precision", "weights_sha256",
-            "vae", "vae_sha256"} <= set(bare)
-    given = {"steps": 20, "cfg_scale": 1.5, "eta": 0.0, "model": "DiT-Ti/4", "versions": {"torch": "2"}}
+    assert {
+        "sampler",
+        "steps",
+        "cfg_scale",
+        "cfg_interval",
+        "cfg_channels",
+        "seed",
+        "precision",
+        "weights_sha256",
+        "vae",
+        "vae_sha256",
+    } <= set(bare)
+    given = {
+        "steps": 20,
+        "cfg_scale": 1.5,
+        "eta": 0.0,
+        "model": "DiT-Ti/4",
+        "versions": {"torch": "2"},
+    }
     expected = {**bare, "steps": 20, "cfg_scale": 1.5, "eta": 0.0, "model": "DiT-Ti/4"}
     assert recorded(settings=given)["sampling"] == expected
 
@@ -133,8 +181,12 @@ def test_each_network_has_a_section():
     found = recorded(networks=[network("one", (3, 10, 0)), network("two", (5, 0, 7))])
     sections = {name: entries for name, entries in found.items() if name.startswith("features")}
     assert sections == {
-        f"features ({name})": {"weights": f"{name}.pth", "weights_sha256": name[0] * 64,
-                               "preprocessing": f"as {name} likes it", "widths (features, logits, spatial)": widths}
+        f"features ({name})": {
+            "weights": f"{name}.pth",
+            "weights_sha256": name[0] * 64,
+            "preprocessing": f"as {name} likes it",
+            "widths (features, logits, spatial)": widths,
+        }
         for name, widths in (("one", [3, 10, 0]), ("two", [5, 0, 7]))
     }
 

@@ -57,7 +57,9 @@ def moments(width, seed):
 @pytest.fixture
 def statistics(tmp_path):
     """Of the narrow network alone."""
-    return Statistics(tmp_path / "s.npz", {"narrow": Moments(moments(3, 7), moments(2, 8))}, COUNTED)
+    return Statistics(
+        tmp_path / "s.npz", {"narrow": Moments(moments(3, 7), moments(2, 8))}, COUNTED
+    )
 
 
 def prepared(reference, *networks, count=10, scoring=None, ranks=None):
@@ -87,7 +89,10 @@ def test_images_give_each_network_its_own_features_and_gaussians():
     for name, target in targets.items():
         assert torch.equal(target.values, found[name].values)
         assert target.count == 50
-        for gaussian, layer in ((target.gaussian, found[name].values), (target.spatial, found[name].spatial)):
+        for gaussian, layer in (
+            (target.gaussian, found[name].values),
+            (target.spatial, found[name].spatial),
+        ):
             assert (gaussian.mean - layer.double().mean(0)).abs().max() < 1e-9
             assert (covariance(gaussian) - layer.double().T.cov()).abs().max() < 1e-9
 
@@ -95,7 +100,10 @@ def test_images_give_each_network_its_own_features_and_gaussians():
 @pytest.mark.parametrize("beside", [None, images(30, 1)])
 def test_gaussians_are_the_files_whether_or_not_images_lie_beside_them(statistics, beside):
     target = prepared(Reference("both", beside, statistics), narrow()).targets["narrow"]
-    for gaussian, (mean, spread) in ((target.gaussian, moments(3, 7)), (target.spatial, moments(2, 8))):
+    for gaussian, (mean, spread) in (
+        (target.gaussian, moments(3, 7)),
+        (target.spatial, moments(2, 8)),
+    ):
         assert torch.equal(gaussian.mean, mean)
         assert (covariance(gaussian) - spread).abs().max() < 1e-12
     assert target.count == COUNTED
@@ -103,17 +111,28 @@ def test_gaussians_are_the_files_whether_or_not_images_lie_beside_them(statistic
         assert target.values is None
         assert target.missing == "the reference has statistics only, no images"
     else:
-        assert torch.equal(target.values, features(images(30, 1), narrow()).networks["narrow"].values)
+        assert torch.equal(
+            target.values, features(images(30, 1), narrow()).networks["narrow"].values
+        )
 
 
 def test_scores_take_distances_from_the_file_and_the_rest_from_the_images(statistics):
     samples, network = features(images(30, 2), narrow()), narrow()
     both, file, pictures = (
         score(samples, prepared(Reference("x", beside, given), network), ["narrow"], CPU)
-        for beside, given in ((images(40, 1), statistics), (None, statistics), (images(40, 1), None))
+        for beside, given in (
+            (images(40, 1), statistics),
+            (None, statistics),
+            (images(40, 1), None),
+        )
     )
-    for name, layer, pair in (("FD(narrow)", "values", moments(3, 7)), ("sFD(narrow)", "spatial", moments(2, 8))):
-        expected = frechet(fit(getattr(samples.networks["narrow"], layer)), from_moments(*pair, "x"))
+    for name, layer, pair in (
+        ("FD(narrow)", "values", moments(3, 7)),
+        ("sFD(narrow)", "spatial", moments(2, 8)),
+    ):
+        expected = frechet(
+            fit(getattr(samples.networks["narrow"], layer)), from_moments(*pair, "x")
+        )
         assert both[name].value == file[name].value == pytest.approx(expected, rel=1e-9)
         assert both[name].reference == COUNTED
         assert pictures[name].value != pytest.approx(expected, rel=0.1)
@@ -124,7 +143,9 @@ def test_scores_take_distances_from_the_file_and_the_rest_from_the_images(statis
 
 
 def test_a_network_that_the_file_does_not_know_keeps_the_images(statistics):
-    target = prepared(Reference("both", images(30, 1), statistics), narrow(), wide()).targets["wide"]
+    target = prepared(Reference("both", images(30, 1), statistics), narrow(), wide()).targets[
+        "wide"
+    ]
     assert target.gaussian is None is target.spatial
     assert target.values.shape == (30, 5)
     assert target.missing == f"{statistics.path} has statistics of narrow, not of wide"
@@ -145,7 +166,9 @@ def test_each_network_has_the_floor_of_its_own_features():
     both = prepared(of_images(), narrow(), wide()).floor
     alone = [prepared(of_images(), network).floor for network in (narrow(), wide())]
     assert both == alone[0] | alone[1]
-    assert both["FD(wide)"].low > 10 * both["FD(narrow)"].high  # for its features are ten times as large
+    assert (
+        both["FD(wide)"].low > 10 * both["FD(narrow)"].high
+    )  # for its features are ten times as large
 
 
 def test_floor_is_between_parts_of_the_reference():
@@ -153,7 +176,9 @@ def test_floor_is_between_parts_of_the_reference():
     values = features(images(6, 1), narrow()).networks["narrow"].values
     halves = torch.combinations(torch.arange(6), 3)
     rest = [torch.tensor([i for i in range(6) if i not in half]) for half in halves.tolist()]
-    possible = torch.tensor([frechet(fit(values[a]), fit(values[b])) for a, b in zip(halves, rest, strict=True)])
+    possible = torch.tensor(
+        [frechet(fit(values[a]), fit(values[b])) for a, b in zip(halves, rest, strict=True)]
+    )
     for end in (floor.low, floor.high):
         assert (possible / end - 1).abs().min() < 1e-6
     assert (floor.samples, floor.reference) == (3, 3)
@@ -172,7 +197,10 @@ def test_floor_of_images_is_none_of_distances_to_statistics(statistics):
     pictures = prepared(of_images(), narrow()).floor
     assert set(pictures) - set(both) == {"FD(narrow)", "sFD(narrow)"}
     assert both == {name: part for name, part in pictures.items() if name in both}
-    assert "KID(narrow)" in prepared(Reference("both", images(50, 1), statistics), narrow(), count=25).floor
+    assert (
+        "KID(narrow)"
+        in prepared(Reference("both", images(50, 1), statistics), narrow(), count=25).floor
+    )
 
 
 def test_statistics_alone_have_no_floor(statistics):
@@ -183,7 +211,9 @@ def test_statistics_alone_have_no_floor(statistics):
 
 
 def test_digest_is_of_all_that_the_reference_is_made_of(statistics, tmp_path):
-    other = Statistics(tmp_path / "s.npz", {"narrow": Moments(moments(3, 9), moments(2, 8))}, COUNTED)
+    other = Statistics(
+        tmp_path / "s.npz", {"narrow": Moments(moments(3, 9), moments(2, 8))}, COUNTED
+    )
     kinds = [(images(9, seed), given) for seed in (1, 2) for given in (None, statistics, other)]
     kinds += [(None, statistics), (None, other)]
     digests = [prepared(Reference("x", *kind), narrow()).digest for kind in kinds]
@@ -198,20 +228,34 @@ def test_digest_is_of_all_that_the_reference_is_made_of(statistics, tmp_path):
 
 def test_a_reference_that_says_nothing_to_the_scoring_networks_is_refused(statistics):
     alone = Reference("s.npz", None, statistics)
-    with pytest.raises(UserError, match=r"s\.npz can not be compared with: .* statistics of narrow, not of wide"):
+    with pytest.raises(
+        UserError, match=r"s\.npz can not be compared with: .* statistics of narrow, not of wide"
+    ):
         prepared(alone, narrow(), wide(), scoring=["wide"])
-    assert prepared(alone, narrow(), wide()).targets["wide"].gaussian is None  # the other one may serve
+    assert (
+        prepared(alone, narrow(), wide()).targets["wide"].gaussian is None
+    )  # the other one may serve
 
 
 def test_statistics_that_are_no_covariance_are_refused_and_named(tmp_path):
     mean, spread = moments(3, 7)
-    wrong = Statistics(tmp_path / "s.npz", {"narrow": Moments((mean, spread - 2 * torch.eye(3) * spread.trace()))})
+    wrong = Statistics(
+        tmp_path / "s.npz", {"narrow": Moments((mean, spread - 2 * torch.eye(3) * spread.trace()))}
+    )
     with pytest.raises(UserError, match=r"the covariance of .*s\.npz has the eigenvalue -"):
         prepared(Reference("s", images(9, 1), wrong), narrow())
 
 
 def test_an_image_without_features_is_named():
-    broken = Extractor(lambda pixels: Outputs(pixels.float().mean((2, 3)) * torch.nan), "x", "", "", "", CPU, (3, 0, 0))
+    broken = Extractor(
+        lambda pixels: Outputs(pixels.float().mean((2, 3)) * torch.nan),
+        "x",
+        "",
+        "",
+        "",
+        CPU,
+        (3, 0, 0),
+    )
     with pytest.raises(UserError, match=r"NaN in features \(x\) of image 0 of images 1"):
         prepared(of_images(9), broken)
 
@@ -234,7 +278,10 @@ def test_all_ranks_hear_of_a_mistake_that_rank_0_finds(statistics):
     for rank in (0, 1):
         with pytest.raises(UserError, match="can not be compared with"):
             prepared(Reference("s.npz", None, statistics), wide(), ranks=OneOfTwo(rank, 2))
-    first, second = (prepared(Reference("s.npz", None, statistics), narrow(), ranks=OneOfTwo(r, 2)) for r in (0, 1))
+    first, second = (
+        prepared(Reference("s.npz", None, statistics), narrow(), ranks=OneOfTwo(r, 2))
+        for r in (0, 1)
+    )
     assert list(first.targets) == ["narrow"]
     assert second.targets == second.floor == {}
 

@@ -44,8 +44,12 @@ def data(tmp_path_factory):
     for name in ("ant", "bee"):
         (root / name).mkdir()
         for i in range(COUNT // 2):
-            small = np.random.default_rng([i, len(name), ord(name[0])]).integers(0, 256, (4, 4, 3), np.uint8)
-            Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(root / name / f"{i}.png")
+            small = np.random.default_rng([i, len(name), ord(name[0])]).integers(
+                0, 256, (4, 4, 3), np.uint8
+            )
+            Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(
+                root / name / f"{i}.png"
+            )
     return root
 
 
@@ -56,13 +60,17 @@ def autoencoder():
 
 @pytest.fixture
 def cfg(data, tmp_path):
-    return EncodeConfig(data=str(data), out=tmp_path / "latents", image_size=32, batch_size=4, shard_size=6)
+    return EncodeConfig(
+        data=str(data), out=tmp_path / "latents", image_size=32, batch_size=4, shard_size=6
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
-    return encode(EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6), Ranks())
+    return encode(
+        EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6), Ranks()
+    )
 
 
 def everything(source, flip):
@@ -85,7 +93,9 @@ def test_stored_moments_are_those_of_the_image_or_its_mirror(finished, data, aut
 
 def test_read_takes_any_order_across_shards(finished, autoencoder):
     latents = LatentStore(finished)
-    whole = torch.from_numpy(np.concatenate([np.load(finished / f"shard-0000{k}.npy") for k in range(4)]))
+    whole = torch.from_numpy(
+        np.concatenate([np.load(finished / f"shard-0000{k}.npy") for k in range(4)])
+    )
     indices = np.random.default_rng(0).integers(0, COUNT, 50)
     flip = np.random.default_rng(1).random(50) < 0.5
     found = latents.read(indices, flip)
@@ -102,14 +112,21 @@ def test_store_describes_itself(finished, autoencoder):
     assert latents.classes == ["ant", "bee"]
     np.testing.assert_array_equal(latents.labels, [0] * 10 + [1] * 10)
     assert latents.flips is True
-    assert (latents.vae, latents.checksum, latents.image_size) == ("digits", autoencoder.checksum, 32)
+    assert (latents.vae, latents.checksum, latents.image_size) == (
+        "digits",
+        autoencoder.checksum,
+        32,
+    )
 
 
 @pytest.mark.portable
 def test_sources_agree(finished, data, autoencoder):
     images = ImageFolder(data, 32)
-    sources = [LatentStore(finished), MemoryLatents.encode(images, autoencoder, True, batch_size=7),
-               OnlineLatents(images, autoencoder, True)]
+    sources = [
+        LatentStore(finished),
+        MemoryLatents.encode(images, autoencoder, True, batch_size=7),
+        OnlineLatents(images, autoencoder, True),
+    ]
     indices, flip = np.array([3, 19, 0, 3]), np.array([True, False, False, False])
     stored, *others = [source.read(indices, flip).float() for source in sources]
     for other in others:
@@ -122,7 +139,9 @@ def test_sources_agree(finished, data, autoencoder):
 
 def test_statistics_are_those_of_drawn_latents():
     generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(500, 2, 4, 4, generator=generator) * torch.tensor([1.0, 3.0])[:, None, None] + 5
+    mean = (
+        torch.randn(500, 2, 4, 4, generator=generator) * torch.tensor([1.0, 3.0])[:, None, None] + 5
+    )
     std = torch.rand(500, 2, 4, 4, generator=generator)
     drawn = mean + std * torch.randn(500, 2, 4, 4, generator=generator)
     measured = MomentSums.of(torch.cat([mean, std], 1)).statistics()
@@ -146,7 +165,11 @@ def test_rerun_makes_only_what_is_missing_or_damaged(finished, tmp_path, cfg):
     (out / "index.json").unlink()
     kept = {k: (out / f"shard-0000{k}.npy").stat().st_mtime_ns for k in range(4) if k != 1}
     encode(replace(cfg, out=out), Ranks())
-    made = {k for k, time_ns in kept.items() if (out / f"shard-0000{k}.npy").stat().st_mtime_ns != time_ns}
+    made = {
+        k
+        for k, time_ns in kept.items()
+        if (out / f"shard-0000{k}.npy").stat().st_mtime_ns != time_ns
+    }
     assert made == {2}
     assert torch.equal(everything(LatentStore(out), True), whole)
 
@@ -212,7 +235,9 @@ def test_unreadable_images_are_named_before_anything_is_written(cfg, data, tmp_p
         (root / name).write_bytes(content[: len(content) * 2 // 3])
     (root / "bee" / "9.png").write_bytes(b"no image")
     cfg = replace(cfg, data=str(root))
-    with pytest.raises(UserError, match=r"4 of 21 images .*ant/3\.png, .*8\.png, .*9\.png, .*cut\.jpg .* or delete"):
+    with pytest.raises(
+        UserError, match=r"4 of 21 images .*ant/3\.png, .*8\.png, .*9\.png, .*cut\.jpg .* or delete"
+    ):
         encode(cfg, Ranks())
     assert [path.name for path in cfg.out.iterdir()] == [".lock"]
     for name in ("ant/3.png", "bee/8.png", "bee/9.png", "bee/cut.jpg"):
@@ -231,14 +256,19 @@ def test_changed_files_of_an_unfinished_folder_are_told(finished, data, tmp_path
     (tmp_path / "out").mkdir()
     out = copy_of(finished, tmp_path / "out")
     (out / "index.json").unlink()
-    with pytest.raises(UserError, match=r"image files changed .*\(20 then, 19 now\).*choose another --out"):
+    with pytest.raises(
+        UserError, match=r"image files changed .*\(20 then, 19 now\).*choose another --out"
+    ):
         encode(EncodeConfig(data=str(root), out=out, image_size=32, shard_size=6), Ranks())
 
 
 def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
     (tmp_path / "file").touch()
-    for out, message in [(data, "holds (ant|bee) and no encoding"), (tmp_path / "file", "is a file"),
-                         (data / "latents", "lies in --data")]:
+    for out, message in [
+        (data, "holds (ant|bee) and no encoding"),
+        (tmp_path / "file", "is a file"),
+        (data / "latents", "lies in --data"),
+    ]:
         with pytest.raises(UserError, match=f"{message}.*choose another --out"):
             encode(replace(cfg, out=out), Ranks())
     assert sorted(path.name for path in data.iterdir()) == ["ant", "bee"]
@@ -246,7 +276,9 @@ def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
 
 def test_bad_settings_leave_no_folder(cfg):
     for name in ("image_size", "batch_size", "shard_size"):
-        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0; expected (a number|numbers) above 0"):
+        with pytest.raises(
+            UserError, match=f"--{name.replace('_', '-')} 0; expected (a number|numbers) above 0"
+        ):
             replace(cfg, **{name: 0})
     with pytest.raises(UserError, match="--image-size 33"):
         encode(replace(cfg, image_size=33), Ranks())
@@ -256,8 +288,10 @@ def test_bad_settings_leave_no_folder(cfg):
 def test_the_end_tells_the_next_command(cfg, capsys):
     for _ in range(2):  # the second time nothing is left to do
         encode(cfg, Ranks())
-        assert capsys.readouterr().out == (f"20 latents 4 x 8 x 8 in {cfg.out}; next: "
-                                           f"python train.py --data {cfg.out} --vae digits --image-size 32\n")
+        assert capsys.readouterr().out == (
+            f"20 latents 4 x 8 x 8 in {cfg.out}; next: "
+            f"python train.py --data {cfg.out} --vae digits --image-size 32\n"
+        )
 
 
 def test_two_processes_do_not_share_a_folder(cfg):
@@ -313,12 +347,21 @@ def test_damaged_shards_are_found_by_their_checksum(finished, tmp_path):
     assert found.keys() == {"shard-00001.npy", "shard-00003.npy", "labels.npy"}
     assert found["shard-00003.npy"] == Damage("shard-00003.npy", 2, "missing")
     assert "SHA-256" in found["shard-00001.npy"].reason
-    with pytest.raises(UserError, match=r"shard-00003\.npy is missing .*run dit encode again.*--skip-damaged"):
+    with pytest.raises(
+        UserError, match=r"shard-00003\.npy is missing .*run dit encode again.*--skip-damaged"
+    ):
         LatentStore(out)
 
 
-@pytest.mark.parametrize("lost", [["shard-00000.npy"], ["shard-00001.npy"], ["shard-00003.npy"],
-                                  ["shard-00002.npy", "shard-00000.npy"]])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["shard-00000.npy"],
+        ["shard-00001.npy"],
+        ["shard-00003.npy"],
+        ["shard-00002.npy", "shard-00000.npy"],
+    ],
+)
 def test_a_store_without_shards_is_that_of_the_remaining_images(finished, tmp_path, lost):
     out, whole = copy_of(finished, tmp_path), LatentStore(finished)
     for name in lost:
@@ -369,7 +412,9 @@ def test_a_disk_that_fails_is_named(finished, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fail)
-    with pytest.raises(UserError, match=r"shard-00000\.npy can not be read before byte .*\(Input/output error\)"):
+    with pytest.raises(
+        UserError, match=r"shard-00000\.npy can not be read before byte .*\(Input/output error\)"
+    ):
         latents.read(np.arange(1), np.zeros(1, bool))
 
 
@@ -378,12 +423,21 @@ def test_a_billion_latents_cost_no_memory(finished, tmp_path):
     size = 10**9
     index = json.loads((finished / "index.json").read_text())
     names = [f"shard-{k:05d}.npy" for k in range(4)]
-    index |= {"count": size, "shape": [1, 1, 1], "flips": False, "shard_size": size // 4,
-              "shards": [{"file": name, "count": size // 4, "sha256": ""} for name in names]}
+    index |= {
+        "count": size,
+        "shape": [1, 1, 1],
+        "flips": False,
+        "shard_size": size // 4,
+        "shards": [{"file": name, "count": size // 4, "sha256": ""} for name in names],
+    }
     (tmp_path / "index.json").write_text(json.dumps(index))
-    for name, dtype, shape in [("labels.npy", "<i8", (size,))] + [(n, "<f2", (size // 4, 1, 2, 1, 1)) for n in names]:
+    for name, dtype, shape in [("labels.npy", "<i8", (size,))] + [
+        (n, "<f2", (size // 4, 1, 2, 1, 1)) for n in names
+    ]:
         with (tmp_path / name).open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": dtype, "fortran_order": False, "shape": shape}
+            )
             file.truncate(file.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
     tracemalloc.start()
     latents = LatentStore(tmp_path)
@@ -425,7 +479,9 @@ def test_two_ranks_make_the_same_store(cfg, finished):
     forked.run(2, encode_on_ranks, cfg)
     one, two = LatentStore(finished), LatentStore(cfg.out)
     for flip in (False, True):
-        torch.testing.assert_close(everything(one, flip), everything(two, flip), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            everything(one, flip), everything(two, flip), rtol=1e-3, atol=1e-5
+        )
     torch.testing.assert_close(one.statistics(), two.statistics(), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(one.labels, two.labels)
 

@@ -8,7 +8,15 @@ from dit.models.dit import DiT
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    network = DiT(input_size=(4, 6), patch_size=2, in_channels=3, hidden_size=48, depth=3, num_heads=4, num_classes=5)
+    network = DiT(
+        input_size=(4, 6),
+        patch_size=2,
+        in_channels=3,
+        hidden_size=48,
+        depth=3,
+        num_heads=4,
+        num_classes=5,
+    )
     for parameter in network.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.15)
@@ -23,8 +31,10 @@ T, Y = torch.tensor([1.0, 700.0]), torch.tensor([0, 5])
 def test_maps_are_softmax_of_queries_and_keys(network):
     """Softmax(q k^T / sqrt(d)) (1706.03762, equation 1) from what the block's own qkv says."""
     said = {}
-    hooks = [block.attn.qkv.register_forward_hook(lambda m, a, out, i=i: said.__setitem__(i, out))
-             for i, block in enumerate(network.blocks)]
+    hooks = [
+        block.attn.qkv.register_forward_hook(lambda m, a, out, i=i: said.__setitem__(i, out))
+        for i, block in enumerate(network.blocks)
+    ]
     with attention_maps(network, [0, 2]) as maps:
         network(X, T, Y)
     for hook in hooks:
@@ -32,8 +42,12 @@ def test_maps_are_softmax_of_queries_and_keys(network):
     assert sorted(maps) == [0, 2]
     for layer, found in maps.items():
         q, k, _ = said[layer].chunk(3, dim=-1)  # [2, 6, 48], the heads one after the other
-        expected = torch.stack([(q[..., head] @ k[..., head].mT / 12**0.5).softmax(-1)
-                                for head in (slice(12 * h, 12 * h + 12) for h in range(4))]).mean(0)
+        expected = torch.stack(
+            [
+                (q[..., head] @ k[..., head].mT / 12**0.5).softmax(-1)
+                for head in (slice(12 * h, 12 * h + 12) for h in range(4))
+            ]
+        ).mean(0)
         assert found.shape == (2, 6, 6)
         assert (found - expected).abs().max() < 1e-5
         assert (found.sum(-1) - 1).abs().max() < 1e-6
@@ -66,8 +80,17 @@ def test_an_error_while_looking_leaves_the_network_as_it_was(network):
 def test_maps_of_text_make_what_its_attention_says(monkeypatch):
     """With one head the mean over heads is all that attention knows: its output is made of the map and the values."""
     torch.manual_seed(0)
-    network = DiT(input_size=4, patch_size=2, in_channels=3, hidden_size=48, depth=2, num_heads=1, num_classes=5,
-                  conditioning="text", text_width=7)
+    network = DiT(
+        input_size=4,
+        patch_size=2,
+        in_channels=3,
+        hidden_size=48,
+        depth=2,
+        num_heads=1,
+        num_classes=5,
+        conditioning="text",
+        text_width=7,
+    )
     for parameter in network.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -83,4 +106,6 @@ def test_maps_of_text_make_what_its_attention_says(monkeypatch):
     assert maps[1].shape == (2, 4, 9)
     assert not maps[1][1, :, 5:].any()
     assert (maps[1].sum(-1) - 1).abs().max() < 1e-12
-    assert (attention.proj(maps[1] @ said["kv"].chunk(2, dim=-1)[1]) - said["out"]).abs().max() < 1e-12
+    assert (
+        attention.proj(maps[1] @ said["kv"].chunk(2, dim=-1)[1]) - said["out"]
+    ).abs().max() < 1e-12

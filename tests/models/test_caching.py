@@ -52,7 +52,9 @@ def test_middle_blocks_compute_in_one_of_so_many_calls_and_repeat_their_change(n
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_all_blocks_say_what_the_network_says_and_their_change_says_it_again(conditioning):
-    spec = dataclasses.replace(SPEC, conditioning=conditioning, text_width=5 if conditioning == "text" else None)
+    spec = dataclasses.replace(
+        SPEC, conditioning=conditioning, text_width=5 if conditioning == "text" else None
+    )
     network = build_network(spec)
     network.load_state_dict(random_weights(spec))
     x, t, y = torch.randn(2, 3, 8, 8), torch.rand(2), torch.arange(2)

@@ -8,7 +8,9 @@ from dit.models.classifier import Classifier
 from dit.models.dit import DiT
 from dit.models.registry import create_model, is_classifier, parameters
 
-SMALL = dict(input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5)
+SMALL = dict(
+    input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5
+)
 
 
 def fresh(**changes):
@@ -73,7 +75,9 @@ def test_gradient_reaches_the_image_and_everything_but_the_positions():
     network, (x, t) = perturbed(), inputs()
     x.requires_grad_()
     network(x, t).square().sum().backward()
-    assert {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()} == {"pos_embed"}
+    assert {
+        name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()
+    } == {"pos_embed"}
     assert x.grad.abs().amin() > 0
 
 
@@ -100,4 +104,8 @@ def test_by_name():
     assert len(network.blocks) == 12
     of_blocks = parameters(dit.blocks)
     assert parameters(network.blocks) == of_blocks
-    assert [is_classifier(name) for name in ("Classifier-S/2", "DiT-S/2", "UNet-S")] == [True, False, False]
+    assert [is_classifier(name) for name in ("Classifier-S/2", "DiT-S/2", "UNet-S")] == [
+        True,
+        False,
+        False,
+    ]

@@ -12,12 +12,18 @@ from dit.models.dit import Condition, DiT
 from dit.models.registry import create_model, multiply_adds, parameters
 
 IMAGENET = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
-SMALL = dict(input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5)
+SMALL = dict(
+    input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5
+)
 OF_CLASSES = ("adaln-zero", "adaln", "cross-attention", "in-context")
 
 # 2212.09748, figure 5 and table 4: multiply-adds (G) and parameters (M) of XL/2
-PAPER = {"in-context": (119.37, 449), "cross-attention": (137.62, 598), "adaln": (118.56, 600),
-         "adaln-zero": (118.64, 675)}
+PAPER = {
+    "in-context": (119.37, 449),
+    "cross-attention": (137.62, 598),
+    "adaln": (118.56, 600),
+    "adaln-zero": (118.64, 675),
+}
 
 
 def fresh(conditioning, **changes):
@@ -48,7 +54,9 @@ def test_cost_is_that_of_the_paper(conditioning):
     with torch.device("meta"):
         network = create_model("DiT-XL/2", conditioning=conditioning, **IMAGENET)
     assert parameters(network) / 1e6 == pytest.approx(millions, abs=0.8)
-    assert multiply_adds("DiT-XL/2", conditioning=conditioning, **IMAGENET) / 1e9 == pytest.approx(gflops, rel=2.5e-4)
+    assert multiply_adds("DiT-XL/2", conditioning=conditioning, **IMAGENET) / 1e9 == pytest.approx(
+        gflops, rel=2.5e-4
+    )
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -101,7 +109,9 @@ class Alone(torch.nn.Module):
         self.attention, self.count = attention, count
 
     def forward(self, x):
-        return torch.cat([self.attention(x[:, : self.count]), torch.zeros_like(x[:, self.count :])], dim=1)
+        return torch.cat(
+            [self.attention(x[:, : self.count]), torch.zeros_like(x[:, self.count :])], dim=1
+        )
 
 
 def test_in_context_hears_by_self_attention_alone():
@@ -117,7 +127,10 @@ def test_cross_attention_is_its_printed_formula():
     attention = CrossAttention(16, 2).double()
     x, tokens = torch.randn(2, 4, 16).double(), torch.randn(2, 3, 16).double()
     q, (k, v) = attention.q(x), attention.kv(tokens).chunk(2, dim=-1)
-    heads = [(q[..., h] @ k[..., h].mT / math.sqrt(8)).softmax(-1) @ v[..., h] for h in (slice(0, 8), slice(8, 16))]
+    heads = [
+        (q[..., h] @ k[..., h].mT / math.sqrt(8)).softmax(-1) @ v[..., h]
+        for h in (slice(0, 8), slice(8, 16))
+    ]
     for attention.fused_attn in (True, False):
         assert (attention(x, tokens) - attention.proj(torch.cat(heads, dim=-1))).abs().max() < 1e-12
 
@@ -125,7 +138,11 @@ def test_cross_attention_is_its_printed_formula():
 @pytest.mark.parametrize("conditioning", ["cross-attention", "text"])
 def test_the_order_of_tokens_of_a_condition_does_not_matter(conditioning):
     block = perturbed(conditioning).double().blocks[0]
-    x, vector, tokens = torch.randn(2, 4, 16).double(), torch.randn(2, 16).double(), torch.randn(2, 5, 16).double()
+    x, vector, tokens = (
+        torch.randn(2, 4, 16).double(),
+        torch.randn(2, 16).double(),
+        torch.randn(2, 5, 16).double(),
+    )
     said = block(x, Condition(vector, tokens))
     assert (block(x, Condition(vector, tokens.flip(1))) - said).abs().max() < 1e-12
     assert (block(x, Condition(vector, tokens[:, :4])) - said).abs().max() > 1e-4
@@ -138,8 +155,16 @@ def test_padded_text_is_as_the_text_alone(fused):
     network, (x, t, y) = perturbed("text"), inputs("text")
     for block in network.blocks:
         block.text_attn.fused_attn = fused
-    y[1, 4:], y[2] = 0, 0  # a shorter caption, and one without a word, of which the first token is heard
-    alone = torch.cat([network(x[i : i + 1], t[i : i + 1], y[i : i + 1, :count]) for i, count in enumerate((7, 4, 1))])
+    y[1, 4:], y[2] = (
+        0,
+        0,
+    )  # a shorter caption, and one without a word, of which the first token is heard
+    alone = torch.cat(
+        [
+            network(x[i : i + 1], t[i : i + 1], y[i : i + 1, :count])
+            for i, count in enumerate((7, 4, 1))
+        ]
+    )
     padded = network(x, t, torch.cat([y, torch.zeros(3, 5, 12)], dim=1))
     assert padded.isfinite().all()
     assert (padded - alone).abs().max() < 1e-5
@@ -182,7 +207,11 @@ def test_gates_of_one_make_adaln_of_adaln_zero():
 def test_text_without_its_projection_is_adaln_zero_of_time():
     """The rest of a text block is the release's, so that text alone is new (2310.00426, section 2.2)."""
     text, plain = perturbed("text"), perturbed("adaln-zero", num_classes=0)
-    weights = {name: p for name, p in text.state_dict().items() if "text_attn" not in name and "y_embedder" not in name}
+    weights = {
+        name: p
+        for name, p in text.state_dict().items()
+        if "text_attn" not in name and "y_embedder" not in name
+    }
     plain.load_state_dict(weights, strict=False)
     with torch.no_grad():
         plain.y_embedder.embedding_table.weight.zero_()
@@ -197,7 +226,9 @@ def test_text_without_its_projection_is_adaln_zero_of_time():
 def test_gradient_reaches_everything_but_the_positions(conditioning):
     network = perturbed(conditioning, learn_sigma=True)
     network(*inputs(conditioning)).square().sum().backward()
-    assert {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()} == {"pos_embed"}
+    assert {
+        name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()
+    } == {"pos_embed"}
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -211,8 +242,15 @@ def test_every_parameter_has_its_initial_weight(conditioning):
     ones = {name for name, p in network.named_parameters() if torch.equal(p, torch.ones_like(p))}
     zeros = {name for name, p in network.named_parameters() if not p.any()}
     assert not any((p == 7).any() for p in network.parameters())
-    assert ones == {name for name, _ in network.named_parameters() if "norm" in name and name.endswith("weight")}
-    ends = ("bias", "adaLN_modulation.1.weight", "final_layer.linear.weight", "text_attn.proj.weight")
+    assert ones == {
+        name for name, _ in network.named_parameters() if "norm" in name and name.endswith("weight")
+    }
+    ends = (
+        "bias",
+        "adaLN_modulation.1.weight",
+        "final_layer.linear.weight",
+        "text_attn.proj.weight",
+    )
     assert zeros == {name for name, _ in network.named_parameters() if name.endswith(ends)}
     if conditioning == "cross-attention":
         bound = math.sqrt(6 / (64 + 128))

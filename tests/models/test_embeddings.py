@@ -8,7 +8,9 @@ WIDTH = 64
 
 @pytest.mark.parametrize("grid", [(4, 4), (2, 6), (7, 3)])
 def test_positions_of_the_trained_grid_are_those_of_training(grid):
-    torch.testing.assert_close(position_embedding(WIDTH, grid, grid), position_embedding(WIDTH, grid), rtol=0, atol=0)
+    torch.testing.assert_close(
+        position_embedding(WIDTH, grid, grid), position_embedding(WIDTH, grid), rtol=0, atol=0
+    )
 
 
 def test_rows_and_columns_are_told_apart_and_know_only_themselves():
@@ -26,12 +28,16 @@ def test_both_grids_have_the_same_edges(trained, factor):
     """`factor` tokens lie on each trained one: their middles average to its middle, the outermost an edge away."""
     finer = tuple(factor * side for side in trained)
     table = angles(position_embedding(WIDTH, finer, trained).unflatten(0, finer))
-    blocks = table.unflatten(0, (trained[0], factor)).unflatten(2, (trained[1], factor)).mean(dim=(1, 3))
+    blocks = (
+        table.unflatten(0, (trained[0], factor)).unflatten(2, (trained[1], factor)).mean(dim=(1, 3))
+    )
     middles = angles(position_embedding(WIDTH, trained).unflatten(0, trained))
     torch.testing.assert_close(blocks, middles, rtol=0, atol=1e-5)
     half = (1 - 1 / factor) / 2  # of a trained token, from its middle to that of its first part
     assert table[0, 0].tolist() == pytest.approx([-half, -half], abs=1e-5)
-    assert table[-1, -1].tolist() == pytest.approx([trained[1] - 1 + half, trained[0] - 1 + half], abs=1e-5)
+    assert table[-1, -1].tolist() == pytest.approx(
+        [trained[1] - 1 + half, trained[0] - 1 + half], abs=1e-5
+    )
 
 
 def angles(table: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,9 @@ from dit.models.embeddings import position_embedding, sinusoids
 from dit.models.registry import check_name, create_model, multiply_adds, parameters, structure
 
 IMAGENET = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
-SMALL = dict(input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5)
+SMALL = dict(
+    input_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=2, num_heads=2, num_classes=5
+)
 
 # 2212.09748: table 4 for the multiply-adds (at patch 8, 4, 2), appendix for the parameters (at patch 2).
 PAPER = {
@@ -63,7 +65,9 @@ def test_multiply_adds_are_those_of_the_paper(size):
 
 
 def test_multiply_adds_at_512_pixels():
-    assert multiply_adds("DiT-XL/2", **{**IMAGENET, "input_size": 64}) / 1e9 == pytest.approx(524.60, rel=2.5e-4)
+    assert multiply_adds("DiT-XL/2", **{**IMAGENET, "input_size": 64}) / 1e9 == pytest.approx(
+        524.60, rel=2.5e-4
+    )
 
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
@@ -91,7 +95,9 @@ def test_a_block_is_its_printed_formula():
     )
 
     def norm(h):
-        return (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+        return (h - h.mean(-1, keepdim=True)) / (
+            h.var(-1, correction=0, keepdim=True) + 1e-6
+        ).sqrt()
 
     def attention(h):
         q, k, v = block.attn.qkv(h).view(2, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
@@ -101,7 +107,9 @@ def test_a_block_is_its_printed_formula():
     h = x + alpha1 * attention(norm(x) * (1 + gamma1) + beta1)
     hidden = block.mlp.fc1(norm(h) * (1 + gamma2) + beta2)
     gelu = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
-    assert (h + alpha2 * block.mlp.fc2(gelu) - block(x, Condition(c, c[:, None]))).abs().max() < 1e-12
+    assert (
+        h + alpha2 * block.mlp.fc2(gelu) - block(x, Condition(c, c[:, None]))
+    ).abs().max() < 1e-12
 
 
 def test_null_class_and_range_of_class_ids():
@@ -159,11 +167,19 @@ def test_worked_example_of_tokens():
         assert network.x_embedder(torch.empty(16, 4, 32, 32)).shape == (16, 64, 384)
 
 
-@pytest.mark.parametrize(("name", "hint"), [
-    ("DiT-S/3", "did you mean DiT-S/"), ("S/2", "did you mean DiT-S/2"), ("", "expected DiT-.* or UNet-.*; see"),
-    ("DiT-Ti/3", "did you mean DiT-Ti/"), ("UNet-M", "did you mean UNet-[SB] or UNet-[SB]"), ("unet-s", "UNet-S"),
-    ("Classifier-S", "expected DiT-.* or UNet-.*; see"), ("UNet-S/2", "did you mean UNet-S"),
-])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("DiT-S/3", "did you mean DiT-S/"),
+        ("S/2", "did you mean DiT-S/2"),
+        ("", "expected DiT-.* or UNet-.*; see"),
+        ("DiT-Ti/3", "did you mean DiT-Ti/"),
+        ("UNet-M", "did you mean UNet-[SB] or UNet-[SB]"),
+        ("unet-s", "UNet-S"),
+        ("Classifier-S", "expected DiT-.* or UNet-.*; see"),
+        ("UNet-S/2", "did you mean UNet-S"),
+    ],
+)
 def test_unknown_name(name, hint):
     for ask in (check_name, lambda name: create_model(name, **IMAGENET)):
         with pytest.raises(UserError, match=hint):
@@ -180,9 +196,14 @@ def test_only_a_dit_has_a_choice_of_conditioning(name):
 
 def test_networks_are_told_in_words():
     shape = dict(input_size=(8, 16), in_channels=4, num_classes=10)
-    told = [structure(create_model(name, **shape)) for name in ("DiT-Ti/2", "UNet-S", "Classifier-Ti/4")]
-    assert told == ["Diffusion Transformer, adaln-zero conditioning, 32 tokens of 2 x 2 latents", "U-Net of 3 levels",
-                    "classifier, 8 tokens of 4 x 4 latents"]
+    told = [
+        structure(create_model(name, **shape)) for name in ("DiT-Ti/2", "UNet-S", "Classifier-Ti/4")
+    ]
+    assert told == [
+        "Diffusion Transformer, adaln-zero conditioning, 32 tokens of 2 x 2 latents",
+        "U-Net of 3 levels",
+        "classifier, 8 tokens of 4 x 4 latents",
+    ]
 
 
 def test_unconditional_networks_know_the_null_label_alone():
@@ -233,7 +254,10 @@ def release_shapes(out_channels):
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_state_dict_is_that_of_the_release(learn_sigma):
-    found = {name: tuple(tensor.shape) for name, tensor in small(learn_sigma=learn_sigma).state_dict().items()}
+    found = {
+        name: tuple(tensor.shape)
+        for name, tensor in small(learn_sigma=learn_sigma).state_dict().items()
+    }
     assert found == release_shapes(6 if learn_sigma else 3)
 
 
@@ -243,7 +267,9 @@ def test_positions_are_fixed_and_those_of_the_release():
     omega = torch.tensor([10000 ** (-i / 4) for i in range(4)], dtype=torch.float64)
     for row in range(3):
         for column in range(3):
-            expected = torch.cat([f(place * omega) for place in (column, row) for f in (torch.sin, torch.cos)])
+            expected = torch.cat(
+                [f(place * omega) for place in (column, row) for f in (torch.sin, torch.cos)]
+            )
             assert (table[row, column] - expected).abs().max() < 1e-7
 
 
@@ -252,7 +278,8 @@ def test_times_are_embedded_as_in_the_release():
     expected = torch.stack(
         [
             torch.tensor(
-                [f(time * 10000 ** (-i / 128)) for f in (math.cos, math.sin) for i in range(128)], dtype=torch.float64
+                [f(time * 10000 ** (-i / 128)) for f in (math.cos, math.sin) for i in range(128)],
+                dtype=torch.float64,
             )
             for time in t.tolist()
         ]
@@ -265,7 +292,11 @@ def test_initial_weights():
     """2212.09748 and its release: embeddings normal(0.02), the rest xavier-uniform, biases and modulations zero."""
     torch.manual_seed(0)
     network = DiT(**{**SMALL, "hidden_size": 128, "num_classes": 200})
-    for embedding in (network.y_embedder.embedding_table, network.t_embedder.mlp[0], network.t_embedder.mlp[2]):
+    for embedding in (
+        network.y_embedder.embedding_table,
+        network.t_embedder.mlp[0],
+        network.t_embedder.mlp[2],
+    ):
         assert embedding.weight.std().item() == pytest.approx(0.02, rel=0.03)
         assert embedding.weight.abs().max() > 0.06  # normal, not uniform
     uniform = {"x_embedder.proj": (128, 3 * 4 * 4)}
@@ -278,7 +309,9 @@ def test_initial_weights():
         weight = network.get_submodule(name).weight
         assert 0.99 * bound < weight.abs().max() <= bound
         assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
-    modulations = {f"{m}.adaLN_modulation.1.weight" for m in ("blocks.0", "blocks.1", "final_layer")}
+    modulations = {
+        f"{m}.adaLN_modulation.1.weight" for m in ("blocks.0", "blocks.1", "final_layer")
+    }
     biases = {name for name, _ in network.named_parameters() if name.endswith("bias")}
     assert zero == modulations | biases | {"final_layer.linear.weight"}
 

@@ -14,8 +14,14 @@ from dit.runs.card import ModelCard, NetworkSpec
 from dit.sampling.load import load_run
 from dit.training.trainer import train
 
-SMALL = dict(input_size=8, in_channels=3, num_classes=5, block_out_channels=(32, 64), layers_per_block=1,
-             attention_sides=(4,))
+SMALL = dict(
+    input_size=8,
+    in_channels=3,
+    num_classes=5,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    attention_sides=(4,),
+)
 
 
 def perturbed(**changes):
@@ -45,8 +51,14 @@ def levels(network, x):
 
 def test_worked_example_of_levels():
     with torch.device("meta"):
-        network = UNet(input_size=128, in_channels=3, num_classes=0, layers_per_block=2, attention_sides=(16,),
-                       block_out_channels=(128, 128, 256, 256, 512, 512))
+        network = UNet(
+            input_size=128,
+            in_channels=3,
+            num_classes=0,
+            layers_per_block=2,
+            attention_sides=(16,),
+            block_out_channels=(128, 128, 256, 256, 512, 512),
+        )
         found = levels(network, torch.empty(32, 3, 128, 128))
     assert found == [
         (32, 128, 64, 64),
@@ -63,7 +75,9 @@ def test_b_is_the_network_of_ddpm():
     with torch.device("meta"):
         network = create_model("UNet-B", input_size=32, in_channels=3, num_classes=0)
     assert parameters(network) == 35_746_307 + 4 * 128  # google/ddpm-cifar10-32
-    blocks = [type(block).__name__ for block in (*network.unet.down_blocks, *network.unet.up_blocks)]
+    blocks = [
+        type(block).__name__ for block in (*network.unet.down_blocks, *network.unet.up_blocks)
+    ]
     attends = [index for index, name in enumerate(blocks) if "Attn" in name]
     assert attends == [1, 4 + 2]
 
@@ -78,7 +92,11 @@ def test_s_costs_about_what_the_smallest_dit_costs():
 @pytest.mark.parametrize(("size", "channels"), [((8, 8), 4), ((16, 8), 3), ((4, 12), 1)])
 def test_shapes_in_pixels_latents_and_rectangles(learn_sigma, size, channels):
     network = perturbed(input_size=size, in_channels=channels, learn_sigma=learn_sigma)
-    assert network(*inputs(3, size, channels)).shape == (3, channels * (2 if learn_sigma else 1), *size)
+    assert network(*inputs(3, size, channels)).shape == (
+        3,
+        channels * (2 if learn_sigma else 1),
+        *size,
+    )
 
 
 def test_a_fresh_network_says_exactly_zero():
@@ -107,7 +125,9 @@ def test_times_between_whole_steps_count():
 def test_gradient_reaches_everything():
     network = perturbed(learn_sigma=True)
     network(*inputs()).square().sum().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
 
 
 def test_label_embeddings_have_the_key_of_dit():
@@ -120,7 +140,10 @@ def test_label_embeddings_have_the_key_of_dit():
 def test_attention_where_it_is_asked_for():
     def attends(**changes):
         network = UNet(**{**SMALL, **changes})
-        return ["Attn" in type(block).__name__ for block in (*network.unet.down_blocks, *network.unet.up_blocks)]
+        return [
+            "Attn" in type(block).__name__
+            for block in (*network.unet.down_blocks, *network.unet.up_blocks)
+        ]
 
     assert attends() == [False, True, True, False]
     assert attends(attention_sides=()) == [False] * 4
@@ -128,8 +151,17 @@ def test_attention_where_it_is_asked_for():
 
 
 def test_attention_at_levels_of_ones_choice(tmp_path):
-    config = TrainConfig(model="UNet-S", vae="identity", image_size=8, global_batch_size=16, steps=1, sample_every=0,
-                         log_every=0, out=tmp_path / "run", unet_attention=(2,))
+    config = TrainConfig(
+        model="UNet-S",
+        vae="identity",
+        image_size=8,
+        global_batch_size=16,
+        steps=1,
+        sample_every=0,
+        log_every=0,
+        out=tmp_path / "run",
+        unet_attention=(2,),
+    )
     run = load_run(train(config, Ranks()), torch.device("cpu"))
     assert run.card.network.unet_attention == (2,)
     assert run.card.network.told["unet_attention"] == (2,)
@@ -137,18 +169,31 @@ def test_attention_at_levels_of_ones_choice(tmp_path):
     assert attends == [False, False, True]
     train(dataclasses.replace(config, resume=str(config.out), steps=2), Ranks())
     with pytest.raises(UserError, match=r"unet_attention \(2,\) there, None now"):
-        train(dataclasses.replace(config, resume=str(config.out), steps=2, unet_attention=None), Ranks())
+        train(
+            dataclasses.replace(config, resume=str(config.out), steps=2, unet_attention=None),
+            Ranks(),
+        )
 
 
 def test_attention_where_there_is_no_level():
-    with pytest.raises(UserError, match=r"--unet-attention 8 5 with --model UNet-S; expected sides .*: 8 4 2"):
+    with pytest.raises(
+        UserError, match=r"--unet-attention 8 5 with --model UNet-S; expected sides .*: 8 4 2"
+    ):
         create_model("UNet-S", input_size=8, in_channels=3, num_classes=5, unet_attention=(8, 5))
-    with pytest.raises(UserError, match="--unet-attention 16 8 with --model DiT-S/2; expected a UNet"):
+    with pytest.raises(
+        UserError, match="--unet-attention 16 8 with --model DiT-S/2; expected a UNet"
+    ):
         TrainConfig(model="DiT-S/2", unet_attention=(16, 8))
 
 
 def test_runs_from_before_the_choice_are_read(make_run):
-    spec = {"model": "UNet-S", "input_size": 8, "in_channels": 3, "num_classes": 10, "learn_sigma": False}
+    spec = {
+        "model": "UNet-S",
+        "input_size": 8,
+        "in_channels": 3,
+        "num_classes": 10,
+        "learn_sigma": False,
+    }
     assert NetworkSpec(**spec).told == spec | {"input_size": 8}
     card = ModelCard.read(make_run(model="UNet-S")).to_json()
     del card["network"]["unet_attention"], card["config"]["unet_attention"]
@@ -174,9 +219,21 @@ def test_another_size_takes_nothing_but_the_image():
 
 
 def test_it_trains_and_draws(tmp_path):
-    config = TrainConfig(model="UNet-S", vae="identity", image_size=8, global_batch_size=16, steps=3, sample_every=0,
-                         log_every=0, out=tmp_path / "run")
+    config = TrainConfig(
+        model="UNet-S",
+        vae="identity",
+        image_size=8,
+        global_batch_size=16,
+        steps=3,
+        sample_every=0,
+        log_every=0,
+        out=tmp_path / "run",
+    )
     run = load_run(train(config, Ranks()), torch.device("cpu"))
-    said = run.denoise(torch.randn(2, 3, 8, 8), torch.tensor([0.5, 0.9], dtype=torch.float64), torch.tensor([0, 10]))
+    said = run.denoise(
+        torch.randn(2, 3, 8, 8),
+        torch.tensor([0.5, 0.9], dtype=torch.float64),
+        torch.tensor([0, 10]),
+    )
     assert said.out.abs().min() > 0
     assert said.out.isfinite().all()

@@ -21,7 +21,10 @@ diffusers = pytest.importorskip("diffusers")
 
 SHAPE = (3, 2, 4, 4)
 Y = torch.arange(3)
-SCHEDULES = {"linear": dict(beta_start=1e-4, beta_end=0.02), "cosine": dict(beta_schedule="squaredcos_cap_v2")}
+SCHEDULES = {
+    "linear": dict(beta_start=1e-4, beta_end=0.02),
+    "cosine": dict(beta_schedule="squaredcos_cap_v2"),
+}
 
 
 class Double:
@@ -53,7 +56,9 @@ def make(monkeypatch):
 
 
 def normal(seed, *shape):
-    return torch.randn(*(shape or SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *(shape or SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def noises(seed=100):
@@ -85,12 +90,18 @@ def trajectory(scheduler, x, net, time_of=float, scale=lambda x, i: x, **options
 def ours(sampler, process, objective, x, times, learn_sigma=False, **options):
     """Every state of our sampler, from runs over ever longer parts of the times."""
     denoise = Denoiser(network(learn_sigma), process, objective, learn_sigma)
-    return [sampler(denoise, process, x, Y, times[: i + 2], noises(), **options) for i in range(len(times) - 1)]
+    return [
+        sampler(denoise, process, x, Y, times[: i + 2], noises(), **options)
+        for i in range(len(times) - 1)
+    ]
 
 
 def furthest(one, other):
     assert len(one) == len(other)
-    return max(((a - b).abs().max() / a.abs().max().clamp(min=1)).item() for a, b in zip(one, other, strict=True))
+    return max(
+        ((a - b).abs().max() / a.abs().max().clamp(min=1)).item()
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def whole(times):
@@ -102,7 +113,9 @@ def whole(times):
 def test_forward_process(make, schedule):
     scheduler, process = make("DDPM", **SCHEDULES[schedule]), DDPM(schedule)
     x0, eps, t = normal(1, 1000, 2), normal(2, 1000, 2), torch.arange(1000)
-    assert (scheduler.add_noise(x0, eps, t) - add_noise(process, x0, eps, t + 1.0)).abs().max() < 1e-9
+    assert (
+        scheduler.add_noise(x0, eps, t) - add_noise(process, x0, eps, t + 1.0)
+    ).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -116,13 +129,17 @@ def test_posterior(make, schedule, steps):
     for t, s in zip(times[:-1], times[1:], strict=True):
         found = posterior(process, x_t, x0, t, s)
         small, large = (
-            scheduler._get_variance(int(t) - 1, variance_type=kind) for kind in ("fixed_small", "fixed_large")
+            scheduler._get_variance(int(t) - 1, variance_type=kind)
+            for kind in ("fixed_small", "fixed_large")
         )
         assert (found.var_min - small).abs().max() < 1e-12
         assert (found.var_max - large).abs().max() < 1e-12
     draw = noises()
-    assert (scheduler.step(x0, int(times[0]) - 1, x_t).prev_sample - posterior(process, x_t, x0, *times[:2]).mean
-            - posterior(process, x_t, x0, *times[:2]).var_min.sqrt() * draw()).abs().max() < 1e-9
+    assert (
+        scheduler.step(x0, int(times[0]) - 1, x_t).prev_sample
+        - posterior(process, x_t, x0, *times[:2]).mean
+        - posterior(process, x_t, x0, *times[:2]).var_min.sqrt() * draw()
+    ).abs().max() < 1e-9
 
 
 OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -134,8 +151,13 @@ OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 def test_ddpm(make, schedule, objective, variance):
     process, x = DDPM(schedule), normal(0)
     times = process.times(12)
-    scheduler = make("DDPM", prediction_type=OBJECTIVES[objective], variance_type=f"fixed_{variance}",
-                     clip_sample=False, **SCHEDULES[schedule])
+    scheduler = make(
+        "DDPM",
+        prediction_type=OBJECTIVES[objective],
+        variance_type=f"fixed_{variance}",
+        clip_sample=False,
+        **SCHEDULES[schedule],
+    )
     scheduler.set_timesteps(timesteps=whole(times))
     found = ours(samplers.ddpm, process, objective, x, times, variance=variance)
     assert furthest(found, trajectory(scheduler, x, network())) < 1e-9
@@ -145,7 +167,9 @@ def test_ddpm(make, schedule, objective, variance):
 def test_ddpm_with_learned_variance(make, schedule):
     process, x = DDPM(schedule), normal(0)
     times = process.times(12)
-    scheduler = make("DDPM", variance_type="learned_range", clip_sample=False, **SCHEDULES[schedule])
+    scheduler = make(
+        "DDPM", variance_type="learned_range", clip_sample=False, **SCHEDULES[schedule]
+    )
     scheduler.set_timesteps(timesteps=whole(times))
     found = ours(samplers.ddpm, process, "eps", x, times, learn_sigma=True, variance="learned")
     assert furthest(found, trajectory(scheduler, x, network(True))) < 1e-9
@@ -156,8 +180,13 @@ def test_ddpm_with_learned_variance(make, schedule):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(make, schedule, objective, eta):
     process, x = DDPM(schedule), normal(0)
-    scheduler = make("DDIM", prediction_type=OBJECTIVES[objective], clip_sample=False, timestep_spacing="leading",
-                     **SCHEDULES[schedule])
+    scheduler = make(
+        "DDIM",
+        prediction_type=OBJECTIVES[objective],
+        clip_sample=False,
+        timestep_spacing="leading",
+        **SCHEDULES[schedule],
+    )
     scheduler.set_timesteps(10)
     times = torch.tensor([*(scheduler.timesteps + 1), 0], dtype=torch.float64)  # 901, 801, … 1, 0
     found = ours(samplers.ddim, process, objective, x, times, eta=eta)
@@ -170,7 +199,9 @@ def test_ddim(make, schedule, objective, eta):
 def test_dpmpp_2m(make, schedule, objective, steps):
     process, x = DDPM(schedule), normal(0)
     times = process.times(steps)
-    scheduler = make("DPMSolverMultistep", prediction_type=OBJECTIVES[objective], **SCHEDULES[schedule])
+    scheduler = make(
+        "DPMSolverMultistep", prediction_type=OBJECTIVES[objective], **SCHEDULES[schedule]
+    )
     scheduler.set_timesteps(timesteps=whole(times))
     found = ours(samplers.dpmpp_2m, process, objective, x, times)
     # at the cosine's end alpha is 5e-5 and diffusers' 1 / sqrt(sigma^2 + 1) there is exact to 1e-8 only
@@ -180,12 +211,19 @@ def test_dpmpp_2m(make, schedule, objective, steps):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_dpmpp_2m_for_flows(make, shift):
     process, x = Flow(shift=shift), normal(0)
-    scheduler = make("DPMSolverMultistep", prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler = make(
+        "DPMSolverMultistep",
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+    )
     scheduler.set_timesteps(10)
     times = scheduler.sigmas.double()  # from 0.999, as diffusers starts
     moments = iter(times)
     found = ours(samplers.dpmpp_2m, process, "v", x, times)
-    assert furthest(found, trajectory(scheduler, x, network(), lambda _: 1000 * next(moments))) < 1e-9
+    assert (
+        furthest(found, trajectory(scheduler, x, network(), lambda _: 1000 * next(moments))) < 1e-9
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -239,7 +277,9 @@ def release_frequencies(model):
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_network(learn_sigma):
-    spec = NetworkSpec(model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=learn_sigma)
+    spec = NetworkSpec(
+        model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=learn_sigma
+    )
     torch.manual_seed(0)
     net = build_network(spec).eval()
     with torch.no_grad():
@@ -254,17 +294,29 @@ def test_network(learn_sigma):
         theirs, found = model(x, t, y).sample, net(x, t.float(), y)
         assert found.std() > 0.1
         assert (theirs - found).abs().max() < 1e-5 * found.abs().max()  # float32
-        theirs, found = model.double()(x.double(), t, y).sample, net.double()(x.double(), t.float(), y)
-        assert (theirs - found).abs().max() < 1e-6 * found.abs().max()  # both embed times in float32
+        theirs, found = (
+            model.double()(x.double(), t, y).sample,
+            net.double()(x.double(), t.float(), y),
+        )
+        assert (
+            theirs - found
+        ).abs().max() < 1e-6 * found.abs().max()  # both embed times in float32
 
 
 def test_import_back_from_diffusers():
-    spec = NetworkSpec(model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=True)
+    spec = NetworkSpec(
+        model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=True
+    )
     torch.manual_seed(0)
     model = diffusers.DiTTransformer2DModel(**convert.diffusers_config(spec)).eval()
-    shared = {name.removeprefix("transformer_blocks.0."): tensor for name, tensor in model.state_dict().items()}
+    shared = {
+        name.removeprefix("transformer_blocks.0."): tensor
+        for name, tensor in model.state_dict().items()
+    }
     for block in model.transformer_blocks:  # as in published ones, where all blocks embed alike
-        block.load_state_dict({k: v for k, v in shared.items() if k.startswith("norm1.emb.")}, strict=False)
+        block.load_state_dict(
+            {k: v for k, v in shared.items() if k.startswith("norm1.emb.")}, strict=False
+        )
     net = build_network(spec).eval()
     net.load_state_dict(convert.from_diffusers(model.state_dict(), spec), strict=True)
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([3, 700]), torch.tensor([1, 5])

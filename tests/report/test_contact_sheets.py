@@ -20,8 +20,10 @@ def cells(picture, rows, columns, cell=64, gap=4):
     array = np.asarray(picture)[:, :, 0]
     left = array.shape[1] - columns * (cell + gap)
     step, middle = cell + gap, cell // 2
-    return [[int(array[gap + r * step + middle, left + c * step + middle]) for c in range(columns)]
-            for r in range(rows)]
+    return [
+        [int(array[gap + r * step + middle, left + c * step + middle]) for c in range(columns)]
+        for r in range(rows)
+    ]
 
 
 def test_classes_in_the_order_of_numbers_with_equal_rows():
@@ -53,14 +55,18 @@ def test_grid_is_brought_down_where_that_is_asked_for():
     whole, small = draw_grid(samples), draw_grid(samples, 128)
     assert (whole.height, small.height) == (4 + 2 * 260, 4 + 2 * 132)
     assert cells(small, 2, 1, 128) == [[10], [20]]
-    assert draw_grid(from_array(flat([10, 20]), "x"), 128).height == 4 + 68  # small ones are enlarged as ever
+    assert (
+        draw_grid(from_array(flat([10, 20]), "x"), 128).height == 4 + 68
+    )  # small ones are enlarged as ever
 
 
 def found(samples, training):
     """By one measure the nearest training image of sample i is i + 1, by another 0; sample 2 is nearest of all."""
     count = len(samples)
     by_pixels = Likeness("pixels", torch.arange(count) + 1, torch.tensor([5.0, 4.0, 1.0, 6.0]), 1.0)
-    by_features = Likeness("net", torch.zeros(count, dtype=torch.long), torch.tensor([3.0, 9.0, 9.0, 9.0]), 2.0)
+    by_features = Likeness(
+        "net", torch.zeros(count, dtype=torch.long), torch.tensor([3.0, 9.0, 9.0, 9.0]), 2.0
+    )
     return Memorisation(torch.arange(count), training, [by_pixels, by_features])
 
 
@@ -68,13 +74,23 @@ def test_nearest_training_images_stand_under_their_samples():
     samples = from_array(flat([10, 20, 30, 40]), "x", ["a", "a", "b", "b"])
     training = from_array(flat([100, 110, 120, 130, 140]), "t")
     picture = draw_nearest(samples, found(samples, training))
-    assert cells(picture, 6, 2) == [[10, 20], [110, 120], [100, 100], [30, 40], [130, 140], [100, 100]]
+    assert cells(picture, 6, 2) == [
+        [10, 20],
+        [110, 120],
+        [100, 100],
+        [30, 40],
+        [130, 140],
+        [100, 100],
+    ]
 
 
 def test_closest_come_first_whatever_the_measure():
     samples = from_array(flat([10, 20, 30, 40]), "x", ["a", "a", "b", "b"])
     training = from_array(flat([100, 110, 120, 130, 140]), "t")
-    assert cells(draw_closest(samples, found(samples, training)), 2, 4) == [[30, 10, 20, 40], [130, 110, 120, 140]]
+    assert cells(draw_closest(samples, found(samples, training)), 2, 4) == [
+        [30, 10, 20, 40],
+        [130, 110, 120, 140],
+    ]
 
 
 def test_large_images_are_brought_down_beside_their_neighbours():

@@ -11,7 +11,9 @@ from test_evaluation_page import rich
 
 from dit.report import evaluation_page as report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 WIDTHS = (1200, 420)
 DARK = "--blink-settings=preferredColorScheme=0"
 LOOK = """
@@ -34,14 +36,28 @@ window.onload = () => {
 </script>
 """
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium, chromium-browser or google-chrome")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="needs chromium, chromium-browser or google-chrome"
+)
 
 
 def browse(page, profile, *flags):
     """What the browser prints; it opens the page as a file, without a network."""
-    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-               "--disable-background-networking", "--allow-file-access-from-files", "--virtual-time-budget=5000",
-               "--enable-logging=stderr", f"--user-data-dir={profile}", *flags, page.as_uri()]
+    command = [
+        BROWSER,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=5000",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+        *flags,
+        page.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
 
@@ -74,7 +90,10 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def looked(written):
     """Measures of the page at every width, by width, and what the browser complained of."""
-    frames = [f'<iframe src="report.html" style="border:0;width:{width}px;height:900px"></iframe>' for width in WIDTHS]
+    frames = [
+        f'<iframe src="report.html" style="border:0;width:{width}px;height:900px"></iframe>'
+        for width in WIDTHS
+    ]
     (written / "look.html").write_text(LOOK % "".join(frames))
     done = browse(written / "look.html", written / "profile", "--dump-dom")
     measures = json.loads(Found(done.stdout).text)
@@ -107,7 +126,13 @@ def test_browser_has_nothing_to_complain_of(looked):
 @pytest.mark.parametrize(("flags", "dark"), [((), False), ((DARK,), True)], ids=["light", "dark"])
 def test_both_colour_schemes_render(written, tmp_path, flags, dark):
     picture = tmp_path / "shot.png"
-    browse(written / "report.html", tmp_path / "profile", *flags, "--window-size=600,800", f"--screenshot={picture}")
+    browse(
+        written / "report.html",
+        tmp_path / "profile",
+        *flags,
+        "--window-size=600,800",
+        f"--screenshot={picture}",
+    )
     with Image.open(picture) as shot:
         brightness = sorted(shot.convert("L").tobytes())
     paper, few = brightness[len(brightness) // 2], len(brightness) // 100

@@ -7,7 +7,9 @@ from PIL import Image, ImageColor
 from dit.report import figures
 from dit.report.evaluation_page import Extrapolated
 
-SERIES = {f"interval {i}": [(x, (x - 2) ** 2 + i, None, None) for x in (4, 1, 2, 3)] for i in range(3)}
+SERIES = {
+    f"interval {i}": [(x, (x - 2) ** 2 + i, None, None) for x in (4, 1, 2, 3)] for i in range(3)
+}
 
 
 def pixels_of(picture, colour, tolerance=12):
@@ -36,7 +38,9 @@ def lines(series, xlabel, log_x=False, best=None):
         figures.draw_line(axis, place, label, points)
     if log_x:
         axis.set_xscale("log")
-        figures.plain_ticks(axis, sorted({point[0] for points in series.values() for point in points}))
+        figures.plain_ticks(
+            axis, sorted({point[0] for points in series.values() for point in points})
+        )
     if best:
         figures.mark(axis, best, f"best: {best[1]:g}")
     figure.legend()
@@ -70,7 +74,9 @@ def test_lines_are_sorted_and_named(monkeypatch):
 
 def test_intervals_are_bands(monkeypatch):
     spy = Spy(monkeypatch)
-    lines({"a": [(1, 5, 4, 7), (2, 6, 5, 9)], "none": [(1, 1, None, None), (2, 1, None, None)]}, "x")
+    lines(
+        {"a": [(1, 5, 4, 7), (2, 6, 5, 9)], "none": [(1, 1, None, None), (2, 1, None, None)]}, "x"
+    )
     band, empty = (collection.get_paths() for collection in spy.axes[0].collections)
     assert {4, 7, 5, 9} <= set(band[0].vertices[:, 1])
     assert not empty or not np.isfinite(empty[0].vertices).any()
@@ -99,7 +105,9 @@ def test_logarithmic_axes_name_the_values_that_are_there(monkeypatch):
 
 
 def test_missing_values_break_the_line():
-    picture = lines({"a": [(1, 1, None, None), (2, float("nan"), None, None), (3, 2, None, None)]}, "x")
+    picture = lines(
+        {"a": [(1, 1, None, None), (2, float("nan"), None, None), (3, 2, None, None)]}, "x"
+    )
     assert len(pixels_of(picture, figures.COLOURS[0])) > 20
 
 
@@ -122,15 +130,21 @@ def test_nothing_to_extrapolate_is_refused():
         figures.distance_by_size([Extrapolated("FID", reason="too few")])
 
 
-LOG = [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 1.0, "FD(digits-cnn)": 3.0, "recall(digits-cnn)": 0.5},
-       {"step": 30, "FD(digits-cnn)": 2.0, "recall(digits-cnn)": 0.25, "lr": 1.0},
-       {"step": 40, "FD(digits-cnn)": 2.5, "recall(digits-cnn)": None}]
+LOG = [
+    {"step": 10, "loss": 1.0},
+    {"step": 20, "loss": 1.0, "FD(digits-cnn)": 3.0, "recall(digits-cnn)": 0.5},
+    {"step": 30, "FD(digits-cnn)": 2.0, "recall(digits-cnn)": 0.25, "lr": 1.0},
+    {"step": 40, "FD(digits-cnn)": 2.5, "recall(digits-cnn)": None},
+]
 
 
 def test_scores_of_training_mark_their_best(monkeypatch, tmp_path):
     spy = Spy(monkeypatch)
     figures.training_scores(LOG, tmp_path / "scores.png")
-    assert [axis.get_title(loc="left") for axis in spy.axes] == ["FD(digits-cnn) ↓", "recall(digits-cnn) ↑"]
+    assert [axis.get_title(loc="left") for axis in spy.axes] == [
+        "FD(digits-cnn) ↓",
+        "recall(digits-cnn) ↑",
+    ]
     assert list(spy.axes[0].lines[0].get_xdata()) == [20, 30, 40]
     assert [texts(axis) for axis in spy.axes] == [["2.000 at 30"], ["0.5000 at 20"]]
 
@@ -141,10 +155,22 @@ def test_scores_of_training_are_drawn(tmp_path):
         assert len(pixels_of(picture, figures.COLOURS[0])) > 100
 
 
-@pytest.mark.parametrize(("name", "is_score"), [
-    ("FD(digits-cnn)", True), ("FID", True), ("sFID", True), ("sFD(a)", True), ("IS(a.b:C) (torch-fidelity)", True),
-    ("IS (torch-fidelity)", True), ("coverage", True), ("loss", False), ("step", False), ("images/s", False),
-    ("precisions", False), ("FIDs", False),
-])
+@pytest.mark.parametrize(
+    ("name", "is_score"),
+    [
+        ("FD(digits-cnn)", True),
+        ("FID", True),
+        ("sFID", True),
+        ("sFD(a)", True),
+        ("IS(a.b:C) (torch-fidelity)", True),
+        ("IS (torch-fidelity)", True),
+        ("coverage", True),
+        ("loss", False),
+        ("step", False),
+        ("images/s", False),
+        ("precisions", False),
+        ("FIDs", False),
+    ],
+)
 def test_scores_are_known_by_their_names(name, is_score):
     assert figures.score_names([{"step": 1, name: 2.0}]) == [name] * is_score

@@ -82,10 +82,17 @@ def test_error_is_that_of_the_profiles_and_bounds_that_of_weights(target):
     (ends, lengths), steps = every(16), 960
     (coefficients,), (error,) = (part.T for part in fit(ends, lengths, steps, [target]))
     assert coefficients.sum() == pytest.approx(1, abs=1e-12)
-    known = np.array([weights_of(gamma_of(length), end, steps) for end, length in zip(ends, lengths, strict=True)])
+    known = np.array(
+        [
+            weights_of(gamma_of(length), end, steps)
+            for end, length in zip(ends, lengths, strict=True)
+        ]
+    )
     wanted = weights_of(gamma_of(target), steps, steps)
     left = coefficients @ known - wanted
     norm = inner_products(steps, gamma_of(target), steps, gamma_of(target)) ** 0.5
-    assert np.linalg.norm(left) / norm == pytest.approx(error, rel=0.02)  # of steps instead of a continuum
+    assert np.linalg.norm(left) / norm == pytest.approx(
+        error, rel=0.02
+    )  # of steps instead of a continuum
     walk = np.random.default_rng(1).normal(size=steps).cumsum()
     assert abs(left @ (walk + 1e6)) <= error * norm * np.linalg.norm(walk - walk.mean()) + 1e-6

@@ -30,9 +30,20 @@ from dit.training.ema import PowerEMA, snapshot_every
 from dit.training.trainer import train
 
 STEPS = 48
-TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=8, steps=STEPS, warmup=2,
-                   sample_every=0, ckpt_every=20, log_every=0, precision="fp32", ema_lengths=(0.1, 0.14, 0.2),
-                   ema_every=3)
+TINY = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=8,
+    steps=STEPS,
+    warmup=2,
+    sample_every=0,
+    ckpt_every=20,
+    log_every=0,
+    precision="fp32",
+    ema_lengths=(0.1, 0.14, 0.2),
+    ema_every=3,
+)
 CPU = torch.device("cpu")
 
 
@@ -84,18 +95,26 @@ def made(run: Path, *lengths: float, **more: object) -> list[Path]:
 def test_snapshots_are_averages_of_the_weights_after_each_step(trained):
     run, trajectory = trained
     found = find_snapshots(run)
-    assert [(s.length, s.step) for s in found] == [(n, 3 * i) for i in range(1, 17) for n in TINY.ema_lengths]
+    assert [(s.length, s.step) for s in found] == [
+        (n, 3 * i) for i in range(1, 17) for n in TINY.ema_lengths
+    ]
     for snapshot in found:
         assert snapshot.file.name == file_name(snapshot.length, snapshot.step)
-        weighed = torch.tensor(weights_of(gamma_of(snapshot.length), snapshot.step, STEPS)) @ trajectory
+        weighed = (
+            torch.tensor(weights_of(gamma_of(snapshot.length), snapshot.step, STEPS)) @ trajectory
+        )
         # float32: each step's update of an average rounds twice, by half an eps
         rounding = snapshot.step * 2**-23 * trajectory.abs().max()
         assert (flat(load_file(snapshot.file)) - weighed).abs().max() < rounding
 
 
 def test_the_average_that_sampling_reads_stays_as_it_is(trained, tmp_path):
-    run = train(dataclasses.replace(TINY, out=tmp_path / "run", ema_lengths=(), ema_every=None), Ranks())
-    with_lengths, without = (load_file(latest_checkpoint(r) / "ema-0.999.safetensors") for r in (trained[0], run))
+    run = train(
+        dataclasses.replace(TINY, out=tmp_path / "run", ema_lengths=(), ema_every=None), Ranks()
+    )
+    with_lengths, without = (
+        load_file(latest_checkpoint(r) / "ema-0.999.safetensors") for r in (trained[0], run)
+    )
     assert all(torch.equal(with_lengths[name], without[name]) for name in without)
     assert not (run / FOLDER).exists()
     (state,) = (latest_checkpoint(run) / "state").glob("*.safetensors")
@@ -115,13 +134,19 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(asked, Ranks())
     folder = tmp_path / "run" / FOLDER
-    for file in (folder / file_name(0.1, 30), folder / f".{file_name(0.1, 33)}.123", folder / file_name(0.3, 21),
-                 tmp_path / "run" / f"ema-{file_name(0.1, 30)}"):
+    for file in (
+        folder / file_name(0.1, 30),
+        folder / f".{file_name(0.1, 33)}.123",
+        folder / file_name(0.3, 21),
+        tmp_path / "run" / f"ema-{file_name(0.1, 30)}",
+    ):
         file.write_bytes(b"stale")
     monkeypatch.setattr(trainer, "train_step", real)
     train(asked, Ranks())
-    whole, again = ({file.name: flat(load_file(file)) for file in f.glob(posthoc.ANY)}
-                    for f in (trained[0] / FOLDER, folder))
+    whole, again = (
+        {file.name: flat(load_file(file)) for file in f.glob(posthoc.ANY)}
+        for f in (trained[0] / FOLDER, folder)
+    )
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert posthoc.recorded_snapshots(tmp_path / "run").keys() == whole.keys()
@@ -146,7 +171,9 @@ def test_ranks_with_shares_leave_whole_snapshots(tmp_path, monkeypatch):
     assert [s.step for s in two] == [s.step for s in one] == [3, 4]
     for whole, part, shared in zip(one, parts, two, strict=True):
         expected = flat(load_file(whole.file))
-        rounding = (flat(load_file(part.file)) - expected).norm()  # one process that sums in another order
+        rounding = (
+            flat(load_file(part.file)) - expected
+        ).norm()  # one process that sums in another order
         assert rounding < 1e-6 * expected.norm()
         assert (flat(load_file(shared.file)) - expected).norm() < 4 * rounding
 
@@ -178,14 +205,17 @@ def test_a_full_disk_leaves_no_half_snapshot(tmp_path, monkeypatch):
     assert list((tmp_path / "run" / FOLDER).iterdir()) == []
 
 
-@pytest.mark.parametrize(("wrong", "says"), [
-    (dict(ema_lengths=(0.3,)), "--ema-lengths 0.3"),
-    (dict(ema_lengths=(0.0,)), "--ema-lengths 0"),
-    (dict(ema_lengths=(float("nan"),)), "--ema-lengths nan"),
-    (dict(ema_lengths=(0.05, 0.05)), "--ema-lengths 0.05 0.05"),
-    (dict(ema_lengths=()), "--ema-every 3 without --ema-lengths"),
-    (dict(ema_every=0), "--ema-every 0"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (dict(ema_lengths=(0.3,)), "--ema-lengths 0.3"),
+        (dict(ema_lengths=(0.0,)), "--ema-lengths 0"),
+        (dict(ema_lengths=(float("nan"),)), "--ema-lengths nan"),
+        (dict(ema_lengths=(0.05, 0.05)), "--ema-lengths 0.05 0.05"),
+        (dict(ema_lengths=()), "--ema-every 3 without --ema-lengths"),
+        (dict(ema_every=0), "--ema-every 0"),
+    ],
+)
 def test_settings_that_mean_nothing(wrong, says):
     with pytest.raises(UserError) as error:
         dataclasses.replace(TINY, **wrong)
@@ -195,19 +225,26 @@ def test_settings_that_mean_nothing(wrong, says):
 # -- made of snapshots ---------------------------------------------------------------------------------------------
 
 
-def test_a_length_is_what_tracking_it_would_have_given_within_the_error_that_is_told(run, trained, capsys):
+def test_a_length_is_what_tracking_it_would_have_given_within_the_error_that_is_told(
+    run, trained, capsys
+):
     (file,) = made(run, 0.14)
     home, trajectory = trained
     (mixture,) = mixtures(run, [0.14])
     told = f"length 0.14 at step 48: error of the fit {100 * mixture.error:.2g}%, 32 snapshots of lengths 0.1, 0.2"
     assert told in capsys.readouterr().out
     assert 1e-4 < mixture.error < 0.01
-    reconstructed, tracked = flat(load_file(file)), flat(load_file(home / FOLDER / file_name(0.14, STEPS)))
+    reconstructed, tracked = (
+        flat(load_file(file)),
+        flat(load_file(home / FOLDER / file_name(0.14, STEPS))),
+    )
     norm = inner_products(STEPS, gamma_of(0.14), STEPS, gamma_of(0.14)) ** 0.5
     spread = (trajectory - trajectory.mean(0)).norm(dim=0)
     assert ((reconstructed - tracked).abs() <= mixture.error * norm * spread + 1e-6).all()
     others = (flat(load_file(home / FOLDER / file_name(length, STEPS))) for length in (0.1, 0.2))
-    assert all((reconstructed - tracked).norm() < 0.01 * (other - tracked).norm() for other in others)
+    assert all(
+        (reconstructed - tracked).norm() < 0.01 * (other - tracked).norm() for other in others
+    )
 
 
 @pytest.mark.parametrize("step", [STEPS, 24])
@@ -223,13 +260,20 @@ def test_a_tracked_length_is_the_snapshot(run, step):
 def test_what_is_made_is_sampled_and_says_what_it_is(run):
     (file,) = made(run, 0.14)
     weights = read_weights(file)
-    assert (weights.card.ema_length, weights.card.average, weights.step) == (0.14, "length 0.14", STEPS)
+    assert (weights.card.ema_length, weights.card.average, weights.step) == (
+        0.14,
+        "length 0.14",
+        STEPS,
+    )
     assert weights.home == run
     loaded, setting = load_run(file, CPU), SamplerConfig(steps=2)
     assert protocol(loaded, build_pipeline(loaded, setting), setting, [0])["ema"] == "length 0.14"
     assert "length 0.14" in info(file)
     assert main(["sample", "--run", str(file), "--steps", "2", "--per-class", "1"]) == 0
-    assert len([*(run / "samples").glob("grid-step-0000048-ema-0.14-dpmpp_2m-2-cfg-1-seed-0-*.png")]) == 1
+    assert (
+        len([*(run / "samples").glob("grid-step-0000048-ema-0.14-dpmpp_2m-2-cfg-1-seed-0-*.png")])
+        == 1
+    )
 
 
 def test_info_counts_snapshots(trained, run):
@@ -266,15 +310,21 @@ def test_one_tensor_of_one_file_at_a_time(run, monkeypatch):
     assert [name for name, _ in read] == [name for name in names for _ in range(32)]
 
 
-@pytest.mark.parametrize(("argv", "parts"), [
-    ("nowhere --length 0.1", ["no snapshots of averages in nowhere/ema", "--ema-lengths"]),
-    ("RUN --length 0.01", ["length 0.01 at step 48", "error of the fit", "10% at most, which lengths from 0.0"]),
-    ("RUN --length 0.1 --step 10", ["--step 10", "such as 6, 9, 12"]),
-    ("RUN --length 0.3", ["--length 0.3", "below 0.2887"]),
-    ("RUN --length 0.1 0.15 --out x.safetensors", ["--out x.safetensors with 2 lengths"]),
-    ("RUN --length 0.1 --out x.pt", ["--out x.pt", ".safetensors"]),
-    ("RUN", ["--length"]),
-])
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ("nowhere --length 0.1", ["no snapshots of averages in nowhere/ema", "--ema-lengths"]),
+        (
+            "RUN --length 0.01",
+            ["length 0.01 at step 48", "error of the fit", "10% at most, which lengths from 0.0"],
+        ),
+        ("RUN --length 0.1 --step 10", ["--step 10", "such as 6, 9, 12"]),
+        ("RUN --length 0.3", ["--length 0.3", "below 0.2887"]),
+        ("RUN --length 0.1 0.15 --out x.safetensors", ["--out x.safetensors with 2 lengths"]),
+        ("RUN --length 0.1 --out x.pt", ["--out x.pt", ".safetensors"]),
+        ("RUN", ["--length"]),
+    ],
+)
 def test_mistakes(run, argv, parts, capsys):
     assert main(["ema", *argv.replace("RUN", str(run)).split()]) == 2
     said = capsys.readouterr().err

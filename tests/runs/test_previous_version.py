@@ -48,7 +48,10 @@ def home(tmp_path) -> Path:
 
 def old_points() -> dict[str, dict]:
     """What is in the files of the sweep, by their names."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted((OLD / "sweep" / "points").glob("*.json"))}
+    return {
+        file.stem: json.loads(file.read_text())
+        for file in sorted((OLD / "sweep" / "points").glob("*.json"))
+    }
 
 
 def go_on(home: Path) -> None:
@@ -78,8 +81,14 @@ def test_its_eval_stays(home):
 
 
 def test_training_goes_on_and_its_best_checkpoint_stays(home, monkeypatch):
-    monkeypatch.setattr(scores.references, "score", lambda *_: {
-        name: Score(name, 1e9 if name == FD else None, "lower", 10) for name in scores.score_names("digits-cnn")})
+    monkeypatch.setattr(
+        scores.references,
+        "score",
+        lambda *_: {
+            name: Score(name, 1e9 if name == FD else None, "lower", 10)
+            for name in scores.score_names("digits-cnn")
+        },
+    )
     (before,) = json.loads((home / "scores.json").read_text())
     go_on(home)
     assert (home / "best").resolve().name == checkpoint_name(4)
@@ -106,10 +115,16 @@ def test_its_samples_go_on(home):
     assert folder.name == f"samples-{settings_key(run, setting, 2)}"
     record = json.loads((folder / "samples.json").read_text())
     assert [*record["versions"]] == [*run.versions]
-    write_json(folder / "samples.json", {**record, "versions": run.versions})  # of the libraries here
+    write_json(
+        folder / "samples.json", {**record, "versions": run.versions}
+    )  # of the libraries here
     assert sample_folder(run, setting, range(10), 5, folder, "png", Ranks()) == folder
     assert len(list(folder.glob("*.png"))) == 5
-    assert json.loads((folder / "samples.json").read_text()) == {**record, "versions": run.versions, "num_samples": 5}
+    assert json.loads((folder / "samples.json").read_text()) == {
+        **record,
+        "versions": run.versions,
+        "num_samples": 5,
+    }
 
 
 def test_its_points_keep_their_keys(monkeypatch):
@@ -120,17 +135,25 @@ def test_its_points_keep_their_keys(monkeypatch):
     for key, point in found.items():
         software = point["protocol"]["software"]
         for module in (trained, points):
-            monkeypatch.setattr(module, "library_versions", lambda *names, then=software: {name: then[name] for name in names})
+            monkeypatch.setattr(
+                module,
+                "library_versions",
+                lambda *names, then=software: {name: then[name] for name in names},
+            )
         keys = Keys(run, 2, point["protocol"]["reference"]["sha256"], [extractor], 0)
         assert keys(from_json(SamplerConfig, point["setting"])) == key
-        assert points.read_point(OLD / "sweep", key).setting == from_json(points.Setting, point["setting"])
+        assert points.read_point(OLD / "sweep", key).setting == from_json(
+            points.Setting, point["setting"]
+        )
 
 
 def test_runs_of_text_name_their_libraries_too(home):
     run = load_run(home, CPU)
     names = ["dit", "torch", "numpy", "timm", "diffusers"]
     assert run.versions == library_versions(*names)
-    heard = dataclasses.replace(run, denoise=dataclasses.replace(run.denoise, network=trained.Captioned(None, None)))
+    heard = dataclasses.replace(
+        run, denoise=dataclasses.replace(run.denoise, network=trained.Captioned(None, None))
+    )
     assert [*heard.versions] == [*names, "transformers", "tokenizers"]
 
 

@@ -19,11 +19,19 @@ from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 
 CPU = torch.device("cpu")
-FAMILIES = [dict(), dict(conditioning="adaln"), dict(conditioning="cross-attention"), dict(conditioning="in-context"),
-            dict(learn_sigma=True, process="linear", objective="eps", time_sampling="uniform"), dict(model="UNet-S")]
+FAMILIES = [
+    dict(),
+    dict(conditioning="adaln"),
+    dict(conditioning="cross-attention"),
+    dict(conditioning="in-context"),
+    dict(learn_sigma=True, process="linear", objective="eps", time_sampling="uniform"),
+    dict(model="UNet-S"),
+]
 
 
-@pytest.mark.parametrize("settings", FAMILIES, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize(
+    "settings", FAMILIES, ids=lambda settings: "-".join(map(str, settings.values()))
+)
 def test_weights_are_rounded_once_to_what_autocast_makes_of_them(settings, make_run):
     network = load_run(make_run(**settings), CPU).denoise.network
     twin = ready(network, CPU, "bf16")
@@ -41,26 +49,42 @@ def test_in_float32_all_tensors_are_shared(tiny_run):
     assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in network.parameters()]
 
 
-@pytest.mark.parametrize(("cache", "graphs"), [pytest.param(None, 2, marks=pytest.mark.slow), (2, 3)])
+@pytest.mark.parametrize(
+    ("cache", "graphs"), [pytest.param(None, 2, marks=pytest.mark.slow), (2, 3)]
+)
 def test_compiled_images_are_the_same_in_batches_of_any_size(cache, graphs, make_run, monkeypatch):
     """Seven images in batches of three, of which the last is filled up, guided in the last three of four steps: code
     for 3 and for 6 rows, and with the cache, which is used in the third step, for 6 rows of a short call."""
     monkeypatch.setitem(SIZES, "Ti", SMALL | dict(depth=3))  # one block in the middle
     run, indices = load_run(make_run(), CPU), torch.arange(7)
-    config = SamplerConfig(precision="fp32", steps=4, cfg_scale=2.0, cfg_interval=(0.2, 0.8), batch_size=3,
-                           block_cache=cache, compile=False)
+    config = SamplerConfig(
+        precision="fp32",
+        steps=4,
+        cfg_scale=2.0,
+        cfg_interval=(0.2, 0.8),
+        batch_size=3,
+        block_cache=cache,
+        compile=False,
+    )
     torch.compiler.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    eager, quick = (sample_latents_in_batches(run, one, indices)
-                    for one in (config, dataclasses.replace(config, compile=True)))
+    eager, quick = (
+        sample_latents_in_batches(run, one, indices)
+        for one in (config, dataclasses.replace(config, compile=True))
+    )
     assert counters["stats"]["unique_graphs"] == graphs
     torch.testing.assert_close(quick, eager, rtol=1e-3, atol=1e-4 * eager.abs().max().item())
 
 
 def sample_latents_in_batches(run, config, indices):
     plan = build_pipeline(run, config)
-    return torch.cat([sample_latents(run, plan, config, mine % 10, mine) for mine in indices.split(config.batch_size)])
+    return torch.cat(
+        [
+            sample_latents(run, plan, config, mine % 10, mine)
+            for mine in indices.split(config.batch_size)
+        ]
+    )
 
 
 @pytest.mark.parametrize(("count", "called"), [(1, 4), (3, 4), (4, 4), (5, 5)])
@@ -89,7 +113,9 @@ def test_small_calls_of_a_gpu_are_graphs_whose_memory_is_not_handed_out(monkeypa
         def call(*inputs):
             results, form = tree_flatten(network(*inputs))
             parts = place[: sum(map(torch.numel, results))].split([*map(torch.numel, results)])
-            return tree_unflatten([p.view_as(r).copy_(r) for p, r in zip(parts, results, strict=True)], form)
+            return tree_unflatten(
+                [p.view_as(r).copy_(r) for p, r in zip(parts, results, strict=True)], form
+            )
 
         return call
 

@@ -34,7 +34,9 @@ from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 ROOT = Path(__file__).parents[2]
-QUICK = SamplerConfig(sampler="heun", precision="fp32", steps=3, cfg_scale=2.0, seed=5, batch_size=4)
+QUICK = SamplerConfig(
+    sampler="heun", precision="fp32", steps=3, cfg_scale=2.0, seed=5, batch_size=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,9 @@ def planned(run: LoadedRun, config: SamplerConfig) -> SamplingPipeline:
     return build_pipeline(run, config)
 
 
-def fill(run: LoadedRun, out: Path, count: int, format: str = "png", config: SamplerConfig = QUICK) -> Path:
+def fill(
+    run: LoadedRun, out: Path, count: int, format: str = "png", config: SamplerConfig = QUICK
+) -> Path:
     return sample_folder(run, config, [3, 1, 4], count, out, format, ALONE)
 
 
@@ -54,7 +58,9 @@ def pixels(folder: Path) -> torch.Tensor:
     """The images of a folder in order, [N, S, S, 3] as integers that can be subtracted."""
     if (folder / "samples.npz").exists():
         return torch.from_numpy(np.load(folder / "samples.npz")["arr_0"]).int()
-    return torch.stack([torch.from_numpy(np.array(Image.open(f))).int() for f in sorted(folder.glob("*.png"))])
+    return torch.stack(
+        [torch.from_numpy(np.array(Image.open(f))).int() for f in sorted(folder.glob("*.png"))]
+    )
 
 
 def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -86,10 +92,15 @@ def test_images_do_not_depend_on_batch_size(run: LoadedRun, sampler: str):
     labels, indices = torch.arange(7) % 3, torch.arange(7)
     plan = planned(run, config)
     together = sample_latents(run, plan, config, labels, indices)
-    alone = torch.cat([sample_latents(run, plan, config, labels[i : i + 1], indices[i : i + 1]) for i in range(7)])
+    alone = torch.cat(
+        [sample_latents(run, plan, config, labels[i : i + 1], indices[i : i + 1]) for i in range(7)]
+    )
     assert largest_difference(together, alone) < 1e-4
     assert together[0].sub(together[3]).abs().max() > 0.1, "two images of a class are the same"
-    images = [generate(run, plan, dataclasses.replace(config, batch_size=b), labels, indices) for b in (1, 4, 7)]
+    images = [
+        generate(run, plan, dataclasses.replace(config, batch_size=b), labels, indices)
+        for b in (1, 4, 7)
+    ]
     assert images[0].dtype == torch.uint8
     assert images[0].shape == (7, 3, 8, 8)
     assert largest_difference(images[0].int(), images[1].int()) <= 1
@@ -108,12 +119,17 @@ def test_class_and_seed_change_the_image(run: LoadedRun):
 def test_progress_is_told_by_network_calls(run: LoadedRun, sampler: str, calls: int):
     config, told = dataclasses.replace(QUICK, sampler=sampler), []
     plan = planned(run, config)
-    images = [generate(run, p, config, torch.arange(6), torch.arange(6)) for p in (plan, plan.counting(told.append))]
+    images = [
+        generate(run, p, config, torch.arange(6), torch.arange(6))
+        for p in (plan, plan.counting(told.append))
+    ]
     assert told == pytest.approx([4 / calls] * calls + [2 / calls] * calls)
     assert torch.equal(*images)
 
 
-def test_a_bar_moves_within_a_batch_and_ends_with_all_images(tiny_run: Path, tmp_path: Path, capfd, monkeypatch):
+def test_a_bar_moves_within_a_batch_and_ends_with_all_images(
+    tiny_run: Path, tmp_path: Path, capfd, monkeypatch
+):
     monkeypatch.setattr(module, "tqdm", lambda **options: tqdm(**options | dict(mininterval=0)))
     for flags in (dict(per_class=1), dict(num_samples=10, out=tmp_path / "out")):
         sample(SampleConfig(run=tiny_run, steps=4, **flags), ALONE)
@@ -125,9 +141,13 @@ def test_a_bar_moves_within_a_batch_and_ends_with_all_images(tiny_run: Path, tmp
 
 def test_a_batch_sends_its_noise_and_labels_alone(run: LoadedRun, monkeypatch: pytest.MonkeyPatch):
     """A tensor on the meta device has no values, so that whatever asked for one would fail."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no such device
+    monkeypatch.setattr(
+        torch, "autocast", lambda *_, **__: nullcontext()
+    )  # it knows no such device
     config = dataclasses.replace(QUICK, sampler="ddpm")
-    denoise = dataclasses.replace(run.denoise, network=copy.deepcopy(run.denoise.network).to("meta"))
+    denoise = dataclasses.replace(
+        run.denoise, network=copy.deepcopy(run.denoise.network).to("meta")
+    )
     away = dataclasses.replace(run, denoise=denoise, device=torch.device("meta"))
     plan = planned(away, config)
     with Copies() as copies:
@@ -145,8 +165,13 @@ def test_nan_names_the_image(run: LoadedRun):
         return torch.where((y == 7).view(-1, 1, 1, 1), torch.nan, x)
 
     with pytest.raises(UserError, match=r"image 25 \(class 7\) came out as NaN.*--precision fp32"):
-        generate(run, dataclasses.replace(plan, sampler=poisoned), QUICK, torch.tensor([1, 2, 3, 4, 5, 7]),
-                 torch.arange(20, 26))
+        generate(
+            run,
+            dataclasses.replace(plan, sampler=poisoned),
+            QUICK,
+            torch.tensor([1, 2, 3, 4, 5, 7]),
+            torch.arange(20, 26),
+        )
 
 
 def test_the_error_of_nan_goes_from_rank_to_rank():
@@ -165,23 +190,42 @@ def test_grid_has_each_class_in_turn(run: LoadedRun):
 
 def test_folder_of_pngs(run: LoadedRun, tmp_path: Path):
     out = fill(run, tmp_path / "new" / "folder", 5)
-    assert sorted(f.name for f in out.iterdir()) == [*(f"00000{i}.png" for i in range(5)), "labels.csv", "samples.json"]
+    assert sorted(f.name for f in out.iterdir()) == [
+        *(f"00000{i}.png" for i in range(5)),
+        "labels.csv",
+        "samples.json",
+    ]
     rows = list(csv.DictReader((out / "labels.csv").open()))
     assert [row["file"] for row in rows] == [f"00000{i}.png" for i in range(5)]
     assert [row["label"] for row in rows] == ["3", "1", "4", "3", "1"]
     assert rows[0]["class"] == "3"
-    direct = generate(run, planned(run, QUICK), QUICK, torch.tensor([3, 1, 4, 3, 1]), torch.arange(5))
+    direct = generate(
+        run, planned(run, QUICK), QUICK, torch.tensor([3, 1, 4, 3, 1]), torch.arange(5)
+    )
     assert largest_difference(pixels(out), direct.permute(0, 2, 3, 1).int()) <= 1
     record = json.loads((out / "samples.json").read_text())
-    expected = dict(num_samples=5, cfg_scale=2.0, seed=5, sampler="heun", steps=3, step=3, precision="fp32",
-                    classes=[3, 1, 4], vae="identity", image_size=8, eta=None)
+    expected = dict(
+        num_samples=5,
+        cfg_scale=2.0,
+        seed=5,
+        sampler="heun",
+        steps=3,
+        step=3,
+        precision="fp32",
+        classes=[3, 1, 4],
+        vae="identity",
+        image_size=8,
+        eta=None,
+    )
     assert {key: record[key] for key in expected} == expected
     assert len(record["weights_sha256"]) == 64
     assert record["versions"]["torch"] == version("torch")
 
 
 @pytest.mark.parametrize("format", ["png", "npz"])
-def test_interrupted_folder_continues(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str):
+def test_interrupted_folder_continues(
+    run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+):
     made: list[int] = []
 
     def breaking(run, plan, config, labels, indices):
@@ -228,12 +272,16 @@ def poison(monkeypatch: pytest.MonkeyPatch, image: int) -> None:
     monkeypatch.setattr(module, "generate", poisoned)
 
 
-def test_nan_ends_a_folder_at_once_and_keeps_what_is_good(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nan_ends_a_folder_at_once_and_keeps_what_is_good(
+    run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     poison(monkeypatch, 5)
     with pytest.raises(NotFinite, match=r"image 5 \(class 4\)"):
         fill(run, tmp_path / "out", 14)
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [*(f"00000{i}.png" for i in range(4)),
-                                                                    "samples.json"]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        *(f"00000{i}.png" for i in range(4)),
+        "samples.json",
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +289,9 @@ class Twin(Ranks):
     """One of two ranks, each a thread, that meet and exchange as processes do."""
 
     box: dict = dataclasses.field(default_factory=dict)
-    meeting: threading.Barrier = dataclasses.field(default_factory=lambda: threading.Barrier(2, timeout=30))
+    meeting: threading.Barrier = dataclasses.field(
+        default_factory=lambda: threading.Barrier(2, timeout=30)
+    )
 
     def barrier(self) -> None:
         self.meeting.wait()
@@ -272,7 +322,9 @@ def on_two_ranks(run: LoadedRun, out: Path, count: int) -> list[str]:
         return list(pool.map(work, (first, dataclasses.replace(first, rank=1))))
 
 
-def test_nan_on_one_rank_is_raised_on_all_of_them(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nan_on_one_rank_is_raised_on_all_of_them(
+    run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     poison(monkeypatch, 5)  # in the first batch of rank 1
     assert on_two_ranks(run, tmp_path / "out", 30) == [str(NotFinite(5, 4))] * 2
     assert sorted(int(f.stem) for f in (tmp_path / "out").glob("*.png")) == [0, 2, 4, 6]
@@ -291,8 +343,9 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 12], ids=["in the middle", "in the last batch"])
-def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first, run: LoadedRun, tmp_path: Path,
-                                                                          monkeypatch: pytest.MonkeyPatch):
+def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(
+    first, run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     fill_disk(monkeypatch, first)
     with pytest.raises(OSError, match="No space left"):
         fill(run, tmp_path / "out", 14)
@@ -303,11 +356,24 @@ def test_files_that_can_not_be_written_beside_the_next_batch_end_the_work(first,
 FULL = "[Errno 28] No space left on device"
 
 
-@pytest.mark.parametrize(("first", "spoilt", "told"), [
-    (1, None, [FULL, FULL]), (9, None, [FULL, FULL]), (1, 8, [str(NotFinite(8, 4)), FULL]), (1, 9, [FULL, FULL]),
-], ids=["in the middle", "in the last batch", "beside a NaN of the other rank", "before a NaN of its own"])
-def test_files_that_one_rank_can_not_write_end_the_work_of_all(first, spoilt, told, run: LoadedRun, tmp_path: Path,
-                                                               monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("first", "spoilt", "told"),
+    [
+        (1, None, [FULL, FULL]),
+        (9, None, [FULL, FULL]),
+        (1, 8, [str(NotFinite(8, 4)), FULL]),
+        (1, 9, [FULL, FULL]),
+    ],
+    ids=[
+        "in the middle",
+        "in the last batch",
+        "beside a NaN of the other rank",
+        "before a NaN of its own",
+    ],
+)
+def test_files_that_one_rank_can_not_write_end_the_work_of_all(
+    first, spoilt, told, run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     fill_disk(monkeypatch, first)
     if spoilt:
         poison(monkeypatch, spoilt)
@@ -329,18 +395,25 @@ class Stuck(OSError):
         self.lock = threading.Lock()
 
 
-@pytest.mark.parametrize(("error", "told"), [
-    (RuntimeError("CUDA out of memory"), "CUDA out of memory"),
-    (Odd(), "no; expected yes; ask again"),
-    (Stuck(28, "No space left on device"), FULL),
-], ids=repr)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("CUDA out of memory"), "CUDA out of memory"),
+        (Odd(), "no; expected yes; ask again"),
+        (Stuck(28, "No space left on device"), FULL),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("where", ["generate", "finish"])
-def test_whatever_fails_on_one_rank_ends_all(where, error, told, run: LoadedRun, tmp_path: Path,
-                                             monkeypatch: pytest.MonkeyPatch):
+def test_whatever_fails_on_one_rank_ends_all(
+    where, error, told, run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(*((module, "generate") if where == "generate" else (module.PngFolder, "finish")), fail)
+    monkeypatch.setattr(
+        *((module, "generate") if where == "generate" else (module.PngFolder, "finish")), fail
+    )
     assert on_two_ranks(run, tmp_path / "out", 1) == [told, told]
 
 
@@ -365,10 +438,15 @@ def test_ranks_with_unequal_shares_wait_for_each_other(run: LoadedRun, tmp_path:
     assert (out / "labels.csv").exists()
 
 
-def test_batches_are_no_larger_than_what_is_missing(run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_batches_are_no_larger_than_what_is_missing(
+    run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     sizes: list[int] = []
-    monkeypatch.setattr(module, "build_sampling", lambda run, config: (
-        sizes.append(config.batch_size), build_pipeline(run, config))[1])
+    monkeypatch.setattr(
+        module,
+        "build_sampling",
+        lambda run, config: (sizes.append(config.batch_size), build_pipeline(run, config))[1],
+    )
     on_two_ranks(run, tmp_path / "out", 5)
     for count in (6, 6, 30):
         fill(run, tmp_path / "out", count)
@@ -440,11 +518,32 @@ def test_folders_that_are_not_ours(run: LoadedRun, tmp_path: Path):
 
 def test_two_ranks_make_the_same_images(run: LoadedRun, tiny_run: Path, tmp_path: Path):
     alone, both = fill(run, tmp_path / "alone", 7), tmp_path / "both"
-    flags = ["--sampler=heun", "--precision=fp32", "--cfg-scale=2", "--steps=3", "--seed=5", "--batch-size=3",
-             "--classes=3,1,4", "--num-samples=7"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    done = subprocess.run([*torchrun, "sample.py", "--run", tiny_run, "--out", both, *flags], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    flags = [
+        "--sampler=heun",
+        "--precision=fp32",
+        "--cfg-scale=2",
+        "--steps=3",
+        "--seed=5",
+        "--batch-size=3",
+        "--classes=3,1,4",
+        "--num-samples=7",
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--",
+    ]
+    done = subprocess.run(
+        [*torchrun, "sample.py", "--run", tiny_run, "--out", both, *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("7 images in") == 1
     assert (both / "labels.csv").read_text() == (alone / "labels.csv").read_text()
@@ -471,12 +570,26 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
     monkeypatch.setattr("dit.commands.sample._write_grid", lambda *args: None)
 
     def name(**flags) -> str:
-        return sample(SampleConfig(**{**dict(run=tiny_run, steps=2, cfg_scale=2.0), **flags}), ALONE).name
+        return sample(
+            SampleConfig(**{**dict(run=tiny_run, steps=2, cfg_scale=2.0), **flags}), ALONE
+        ).name
 
-    changes = (dict(steps=3), dict(sampler="euler"), dict(sampler="ddim"), dict(sampler="ddim", eta=1.0),
-               dict(cfg_interval=(0.1, 0.8)), dict(cfg_channels=2), dict(sampler="ddpm", variance="large"),
-               dict(sampler="ddpm"), dict(classes="0,7"), dict(classes="7,0"), dict(per_class=3), dict(seed=1),
-               dict(cfg_scale=1.0), dict(image_size=16))
+    changes = (
+        dict(steps=3),
+        dict(sampler="euler"),
+        dict(sampler="ddim"),
+        dict(sampler="ddim", eta=1.0),
+        dict(cfg_interval=(0.1, 0.8)),
+        dict(cfg_channels=2),
+        dict(sampler="ddpm", variance="large"),
+        dict(sampler="ddpm"),
+        dict(classes="0,7"),
+        dict(classes="7,0"),
+        dict(per_class=3),
+        dict(seed=1),
+        dict(cfg_scale=1.0),
+        dict(image_size=16),
+    )
     assert len({name(), *(name(**change) for change in changes)}) == 1 + len(changes)
     assert name() == name(sampler="dpmpp_2m", batch_size=3, classes="0,1,2,3,4,5,6,7,8,9")
 
@@ -495,14 +608,23 @@ def test_the_bar_does_not_pass_its_end():
     ("flags", "complaint"),
     [
         (dict(num_samples=3), "--num-samples without --out"),
-        (dict(num_samples=3, out=Path("grid.png")), "--out grid.png with --num-samples; expected a folder"),
+        (
+            dict(num_samples=3, out=Path("grid.png")),
+            "--out grid.png with --num-samples; expected a folder",
+        ),
         (dict(num_samples=0, out=Path("x")), "--num-samples 0"),
         (dict(out=Path("folder")), "a .png file for the grid"),
         (dict(per_class=0), "--per-class 0"),
-        (dict(per_class=3, num_samples=3, out=Path("x")), "--per-class 3 with --num-samples 3; expected a grid"),
+        (
+            dict(per_class=3, num_samples=3, out=Path("x")),
+            "--per-class 3 with --num-samples 3; expected a grid",
+        ),
         (dict(format="npz"), "--format npz without --num-samples; expected many images"),
         (dict(variance="small"), "--variance small with --sampler dpmpp_2m; expected ddpm"),
-        (dict(out=Path("/proc/x.png")), "--out /proc/x.png can not be written .* a .png file in a writable place"),
+        (
+            dict(out=Path("/proc/x.png")),
+            "--out /proc/x.png can not be written .* a .png file in a writable place",
+        ),
         (dict(out=Path("/proc/x"), num_samples=3), "--out /proc/x can not be made"),
         (dict(classes="0,10"), "class ids from 0 to 9"),
         (dict(run=Path("nowhere")), "no checkpoint in nowhere"),
@@ -521,7 +643,9 @@ def test_spacing_is_part_of_what_images_are_made_with(run: LoadedRun, tmp_path: 
     plans = [planned(run, config) for config in (QUICK, cosine)]
     assert not torch.equal(plans[0].times, plans[1].times)
     assert settings_key(run, QUICK, 4) != settings_key(run, cosine, 4)
-    assert settings_key(run, QUICK, 4) == settings_key(run, dataclasses.replace(QUICK, compile=False, batch_size=1), 4)
+    assert settings_key(run, QUICK, 4) == settings_key(
+        run, dataclasses.replace(QUICK, compile=False, batch_size=1), 4
+    )
     fill(run, tmp_path / "out", 2, config=cosine)
     with pytest.raises(UserError, match=r"spacing null .* \"cosine\""):
         fill(run, tmp_path / "out", 2)
@@ -531,4 +655,9 @@ def test_steps_of_a_ddpm_have_times_of_their_own(make_run):
     run = load_run(make_run(process="linear", objective="eps", time_sampling="uniform"), CPU)
     planned(run, SamplerConfig(steps=70, spacing="cosine"))
     with pytest.raises(UserError, match="--spacing cosine with --steps 80"):
-        planned(run, SamplerConfig(steps=80, spacing="cosine", cfg_scale=2.0, guide=Path("not looked for yet")))
+        planned(
+            run,
+            SamplerConfig(
+                steps=80, spacing="cosine", cfg_scale=2.0, guide=Path("not looked for yet")
+            ),
+        )

@@ -75,13 +75,22 @@ def test_a_guide_serves_where_there_is_no_null_class(make_run, tiny_run):
     assert latents(deaf, guide=weaker, cfg_scale=2.0).isfinite().all()
 
 
-@pytest.mark.parametrize("settings", [dict(process="linear", objective="eps", learn_sigma=True),
-                                      dict(process="cosine"), dict(objective="x0")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(process="linear", objective="eps", learn_sigma=True),
+        dict(process="cosine"),
+        dict(objective="x0"),
+    ],
+)
 def test_classifier_guides_every_kind_of_run(make_run, settings):
     run = load_run(make_run(**settings), CPU)
     judge = make_run("classifier", **JUDGE, process=settings.get("process", "flow"))
     for sampler in ("ddpm", "ddim", "dpmpp_2m"):
-        drawn = [latents(run, sampler=sampler, classifier=judge, classifier_scale=s) for s in (0.0, 1.0, 4.0)]
+        drawn = [
+            latents(run, sampler=sampler, classifier=judge, classifier_scale=s)
+            for s in (0.0, 1.0, 4.0)
+        ]
         assert furthest(drawn[0], latents(run, sampler=sampler)) == 0
         assert 1e-5 < furthest(drawn[1], drawn[0]) < furthest(drawn[2], drawn[0])
 
@@ -89,8 +98,12 @@ def test_classifier_guides_every_kind_of_run(make_run, settings):
 def test_classifier_makes_its_class_likelier(tiny_run, classifier):
     run = load_run(tiny_run, CPU)
     judge, t = load_classifier(run, classifier), torch.tensor(0.1, dtype=torch.float64)
-    sure = [judge.logits(latents(run, classifier=classifier, classifier_scale=s), t).log_softmax(1)[range(3), LABELS]
-            for s in (0.0, 3.0, 30.0)]
+    sure = [
+        judge.logits(latents(run, classifier=classifier, classifier_scale=s), t).log_softmax(1)[
+            range(3), LABELS
+        ]
+        for s in (0.0, 3.0, 30.0)
+    ]
     assert (sure[0] < sure[1]).all()
     assert (sure[1] < sure[2]).all()
 
@@ -107,7 +120,9 @@ def test_images_do_not_depend_on_batch_size(tiny_run, classifier):
     run = load_run(tiny_run, CPU)
     config = dataclasses.replace(QUICK, classifier=classifier, classifier_scale=3.0)
     plan = build_pipeline(run, config)
-    each = [sample_latents(run, plan, config, LABELS[i : i + 1], INDICES[i : i + 1]) for i in range(3)]
+    each = [
+        sample_latents(run, plan, config, LABELS[i : i + 1], INDICES[i : i + 1]) for i in range(3)
+    ]
     assert furthest(sample_latents(run, plan, config, LABELS, INDICES), torch.cat(each)) < 1e-4
 
 
@@ -149,15 +164,20 @@ def test_classifier_is_resized_along_with_the_run(tiny_run, classifier):
 # -- what is refused ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("theirs", "name", "there", "here"), [
-    (dict(process="linear"), "process", "linear", "flow"),
-    (dict(vae="digits"), "autoencoder", "digits", "identity"),
-    (dict(latent_norm="data"), "latent statistics", "0.5±0.5", "of the autoencoder"),
-    (dict(image_size=16), "latents of", "16x16", "8x8"),
-    (dict(num_classes=7), "number of classes", "7", "10"),
-])
+@pytest.mark.parametrize(
+    ("theirs", "name", "there", "here"),
+    [
+        (dict(process="linear"), "process", "linear", "flow"),
+        (dict(vae="digits"), "autoencoder", "digits", "identity"),
+        (dict(latent_norm="data"), "latent statistics", "0.5±0.5", "of the autoencoder"),
+        (dict(image_size=16), "latents of", "16x16", "8x8"),
+        (dict(num_classes=7), "number of classes", "7", "10"),
+    ],
+)
 @pytest.mark.parametrize("role", ["guide", "classifier"])
-def test_another_kind_of_latents_noise_or_classes(tiny_run, make_run, role, theirs, name, there, here):
+def test_another_kind_of_latents_noise_or_classes(
+    tiny_run, make_run, role, theirs, name, there, here
+):
     other = make_run("other", **({**JUDGE, **theirs} if role == "classifier" else theirs))
     said = refused(tiny_run, **{role: other}, **(dict(cfg_scale=2.0) if role == "guide" else {}))
     for part in (f"--{role} {other}", name, there, here, str(find_weights(tiny_run))):
@@ -176,13 +196,19 @@ def renamed(run, *, step=9, classes=None, **settings):
 
 @pytest.mark.parametrize("role", ["guide", "classifier"])
 def test_classes_of_other_names(tiny_run, make_run, role):
-    other = renamed(make_run("other", **(JUDGE if role == "classifier" else {})), classes=[*"012a456789"])
+    other = renamed(
+        make_run("other", **(JUDGE if role == "classifier" else {})), classes=[*"012a456789"]
+    )
     settings = dict(cfg_scale=2.0) if role == "guide" else {}
     said = refused(tiny_run, **{role: other}, **settings)
     assert f"--{role} {other} has class 3 'a', {find_weights(tiny_run)} has '3'" in said
     ids = [str(i) for i in range(10)]
     run = load_run(renamed(make_run("named"), classes=[*"abcdefghij"]), CPU)
-    released = renamed(make_run("released", **(JUDGE if role == "classifier" else {})), classes=ids, data="imagenet")
+    released = renamed(
+        make_run("released", **(JUDGE if role == "classifier" else {})),
+        classes=ids,
+        data="imagenet",
+    )
     assert latents(run, **{role: released}, **settings).isfinite().all()  # whose names nobody told
 
 
@@ -201,8 +227,12 @@ def test_the_same_autoencoder_elsewhere_is_the_same(make_run, tmp_path):
 def test_a_classifier_of_an_autoencoder_that_was_replaced(tiny_run, classifier, tmp_path):
     weights = read_weights(find_weights(classifier))
     judge = tmp_path / "judge.safetensors"
-    write_weights(judge, weights.state_dict, dataclasses.replace(weights.card, vae_sha256="5" * 64), 1)
-    assert f"--classifier {judge} has autoencoder identity (SHA-256 55555555), " in refused(tiny_run, classifier=judge)
+    write_weights(
+        judge, weights.state_dict, dataclasses.replace(weights.card, vae_sha256="5" * 64), 1
+    )
+    assert f"--classifier {judge} has autoencoder identity (SHA-256 55555555), " in refused(
+        tiny_run, classifier=judge
+    )
 
 
 def test_times_of_training_may_differ(tiny_run, make_run):
@@ -211,11 +241,19 @@ def test_times_of_training_may_differ(tiny_run, make_run):
 
 
 def test_each_network_in_its_place(tiny_run, classifier, make_run):
-    assert f"--classifier {tiny_run} is a DiT-Ti/4; expected a run of `dit train-classifier`" in refused(
-        tiny_run, classifier=tiny_run)
+    assert (
+        f"--classifier {tiny_run} is a DiT-Ti/4; expected a run of `dit train-classifier`"
+        in refused(tiny_run, classifier=tiny_run)
+    )
     said = refused(tiny_run, guide=classifier, cfg_scale=2.0)
-    assert f"{classifier} is a Classifier-Ti/4; expected a diffusion run; pass it as --classifier" in said
-    for use, config in ((sample, SampleConfig(run=classifier)), (evaluate, EvalConfig(run=classifier))):
+    assert (
+        f"{classifier} is a Classifier-Ti/4; expected a diffusion run; pass it as --classifier"
+        in said
+    )
+    for use, config in (
+        (sample, SampleConfig(run=classifier)),
+        (evaluate, EvalConfig(run=classifier)),
+    ):
         with pytest.raises(UserError, match="is a Classifier-Ti/4; expected a diffusion run"):
             use(config, ALONE)
 
@@ -227,30 +265,40 @@ def test_guidance_without_a_null_class(make_run):
     assert "was trained with --label-dropout 0" in refused(undropped, cfg_scale=2.0)
 
 
-@pytest.mark.parametrize(("settings", "says"), [
-    (dict(guide="weak"), "--guide weak with --cfg-scale 1"),
-    (dict(classifier_scale=2.0), "--classifier-scale 2 without --classifier"),
-    (dict(classifier_scale=-1.0), "--classifier-scale -1"),
-    (dict(cfg_interval=(0.1, 0.8)), "--cfg-interval 0.1 0.8 with --cfg-scale 1"),
-    (dict(cfg_channels=3), "--cfg-channels 3 with --cfg-scale 1"),
-    (dict(eta=0.5), "--eta 0.5 with --sampler auto"),
-    (dict(eta=1.0, sampler="ddpm"), "--eta 1 with --sampler ddpm"),
-    (dict(eta=1.5, sampler="ddim"), "--eta 1.5; expected a number from 0 to 1"),
-])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (dict(guide="weak"), "--guide weak with --cfg-scale 1"),
+        (dict(classifier_scale=2.0), "--classifier-scale 2 without --classifier"),
+        (dict(classifier_scale=-1.0), "--classifier-scale -1"),
+        (dict(cfg_interval=(0.1, 0.8)), "--cfg-interval 0.1 0.8 with --cfg-scale 1"),
+        (dict(cfg_channels=3), "--cfg-channels 3 with --cfg-scale 1"),
+        (dict(eta=0.5), "--eta 0.5 with --sampler auto"),
+        (dict(eta=1.0, sampler="ddpm"), "--eta 1 with --sampler ddpm"),
+        (dict(eta=1.5, sampler="ddim"), "--eta 1.5; expected a number from 0 to 1"),
+    ],
+)
 def test_flags_that_do_nothing(settings, says):
     with pytest.raises(UserError) as error:
         SamplerConfig(**settings)
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize(("flag", "settings", "scale"), [
-    ("guide", {}, dict(cfg_scale=2.0)),
-    ("classifier", JUDGE, dict(classifier_scale=2.0)),
-])
-def test_an_autoencoder_that_moved_names_the_network_that_wants_it(tiny_run, make_run, tmp_path, flag, settings, scale):
+@pytest.mark.parametrize(
+    ("flag", "settings", "scale"),
+    [
+        ("guide", {}, dict(cfg_scale=2.0)),
+        ("classifier", JUDGE, dict(classifier_scale=2.0)),
+    ],
+)
+def test_an_autoencoder_that_moved_names_the_network_that_wants_it(
+    tiny_run, make_run, tmp_path, flag, settings, scale
+):
     gone = tmp_path / "gone"
     other = make_run(flag, vae=str(gone), **settings)
-    assert refused(tiny_run, **{flag: other}, **scale).startswith(f"--{flag} {other}: --vae {gone} is not a folder")
+    assert refused(tiny_run, **{flag: other}, **scale).startswith(
+        f"--{flag} {other}: --vae {gone} is not a folder"
+    )
 
 
 # -- what is recorded --------------------------------------------------------------------------------------------
@@ -260,7 +308,9 @@ def test_records_tell_what_guided_by_its_content(tiny_run, classifier, make_run,
     run = load_run(tiny_run, CPU)
     plain = protocol(run, build_pipeline(run, QUICK), QUICK, [0])
     assert not {"guide", "classifier", "classifier_scale", "trained_size"} & {*plain}
-    asked = dataclasses.replace(QUICK, guide=tiny_run, cfg_scale=2.0, classifier=classifier, classifier_scale=3.0)
+    asked = dataclasses.replace(
+        QUICK, guide=tiny_run, cfg_scale=2.0, classifier=classifier, classifier_scale=3.0
+    )
     record = json.loads(json.dumps(protocol(run, build_pipeline(run, asked), asked, [0])))
     assert record["guide"] == "DiT-Ti/4 at step 3"
     assert record["guide_sha256"] == sha256(find_weights(tiny_run))
@@ -275,7 +325,10 @@ def test_keys_depend_on_weights_not_on_paths(tiny_run, classifier, make_run):
     for of in (lambda config: settings_key(run, config, 5), keys):
         here, there, another, stronger = (
             of(dataclasses.replace(QUICK, classifier=path, classifier_scale=scale))
-            for path, scale in ((classifier, 1.0), (copy, 1.0), (other, 1.0), (classifier, 2.0)))
+            for path, scale in ((classifier, 1.0), (copy, 1.0), (other, 1.0), (classifier, 2.0))
+        )
         assert here == there
         assert len({here, another, stronger, of(QUICK)}) == 4
-    assert not {"guide", "classifier", "classifier_scale", "image_size"} & {*image_settings(run, QUICK)}
+    assert not {"guide", "classifier", "classifier_scale", "image_size"} & {
+        *image_settings(run, QUICK)
+    }

@@ -16,7 +16,15 @@ from dit.commands.info import info
 from dit.commands.sample import sample
 from dit.commands.stats import stats
 from dit.commands.sweep.sweep import sweep
-from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, StatsConfig, SweepConfig, TrainConfig
+from dit.config import (
+    EncodeConfig,
+    EvalConfig,
+    SampleConfig,
+    SamplerConfig,
+    StatsConfig,
+    SweepConfig,
+    TrainConfig,
+)
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
@@ -31,8 +39,17 @@ from dit.training.trainer import train
 pytestmark = pytest.mark.usefixtures("small_networks")
 ALONE = Ranks()
 HIGH, WIDE = 8, 16
-TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=(HIGH, WIDE), global_batch_size=8, steps=2, warmup=1,
-                   sample_every=2, ckpt_every=0, precision="fp32")
+TINY = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=(HIGH, WIDE),
+    global_batch_size=8,
+    steps=2,
+    warmup=1,
+    sample_every=2,
+    ckpt_every=0,
+    precision="fp32",
+)
 QUICK = dict(steps=2, precision="fp32")
 
 
@@ -56,7 +73,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def images(run: LoadedRun, count: int = 4) -> torch.Tensor:
     config = SamplerConfig(**QUICK)
-    return generate(run, build_pipeline(run, config), config, torch.arange(count), torch.arange(count))
+    return generate(
+        run, build_pipeline(run, config), config, torch.arange(count), torch.arange(count)
+    )
 
 
 def test_a_run_of_rectangles_is_sampled_in_its_shape(run: Path, tmp_path: Path):
@@ -77,13 +96,19 @@ def test_a_run_of_rectangles_is_sampled_in_its_shape(run: Path, tmp_path: Path):
 def test_digits_in_rectangles_are_scored_by_class(run: Path, tmp_path: Path):
     out = evaluate(EvalConfig(run=run, num_samples=20, bootstrap=0, out=tmp_path, **QUICK), ALONE)
     report = json.loads((out / "report.json").read_text())
-    assert report["protocol"]["samples"]["size"] == report["protocol"]["reference"]["size"] == f"{WIDE}x{HIGH}"
+    assert (
+        report["protocol"]["samples"]["size"]
+        == report["protocol"]["reference"]["size"]
+        == f"{WIDE}x{HIGH}"
+    )
     assert len(report["classes"]) == 10
     assert report["digits_recognised"]["found"]["count"] == 20
 
 
 def test_folders_are_encoded_trained_and_scored_in_rectangles(photos: Path, tmp_path: Path, capsys):
-    asked = EncodeConfig(data=str(photos), out=tmp_path / "latents", vae="identity", image_size=(HIGH, WIDE))
+    asked = EncodeConfig(
+        data=str(photos), out=tmp_path / "latents", vae="identity", image_size=(HIGH, WIDE)
+    )
     stored = encode(asked, ALONE)
     assert f"--image-size {HIGH} {WIDE}\n" in capsys.readouterr().out
     before = (stored / "shard-00000.npy").stat().st_mtime_ns
@@ -94,23 +119,55 @@ def test_folders_are_encoded_trained_and_scored_in_rectangles(photos: Path, tmp_
         encode(dataclasses.replace(asked, image_size=(WIDE, HIGH)), ALONE)
     with pytest.raises(UserError, match="encoded with --image-size 8 16, not --image-size 16 8"):
         train(dataclasses.replace(TINY, data=str(stored), image_size=(WIDE, HIGH)), ALONE)
-    out = train(dataclasses.replace(TINY, data=str(photos), eval_every=2, eval_samples=4, eval_extractor="digits-cnn",
-                                    steps=2, out=tmp_path / "run"), ALONE)
+    out = train(
+        dataclasses.replace(
+            TINY,
+            data=str(photos),
+            eval_every=2,
+            eval_samples=4,
+            eval_extractor="digits-cnn",
+            steps=2,
+            out=tmp_path / "run",
+        ),
+        ALONE,
+    )
     assert out
-    asked = EvalConfig(run=out, num_samples=4, extractor=("digits-cnn",), bootstrap=0, out=tmp_path / "scores", **QUICK)
+    asked = EvalConfig(
+        run=out,
+        num_samples=4,
+        extractor=("digits-cnn",),
+        bootstrap=0,
+        out=tmp_path / "scores",
+        **QUICK,
+    )
     report = json.loads((evaluate(asked, ALONE) / "report.json").read_text())
     assert report["protocol"]["reference"]["crop"] == "ADM's, to 16x8"
-    statistics = stats(StatsConfig(data=str(photos), out=tmp_path / "s.npz", image_size=(HIGH, WIDE),
-                                   extractor=("digits-cnn",)), ALONE)
+    statistics = stats(
+        StatsConfig(
+            data=str(photos),
+            out=tmp_path / "s.npz",
+            image_size=(HIGH, WIDE),
+            extractor=("digits-cnn",),
+        ),
+        ALONE,
+    )
     evaluate(dataclasses.replace(asked, reference=str(statistics)), ALONE)
-    with pytest.raises(UserError, match=r"samples of 8x16 pixels \(width x height\) and statistics of 16x8 .*"
-                                        r"dit stats --image-size 16 8$"):
-        evaluate(dataclasses.replace(asked, reference=str(statistics), image_size=(WIDE, HIGH)), ALONE)
+    with pytest.raises(
+        UserError,
+        match=r"samples of 8x16 pixels \(width x height\) and statistics of 16x8 .*"
+        r"dit stats --image-size 16 8$",
+    ):
+        evaluate(
+            dataclasses.replace(asked, reference=str(statistics), image_size=(WIDE, HIGH)), ALONE
+        )
 
 
 def test_a_patch_or_factor_that_divides_one_side_only_is_refused(tmp_path: Path):
     asked = dataclasses.replace(TINY, out=tmp_path / "run")
-    with pytest.raises(UserError, match=r"--image-size 8 18 with DiT-Ti/4 .*a multiple of 4; pass --image-size 8 16"):
+    with pytest.raises(
+        UserError,
+        match=r"--image-size 8 18 with DiT-Ti/4 .*a multiple of 4; pass --image-size 8 16",
+    ):
         train(dataclasses.replace(asked, image_size=(HIGH, 18)), ALONE)
     with pytest.raises(UserError, match="--image-size 32 50 with --vae digits, which shrinks by 4"):
         train(dataclasses.replace(asked, vae="digits", image_size=(32, 50)), ALONE)
@@ -137,7 +194,10 @@ def test_another_size_than_trained(tiny_run: Path, size, tmp_path: Path):
     assert loaded.trained_size == 8
     out = sample_folder(loaded, SamplerConfig(**QUICK), [0], 2, tmp_path / "other", "npz", ALONE)
     record = json.loads((out / "samples.json").read_text())
-    assert (record["image_size"], record["trained_size"]) == (size if isinstance(size, int) else list(size), 8)
+    assert (record["image_size"], record["trained_size"]) == (
+        size if isinstance(size, int) else list(size),
+        8,
+    )
     same = load_run(tiny_run, ALONE.device, 8)
     out = sample_folder(same, SamplerConfig(**QUICK), [0], 1, tmp_path / "8", "npz", ALONE)
     assert "trained_size" not in json.loads((out / "samples.json").read_text())
@@ -151,32 +211,56 @@ def test_a_resized_network_is_that_of_its_size_but_for_the_positions(tiny_run: P
     built.load_state_dict(state)
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9]), torch.tensor([1, 5])
     with torch.no_grad():
-        torch.testing.assert_close(built.eval()(x, t, y), loaded.denoise.network(x, t, y), rtol=0, atol=0)
+        torch.testing.assert_close(
+            built.eval()(x, t, y), loaded.denoise.network(x, t, y), rtol=0, atol=0
+        )
     own = build_network(loaded.card.network).state_dict()
     assert [name for name in own if own[name].shape != state[name].shape] == []
     assert not torch.allclose(own["pos_embed"], state["pos_embed"])
 
 
 def test_every_command_samples_at_another_size(tiny_run: Path, tmp_path: Path):
-    grid = sample(SampleConfig(run=tiny_run, image_size=(8, 16), classes="1,2", out=tmp_path / "g.png", **QUICK), ALONE)
+    grid = sample(
+        SampleConfig(
+            run=tiny_run, image_size=(8, 16), classes="1,2", out=tmp_path / "g.png", **QUICK
+        ),
+        ALONE,
+    )
     with Image.open(grid) as picture:
         assert picture.height == 4 + 2 * (4 * 8 + 4)
-    asked = EvalConfig(run=tiny_run, image_size=16, num_samples=10, bootstrap=0, out=tmp_path / "e", **QUICK)
+    asked = EvalConfig(
+        run=tiny_run, image_size=16, num_samples=10, bootstrap=0, out=tmp_path / "e", **QUICK
+    )
     protocol = json.loads((evaluate(asked, ALONE) / "report.json").read_text())["protocol"]
     assert (protocol["samples"]["size"], protocol["sampling"]["trained_size"]) == ("16x16", 8)
     evaluate(dataclasses.replace(asked, image_size=8), ALONE)
     evaluate(dataclasses.replace(asked, image_size=None), ALONE)
     assert len(list((tmp_path / "e").glob("samples-*"))) == 2  # 8 is the size of training
-    out = sweep(SweepConfig(run=tiny_run, image_size=(16, 8), cfg_scale="1", steps="1", num_samples=10, bootstrap=0,
-                            precision="fp32", out=tmp_path / "s"), ALONE)
+    out = sweep(
+        SweepConfig(
+            run=tiny_run,
+            image_size=(16, 8),
+            cfg_scale="1",
+            steps="1",
+            num_samples=10,
+            bootstrap=0,
+            precision="fp32",
+            out=tmp_path / "s",
+        ),
+        ALONE,
+    )
     assert "--image-size 16 8" in (out / "sweep.html").read_text()
 
 
-def test_sizes_that_do_not_fit_are_refused_before_anything_is_sampled(tiny_run: Path, make_run, tmp_path: Path):
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_sampled(
+    tiny_run: Path, make_run, tmp_path: Path
+):
     with pytest.raises(UserError, match=r"--image-size 16 18 with DiT-Ti/4 .*a multiple of 4"):
         sample(SampleConfig(run=tiny_run, image_size=(16, 18), out=tmp_path / "g.png"), ALONE)
     factor = load_autoencoder("digits").factor
     latents = make_run(vae="digits", image_size=8 * factor)
-    with pytest.raises(UserError, match=f"--image-size 30 with --vae digits, which shrinks by {factor}"):
+    with pytest.raises(
+        UserError, match=f"--image-size 30 with --vae digits, which shrinks by {factor}"
+    ):
         load_run(latents, ALONE.device, 30)
     assert list(tmp_path.glob("*.png")) == []

@@ -12,7 +12,13 @@ from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import checkpoints, checksum_entry, find_weights, latest_checkpoint, verify_checkpoint
+from dit.runs.checkpoints import (
+    checkpoints,
+    checksum_entry,
+    find_weights,
+    latest_checkpoint,
+    verify_checkpoint,
+)
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.sampling.load import class_ids, load_run
 
@@ -47,10 +53,14 @@ def test_a_checkpoint_is_of_one_step(make_run, change):
     if change == "header":
         shutil.copy(weights, checkpoint)
         meta["files"] = {weights.name: checksum_entry(weights)}
-    (checkpoint / "meta.json").write_text(json.dumps({**meta, "step": 4 if change == "meta.json" else 3}))
+    (checkpoint / "meta.json").write_text(
+        json.dumps({**meta, "step": 4 if change == "meta.json" else 3})
+    )
     if change == "name":
         checkpoint = checkpoint.rename(checkpoint.with_name("step-0000004"))
-    with pytest.raises(UserError, match=r"is of step \d by its name, \d by meta.json, \d by ema-0.999.safetensors"):
+    with pytest.raises(
+        UserError, match=r"is of step \d by its name, \d by meta.json, \d by ema-0.999.safetensors"
+    ):
         verify_checkpoint(checkpoint)
 
 
@@ -65,7 +75,11 @@ def test_damaged_header_of_weights(make_run, header):
 def test_weights_that_lack_a_tensor(make_run, tmp_path):
     weights = read_weights(find_weights(make_run()))
     state_dict = {k: v for k, v in weights.state_dict.items() if k != "final_layer.linear.weight"}
-    save_file(state_dict, tmp_path / "w.safetensors", {"dit": json.dumps({**weights.card.to_json(), "step": 1})})
+    save_file(
+        state_dict,
+        tmp_path / "w.safetensors",
+        {"dit": json.dumps({**weights.card.to_json(), "step": 1})},
+    )
     with pytest.raises(UserError, match=r"final_layer\.linear\.weight"):
         load_run(tmp_path / "w.safetensors", CPU)
 
@@ -107,7 +121,9 @@ def test_a_preset_does_not_go_with_a_run(tiny_run):
         parse(TrainConfig, ["--resume", str(tiny_run), "--preset", "digits"], "train.py")
 
 
-@pytest.mark.parametrize("name", ["lr", "clip", "weight_decay", "time_shift", "epochs", "min_snr_gamma"])
+@pytest.mark.parametrize(
+    "name", ["lr", "clip", "weight_decay", "time_shift", "epochs", "min_snr_gamma"]
+)
 def test_infinity_is_no_setting(name):
     with pytest.raises(UserError, match="inf"):
         TrainConfig(**{name: float("inf")})

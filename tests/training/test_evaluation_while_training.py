@@ -56,8 +56,18 @@ from dit.utils.files import write_json
 from dit.utils.pictures import loss_curve
 
 COUNT = 70  # two batches, the second one not full
-QUIET = TrainConfig(**TINY, global_batch_size=16, steps=20, warmup=2, cooldown=0, sample_every=0, ckpt_every=10,
-                    log_every=10, precision="fp32", keep=9)
+QUIET = TrainConfig(
+    **TINY,
+    global_batch_size=16,
+    steps=20,
+    warmup=2,
+    cooldown=0,
+    sample_every=0,
+    ckpt_every=10,
+    log_every=10,
+    precision="fp32",
+    keep=9,
+)
 SCORED = dataclasses.replace(QUIET, eval_every=5, eval_samples=COUNT)
 FEW = dataclasses.replace(SCORED, eval_samples=5)
 FD = "FD(digits-cnn)"
@@ -80,7 +90,10 @@ def weights(tmp_path_factory, surroundings):
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, weights):
     """A run of 20 steps, scored after every fifth."""
-    return train(dataclasses.replace(SCORED, init=weights, out=tmp_path_factory.mktemp("scored") / "run"), Ranks())
+    return train(
+        dataclasses.replace(SCORED, init=weights, out=tmp_path_factory.mktemp("scored") / "run"),
+        Ranks(),
+    )
 
 
 def a_session(tmp_path: Path, **changes: object) -> TrainingSession:
@@ -93,11 +106,17 @@ def a_session(tmp_path: Path, **changes: object) -> TrainingSession:
 def measured(run: Path) -> dict[int, dict[str, float]]:
     """The scores of a run's log by step."""
     lines = {line["step"]: line for line in read_metrics(run / "metrics.jsonl") if FD in line}
-    return {step: {k: v for k, v in line.items() if "(digits-cnn)" in k} for step, line in lines.items()}
+    return {
+        step: {k: v for k, v in line.items() if "(digits-cnn)" in k} for step, line in lines.items()
+    }
 
 
 def tensors(checkpoint: Path) -> dict[str, Tensor]:
-    return {k: v for file in sorted(checkpoint.rglob("*.safetensors")) for k, v in load_file(file).items()}
+    return {
+        k: v
+        for file in sorted(checkpoint.rglob("*.safetensors"))
+        for k, v in load_file(file).items()
+    }
 
 
 def names(run: Path) -> list[str]:
@@ -109,7 +128,9 @@ def prescribe(monkeypatch: pytest.MonkeyPatch, *distances: float) -> None:
     coming = iter(distances)
 
     def score(*_: object) -> dict[str, Score]:
-        found = {name: Score(name, None, "higher", COUNT) for name in scores.score_names("digits-cnn")}
+        found = {
+            name: Score(name, None, "higher", COUNT) for name in scores.score_names("digits-cnn")
+        }
         return {**found, FD: Score(FD, next(coming), "lower", COUNT)}
 
     monkeypatch.setattr(scores.references, "score", score)
@@ -135,7 +156,9 @@ def test_a_signal_to_any_rank_ends_scoring_and_the_run_goes_on_from_there(tmp_pa
     config = dataclasses.replace(SCORED, eval_samples=10**5, out=tmp_path / "run")
     forked.run(2, interrupted, config)
     assert verify_checkpoint(latest_checkpoint(config.out))["step"] == 5
-    assert [(line["step"], line["event"]) for line in read_metrics(config.out / "metrics.jsonl")] == [(5, "unscored")]
+    assert [
+        (line["step"], line["event"]) for line in read_metrics(config.out / "metrics.jsonl")
+    ] == [(5, "unscored")]
 
 
 def test_a_signal_ends_a_picture():
@@ -152,7 +175,11 @@ def test_a_signal_ends_a_picture():
 
 def test_scores_are_those_of_the_ema_in_the_checkpoint(scored):
     """Through another door: the saved EMA, samples one batch at a time, torch-fidelity's distance."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_fid import (
+        KEY_METRIC_FID,
+        fid_features_to_statistics,
+        fid_statistics_to_metric,
+    )
 
     run = load_run(scored / "checkpoints" / "step-0000010", torch.device("cpu"))
     settings = dataclasses.replace(sampler_settings(run.card), batch_size=COUNT)
@@ -171,14 +198,25 @@ def test_log_and_tensorboard_have_all_scores(scored):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     lines = read_metrics(scored / "metrics.jsonl")
-    assert [(line["step"], "loss" in line) for line in lines] == [(5, False), (10, True), (15, False), (20, True)]
-    assert [*measured(scored)[5]] == [f"{s}(digits-cnn)" for s in ("FD", "KID", "precision", "recall", "IS")]
+    assert [(line["step"], "loss" in line) for line in lines] == [
+        (5, False),
+        (10, True),
+        (15, False),
+        (20, True),
+    ]
+    assert [*measured(scored)[5]] == [
+        f"{s}(digits-cnn)" for s in ("FD", "KID", "precision", "recall", "IS")
+    ]
     board = EventAccumulator(str(scored / "tensorboard"))
     board.Reload()
     for name in measured(scored)[5]:
-        tag = next(tag for tag in board.Tags()["scalars"] if tag.startswith(f"eval/{name.split('(')[0]}"))
+        tag = next(
+            tag for tag in board.Tags()["scalars"] if tag.startswith(f"eval/{name.split('(')[0]}")
+        )
         events = [(event.step, event.value) for event in board.Scalars(tag)]
-        assert events == [(step, pytest.approx(found[name], rel=1e-6)) for step, found in measured(scored).items()]
+        assert events == [
+            (step, pytest.approx(found[name], rel=1e-6)) for step, found in measured(scored).items()
+        ]
     with Image.open(scored / "scores.png") as picture:
         assert picture.width > 500
 
@@ -188,8 +226,14 @@ def test_training_is_the_same_bit_for_bit_with_and_without_scores(scored, weight
     left, right = tensors(latest_checkpoint(plain)), tensors(latest_checkpoint(scored))
     assert left.keys() == right.keys()
     assert [k for k in left if not torch.equal(left[k], right[k])] == []
-    logs = [[(m["step"], m["loss"], m["grad_norm"]) for m in read_metrics(r / "metrics.jsonl") if "loss" in m]
-            for r in (plain, scored)]
+    logs = [
+        [
+            (m["step"], m["loss"], m["grad_norm"])
+            for m in read_metrics(r / "metrics.jsonl")
+            if "loss" in m
+        ]
+        for r in (plain, scored)
+    ]
     assert logs[0] == logs[1]
     assert not (plain / "best").exists()
     assert not (plain / "scores.png").exists()
@@ -207,7 +251,9 @@ def test_nothing_is_read_while_the_ema_is_measured(tmp_path, monkeypatch):
         return batch
 
     monkeypatch.setattr(batches, "draw_batch", slow)
-    monkeypatch.setattr(scores.Scores, "measure", lambda *_: seen.append([*reading]) or EvalResult())
+    monkeypatch.setattr(
+        scores.Scores, "measure", lambda *_: seen.append([*reading]) or EvalResult()
+    )
     seen: list[list[int]] = []
     train(dataclasses.replace(FEW, eval_every=1, steps=4, out=tmp_path / "run"), Ranks())
     assert seen == [[], [], [], []]
@@ -229,7 +275,9 @@ def measure(ranks: Ranks, config: TrainConfig) -> list[dict[str, object]]:
     judge = scores.choose_eval_target(config, ranks).prepare(session)
     found = judge.measure(5, session.average())
     if ranks.rank == ranks.world - 1:
-        next(session.state.ema.network.parameters()).data.fill_(torch.nan)  # on one rank: the others must hear of it
+        next(session.state.ema.network.parameters()).data.fill_(
+            torch.nan
+        )  # on one rank: the others must hear of it
     return [*map(dataclasses.asdict, (found, judge.measure(6, session.average())))]
 
 
@@ -242,8 +290,19 @@ def score_on_ranks(ranks: Ranks, out: Path, init: Path) -> None:
     if ranks.main:
         found["alone"] = measure(Ranks(), dataclasses.replace(config, out=out / "alone"))
     for every in (0, 2):
-        train(dataclasses.replace(config, data=str(out / "images"), out=out / f"every-{every}", steps=3, warmup=1,
-                                  eval_every=every, eval_samples=20, eval_extractor="digits-cnn"), ranks)
+        train(
+            dataclasses.replace(
+                config,
+                data=str(out / "images"),
+                out=out / f"every-{every}",
+                steps=3,
+                warmup=1,
+                eval_every=every,
+                eval_samples=20,
+                eval_extractor="digits-cnn",
+            ),
+            ranks,
+        )
     (out / f"{ranks.rank}.json").write_text(json.dumps(found))
 
 
@@ -251,7 +310,9 @@ def test_two_ranks_measure_what_one_does(tmp_path, weights):
     """And train on a folder, encoded as it is read, as without scores."""
     a_folder(tmp_path / "images")
     forked.run(2, score_on_ranks, tmp_path, weights)
-    found = {k: v for r in (0, 1) for k, v in json.loads((tmp_path / f"{r}.json").read_text()).items()}
+    found = {
+        k: v for r in (0, 1) for k, v in json.loads((tmp_path / f"{r}.json").read_text()).items()
+    }
     assert found["rank 0"] == found["rank 1"] == found["alone"]
     first, nothing = found["alone"]
     assert first["leads"]
@@ -276,13 +337,21 @@ def test_samples_that_are_not_finite_cost_a_warning_only(tmp_path, weights, caps
     assert found.leads
     assert np.isfinite([*found.scores.values()]).all()
     again = dataclasses.replace(found, leads=False)
-    assert judge.measure(9, session.average()) == again, "the same samples each time, and no better than before"
+    assert judge.measure(9, session.average()) == again, (
+        "the same samples each time, and no better than before"
+    )
 
 
 def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypatch):
     seen: list[tuple[int, int]] = []
 
-    def black(run: LoadedRun, plan: SamplingPipeline, settings: SamplerConfig, labels: Tensor, indices: Tensor) -> Tensor:
+    def black(
+        run: LoadedRun,
+        plan: SamplingPipeline,
+        settings: SamplerConfig,
+        labels: Tensor,
+        indices: Tensor,
+    ) -> Tensor:
         seen.extend(zip(indices.tolist(), labels.tolist(), strict=True))
         return torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
 
@@ -313,7 +382,10 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path, monkeypatch, capsys):
 
 def test_every_new_best_takes_the_place_of_the_last(tmp_path, monkeypatch):
     prescribe(monkeypatch, 4.0, 3.0, 2.0, 2.5)
-    out = train(dataclasses.replace(FEW, eval_every=2, ckpt_every=0, steps=7, keep=1, out=tmp_path / "run"), Ranks())
+    out = train(
+        dataclasses.replace(FEW, eval_every=2, ckpt_every=0, steps=7, keep=1, out=tmp_path / "run"),
+        Ranks(),
+    )
     assert names(out) == ["step-0000006", "step-0000007"]
     assert find_best(out).distance[:2] == (FD, 2.0)
 
@@ -357,7 +429,9 @@ def test_a_kill_before_the_link_is_mended_when_the_run_goes_on(last, tmp_path, m
     """Though not a step may be left to do."""
     best = int(last.removeprefix("step-"))
     prescribe(monkeypatch, 2.0, 1.0)
-    config = dataclasses.replace(FEW, steps=10, ckpt_every=0, keep=1, out=tmp_path / "run", resume="auto")
+    config = dataclasses.replace(
+        FEW, steps=10, ckpt_every=0, keep=1, out=tmp_path / "run", resume="auto"
+    )
     link = checkpoint._link
 
     def killed(name: Path, to: Path | None) -> None:
@@ -407,29 +481,50 @@ def test_a_kill_while_the_log_is_rewritten_leaves_it(tmp_path, monkeypatch):
 def test_distances_to_another_reference_do_not_compare(tmp_path, monkeypatch):
     prescribe(monkeypatch, 1.0, 5.0, 6.0, 2.0)
     a_folder(tmp_path / "images")
-    config = dataclasses.replace(FEW, steps=5, keep=1, ckpt_every=0, out=tmp_path / "run", resume="auto",
-                                 eval_extractor="digits-cnn")
+    config = dataclasses.replace(
+        FEW,
+        steps=5,
+        keep=1,
+        ckpt_every=0,
+        out=tmp_path / "run",
+        resume="auto",
+        eval_extractor="digits-cnn",
+    )
     other = dataclasses.replace(config, eval_reference=str(tmp_path / "images"))
     out = train(config, Ranks())
     train(dataclasses.replace(other, steps=12), Ranks())
-    assert names(out) == ["step-0000010", "step-0000012"], "5 there is the lowest, whatever 1 was here"
+    assert names(out) == ["step-0000010", "step-0000012"], (
+        "5 there is the lowest, whatever 1 was here"
+    )
     assert (out / "best").resolve().name == "step-0000010"
     train(dataclasses.replace(config, steps=15), Ranks())
     assert names(out) == ["step-0000015"]
-    one, two, again, back = (line["eval"] for line in read_metrics(out / "metrics.jsonl") if FD in line)
+    one, two, again, back = (
+        line["eval"] for line in read_metrics(out / "metrics.jsonl") if FD in line
+    )
     assert one == back != two == again
     record = json.loads((out / "scores.json").read_text())
     assert [*record] == [one, two]
-    assert [record[key]["reference"]["source"] for key in (one, two)] == ["digits", str(tmp_path / "images")]
+    assert [record[key]["reference"]["source"] for key in (one, two)] == [
+        "digits",
+        str(tmp_path / "images"),
+    ]
 
 
-@pytest.mark.parametrize("changes", [dict(eval_samples=6), dict(precision="bf16"), dict(label_dropout=0.0)])
+@pytest.mark.parametrize(
+    "changes", [dict(eval_samples=6), dict(precision="bf16"), dict(label_dropout=0.0)]
+)
 def test_what_distances_depend_on_is_in_their_hash(changes, tmp_path):
     session = a_session(tmp_path)
     yardstick = scores.choose_eval_target(session.config, Ranks())
     other = dataclasses.replace(session.card, config=dataclasses.replace(session.config, **changes))
-    one, two = (yardstick.prepare(dataclasses.replace(session, card=card)).eval for card in (session.card, other))
-    weights = dataclasses.replace(yardstick, extractor=dataclasses.replace(yardstick.extractor, checksum="other"))
+    one, two = (
+        yardstick.prepare(dataclasses.replace(session, card=card)).eval
+        for card in (session.card, other)
+    )
+    weights = dataclasses.replace(
+        yardstick, extractor=dataclasses.replace(yardstick.extractor, checksum="other")
+    )
     assert len({one, two, weights.prepare(session).eval}) == 3
     assert one == yardstick.prepare(session).eval
 
@@ -438,8 +533,17 @@ def test_the_protocol_of_scores_is_written(scored, tmp_path):
     ((key, record),) = json.loads((scored / "scores.json").read_text()).items()
     assert {line["eval"] for line in read_metrics(scored / "metrics.jsonl") if FD in line} == {key}
     assert {read_distance(c).eval for c in checkpoints(scored)} == {key}
-    assert {k: record["sampling"][k] for k in ("sampler", "steps", "cfg_scale", "seed", "precision", "vae")} == {
-        "sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 1.5, "seed": 0, "precision": "fp32", "vae": "identity"}
+    assert {
+        k: record["sampling"][k]
+        for k in ("sampler", "steps", "cfg_scale", "seed", "precision", "vae")
+    } == {
+        "sampler": "dpmpp_2m",
+        "steps": 20,
+        "cfg_scale": 1.5,
+        "seed": 0,
+        "precision": "fp32",
+        "vae": "identity",
+    }
     assert record["samples"]["count"] == COUNT
     assert record["samples"]["labels"] == "10 classes, 7 images each"
     assert record["features (digits-cnn)"]["weights_sha256"]
@@ -472,7 +576,9 @@ def test_the_best_is_kept_where_there_are_no_links(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(Path, "symlink_to", no_links)
     prescribe(monkeypatch, 1.0, 3.0)
-    out = train(dataclasses.replace(FEW, steps=10, ckpt_every=0, keep=1, out=tmp_path / "run"), Ranks())
+    out = train(
+        dataclasses.replace(FEW, steps=10, ckpt_every=0, keep=1, out=tmp_path / "run"), Ranks()
+    )
     assert names(out) == ["step-0000005", "step-0000010"]
     assert f"the best checkpoint, {out}/checkpoints/step-0000005" in capsys.readouterr().err
     assert "1 at step 5 (checkpoints/step-0000005)" in info(out)
@@ -503,13 +609,19 @@ def test_the_best_is_the_first_of_those_measured_as_the_newest(tmp_path):
 
 
 def test_the_loss_curve_and_the_table_pass_over_lines_without_loss(tmp_path):
-    lines = [{"step": 1, "loss": 2.0, "lr": 1e-3}, {"step": 2, FD: 3.0}, {"step": 3, "loss": 1.0, "lr": 1e-3}]
+    lines = [
+        {"step": 1, "loss": 2.0, "lr": 1e-3},
+        {"step": 2, FD: 3.0},
+        {"step": 3, "loss": 1.0, "lr": 1e-3},
+    ]
     pictures = [tmp_path / name for name in ("all.png", "losses.png")]
     for part, picture in zip((lines, [lines[0], lines[2]]), pictures, strict=True):
         loss_curve(part, picture)
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     run = write_run(tmp_path / "run", step=2)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (lines[0], {"step": 4, FD: 3.0})))
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in (lines[0], {"step": 4, FD: 3.0}))
+    )
     table = " ".join(info(run).split())
     assert "trained 4 steps logged" in table
     assert "last loss 2.0" in table
@@ -518,12 +630,15 @@ def test_the_loss_curve_and_the_table_pass_over_lines_without_loss(tmp_path):
 # -- mistakes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (dict(eval_reference="nowhere"), "nowhere"),
-    (dict(eval_extractor="nonsense"), "--eval-extractor nonsense"),
-    (dict(eval_weights="file.pth"), "--eval-weights"),
-    (dict(eval_extractor="inception", eval_weights="file.pth"), "file.pth"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(eval_reference="nowhere"), "nowhere"),
+        (dict(eval_extractor="nonsense"), "--eval-extractor nonsense"),
+        (dict(eval_weights="file.pth"), "--eval-weights"),
+        (dict(eval_extractor="inception", eval_weights="file.pth"), "file.pth"),
+    ],
+)
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_mistakes_in_flags_are_told_before_anything_is_trained(wrong, message, dry_run, tmp_path):
     with pytest.raises(UserError) as error:
@@ -538,7 +653,9 @@ def test_latents_need_images_to_compare_with(tmp_path):
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "encoding.json").write_text("{}")
     with pytest.raises(UserError, match="--eval-reference"):
-        scores.choose_eval_target(dataclasses.replace(SCORED, data=str(tmp_path / "latents")), Ranks())
+        scores.choose_eval_target(
+            dataclasses.replace(SCORED, data=str(tmp_path / "latents")), Ranks()
+        )
 
 
 def test_a_folder_is_cropped_as_in_training(tmp_path):
@@ -556,7 +673,9 @@ def test_an_image_that_can_not_be_read_ends_it_before_training(tmp_path):
     for i in range(3):
         Image.effect_noise((8, 8), 50).convert("RGB").save(folder / f"{i}.png")
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:80])
-    config = dataclasses.replace(SCORED, out=tmp_path / "run", eval_reference=str(folder), eval_extractor="digits-cnn")
+    config = dataclasses.replace(
+        SCORED, out=tmp_path / "run", eval_reference=str(folder), eval_extractor="digits-cnn"
+    )
     with pytest.raises(UserError, match=r"1\.png"):
         train(config, Ranks())
     assert not (tmp_path / "run").exists()

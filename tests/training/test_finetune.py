@@ -16,14 +16,25 @@ from dit.training.finetune import PARTS, initialise
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TABLE = "y_embedder.embedding_table.weight"
-KINDS = [("DiT-Ti/4", way) for way in ("adaln-zero", "adaln", "cross-attention", "in-context", "text")]
+KINDS = [
+    ("DiT-Ti/4", way) for way in ("adaln-zero", "adaln", "cross-attention", "in-context", "text")
+]
 KINDS += [("UNet-S", "adaln-zero"), ("Classifier-Ti/4", "adaln-zero")]
 
 
 def card(model: str, conditioning: str = "adaln-zero", num_classes: int = 5) -> ModelCard:
-    config = TrainConfig(model=model, conditioning=conditioning, vae="identity", image_size=8, label_dropout=0)
-    spec = NetworkSpec(model=model, input_size=8, in_channels=3, num_classes=num_classes, learn_sigma=False,
-                       conditioning=conditioning, text_width=12 if conditioning == "text" else None)
+    config = TrainConfig(
+        model=model, conditioning=conditioning, vae="identity", image_size=8, label_dropout=0
+    )
+    spec = NetworkSpec(
+        model=model,
+        input_size=8,
+        in_channels=3,
+        num_classes=num_classes,
+        learn_sigma=False,
+        conditioning=conditioning,
+        text_width=12 if conditioning == "text" else None,
+    )
     return ModelCard(config=config, network=spec, classes=[str(i) for i in range(num_classes)])
 
 
@@ -63,8 +74,12 @@ def test_with_other_classes_only_what_is_of_classes_starts_afresh(tmp_path, kind
 
 def test_from_another_conditioning(tmp_path):
     weights = trained(tmp_path, "DiT-Ti/4", "in-context")
-    with pytest.raises(UserError, match="trained with --conditioning in-context, not adaln") as error:
-        initialise(build_network(card("DiT-Ti/4", "adaln").network), card("DiT-Ti/4", "adaln"), weights)
+    with pytest.raises(
+        UserError, match="trained with --conditioning in-context, not adaln"
+    ) as error:
+        initialise(
+            build_network(card("DiT-Ti/4", "adaln").network), card("DiT-Ti/4", "adaln"), weights
+        )
     assert error.value.do == "pass --conditioning in-context"
 
 
@@ -73,7 +88,9 @@ def test_from_another_network(tmp_path):
     new = card("DiT-Ti/4")
     spec = replace(new.network, learn_sigma=True, unet_attention=(4, 2))
     with pytest.raises(UserError, match=said):
-        initialise(build_network(new.network), replace(new, network=spec), trained(tmp_path, "UNet-S"))
+        initialise(
+            build_network(new.network), replace(new, network=spec), trained(tmp_path, "UNet-S")
+        )
 
 
 def test_every_part_of_a_network_is_compared():

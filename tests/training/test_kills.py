@@ -8,14 +8,29 @@ from pathlib import Path
 import pytest
 
 from benchmarks import forked, restarts
-from benchmarks.equality import RUN, disturb, everything, killed, parts, pruning, sealing, train_small, writing
+from benchmarks.equality import (
+    RUN,
+    disturb,
+    everything,
+    killed,
+    parts,
+    pruning,
+    sealing,
+    train_small,
+    writing,
+)
 from dit.runs.checkpoints import checkpoint_step, latest_checkpoint
 from dit.runs.metrics import read_metrics
 
 
 def assert_same(whole: Path, other: Path) -> None:
-    assert {name.split(":")[1].split(".")[0] for name in everything(whole)} >= {"network", "ema", "optimizer", "guard",
-                                                                               "window"}
+    assert {name.split(":")[1].split(".")[0] for name in everything(whole)} >= {
+        "network",
+        "ema",
+        "optimizer",
+        "guard",
+        "window",
+    }
     assert [part for part, same in parts(whole, other).items() if not same] == []
     left = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, other)]
     assert left[0] == left[1], "kills leave nothing behind"
@@ -41,7 +56,9 @@ def test_thirty_kills_leave_no_trace(tmp_path):
 @pytest.mark.slow
 def test_torchrun_starts_again_what_the_command_began(tmp_path):
     """Without --resume auto; a second command in its place is refused, however often torchrun starts it."""
-    whole, killed = (restarts.launch(tmp_path / name, "--steps", 200, restarts=1) for name in ("whole", "killed"))
+    whole, killed = (
+        restarts.launch(tmp_path / name, "--steps", 200, restarts=1) for name in ("whole", "killed")
+    )
     restarts.wait(lambda: latest_checkpoint(tmp_path / "killed"), killed)
     os.kill(restarts.process_of(1, killed.pid), signal.SIGKILL)
     (said, _), _ = killed.communicate(timeout=240), whole.communicate(timeout=240)
@@ -70,7 +87,10 @@ def test_two_nodes_meet_again_after_one_has_failed(tmp_path):
     assert [line["step"] for line in read_metrics(out / "metrics.jsonl")] == [*range(1, 201)]
 
 
-SLURM = {"srun": 'shift; exec "$@"', "scontrol": '[ "$1" = show ] && echo localhost || echo "$@" > "$ASKED"'}
+SLURM = {
+    "srun": 'shift; exec "$@"',
+    "scontrol": '[ "$1" = show ] && echo localhost || echo "$@" > "$ASKED"',
+}
 
 
 @pytest.mark.slow
@@ -79,10 +99,21 @@ def test_a_slurm_job_saves_and_goes_back_into_the_queue(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
     out, script = tmp_path / "run", restarts.ROOT / "scripts" / "train.slurm"
-    job = restarts.begin(["bash", script], out, "--steps", 10**5, SLURM_SUBMIT_DIR=str(restarts.ROOT),
-                         PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_NUM_NODES="1", SLURM_JOB_ID="7",
-                         SLURM_JOB_NODELIST="localhost", RANKS_PER_NODE="2", ADDRESS="127.0.0.1",
-                         PORT=str(forked.free_port()), ASKED=str(tmp_path / "asked"))
+    job = restarts.begin(
+        ["bash", script],
+        out,
+        "--steps",
+        10**5,
+        SLURM_SUBMIT_DIR=str(restarts.ROOT),
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        SLURM_JOB_NUM_NODES="1",
+        SLURM_JOB_ID="7",
+        SLURM_JOB_NODELIST="localhost",
+        RANKS_PER_NODE="2",
+        ADDRESS="127.0.0.1",
+        PORT=str(forked.free_port()),
+        ASKED=str(tmp_path / "asked"),
+    )
     restarts.wait(lambda: restarts.done(out) >= 5, job)
     job.terminate()
     said, _ = job.communicate(timeout=100)

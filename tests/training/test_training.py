@@ -19,7 +19,13 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest_checkpoint, verify_checkpoint
+from dit.runs.checkpoints import (
+    checkpoint_step,
+    checkpoints,
+    find_weights,
+    latest_checkpoint,
+    verify_checkpoint,
+)
 from dit.runs.metrics import read_metrics
 from dit.runs.posthoc_ema import find_snapshots
 from dit.sampling.load import load_run
@@ -34,10 +40,32 @@ from dit.training.trainer import train
 from dit.utils.files import sha256, write_atomically, write_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
-TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=6, warmup=2,
-                   sample_every=0, ckpt_every=0, log_every=2, precision="fp32")
-FLAGS = ["--model", "DiT-Ti/4", "--vae", "identity", "--image-size", "8", "--global-batch-size", "16",
-         "--sample-every", "0", "--log-every", "3"]
+TINY = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=16,
+    steps=6,
+    warmup=2,
+    sample_every=0,
+    ckpt_every=0,
+    log_every=2,
+    precision="fp32",
+)
+FLAGS = [
+    "--model",
+    "DiT-Ti/4",
+    "--vae",
+    "identity",
+    "--image-size",
+    "8",
+    "--global-batch-size",
+    "16",
+    "--sample-every",
+    "0",
+    "--log-every",
+    "3",
+]
 
 
 def start(*flags: object) -> Command:
@@ -64,7 +92,11 @@ def wait_for(path: Path, command: Command) -> None:
 
 
 def all_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {f"{f.parent.name}:{k}": v for f in checkpoint.rglob("*.safetensors") for k, v in load_file(f).items()}
+    return {
+        f"{f.parent.name}:{k}": v
+        for f in checkpoint.rglob("*.safetensors")
+        for k, v in load_file(f).items()
+    }
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -72,7 +104,10 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert left.keys() == right.keys()
     assert {"network", "ema", "optimizer"} <= {k.split(":")[1].split(".")[0] for k in left}
     assert [k for k in left if not torch.equal(left[k], right[k])] == []
-    logs = [[(m["step"], m["loss"], m["grad_norm"]) for m in read_metrics(r / "metrics.jsonl")] for r in (a, b)]
+    logs = [
+        [(m["step"], m["loss"], m["grad_norm"]) for m in read_metrics(r / "metrics.jsonl")]
+        for r in (a, b)
+    ]
     assert logs[0] == logs[1]
     assert logs[0]
 
@@ -124,7 +159,20 @@ def test_signals_save_and_end_cleanly(number, tmp_path):
 
 def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     out = tmp_path / "run"
-    flags = ("--ckpt-every", 2, "--warmup", 0, "--cooldown", 0, "--clip", 0, "--steps", 60, "--out", out)
+    flags = (
+        "--ckpt-every",
+        2,
+        "--warmup",
+        0,
+        "--cooldown",
+        0,
+        "--clip",
+        0,
+        "--steps",
+        60,
+        "--out",
+        out,
+    )
     code, _, err = run("--lr", "1e36", "--on-divergence", "stop", *flags)
     assert code == 2
     message = error_line(err)
@@ -180,8 +228,11 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
     train(again, Ranks())
     said = capsys.readouterr()
     assert "changed     steps 6 before, 8 now; lr 0.004 before, 0.001 now\n" in said.out
-    for warning in ("config.json is missing or damaged; taken from step-0000006", "step-0000007 has no meta.json",
-                    "machine.json is damaged"):
+    for warning in (
+        "config.json is missing or damaged; taken from step-0000006",
+        "step-0000007 has no meta.json",
+        "machine.json is damaged",
+    ):
         assert said.err.count(warning) == 1
     assert latest_checkpoint(out).name == "step-0000008"
     assert ModelCard.read(out).config.lr == 1e-3
@@ -190,7 +241,9 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
     assert ModelCard.read(out).config.lr == 1e-3
     values = ModelCard.read(out).to_json()
     write_json(out / "config.json", {**values, "config": {**values["config"], "seed": 1}})
-    with pytest.raises(UserError, match=r"config.json is not that of step-0000008 \(seed 0 before, 1 now\)"):
+    with pytest.raises(
+        UserError, match=r"config.json is not that of step-0000008 \(seed 0 before, 1 now\)"
+    ):
         train(dataclasses.replace(again, seed=1, steps=9), Ranks())
 
 
@@ -217,7 +270,9 @@ def test_a_run_without_checkpoint_starts_again(tmp_path):
     assert not (out / "samples" / "step-0000900.png").exists()
 
 
-@pytest.mark.parametrize("wrong", [dict(model="DiT-X/4"), dict(model="DiT-Ti/8", image_size=12), dict(init=Path("no"))])
+@pytest.mark.parametrize(
+    "wrong", [dict(model="DiT-X/4"), dict(model="DiT-Ti/8", image_size=12), dict(init=Path("no"))]
+)
 def test_a_mistake_leaves_no_run_directory(wrong, tmp_path):
     with pytest.raises(UserError):
         train(dataclasses.replace(TINY, out=tmp_path / "run", **wrong), Ranks())
@@ -226,11 +281,15 @@ def test_a_mistake_leaves_no_run_directory(wrong, tmp_path):
 
 def test_resume_from_nothing(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
-        train(dataclasses.replace(TINY, out=tmp_path / "run", resume=str(tmp_path / "run")), Ranks())
+        train(
+            dataclasses.replace(TINY, out=tmp_path / "run", resume=str(tmp_path / "run")), Ranks()
+        )
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("world", "grad_accum", "said"), [(3, 1, "16 on 3 ranks with"), (1, 5, "16 on 1 rank with")])
+@pytest.mark.parametrize(
+    ("world", "grad_accum", "said"), [(3, 1, "16 on 3 ranks with"), (1, 5, "16 on 1 rank with")]
+)
 def test_batch_that_ranks_do_not_divide(world, grad_accum, said):
     with pytest.raises(UserError, match=f"--global-batch-size {said}"):
         train(dataclasses.replace(TINY, grad_accum=grad_accum), Ranks(world=world))
@@ -273,7 +332,10 @@ def a_session(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> 
 
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path):
-    runs = [train(dataclasses.replace(TINY, out=tmp_path / str(n), grad_accum=n, steps=3), Ranks()) for n in (1, 4)]
+    runs = [
+        train(dataclasses.replace(TINY, out=tmp_path / str(n), grad_accum=n, steps=3), Ranks())
+        for n in (1, 4)
+    ]
     a, b = (all_tensors(latest_checkpoint(r)) for r in runs)
     worst = max((a[k] - b[k]).abs().max().item() for k in a if "exp_avg" in k or "grad" in k)
     assert worst < 1e-5
@@ -306,7 +368,9 @@ def test_a_run_starts_from_the_weights_of_another_with_other_classes(tmp_path):
     assert [k for k in ours if k != table and not torch.equal(ours[k], theirs[k])] == []
     assert ours[table].shape[0] == 11
     assert torch.equal(ours[table][10], theirs[table][12])
-    with pytest.raises(UserError, match=r"--init .* has a network of model DiT-Ti/4, not DiT-Ti/2; expected"):
+    with pytest.raises(
+        UserError, match=r"--init .* has a network of model DiT-Ti/4, not DiT-Ti/2; expected"
+    ):
         a_session(tmp_path / "other", init=first, model="DiT-Ti/2")
 
 
@@ -317,16 +381,24 @@ def test_an_autoencoder_is_found_from_anywhere_and_no_other_takes_its_place(tmp_
     train(config, Ranks())
     monkeypatch.chdir("/")
     loaded = load_run(config.out, torch.device("cpu"))
-    assert loaded.card.vae_sha256 == sha256(tmp_path / "vae" / WEIGHTS) == loaded.autoencoder.checksum
+    assert (
+        loaded.card.vae_sha256 == sha256(tmp_path / "vae" / WEIGHTS) == loaded.autoencoder.checksum
+    )
     again = dataclasses.replace(config, resume="auto", steps=4)
     (tmp_path / "vae").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"--vae .* is not a folder; .* was trained with it; .* \(ln -s NOW"):
+    with pytest.raises(
+        UserError, match=r"--vae .* is not a folder; .* was trained with it; .* \(ln -s NOW"
+    ):
         load_run(config.out, torch.device("cpu"))
     weights = load_file(save_tiny(tmp_path / "vae") / WEIGHTS)
     save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "vae" / WEIGHTS)
-    for attempt in (lambda: load_run(config.out, torch.device("cpu")),
-                    lambda: train(dataclasses.replace(again, vae=str(tmp_path / "vae")), Ranks())):
-        with pytest.raises(UserError, match=r"--vae .* with SHA-256 .* expected .*was trained with; put"):
+    for attempt in (
+        lambda: load_run(config.out, torch.device("cpu")),
+        lambda: train(dataclasses.replace(again, vae=str(tmp_path / "vae")), Ranks()),
+    ):
+        with pytest.raises(
+            UserError, match=r"--vae .* with SHA-256 .* expected .*was trained with; put"
+        ):
             attempt()
     train(dataclasses.replace(again, vae=str(tmp_path / "moved")), Ranks())
     assert load_run(config.out, torch.device("cpu")).card.config.vae == str(tmp_path / "moved")
@@ -345,20 +417,25 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
 
 
-@pytest.mark.parametrize(("place", "said"), [
-    ("/proc/x", "--out /proc/x can not be written to"),
-    ("file/x", "--out file/x lies in .*file, a file"),
-    ("file", "--out file is a file"),
-    ("images", "--out images is no run and holds other files, as a.png"),
-    ("vae", "--out vae is no run and holds other files, as config.json"),
-])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("/proc/x", "--out /proc/x can not be written to"),
+        ("file/x", "--out file/x lies in .*file, a file"),
+        ("file", "--out file is a file"),
+        ("images", "--out images is no run and holds other files, as a.png"),
+        ("vae", "--out vae is no run and holds other files, as config.json"),
+    ],
+)
 def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.access", lambda path, mode: path != Path("/proc"))
     for file in ("file", "images/a.png", "vae/config.json"):
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text("{}")
-    monkeypatch.setattr("dit.training.trainer.load_autoencoder", None)  # told before anything is loaded
+    monkeypatch.setattr(
+        "dit.training.trainer.load_autoencoder", None
+    )  # told before anything is loaded
     for dry_run in (False, True):
         with pytest.raises(UserError, match=said):
             train(dataclasses.replace(TINY, out=Path(place), dry_run=dry_run), Ranks())
@@ -369,8 +446,24 @@ def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, sa
 def test_two_ranks_train_and_resume(tmp_path):
     out = tmp_path / "run"
     for steps in (4, 8):
-        torchrun("train.py", *FLAGS, "--out", out, "--resume", "auto", "--ckpt-every", 4, "--cooldown", 0,
-                 "--steps", steps, "--ema-lengths", 0.1, "--ema-every", 3)
+        torchrun(
+            "train.py",
+            *FLAGS,
+            "--out",
+            out,
+            "--resume",
+            "auto",
+            "--ckpt-every",
+            4,
+            "--cooldown",
+            0,
+            "--steps",
+            steps,
+            "--ema-lengths",
+            0.1,
+            "--ema-every",
+            3,
+        )
     assert latest_checkpoint(out).name == "step-0000008"
     assert [snapshot.step for snapshot in find_snapshots(out)] == [3, 4, 6, 8]
     verify_checkpoint(latest_checkpoint(out))
@@ -385,8 +478,17 @@ def test_loss_falls(tmp_path):
 
 
 def test_learned_variance_trains(tmp_path):
-    out = train(dataclasses.replace(TINY, out=tmp_path / "run", process="linear", objective="eps", learn_sigma=True,
-                                    min_snr_gamma=5.0), Ranks())
+    out = train(
+        dataclasses.replace(
+            TINY,
+            out=tmp_path / "run",
+            process="linear",
+            objective="eps",
+            learn_sigma=True,
+            min_snr_gamma=5.0,
+        ),
+        Ranks(),
+    )
     assert {"mse", "vb"} <= read_metrics(out / "metrics.jsonl")[-1].keys()
 
 
@@ -441,13 +543,27 @@ def test_a_full_disk_is_named(tmp_path):
     log.file = tmp_path / "metrics.jsonl"
     with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
         log.event(1, {})
-    with pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"), \
-            write_atomically(tmp_path / "config.json"), open("/dev/full", "w") as full:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*config\.json'"),
+        write_atomically(tmp_path / "config.json"),
+        open("/dev/full", "w") as full,
+    ):
         full.write("{}")
 
 
-@pytest.mark.parametrize("line", [b'{"step": 2, "lo#####1}', b"\xff\xfe{}", bytes(9), b"12", b"", b"\r{}",
-                                  b'{"loss": 1}', b'{"step": "2"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"step": 2, "lo#####1}',
+        b"\xff\xfe{}",
+        bytes(9),
+        b"12",
+        b"",
+        b"\r{}",
+        b'{"loss": 1}',
+        b'{"step": "2"}',
+    ],
+)
 def test_a_damaged_line_of_metrics_is_named_and_costs_no_other(line, tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     whole = [b'{"step": %d, "loss": 0.5}\n' % step for step in range(1, 6)]

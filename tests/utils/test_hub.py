@@ -4,7 +4,12 @@ import pytest
 from dit.errors import UserError
 from dit.utils.hub import find_folder
 
-FILES = dict(known="`digits`, a folder", files="config.json and weights", patterns=("*.json",), ignored=("*/*",))
+FILES = dict(
+    known="`digits`, a folder",
+    files="config.json and weights",
+    patterns=("*.json",),
+    ignored=("*/*",),
+)
 
 
 def test_a_folder_here_comes_before_the_hub(tmp_path, monkeypatch):
@@ -16,7 +21,9 @@ def test_a_folder_here_comes_before_the_hub(tmp_path, monkeypatch):
 
 def test_the_hub_is_asked_for_the_wanted_files(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path)
+    )
     assert find_folder("--vae", "owner/name", **FILES) == tmp_path
     assert asked == [(("owner/name",), {"allow_patterns": ["*.json"], "ignore_patterns": ["*/*"]})]
 
@@ -39,4 +46,6 @@ def test_out_of_reach_tells_flag_files_and_cause(monkeypatch):
         find_folder("--text-encoder", "owner/name", **FILES)
     assert "--text-encoder owner/name" in error.value.given
     assert "(no route)" in error.value.given
-    assert error.value.do.startswith("copy config.json and weights into a local folder and pass --text-encoder FOLDER")
+    assert error.value.do.startswith(
+        "copy config.json and weights into a local folder and pass --text-encoder FOLDER"
+    )

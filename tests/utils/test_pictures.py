@@ -1,6 +1,5 @@
 """Grids, strips, films and curves."""
 
-
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +17,9 @@ def colours(n, size=8):
 
 def found(picture):
     """The colours of `colours` that a picture shows, with the mean position of each."""
-    pixels = torch.tensor(list(picture.convert("RGB").getdata())).view(picture.height, picture.width, 3)
+    pixels = torch.tensor(list(picture.convert("RGB").getdata())).view(
+        picture.height, picture.width, 3
+    )
     places = {}
     for i in range(12):
         at = (pixels == torch.tensor([10 * i, 0, 255 - 10 * i])).all(-1).nonzero().float()
@@ -44,7 +45,9 @@ def test_grid_labels_rows_or_images_with_ink():
     assert by_image.width == plain.width
     for labelled in (by_row, by_image):
         assert pictures.INK in set(labelled.getdata())
-        assert {i: place[0] for i, place in found(labelled).items()} == dict.fromkeys(range(6), 1024)
+        assert {i: place[0] for i, place in found(labelled).items()} == dict.fromkeys(
+            range(6), 1024
+        )
 
 
 def test_grid_refuses_labels_that_fit_nothing():
@@ -56,10 +59,18 @@ def test_grid_of_rectangles_names_its_columns_and_parts_its_groups():
     wide = colours(8)[..., :4, :]
     assert wide.shape[-2:] == (4, 8)
     rows = list("abcd")
-    plain, headed, parted = (pictures.grid(wide, rows, 2, 4, **options) for options in (
-        {}, dict(headings=["t = 1", "t = 0\nα 1.00"]), dict(headings=["t = 1", "t = 0\nα 1.00"], together=2)))
+    plain, headed, parted = (
+        pictures.grid(wide, rows, 2, 4, **options)
+        for options in (
+            {},
+            dict(headings=["t = 1", "t = 0\nα 1.00"]),
+            dict(headings=["t = 1", "t = 0\nα 1.00"], together=2),
+        )
+    )
     for picture in (plain, headed, parted):
-        assert {i: place[0] for i, place in found(picture).items()} == dict.fromkeys(range(8), 16 * 32)
+        assert {i: place[0] for i, place in found(picture).items()} == dict.fromkeys(
+            range(8), 16 * 32
+        )
     top, gaps = {}, {}
     for name, picture in (("plain", plain), ("headed", headed), ("parted", parted)):
         places = found(picture)
@@ -71,19 +82,33 @@ def test_grid_of_rectangles_names_its_columns_and_parts_its_groups():
 
 
 def test_a_long_name_does_not_push_the_images_away():
-    short, long = (pictures.grid(colours(2), [name, "b"], 1, 8) for name in ("a", "a caption " * 30))
+    short, long = (
+        pictures.grid(colours(2), [name, "b"], 1, 8) for name in ("a", "a caption " * 30)
+    )
     assert long.width < short.width + pictures.WIDEST_NAME
 
 
-@pytest.mark.parametrize("labels", [
-    [f"a photo of a {kind} heron in the reeds at {time}" for time in ("dawn", "noon") for kind in ("gray", "white")],
-    [f"a photo of a heron, and of {'many ' * 30}{what}" for what in ("ducks", "geese", "swans", "cranes")],
-    [f"{start}{'unbroken' * 20}" for start in "abcd"],
-])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [
+            f"a photo of a {kind} heron in the reeds at {time}"
+            for time in ("dawn", "noon")
+            for kind in ("gray", "white")
+        ],
+        [
+            f"a photo of a heron, and of {'many ' * 30}{what}"
+            for what in ("ducks", "geese", "swans", "cranes")
+        ],
+        [f"{start}{'unbroken' * 20}" for start in "abcd"],
+    ],
+)
 def test_captions_that_differ_look_different(labels):
     """Below images, and left of rows: the middle goes, not the end."""
     for copies in (1, 2):
-        cells = [pictures.grid(colours(2)[:copies], [label] * copies, copies, 8) for label in labels]
+        cells = [
+            pictures.grid(colours(2)[:copies], [label] * copies, copies, 8) for label in labels
+        ]
         assert len({cell.tobytes() for cell in cells}) == 4
         assert found(cells[0])[0][0] == 64 * 64
 
@@ -102,28 +127,42 @@ def test_text_fits_its_lines():
 
 @pytest.mark.parametrize("letter", "éßαЖ")
 def test_names_in_other_scripts_are_no_boxes(letter):
-    assert pictures._font(20).getmask(letter).getbbox() != pictures._font(20).getmask("\U0010ffff").getbbox()
+    assert (
+        pictures._font(20).getmask(letter).getbbox()
+        != pictures._font(20).getmask("\U0010ffff").getbbox()
+    )
 
 
 def test_heat_is_bright_where_the_weights_are_large():
-    weights = torch.tensor([[[0.0, 0.1, 0.2], [0.3, 0.5, 1.0]], [[0.0, 0.01, 0.02], [0.03, 0.05, 0.1]]])
+    weights = torch.tensor(
+        [[[0.0, 0.1, 0.2], [0.3, 0.5, 1.0]], [[0.0, 0.01, 0.02], [0.03, 0.05, 0.1]]]
+    )
     found = pictures.heat(torch.zeros(2, 3, 4, 12, dtype=torch.uint8), weights)
     assert found.shape == (2, 3, 4, 12)
     assert torch.equal(found[0], found[1]), "each image by its own largest"
     cells = found[0].unflatten(-1, (3, 4)).unflatten(-3, (2, 2))  # [3, 2, 2, 3, 4]
     assert torch.equal(cells, cells[:, :, :1, :, :1].expand_as(cells))
     assert (cells[..., 0, :, 0].float().sum(0).flatten().diff() > 0).all()
-    coarse = [pictures.heat(torch.zeros(2, 3, 4, 12, dtype=torch.uint8), w)
-              for w in (weights.bfloat16(), weights.bfloat16().float())]
+    coarse = [
+        pictures.heat(torch.zeros(2, 3, 4, 12, dtype=torch.uint8), w)
+        for w in (weights.bfloat16(), weights.bfloat16().float())
+    ]
     assert torch.equal(*coarse)
     below = pictures.heat(torch.full((1, 3, 4, 12), 255, dtype=torch.uint8), weights[:1])
     assert (below.int() - found[:1].int() - round(255 * (1 - pictures.HEAT))).abs().max() <= 1
     pale = pictures.heat(torch.zeros(2, 3, 4, 12, dtype=torch.uint8), 5 + weights / 10)
     assert (pale.int() - found.int()).abs().max() <= 1, "small differences fill the whole range"
-    assert pictures.heat(torch.zeros(1, 3, 4, 12, dtype=torch.uint8), torch.full((1, 2, 3), 0.1)).amax() < 20
+    assert (
+        pictures.heat(
+            torch.zeros(1, 3, 4, 12, dtype=torch.uint8), torch.full((1, 2, 3), 0.1)
+        ).amax()
+        < 20
+    )
 
 
-@pytest.mark.parametrize(("cells", "cell", "framed"), [((2, 3), (1, 2), 8 * 8 - 4 * 4), ((16, 24), (0, 23), 1)])
+@pytest.mark.parametrize(
+    ("cells", "cell", "framed"), [((2, 3), (1, 2), 8 * 8 - 4 * 4), ((16, 24), (0, 23), 1)]
+)
 def test_outline_frames_one_cell(cells, cell, framed):
     images = torch.zeros(2, 3, 16, 24, dtype=torch.uint8)
     found = pictures.outline(images, cell, cells)
@@ -136,7 +175,9 @@ def test_outline_frames_one_cell(cells, cell, framed):
 
 def test_strip_puts_grids_side_by_side():
     grids = [pictures.grid(colours(3)[i : i + 1], None, 1, 4) for i in range(3)]
-    places = found(pictures.strip(grids, ["step 1", "step 2", "a caption much too long for its grid"]))
+    places = found(
+        pictures.strip(grids, ["step 1", "step 2", "a caption much too long for its grid"])
+    )
     assert [place[0] for place in places.values()] == [1024] * 3
     assert places[0][2] < places[1][2] < places[2][2]
 
@@ -159,8 +200,16 @@ def test_loss_curve(tmp_path):
 def test_a_loss_curve_of_one_point_is_seen(tmp_path):
     for name, lines in (("one.png", [{"step": 1, "loss": 1.0, "lr": 1e-3}]), ("none.png", [])):
         pictures.loss_curve(lines, tmp_path / name)
-    one, none = ({colour for _, colour in Image.open(tmp_path / name).convert("RGB").crop((200, 100, 760, 380))
-                  .getcolors(2**24)} for name in ("one.png", "none.png"))
+    one, none = (
+        {
+            colour
+            for _, colour in Image.open(tmp_path / name)
+            .convert("RGB")
+            .crop((200, 100, 760, 380))
+            .getcolors(2**24)
+        }
+        for name in ("one.png", "none.png")
+    )
     assert (31, 78, 140) in one - none
 
 

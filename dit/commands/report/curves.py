@@ -48,14 +48,17 @@ CURVES = (
 """Of the report, in their order."""
 
 
-def draw_all(lines: Sequence[Line], events: Mapping[int, str], reference: Reference | None
-             ) -> dict[str, Image.Image]:
+def draw_all(
+    lines: Sequence[Line], events: Mapping[int, str], reference: Reference | None
+) -> dict[str, Image.Image]:
     """Title -> chart, of those curves that the log has."""
     shown = [curve for curve in CURVES if values(lines, curve.name)]
     return {curve.title: draw(curve, lines, events, reference) for curve in shown}
 
 
-def draw(curve: Curve, lines: Sequence[Line], events: Mapping[int, str], reference: Reference | None) -> Image.Image:
+def draw(
+    curve: Curve, lines: Sequence[Line], events: Mapping[int, str], reference: Reference | None
+) -> Image.Image:
     """One chart; events by step are marked."""
     figure = new_figure(*SIZE)
     axis = new_axis(figure, "step")
@@ -77,7 +80,9 @@ def finish(axis: Any, curve: Curve) -> None:
     else:
         axis.set_ylim(bottom=0)
     if len(axis.get_legend_handles_labels()[0]) > 1:
-        axis.legend(frameon=False, fontsize=8.5, labelcolor=INK, ncols=2 if curve.name == BY_TIME else 1)
+        axis.legend(
+            frameon=False, fontsize=8.5, labelcolor=INK, ncols=2 if curve.name == BY_TIME else 1
+        )
 
 
 def draw_lines(axis: Any, curve: Curve, lines: Sequence[Line]) -> None:
@@ -86,21 +91,32 @@ def draw_lines(axis: Any, curve: Curve, lines: Sequence[Line]) -> None:
         steps, found = np.array(points).T
         label = name.removeprefix(BY_TIME) if curve.name == BY_TIME else "this run"
         colour = COLOURS[place % len(COLOURS)]
-        pale = {"alpha": 0.35, "linewidth": 1.0} if curve.smoothed else {"label": label, "linewidth": 1.6}
-        axis.plot(steps, curve.scale * found, color=colour, marker="." if len(steps) == 1 else "", **pale)
+        pale = (
+            {"alpha": 0.35, "linewidth": 1.0}
+            if curve.smoothed
+            else {"label": label, "linewidth": 1.6}
+        )
+        axis.plot(
+            steps, curve.scale * found, color=colour, marker="." if len(steps) == 1 else "", **pale
+        )
         if curve.smoothed:
             axis.plot(steps, smooth(curve.scale * found), color=colour, linewidth=1.8, label=label)
 
 
 def draw_band(axis: Any, name: str, reference: Reference) -> None:
     """Between the lowest and the highest of the reference's runs, at steps that all of them logged."""
-    runs = [{line["step"]: line[name] for line in run if name in line} for run in reference.runs.values()]
+    runs = [
+        {line["step"]: line[name] for line in run if name in line}
+        for run in reference.runs.values()
+    ]
     steps = sorted(set.intersection(*map(set, runs)))
     if not steps:
         return
     found = np.array([[run[step] for step in steps] for run in runs])
     axis.fill_between(steps, found.min(0), found.max(0), color=BAND, alpha=0.35, linewidth=0)
-    axis.plot(steps, found.mean(0), color=SOFT, linewidth=1.0, linestyle=(0, (4, 2)), label=reference.name)
+    axis.plot(
+        steps, found.mean(0), color=SOFT, linewidth=1.0, linestyle=(0, (4, 2)), label=reference.name
+    )
 
 
 def values(lines: Sequence[Line], name: str) -> dict[str, list[tuple[int, float]]]:
@@ -123,7 +139,9 @@ def draw_reference(reference: Reference) -> Image.Image:
             draw_lines(axis, curve, _mean(list(reference.runs.values())))
         for seed, (run, lines) in enumerate(() if name == BY_TIME else reference.runs.items()):
             steps, found = np.array(values(lines, name)[name]).T
-            axis.plot(steps, found, color=COLOURS[seed % len(COLOURS)], linewidth=1.5, label=f"seed {run}")
+            axis.plot(
+                steps, found, color=COLOURS[seed % len(COLOURS)], linewidth=1.5, label=f"seed {run}"
+            )
         finish(axis, curve)
         axis.set_title(curve.title, fontsize=10.5, color=INK, loc="left")
     return to_image(figure)
@@ -134,5 +152,11 @@ def _mean(runs: Sequence[Sequence[Line]]) -> list[dict[str, float]]:
     by_step = [{line["step"]: line for line in run} for run in runs]
     steps = sorted(set.intersection(*map(set, by_step)))
     together = [[run[step] for run in by_step] for step in steps]
-    return [{name: sum(line[name] for line in lines) / len(lines) for name in lines[0]
-             if all(name in line for line in lines)} for lines in together]
+    return [
+        {
+            name: sum(line[name] for line in lines) / len(lines)
+            for name in lines[0]
+            if all(name in line for line in lines)
+        }
+        for lines in together
+    ]

@@ -16,7 +16,13 @@ from dit.errors import UserError
 from dit.report.evaluation_page import number, render
 from dit.report.figures import score_names, scores_chart
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import checkpoint_step, checkpoints, find_best, paths_by_step, read_distance
+from dit.runs.checkpoints import (
+    checkpoint_step,
+    checkpoints,
+    find_best,
+    paths_by_step,
+    read_distance,
+)
 from dit.runs.metrics import read_metrics, read_starts
 from dit.utils import pictures
 from dit.utils.files import write_atomically
@@ -26,9 +32,31 @@ MOST_GRIDS = 6  # in the strip of samples
 SETTINGS = {
     "network": ("model", "conditioning", "unet_attention", "text_encoder", "learn_sigma"),
     "data": ("data", "vae", "image_size", "num_classes", "flip", "latent_norm"),
-    "diffusion": ("process", "objective", "loss", "time_sampling", "time_shift", "min_snr_gamma", "label_dropout"),
-    "optimisation": ("steps", "epochs", "global_batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup",
-                     "cooldown", "clip", "ema", "precision", "compile", "seed"),
+    "diffusion": (
+        "process",
+        "objective",
+        "loss",
+        "time_sampling",
+        "time_shift",
+        "min_snr_gamma",
+        "label_dropout",
+    ),
+    "optimisation": (
+        "steps",
+        "epochs",
+        "global_batch_size",
+        "grad_accum",
+        "lr",
+        "weight_decay",
+        "beta2",
+        "warmup",
+        "cooldown",
+        "clip",
+        "ema",
+        "precision",
+        "compile",
+        "seed",
+    ),
 }
 """Which settings stand together; the others are of the run."""
 
@@ -46,14 +74,23 @@ def write_page(run: Path) -> Path:
         UserError: no run, or one that has logged nothing.
     """
     if not (run / "config.json").exists():
-        raise UserError(f"no run at {run}", "a run directory with config.json", "pass the RUN that train.py printed")
+        raise UserError(
+            f"no run at {run}",
+            "a run directory with config.json",
+            "pass the RUN that train.py printed",
+        )
     card, log = ModelCard.read(run), read_metrics(run / "metrics.jsonl")
     lines = once([line for line in log if "event" not in line])
     if not lines:
-        raise UserError(f"{run / 'metrics.jsonl'} has no line", "a run that has logged a step",
-                        "train on, with --log-every above 0")
+        raise UserError(
+            f"{run / 'metrics.jsonl'} has no line",
+            "a run that has logged a step",
+            "train on, with --log-every above 0",
+        )
     with write_atomically(run / PAGE) as beside:
-        beside.write_text(to_html(run, card, lines, [line for line in log if "event" in line]), encoding="utf-8")
+        beside.write_text(
+            to_html(run, card, lines, [line for line in log if "event" in line]), encoding="utf-8"
+        )
     return run / PAGE
 
 
@@ -69,10 +106,17 @@ def to_html(run: Path, card: ModelCard, lines: Sequence[Line], events: Sequence[
     alike = reference if reference and not other and any("loss" in line for line in lines) else None
     starts = read_starts(run)
     return render(
-        "page.html.j2", Path(__file__).parent, title=run.resolve().name, made=made(starts),
-        essentials=essentials(run, card, lines), curves=draw_all(lines, {e["step"]: e["event"] for e in events}, alike),
-        verdict=told(lines, card.config.preset, reference, alike, other), events=list(map(event_cells, events)),
-        samples=samples(run), scores=scores(lines), checkpoints=checkpoint_cells(run),
+        "page.html.j2",
+        Path(__file__).parent,
+        title=run.resolve().name,
+        made=made(starts),
+        essentials=essentials(run, card, lines),
+        curves=draw_all(lines, {e["step"]: e["event"] for e in events}, alike),
+        verdict=told(lines, card.config.preset, reference, alike, other),
+        events=list(map(event_cells, events)),
+        samples=samples(run),
+        scores=scores(lines),
+        checkpoints=checkpoint_cells(run),
         protocol={**settings(card.config), **machine(starts)},
     )
 
@@ -85,7 +129,9 @@ def essentials(run: Path, card: ModelCard, lines: Sequence[Line]) -> dict[str, s
     config, last = card.config, lines[-1]["step"]
     goal = f"{config.epochs:g} epochs" if config.epochs else f"{config.steps:,} steps"
     best, losses = find_best(run), [line["loss"] for line in lines if "loss" in line]
-    speeds, shares = ([line[name] for line in lines if name in line] for name in ("img_per_s", "mfu"))
+    speeds, shares = (
+        [line[name] for line in lines if name in line] for name in ("img_per_s", "mfu")
+    )
     speed = [f"{median(speeds):,.4g} img/s"] if speeds else []
     speed += [f"MFU {median(shares):.1%}"] if shares else []
     return {
@@ -93,14 +139,23 @@ def essentials(run: Path, card: ModelCard, lines: Sequence[Line]) -> dict[str, s
         "data": Path(config.data).name,
         "trained": f"{last:,} of {goal}, {last * config.global_batch_size:,} images",
         "best distance" if best else "last loss": (
-            f"{best.distance.name} {number(best.distance.value)} at step {checkpoint_step(best.checkpoint):,}" if best
-            else f"{losses[-1]:.4f}" if losses else ""),
+            f"{best.distance.name} {number(best.distance.value)} at step {checkpoint_step(best.checkpoint):,}"
+            if best
+            else f"{losses[-1]:.4f}"
+            if losses
+            else ""
+        ),
         "median speed": ", ".join(speed),
     }
 
 
-def told(lines: Sequence[Line], preset: str, reference: Reference | None, alike: Reference | None,
-         other: Sequence[str]) -> str:
+def told(
+    lines: Sequence[Line],
+    preset: str,
+    reference: Reference | None,
+    alike: Reference | None,
+    other: Sequence[str],
+) -> str:
     """How the run compares with the reference of its preset, or why it does not."""
     if alike:
         return verdict(lines, alike)
@@ -112,14 +167,19 @@ def told(lines: Sequence[Line], preset: str, reference: Reference | None, alike:
 def event_cells(event: Line) -> tuple[str, str, str]:
     """Step, what happened, and all else that its line says."""
     rest = {key: value for key, value in event.items() if key not in ("step", "event")}
-    shown = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in rest.items())
+    shown = (
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in rest.items()
+    )
     return f"{event['step']:,}", str(event["event"]), ", ".join(shown)
 
 
 def checkpoint_cells(run: Path) -> list[tuple[str, str, str, str]]:
     """Step, MB, distance where it was measured, and which one is the best."""
     best = find_best(run)
-    return [_checkpoint(path, best is not None and path == best.checkpoint) for path in checkpoints(run)]
+    return [
+        _checkpoint(path, best is not None and path == best.checkpoint) for path in checkpoints(run)
+    ]
 
 
 def _checkpoint(path: Path, leads: bool) -> tuple[str, str, str, str]:
@@ -132,7 +192,10 @@ def _checkpoint(path: Path, leads: bool) -> tuple[str, str, str, str]:
 def settings(config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Section -> flag -> value, of the flags that have one."""
     given = {name: value for name, value in to_json(config).items() if value is not None}
-    sections = {title: {name: given.pop(name) for name in names if name in given} for title, names in SETTINGS.items()}
+    sections = {
+        title: {name: given.pop(name) for name in names if name in given}
+        for title, names in SETTINGS.items()
+    }
     return {**sections, "run": given}
 
 
@@ -142,16 +205,27 @@ def machine(starts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         return {}
     last = dict(starts[-1])
     software = last.pop("versions")
-    billions = {"GFLOP to train on an image": last.pop("flops_per_image") / 1e9,
-                "GFLOP/s of a rank at best": last.pop("peak_flops_per_rank") / 1e9}
+    billions = {
+        "GFLOP to train on an image": last.pop("flops_per_image") / 1e9,
+        "GFLOP/s of a rank at best": last.pop("peak_flops_per_rank") / 1e9,
+    }
     steps = [one["step"] for one in starts]
-    return {"hardware": {"started after step": steps, **{k: v for k, v in last.items() if k != "step"}, **billions},
-            "software": software}
+    return {
+        "hardware": {
+            "started after step": steps,
+            **{k: v for k, v in last.items() if k != "step"},
+            **billions,
+        },
+        "software": software,
+    }
 
 
 def made(starts: Sequence[Mapping[str, Any]]) -> str:
     """When this page was, and by what the run."""
-    when = datetime.now(timezone.utc).isoformat(" ", timespec="minutes").removesuffix("+00:00") + " UTC"
+    when = (
+        datetime.now(timezone.utc).isoformat(" ", timespec="minutes").removesuffix("+00:00")
+        + " UTC"
+    )
     return " · ".join([when, *(f"{one['ranks']} x {one['device']}" for one in starts[-1:])])
 
 
@@ -162,10 +236,14 @@ def samples(run: Path) -> dict[str, Image.Image]:
     """Caption -> picture: the same seeds as training went on, or how well a classifier tells classes."""
     if grids := paths_by_step(run / "samples", ".png"):
         some = [*pictures.spread([*grids][::-1], MOST_GRIDS)][::-1]  # the last one among them
-        strip = pictures.strip([Image.open(grids[step]) for step in some], [f"step {step:,}" for step in some])
+        strip = pictures.strip(
+            [Image.open(grids[step]) for step in some], [f"step {step:,}" for step in some]
+        )
         return {"The same seeds as training goes on, from the EMA": strip}
     accuracy = run / "accuracy.png"
-    return {"Classes told, by noise": Image.open(accuracy).convert("RGB")} if accuracy.exists() else {}
+    return (
+        {"Classes told, by noise": Image.open(accuracy).convert("RGB")} if accuracy.exists() else {}
+    )
 
 
 def scores(lines: Sequence[Line]) -> dict[str, Image.Image]:

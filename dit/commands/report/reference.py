@@ -15,10 +15,36 @@ from dit.utils.files import reraise_as_user_error
 
 FOLDER = Path(__file__).parents[3] / "docs" / "reference"
 LOGGED = ("step", "loss", "grad_norm")  # of a line, beside losses by time
-NEUTRAL = {"preset", "out", "resume", "seed", "sample_every", "ckpt_every", "log_every", "keep", "keep_every",
-           "eval_every", "eval_samples", "eval_reference", "eval_extractor", "eval_weights", "ema_lengths", "ema_every",
-           "dry_run", "compile", "precision", "grad_accum", "parallel", "recompute", "timeout", "wandb", "skip_damaged",
-           "spike", "on_divergence", "max_skips"}
+NEUTRAL = {
+    "preset",
+    "out",
+    "resume",
+    "seed",
+    "sample_every",
+    "ckpt_every",
+    "log_every",
+    "keep",
+    "keep_every",
+    "eval_every",
+    "eval_samples",
+    "eval_reference",
+    "eval_extractor",
+    "eval_weights",
+    "ema_lengths",
+    "ema_every",
+    "dry_run",
+    "compile",
+    "precision",
+    "grad_accum",
+    "parallel",
+    "recompute",
+    "timeout",
+    "wandb",
+    "skip_damaged",
+    "spike",
+    "on_divergence",
+    "max_skips",
+}
 """Settings that move a curve no more than another seed does, if at all."""
 RECENT = 0.1  # share of the steps, the last of which are compared
 
@@ -56,7 +82,11 @@ class Reference:
         Raises:
             UserError: the file is damaged.
         """
-        with reraise_as_user_error(file, "reference curves written by benchmarks.reference_curves", "take it from the repository"):
+        with reraise_as_user_error(
+            file,
+            "reference curves written by benchmarks.reference_curves",
+            "take it from the repository",
+        ):
             values = json.loads(file.read_text())
             preset, settings, runs = (values.pop(name) for name in ("preset", "settings", "runs"))
             return Reference(preset, settings, runs, values)
@@ -76,19 +106,29 @@ def settings_that_matter(config: TrainConfig) -> dict[str, Any]:
 def differences(config: TrainConfig, reference: Reference) -> list[str]:
     """Settings of a run that are not those of the reference, both values of each."""
     ours = settings_that_matter(config)
-    return [f"{name} {ours[name]} instead of {value}" for name, value in reference.settings.items()
-            if name in ours and ours[name] != value]
+    return [
+        f"{name} {ours[name]} instead of {value}"
+        for name, value in reference.settings.items()
+        if name in ours and ours[name] != value
+    ]
 
 
 def essence(lines: Sequence[Line]) -> list[dict[str, float]]:
     """What a reference keeps of a log."""
-    return [{name: value for name, value in line.items() if name in LOGGED or name.startswith(BY_TIME)}
-            for line in lines if "loss" in line]
+    return [
+        {name: value for name, value in line.items() if name in LOGGED or name.startswith(BY_TIME)}
+        for line in lines
+        if "loss" in line
+    ]
 
 
 def recent_loss(lines: Sequence[Line], step: int) -> float | None:
     """Mean loss of the last tenth of the steps up to `step`; None where none was logged."""
-    losses = [line["loss"] for line in lines if (1 - RECENT) * step < line["step"] <= step and "loss" in line]
+    losses = [
+        line["loss"]
+        for line in lines
+        if (1 - RECENT) * step < line["step"] <= step and "loss" in line
+    ]
     return sum(losses) / len(losses) if losses else None
 
 
@@ -96,8 +136,12 @@ def verdict(lines: Sequence[Line], reference: Reference) -> str:
     """A run's loss beside that of the reference at the same steps, in words."""
     end = min(lines[-1]["step"], max(run[-1]["step"] for run in reference.runs.values()))
     ours = recent_loss(lines, end)
-    theirs = [loss for run in reference.runs.values() if (loss := recent_loss(run, end)) is not None]
+    theirs = [
+        loss for run in reference.runs.values() if (loss := recent_loss(run, end)) is not None
+    ]
     if ours is None or not theirs:
         return f"The run has logged no loss to compare with {reference.name} yet."
-    return (f"Mean loss of steps {round((1 - RECENT) * end) + 1:,} to {end:,}: {ours:.4f} here, "
-            f"{' and '.join(f'{loss:.4f}' for loss in theirs)} in the reference ({reference.name}).")
+    return (
+        f"Mean loss of steps {round((1 - RECENT) * end) + 1:,} to {end:,}: {ours:.4f} here, "
+        f"{' and '.join(f'{loss:.4f}' for loss in theirs)} in the reference ({reference.name})."
+    )

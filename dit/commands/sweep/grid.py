@@ -25,7 +25,11 @@ def parse_numbers(flag: str, text: str) -> list[float]:
     Raises:
         UserError: not such numbers, a range that is reversed or stands still, or more than 1,000 values.
     """
-    return _each_once(float(value) for entry in _entries(flag, text, NUMBERS) for value in _range(flag, entry, NUMBERS))
+    return _each_once(
+        float(value)
+        for entry in _entries(flag, text, NUMBERS)
+        for value in _range(flag, entry, NUMBERS)
+    )
 
 
 def parse_counts(flag: str, text: str) -> list[int]:
@@ -34,7 +38,9 @@ def parse_counts(flag: str, text: str) -> list[int]:
     Raises:
         UserError: as there, or a number that is not whole or is 0.
     """
-    values = [value for entry in _entries(flag, text, COUNTS) for value in _range(flag, entry, COUNTS)]
+    values = [
+        value for entry in _entries(flag, text, COUNTS) for value in _range(flag, entry, COUNTS)
+    ]
     for value in values:
         if value < 1 or value != int(value):
             raise _wrong(flag, text, f"{value:f}", COUNTS)
@@ -59,7 +65,11 @@ def parse_names(flag: str, text: str, known: Sequence[str]) -> list[str]:
     names = _entries(flag, text, f"names out of {', '.join(known)}, separated by commas")
     for name in names:
         if name not in known:
-            raise UserError(f"{flag} {name}", f"{', '.join(known)}, or several of them", did_you_mean(name, known))
+            raise UserError(
+                f"{flag} {name}",
+                f"{', '.join(known)}, or several of them",
+                did_you_mean(name, known),
+            )
     return _each_once(names)
 
 
@@ -70,7 +80,9 @@ def check_count(what: str, count: int) -> None:
         UserError: more than 1,000 settings.
     """
     if count > MOST:
-        raise UserError(f"{what} makes {count:,} settings", f"at most {MOST:,}", "take fewer, or a larger step")
+        raise UserError(
+            f"{what} makes {count:,} settings", f"at most {MOST:,}", "take fewer, or a larger step"
+        )
 
 
 def _entries(flag: str, text: str, expected: str) -> list[str]:
@@ -89,10 +101,17 @@ def _range(flag: str, entry: str, expected: str) -> list[Decimal]:
         raise _wrong(flag, entry, entry, f"START:STOP:STEP, or {expected}")
     start, stop, step = parts
     if step == 0:
-        raise UserError(f"{flag} {entry} with steps of 0", "a step above 0", "change the last of the three numbers")
+        raise UserError(
+            f"{flag} {entry} with steps of 0",
+            "a step above 0",
+            "change the last of the three numbers",
+        )
     if start > stop:
-        raise UserError(f"{flag} {entry}, which runs backwards", "START:STOP:STEP with START at most STOP",
-                        f"pass {flag} {parts[1]:f}:{parts[0]:f}:{parts[2]:f}")
+        raise UserError(
+            f"{flag} {entry}, which runs backwards",
+            "START:STOP:STEP with START at most STOP",
+            f"pass {flag} {parts[1]:f}:{parts[0]:f}:{parts[2]:f}",
+        )
     count = int((stop - start) // step) + 1 if (stop - start) / step < 10**9 else 10**9
     check_count(f"{flag} {entry}", count)
     return [start + i * step for i in range(count)]

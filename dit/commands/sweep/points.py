@@ -80,8 +80,15 @@ def classifier_scale(setting: SamplerConfig) -> float:
 class Keys:
     """Names of points: the same for the same setting, samples, reference, feature networks, versions and device."""
 
-    def __init__(self, run: LoadedRun, count: int, reference: str, networks: Sequence[Extractor], bootstrap: int,
-                 weights: Path | None = None):
+    def __init__(
+        self,
+        run: LoadedRun,
+        count: int,
+        reference: str,
+        networks: Sequence[Extractor],
+        bootstrap: int,
+        weights: Path | None = None,
+    ):
         """Of `weights` for the run's network, its own unless given."""
         self.run = run
         self.common = {
@@ -98,8 +105,13 @@ class Keys:
 
     def __call__(self, setting: SamplerConfig) -> str:
         """Of one setting."""
-        shared = {**self.common, "classes": with_classifier_labels(self.run, setting.classifier).card.classes}
-        return hashlib.sha256(json.dumps([shared, image_settings(self.run, setting)]).encode()).hexdigest()[:12]
+        shared = {
+            **self.common,
+            "classes": with_classifier_labels(self.run, setting.classifier).card.classes,
+        }
+        return hashlib.sha256(
+            json.dumps([shared, image_settings(self.run, setting)]).encode()
+        ).hexdigest()[:12]
 
 
 def picture_file(out: Path, key: str) -> Path:
@@ -133,6 +145,9 @@ def read_point(out: Path, key: str) -> Point | None:
         point = Point(**{**values, "scores": scores, "setting": setting})
         if point.key != key or not scores:
             raise ValueError(f"it is of point {point.key}")
-    with reraise_as_user_error(picture, "a picture that dit sweep drew", "it is drawn again"), Image.open(picture) as opened:
+    with (
+        reraise_as_user_error(picture, "a picture that dit sweep drew", "it is drawn again"),
+        Image.open(picture) as opened,
+    ):
         opened.load()
     return point

@@ -31,18 +31,24 @@ class Ranking:
 
     def cheapest(self, points: Sequence[Point]) -> int:
         """Index of the best or one tied with it that takes the fewest network calls, the better one of equals."""
-        return min([self.best, *self.tied], key=lambda i: (points[i].evaluations, points[i].distance))
+        return min(
+            [self.best, *self.tied], key=lambda i: (points[i].evaluations, points[i].distance)
+        )
 
 
 def rank(points: Sequence[Point]) -> Ranking:
     """Compare every point with the best one by their replicates, which are of the same resamples: in pairs."""
-    order = sorted((i for i, point in enumerate(points) if point.first.value is not None),
-                   key=lambda i: points[i].distance)
+    order = sorted(
+        (i for i, point in enumerate(points) if point.first.value is not None),
+        key=lambda i: points[i].distance,
+    )
     if not order:
         return Ranking([], {}, [], [])
     best = points[order[0]]
     differences = {i: paired_interval(points[i], best) for i in order[1:] if best.replicates}
-    tied = sorted((i for i, (low, _) in differences.items() if low <= 0), key=lambda i: points[i].evaluations)
+    tied = sorted(
+        (i for i, (low, _) in differences.items() if low <= 0), key=lambda i: points[i].evaluations
+    )
     return Ranking(order, differences, tied, _edges([p.setting for p in points], best.setting))
 
 
@@ -52,7 +58,9 @@ def paired_interval(point: Point, best: Point) -> tuple[float, float]:
     The replicates of both are of the same resamples, and the images of the same seeds, so noise that both share cancels
     in their difference; it is centred on the difference found, for the reason that `uncertainty.interval` has.
     """
-    differences = [one - other for one, other in zip(point.replicates, best.replicates, strict=True)]
+    differences = [
+        one - other for one, other in zip(point.replicates, best.replicates, strict=True)
+    ]
     found, reach = point.distance - best.distance, NORMAL_95 * statistics.stdev(differences)
     return found - reach, found + reach
 
@@ -63,8 +71,12 @@ def _edges(settings: Sequence[Setting], best: Setting) -> list[tuple[str, str, f
     steps = [setting.steps or 0 for setting in settings if setting.sampler == best.sampler]
     weights = [classifier_scale(setting) for setting in settings]
     lengths = [setting.ema_length or 0.0 for setting in settings]
-    axes = (("cfg-scale", scales, best.cfg_scale, 1.0), ("classifier-scale", weights, classifier_scale(best), 0.0),
-            ("ema-length", lengths, best.ema_length or 0.0, 0.0), ("steps", steps, best.steps or 0, 1))
+    axes = (
+        ("cfg-scale", scales, best.cfg_scale, 1.0),
+        ("classifier-scale", weights, classifier_scale(best), 0.0),
+        ("ema-length", lengths, best.ema_length or 0.0, 0.0),
+        ("steps", steps, best.steps or 0, 1),
+    )
     found: list[tuple[str, str, float]] = []
     for axis, values, value, least in axes:
         if min(values) < value == max(values):

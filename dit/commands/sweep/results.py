@@ -34,9 +34,18 @@ from dit.report.evaluation_page import (
 from dit.utils.files import reraise_as_user_error, write_atomically, write_json
 
 FORMAT = 1  # of sweep.json
-GUIDING = ("guide", "guide_sha256", "classifier", "classifier_sha256")  # entries of points that another network guides
+GUIDING = (
+    "guide",
+    "guide_sha256",
+    "classifier",
+    "classifier_sha256",
+)  # entries of points that another network guides
 LISTED, PRINTED = 4, 10  # settings in a sentence, and in the table of the terminal
-ALWAYS = ("sampler", "steps", "cfg_scale")  # flags that the command names even where they are the default
+ALWAYS = (
+    "sampler",
+    "steps",
+    "cfg_scale",
+)  # flags that the command names even where they are the default
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,16 @@ def check_count(out: Path, num_samples: int) -> None:
     file = out / "sweep.json"
     if not file.exists():
         return
-    with reraise_as_user_error(file, "the results that dit sweep wrote", "remove it, or choose another --out"):
+    with reraise_as_user_error(
+        file, "the results that dit sweep wrote", "remove it, or choose another --out"
+    ):
         before = json.loads(file.read_text())["asked"]["num_samples"]
     if before != num_samples:
-        raise UserError(f"--num-samples {num_samples} for {out}, whose results are of {before} images a setting",
-                        "the same number for all settings of a folder", "choose another --out")
+        raise UserError(
+            f"--num-samples {num_samples} for {out}, whose results are of {before} images a setting",
+            "the same number for all settings of a folder",
+            "choose another --out",
+        )
 
 
 def write(sweep: Sweep) -> list[Path]:
@@ -116,7 +130,9 @@ def to_plain(sweep: Sweep) -> dict[str, Any]:
         "best": points[ranking.best].key if ranking.order else None,
         "tied_with_best": [points[i].key for i in ranking.tied],
         "cheapest_of_these": points[ranking.cheapest(points)].key if ranking.order else None,
-        "points": [_plain_point(point, ranking.differences.get(i)) for i, point in enumerate(points)],
+        "points": [
+            _plain_point(point, ranking.differences.get(i)) for i, point in enumerate(points)
+        ],
         "floor": {name: asdict(found) for name, found in sweep.floor.items()},
         "protocol": common_protocol(points),
     }
@@ -135,7 +151,9 @@ def _plain_point(point: Point, difference: tuple[float, float] | None) -> dict[s
         "evaluations": point.evaluations,
         "seconds": point.seconds,
         "scores": {name: score.value for name, score in point.scores.items()},
-        "interval": list(interval(point.distance, point.replicates)) if has_interval(point) else None,
+        "interval": list(interval(point.distance, point.replicates))
+        if has_interval(point)
+        else None,
         "further_than_best": difference and list(difference),
     }
 
@@ -153,10 +171,14 @@ def common_protocol(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
         told = [entries[section][name] for entries in protocols if name in entries[section]]
         return told == told[:1] * (len(told) if name in GUIDING else len(protocols))
 
-    every = {section: {name: value for entries in protocols for name, value in entries[section].items()}
-             for section in (protocols[0] if protocols else ())}
-    return {section: {name: value for name, value in entries.items() if shared(section, name)}
-            for section, entries in every.items()}
+    every = {
+        section: {name: value for entries in protocols for name, value in entries[section].items()}
+        for section in (protocols[0] if protocols else ())
+    }
+    return {
+        section: {name: value for name, value in entries.items() if shared(section, name)}
+        for section, entries in every.items()
+    }
 
 
 # -- in words ------------------------------------------------------------------------------------------------------
@@ -192,8 +214,10 @@ def _cheapest(sweep: Sweep) -> str:
     best, cheapest = points[ranking.best], points[ranking.cheapest(points)]
     if cheapest.evaluations == best.evaluations:
         return f"None of these is cheaper than the best, which takes {best.evaluations} network calls an image."
-    return (f"The cheapest of these is {describe(cheapest.setting)}: {cheapest.evaluations} network calls an image "
-            f"instead of {best.evaluations}, {cheapest.first.name} {with_interval(cheapest)}.")
+    return (
+        f"The cheapest of these is {describe(cheapest.setting)}: {cheapest.evaluations} network calls an image "
+        f"instead of {best.evaluations}, {cheapest.first.name} {with_interval(cheapest)}."
+    )
 
 
 def warnings(sweep: Sweep) -> list[str]:
@@ -205,12 +229,18 @@ def warnings(sweep: Sweep) -> list[str]:
 
 def _missing(sweep: Sweep) -> list[str]:
     """Which settings have no distance, and why; nothing where none has one."""
-    missing = [point for point in sweep.points if point.first.value is None] if sweep.ranking.order else []
+    missing = (
+        [point for point in sweep.points if point.first.value is None]
+        if sweep.ranking.order
+        else []
+    )
     if not missing:
         return []
     said = "1 setting has" if len(missing) == 1 else f"{len(missing)} settings have"
     more = f"; and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-    listed = "; ".join(f"{describe(point.setting)} ({point.first.reason})" for point in missing[:LISTED])
+    listed = "; ".join(
+        f"{describe(point.setting)} ({point.first.reason})" for point in missing[:LISTED]
+    )
     return [f"{said} no distance: {listed}{more}."]
 
 
@@ -315,28 +345,64 @@ def to_text(sweep: Sweep) -> str:
     """The findings and the first rows of the table, for a terminal."""
     headings = list(columns(sweep).values())
     shares = [headings.index(name) for name in SHARES if name in headings]
-    head = (*setting_columns(sweep), sweep.example.first.name, "95%", *(headings[i] for i in shares), "calls")
+    head = (
+        *setting_columns(sweep),
+        sweep.example.first.name,
+        "95%",
+        *(headings[i] for i in shares),
+        "calls",
+    )
     found = rows(sweep)
-    lines = [(*row.setting, row.distance, row.spread, *(row.scores[i] for i in shares), row.evaluations)
-             for row in found[:PRINTED]]
+    lines = [
+        (*row.setting, row.distance, row.spread, *(row.scores[i] for i in shares), row.evaluations)
+        for row in found[:PRINTED]
+    ]
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     shown = ["  ".join(map(str.rjust, line, widths)) for line in (head, *lines)]
     left_out = [f"({len(found) - PRINTED} more in sweep.md)"] if len(found) > PRINTED else []
-    return "\n".join([*shown, *left_out, "", *sentences(sweep), *(f"Note: {text}" for text in warnings(sweep))])
+    return "\n".join(
+        [*shown, *left_out, "", *sentences(sweep), *(f"Note: {text}" for text in warnings(sweep))]
+    )
 
 
 def to_markdown(sweep: Sweep) -> str:
     """The findings, all points, and what they share."""
-    names = [f"{heading} {arrow(sweep.example.scores[name].better)}" for name, heading in columns(sweep).items()]
-    head = [*setting_columns(sweep), f"{sweep.example.first.name} ↓", "95%", "further than the best, 95%", *names,
-            "network calls an image", "seconds"]
-    lines = [[*row.setting, f"**{row.distance}**" if row.kind == "best" else row.distance, row.spread,
-              "tied: " + row.further if row.kind == "tied" else row.further, *row.scores, row.evaluations, row.seconds]
-             for row in rows(sweep)]
-    parts = [f"# {sweep.title}", *sentences(sweep), *(f"**Note:** {text}" for text in warnings(sweep)),
-             table(head, lines)]
+    names = [
+        f"{heading} {arrow(sweep.example.scores[name].better)}"
+        for name, heading in columns(sweep).items()
+    ]
+    head = [
+        *setting_columns(sweep),
+        f"{sweep.example.first.name} ↓",
+        "95%",
+        "further than the best, 95%",
+        *names,
+        "network calls an image",
+        "seconds",
+    ]
+    lines = [
+        [
+            *row.setting,
+            f"**{row.distance}**" if row.kind == "best" else row.distance,
+            row.spread,
+            "tied: " + row.further if row.kind == "tied" else row.further,
+            *row.scores,
+            row.evaluations,
+            row.seconds,
+        ]
+        for row in rows(sweep)
+    ]
+    parts = [
+        f"# {sweep.title}",
+        *sentences(sweep),
+        *(f"**Note:** {text}" for text in warnings(sweep)),
+        table(head, lines),
+    ]
     for section, entries in common_protocol(sweep.points).items():
-        parts += [f"## Protocol: {section}", table(["", ""], ([name, show(v)] for name, v in entries.items()))]
+        parts += [
+            f"## Protocol: {section}",
+            table(["", ""], ([name, show(v)] for name, v in entries.items())),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -346,12 +412,25 @@ def to_html(sweep: Sweep, drawn: dict[str, tuple[str, Image.Image]]) -> str:
     said = sentences(sweep)
     first = sweep.example.first.name
     floor = sweep.floor.get(first)
-    return render("sweep.html.j2", Path(__file__).parent, sweep=sweep, best=best,
-                  said=said[1:] if best else said, warnings=warnings(sweep),
-                  charts=drawn, rows=rows(sweep), columns=columns(sweep), axes=setting_columns(sweep),
-                  first=first, better=sweep.example.scores, floor_of=floor_of(floor) if floor else "",
-                  protocol=common_protocol(sweep.points), command=command(sweep) if best else "",
-                  essentials=essentials(sweep), describe=describe)
+    return render(
+        "sweep.html.j2",
+        Path(__file__).parent,
+        sweep=sweep,
+        best=best,
+        said=said[1:] if best else said,
+        warnings=warnings(sweep),
+        charts=drawn,
+        rows=rows(sweep),
+        columns=columns(sweep),
+        axes=setting_columns(sweep),
+        first=first,
+        better=sweep.example.scores,
+        floor_of=floor_of(floor) if floor else "",
+        protocol=common_protocol(sweep.points),
+        command=command(sweep) if best else "",
+        essentials=essentials(sweep),
+        describe=describe,
+    )
 
 
 def essentials(sweep: Sweep) -> dict[str, str]:
@@ -362,7 +441,11 @@ def essentials(sweep: Sweep) -> dict[str, str]:
     return {
         "settings": f"{len(sweep.points):,}",
         "images of each": f"{cfg.num_samples:,} from seed {cfg.seed}",
-        **{name: str(path) for name, path in (("guide", cfg.guide), ("classifier", cfg.classifier)) if path},
+        **{
+            name: str(path)
+            for name, path in (("guide", cfg.guide), ("classifier", cfg.classifier))
+            if path
+        },
         "features": ", ".join(networks),
         "reference": show(shared.get("reference", {}).get("source", UNKNOWN)),
         "real against real": _floor_text(floor) if floor else UNKNOWN,

@@ -17,7 +17,16 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.commands.sweep import grid, results
-from dit.commands.sweep.points import Keys, Point, Setting, describe, picture_file, point_file, read_point, to_plain
+from dit.commands.sweep.points import (
+    Keys,
+    Point,
+    Setting,
+    describe,
+    picture_file,
+    point_file,
+    read_point,
+    to_plain,
+)
 from dit.commands.sweep.ranking import rank
 from dit.config import SamplerConfig, SweepConfig
 from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
@@ -30,7 +39,14 @@ from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.bootstrap import bootstrap
 from dit.evaluation.metrics.compute import Score, score_names
 from dit.evaluation.protocol import protocol
-from dit.evaluation.references import PreparedReference, Reference, choose_extractors, find_reference, prepare, score
+from dit.evaluation.references import (
+    PreparedReference,
+    Reference,
+    choose_extractors,
+    find_reference,
+    prepare,
+    score,
+)
 from dit.evaluation.samples import recorded_settings, sampled, settings_key
 from dit.report.contact_sheets import bring_down
 from dit.report.evaluation_page import number
@@ -64,7 +80,11 @@ class SweepContext:
         """The study with the network of that length loaded."""
         file = self.weights[length]
         known = self.run.weights.path == file
-        return self if known else dataclasses.replace(self, run=load_run(file, self.run.device, self.cfg.image_size))
+        return (
+            self
+            if known
+            else dataclasses.replace(self, run=load_run(file, self.run.device, self.cfg.image_size))
+        )
 
 
 def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
@@ -85,12 +105,25 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     ranks.on_main(lambda: results.check_count(out, cfg.num_samples))
     with ranks.alone_in(out):
         names = [network.name for network in networks]
-        standard = prepare(reference, networks, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache)
+        standard = prepare(
+            reference, networks, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache
+        )
         ranks.on_main(lambda: _check_distance(standard, names[0]))
-        study = SweepContext(cfg, run, reference, networks, standard, out, ranks, {None: run.weights.path, **averages})
+        study = SweepContext(
+            cfg,
+            run,
+            reference,
+            networks,
+            standard,
+            out,
+            ranks,
+            {None: run.weights.path, **averages},
+        )
         points = _score_all(study, settings)
         if ranks.main:
-            found = results.Sweep(f"Sweep of {cfg.run}", cfg, points, rank(points), standard.floor, out, averages)
+            found = results.Sweep(
+                f"Sweep of {cfg.run}", cfg, points, rank(points), standard.floor, out, averages
+            )
             paths = results.write(found)
             print("\n" + results.to_text(found) + "\n", *paths, sep="\n")
         ranks.barrier()
@@ -109,18 +142,26 @@ def settings_of(cfg: SweepConfig, run: LoadedRun) -> list[Setting]:
     known = get_args(get_type_hints(SamplerConfig)["sampler"])
     axes = (
         [None] if cfg.ema_length is None else grid.parse_numbers("--ema-length", cfg.ema_length),
-        [find_sampler(name, run.card) for name in grid.parse_names("--sampler", cfg.sampler, known)],
+        [
+            find_sampler(name, run.card)
+            for name in grid.parse_names("--sampler", cfg.sampler, known)
+        ],
         [None] if cfg.steps is None else grid.parse_counts("--steps", cfg.steps),
         grid.parse_intervals("--interval", cfg.interval),
         grid.parse_numbers("--cfg-scale", cfg.cfg_scale or _usual_scales(cfg, run)),
-        grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1") if cfg.classifier else [0.0],
+        grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1")
+        if cfg.classifier
+        else [0.0],
     )
     require_use(cfg, ("guide", "interval", "cfg_channels"), axes[4] != [1.0], *NOTHING_GUIDED)
     require_use(cfg, ("eta",), "ddim" in axes[1], f"with --sampler {cfg.sampler}", *NOT_DDIM)
     require_use(cfg, ("variance",), "ddpm" in axes[1], f"with --sampler {cfg.sampler}", *NOT_DDPM)
     grid.check_count("the sweep", math.prod(len(axis) for axis in axes))
-    pinned = dataclasses.replace(cfg, guide=cfg.guide and find_weights(cfg.guide),
-                                 classifier=cfg.classifier and find_weights(cfg.classifier))
+    pinned = dataclasses.replace(
+        cfg,
+        guide=cfg.guide and find_weights(cfg.guide),
+        classifier=cfg.classifier and find_weights(cfg.classifier),
+    )
     asked = [_resolve(run, pinned, *values) for values in itertools.product(*axes)]
     return list(dict.fromkeys(asked))
 
@@ -130,17 +171,34 @@ def _usual_scales(cfg: SweepConfig, run: LoadedRun) -> str:
     return "1:4:0.5" if cfg.guide or (has_null_class(run.card) and not cfg.classifier) else "1"
 
 
-def _resolve(run: LoadedRun, cfg: SweepConfig, length: float | None, sampler: Any, steps: int | None,
-             interval: tuple[float, float], scale: float, weight: float) -> Setting:
+def _resolve(
+    run: LoadedRun,
+    cfg: SweepConfig,
+    length: float | None,
+    sampler: Any,
+    steps: int | None,
+    interval: tuple[float, float],
+    scale: float,
+    weight: float,
+) -> Setting:
     """A setting without `auto`, and without what it makes no use of: the meaning is one, and so is the point."""
-    setting = Setting(ema_length=length, sampler=sampler, steps=steps, cfg_scale=scale,
-                      cfg_interval=(0.0, 1.0) if scale == 1 else interval, seed=cfg.seed,
-                      guide=None if scale == 1 else cfg.guide,
-                      classifier=cfg.classifier if weight else None, classifier_scale=weight or 1.0,
-                      cfg_channels=None if scale == 1 else cfg.cfg_channels, eta=cfg.eta if sampler == "ddim" else 0.0,
-                      variance=cfg.variance if sampler == "ddpm" else "auto",
-                      batch_size=cfg.batch_size, precision=cfg.precision,
-                      image_size=size_of(*run.image_size) if run.trained_size else None)
+    setting = Setting(
+        ema_length=length,
+        sampler=sampler,
+        steps=steps,
+        cfg_scale=scale,
+        cfg_interval=(0.0, 1.0) if scale == 1 else interval,
+        seed=cfg.seed,
+        guide=None if scale == 1 else cfg.guide,
+        classifier=cfg.classifier if weight else None,
+        classifier_scale=weight or 1.0,
+        cfg_channels=None if scale == 1 else cfg.cfg_channels,
+        eta=cfg.eta if sampler == "ddim" else 0.0,
+        variance=cfg.variance if sampler == "ddpm" else "auto",
+        batch_size=cfg.batch_size,
+        precision=cfg.precision,
+        image_size=size_of(*run.image_size) if run.trained_size else None,
+    )
     plan = build_pipeline(with_classifier_labels(run, setting.classifier), setting)
     return dataclasses.replace(setting, steps=plan.steps)
 
@@ -151,7 +209,9 @@ def _averages(cfg: SweepConfig, settings: Sequence[Setting]) -> dict[float | Non
     Raises:
         UserError: lengths that can not be made of the run's snapshots.
     """
-    lengths = [*dict.fromkeys(setting.ema_length for setting in settings if setting.ema_length is not None)]
+    lengths = [
+        *dict.fromkeys(setting.ema_length for setting in settings if setting.ema_length is not None)
+    ]
     if not lengths:
         return {}
     require_lengths("--ema-length", tuple(lengths))
@@ -175,9 +235,11 @@ def _reference(cfg: SweepConfig, run: LoadedRun) -> Reference:
 def _check_distance(standard: PreparedReference, network: str) -> None:
     target = standard.targets[network]
     if target.gaussian is None:
-        raise UserError(f"no distance to the reference in the features of {network}: {target.missing}",
-                        "a reference that the first feature network can be compared with, to rank settings by",
-                        "pass another --reference, or another --extractor first")
+        raise UserError(
+            f"no distance to the reference in the features of {network}: {target.missing}",
+            "a reference that the first feature network can be compared with, to rank settings by",
+            "pass another --reference, or another --extractor first",
+        )
 
 
 # -- the points --------------------------------------------------------------------------------------------------
@@ -187,16 +249,26 @@ def _score_all(study: SweepContext, settings: Sequence[Setting]) -> list[Point]:
     """Points in the order of the settings."""
     cfg, ranks = study.cfg, study.ranks
     shared = study.run, cfg.num_samples, study.standard.digest, study.networks, cfg.bootstrap
-    key_of = {length: Keys(*shared, study.weights[length]) for length in {s.ema_length for s in settings}}
+    key_of = {
+        length: Keys(*shared, study.weights[length]) for length in {s.ema_length for s in settings}
+    }
     keys = {key_of[setting.ema_length](setting): setting for setting in settings}
     points = ranks.on_main(lambda: _read_all(study.out, list(keys)))
     if ranks.main:
         before = f", {len(points)} of them scored before" if points else ""
         print(f"{len(keys)} settings of {cfg.num_samples:,} images each{before}")
         if others := {file.stem for file in (study.out / "points").glob("*.json")} - set(keys):
-            print(f"{len(others)} scored before with other flags stay in {study.out / 'points'}, but not on the page")
-    with tqdm(total=len(keys), initial=len(points), desc="sweep", unit="setting", position=0, disable=not ranks.main
-              ) as bar:
+            print(
+                f"{len(others)} scored before with other flags stay in {study.out / 'points'}, but not on the page"
+            )
+    with tqdm(
+        total=len(keys),
+        initial=len(points),
+        desc="sweep",
+        unit="setting",
+        position=0,
+        disable=not ranks.main,
+    ) as bar:
         for key, setting in keys.items():
             if key in points:
                 continue
@@ -240,10 +312,18 @@ def _score_point(study: SweepContext, key: str, setting: Setting) -> Point:
     cfg, ranks = study.cfg, study.ranks
     folder = study.out / f"samples-{settings_key(study.run, setting, cfg.num_samples)}"
     begun, start = folder.exists(), time.monotonic()
-    whole = len(list(folder.glob("*.png"))) == cfg.num_samples  # before: an earlier sweep was told to keep them
+    whole = (
+        len(list(folder.glob("*.png"))) == cfg.num_samples
+    )  # before: an earlier sweep was told to keep them
     keep = cfg.keep_samples or whole
     try:
-        sampled(with_classifier_labels(study.run, setting.classifier), setting, cfg.num_samples, study.out, ranks)
+        sampled(
+            with_classifier_labels(study.run, setting.classifier),
+            setting,
+            cfg.num_samples,
+            study.out,
+            ranks,
+        )
         seconds = None if begun else time.monotonic() - start
         samples = read_images(folder)
         found = extract(samples, study.networks, cfg.batch_size, ranks, "features of samples")
@@ -256,20 +336,36 @@ def _score_point(study: SweepContext, key: str, setting: Setting) -> Point:
     return point
 
 
-def _write_scored(study: SweepContext, key: str, setting: Setting, samples: ImageSet, found: Extracted,
-                  seconds: float | None) -> Point:
+def _write_scored(
+    study: SweepContext,
+    key: str,
+    setting: Setting,
+    samples: ImageSet,
+    found: Extracted,
+    seconds: float | None,
+) -> Point:
     names, standard, device = [n.name for n in study.networks], study.standard, study.ranks.device
     gaussian, first = standard.targets[names[0]].gaussian, found.networks[names[0]].values
     assert gaussian
-    record = protocol(samples, found.digest, recorded_settings(Path(samples.name)), study.reference, standard.digest,
-                      study.networks, device, study.cfg.bootstrap)
+    record = protocol(
+        samples,
+        found.digest,
+        recorded_settings(Path(samples.name)),
+        study.reference,
+        standard.digest,
+        study.networks,
+        device,
+        study.cfg.bootstrap,
+    )
     scores = score(found, standard, names, device)
     known = next(iter(scores.values())).value is not None
     point = Point(
         key=key,
         setting=setting,
         scores=scores,
-        replicates=bootstrap(first, gaussian, study.cfg.bootstrap) if known and study.cfg.bootstrap else [],
+        replicates=bootstrap(first, gaussian, study.cfg.bootstrap)
+        if known and study.cfg.bootstrap
+        else [],
         evaluations=count_evaluations(study.run, setting),
         seconds=seconds,
         protocol=record,
@@ -296,10 +392,17 @@ def _write(out: Path, point: Point, picture: Image.Image) -> Point:
 def count_evaluations(run: LoadedRun, setting: SamplerConfig) -> int:
     """Rows that networks see for one image, those of guidance included: counted on one, not computed."""
     seen: list[int] = []
-    plan = build_pipeline(with_classifier_labels(run, setting.classifier), dataclasses.replace(setting, compile=False))
-    modules = [cast(nn.Module, network.network if isinstance(network, Captioned) else network)
-               for network in plan.networks]
-    hooks = [m.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0]))) for m in modules]
+    plan = build_pipeline(
+        with_classifier_labels(run, setting.classifier), dataclasses.replace(setting, compile=False)
+    )
+    modules = [
+        cast(nn.Module, network.network if isinstance(network, Captioned) else network)
+        for network in plan.networks
+    ]
+    hooks = [
+        m.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+        for m in modules
+    ]
     try:
         one = torch.zeros(1, dtype=torch.int64)
         sample_latents(run, plan, setting, one, one)
@@ -312,14 +415,20 @@ def count_evaluations(run: LoadedRun, setting: SamplerConfig) -> int:
 def draw_first(samples: ImageSet) -> Image.Image:
     """The first images in a row: the same seeds and classes at every point."""
     images = bring_down(samples.stack(range(min(SHOWN, len(samples)))), CELL)
-    return pictures.grid(images, None, len(images), pictures.fitting_scale(max(images.shape[-2:]), CELL))
+    return pictures.grid(
+        images, None, len(images), pictures.fitting_scale(max(images.shape[-2:]), CELL)
+    )
 
 
 # -- what one sees of the work -----------------------------------------------------------------------------------
 
 
 def _progress(setting: Setting, done: Iterable[Point]) -> str:
-    best = min((point for point in done if point.first.value is not None), key=lambda p: p.distance, default=None)
+    best = min(
+        (point for point in done if point.first.value is not None),
+        key=lambda p: p.distance,
+        default=None,
+    )
     so_far = f"; best so far {number(best.distance)} at {describe(best.setting)}" if best else ""
     return describe(setting) + so_far
 

@@ -21,8 +21,16 @@ class PatchGAN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, depth + 1):
-            ins, outs, stride = width * min(2 ** (i - 1), 8), width * min(2**i, 8), 2 if i < depth else 1
-            layers += [nn.Conv2d(ins, outs, 4, stride, padding=1, bias=False), nn.BatchNorm2d(outs), nn.LeakyReLU(0.2)]
+            ins, outs, stride = (
+                width * min(2 ** (i - 1), 8),
+                width * min(2**i, 8),
+                2 if i < depth else 1,
+            )
+            layers += [
+                nn.Conv2d(ins, outs, 4, stride, padding=1, bias=False),
+                nn.BatchNorm2d(outs),
+                nn.LeakyReLU(0.2),
+            ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width * min(2**depth, 8), 1, 4, padding=1))
         self.apply(_init_weights)
 
@@ -45,7 +53,10 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 def adaptive_weight(reconstruction: Tensor, verdict: Tensor, last: Tensor) -> Tensor:
     """The ratio of the gradients of both losses at the decoder's last layer (2012.09841, Eq. 7), at most 10,000."""
-    ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, verdict))
+    ours, theirs = (
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (reconstruction, verdict)
+    )
     return (ours / (theirs + 1e-6)).clamp(max=1e4).detach()
 
 
@@ -54,11 +65,17 @@ class GanLoss:
 
     def __init__(self, cfg: VaeConfig, device: torch.device):
         self.weight, self.start = cfg.gan_weight, cfg.gan_start or 0
-        depth = min(3, max(1, int(math.log2(min(sides(cfg.image_size)))) - 3))  # 3 from 64 pixels on
+        depth = min(
+            3, max(1, int(math.log2(min(sides(cfg.image_size)))) - 3)
+        )  # 3 from 64 pixels on
         self.network = PatchGAN(depth).to(device)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), cfg.lr, betas=(0.5, 0.9), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), cfg.lr, betas=(0.5, 0.9), weight_decay=0.0
+        )
 
-    def verdict(self, output: Tensor, reconstruction: Tensor, last: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def verdict(
+        self, output: Tensor, reconstruction: Tensor, last: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the autoencoder is to lower beside `reconstruction`, and what is logged."""
         verdict = -self.network(output).float().mean()
         weight = adaptive_weight(reconstruction, verdict, last)

@@ -68,8 +68,11 @@ class VQ:
         e = book(entries).movedim(-1, 1)
         codebook, commitment = (z.detach() - e).square().mean(), (z - e.detach()).square().mean()
         output = network.decode(z + (e - z).detach(), force_not_quantize=True).sample.float()
-        return Pass(output, codebook + self.commitment * commitment,
-                    {"codebook": codebook, "perplexity": perplexity(used)})
+        return Pass(
+            output,
+            codebook + self.commitment * commitment,
+            {"codebook": codebook, "perplexity": perplexity(used)},
+        )
 
 
 KINDS: dict[str, Callable[[VaeConfig], KL | VQ]] = {"kl": KL, "vq": VQ}
@@ -93,12 +96,20 @@ def load_lpips(path: Path) -> nn.Module:
         raise UserError(f"no file {path} for --lpips", f"torchvision's {VGG}", "check the path")
     given = read_tensors(path, VGG)
     with torch.device("meta"):
-        expected = {f"features.{name}": shape for name, shape in shapes(vgg16().features.state_dict()).items()}
+        expected = {
+            f"features.{name}": shape
+            for name, shape in shapes(vgg16().features.state_dict()).items()
+        }
     found = shapes(given)
     if wrong := next((name for name in expected if found.get(name) != expected[name]), None):
-        raise UserError(f"--lpips {path} is not VGG16: tensor {wrong} is {found.get(wrong, 'missing')}",
-                        f"{expected[wrong]}, as in torchvision's {VGG}", "pass that file")
+        raise UserError(
+            f"--lpips {path} is not VGG16: tensor {wrong} is {found.get(wrong, 'missing')}",
+            f"{expected[wrong]}, as in torchvision's {VGG}",
+            "pass that file",
+        )
     network = _LPIPS(net="vgg", pnet_rand=True)
     for part in network.net.children():
-        part.load_state_dict({name: given[f"features.{name}"].float() for name in part.state_dict()})
+        part.load_state_dict(
+            {name: given[f"features.{name}"].float() for name in part.state_dict()}
+        )
     return network

@@ -48,8 +48,11 @@ def latent_sides(cfg: VaeConfig) -> tuple[int, int]:
     factor = 2 ** (len(cfg.channels) - 1)
     height, width = sides(cfg.image_size)
     if height % factor or width % factor:
-        raise UserError(f"{size_flag(cfg.image_size)} with {len(cfg.channels)} --channels, which shrink it by {factor}",
-                        f"a multiple of {factor}", "change one of them")
+        raise UserError(
+            f"{size_flag(cfg.image_size)} with {len(cfg.channels)} --channels, which shrink it by {factor}",
+            f"a multiple of {factor}",
+            "change one of them",
+        )
     return height // factor, width // factor
 
 
@@ -61,7 +64,9 @@ def save(network: Any, out: Path, mean: Tensor, std: Tensor) -> None:
     from safetensors.torch import save as to_bytes
 
     network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+    }
     with write_atomically(out / WEIGHTS) as beside:
         beside.write_bytes(to_bytes(state, {"format": "pt"}))
     write_json(out / CONFIG, json.loads(network.to_json_string()))

@@ -22,8 +22,14 @@ Scores = dict[str, float | str]
 """By name; text says why there is no number. Higher is better for PSNR (dB) and SSIM, lower for rFD."""
 
 
-def measure(autoencoder: Autoencoder, images: Images, indices: np.ndarray, extractor: Extractor | str, batch_size: int,
-            seed: int) -> Scores:
+def measure(
+    autoencoder: Autoencoder,
+    images: Images,
+    indices: np.ndarray,
+    extractor: Extractor | str,
+    batch_size: int,
+    seed: int,
+) -> Scores:
     """The quality of reconstructions, as uint8, of the images at `indices`, at least 2.
 
     Args:
@@ -35,7 +41,10 @@ def measure(autoencoder: Autoencoder, images: Images, indices: np.ndarray, extra
         for batch in decode_batches(images, indices, batch_size):
             yield batch, autoencoder.encode(batch).cpu()
 
-    scores = {**_likeness(autoencoder, pairs(), sides(images.image_size)), **_distance(autoencoder, pairs(), extractor)}
+    scores = {
+        **_likeness(autoencoder, pairs(), sides(images.image_size)),
+        **_distance(autoencoder, pairs(), extractor),
+    }
     if isinstance(autoencoder.codec, VQCodec):
         return {**scores, **_codebook(autoencoder.codec, pairs())}
     return {**scores, **_posterior(autoencoder, pairs(), seed)}
@@ -47,10 +56,15 @@ def reconstruct(autoencoder: Autoencoder, moments: Tensor) -> Tensor:
     return autoencoder.decode(autoencoder.draw(moments, noise)).cpu()
 
 
-def _likeness(autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Scores:
+def _likeness(
+    autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], size: tuple[int, int]
+) -> Scores:
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-    psnr, ssim = PeakSignalNoiseRatio(data_range=255.0), StructuralSimilarityIndexMeasure(data_range=255.0)
+    psnr, ssim = (
+        PeakSignalNoiseRatio(data_range=255.0),
+        StructuralSimilarityIndexMeasure(data_range=255.0),
+    )
     large = min(size) >= SSIM_WINDOW
     for images, moments in pairs:
         ours, real = reconstruct(autoencoder, moments).float(), images.float()
@@ -58,19 +72,28 @@ def _likeness(autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], 
         if large:
             ssim.update(ours, real)
     no_ssim = f"not available (its window has {SSIM_WINDOW} pixels, the images {min(size)})"
-    return {"PSNR": float(psnr.compute()), "SSIM": float(torch.as_tensor(ssim.compute())) if large else no_ssim}
+    return {
+        "PSNR": float(psnr.compute()),
+        "SSIM": float(torch.as_tensor(ssim.compute())) if large else no_ssim,
+    }
 
 
-def _distance(autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], extractor: Extractor | str) -> Scores:
+def _distance(
+    autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], extractor: Extractor | str
+) -> Scores:
     if isinstance(extractor, str):
         return {"rFD": f"not available ({extractor})"}
-    found = [(extractor(images).values, extractor(reconstruct(autoencoder, moments)).values)
-             for images, moments in pairs]
+    found = [
+        (extractor(images).values, extractor(reconstruct(autoencoder, moments)).values)
+        for images, moments in pairs
+    ]
     real, ours = (fit(torch.cat(values)) for values in zip(*found, strict=True))
     return {f"r{score_names(extractor.name)[0]}": frechet(real, ours)}
 
 
-def _posterior(autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], seed: int) -> Scores:
+def _posterior(
+    autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], seed: int
+) -> Scores:
     """Reconstructions of latents drawn, and drawn and disturbed; the posterior's deviation in those of the latents."""
     from torchmetrics.image import PeakSignalNoiseRatio
 
@@ -84,13 +107,24 @@ def _posterior(autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]],
         for psnr, latents in ((drawn, z), (noisy, disturbed)):
             psnr.update(autoencoder.decode(latents).cpu().float(), images.float())
         shares.append((std * autoencoder.scale.cpu()).flatten(1).mean(1))
-    return {"PSNR drawn": float(drawn.compute()), f"PSNR drawn + {NOISE} deviations": float(noisy.compute()),
-            "posterior deviation": float(torch.cat(shares).mean())}
+    return {
+        "PSNR drawn": float(drawn.compute()),
+        f"PSNR drawn + {NOISE} deviations": float(noisy.compute()),
+        "posterior deviation": float(torch.cat(shares).mean()),
+    }
 
 
 def _codebook(codec: VQCodec, pairs: Iterator[tuple[Tensor, Tensor]]) -> Scores:
     """Share of the entries that the images use, and how many equally used ones would tell as much."""
     codebook = codec.codebook.cpu()
-    counts = sum((usage(nearest_entries(codebook, moments.chunk(2, dim=1)[0]), len(codebook)) for _, moments in pairs),
-                 torch.zeros(len(codebook), dtype=torch.int64))
-    return {"codebook usage": float((counts > 0).double().mean()), "codebook perplexity": float(perplexity(counts))}
+    counts = sum(
+        (
+            usage(nearest_entries(codebook, moments.chunk(2, dim=1)[0]), len(codebook))
+            for _, moments in pairs
+        ),
+        torch.zeros(len(codebook), dtype=torch.int64),
+    )
+    return {
+        "codebook usage": float((counts > 0).double().mean()),
+        "codebook perplexity": float(perplexity(counts)),
+    }

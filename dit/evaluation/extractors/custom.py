@@ -58,8 +58,15 @@ def _load(cls: type[nn.Module], name: str, weights: Path | None, device: torch.d
     checksum = _checksum(network, cls)
     run = _checked(network.to(device), name)
     widths = _try(run, name, device)
-    return Extractor(run, name, f"{name}'s own" if weights is None else weights.name, checksum, "its own", device,
-                     widths)
+    return Extractor(
+        run,
+        name,
+        f"{name}'s own" if weights is None else weights.name,
+        checksum,
+        "its own",
+        device,
+        widths,
+    )
 
 
 def _checked(network: nn.Module, name: str) -> Callable[[Tensor], Outputs]:
@@ -68,12 +75,19 @@ def _checked(network: nn.Module, name: str) -> Callable[[Tensor], Outputs]:
     def run(images: Tensor) -> Outputs:
         outputs = network(images)
         layers = outputs if isinstance(outputs, tuple) else (outputs,)
-        right = [isinstance(layer, Tensor) and layer.ndim == 2 and len(layer) == len(images) for layer in layers]
+        right = [
+            isinstance(layer, Tensor) and layer.ndim == 2 and len(layer) == len(images)
+            for layer in layers
+        ]
         if len(layers) not in (1, 2) or not all(right):
-            given = ", ".join(str(list(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in layers)
-            raise UserError(f"--extractor {name} gives ({given}) for {len(images)} images",
-                            f"features [{len(images)}, D], or (features, logits [{len(images)}, K])",
-                            "correct its forward")
+            given = ", ".join(
+                str(list(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in layers
+            )
+            raise UserError(
+                f"--extractor {name} gives ({given}) for {len(images)} images",
+                f"features [{len(images)}, D], or (features, logits [{len(images)}, K])",
+                "correct its forward",
+            )
         return Outputs(*layers)
 
     return run
@@ -90,13 +104,21 @@ def _try(run: Callable[[Tensor], Outputs], name: str, device: torch.device) -> t
         except UserError:
             raise
         except Exception as error:  # of a stranger's making
-            raise UserError(f"--extractor {name} fails on images {list(images.shape)} ({reason(error)})",
-                            "features of uint8 images of any size", "resize them in its forward") from error
+            raise UserError(
+                f"--extractor {name} fails on images {list(images.shape)} ({reason(error)})",
+                "features of uint8 images of any size",
+                "resize them in its forward",
+            ) from error
         found.append((values.shape[1], 0 if logits is None else logits.shape[1]))
     if found[0] != found[1]:
-        given = " but ".join(f"{width} for images of {size} pixels" for width, size in zip(found, TRIED, strict=True))
-        raise UserError(f"--extractor {name} has features and logits of widths {given}", "the same for every size",
-                        "resize or pool in its forward")
+        given = " but ".join(
+            f"{width} for images of {size} pixels" for width, size in zip(found, TRIED, strict=True)
+        )
+        raise UserError(
+            f"--extractor {name} has features and logits of widths {given}",
+            "the same for every size",
+            "resize or pool in its forward",
+        )
     return *found[0], 0
 
 
@@ -104,9 +126,13 @@ def _checksum(network: nn.Module, cls: type) -> str:
     """SHA-256 over names, shapes and bytes of what the network holds, and over its class and the file that has it."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
-        digest.update(f"{name} {getattr(value, 'dtype', '')} {list(getattr(value, 'shape', []))}\n".encode())
+        digest.update(
+            f"{name} {getattr(value, 'dtype', '')} {list(getattr(value, 'shape', []))}\n".encode()
+        )
         if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
     with suppress(OSError, TypeError):  # a class made without a file has no source
         digest.update(cls.__qualname__.encode() + Path(inspect.getfile(cls)).read_bytes())
     return digest.hexdigest()
@@ -129,9 +155,11 @@ def _make(cls: Any, name: str, weights: Path | None) -> nn.Module:
     except Exception as error:  # of a stranger's making
         source = "" if weights is None else f" from --weights {weights}"
         do = f"pass its weights as --weights {name}=FILE"
-        raise UserError(f"--extractor {name} can not be made{source} ({reason(error)})",
-                        "a network that is made without arguments, or from a file of its weights",
-                        f"correct the class, or {do}" if ":" in name else f"fetch them elsewhere and {do}") from error
+        raise UserError(
+            f"--extractor {name} can not be made{source} ({reason(error)})",
+            "a network that is made without arguments, or from a file of its weights",
+            f"correct the class, or {do}" if ":" in name else f"fetch them elsewhere and {do}",
+        ) from error
 
 
 def _layers(cls: Any) -> list[str]:
@@ -150,10 +178,19 @@ def _find_class(name: str) -> type[nn.Module]:
     found = getattr(module, class_name, None)
     if isinstance(found, type) and issubclass(found, nn.Module):
         return found
-    classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
-    given = f"has no class {class_name!r}" if found is None else f"has a {class_name!r} that is no such class"
-    raise UserError(f"--extractor {name}: {getattr(module, '__file__', module_name)} {given}",
-                    "a subclass of torch.nn.Module", did_you_mean(class_name, classes) if classes else "write one there")
+    classes = [
+        k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)
+    ]
+    given = (
+        f"has no class {class_name!r}"
+        if found is None
+        else f"has a {class_name!r} that is no such class"
+    )
+    raise UserError(
+        f"--extractor {name}: {getattr(module, '__file__', module_name)} {given}",
+        "a subclass of torch.nn.Module",
+        did_you_mean(class_name, classes) if classes else "write one there",
+    )
 
 
 def _import(module: str, name: str) -> ModuleType:
@@ -166,13 +203,18 @@ def _import(module: str, name: str) -> ModuleType:
         if not f"{module}.".startswith(f"{error.name}."):
             raise _no_import(name, error) from error
         local = [m.name for m in pkgutil.iter_modules([here])]
-        raise UserError(f"--extractor {name}: no module {module} here or installed",
-                        "MODULE:CLASS with MODULE as in `import MODULE`",
-                        did_you_mean(module, local) if local else "change to the folder that holds it") from error
+        raise UserError(
+            f"--extractor {name}: no module {module} here or installed",
+            "MODULE:CLASS with MODULE as in `import MODULE`",
+            did_you_mean(module, local) if local else "change to the folder that holds it",
+        ) from error
     except (Exception, SystemExit) as error:  # whatever the file does when it is run
         raise _no_import(name, error) from error
 
 
 def _no_import(name: str, error: BaseException) -> UserError:
-    return UserError(f"--extractor {name}: importing the module fails ({reason(error)})",
-                     "a module that can be imported", "correct it")
+    return UserError(
+        f"--extractor {name}: importing the module fails ({reason(error)})",
+        "a module that can be imported",
+        "correct it",
+    )

@@ -31,9 +31,15 @@ class DigitsCNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.SiLU(),  # [B, 32, 16, 16]
-            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.SiLU(),  # [B, 64, 8, 8]
-            nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.SiLU(),  # [B, 64, 4, 4]
+            nn.Conv2d(1, 32, 3, stride=2, padding=1),
+            nn.BatchNorm2d(32),
+            nn.SiLU(),  # [B, 32, 16, 16]
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.BatchNorm2d(64),
+            nn.SiLU(),  # [B, 64, 8, 8]
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),
+            nn.BatchNorm2d(64),
+            nn.SiLU(),  # [B, 64, 4, 4]
         )
         self.features = nn.Linear(64 * 4 * 4, WIDTH)
         self.logits = nn.Linear(WIDTH, 10)
@@ -75,7 +81,9 @@ def accuracy(network: DigitsCNN, images: Tensor, labels: Tensor) -> float:
     return (network(images)[1].argmax(1) == labels).float().mean().item()
 
 
-def train(images: Tensor, labels: Tensor, epochs: int = 20, batch_size: int = 64, seed: int = 0) -> DigitsCNN:
+def train(
+    images: Tensor, labels: Tensor, epochs: int = 20, batch_size: int = 64, seed: int = 0
+) -> DigitsCNN:
     """Train on [N, 3, H, W] uint8 digits, shifted, noised and changed in contrast at random."""
     torch.manual_seed(seed)
     network, gray = DigitsCNN(), to_gray(images)
@@ -85,7 +93,9 @@ def train(images: Tensor, labels: Tensor, epochs: int = 20, batch_size: int = 64
     network.train()
     for _ in range(epochs):
         for batch in torch.randperm(len(gray)).split(batch_size)[: len(gray) // batch_size]:
-            loss = F.cross_entropy(network.from_gray(_augment(gray[batch]))[1], labels[batch], label_smoothing=0.05)
+            loss = F.cross_entropy(
+                network.from_gray(_augment(gray[batch]))[1], labels[batch], label_smoothing=0.05
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -118,9 +128,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write (.safetensors)")
     out = parser.parse_args().out
     digits = Digits(SIZE)
-    images, labels, unseen = digits.images, torch.from_numpy(digits.labels), torch.from_numpy(held_out(digits.labels))
+    images, labels, unseen = (
+        digits.images,
+        torch.from_numpy(digits.labels),
+        torch.from_numpy(held_out(digits.labels)),
+    )
     network = train(images[~unseen], labels[~unseen])
-    print(f"accuracy on {int(unseen.sum())} held-out digits: {accuracy(network, images[unseen], labels[unseen]):.2%}")
+    print(
+        f"accuracy on {int(unseen.sum())} held-out digits: {accuracy(network, images[unseen], labels[unseen]):.2%}"
+    )
     save_file(network.state_dict(), out)
     print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
 

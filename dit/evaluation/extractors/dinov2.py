@@ -34,9 +34,16 @@ def load_dinov2(weights: Path | None, device: torch.device, model: str = MODEL) 
     """
     path = weights if weights is not None else find_dinov2(model)
     network = make_network(path, model).to(device)
-    return Extractor(with_preprocessing(network), DINOV2, path.name, sha256(path),
-                     "antialiased bicubic to 224x224, ImageNet's mean and deviation; "
-                     "position embedding resampled as in the release", device, (network.num_features, 0, 0))
+    return Extractor(
+        with_preprocessing(network),
+        DINOV2,
+        path.name,
+        sha256(path),
+        "antialiased bicubic to 224x224, ImageNet's mean and deviation; "
+        "position embedding resampled as in the release",
+        device,
+        (network.num_features, 0, 0),
+    )
 
 
 def with_preprocessing(network: nn.Module) -> Callable[[Tensor], Outputs]:
@@ -47,7 +54,9 @@ def with_preprocessing(network: nn.Module) -> Callable[[Tensor], Outputs]:
 def preprocess(images: Tensor) -> Tensor:
     """[B, 3, H, W] uint8 -> [B, 3, 224, 224]: bicubic with antialiasing, not clamped, normalised as ImageNet."""
     images = F.interpolate(images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True) / 255
-    mean, deviation = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, DEVIATION))
+    mean, deviation = (
+        torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, DEVIATION)
+    )
     return (images - mean) / deviation
 
 
@@ -63,7 +72,9 @@ def make_network(path: Path, model: str) -> Any:
     tensors.pop("mask_token", None)  # in the release's file only, for training
     with torch.device("meta"):  # nothing is drawn at random that would be overwritten
         network: Any = timm.create_model(model, num_classes=0)  # for 518 pixels, as it was trained
-    check_shapes(path, shapes(tensors), shapes(network.state_dict()), f"those of {model}", f"timm/{model}")
+    check_shapes(
+        path, shapes(tensors), shapes(network.state_dict()), f"those of {model}", f"timm/{model}"
+    )
     network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
     resampled = resample_positions(network.pos_embed.detach())
     network.set_input_size(img_size=(SIZE, SIZE))
@@ -91,16 +102,28 @@ def find_dinov2(model: str = MODEL) -> Path:
     Raises:
         UserError: not there and no download, naming the file, where to get it and the flag.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     name = f"timm/{model}"
     cached = try_to_load_from_cache(name, HUB_FILE)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        get_hf_file_metadata(hf_hub_url(name, HUB_FILE), timeout=10)  # asked once; the download would ask six times
+        get_hf_file_metadata(
+            hf_hub_url(name, HUB_FILE), timeout=10
+        )  # asked once; the download would ask six times
         return Path(hf_hub_download(name, HUB_FILE))
-    except Exception as error:  # the hub's client raises many kinds, those of its HTTP library among them
-        raise UserError(f"DINOv2's weights {HUB_FILE} of {name} are not here and can not be downloaded "
-                        f"({reason(error)})", f"{HUB_FILE} of https://huggingface.co/{name}, or {RELEASE_FILE}",
-                        "download one elsewhere and pass it as --weights dinov2=FILE") from error
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds, those of its HTTP library among them
+        raise UserError(
+            f"DINOv2's weights {HUB_FILE} of {name} are not here and can not be downloaded "
+            f"({reason(error)})",
+            f"{HUB_FILE} of https://huggingface.co/{name}, or {RELEASE_FILE}",
+            "download one elsewhere and pass it as --weights dinov2=FILE",
+        ) from error

@@ -32,8 +32,15 @@ def load_inception(weights: Path | None, device: torch.device) -> Extractor:
         UserError: weights missing, unsafe or not Inception's.
     """
     path = check_inception(weights) if weights is not None else find_inception()
-    return Extractor(with_spatial(_stock_network(path).to(device)), INCEPTION, path.name, sha256(path),
-                     "bilinear to 299x299 as TensorFlow 1", device, WIDTHS)
+    return Extractor(
+        with_spatial(_stock_network(path).to(device)),
+        INCEPTION,
+        path.name,
+        sha256(path),
+        "bilinear to 299x299 as TensorFlow 1",
+        device,
+        WIDTHS,
+    )
 
 
 def _stock_network(path: Path) -> nn.Module:
@@ -41,8 +48,9 @@ def _stock_network(path: Path) -> nn.Module:
     from torch_fidelity.utils import create_feature_extractor
 
     layers = ["2048", "logits_unbiased"]
-    return create_feature_extractor(INCEPTION, layers, cuda=False, verbose=False,
-                                    feature_extractor_weights_path=str(path))
+    return create_feature_extractor(
+        INCEPTION, layers, cuda=False, verbose=False, feature_extractor_weights_path=str(path)
+    )
 
 
 def with_spatial(network: nn.Module) -> Callable[[Tensor], Outputs]:
@@ -83,12 +91,16 @@ def find_inception() -> Path:
     if not path.is_file():
         try:
             with write_atomically(path) as beside:
-                torch.hub.download_url_to_file(URL_INCEPTION_V3, str(beside), hash_prefix=INCEPTION_SHA256)
+                torch.hub.download_url_to_file(
+                    URL_INCEPTION_V3, str(beside), hash_prefix=INCEPTION_SHA256
+                )
         except (urllib.error.URLError, OSError, RuntimeError) as error:
-            raise UserError(f"Inception's weights {INCEPTION_FILE} are not here and can not be downloaded ({error})",
-                            f"the file {path}",
-                            f"download {URL_INCEPTION_V3} elsewhere, and put it there or pass it as --weights "
-                            "inception=FILE") from error
+            raise UserError(
+                f"Inception's weights {INCEPTION_FILE} are not here and can not be downloaded ({error})",
+                f"the file {path}",
+                f"download {URL_INCEPTION_V3} elsewhere, and put it there or pass it as --weights "
+                "inception=FILE",
+            ) from error
     return check_inception(path)
 
 
@@ -99,9 +111,18 @@ def check_inception(path: Path) -> Path:
         UserError: not loadable as plain tensors, or not Inception's tensors.
     """
     if path.suffix == ".safetensors":
-        raise UserError(f"weights {path} are in safetensors format", f"the pickle {INCEPTION_FILE}",
-                        "pass that file as --weights")
-    check_shapes(path, shapes(read_tensors(path, INCEPTION_FILE)), inception_shapes(), "Inception's", INCEPTION_FILE)
+        raise UserError(
+            f"weights {path} are in safetensors format",
+            f"the pickle {INCEPTION_FILE}",
+            "pass that file as --weights",
+        )
+    check_shapes(
+        path,
+        shapes(read_tensors(path, INCEPTION_FILE)),
+        inception_shapes(),
+        "Inception's",
+        INCEPTION_FILE,
+    )
     return path
 
 

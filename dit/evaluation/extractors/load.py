@@ -19,7 +19,9 @@ LOADERS = {"inception": load_inception, "dinov2": load_dinov2}
 ALIASES = {INCEPTION: "inception", DINOV2: "dinov2"}  # what reports call them
 
 
-def load_extractors(names: Sequence[str], weights: Sequence[str], device: torch.device) -> list[Extractor]:
+def load_extractors(
+    names: Sequence[str], weights: Sequence[str], device: torch.device
+) -> list[Extractor]:
     """Feature networks by name, their weights checked, each tried or known to work.
 
     Args:
@@ -33,7 +35,11 @@ def load_extractors(names: Sequence[str], weights: Sequence[str], device: torch.
     chosen = [ALIASES.get(name, name) for name in names]
     for name, times in Counter(chosen).items():
         if times > 1:
-            raise UserError(f"--extractor {' '.join(names)} has {name} twice", "each network once", "name it once")
+            raise UserError(
+                f"--extractor {' '.join(names)} has {name} twice",
+                "each network once",
+                "name it once",
+            )
         _check_known(name)
     files = _files(chosen, weights)
     return [_load(name, files.get(name), device) for name in chosen]
@@ -42,8 +48,11 @@ def load_extractors(names: Sequence[str], weights: Sequence[str], device: torch.
 def _check_known(name: str) -> None:
     ours = [*LOADERS, DIGITS_CNN]
     if ":" not in name and name not in ours and name not in registered():
-        raise UserError(f"--extractor {name}", f"{', '.join(ours)}, MODULE:CLASS, or a name registered with "
-                        "torch-fidelity", did_you_mean(name, [*ours, *registered()]))
+        raise UserError(
+            f"--extractor {name}",
+            f"{', '.join(ours)}, MODULE:CLASS, or a name registered with torch-fidelity",
+            did_you_mean(name, [*ours, *registered()]),
+        )
 
 
 def _files(names: Sequence[str], weights: Sequence[str]) -> dict[str, Path]:
@@ -52,10 +61,18 @@ def _files(names: Sequence[str], weights: Sequence[str]) -> dict[str, Path]:
     for entry in weights:
         name, file = _split(names, entry)
         if name in files:
-            raise UserError(f"--weights {entry} is the second file for {name}", "one file for each network", "drop one")
+            raise UserError(
+                f"--weights {entry} is the second file for {name}",
+                "one file for each network",
+                "drop one",
+            )
         files[name] = Path(file).expanduser()
         if not files[name].is_file():
-            raise UserError(f"no file {files[name]} for --weights", f"a file of {name}'s weights", "check the path")
+            raise UserError(
+                f"no file {files[name]} for --weights",
+                f"a file of {name}'s weights",
+                "check the path",
+            )
     return files
 
 
@@ -67,8 +84,11 @@ def _split(names: Sequence[str], entry: str) -> tuple[str, str]:
     takers = [n for n in names if n != DIGITS_CNN] or names
     if len(takers) == 1 and (not file or Path(entry).is_file()):
         return takers[0], entry
-    raise UserError(f"--weights {entry} with --extractor {' '.join(names)}", "NAME=FILE of one of them",
-                    "correct --weights or --extractor")
+    raise UserError(
+        f"--weights {entry} with --extractor {' '.join(names)}",
+        "NAME=FILE of one of them",
+        "correct --weights or --extractor",
+    )
 
 
 def _load(name: str, weights: Path | None, device: torch.device) -> Extractor:
@@ -79,8 +99,11 @@ def _load(name: str, weights: Path | None, device: torch.device) -> Extractor:
     if name != DIGITS_CNN:
         return load_registered(name, weights, device)
     if weights is not None:
-        raise UserError(f"--weights {weights} with the extractor digits-cnn", "no weights, for they are bundled",
-                        "drop --weights")
+        raise UserError(
+            f"--weights {weights} with the extractor digits-cnn",
+            "no weights, for they are bundled",
+            "drop --weights",
+        )
     return _load_digits_cnn(device)
 
 
@@ -92,8 +115,16 @@ def _load_digits_cnn(device: torch.device) -> Extractor:
     path, network = digits_cnn_weights(), DigitsCNN()
     network.load_state_dict(load_file(path))
     network.to(device).eval().requires_grad_(False)
-    return Extractor(lambda images: Outputs(*network(images)), DIGITS_CNN, path.name, sha256(path),
-                     "gray, to 32x32 by area or bilinear", device, (WIDTH, 10, 0), tuple("0123456789"))
+    return Extractor(
+        lambda images: Outputs(*network(images)),
+        DIGITS_CNN,
+        path.name,
+        sha256(path),
+        "gray, to 32x32 by area or bilinear",
+        device,
+        (WIDTH, 10, 0),
+        tuple("0123456789"),
+    )
 
 
 def digits_cnn_weights() -> Path:

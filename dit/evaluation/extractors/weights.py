@@ -25,15 +25,23 @@ def read_tensors(path: Path, wanted: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except Exception as error:  # a damaged file can fail in any way
-        raise UserError(f"weights {path} are no plain file of tensors", f"an intact {wanted}",
-                        "download the file again; nothing in it was run") from error
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+        raise UserError(
+            f"weights {path} are no plain file of tensors",
+            f"an intact {wanted}",
+            "download the file again; nothing in it was run",
+        ) from error
+    return (
+        {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    )
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether torch.load would hand the file to torch.jit.load, which unpickles no Python objects."""
     try:
-        return _is_archive(path) and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+        return (
+            _is_archive(path)
+            and "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+        )
     except RuntimeError:
         return False
 
@@ -53,8 +61,11 @@ def check_shapes(path: Path, given: Shapes, expected: Shapes, whose: str, wanted
     """Refuse tensors that are not those of `whose` network, naming the first that differs."""
     wrong: Any = next((k for k in [*expected, *given] if given.get(k) != expected.get(k)), None)
     if wrong is not None:
-        raise UserError(f"weights {path} are not {whose}: tensor {wrong} is {given.get(wrong, 'missing')}",
-                        f"{expected.get(wrong, 'no such tensor')}, as in {wanted}", "pass that file as --weights")
+        raise UserError(
+            f"weights {path} are not {whose}: tensor {wrong} is {given.get(wrong, 'missing')}",
+            f"{expected.get(wrong, 'no such tensor')}, as in {wanted}",
+            "pass that file as --weights",
+        )
 
 
 def reason(error: BaseException) -> str:

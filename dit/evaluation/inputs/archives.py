@@ -12,11 +12,15 @@ from dit.errors import UserError
 
 BROKEN = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 """What zipfile and NumPy raise on damaged archives."""
-MAPPED_FROM = 1 << 28  # bytes of an array that is left on the disk: 50,000 images of 256x256 are 9.8 GB
+MAPPED_FROM = (
+    1 << 28
+)  # bytes of an array that is left on the disk: 50,000 images of 256x256 are 9.8 GB
 BLOCK = 1 << 22
-TO_NPZ = ("""python -c "import pickle, numpy; d = pickle.load(open('{0}.pkl', 'rb')); numpy.savez('{0}.npz', """
-          """**{{f'{{m}}/{{k}}': v for m in d if isinstance(d[m], dict) for k, v in d[m].items()}}, """
-          """**{{m: v for m, v in d.items() if not isinstance(v, dict)}})\"""")
+TO_NPZ = (
+    """python -c "import pickle, numpy; d = pickle.load(open('{0}.pkl', 'rb')); numpy.savez('{0}.npz', """
+    """**{{f'{{m}}/{{k}}': v for m in d if isinstance(d[m], dict) for k, v in d[m].items()}}, """
+    """**{{m: v for m, v in d.items() if not isinstance(v, dict)}})\""""
+)
 
 
 def open_npz(path: Path) -> Any:
@@ -34,8 +38,11 @@ def open_npz(path: Path) -> Any:
             raise ValueError("not a zip archive")
         return np.load(path, allow_pickle=False)
     except BROKEN as error:
-        raise UserError(f"{path} can not be read ({error})", "an .npz file written by numpy.savez",
-                        "check the path or write the file again") from error
+        raise UserError(
+            f"{path} can not be read ({error})",
+            "an .npz file written by numpy.savez",
+            "check the path or write the file again",
+        ) from error
 
 
 def read_array(file: Any, path: Path, key: str) -> np.ndarray:
@@ -45,17 +52,25 @@ def read_array(file: Any, path: Path, key: str) -> np.ndarray:
         UserError: missing, damaged, or a pickle.
     """
     if key not in file.files:
-        raise UserError(f"{path} holds {', '.join(file.files) or 'nothing'}", f"an array {key}",
-                        "images: arr_0 [N, H, W, 3]; statistics: mu [D] and sigma [D, D]")
+        raise UserError(
+            f"{path} holds {', '.join(file.files) or 'nothing'}",
+            f"an array {key}",
+            "images: arr_0 [N, H, W, 3]; statistics: mu [D] and sigma [D, D]",
+        )
     try:
         member = file.zip.getinfo(key if key in file.zip.namelist() else f"{key}.npy")
         large = member.file_size >= MAPPED_FROM and member.compress_type == zipfile.ZIP_STORED
         array = _map(file.zip, path, member) if large else file[key]
     except BROKEN as error:
-        raise UserError(f"{key} in {path} can not be read ({error})", "an intact array of plain numbers",
-                        "write the file again; pickled objects are never loaded") from error
+        raise UserError(
+            f"{key} in {path} can not be read ({error})",
+            "an intact array of plain numbers",
+            "write the file again; pickled objects are never loaded",
+        ) from error
     if not isinstance(array, np.ndarray):
-        raise UserError(f"{key} in {path} is no array", "arrays written by numpy.savez", "write the file again")
+        raise UserError(
+            f"{key} in {path} is no array", "arrays written by numpy.savez", "write the file again"
+        )
     return array
 
 
@@ -65,10 +80,16 @@ def _map(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> np.nd
         while opened.read(BLOCK):
             pass  # zipfile compares the checksum at the end
     with path.open("rb") as raw:
-        raw.seek(member.header_offset + 26)  # of the local header of 30 bytes, two names of varying length behind it
+        raw.seek(
+            member.header_offset + 26
+        )  # of the local header of 30 bytes, two names of varying length behind it
         raw.seek(member.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4))))
         version = np.lib.format.read_magic(raw)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read_header(raw)
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
@@ -77,4 +98,6 @@ def _map(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> np.nd
 
 def _pickled(path: Path) -> UserError:
     do = f"if you trust whoever made it, convert it: {TO_NPZ.format(path.with_suffix(''))}"
-    return UserError(f"{path} is a pickle, which can run any code when it is loaded", "an .npz file", do)
+    return UserError(
+        f"{path} is a pickle, which can run any code when it is loaded", "an .npz file", do
+    )

@@ -23,14 +23,25 @@ from dit.utils.files import write_atomically
 
 FORMAT = 1  # to be raised when this package reads images or runs a network in another way
 LAYERS = ("values", "logits", "spatial")
-LIBRARIES = ("torch", "torch-fidelity", "timm", "pillow")  # they decode, resize and run the networks
+LIBRARIES = (
+    "torch",
+    "torch-fidelity",
+    "timm",
+    "pillow",
+)  # they decode, resize and run the networks
 
 Entry = tuple[Features, str]
 """What one network says of the images, and a SHA-256 over all pixels."""
 
 
-def extract_cached(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, title: str,
-                   use: bool) -> Extracted:
+def extract_cached(
+    images: ImageSet,
+    extractors: Sequence[Extractor],
+    batch_size: int,
+    ranks: Ranks,
+    title: str,
+    use: bool,
+) -> Extracted:
     """As `extract`, but what was computed before comes from the cache, and the rest in one pass over the images.
 
     An entry counts where every rank sees it; rank 0 writes. A damaged entry is removed and made again; a cache that can
@@ -47,7 +58,9 @@ def extract_cached(images: ImageSet, extractors: Sequence[Extractor], batch_size
         return extract(images, extractors, batch_size, ranks, title)
     contents = ranks.on_main(images.contents)
     paths = ranks.share({e.name: folder / f"{_key(contents, e)}.safetensors" for e in extractors})
-    found = {name: entry for name, path in paths.items() if (entry := _read_everywhere(path, ranks))}
+    found = {
+        name: entry for name, path in paths.items() if (entry := _read_everywhere(path, ranks))
+    }
     if found and ranks.main:
         print(f"{title} ({', '.join(found)}): from the cache", file=sys.stderr, flush=True)
     missing = [e for e in extractors if e.name not in found]
@@ -78,8 +91,15 @@ def _key(contents: str, extractor: Extractor) -> str:
     names the versions that its scores were made with. The batch size, which moves the last bit, is not: it would cost
     hits and change no score.
     """
-    parts = [FORMAT, contents, extractor.name, extractor.checksum, extractor.preprocessing,
-             device_kind(extractor.device), library_versions(*LIBRARIES)]
+    parts = [
+        FORMAT,
+        contents,
+        extractor.name,
+        extractor.checksum,
+        extractor.preprocessing,
+        device_kind(extractor.device),
+        library_versions(*LIBRARIES),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -123,7 +143,9 @@ def _write(path: Path, features: Features, digest: str) -> None:
 
 def _checksum(tensors: dict[str, Tensor], digest: str) -> str:
     """SHA-256 of an entry, for safetensors notices a file cut short, but not a flipped bit."""
-    whole = hashlib.sha256(json.dumps([digest, {name: list(tensors[name].shape) for name in sorted(tensors)}]).encode())
+    whole = hashlib.sha256(
+        json.dumps([digest, {name: list(tensors[name].shape) for name in sorted(tensors)}]).encode()
+    )
     for name in sorted(tensors):
         whole.update(tensors[name].view(-1).numpy().data)
     return whole.hexdigest()
@@ -132,5 +154,8 @@ def _checksum(tensors: dict[str, Tensor], digest: str) -> str:
 @functools.cache
 def _warn(folder: Path, error: str) -> None:
     """Once for each kind of trouble."""
-    print(f"warning: features can not be kept in {folder} ({error}); set DIT_CACHE to another folder", file=sys.stderr,
-          flush=True)
+    print(
+        f"warning: features can not be kept in {folder} ({error}); set DIT_CACHE to another folder",
+        file=sys.stderr,
+        flush=True,
+    )

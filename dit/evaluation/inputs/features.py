@@ -43,8 +43,14 @@ def no_callback() -> None:
     """What is heeded between batches where nothing calls away."""
 
 
-def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, title: str,
-            heed: OnBatch = no_callback) -> Extracted:
+def extract(
+    images: ImageSet,
+    extractors: Sequence[Extractor],
+    batch_size: int,
+    ranks: Ranks,
+    title: str,
+    heed: OnBatch = no_callback,
+) -> Extracted:
     """Features of all images in order, on every rank; each rank reads and computes its part, and reads it once.
 
     Before each batch all ranks call `heed`, as often.
@@ -52,11 +58,21 @@ def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, 
     Raises:
         UserError: an image can not be read, or its features are not finite; it is named.
     """
-    buffers = {e.name: [torch.zeros(len(images), width) if width else None for width in e.widths] for e in extractors}
+    buffers = {
+        e.name: [torch.zeros(len(images), width) if width else None for width in e.widths]
+        for e in extractors
+    }
     digests = torch.zeros(len(images), hashlib.sha256().digest_size, dtype=torch.uint8)
-    batches = -(-len(images) // batch_size)  # the same ones on any number of ranks, so that features are bitwise equal
-    start, stop = (min(len(images), batches * r // ranks.world * batch_size) for r in (ranks.rank, ranks.rank + 1))
-    bar = tqdm(total=stop - start, desc=title, unit="img", disable=None if ranks.main else True, leave=None)
+    batches = -(
+        -len(images) // batch_size
+    )  # the same ones on any number of ranks, so that features are bitwise equal
+    start, stop = (
+        min(len(images), batches * r // ranks.world * batch_size)
+        for r in (ranks.rank, ranks.rank + 1)
+    )
+    bar = tqdm(
+        total=stop - start, desc=title, unit="img", disable=None if ranks.main else True, leave=None
+    )
     with bar, ThreadPoolExecutor(4) as pool:
         for first in range(start, start + -(-batches // ranks.world) * batch_size, batch_size):
             heed()
@@ -72,8 +88,10 @@ def extract(images: ImageSet, extractors: Sequence[Extractor], batch_size: int, 
                     if buffer is not None and output is not None:
                         buffer[part] = output
             bar.update(part.stop - part.start)
-    networks = {name: Features(*(layer if layer is None else gather(layer, ranks) for layer in layers))  # type: ignore
-                for name, layers in buffers.items()}
+    networks = {
+        name: Features(*(layer if layer is None else gather(layer, ranks) for layer in layers))  # type: ignore
+        for name, layers in buffers.items()
+    }
     return Extracted(networks, hashlib.sha256(gather(digests, ranks).numpy().tobytes()).hexdigest())
 
 
@@ -88,11 +106,18 @@ def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
 def _digests(pixels: Tensor) -> Tensor:
     """[B, 32] uint8: SHA-256 of each image."""
     digests = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in pixels]
-    return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), -1).copy())
+    return torch.from_numpy(
+        np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), -1).copy()
+    )
 
 
 def _check_finite(outputs: Outputs, extractor: Extractor, first: int, name: str) -> None:
-    bad = ~torch.stack([layer.isfinite().all(dim=1) for layer in outputs if layer is not None]).all(dim=0)
+    bad = ~torch.stack([layer.isfinite().all(dim=1) for layer in outputs if layer is not None]).all(
+        dim=0
+    )
     if bad.any():
-        raise UserError(f"NaN in features ({extractor.name}) of image {first + int(bad.int().argmax())} of {name}",
-                        "finite features", "look at that image and at the weights of the feature network")
+        raise UserError(
+            f"NaN in features ({extractor.name}) of image {first + int(bad.int().argmax())} of {name}",
+            "finite features",
+            "look at that image and at the weights of the feature network",
+        )

@@ -30,9 +30,25 @@ from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.utils.files import sha256
 from dit.utils.image_size import Size, describe_size, sides
 
-BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's, with at most 8 bits a channel
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for images that lie on their side
-BLOCK, LARGE = 256, 2000  # images of one piece of work; images from which on a bar shows how far it is
+BYTE_MODES = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+)  # Pillow's, with at most 8 bits a channel
+ORIENTATION, SIDEWAYS = (
+    0x0112,
+    (5, 6, 7, 8),
+)  # the EXIF tag, and its values for images that lie on their side
+BLOCK, LARGE = (
+    256,
+    2000,
+)  # images of one piece of work; images from which on a bar shows how far it is
 
 Result = TypeVar("Result")
 
@@ -96,8 +112,11 @@ def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None
     pixels = _with_channels(array, name)
     _check_type(pixels, name)
     if labels is not None and len(labels) != len(pixels):
-        raise UserError(f"{len(labels)} labels for {len(pixels)} images in {name}", "one label for each image",
-                        "write arr_1 again")
+        raise UserError(
+            f"{len(labels)} labels for {len(pixels)} images in {name}",
+            "one label for each image",
+            "write arr_1 again",
+        )
 
     def read(index: int) -> Tensor:
         return torch.from_numpy(pixels[index]).permute(2, 0, 1).expand(3, -1, -1)
@@ -123,7 +142,14 @@ def from_data(images: Images, name: str) -> ImageSet:
             return _contents_of_files(paths, images.image_size, name)
         return _contents_of_pixels(images.__getitem__, (len(images), *size), name)
 
-    return ImageSet(name=name, count=len(images), size=size, read=images.__getitem__, contents=contents, labels=labels)
+    return ImageSet(
+        name=name,
+        count=len(images),
+        size=size,
+        read=images.__getitem__,
+        contents=contents,
+        labels=labels,
+    )
 
 
 def has_images(path: Path) -> bool:
@@ -140,18 +166,26 @@ def _read_folder(root: Path, crop: Size | None) -> ImageSet:
     paths = [entry for entry in entries if is_image(entry.name)]
     archives = [entry for entry in entries if entry.suffix == ".npz"]
     if paths and inside:
-        raise UserError(f"{root} has images both directly ({paths[0].name}) and in subfolders ({inside})",
-                        "one or the other", "move one of the two kinds away")
+        raise UserError(
+            f"{root} has images both directly ({paths[0].name}) and in subfolders ({inside})",
+            "one or the other",
+            "move one of the two kinds away",
+        )
     if paths:
-        return _from_files(root, paths, _read_labels(root / "labels.csv", [path.name for path in paths]), crop)
+        return _from_files(
+            root, paths, _read_labels(root / "labels.csv", [path.name for path in paths]), crop
+        )
     if len(archives) == 1 and not inside:
         return _read_npz(archives[0], crop)
     paths = [folder / name for folder in folders for name in image_files(root, folder.name)]
     if paths:
         return _from_files(root, paths, [path.parent.name for path in paths], crop)
     found = ", ".join(entry.name for entry in entries[:3]) + (", …" if len(entries) > 3 else "")
-    raise UserError(f"{root} has no images" + (f" but {found}" if found else ""),
-                    f"image files ({', '.join(sorted(EXTENSIONS))}) or one .npz file", "check the path")
+    raise UserError(
+        f"{root} has no images" + (f" but {found}" if found else ""),
+        f"image files ({', '.join(sorted(EXTENSIONS))}) or one .npz file",
+        "check the path",
+    )
 
 
 def _list(root: Path) -> tuple[list[Path], list[Path], Path | None]:
@@ -159,22 +193,38 @@ def _list(root: Path) -> tuple[list[Path], list[Path], Path | None]:
     try:
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
         folders = [entry for entry in entries if not is_image(entry.name) and entry.is_dir()]
-        inside = next((entry for folder in folders for entry in folder.iterdir() if is_image(entry.name)), None)
+        inside = next(
+            (entry for folder in folders for entry in folder.iterdir() if is_image(entry.name)),
+            None,
+        )
     except OSError as error:
-        raise UserError(f"{root} can not be read ({error})", "a folder that you may read",
-                        "check its permissions and links") from error
+        raise UserError(
+            f"{root} can not be read ({error})",
+            "a folder that you may read",
+            "check its permissions and links",
+        ) from error
     return entries, folders, inside
 
 
-def _from_files(root: Path, paths: list[Path], labels: list[str] | None, crop: Size | None) -> ImageSet:
+def _from_files(
+    root: Path, paths: list[Path], labels: list[str] | None, crop: Size | None
+) -> ImageSet:
     size = sides(crop) if crop else _common_size(paths)
 
     def read(index: int) -> Tensor:
         image = read_rgb(paths[index])
-        return torch.from_numpy(center_crop(image, crop) if crop else np.array(image)).permute(2, 0, 1)
+        return torch.from_numpy(center_crop(image, crop) if crop else np.array(image)).permute(
+            2, 0, 1
+        )
 
-    return ImageSet(name=str(root), count=len(paths), size=size, read=read, labels=labels,
-                    contents=lambda: _contents_of_files(paths, crop, str(root)))
+    return ImageSet(
+        name=str(root),
+        count=len(paths),
+        size=size,
+        read=read,
+        labels=labels,
+        contents=lambda: _contents_of_files(paths, crop, str(root)),
+    )
 
 
 def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
@@ -182,28 +232,42 @@ def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
     if not path.is_file():
         return None
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the first column
+        with path.open(
+            newline="", encoding="utf-8-sig"
+        ) as file:  # spreadsheets put a mark before the first column
             rows = csv.DictReader(file)
             columns = rows.fieldnames or ()
             labels = {row.get("file"): row.get("class") or row.get("label") for row in rows}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can not be read ({error})", "text in UTF-8", "write it again") from error
+        raise UserError(
+            f"{path} can not be read ({error})", "text in UTF-8", "write it again"
+        ) from error
     if not {"file", "label"} <= set(columns):
-        raise UserError(f"{path} has the columns {columns}", "columns file and label", "add a first line")
+        raise UserError(
+            f"{path} has the columns {columns}", "columns file and label", "add a first line"
+        )
     found = [labels.get(name) or "" for name in names]
     if "" in found:
-        raise UserError(f"{path} has no label for {names[found.index('')]}", "a line for each image",
-                        "add it, or remove the image or labels.csv")
+        raise UserError(
+            f"{path} has no label for {names[found.index('')]}",
+            "a line for each image",
+            "add it, or remove the image or labels.csv",
+        )
     return found
 
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
     """(height, width) that all files say they have."""
     first = _header(paths[0])
-    for path, size in zip(paths, _in_threads(lambda i: _header(paths[i]), len(paths), "sizes"), strict=True):
+    for path, size in zip(
+        paths, _in_threads(lambda i: _header(paths[i]), len(paths), "sizes"), strict=True
+    ):
         if size != first:
-            raise UserError(f"images of different sizes: {paths[0]} is {describe_size(first)}, {path} is {describe_size(size)}",
-                            "images of one size", "crop them: --crop crops a reference, --image-size in dit stats")
+            raise UserError(
+                f"images of different sizes: {paths[0]} is {describe_size(first)}, {path} is {describe_size(size)}",
+                "images of one size",
+                "crop them: --crop crops a reference, --image-size in dit stats",
+            )
     return first
 
 
@@ -211,12 +275,19 @@ def _header(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             if image.mode not in BYTE_MODES:
-                raise UserError(f"{path} has pixels of mode {image.mode}", "8 bits a channel", "save it as 8-bit RGB")
+                raise UserError(
+                    f"{path} has pixels of mode {image.mode}",
+                    "8 bits a channel",
+                    "save it as 8-bit RGB",
+                )
             turned = "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
     except READ_ERRORS as error:
-        raise UserError(f"{path} can not be read as an image ({error})", "an intact image file",
-                        "replace or delete the file") from error
+        raise UserError(
+            f"{path} can not be read as an image ({error})",
+            "an intact image file",
+            "replace or delete the file",
+        ) from error
 
 
 # -- arrays ------------------------------------------------------------------------------------------------------
@@ -227,8 +298,11 @@ def _read_npz(path: Path, crop: Size | None) -> ImageSet:
         array = read_array(file, path, "arr_0")
         labels = read_array(file, path, "arr_1") if "arr_1" in file.files else None
     if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iuU"):
-        raise UserError(f"labels {labels.dtype} {list(labels.shape)} in {path}", "arr_1 [N], whole numbers or names",
-                        "write arr_1 again; x.argmax(1) turns one-hot vectors into numbers")
+        raise UserError(
+            f"labels {labels.dtype} {list(labels.shape)} in {path}",
+            "arr_1 [N], whole numbers or names",
+            "write arr_1 again; x.argmax(1) turns one-hot vectors into numbers",
+        )
     images = from_array(array, str(path), None if labels is None else labels.tolist())
     return images if crop is None else _cropped(images, crop)
 
@@ -248,8 +322,11 @@ def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
     """[N, H, W, 3], or [N, H, W, 1] of gray images."""
     shape = array.shape
     if array.size == 0:
-        raise UserError(f"no images in {name}: its array has the shape {list(shape)}", "[N, H, W, 3]",
-                        "write the file again")
+        raise UserError(
+            f"no images in {name}: its array has the shape {list(shape)}",
+            "[N, H, W, 3]",
+            "write the file again",
+        )
     if array.ndim == 4 and shape[3] in (1, 3):
         return array
     if array.ndim == 3 and shape[2] not in (1, 3, 4):
@@ -260,7 +337,11 @@ def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
         do = "drop the alpha channel: x[..., :3]"
     else:
         do = "a single image is x[None]; flat images need x.reshape(N, H, W, 3)"
-    raise UserError(f"images in {name} have the shape {list(shape)}", "[N, H, W, 3], or [N, H, W] of gray images", do)
+    raise UserError(
+        f"images in {name} have the shape {list(shape)}",
+        "[N, H, W, 3], or [N, H, W] of gray images",
+        do,
+    )
 
 
 def _check_type(array: np.ndarray, name: str) -> None:
@@ -268,14 +349,19 @@ def _check_type(array: np.ndarray, name: str) -> None:
         return
     expected = "uint8 pixels 0..255"
     if array.dtype.kind not in "fiu":
-        raise UserError(f"{array.dtype} pixels in {name}", expected, "convert them: x.astype('uint8') of 0..255")
+        raise UserError(
+            f"{array.dtype} pixels in {name}", expected, "convert them: x.astype('uint8') of 0..255"
+        )
     if array.dtype.kind == "f":
         bad = next((i for i, image in enumerate(array) if not np.isfinite(image).all()), None)
         if bad is not None:
             raise UserError(f"NaN or infinity in image {bad} of {name}", expected, "sample again")
     low, high = float(array.min()), float(array.max())
-    raise UserError(f"{array.dtype} pixels in {low:.3g}..{high:.3g} in {name}", expected,
-                    f"convert them: {_conversion(low, high, array.dtype.kind)}")
+    raise UserError(
+        f"{array.dtype} pixels in {low:.3g}..{high:.3g} in {name}",
+        expected,
+        f"convert them: {_conversion(low, high, array.dtype.kind)}",
+    )
 
 
 def _conversion(low: float, high: float, kind: str) -> str:
@@ -316,14 +402,20 @@ def _sha256(path: Path) -> bytes:
     try:
         return bytes.fromhex(sha256(path))
     except OSError as error:
-        raise UserError(f"{path} can not be read ({error})", "a file that you may read",
-                        "check its permissions, or delete the file") from error
+        raise UserError(
+            f"{path} can not be read ({error})",
+            "a file that you may read",
+            "check its permissions, or delete the file",
+        ) from error
 
 
 def _in_threads(work: Callable[[int], Result], count: int, title: str) -> Iterator[Result]:
     """Results for `count` images in order; a bar where there are many."""
     blocks = [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
-    with ThreadPoolExecutor(4) as pool, tqdm(desc=title, total=count, unit="img", disable=count < LARGE) as bar:
+    with (
+        ThreadPoolExecutor(4) as pool,
+        tqdm(desc=title, total=count, unit="img", disable=count < LARGE) as bar,
+    ):
         for results in pool.map(lambda block: [work(i) for i in block], blocks):
             yield from results
             bar.update(len(results))

@@ -23,8 +23,10 @@ from dit.utils.files import write_atomically
 INCEPTION_WIDTH = 2048
 ALIASES = {"fid": INCEPTION, "fd_dinov2": DINOV2}  # EDM2's names of networks: ours
 KEY = re.compile(r"(?:(?P<network>.+?)[/._])?(?P<part>(?:mu|sigma)(?:_s)?)")
-LAYOUTS = ("mu [D] and sigma [D, D] (ADM, also mu_s and sigma_s; EDM, MAR, torch-fidelity), or NETWORK/mu and "
-           "NETWORK/sigma (dit stats; EDM2: fid/mu, fd_dinov2/mu, ...)")
+LAYOUTS = (
+    "mu [D] and sigma [D, D] (ADM, also mu_s and sigma_s; EDM, MAR, torch-fidelity), or NETWORK/mu and "
+    "NETWORK/sigma (dit stats; EDM2: fid/mu, fd_dinov2/mu, ...)"
+)
 EXPECTED = "mean [D] and covariance [D, D] of finite real numbers, in float32 or float64"
 
 Pair = tuple[Tensor, Tensor]
@@ -82,7 +84,9 @@ class Statistics:
         """
         found = self.networks.get(extractor.name) or self.networks.get("")
         if found is None:
-            return f"{self.path} has statistics of {', '.join(self.networks)}, not of {extractor.name}"
+            return (
+                f"{self.path} has statistics of {', '.join(self.networks)}, not of {extractor.name}"
+            )
         width, named = len(found.features[0]), extractor.name in self.networks
         if width != extractor.widths[0]:
             return f"{self.path} has statistics of {width} values, {extractor.name} gives {extractor.widths[0]}"
@@ -94,18 +98,25 @@ class Statistics:
     def _check_spatial(self, found: Moments, extractor: Extractor) -> None:
         width = extractor.widths[2]
         if found.spatial and width and len(found.spatial[0]) != width:
-            raise UserError(f"mu_s of {len(found.spatial[0])} values in {self.path}",
-                            f"the {width} of {extractor.name}'s spatial layer", "pass other statistics")
+            raise UserError(
+                f"mu_s of {len(found.spatial[0])} values in {self.path}",
+                f"the {width} of {extractor.name}'s spatial layer",
+                "pass other statistics",
+            )
 
     def _difference(self, extractor: Extractor) -> str:
         """How the network differs from the one that the record describes; nothing where it does not."""
         made = self.record.get("networks", {}).get(extractor.name, {})
         if made.get("checksum", extractor.checksum) != extractor.checksum:
-            return (f"{self.path} was made with other weights of {extractor.name} (SHA-256 {made['checksum'][:8]}, "
-                    f"here {extractor.checksum[:8]})")
+            return (
+                f"{self.path} was made with other weights of {extractor.name} (SHA-256 {made['checksum'][:8]}, "
+                f"here {extractor.checksum[:8]})"
+            )
         if made.get("preprocessing", extractor.preprocessing) != extractor.preprocessing:
-            return (f"{self.path} was made with another preprocessing for {extractor.name} ({made['preprocessing']}; "
-                    f"here {extractor.preprocessing})")
+            return (
+                f"{self.path} was made with another preprocessing for {extractor.name} ({made['preprocessing']}; "
+                f"here {extractor.preprocessing})"
+            )
         return ""
 
 
@@ -128,8 +139,11 @@ def read_statistics(path: Path) -> Statistics | None:
         if not keys and "arr_0" in file.files:
             return None
         if not keys:
-            raise UserError(f"{path} holds {', '.join(file.files) or 'nothing'}", LAYOUTS,
-                            "check the path, or make statistics with dit stats")
+            raise UserError(
+                f"{path} holds {', '.join(file.files) or 'nothing'}",
+                LAYOUTS,
+                "check the path, or make statistics with dit stats",
+            )
         networks = {name: _moments(file, path, parts) for name, parts in keys.items()}
         return Statistics(path, networks, _count(file, path), _record(file, path))
 
@@ -142,8 +156,11 @@ def _by_network(keys: list[str], path: Path) -> dict[str, dict[str, str]]:
             name = match["network"] or ""
             parts = found.setdefault(ALIASES.get(name, name), {})
             if match["part"] in parts:
-                raise UserError(f"{path} holds both {parts[match['part']]} and {key}", "one of the two",
-                                "write the file again without the other")
+                raise UserError(
+                    f"{path} holds both {parts[match['part']]} and {key}",
+                    "one of the two",
+                    "write the file again without the other",
+                )
             parts[match["part"]] = key
     return found
 
@@ -151,7 +168,11 @@ def _by_network(keys: list[str], path: Path) -> dict[str, dict[str, str]]:
 def _moments(file: Any, path: Path, parts: dict[str, str]) -> Moments:
     features = _pair(file, path, parts, "mu", "sigma")
     if features is None:
-        raise UserError(f"{path} holds {', '.join(parts.values())} alone", LAYOUTS, "write mu and sigma beside them")
+        raise UserError(
+            f"{path} holds {', '.join(parts.values())} alone",
+            LAYOUTS,
+            "write mu and sigma beside them",
+        )
     return Moments(features, _pair(file, path, parts, "mu_s", "sigma_s"))
 
 
@@ -160,19 +181,30 @@ def _pair(file: Any, path: Path, parts: dict[str, str], *wanted: str) -> Pair | 
     if keys == [None, None]:
         return None
     if None in keys:
-        raise UserError(f"{path} holds {', '.join(file.files)}", f"{' and '.join(wanted)} together: {LAYOUTS}",
-                        "write the file again")
+        raise UserError(
+            f"{path} holds {', '.join(file.files)}",
+            f"{' and '.join(wanted)} together: {LAYOUTS}",
+            "write the file again",
+        )
     mean, covariance = (read_array(file, path, key) for key in keys if key)
-    given = " and ".join(f"{key} {list(a.shape)}" for key, a in zip(keys, (mean, covariance), strict=True))
+    given = " and ".join(
+        f"{key} {list(a.shape)}" for key, a in zip(keys, (mean, covariance), strict=True)
+    )
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
-        raise UserError(f"{given} in {path}", EXPECTED, "pass the statistics file of your feature network")
+        raise UserError(
+            f"{given} in {path}", EXPECTED, "pass the statistics file of your feature network"
+        )
     return _plain(mean, keys[0], path), _plain(covariance, keys[1], path)
 
 
 def _plain(array: np.ndarray, key: str | None, path: Path) -> Tensor:
     """As float64, once it is known to lose nothing."""
     if array.dtype.kind not in "fiu" or array.dtype == np.float16:
-        why = "complex: a matrix square root went wrong" if array.dtype.kind == "c" else str(array.dtype)
+        why = (
+            "complex: a matrix square root went wrong"
+            if array.dtype.kind == "c"
+            else str(array.dtype)
+        )
         raise UserError(f"{key} in {path} is {why}", EXPECTED, "compute the statistics again")
     if not np.isfinite(array).all():
         raise UserError(f"{key} in {path} is not finite", EXPECTED, "compute the statistics again")
@@ -188,22 +220,34 @@ def _count(file: Any, path: Path) -> int | None:
 
 def _record(file: Any, path: Path) -> dict[str, Any]:
     """The record that `dit stats` leaves; empty of files by others."""
-    if "record" not in file.files or (text := read_array(file, path, "record")).dtype.kind != "U" or text.ndim:
+    if (
+        "record" not in file.files
+        or (text := read_array(file, path, "record")).dtype.kind != "U"
+        or text.ndim
+    ):
         return {}
     try:
         record = json.loads(str(text))
     except json.JSONDecodeError as error:
-        raise UserError(f"record in {path} is no JSON ({error})", "the file that dit stats wrote",
-                        "write it again") from error
+        raise UserError(
+            f"record in {path} is no JSON ({error})",
+            "the file that dit stats wrote",
+            "write it again",
+        ) from error
     return record if isinstance(record, dict) else {}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
 
 
-def write_statistics(path: Path, networks: Mapping[str, Moments], count: int, record: dict[str, Any]) -> None:
+def write_statistics(
+    path: Path, networks: Mapping[str, Moments], count: int, record: dict[str, Any]
+) -> None:
     """The file that `read_statistics` reads; Inception's are there under plain names too, for other evaluators."""
-    arrays: dict[str, np.ndarray] = {"num_images": np.array(count), "record": np.array(json.dumps(record))}
+    arrays: dict[str, np.ndarray] = {
+        "num_images": np.array(count),
+        "record": np.array(json.dumps(record)),
+    }
     for name, moments in networks.items():
         for prefix in (f"{name}/", *([""] if name == INCEPTION else [])):
             arrays |= _named(moments.features, prefix, "")
@@ -213,4 +257,7 @@ def write_statistics(path: Path, networks: Mapping[str, Moments], count: int, re
 
 
 def _named(pair: Pair, prefix: str, suffix: str) -> dict[str, np.ndarray]:
-    return {f"{prefix}{part}{suffix}": value.numpy() for part, value in zip(("mu", "sigma"), pair, strict=True)}
+    return {
+        f"{prefix}{part}{suffix}": value.numpy()
+        for part, value in zip(("mu", "sigma"), pair, strict=True)
+    }

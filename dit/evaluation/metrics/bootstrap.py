@@ -73,17 +73,23 @@ def extrapolate(values: Tensor, target: Gaussian) -> Extrapolation:
     count, width = values.shape
     if count // PARTS < LEAST * width:
         needed = PARTS * LEAST * width
-        return Extrapolation([], [], reason=f"needs at least {needed} samples for {width} features, has {count}")
+        return Extrapolation(
+            [], [], reason=f"needs at least {needed} samples for {width} features, has {count}"
+        )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
     sizes = [count // parts for parts in range(1, PARTS + 1)]
-    with tqdm(total=PARTS * (PARTS + 1) // 2, desc="extrapolation", unit="set", delay=BAR_DELAY) as bar:
+    with tqdm(
+        total=PARTS * (PARTS + 1) // 2, desc="extrapolation", unit="set", delay=BAR_DELAY
+    ) as bar:
 
         def distance(rows: Tensor) -> float:
             bar.update()
             return frechet(fit(values[rows]), target)
 
-        distances = [statistics.fmean(distance(rows) for rows in order[: size * parts].split(size))
-                     for parts, size in enumerate(sizes, start=1)]
+        distances = [
+            statistics.fmean(distance(rows) for rows in order[: size * parts].split(size))
+            for parts, size in enumerate(sizes, start=1)
+        ]
     limit, deviation = _intercept(1 / np.array(sizes), np.array(distances))
     return Extrapolation(sizes, distances, limit, deviation)
 
@@ -94,4 +100,6 @@ def _intercept(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     slope = centred @ y / (centred @ centred)
     at_zero = y.mean() - slope * x.mean()
     variance = np.square(y - at_zero - slope * x).sum() / (len(x) - 2)
-    return float(at_zero), float(np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / (centred @ centred))))
+    return float(at_zero), float(
+        np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / (centred @ centred)))
+    )

@@ -20,7 +20,17 @@ from dit.evaluation.inputs.features import Features
 from dit.evaluation.metrics.frechet import Gaussian, fit, frechet
 from dit.evaluation.metrics.precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS, manifold
 
-NAMES = ("FID", "sFID", "KID", "precision", "recall", "density", "coverage", "IS", "IS (torch-fidelity)")
+NAMES = (
+    "FID",
+    "sFID",
+    "KID",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "IS",
+    "IS (torch-fidelity)",
+)
 KID_SUBSETS, KID_SUBSET_SIZE, KID_LEAST = 100, 1000, 20
 PRC_REFERENCE = 10_000  # reference images of precision, recall, density and coverage, as ADM has it
 IS_SPLIT = 5_000  # images in one split of the Inception score, as ADM has it
@@ -82,9 +92,19 @@ class Target:
         """Reference images."""
         count = len(reference)
         if count < 2:
-            return cls(reference.values, missing=f"needs at least 2 reference images, has {count}", count=count)
+            return cls(
+                reference.values,
+                missing=f"needs at least 2 reference images, has {count}",
+                count=count,
+            )
         spatial = None if reference.spatial is None else fit(reference.spatial)
-        return cls(reference.values, fit(reference.values), spatial, "the reference has no spatial features", count)
+        return cls(
+            reference.values,
+            fit(reference.values),
+            spatial,
+            "the reference has no spatial features",
+            count,
+        )
 
 
 def score_names(extractor: str) -> tuple[str, ...]:
@@ -104,7 +124,9 @@ def is_frechet(score: str) -> bool:
     return score.split("(")[0] in ("FID", "sFID", "FD", "sFD")
 
 
-def compute_scores(samples: Features, target: Target, extractor: str, device: torch.device) -> dict[str, Score]:
+def compute_scores(
+    samples: Features, target: Target, extractor: str, device: torch.device
+) -> dict[str, Score]:
     """All scores by their names, in the order of `score_names`; sFID only where there are spatial features.
 
     Args:
@@ -123,7 +145,9 @@ def compute_scores(samples: Features, target: Target, extractor: str, device: to
     return {score.name: score for score in named}
 
 
-def compute_floor(reference: Features, count: int, extractor: str, device: torch.device) -> dict[str, Range]:
+def compute_floor(
+    reference: Features, count: int, extractor: str, device: torch.device
+) -> dict[str, Range]:
     """What real images score: `count` of the reference, at most half, against the rest, in several random splits.
 
     Scores that are not available are left out. With `count` = M of M images the floor is that of M / 2 against M / 2:
@@ -142,17 +166,25 @@ def compute_floor(reference: Features, count: int, extractor: str, device: torch
     return {name: values for name, values in ranges.items() if values}
 
 
-def _split_scores(reference: Features, chosen: Tensor, extractor: str, device: torch.device) -> dict[str, Score]:
+def _split_scores(
+    reference: Features, chosen: Tensor, extractor: str, device: torch.device
+) -> dict[str, Score]:
     """Scores of the chosen images against the others. Spatial features, of which only moments count, are not copied."""
     values, logits, spatial = reference.values, reference.logits, reference.spatial
     rest = int((~chosen).sum())
-    target = Target(values[~chosen], fit(values, (~chosen).double()) if rest > 1 else None, count=rest,
-                    missing=f"needs at least 2 reference images, has {rest}")
+    target = Target(
+        values[~chosen],
+        fit(values, (~chosen).double()) if rest > 1 else None,
+        count=rest,
+        missing=f"needs at least 2 reference images, has {rest}",
+    )
     samples = Features(values[chosen], None if logits is None else logits[chosen])
     scores = compute_scores(samples, target, extractor, device)
     if spatial is not None and rest > 1 and len(samples) > 1:
         score = Score(_shown("sFID", extractor), None, "lower", len(samples), rest)
-        scores[score.name] = _frechet(score, lambda: fit(spatial, chosen.double()), fit(spatial, (~chosen).double()))
+        scores[score.name] = _frechet(
+            score, lambda: fit(spatial, chosen.double()), fit(spatial, (~chosen).double())
+        )
     return scores
 
 
@@ -161,13 +193,22 @@ def _range(scores: Sequence[Score]) -> Range | None:
     values = [score.value for score in scores if score.value is not None]
     if len(values) < len(scores):
         return None
-    return Range(min(values), float(np.mean(values)), max(values), len(values), scores[0].samples, scores[0].reference)
+    return Range(
+        min(values),
+        float(np.mean(values)),
+        max(values),
+        len(values),
+        scores[0].samples,
+        scores[0].reference,
+    )
 
 
 # -- single scores; features in, Score out -----------------------------------------------------------------------
 
 
-def frechet_distance(name: str, samples: Tensor, reference: Gaussian | None, target: Target) -> Score:
+def frechet_distance(
+    name: str, samples: Tensor, reference: Gaussian | None, target: Target
+) -> Score:
     """Fréchet distance of the Gaussian fitted to samples [N, D] (1706.08500); of spatial features: sFID (2103.03841).
 
     Args:
@@ -188,7 +229,11 @@ def _frechet(score: Score, fitted: Callable[[], Gaussian], reference: Gaussian) 
     except torch.linalg.LinAlgError as error:
         return _without(score, f"the arithmetic failed ({error})")
     width, least = reference.width, min(score.samples, score.reference or score.samples)
-    note = f"{least} images for {width} features: biased upwards, compare at equal N only" if least <= width else None
+    note = (
+        f"{least} images for {width} features: biased upwards, compare at equal N only"
+        if least <= width
+        else None
+    )
     return _with(score, value, note=note)
 
 
@@ -209,7 +254,9 @@ def kernel_distance(samples: Tensor, target: Target, device: torch.device) -> Sc
     return _with(score, float(np.mean(distances)), deviation=float(np.std(distances)), note=note)
 
 
-def _kernel_distances(samples: Tensor, reference: Tensor, size: int, device: torch.device) -> list[float]:
+def _kernel_distances(
+    samples: Tensor, reference: Tensor, size: int, device: torch.device
+) -> list[float]:
     generator = np.random.RandomState(SEED)
 
     def subset(features: Tensor) -> Tensor:
@@ -240,18 +287,28 @@ def neighbour_scores(samples: Tensor, target: Target, device: torch.device) -> l
     reference = target.values
     if reference is not None and len(reference) > PRC_REFERENCE:
         reference = reference[_subset(len(reference), PRC_REFERENCE)]
-    least = {"precision": NEIGHBOURS, "recall": NEIGHBOURS, "density": DENSITY_NEIGHBOURS,
-             "coverage": DENSITY_NEIGHBOURS}
+    least = {
+        "precision": NEIGHBOURS,
+        "recall": NEIGHBOURS,
+        "density": DENSITY_NEIGHBOURS,
+        "coverage": DENSITY_NEIGHBOURS,
+    }
     scores = [_start(name, "higher", samples, reference) for name in least]
     if reference is None:
         return [_without(score, target.missing) for score in scores]
-    reasons = {name: _too_few(samples, reference, neighbours + 1) for name, neighbours in least.items()}
+    reasons = {
+        name: _too_few(samples, reference, neighbours + 1) for name, neighbours in least.items()
+    }
     if all(reasons.values()):
         return [_without(score, str(reasons[score.name])) for score in scores]
     check_widths(samples.shape[1], reference.shape[1])
     found = dataclasses.asdict(manifold(samples, reference, device))
-    return [_without(score, reason) if (reason := reasons[score.name]) else _with(score, found[score.name])
-            for score in scores]
+    return [
+        _without(score, reason)
+        if (reason := reasons[score.name])
+        else _with(score, found[score.name])
+        for score in scores
+    ]
 
 
 def _subset(count: int, most: int) -> np.ndarray:
@@ -270,20 +327,36 @@ def inception_scores(samples: Features, extractor: str) -> list[Score]:
         return [_without(score, f"{extractor} has no classifier") for score in scores]
     shuffled = np.random.RandomState(SEED).permutation(count)
     equal = [i * count // IS_SPLITS for i in range(IS_SPLITS + 1)]
-    return [_inception_score(scores[0], samples.logits, np.arange(count), [*range(0, count, IS_SPLIT), count], least=2),
-            _inception_score(scores[1], samples.logits, shuffled, equal, least=IS_SPLITS)]
+    return [
+        _inception_score(
+            scores[0],
+            samples.logits,
+            np.arange(count),
+            [*range(0, count, IS_SPLIT), count],
+            least=2,
+        ),
+        _inception_score(scores[1], samples.logits, shuffled, equal, least=IS_SPLITS),
+    ]
 
 
-def _inception_score(score: Score, logits: Tensor, order: np.ndarray, bounds: Sequence[int], least: int) -> Score:
+def _inception_score(
+    score: Score, logits: Tensor, order: np.ndarray, bounds: Sequence[int], least: int
+) -> Score:
     """Over the splits between the bounds, of the logits in that order."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
     if len(logits) < least:
         return _without(score, f"needs at least {least} samples, has {len(logits)}")
-    values = [isc_features_to_metric(logits[order[start:stop]], splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN]
-              for start, stop in itertools.pairwise(bounds)]
+    values = [
+        isc_features_to_metric(logits[order[start:stop]], splits=1, shuffle=False)[
+            KEY_METRIC_ISC_MEAN
+        ]
+        for start, stop in itertools.pairwise(bounds)
+    ]
     note = "1 split" if len(values) == 1 else f"{len(values)} splits"
-    return _with(score, float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None, note)
+    return _with(
+        score, float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None, note
+    )
 
 
 def _start(name: str, better: str, samples: Tensor, reference: Tensor | None) -> Score:
@@ -293,16 +366,16 @@ def _start(name: str, better: str, samples: Tensor, reference: Tensor | None) ->
 def _too_few(samples: Tensor, reference: Tensor, least: int) -> str | None:
     if min(len(samples), len(reference)) >= least:
         return None
-    return (
-        f"needs at least {least} images on both sides, has {len(samples)} samples and {len(reference)} reference images"
-    )
+    return f"needs at least {least} images on both sides, has {len(samples)} samples and {len(reference)} reference images"
 
 
 def _without(score: Score, reason: str) -> Score:
     return dataclasses.replace(score, reason=reason)
 
 
-def _with(score: Score, value: float, deviation: float | None = None, note: str | None = None) -> Score:
+def _with(
+    score: Score, value: float, deviation: float | None = None, note: str | None = None
+) -> Score:
     if not math.isfinite(value):
         return _without(score, f"the arithmetic gave {value}")
     return dataclasses.replace(score, value=value, deviation=deviation, note=note)
@@ -311,5 +384,8 @@ def _with(score: Score, value: float, deviation: float | None = None, note: str 
 def check_widths(samples: int, reference: int) -> None:
     """Refuse features of different networks."""
     if samples != reference:
-        raise UserError(f"{samples} features of the samples and {reference} of the reference", "the same number",
-                        "choose the feature network of the reference with --extractor")
+        raise UserError(
+            f"{samples} features of the samples and {reference} of the reference",
+            "the same number",
+            "choose the feature network of the reference with --extractor",
+        )

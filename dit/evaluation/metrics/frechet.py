@@ -45,7 +45,9 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     shift = (a.mean - b.mean).square().sum()
     spread = a.factor.square().sum() + b.factor.square().sum()
     shared = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
-    return float((shift + spread - 2 * shared).clamp(min=0))  # round-off of equal ones may be below 0; NaN stays NaN
+    return float(
+        (shift + spread - 2 * shared).clamp(min=0)
+    )  # round-off of equal ones may be below 0; NaN stays NaN
 
 
 def fit(values: Tensor, weights: Tensor | None = None) -> Gaussian:
@@ -77,8 +79,10 @@ def from_moments(mean: np.ndarray | Tensor, covariance: np.ndarray | Tensor, nam
     _check_moments(mean, covariance, name)
     eigenvalues, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     if not eigenvalues[0] >= -TOLERANCE * eigenvalues[-1]:
-        raise _refused(f"the covariance of {name} has the eigenvalue {eigenvalues[0]:.3g} beside {eigenvalues[-1]:.3g}",
-                       "none below 0")
+        raise _refused(
+            f"the covariance of {name} has the eigenvalue {eigenvalues[0]:.3g} beside {eigenvalues[-1]:.3g}",
+            "none below 0",
+        )
     return Gaussian(mean, _factor(eigenvalues, vectors))
 
 
@@ -100,7 +104,11 @@ def merge(one: Counted, other: Counted) -> Counted:
     """Moments of two sets together, from those of each (Chan, Golub and LeVeque 1979, Eq. 2.1)."""
     (n, mean, covariance), (m, other_mean, other_covariance) = one, other
     apart = other_mean - mean
-    scatter = (n - 1) * covariance + (m - 1) * other_covariance + torch.outer(apart, apart) * (n * m / (n + m))
+    scatter = (
+        (n - 1) * covariance
+        + (m - 1) * other_covariance
+        + torch.outer(apart, apart) * (n * m / (n + m))
+    )
     return n + m, mean + apart * (m / (n + m)), scatter / (n + m - 1)
 
 
@@ -135,14 +143,20 @@ def _factor(eigenvalues: Tensor, vectors: Tensor) -> Tensor:
 
 def _check_moments(mean: Tensor, covariance: Tensor, name: str) -> None:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise _refused(f"mean {list(mean.shape)} and covariance {list(covariance.shape)} of {name}", "[D] and [D, D]")
+        raise _refused(
+            f"mean {list(mean.shape)} and covariance {list(covariance.shape)} of {name}",
+            "[D] and [D, D]",
+        )
     for moment, given in (("mean", mean), ("covariance", covariance)):
         if not given.isfinite().all():
             raise _refused(f"NaN or infinity in the {moment} of {name}", "finite numbers")
     skew, largest = (covariance - covariance.T).abs().max(), covariance.abs().max()
     if skew > TOLERANCE * largest:
-        raise _refused(f"the covariance of {name} differs from its transpose by {skew:.3g}, its largest entry is "
-                       f"{largest:.3g}", "a symmetric matrix")
+        raise _refused(
+            f"the covariance of {name} differs from its transpose by {skew:.3g}, its largest entry is "
+            f"{largest:.3g}",
+            "a symmetric matrix",
+        )
 
 
 def _refused(given: str, expected: str) -> UserError:

@@ -22,8 +22,15 @@ def pixel_extractor(device: torch.device) -> Extractor:
     def shrink(images: Tensor) -> Outputs:
         return Outputs(F.adaptive_avg_pool2d(images.float(), SIDE).flatten(1))
 
-    return Extractor(shrink, PIXELS, weights="none", checksum="", preprocessing=f"averaged to {SIDE}x{SIDE}",
-                     device=device, widths=(3 * SIDE * SIDE, 0, 0))
+    return Extractor(
+        shrink,
+        PIXELS,
+        weights="none",
+        checksum="",
+        preprocessing=f"averaged to {SIDE}x{SIDE}",
+        device=device,
+        widths=(3 * SIDE * SIDE, 0, 0),
+    )
 
 
 @dataclass(frozen=True)
@@ -74,16 +81,22 @@ class Memorisation:
     likenesses: list[Likeness]
 
 
-def check(samples: dict[str, Tensor], shown: Sequence[int], training: TrainingImages, device: torch.device
-          ) -> Memorisation:
+def check(
+    samples: dict[str, Tensor], shown: Sequence[int], training: TrainingImages, device: torch.device
+) -> Memorisation:
     """Find the nearest training image of the samples: of all, or of many and those in pictures.
 
     Args:
         samples: features [N, D] by network; `shown`: indices of samples in pictures.
     """
     count = len(next(iter(samples.values())))
-    chosen = torch.cat([evenly(count, MOST_SAMPLES), torch.tensor(shown, dtype=torch.int64)]).unique()
-    found = [likeness(samples[name][chosen], values, name, device) for name, values in training.values.items()]
+    chosen = torch.cat(
+        [evenly(count, MOST_SAMPLES), torch.tensor(shown, dtype=torch.int64)]
+    ).unique()
+    found = [
+        likeness(samples[name][chosen], values, name, device)
+        for name, values in training.values.items()
+    ]
     return Memorisation(chosen, training.images, found)
 
 
@@ -97,4 +110,8 @@ def likeness(samples: Tensor, training: Tensor, by: str, device: torch.device) -
 
 def evenly(count: int, most: int) -> Tensor:
     """Indices of at most `most` of `count` images, evenly spaced."""
-    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most, dtype=torch.float64).long()
+    return (
+        torch.arange(count)
+        if count <= most
+        else torch.linspace(0, count - 1, most, dtype=torch.float64).long()
+    )

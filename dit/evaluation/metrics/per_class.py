@@ -58,7 +58,9 @@ def _recognition(predicted: np.ndarray, labels: np.ndarray) -> Recognition:
     return Recognition(float(right.mean()), per_class, len(labels))
 
 
-def classifier_accuracy(logits: Tensor, labels: Sequence[str], class_names: Sequence[str]) -> dict[str, float]:
+def classifier_accuracy(
+    logits: Tensor, labels: Sequence[str], class_names: Sequence[str]
+) -> dict[str, float]:
     """Share of each class that a classifier recognises, from logits [N, K]; empty unless it knows all the labels."""
     if not set(labels) <= set(class_names):
         return {}
@@ -95,18 +97,30 @@ class ClassRow:
     accuracy: float | None = None
 
 
-def class_rows(samples: Labelled, reference: Labelled | None, recognised: dict[str, float]) -> list[ClassRow]:
+def class_rows(
+    samples: Labelled, reference: Labelled | None, recognised: dict[str, float]
+) -> list[ClassRow]:
     """Every class of the samples, in the order of numbers or of the alphabet.
 
     A distance between few images is biased upwards, so read it beside that of as many real ones.
     """
     ours, real = _places(samples), _places(reference) if reference else {}
-    return [_class_row(label, samples, ours[label], reference, real.get(label, []), recognised.get(label))
-            for label in sorted(ours, key=natural)]
+    return [
+        _class_row(
+            label, samples, ours[label], reference, real.get(label, []), recognised.get(label)
+        )
+        for label in sorted(ours, key=natural)
+    ]
 
 
-def _class_row(label: str, samples: Labelled, ours: list[int], reference: Labelled | None, real: list[int],
-               accuracy: float | None) -> ClassRow:
+def _class_row(
+    label: str,
+    samples: Labelled,
+    ours: list[int],
+    reference: Labelled | None,
+    real: list[int],
+    accuracy: float | None,
+) -> ClassRow:
     row = ClassRow(label, len(ours), len(real) if reference else None, accuracy=accuracy)
     if reference is None or len(ours) < 2 or len(real) < 4:
         return row

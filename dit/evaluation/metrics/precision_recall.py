@@ -47,8 +47,10 @@ def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> 
     reach = _nearest_within(ours, NEIGHBOURS)[:, -1:]
     balls = _nearest_within(real, DENSITY_NEIGHBOURS)
     tight, wide = balls[:, NEIGHBOURS - 1], balls[:, DENSITY_NEIGHBOURS - 1]
-    precise, recalled, covered = (torch.zeros(n, dtype=torch.bool, device=device)
-                                  for n in (len(samples), len(reference), len(reference)))
+    precise, recalled, covered = (
+        torch.zeros(n, dtype=torch.bool, device=device)
+        for n in (len(samples), len(reference), len(reference))
+    )
     inside = torch.zeros((), dtype=torch.int64, device=device)
     for row in ours:
         for column in real:
@@ -62,8 +64,9 @@ def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> 
     return Manifold(_share(precise), _share(recalled), density, _share(covered))
 
 
-def nearest(queries: Tensor, points: Tensor, device: torch.device = CPU, skip: Tensor | None = None
-            ) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, points: Tensor, device: torch.device = CPU, skip: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Distance [N] (float64) and index [N] of the nearest of `points` [M, D] to each of `queries` [N, D].
 
     Args:
@@ -105,7 +108,9 @@ class _Points:
     def __init__(self, points: Tensor, centre: Tensor, device: torch.device):
         self.points, self.centre, self.device = points, centre.to(device), device
         memory = torch.empty(BLOCK, points.shape[1], dtype=torch.float64, device=device)
-        self.norms = torch.cat([self._load(part, memory).square_().sum(dim=1) for part in self._parts(0)])
+        self.norms = torch.cat(
+            [self._load(part, memory).square_().sum(dim=1) for part in self._parts(0)]
+        )
 
     def __iter__(self) -> Iterator[_Block]:
         return self.since(0)

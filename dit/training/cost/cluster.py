@@ -74,8 +74,11 @@ def cluster(config: PlanConfig, gpus: int) -> Cluster:
         UserError: nodes that are neither full nor alone.
     """
     if gpus > config.gpus_per_node and gpus % config.gpus_per_node:
-        raise UserError(f"--gpus {gpus} with --gpus-per-node {config.gpus_per_node}",
-                        f"a multiple of {config.gpus_per_node}", "change one of them")
+        raise UserError(
+            f"--gpus {gpus} with --gpus-per-node {config.gpus_per_node}",
+            f"a multiple of {config.gpus_per_node}",
+            "change one of them",
+        )
     given: dict[str, Any] = {
         "peak": config.tflops and config.tflops * 1e12,
         "memory": config.memory and config.memory * 2**30,
@@ -85,4 +88,9 @@ def cluster(config: PlanConfig, gpus: int) -> Cluster:
     kind: dict[str, Any] = {"peak": data_sheet(config.gpu.upper(), bf16=True), **GPUS[config.gpu]}
     kind |= {name: value for name, value in given.items() if value}
     wires = {name: USED * kind[name] for name in ("nvlink", "network")}
-    return replace(Cluster(gpus=gpus, **kind), **wires, per_node=config.gpus_per_node, efficiency=config.efficiency)
+    return replace(
+        Cluster(gpus=gpus, **kind),
+        **wires,
+        per_node=config.gpus_per_node,
+        efficiency=config.efficiency,
+    )

@@ -19,14 +19,27 @@ from dit.training.ema import snapshot_every
 from dit.training.lr_schedule import total_steps
 from dit.utils.image_size import describe_size
 
-NAMES = {"weights": "weights", "averages": "EMA", "optimizer": "AdamW", "gradients": "gradients",
-         "copies": "weights in bf16", "activations": "activations", "temporaries": "backward pass",
-         "exchange": "exchange between ranks"}
+NAMES = {
+    "weights": "weights",
+    "averages": "EMA",
+    "optimizer": "AdamW",
+    "gradients": "gradients",
+    "copies": "weights in bf16",
+    "activations": "activations",
+    "temporaries": "backward pass",
+    "exchange": "exchange between ranks",
+}
 """Parts of memory in words."""
 
 
-def describe(card: ModelCard, source: Latents, autoencoder: Autoencoder, ranks: Ranks, choice: Choice,
-             encoder: TextEncoder | None = None) -> str:
+def describe(
+    card: ModelCard,
+    source: Latents,
+    autoencoder: Autoencoder,
+    ranks: Ranks,
+    choice: Choice,
+    encoder: TextEncoder | None = None,
+) -> str:
     """A table of network, cost, data and schedule."""
     config, spec = card.config, card.network
     with torch.device("meta"):
@@ -48,7 +61,11 @@ def describe(card: ModelCard, source: Latents, autoencoder: Autoencoder, ranks: 
         "latents": f"{shape} from {describe_size(config.image_size)}, {autoencoder.name} (factor {autoencoder.factor})",
         "diffusion": f"{config.process}, {task(config, spec)}",
         "schedule": schedule(config, steps, len(source.labels)),
-        **({"averages": snapshots(config, steps, parameters(network))} if config.ema_lengths else {}),
+        **(
+            {"averages": snapshots(config, steps, parameters(network))}
+            if config.ema_lengths
+            else {}
+        ),
         "hardware": f"{ranks.world} x {ranks.device.type}, {computes}, {micro} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items())
@@ -73,9 +90,15 @@ def task(config: TrainConfig, spec: NetworkSpec) -> str:
 def schedule(config: TrainConfig, steps: int, size: int) -> str:
     """Steps and learning rate in words."""
     epochs = steps * config.global_batch_size / size
-    cool = f", then linearly to 0 over the last {config.cooldown * steps:.0f}" if config.cooldown else ""
-    return (f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); AdamW, lr {config.lr:g} after "
-            f"{config.warmup} steps{cool}; EMA {config.ema:g}")
+    cool = (
+        f", then linearly to 0 over the last {config.cooldown * steps:.0f}"
+        if config.cooldown
+        else ""
+    )
+    return (
+        f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); AdamW, lr {config.lr:g} after "
+        f"{config.warmup} steps{cool}; EMA {config.ema:g}"
+    )
 
 
 def snapshots(config: TrainConfig, steps: int, count: int) -> str:

@@ -86,12 +86,16 @@ def peak_of(device: torch.device, bf16: bool) -> Peak:
     if known := data_sheet(device_kind(device), bf16):
         return Peak(known, f"data sheet, dense {kind}")
     side = LARGE[device.type]
-    return Peak(measured_rate(device, side, bf16), f"measured, {kind} products of {side} x {side} matrices")
+    return Peak(
+        measured_rate(device, side, bf16), f"measured, {kind} products of {side} x {side} matrices"
+    )
 
 
 def data_sheet(name: str, bf16: bool) -> float | None:
     """FLOP/s of a GPU of this name, on its data sheet, if it is known and whole."""
-    found = next((rates for pattern, rates in DATA_SHEETS.items() if re.search(pattern, name)), None)
+    found = next(
+        (rates for pattern, rates in DATA_SHEETS.items() if re.search(pattern, name)), None
+    )
     return found[0 if bf16 else 1] * TERA if found and not re.search(PARTS, name) else None
 
 
@@ -99,7 +103,9 @@ def data_sheet(name: str, bf16: bool) -> float | None:
 def measured_rate(device: torch.device, side: int, bf16: bool) -> float:
     """FLOP/s of the fastest of the matrix products done in a moment, the first of which warms up; once a process."""
     random = torch.Generator().manual_seed(0)  # training's own is not touched
-    matrix = torch.randn(side, side, generator=random).to(device, torch.bfloat16 if bf16 else torch.float32)
+    matrix = torch.randn(side, side, generator=random).to(
+        device, torch.bfloat16 if bf16 else torch.float32
+    )
     found, until = [_seconds(matrix), _seconds(matrix)], time.perf_counter() + MOMENT
     while time.perf_counter() < until:
         found.append(_seconds(matrix))

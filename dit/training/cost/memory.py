@@ -28,7 +28,10 @@ from dit.runs.card import NetworkSpec
 PARTS = ("weights", "optimizer", "gradients", "copies", "activations", "temporaries")
 DRAWN = 5  # tensors of the latents' size that a step begins with, for all micro-batches: two moments, two noises, x0
 RESERVE = 0.1  # share of a device's memory that is not ours: context, communication buffers, what lies free between
-GATHERED, REDUCED = 2, 2  # blocks whose weights, and whose gradients, FSDP2 has on their way at once
+GATHERED, REDUCED = (
+    2,
+    2,
+)  # blocks whose weights, and whose gradients, FSDP2 has on their way at once
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,17 @@ class Layout:
 
 
 def estimate(
-    spec: NetworkSpec, batch: int, device: torch.device, precision: str, *, recompute: str = "none",
-    grad_accum: int = 1, averages: int = 1, text_tokens: int = 0, parallel: str = "ddp", world: int = 1,
+    spec: NetworkSpec,
+    batch: int,
+    device: torch.device,
+    precision: str,
+    *,
+    recompute: str = "none",
+    grad_accum: int = 1,
+    averages: int = 1,
+    text_tokens: int = 0,
+    parallel: str = "ddp",
+    world: int = 1,
 ) -> Memory:
     """The peak of a step on one of `world` ranks.
 
@@ -81,8 +93,13 @@ def estimate(
         text_tokens: of a caption, for a network of text.
         parallel: `ddp`, every rank holds everything, or `fsdp`, its share.
     """
-    step = Step(lambda: build_network(spec), lambda n: blank_inputs(spec.model, n, text_tokens, **spec.sizes),
-                device, uses_bf16(device, precision), recompute)
+    step = Step(
+        lambda: build_network(spec),
+        lambda n: blank_inputs(spec.model, n, text_tokens, **spec.sizes),
+        device,
+        uses_bf16(device, precision),
+        recompute,
+    )
     layout = Layout(parallel, world, grad_accum)
     return step.peak(step.course(batch, layout), layout, averages)
 
@@ -99,7 +116,11 @@ class Step:
 
     def course(self, batch: int, layout: Layout) -> np.ndarray:
         """Bytes of each of PARTS as the step goes, [moments, parts]: a row for each storage that comes."""
-        present = self.device if self.device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+        present = (
+            self.device
+            if self.device.type != "cuda" or torch.cuda.is_available()
+            else torch.device("cpu")
+        )
         precision = "bf16" if self.bf16 else "fp32"
         with FakeTensorMode(), present:
             network, inputs = self.network(), self.inputs(batch)
@@ -130,7 +151,9 @@ class Step:
         rows = course * np.array(shares, dtype=float)
         most = rows[rows.sum(axis=1).argmax()].astype(int).tolist()
         moving = exchanged(self.blank, 2 if self.bf16 else 4) if layout.shared else 0
-        return Memory(**dict(zip(PARTS, most, strict=True)), averages=averages * held, exchange=moving)
+        return Memory(
+            **dict(zip(PARTS, most, strict=True)), averages=averages * held, exchange=moving
+        )
 
     @cached_property
     def blank(self) -> nn.Module:
@@ -149,7 +172,9 @@ def with_moments(network: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def enter(ledger: "Ledger", network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Iterable[Tensor]) -> None:
+def enter(
+    ledger: "Ledger", network: nn.Module, optimizer: torch.optim.Optimizer, inputs: Iterable[Tensor]
+) -> None:
     """What is there when a step begins; gradients are known as such as soon as they are whole."""
     for parameter in network.parameters():
         ledger.note(parameter, "weights")
@@ -216,8 +241,10 @@ class Ledger(TorchDispatchMode):
 
 def sharded(network: nn.Module, world: int) -> int:
     """Bytes of the largest share of a network, whose tensors are cut along their first axis, in float32."""
-    return 4 * sum(math.ceil(p.shape[0] / world) * math.prod(p.shape[1:]) if p.requires_grad else p.numel()
-                   for p in network.parameters())
+    return 4 * sum(
+        math.ceil(p.shape[0] / world) * math.prod(p.shape[1:]) if p.requires_grad else p.numel()
+        for p in network.parameters()
+    )
 
 
 def exchanged(network: nn.Module, width: int) -> int:

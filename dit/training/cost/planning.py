@@ -39,7 +39,9 @@ class Planned:
     config: PlanConfig
     sizes: dict[str, Any]  # as `DiT` takes them
     step: Step
-    courses: dict[bool, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # as far as asked for
+    courses: dict[bool, tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict
+    )  # as far as asked for
 
     @property
     def multiply_adds(self) -> int:
@@ -56,13 +58,22 @@ class Planned:
     def work(self) -> Work:
         """What the equations need to know."""
         again = float(self.config.recompute == "full")
-        return Work(self.parameters, self.sizes["depth"], 2 * self.multiply_adds, again, averages=self.config.averages)
+        return Work(
+            self.parameters,
+            self.sizes["depth"],
+            2 * self.multiply_adds,
+            again,
+            averages=self.config.averages,
+        )
 
     def memory(self, batch: int, layout: Layout) -> Memory:
         """At the peak of a step with so many images at once, which follows from those of two and three."""
         if layout.keeps_gradients not in self.courses:
             known = Layout("ddp", 2) if layout.keeps_gradients else Layout()
-            self.courses[layout.keeps_gradients] = self.step.course(2, known), self.step.course(3, known)
+            self.courses[layout.keeps_gradients] = (
+                self.step.course(2, known),
+                self.step.course(3, known),
+            )
         two, three = self.courses[layout.keeps_gradients]
         return self.step.peak(two + (batch - 2) * (three - two), layout, self.config.averages)
 
@@ -77,15 +88,27 @@ def planned(config: PlanConfig) -> Planned:
     given = {"depth": config.depth, "hidden_size": config.width, "num_heads": config.heads}
     shape = SIZES[size] | {name: value for name, value in given.items() if value}
     if shape["hidden_size"] % shape["num_heads"] or shape["hidden_size"] % 4:
-        raise UserError(f"--width {shape['hidden_size']} with --heads {shape['num_heads']}",
-                        "a width that is a multiple of 4 and of the heads", "change one of them")
+        raise UserError(
+            f"--width {shape['hidden_size']} with --heads {shape['num_heads']}",
+            "a width that is a multiple of 4 and of the heads",
+            "change one of them",
+        )
     if any(side % FACTOR for side in sides(config.image_size)):
-        raise UserError(f"--image-size {config.image_size}", f"a multiple of {FACTOR * patch}", "change --image-size")
+        raise UserError(
+            f"--image-size {config.image_size}",
+            f"a multiple of {FACTOR * patch}",
+            "change --image-size",
+        )
     height, width = (side // FACTOR for side in sides(config.image_size))
     latents: dict[str, Any] = dict(input_size=(height, width), in_channels=CHANNELS)
     sizes = dict(**latents, patch_size=patch, num_classes=CLASSES, learn_sigma=True, **shape)
-    step = Step(partial(DiT, **sizes), lambda n: blank_inputs(config.model, n, **latents), torch.device("cuda"), True,
-                config.recompute)
+    step = Step(
+        partial(DiT, **sizes),
+        lambda n: blank_inputs(config.model, n, **latents),
+        torch.device("cuda"),
+        True,
+        config.recompute,
+    )
     return Planned(config, sizes, step)
 
 
@@ -111,7 +134,9 @@ class Column:
     @property
     def seconds(self) -> Seconds:
         """Of a step."""
-        return seconds(self.work, self.cluster, self.layout.parallel, self.batch, self.layout.grad_accum)
+        return seconds(
+            self.work, self.cluster, self.layout.parallel, self.batch, self.layout.grad_accum
+        )
 
     @property
     def speed(self) -> float:
@@ -133,8 +158,11 @@ def columns(config: PlanConfig, network: Planned) -> Iterable[Column]:
     """Each number of GPUs, each way."""
     for gpus in config.gpus:
         if config.global_batch_size % gpus:
-            raise UserError(f"--global-batch-size {config.global_batch_size} on --gpus {gpus}", f"a multiple of {gpus}",
-                            "change --global-batch-size")
+            raise UserError(
+                f"--global-batch-size {config.global_batch_size} on --gpus {gpus}",
+                f"a multiple of {gpus}",
+                "change --global-batch-size",
+            )
         for parallel in ways(config, gpus):
             yield column(network, cluster(config, gpus), parallel)
 
@@ -184,8 +212,15 @@ def describe(config: PlanConfig) -> str:
     body = [(name, *(cell(column) for column in shown)) for name, cell in ROWS.items()]
     if config.parallel == "auto":
         body.append(("quickest that fits", *(chosen(column, shown) for column in shown)))
-    body.append((f"GPU-hours for {config.images:.4g} images",
-                 *(f"{config.images / c.speed * c.cluster.gpus / 3600:,.0f}" if c.fits else "–" for c in shown)))
+    body.append(
+        (
+            f"GPU-hours for {config.images:.4g} images",
+            *(
+                f"{config.images / c.speed * c.cluster.gpus / 3600:,.0f}" if c.fits else "–"
+                for c in shown
+            ),
+        )
+    )
     first = max(len(row[0]) for row in body) + 1
     lines = ["".join([row[0].ljust(first), *(cell.rjust(10) for cell in row[1:])]) for row in body]
     return "\n".join([*head(config, network, shown[0].cluster), "", *lines])
@@ -233,7 +268,9 @@ ROWS: dict[str, Any] = {
     "  in all": lambda c: f"{c.memory.total / GIB:.2f}",
     "fits": lambda c: "yes" if c.fits else "no",
     "most images at once": lambda c: f"{c.most}{'+' * (c.most == MOST)}",
-    "GB sent a GPU": lambda c: f"{traffic(c.work, c.cluster.gpus, c.layout.parallel, c.layout.grad_accum) / 1e9:.2f}",
+    "GB sent a GPU": lambda c: (
+        f"{traffic(c.work, c.cluster.gpus, c.layout.parallel, c.layout.grad_accum) / 1e9:.2f}"
+    ),
     "ms: computing": lambda c: f"{1e3 * c.seconds.compute:.1f}",
     "  AdamW and EMA": lambda c: f"{1e3 * c.seconds.update:.1f}",
     "  communication": lambda c: f"{1e3 * c.seconds.communication:.1f}",

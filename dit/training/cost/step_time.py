@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from dit.training.cost.cluster import Cluster
 
 BUCKET = 25 * 2**20  # bytes that DDP reduces at once
-UPDATE, EMA = 40, 12  # bytes a parameter read and written by clipping (12) and AdamW (28), and by each average
+UPDATE, EMA = (
+    40,
+    12,
+)  # bytes a parameter read and written by clipping (12) and AdamW (28), and by each average
 FLOAT = 4  # bytes of a gradient on its way
 
 
@@ -52,10 +55,14 @@ def seconds(work: Work, cluster: Cluster, parallel: str, batch: int, accum: int)
     share = cluster.gpus if parallel == "fsdp" else 1
     update = work.updated / share / cluster.hbm
     cost = exposed_fsdp if parallel == "fsdp" else exposed_ddp
-    return Seconds(accum * (forward + backward), update, *cost(work, cluster, forward, backward, accum))
+    return Seconds(
+        accum * (forward + backward), update, *cost(work, cluster, forward, backward, accum)
+    )
 
 
-def exposed_ddp(work: Work, cluster: Cluster, forward: float, backward: float, accum: int) -> tuple[float, float]:
+def exposed_ddp(
+    work: Work, cluster: Cluster, forward: float, backward: float, accum: int
+) -> tuple[float, float]:
     """Seconds of communication, and those exposed: buckets follow the last backward pass, the last one alone."""
     size = FLOAT * work.parameters
     buckets = math.ceil(size / BUCKET)
@@ -64,7 +71,9 @@ def exposed_ddp(work: Work, cluster: Cluster, forward: float, backward: float, a
     return spent, max(spent - backward, bucket) if cluster.overlap else spent
 
 
-def exposed_fsdp(work: Work, cluster: Cluster, forward: float, backward: float, accum: int) -> tuple[float, float]:
+def exposed_fsdp(
+    work: Work, cluster: Cluster, forward: float, backward: float, accum: int
+) -> tuple[float, float]:
     """The same: each block's weights come while the block before it computes, in both passes of every micro-batch, and
     its gradients go after the last; for the first weights of a pass and the last gradients all wait."""
     block, rest = work.parameters / work.blocks, work.blocks - 1
@@ -73,8 +82,12 @@ def exposed_fsdp(work: Work, cluster: Cluster, forward: float, backward: float, 
     if not cluster.overlap:
         return spent, spent
     ahead = max(0.0, gather - forward / work.blocks)
-    behind, last = (max(0.0, moved - backward / work.blocks) for moved in (gather, gather + scatter))
-    return spent, accum * (2 * gather + rest * ahead) + rest * ((accum - 1) * behind + last) + scatter
+    behind, last = (
+        max(0.0, moved - backward / work.blocks) for moved in (gather, gather + scatter)
+    )
+    return spent, accum * (2 * gather + rest * ahead) + rest * (
+        (accum - 1) * behind + last
+    ) + scatter
 
 
 def traffic(work: Work, gpus: int, parallel: str, accum: int) -> float:

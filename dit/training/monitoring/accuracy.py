@@ -41,15 +41,24 @@ class AccuracyCurve:
         for part in np.split(chosen, range(BATCH, len(chosen), BATCH)):
             moments = session.source.read(part, np.zeros(len(part), dtype=bool))
             mean = moments.chunk(2, dim=1)[0]
-            x0, eps = session.autoencoder.draw(moments, torch.zeros_like(mean)), torch.randn(mean.shape, generator=random)
+            x0, eps = (
+                session.autoencoder.draw(moments, torch.zeros_like(mean)),
+                torch.randn(mean.shape, generator=random),
+            )
             labels = torch.as_tensor(session.source.labels[part], device=x0.device)
-            right += torch.stack([self._right(classifier, x0, eps.to(x0), labels, t) for t in times])
+            right += torch.stack(
+                [self._right(classifier, x0, eps.to(x0), labels, t) for t in times]
+            )
         return dict(zip(times.tolist(), (right / len(chosen)).tolist(), strict=True))
 
-    def _right(self, classifier: NoisyClassifier, x0: Tensor, eps: Tensor, labels: Tensor, t: Tensor) -> Tensor:
+    def _right(
+        self, classifier: NoisyClassifier, x0: Tensor, eps: Tensor, labels: Tensor, t: Tensor
+    ) -> Tensor:
         """How many of a batch are named, []."""
         process = classifier.process
-        time = (t * process.end).round().clamp(min=1) if isinstance(process, DDPM) else t  # whole steps, from 1
+        time = (
+            (t * process.end).round().clamp(min=1) if isinstance(process, DDPM) else t
+        )  # whole steps, from 1
         with autocast(x0.device, self.session.config.precision):
             said = classifier.logits(add_noise(process, x0, eps, time), time)
         return (said.argmax(1) == labels).sum().float().cpu()

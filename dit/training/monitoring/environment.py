@@ -15,19 +15,25 @@ from dit.utils.files import write_json
 
 def record_start(session: TrainingSession, meter: Meter) -> None:
     """Append this start to machine.json; starts from a later step, which is done again, are dropped."""
-    write_json(session.run / MACHINE, [*(one for one in read_starts(session.run) if one["step"] < session.start), {
-        "step": session.start,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": device_kind(session.ranks.device),
-        "ranks": session.ranks.world,
-        "parallel": session.parallel.parallel if session.ranks.world > 1 else None,
-        "threads": torch.get_num_threads(),
-        "arithmetic": compute_precision(session.ranks.device, session.config.precision),
-        "flops_per_image": meter.flops,
-        "peak_flops_per_rank": meter.peak.flops,
-        "peak_by": meter.peak.source,
-        "versions": library_versions("dit", "torch", "timm", "diffusers"),
-    }])
+    write_json(
+        session.run / MACHINE,
+        [
+            *(one for one in read_starts(session.run) if one["step"] < session.start),
+            {
+                "step": session.start,
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "device": device_kind(session.ranks.device),
+                "ranks": session.ranks.world,
+                "parallel": session.parallel.parallel if session.ranks.world > 1 else None,
+                "threads": torch.get_num_threads(),
+                "arithmetic": compute_precision(session.ranks.device, session.config.precision),
+                "flops_per_image": meter.flops,
+                "peak_flops_per_rank": meter.peak.flops,
+                "peak_by": meter.peak.source,
+                "versions": library_versions("dit", "torch", "timm", "diffusers"),
+            },
+        ],
+    )
 
 
 def peak_memory(device: torch.device) -> float:

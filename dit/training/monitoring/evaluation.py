@@ -23,7 +23,12 @@ from dit.evaluation.inputs.features import OnBatch, extract, gather, no_callback
 from dit.evaluation.inputs.images import ImageSet, from_array
 from dit.evaluation.metrics.compute import NAMES, score_names
 from dit.evaluation.protocol import protocol
-from dit.evaluation.references import PreparedReference, Reference, choose_extractors, find_reference
+from dit.evaluation.references import (
+    PreparedReference,
+    Reference,
+    choose_extractors,
+    find_reference,
+)
 from dit.evaluation.samples import settings_in_use
 from dit.runs.checkpoints import find_best
 from dit.sampling.generate import generate
@@ -34,7 +39,13 @@ from dit.training.session import TrainingSession
 from dit.utils.files import reraise_as_user_error, write_json
 from dit.utils.image_size import sides
 
-LOGGED = ("FID", "KID", "precision", "recall", "IS")  # as Inception's are called; the first tells which is best
+LOGGED = (
+    "FID",
+    "KID",
+    "precision",
+    "recall",
+    "IS",
+)  # as Inception's are called; the first tells which is best
 RECORD = "scores.json"  # in a run: protocols by the `eval` of the scores made so
 
 
@@ -52,10 +63,19 @@ class EvalTarget:
             UserError: an image can not be read, statistics are of another network, or scores.json is damaged.
         """
         settings = sampler_settings(session.card)
-        precision: Literal["bf16", "fp32"] = "bf16" if uses_bf16(session.ranks.device, settings.precision) else "fp32"
+        precision: Literal["bf16", "fp32"] = (
+            "bf16" if uses_bf16(session.ranks.device, settings.precision) else "fp32"
+        )
         with _flags_of_training():
-            standard = references.prepare(self.reference, [self.extractor], [self.extractor.name], None,
-                                          settings.batch_size, session.ranks, cache=True)
+            standard = references.prepare(
+                self.reference,
+                [self.extractor],
+                [self.extractor.name],
+                None,
+                settings.batch_size,
+                session.ranks,
+                cache=True,
+            )
         return Scores(session, self, standard, dataclasses.replace(settings, precision=precision))
 
 
@@ -67,17 +87,32 @@ def choose_eval_target(config: TrainConfig, ranks: Ranks) -> EvalTarget:
     """
     with _flags_of_training():
         name = config.eval_reference or config.data
-        reference = find_reference(name, sides(config.image_size), crop=True)  # as training sees them
+        reference = find_reference(
+            name, sides(config.image_size), crop=True
+        )  # as training sees them
         weights = () if config.eval_weights is None else (config.eval_weights,)
-        (extractor,) = choose_extractors((config.eval_extractor,), weights, reference.network, ranks)
+        (extractor,) = choose_extractors(
+            (config.eval_extractor,), weights, reference.network, ranks
+        )
     return EvalTarget(reference, extractor)
 
 
 class Scores:
     """Scores at steps of a run, and the lowest distance so far, of those measured as now."""
 
-    def __init__(self, session: TrainingSession, yardstick: EvalTarget, standard: PreparedReference, settings: SamplerConfig):
-        self.session, self.yardstick, self.standard, self.settings = session, yardstick, standard, settings
+    def __init__(
+        self,
+        session: TrainingSession,
+        yardstick: EvalTarget,
+        standard: PreparedReference,
+        settings: SamplerConfig,
+    ):
+        self.session, self.yardstick, self.standard, self.settings = (
+            session,
+            yardstick,
+            standard,
+            settings,
+        )
         shown = dict(zip(NAMES, score_names(yardstick.extractor.name), strict=True))
         self.names = [shown[name] for name in LOGGED]
         self.eval = self._hash()
@@ -99,13 +134,24 @@ class Scores:
         ones may be. Nothing else should compute meanwhile, for the feature network sets flags of the whole process.
         All ranks call `heed` before each batch, as often, and may be left by what it raises.
         """
-        ranks, images, extractor = self.session.ranks, self._sample(step, average, heed), self.yardstick.extractor
+        ranks, images, extractor = (
+            self.session.ranks,
+            self._sample(step, average, heed),
+            self.yardstick.extractor,
+        )
         if images is None:
             if ranks.main:
-                tqdm.write(f"warning: no scores at step {step}: samples of the EMA are not finite", file=sys.stderr)
+                tqdm.write(
+                    f"warning: no scores at step {step}: samples of the EMA are not finite",
+                    file=sys.stderr,
+                )
             return EvalResult()
-        seen = extract(images, [extractor], self.settings.batch_size, ranks, f"features at step {step}", heed)
-        scores = ranks.on_main(lambda: references.score(seen, self.standard, [extractor.name], ranks.device))
+        seen = extract(
+            images, [extractor], self.settings.batch_size, ranks, f"features at step {step}", heed
+        )
+        scores = ranks.on_main(
+            lambda: references.score(seen, self.standard, [extractor.name], ranks.device)
+        )
         values = {name: value for name in self.names if (value := scores[name].value) is not None}
         distance = values.get(self.names[0])
         leads = distance is not None and (self.best is None or distance < self.best)
@@ -137,7 +183,11 @@ class Scores:
         if session.ranks.total(failed):
             return None
         pixels = gather(pixels, session.ranks)
-        classes = None if session.card.unconditional else [session.card.class_name(label) for label in labels.tolist()]
+        classes = (
+            None
+            if session.card.unconditional
+            else [session.card.class_name(label) for label in labels.tolist()]
+        )
         return from_array(pixels.permute(0, 2, 3, 1).numpy(), f"samples of step {step}", classes)
 
     # -- how it was done -----------------------------------------------------------------------------------------
@@ -146,7 +196,9 @@ class Scores:
         file = self.session.run / RECORD
         if not file.exists():
             return {}
-        with reraise_as_user_error(file, "the protocols of scores that train.py wrote", f"remove {file}"):
+        with reraise_as_user_error(
+            file, "the protocols of scores that train.py wrote", f"remove {file}"
+        ):
             return dict(json.loads(file.read_text()))
 
     def _record(self, images: ImageSet) -> None:
@@ -154,8 +206,15 @@ class Scores:
         if self.eval in self.recorded:
             return
         shown = dataclasses.replace(images, name="the EMA, the same seeds at every step")
-        made = protocol(shown, "of other pixels at every step", self._sampling(), self.yardstick.reference,
-                        self.standard.digest, [self.yardstick.extractor], self.session.ranks.device)
+        made = protocol(
+            shown,
+            "of other pixels at every step",
+            self._sampling(),
+            self.yardstick.reference,
+            self.standard.digest,
+            [self.yardstick.extractor],
+            self.session.ranks.device,
+        )
         self.recorded[self.eval] = made
         write_json(self.session.run / RECORD, self.recorded)
 
@@ -175,7 +234,11 @@ class Scores:
             "vae": autoencoder.name,
             "vae_sha256": autoencoder.checksum,
             "data": config.data,
-            **({"text_encoder_sha256": self.session.card.text_encoder_sha256} if self.session.captions else {}),
+            **(
+                {"text_encoder_sha256": self.session.card.text_encoder_sha256}
+                if self.session.captions
+                else {}
+            ),
         }
 
 

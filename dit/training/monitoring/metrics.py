@@ -32,7 +32,10 @@ class EvalResult:
     @property
     def distance(self) -> Distance | None:
         """The score that tells which step is best."""
-        return next((Distance(*item, self.eval) for item in self.scores.items() if is_distance(item[0])), None)
+        return next(
+            (Distance(*item, self.eval) for item in self.scores.items() if is_distance(item[0])),
+            None,
+        )
 
 
 class Board(Protocol):

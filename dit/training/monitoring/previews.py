@@ -25,13 +25,20 @@ CLASSES, PER_CLASS = 10, 4
 
 def sampler_settings(card: ModelCard) -> SamplerConfig:
     """How pictures and scores of a run in training are sampled: quickly, and guided a little."""
-    guided = card.config.label_dropout and not card.unconditional  # else there is no null class, or nothing else
+    guided = (
+        card.config.label_dropout and not card.unconditional
+    )  # else there is no null class, or nothing else
     precision = card.config.precision
-    return replace(SETTINGS, precision="bf16" if precision == "fp8" else precision,  # averages have no float8 layers
-                   cfg_scale=CFG_SCALE if guided else 1.0)
+    return replace(
+        SETTINGS,
+        precision="bf16" if precision == "fp8" else precision,  # averages have no float8 layers
+        cfg_scale=CFG_SCALE if guided else 1.0,
+    )
 
 
-def ema_run(card: ModelCard, average: nn.Module, autoencoder: Autoencoder, captions: Captions | None = None) -> LoadedRun:
+def ema_run(
+    card: ModelCard, average: nn.Module, autoencoder: Autoencoder, captions: Captions | None = None
+) -> LoadedRun:
     """The EMA of a run in training, ready to sample from; its weights are in no file yet."""
     denoise = build_denoiser(card.config, Captioned(average, captions) if captions else average)
     return LoadedRun(Weights(Path(), card, 0, {}), denoise, autoencoder, autoencoder.device)
@@ -40,8 +47,20 @@ def ema_run(card: ModelCard, average: nn.Module, autoencoder: Autoencoder, capti
 class Previews:
     """Grids from the EMA in samples/, and the strip of them all; grids after `start` are of steps done again."""
 
-    def __init__(self, run: Path, card: ModelCard, autoencoder: Autoencoder, start: int, captions: Captions | None = None):
-        self.folder, self.card, self.autoencoder, self.captions = run / "samples", card, autoencoder, captions
+    def __init__(
+        self,
+        run: Path,
+        card: ModelCard,
+        autoencoder: Autoencoder,
+        start: int,
+        captions: Captions | None = None,
+    ):
+        self.folder, self.card, self.autoencoder, self.captions = (
+            run / "samples",
+            card,
+            autoencoder,
+            captions,
+        )
         for step, file in self.grids().items():
             if step > start:
                 file.unlink()
@@ -57,7 +76,9 @@ class Previews:
         settings = sampler_settings(self.card)
         images, _ = sample_grid(run, build_pipeline(run, settings), settings, rows, PER_CLASS)
         names = None if self.card.unconditional else [self.card.class_name(i) for i in rows]
-        picture = pictures.grid(images, names, PER_CLASS, pictures.fitting_scale(max(images.shape[-2:])))
+        picture = pictures.grid(
+            images, names, PER_CLASS, pictures.fitting_scale(max(images.shape[-2:]))
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"step-{step:07d}.png")
         return picture
@@ -66,5 +87,7 @@ class Previews:
         """How the picture formed: samples/strip.png and samples/strip.gif."""
         if files := self.grids():
             grids = [Image.open(file) for file in files.values()]
-            pictures.strip(grids, [f"step {step}" for step in files]).save(self.folder / "strip.png")
+            pictures.strip(grids, [f"step {step}" for step in files]).save(
+                self.folder / "strip.png"
+            )
             pictures.gif(grids, self.folder / "strip.gif")

@@ -31,14 +31,23 @@ class Bar:
         self.first, self.steps, self.shown = start + 1, steps, shown
         self.began = 0.0  # when the first step was done, which compiles
         self.numbers: dict[str, str] = {}
-        self.bar = tqdm(total=steps, initial=start, bar_format=BAR, dynamic_ncols=True,
-                        disable=not shown or not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=steps,
+            initial=start,
+            bar_format=BAR,
+            dynamic_ncols=True,
+            disable=not shown or not sys.stderr.isatty(),
+        )
 
     def __enter__(self) -> "Bar":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-                 ) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.bar.close()
 
     def update(self, step: int, numbers: dict[str, float]) -> None:
@@ -53,7 +62,9 @@ class Bar:
 
     def line(self, step: int) -> str:
         """Where training is, in words."""
-        return "  ".join([f"step {step:,}/{self.steps:,}", *self.numbers.values(), f"ETA {self.left(step)}"])
+        return "  ".join(
+            [f"step {step:,}/{self.steps:,}", *self.numbers.values(), f"ETA {self.left(step)}"]
+        )
 
     def left(self, step: int) -> str:
         """Time until the last step at the speed of this start so far, pictures and checkpoints included."""
@@ -65,5 +76,10 @@ class Bar:
 
 def headline(numbers: dict[str, float]) -> dict[str, str]:
     """Those of the numbers that the bar shows, in words."""
-    distances = {name: f"{name} {value:.4g}" for name, value in numbers.items() if is_distance(name)}
-    return {**{name: form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers}, **distances}
+    distances = {
+        name: f"{name} {value:.4g}" for name, value in numbers.items() if is_distance(name)
+    }
+    return {
+        **{name: form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers},
+        **distances,
+    }

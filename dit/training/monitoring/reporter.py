@@ -39,8 +39,13 @@ class Reporter:
         self.log = MetricsLog(session.run, session.start, boards)
         if not session.finished:
             record_start(session, meter)
-        self.progress: Progress = AccuracyCurve(session) if is_classifier(session.config.model) else Previews(
-            session.run, session.card, session.autoencoder, session.start, session.captions)
+        self.progress: Progress = (
+            AccuracyCurve(session)
+            if is_classifier(session.config.model)
+            else Previews(
+                session.run, session.card, session.autoencoder, session.start, session.captions
+            )
+        )
 
     def write(self, step: int, values: dict[str, float], found: EvalResult) -> None:
         """A line of the log, where there is anything to tell, and the curve of scores that compare with this one."""
@@ -54,7 +59,10 @@ class Reporter:
 
     def event(self, step: int, what: dict[str, Any]) -> None:
         """Something that happened at a step, in the log and for those who watch."""
-        tqdm.write(f"step {step}: " + ", ".join(f"{name} {value}" for name, value in what.items()), file=sys.stderr)
+        tqdm.write(
+            f"step {step}: " + ", ".join(f"{name} {value}" for name, value in what.items()),
+            file=sys.stderr,
+        )
         self.log.event(step, what)
 
     def draw(self, step: int, average: nn.Module) -> None:

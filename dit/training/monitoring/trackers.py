@@ -81,11 +81,20 @@ class Wandb:
 
         project = str(card.config.wandb)
         try:
-            self.run = wandb.init(project=project, id=wandb_id(run, project), resume="allow", name=run.name,
-                                  dir=str(run), config=to_json(card.config))
+            self.run = wandb.init(
+                project=project,
+                id=wandb_id(run, project),
+                resume="allow",
+                name=run.name,
+                dir=str(run),
+                config=to_json(card.config),
+            )
         except wandb.Error as error:
-            raise UserError(f"--wandb {project} does not start ({error})", "a login that may write there",
-                            "run `wandb login`, set WANDB_MODE=offline, or drop --wandb") from error
+            raise UserError(
+                f"--wandb {project} does not start ({error})",
+                "a login that may write there",
+                "run `wandb login`, set WANDB_MODE=offline, or drop --wandb",
+            ) from error
         self.run.define_metric("*", step_metric="step")
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
@@ -112,10 +121,17 @@ def require_wandb(project: str | None) -> None:
     if project is None:
         return
     if not project.strip():
-        raise UserError("--wandb without a name", "the name of a project", "pass --wandb PROJECT, or drop --wandb")
+        raise UserError(
+            "--wandb without a name",
+            "the name of a project",
+            "pass --wandb PROJECT, or drop --wandb",
+        )
     if importlib.util.find_spec("wandb") is None:
-        raise UserError(f"--wandb {project}, but wandb is not installed", "the package wandb",
-                        "pip install wandb, or drop --wandb")
+        raise UserError(
+            f"--wandb {project}, but wandb is not installed",
+            "the package wandb",
+            "pip install wandb, or drop --wandb",
+        )
 
 
 def wandb_id(run: Path, project: str) -> str:

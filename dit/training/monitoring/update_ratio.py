@@ -16,8 +16,12 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor:
     The update, weight decay included, follows from the weights and moments that the step left, one tensor after the
     other: no second copy of the weights is kept, and no step has to be watched.
     """
-    moved, weights = zip(*((update.norm(), weight.norm()) for update, weight in _last_step(optimizer)), strict=True)
-    ratio = full_tensor(nn.utils.get_total_norm(moved)) / full_tensor(nn.utils.get_total_norm(weights))
+    moved, weights = zip(
+        *((update.norm(), weight.norm()) for update, weight in _last_step(optimizer)), strict=True
+    )
+    ratio = full_tensor(nn.utils.get_total_norm(moved)) / full_tensor(
+        nn.utils.get_total_norm(weights)
+    )
     left_out = getattr(optimizer, "found_inf", torch.zeros_like(ratio))
     return torch.where(left_out.bool(), 0, ratio)
 

@@ -75,7 +75,9 @@ def stop_on_signals(ranks: Ranks) -> Iterator[Stop]:
     """Turn SIGTERM and SIGINT into a `Stop` inside the block."""
     stop = Stop(ranks)
     before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    stop.asked |= getattr(before[signal.SIGINT], "asked", False)  # while training started, and got lost there
+    stop.asked |= getattr(
+        before[signal.SIGINT], "asked", False
+    )  # while training started, and got lost there
     try:
         yield stop
         stop._counted()

@@ -24,7 +24,9 @@ class Diverged(Exception):
         self.step, self.why = step, why
 
 
-def check_skipped_steps(session: TrainingSession, step: int, reporter: "Reporter | None", saver: Saver) -> None:
+def check_skipped_steps(
+    session: TrainingSession, step: int, reporter: "Reporter | None", saver: Saver
+) -> None:
     """Log the steps that were left out since the last look, and do what --on-divergence says; alike on all ranks.
 
     Raises:
@@ -54,13 +56,19 @@ def rollback(session: TrainingSession, divergence: Diverged) -> TrainingSession:
     Raises:
         UserError: there is no checkpoint yet, or the run came back to this one too often.
     """
-    good, reached = session.ranks.share(latest_checkpoint(session.run)), divergence.step + int(session.state.guard.offset)
+    good, reached = (
+        session.ranks.share(latest_checkpoint(session.run)),
+        divergence.step + int(session.state.guard.offset),
+    )
     if good is None:
         raise hopeless(session, divergence.why)
     start = checkpoint.load(good, session.state, session.ranks)
     returns = session.returns + 1 if start == session.start else 1
     if returns > RETURNS:
-        raise hopeless(session, f"{divergence.why}; so it went {returns} times from {good}, with other data each time")
+        raise hopeless(
+            session,
+            f"{divergence.why}; so it went {returns} times from {good}, with other data each time",
+        )
     session.state.guard.offset.fill_(reached - start)
     return dataclasses.replace(session, start=start, returns=returns)
 
@@ -76,4 +84,8 @@ def hopeless(session: TrainingSession, given: str) -> UserError:
     """That training can't go on like this, with the checkpoint that is left."""
     good = latest_checkpoint(session.run)
     kept = f"{good} is the last good checkpoint" if good else "no checkpoint was written yet"
-    return UserError(given, "finite numbers that change by and by", f"lower --lr, or pass --precision fp32; {kept}")
+    return UserError(
+        given,
+        "finite numbers that change by and by",
+        f"lower --lr, or pass --precision fp32; {kept}",
+    )

@@ -20,7 +20,12 @@ HUNG = 4  # exit code
 BEAT = 2.0  # seconds between signs of life
 LISTEN = 3  # beats for which the others are listened to
 HEARD = 30  # beats after which the others are no longer waited for
-PLACES = ("waiting for a batch", "computing", "writing a checkpoint", "between steps")  # in the order of a step
+PLACES = (
+    "waiting for a batch",
+    "computing",
+    "writing a checkpoint",
+    "between steps",
+)  # in the order of a step
 
 
 class Sign(NamedTuple):
@@ -47,7 +52,10 @@ class Watchdog:
 
     def __init__(self, ranks: Ranks, patience: float):
         self.ranks, self.patience = ranks, patience
-        self._place, self._inside = (0, len(PLACES) - 1), False  # step and place; whether it is watched now
+        self._place, self._inside = (
+            (0, len(PLACES) - 1),
+            False,
+        )  # step and place; whether it is watched now
         self._since, self._beats, self._over = time.monotonic(), 0, threading.Event()
         self._store, self.ending = _store(ranks), False
 
@@ -81,7 +89,9 @@ class Watchdog:
         self._beats += 1
         if self._store:
             with suppress(dist.DistError):  # rank 0 has ended, and its store with it
-                self._store.set(f"sign-{self.ranks.rank}", ",".join(map(str, (*self._place, self._beats))))
+                self._store.set(
+                    f"sign-{self.ranks.rank}", ",".join(map(str, (*self._place, self._beats)))
+                )
 
     def _signs(self) -> list[Sign]:
         if not self._store:
@@ -95,8 +105,10 @@ class Watchdog:
         try:
             found = self._blame(since)
         except dist.DistError:
-            said = (f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank {self.ranks.rank}, "
-                    "and the other ranks can not be heard; continue with --resume")
+            said = (
+                f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank {self.ranks.rank}, "
+                "and the other ranks can not be heard; continue with --resume"
+            )
             found = Verdict(said, self.ranks.world)
         if self._since != since or not self._inside:
             return  # it went on meanwhile
@@ -138,16 +150,26 @@ def _received(verdict: bytes) -> Verdict:
 
 def verdict(before: list[Sign], after: list[Sign], patience: float) -> Verdict:
     """By two signs of life of each rank. One that is silent, or at work where it is not watched, will not hear it."""
-    silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if old.beats == new.beats]
+    silent = [
+        rank
+        for rank, (old, new) in enumerate(zip(before, after, strict=True))
+        if old.beats == new.beats
+    ]
     behind = min((sign.step, sign.place) for sign in after)
     late = [rank for rank, sign in enumerate(after) if (sign.step, sign.place) == behind]
     blamed = silent or late
-    hearers = sum(rank not in silent and PLACES[sign.place] != "between steps" for rank, sign in enumerate(after))
+    hearers = sum(
+        rank not in silent and PLACES[sign.place] != "between steps"
+        for rank, sign in enumerate(after)
+    )
     rank, verb = ("rank", "is") if len(blamed) == 1 else ("ranks", "are")
     what = "without a sign of life" if silent else PLACES[behind[1]]
-    return Verdict(f"nothing has moved for {patience:g} s: {rank} {', '.join(map(str, blamed))} of {len(after)} {verb} "
-                   f"{what} in step {after[blamed[0]].step}; "
-                   "expected a step within --timeout; look at that rank's machine, and continue with --resume", hearers)
+    return Verdict(
+        f"nothing has moved for {patience:g} s: {rank} {', '.join(map(str, blamed))} of {len(after)} {verb} "
+        f"{what} in step {after[blamed[0]].step}; "
+        "expected a step within --timeout; look at that rank's machine, and continue with --resume",
+        hearers,
+    )
 
 
 def _store(ranks: Ranks) -> dist.Store | None:
@@ -178,8 +200,10 @@ def watchdog(ranks: Ranks, minutes: float) -> Iterator[Watchdog]:
         if dog.ending:
             thread.join()  # it has said why, and ends this process
         lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({cause(error)})"
-        raise PeerLost(f"{lost}; expected all ranks to go on; look for what that rank said last, and continue with "
-                       "--resume") from error
+        raise PeerLost(
+            f"{lost}; expected all ranks to go on; look for what that rank said last, and continue with "
+            "--resume"
+        ) from error
     finally:
         dog.close()
 

@@ -12,7 +12,12 @@ from safetensors.torch import save_file
 
 from dit.errors import UserError
 from dit.evaluation.extractors import dinov2
-from dit.evaluation.extractors.dinov2 import load_dinov2, make_network, preprocess, resample_positions
+from dit.evaluation.extractors.dinov2 import (
+    load_dinov2,
+    make_network,
+    preprocess,
+    resample_positions,
+)
 from dit.evaluation.extractors.load import load_extractors
 from dit.utils.files import sha256
 
@@ -25,11 +30,15 @@ def random_state(model, seed=0):
     import timm
 
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in timm.create_model(model, num_classes=0).state_dict().items()}
+        shapes = {
+            k: v.shape for k, v in timm.create_model(model, num_classes=0).state_dict().items()
+        }
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():
-        around = 1.0 if name.endswith(("norm1.weight", "norm2.weight", "norm.weight", "gamma")) else 0.0
+        around = (
+            1.0 if name.endswith(("norm1.weight", "norm2.weight", "norm.weight", "gamma")) else 0.0
+        )
         spread = shape[1:].numel() ** -0.5 if name.endswith("weight") and len(shape) > 1 else 0.2
         state[name] = torch.randn(shape, generator=generator) * spread + around
     return state
@@ -63,9 +72,19 @@ def images():
 def test_preprocessing_is_antialiased_bicubic_in_float(images, size, monkeypatch):
     """Pillow resizes single float channels by the same cubic kernel, widened when it shrinks, without clamping."""
     given = F.interpolate(images.float(), size=size, mode="nearest").to(torch.uint8)
-    expected = np.stack([[
-        np.asarray(Image.fromarray(channel.astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC))
-        for channel in image] for image in given.numpy()])
+    expected = np.stack(
+        [
+            [
+                np.asarray(
+                    Image.fromarray(channel.astype(np.float32)).resize(
+                        (224, 224), Image.Resampling.BICUBIC
+                    )
+                )
+                for channel in image
+            ]
+            for image in given.numpy()
+        ]
+    )
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (expected / 255 - mean[:, None, None]) / deviation[:, None, None]
     found = preprocess(given)
@@ -110,7 +129,9 @@ def test_positions_are_resampled_as_in_the_release(state):
     matrix = resampling_matrix()
     grid = embedding[0, 1:].double().numpy().reshape(37, 37, -1)
     expected = np.einsum("ij,jkd,lk->ild", matrix, grid, matrix).reshape(256, -1)
-    found = resample_positions(embedding.double())  # in float32, coordinates of up to 37 would keep 5 digits
+    found = resample_positions(
+        embedding.double()
+    )  # in float32, coordinates of up to 37 would keep 5 digits
     assert found.shape == (1, 257, 384)
     assert torch.equal(found[:, 0], embedding[:, 0].double())
     assert np.abs(found[0, 1:].numpy() - expected).max() < 1e-12
@@ -128,7 +149,9 @@ def test_timm_s_own_resampling_is_another(state, file, images):
     x = preprocess(images[:1])
     with torch.no_grad():
         ours_says, theirs_says = ours(x), theirs.eval()(x)
-    assert (theirs_says - ours_says).abs().max() > 0.01  # a hundred times what the released network differs by, below
+    assert (
+        theirs_says - ours_says
+    ).abs().max() > 0.01  # a hundred times what the released network differs by, below
     theirs.pos_embed.data = ours.pos_embed.data  # and nothing else differs
     with torch.no_grad():
         assert torch.equal(theirs(x), ours_says)
@@ -139,10 +162,18 @@ def test_timm_s_own_resampling_is_another(state, file, images):
 
 def released_network(state, x, heads=6):
     """The class token of DINOv2 (2304.07193), layer by layer from its weights."""
-    norm = lambda x, name: F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)  # noqa: E731
+    norm = lambda x, name: F.layer_norm(
+        x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6
+    )  # noqa: E731
     linear = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])  # noqa: E731
-    x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14).flatten(2).mT
-    x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], dim=1) + resample_positions(state["pos_embed"])
+    x = (
+        F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
+        .flatten(2)
+        .mT
+    )
+    x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], dim=1) + resample_positions(
+        state["pos_embed"]
+    )
     for block in (f"blocks.{i}" for i in range(12)):
         qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").unflatten(-1, (3, heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, 257, 64]
@@ -171,7 +202,9 @@ def test_features_are_those_of_the_released_network(state, file, images):
 def test_the_release_s_file_gives_the_same(state, file, images, tmp_path):
     path = tmp_path / "dinov2_vits14_pretrain.pth"
     torch.save({**state, "mask_token": torch.zeros(1, 384)}, path)
-    assert torch.equal(load_dinov2(path, CPU, SMALL)(images).values, load_dinov2(file, CPU, SMALL)(images).values)
+    assert torch.equal(
+        load_dinov2(path, CPU, SMALL)(images).values, load_dinov2(file, CPU, SMALL)(images).values
+    )
 
 
 @pytest.mark.slow
@@ -206,20 +239,35 @@ def test_pickle_that_would_run_code_is_refused(state, tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "weights.pth"])
 def test_damaged_files_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"half a file")
-    with pytest.raises(UserError, match=rf"{name} are no plain file of tensors; expected an intact model\.safetensors"):
+    with pytest.raises(
+        UserError,
+        match=rf"{name} are no plain file of tensors; expected an intact model\.safetensors",
+    ):
         load_extractors(["dinov2"], [str(tmp_path / name)], CPU)
 
 
 def test_another_size_of_the_network_is_refused(file):
-    with pytest.raises(UserError, match=r"cls_token is \(1, 1, 384\); expected \(1, 1, 1024\), as in timm/vit_large"):
+    with pytest.raises(
+        UserError,
+        match=r"cls_token is \(1, 1, 384\); expected \(1, 1, 1024\), as in timm/vit_large",
+    ):
         load_extractors(["dinov2"], [str(file)], CPU)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"norm.bias": None}, r"tensor norm.bias is missing; expected \(384,\)"),
-    ({"register_tokens": torch.zeros(1, 4, 384)}, r"tensor register_tokens is \(1, 4, 384\); expected no such tensor"),
-    ({"pos_embed": torch.zeros(1, 257, 384)}, r"tensor pos_embed is \(1, 257, 384\); expected \(1, 1370, 384\)"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm.bias": None}, r"tensor norm.bias is missing; expected \(384,\)"),
+        (
+            {"register_tokens": torch.zeros(1, 4, 384)},
+            r"tensor register_tokens is \(1, 4, 384\); expected no such tensor",
+        ),
+        (
+            {"pos_embed": torch.zeros(1, 257, 384)},
+            r"tensor pos_embed is \(1, 257, 384\); expected \(1, 1370, 384\)",
+        ),
+    ],
+)
 def test_wrong_tensors_are_named(state, tmp_path, change, message):
     changed = {k: v for k, v in {**state, **change}.items() if v is not None}
     torch.save(changed, tmp_path / "weights.pth")
@@ -228,20 +276,31 @@ def test_wrong_tensors_are_named(state, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_without_the_hub_the_file_its_source_and_the_flag_are_named_at_once(tmp_path, monkeypatch, offline):
+def test_without_the_hub_the_file_its_source_and_the_flag_are_named_at_once(
+    tmp_path, monkeypatch, offline
+):
     """HF_HUB_OFFLINE=1, or a name that resolves to nothing (the client's own download would try for 23 seconds)."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                        "http://hub.invalid/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://hub.invalid/{repo_id}/resolve/{revision}/{filename}",
+    )
     start = time.monotonic()
     with pytest.raises(UserError) as error:
         load_extractors(["dinov2"], [], CPU)
     assert time.monotonic() - start < 5
-    assert "model.safetensors of timm/vit_large_patch14_dinov2.lvd142m are not here" in error.value.given
-    assert "https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m, or dinov2_vitl14" in error.value.expected
+    assert (
+        "model.safetensors of timm/vit_large_patch14_dinov2.lvd142m are not here"
+        in error.value.given
+    )
+    assert (
+        "https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m, or dinov2_vitl14"
+        in error.value.expected
+    )
     assert "--weights dinov2=FILE" in error.value.do
     assert ("OfflineModeIsEnabled" in error.value.given) == offline
 

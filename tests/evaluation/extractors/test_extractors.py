@@ -36,13 +36,29 @@ def test_torch_fidelity_has_what_we_import():
     """These are importable, not documented: a new version may move them."""
     import torch_fidelity
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+    from torch_fidelity.feature_extractor_inceptionv3 import (
+        URL_INCEPTION_V3,
+        FeatureExtractorInceptionV3,
+    )
+    from torch_fidelity.metric_isc import (
+        KEY_METRIC_ISC_MEAN,
+        KEY_METRIC_ISC_STD,
+        isc_features_to_metric,
+    )
+    from torch_fidelity.metric_kid import (
+        KEY_METRIC_KID_MEAN,
+        KEY_METRIC_KID_STD,
+        kid_features_to_metric,
+    )
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
     from torch_fidelity.utils import create_feature_extractor
 
-    functions = (isc_features_to_metric, kid_features_to_metric, register_feature_extractor, create_feature_extractor)
+    functions = (
+        isc_features_to_metric,
+        kid_features_to_metric,
+        register_feature_extractor,
+        create_feature_extractor,
+    )
     keys = (KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD)
     assert all(callable(f) for f in functions)
     assert all(isinstance(key, str) for key in keys)
@@ -110,26 +126,40 @@ def test_weights_with_digits_cnn_are_refused(tmp_path):
 # -- names and files ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "likely"), [
-    ("inceptoin", "inception"), ("dino", "dinov2"), ("vgg-16", "vgg16"), ("clip-vit-b32", "clip-vit-b-32"),
-])
+@pytest.mark.parametrize(
+    ("name", "likely"),
+    [
+        ("inceptoin", "inception"),
+        ("dino", "dinov2"),
+        ("vgg-16", "vgg16"),
+        ("clip-vit-b32", "clip-vit-b-32"),
+    ],
+)
 def test_unknown_names_get_the_nearest(name, likely):
     message = refused(name)
-    assert message.startswith(f"--extractor {name}; expected inception, dinov2, digits-cnn, MODULE:CLASS")
+    assert message.startswith(
+        f"--extractor {name}; expected inception, dinov2, digits-cnn, MODULE:CLASS"
+    )
     assert "did you mean" in message
     assert likely in message.split("did you mean")[1]
 
 
-@pytest.mark.parametrize("names", ["digits-cnn digits-cnn", "inception inception-v3-compat", "dinov2 dinov2-vitl14"])
+@pytest.mark.parametrize(
+    "names", ["digits-cnn digits-cnn", "inception inception-v3-compat", "dinov2 dinov2-vitl14"]
+)
 def test_a_network_twice_is_refused(names):
     assert f"{names.split()[0]} twice" in refused(names)
 
 
-@pytest.mark.parametrize("name", ["inception", "dinov2", "vgg16", "dit.evaluation.extractors.digits_cnn:DigitsCNN"])
+@pytest.mark.parametrize(
+    "name", ["inception", "dinov2", "vgg16", "dit.evaluation.extractors.digits_cnn:DigitsCNN"]
+)
 def test_missing_file_is_named_for_each_kind(name, tmp_path):
     for file in (tmp_path / "no.pth", tmp_path):
         for given in (str(file), f"{name}={file}"):
-            assert f"no file {file} for --weights; expected a file of {name}'s weights" in refused(name, given)
+            assert f"no file {file} for --weights; expected a file of {name}'s weights" in refused(
+                name, given
+            )
 
 
 def test_weights_find_their_network(tmp_path, own):
@@ -138,16 +168,22 @@ def test_weights_find_their_network(tmp_path, own):
     torch.save(torch.full((4, 3), 7.0), file)
     one, bundled = load_extractors(["own:Weighted", "digits-cnn"], [str(file)], CPU)
     two = load_extractors(["own:Plain", "own:Weighted"], [f"own:Weighted={file}"], CPU)[1]
-    assert (one.weights, two.weights, bundled.weights) == ("seed=3.pt", "seed=3.pt", "digits-cnn.safetensors")
+    assert (one.weights, two.weights, bundled.weights) == (
+        "seed=3.pt",
+        "seed=3.pt",
+        "digits-cnn.safetensors",
+    )
     assert one.checksum == two.checksum
     assert "NAME=FILE of one of them" in refused("own:Plain own:Weighted", str(file))
     assert "NAME=FILE of one of them" in refused("own:Weighted", f"inception={file}")
-    assert "second file for own:Weighted" in refused("own:Weighted", str(file), f"own:Weighted={file}")
+    assert "second file for own:Weighted" in refused(
+        "own:Weighted", str(file), f"own:Weighted={file}"
+    )
 
 
 # -- the user's own ----------------------------------------------------------------------------------------------
 
-OWN = '''
+OWN = """
 import torch
 from torch import nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -227,7 +263,7 @@ Listed = gives(lambda x: {"features": mean(x)})
 Pixels = gives(lambda x: x.flatten(1))
 Fails = gives(lambda x: x @ x.new_zeros(7, 7))
 number, made = 3, nn.Identity()
-'''
+"""
 
 
 @pytest.fixture
@@ -243,7 +279,9 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def images():
-    return torch.randint(0, 256, (4, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (4, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_plain_module(own, images):
@@ -254,7 +292,11 @@ def test_plain_module(own, images):
     assert torch.equal(torch.get_rng_state(), before)
     outputs = extractor(images)
     own_weights = extractor.checksum
-    assert (extractor.name, extractor.widths, extractor.weights) == ("own:Plain", (5, 0, 0), "own:Plain's own")
+    assert (extractor.name, extractor.widths, extractor.weights) == (
+        "own:Plain",
+        (5, 0, 0),
+        "own:Plain's own",
+    )
     assert (outputs.logits, outputs.spatial) == (None, None)
     assert outputs.values.shape == (4, 5)
     assert not outputs.values.requires_grad
@@ -305,42 +347,73 @@ def test_registered_network(own, images, monkeypatch):
     direct = load("own:Layers")
     monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "my-layers", sys.modules["own"].Layers)
     extractor = load("my-layers")
-    assert (extractor.name, extractor.widths, extractor.weights) == ("my-layers", (3, 2, 0), "my-layers's own")
+    assert (extractor.name, extractor.widths, extractor.weights) == (
+        "my-layers",
+        (3, 2, 0),
+        "my-layers's own",
+    )
     assert torch.equal(extractor(images).logits, images.float().mean(dim=(2, 3))[:, :2])
     assert extractor.checksum == direct.checksum
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("owm:Plain", "no module owm here or installed; expected MODULE:CLASS .*; did you mean own"),
-    ("own.py:Plain", "no module own.py here or installed"),
-    (":Plain", "importing the module fails .ValueError: Empty module name"),
-    ("own:Plane", r"own\.py has no class 'Plane'; expected a subclass of torch\.nn\.Module; did you mean Plain"),
-    ("own:", "own.py has no class ''; expected"),
-    ("own:number", "has a 'number' that is no such class"),
-    ("own:made", "has a 'made' that is no such class"),
-    ("own:mean", "has a 'mean' that is no such class"),
-    ("own:Unmade", r"own:Unmade can not be made \(FloatingPointError: of its own\)"),
-    ("own:Weighted", r"own:Weighted can not be made \(TypeError: .*'path'\).*--weights own:Weighted=FILE"),
-    ("own:Fails", r"own:Fails fails on images \[2, 3, 64, 64\] \(RuntimeError: .*; expected features of uint8 images"),
-    ("own:Maps", r"gives \(\[2, 3, 64, 64\]\) for 2 images; expected features \[2, D\]"),
-    ("own:One", r"gives \(\[1, 3\]\) for 2 images; expected features \[2, D\]"),
-    ("own:Flat", r"gives \(\[2\]\) for 2 images"),
-    ("own:FlatLogits", r"gives \(\[2, 3\], \[2\]\) for 2 images; .* or \(features, logits \[2, K\]\)"),
-    ("own:Three", r"gives \(\[2, 3\], \[2, 3\], \[2, 3\]\) for 2 images"),
-    ("own:Listed", r"gives \(dict\) for 2 images"),
-    ("own:Pixels", r"widths \(12288, 0\) for images of 64 pixels but \(27648, 0\) for images of 96 pixels"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "owm:Plain",
+            "no module owm here or installed; expected MODULE:CLASS .*; did you mean own",
+        ),
+        ("own.py:Plain", "no module own.py here or installed"),
+        (":Plain", "importing the module fails .ValueError: Empty module name"),
+        (
+            "own:Plane",
+            r"own\.py has no class 'Plane'; expected a subclass of torch\.nn\.Module; did you mean Plain",
+        ),
+        ("own:", "own.py has no class ''; expected"),
+        ("own:number", "has a 'number' that is no such class"),
+        ("own:made", "has a 'made' that is no such class"),
+        ("own:mean", "has a 'mean' that is no such class"),
+        ("own:Unmade", r"own:Unmade can not be made \(FloatingPointError: of its own\)"),
+        (
+            "own:Weighted",
+            r"own:Weighted can not be made \(TypeError: .*'path'\).*--weights own:Weighted=FILE",
+        ),
+        (
+            "own:Fails",
+            r"own:Fails fails on images \[2, 3, 64, 64\] \(RuntimeError: .*; expected features of uint8 images",
+        ),
+        ("own:Maps", r"gives \(\[2, 3, 64, 64\]\) for 2 images; expected features \[2, D\]"),
+        ("own:One", r"gives \(\[1, 3\]\) for 2 images; expected features \[2, D\]"),
+        ("own:Flat", r"gives \(\[2\]\) for 2 images"),
+        (
+            "own:FlatLogits",
+            r"gives \(\[2, 3\], \[2\]\) for 2 images; .* or \(features, logits \[2, K\]\)",
+        ),
+        ("own:Three", r"gives \(\[2, 3\], \[2, 3\], \[2, 3\]\) for 2 images"),
+        ("own:Listed", r"gives \(dict\) for 2 images"),
+        (
+            "own:Pixels",
+            r"widths \(12288, 0\) for images of 64 pixels but \(27648, 0\) for images of 96 pixels",
+        ),
+    ],
+)
 def test_what_is_no_feature_network_is_refused(own, name, message):
     assert re.search(message, refused(name)), refused(name)
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ("import no_such_thing", "importing the module fails (ModuleNotFoundError: No module named 'no_such_thing')"),
-    ("1 / 0", "importing the module fails (ZeroDivisionError: division by zero)"),
-    ("raise SystemExit(3)", "importing the module fails (SystemExit: 3)"),
-    ("def (", "importing the module fails (SyntaxError: "),
-    ("x = 1", "has no class 'Net'; expected a subclass of torch.nn.Module; write one there"),
-])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import no_such_thing",
+            "importing the module fails (ModuleNotFoundError: No module named 'no_such_thing')",
+        ),
+        ("1 / 0", "importing the module fails (ZeroDivisionError: division by zero)"),
+        ("raise SystemExit(3)", "importing the module fails (SystemExit: 3)"),
+        ("def (", "importing the module fails (SyntaxError: "),
+        ("x = 1", "has no class 'Net'; expected a subclass of torch.nn.Module; write one there"),
+    ],
+)
 def test_modules_that_fail_are_refused(own, source, message):
     (own / "broken.py").write_text(source)
     sys.modules.pop("broken", None)
@@ -350,7 +423,9 @@ def test_modules_that_fail_are_refused(own, source, message):
 def test_constructor_that_fails_names_the_weights(own):
     (own / "w.pt").write_bytes(b"no weights")
     for name in ("own:Weighted", "own:Plain"):
-        assert f"{name} can not be made from --weights {own / 'w.pt'} (" in refused(name, str(own / "w.pt"))
+        assert f"{name} can not be made from --weights {own / 'w.pt'} (" in refused(
+            name, str(own / "w.pt")
+        )
 
 
 # -- torch-fidelity's own ----------------------------------------------------------------------------------------
@@ -379,14 +454,21 @@ def test_a_pickle_with_an_archive_behind_it_is_no_torchscript(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_unsafe_and_wrong_weights_of_registered_networks_are_refused(tmp_path):
     torch.save({"features.0.weight": Bomb(tmp_path / "ran")}, tmp_path / "w.pth")
-    assert f"weights {tmp_path / 'w.pth'} are no plain file of tensors" in refused("vgg16", str(tmp_path / "w.pth"))
+    assert f"weights {tmp_path / 'w.pth'} are no plain file of tensors" in refused(
+        "vgg16", str(tmp_path / "w.pth")
+    )
     assert not (tmp_path / "ran").exists()
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with torch.device("meta"):  # a large network, which is not to be filled
         message = refused("vgg16", str(tmp_path / "w.pth"))
-    assert f"vgg16 can not be made from --weights {tmp_path / 'w.pth'} (RuntimeError: Error(s) in loading" in message
+    assert (
+        f"vgg16 can not be made from --weights {tmp_path / 'w.pth'} (RuntimeError: Error(s) in loading"
+        in message
+    )
     torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "w.pt"))
-    assert f"can not be made from --weights {tmp_path / 'w.pt'}" in refused("clip-vit-b-32", str(tmp_path / "w.pt"))
+    assert f"can not be made from --weights {tmp_path / 'w.pt'}" in refused(
+        "clip-vit-b-32", str(tmp_path / "w.pt")
+    )
 
 
 def test_registered_networks_that_can_not_be_downloaded_are_refused(monkeypatch, tmp_path):

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 
 from dit.errors import UserError
 from dit.evaluation.extractors import inception
-from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_FILE, check_inception, find_inception
+from dit.evaluation.extractors.inception import (
+    INCEPTION,
+    INCEPTION_FILE,
+    check_inception,
+    find_inception,
+)
 from dit.evaluation.extractors.load import load_extractors
 from dit.utils.files import sha256
 
@@ -37,7 +42,9 @@ def random_weights(tmp_path_factory):
     state = {}
     for name, shape in inception.inception_shapes().items():
         spread = (2 / max(1, torch.Size(shape[1:]).numel())) ** 0.5 if len(shape) > 1 else 0.0
-        state[name] = torch.randn(shape, generator=generator) * spread + (0.0 if len(shape) > 1 else 1.0)
+        state[name] = torch.randn(shape, generator=generator) * spread + (
+            0.0 if len(shape) > 1 else 1.0
+        )
     path = tmp_path_factory.mktemp("weights") / "weights.pth"
     torch.save(state, path)
     return path
@@ -53,13 +60,16 @@ def stock(random_weights):
     """torch-fidelity's own network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    return FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"],
-                                       feature_extractor_weights_path=str(random_weights))
+    return FeatureExtractorInceptionV3(
+        INCEPTION, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(random_weights)
+    )
 
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randint(0, 256, (3, 3, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (3, 3, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 # -- features ----------------------------------------------------------------------------------------------------
@@ -85,22 +95,36 @@ def test_features_are_bitwise_those_of_torch_fidelity(extractor, stock, images):
 @pytest.mark.portable
 def test_spatial_features_are_those_of_a_walk_through_the_network(extractor, stock, images):
     """TensorFlow's `mixed_6/conv` is the seventh mixed block's first branch; its layers here by hand."""
-    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+    from torch_fidelity.interpolate_compat_tensorflow import (
+        interpolate_bilinear_2d_like_tensorflow1x as resize,
+    )
 
     with torch.no_grad():
         x = (resize(images.float(), size=(299, 299), align_corners=False) - 128) / 128
-        for module in list(stock.children())[: [n for n, _ in stock.named_children()].index("Mixed_6d")]:
+        for module in list(stock.children())[
+            : [n for n, _ in stock.named_children()].index("Mixed_6d")
+        ]:
             x = module(x)
         conv, bn = stock.Mixed_6d.branch1x1.conv, stock.Mixed_6d.branch1x1.bn
         x = F.conv2d(x, conv.weight)
-        x = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps).clamp(min=0)
+        x = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps).clamp(
+            min=0
+        )
     assert x.shape == (3, 192, 17, 17)
     expected = x.numpy()[:, :7].transpose(0, 2, 3, 1).reshape(3, -1)  # channels last, as TensorFlow
     found = extractor(images).spatial.numpy()
     assert abs(found - expected).max() <= 1e-6 * abs(expected).max()
     assert 0.05 < (found == 0).mean() < 0.95  # after the ReLU
     assert [n for n, _ in stock.named_children()][7:16] == [
-        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
+        "Mixed_5b",
+        "Mixed_5c",
+        "Mixed_5d",
+        "Mixed_6a",
+        "Mixed_6b",
+        "Mixed_6c",
+        "Mixed_6d",
+        "Mixed_6e",
+        "Mixed_7a",
     ]  # TensorFlow's mixed, mixed_1, ... mixed_8: mixed_6 is the seventh
 
 
@@ -176,7 +200,9 @@ def test_truncated_and_foreign_files_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="no plain file of tensors"):
         check_inception(path)
-    with pytest.raises(UserError, match="safetensors format; expected the pickle weights-inception"):
+    with pytest.raises(
+        UserError, match="safetensors format; expected the pickle weights-inception"
+    ):
         check_inception(tmp_path / "weights.safetensors")
 
 

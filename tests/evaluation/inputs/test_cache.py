@@ -38,7 +38,9 @@ class Network:
 
 
 def extractor(name="fake", checksum="abc", preprocessing="none"):
-    return Extractor(Network(), name, "weights", checksum, preprocessing, torch.device("cpu"), (3, 2, 2))
+    return Extractor(
+        Network(), name, "weights", checksum, preprocessing, torch.device("cpu"), (3, 2, 2)
+    )
 
 
 def pixels(n=5, size=8):
@@ -53,7 +55,9 @@ def save(folder, images):
 
 
 def cached(images, *extractors, use=True, batch_size=2):
-    return cache.extract_cached(images, extractors, batch_size, Ranks(), "features of reference", use)
+    return cache.extract_cached(
+        images, extractors, batch_size, Ranks(), "features of reference", use
+    )
 
 
 def equal(a, b):
@@ -90,14 +94,23 @@ def test_miss_after_any_change(tmp_path):
     changed = pixels()
     changed[4, 7, 7, 2] ^= 1
     images = [save(tmp_path / "a", pixels()), save(tmp_path / "b", changed)]
-    sets = [read_images(images[0]), read_images(images[1]), read_images(images[0], 8), read_images(images[0], 4)]
+    sets = [
+        read_images(images[0]),
+        read_images(images[1]),
+        read_images(images[0], 8),
+        read_images(images[0], 4),
+    ]
     found = []
     for one in sets:
         network = extractor()
         found.append(cached(one, network))
         assert network.network.seen == 5
     assert found[0].digest != found[1].digest
-    for other in (extractor("other"), extractor(checksum="def"), extractor(preprocessing="resized")):
+    for other in (
+        extractor("other"),
+        extractor(checksum="def"),
+        extractor(preprocessing="resized"),
+    ):
         cached(sets[0], other)
         assert other.network.seen == 5
 
@@ -125,7 +138,9 @@ def test_damaged_entry_is_computed_again(folder, damage):
     (entry,) = folder.iterdir()
     content = entry.read_bytes()
     flipped = content[:-1] + bytes([content[-1] ^ 1])
-    entry.write_bytes({"cut": content[:-8], "flipped": flipped, "empty": b"", "text": b"text" * 99}[damage])
+    entry.write_bytes(
+        {"cut": content[:-8], "flipped": flipped, "empty": b"", "text": b"text" * 99}[damage]
+    )
     assert equal(cached(images, network), fresh)
     assert network.network.seen == 10
     assert equal(cached(images, network), fresh)
@@ -178,7 +193,9 @@ def extract_three_times(ranks, folder):
     for title in ("fresh", "hit", "blind"):
         if title == "blind" and not ranks.main:
             cache._read = lambda path, remove: None
-        found = cache.extract_cached(from_array(pixels(), "memory"), [network], 2, ranks, title, True)
+        found = cache.extract_cached(
+            from_array(pixels(), "memory"), [network], 2, ranks, title, True
+        )
         means = torch.from_numpy(pixels()).permute(0, 3, 1, 2).float().mean((2, 3))
         assert torch.equal(found.networks["fake"].values, means)
         seen[title] = network.network.seen

@@ -39,7 +39,9 @@ def as_array(found):
 
 def test_flat_folder_with_labels(tmp_path):
     save(tmp_path, pixels())
-    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i:06d}.png,{i % 2}\n" for i in range(4)))
+    (tmp_path / "labels.csv").write_text(
+        "file,label\n" + "".join(f"{i:06d}.png,{i % 2}\n" for i in range(4))
+    )
     (tmp_path / "samples.json").write_text("{}")
     found = module.read_images(tmp_path)
     assert np.array_equal(as_array(found), pixels())
@@ -163,7 +165,15 @@ def test_contents_of_arrays(tmp_path):
     changed = pixels()
     changed[3, 7, 7, 2] ^= 1
     assert contents(pixels()) == module.from_array(pixels(), "memory").contents()
-    assert len({contents(a) for a in (pixels(), changed, pixels()[::-1], pixels().reshape(4, 16, 4, 3))}) == 4
+    assert (
+        len(
+            {
+                contents(a)
+                for a in (pixels(), changed, pixels()[::-1], pixels().reshape(4, 16, 4, 3))
+            }
+        )
+        == 4
+    )
     assert len({contents(pixels(), crop) for crop in (None, 4, 8)}) == 3
 
 
@@ -239,7 +249,9 @@ def test_forbidden_folder_is_named(tmp_path, monkeypatch):
 
 def test_folders_of_other_shapes(tmp_path):
     save(tmp_path / "deep" / "train" / "cat", pixels(1))
-    assert f"pass {tmp_path / 'deep' / 'train'} if that folder holds the classes" in refused(tmp_path / "deep")
+    assert f"pass {tmp_path / 'deep' / 'train'} if that folder holds the classes" in refused(
+        tmp_path / "deep"
+    )
     save(tmp_path / "set" / "full", pixels(1))
     (tmp_path / "set" / "hollow").mkdir()
     assert "hollow has no images" in refused(tmp_path / "set")
@@ -274,13 +286,25 @@ def test_labels_from_a_spreadsheet(tmp_path):
     ("array", "messages"),
     [
         (pixels() / np.float32(255), ["float32 pixels in 0..1", "(x * 255).round().clip(0, 255)"]),
-        (pixels() / np.float32(127.5) - 1, ["float32 pixels in -1..1", "((x + 1) * 127.5).round().clip(0, 255)"]),
+        (
+            pixels() / np.float32(127.5) - 1,
+            ["float32 pixels in -1..1", "((x + 1) * 127.5).round().clip(0, 255)"],
+        ),
         (pixels() / 127.5 * 1.02 - 1.02, ["float64 pixels in -1.02..1.02", "((x + 1) * 127.5)"]),
-        (pixels().astype(np.float16), ["float16 pixels in 0..255", "x.clip(0, 255).round().astype('uint8')"]),
+        (
+            pixels().astype(np.float16),
+            ["float16 pixels in 0..255", "x.clip(0, 255).round().astype('uint8')"],
+        ),
         (pixels().astype(np.int64), ["int64 pixels in 0..255", "x.clip(0, 255)"]),
-        (pixels().astype(np.uint16) * 257, ["uint16 pixels in 0..6.55e+04", "bring them to 0..255 first"]),
+        (
+            pixels().astype(np.uint16) * 257,
+            ["uint16 pixels in 0..6.55e+04", "bring them to 0..255 first"],
+        ),
         (pixels() > 9, ["bool pixels"]),
-        (pixels().transpose(0, 3, 1, 2), ["shape [4, 3, 8, 8]", "x.transpose(0, 2, 3, 1)", "x.permute(0, 2, 3, 1)"]),
+        (
+            pixels().transpose(0, 3, 1, 2),
+            ["shape [4, 3, 8, 8]", "x.transpose(0, 2, 3, 1)", "x.permute(0, 2, 3, 1)"],
+        ),
         (pixels().transpose(0, 3, 1, 2)[:, :1], ["shape [4, 1, 8, 8]", "x.transpose(0, 2, 3, 1)"]),
         (np.zeros((4, 8, 8, 4), np.uint8), ["shape [4, 8, 8, 4]", "x[..., :3]"]),
         (pixels()[0], ["shape [8, 8, 3]", "a single image is x[None]"]),

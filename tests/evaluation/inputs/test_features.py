@@ -79,9 +79,13 @@ def test_several_networks_see_the_same_batches():
     seen = []
 
     def network(name):
-        return lambda images: seen.append((name, len(images))) or Outputs(images.float().mean((2, 3)))
+        return lambda images: (
+            seen.append((name, len(images))) or Outputs(images.float().mean((2, 3)))
+        )
 
-    makers = [Extractor(network(name), name, "", "", "", torch.device("cpu"), (3, 0, 0)) for name in "ab"]
+    makers = [
+        Extractor(network(name), name, "", "", "", torch.device("cpu"), (3, 0, 0)) for name in "ab"
+    ]
     found = extract(from_array(pixels(5), "memory"), makers, 3, Ranks(), "features").networks
     assert seen == [("a", 3), ("b", 3), ("a", 2), ("b", 2)]
     assert torch.equal(found["a"].values, found["b"].values)

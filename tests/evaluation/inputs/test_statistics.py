@@ -16,7 +16,9 @@ INCEPTION, DINO = "inception-v3-compat", "dinov2-vitl14"
 
 
 def network(name, width=3, spatial=0, checksum="abc", preprocessing="none"):
-    return Extractor(None, name, "weights", checksum, preprocessing, torch.device("cpu"), (width, 0, spatial))
+    return Extractor(
+        None, name, "weights", checksum, preprocessing, torch.device("cpu"), (width, 0, spatial)
+    )
 
 
 def pair(width, seed=0):
@@ -44,7 +46,14 @@ def same(found, expected):
 
 def test_adm(tmp_path):
     (mu, sigma), (mu_s, sigma_s) = pair(3), pair(2, 1)
-    path = store(tmp_path / "adm.npz", mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s, arr_0=np.zeros((2, 4, 4, 3)))
+    path = store(
+        tmp_path / "adm.npz",
+        mu=mu,
+        sigma=sigma,
+        mu_s=mu_s,
+        sigma_s=sigma_s,
+        arr_0=np.zeros((2, 4, 4, 3)),
+    )
     found = read_statistics(path).of(network(INCEPTION, 3, 2))
     assert same(found.features, (mu, sigma))
     assert same(found.spatial, (mu_s, sigma_s))
@@ -53,7 +62,9 @@ def test_adm(tmp_path):
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_mar_edm_and_torch_fidelity_are_read_as_float64(tmp_path, kind):
     mu, sigma = (array.astype(kind) for array in pair(3))
-    found = read_statistics(store(tmp_path / "stats.npz", mu=mu, sigma=sigma)).of(network("digits-cnn"))
+    found = read_statistics(store(tmp_path / "stats.npz", mu=mu, sigma=sigma)).of(
+        network("digits-cnn")
+    )
     assert found.features[0].dtype == found.features[1].dtype == torch.float64
     assert same(found.features, (mu, sigma))
     assert found.spatial is None
@@ -62,12 +73,18 @@ def test_mar_edm_and_torch_fidelity_are_read_as_float64(tmp_path, kind):
 @pytest.mark.parametrize("separator", "/._")
 def test_edm2(tmp_path, separator):
     names = {"fid": pair(3), "fd_dinov2": pair(4, 1)}
-    arrays = {f"{m}{separator}{k}": v for m, p in names.items() for k, v in zip(("mu", "sigma"), p, strict=True)}
+    arrays = {
+        f"{m}{separator}{k}": v
+        for m, p in names.items()
+        for k, v in zip(("mu", "sigma"), p, strict=True)
+    }
     found = read_statistics(store(tmp_path / "edm2.npz", **arrays, num_images=np.array(1281167)))
     assert same(found.of(network(INCEPTION)).features, names["fid"])
     assert same(found.of(network(DINO, 4)).features, names["fd_dinov2"])
     assert found.count == 1281167
-    assert "statistics of inception-v3-compat, dinov2-vitl14, not of digits-cnn" in found.of(network("digits-cnn"))
+    assert "statistics of inception-v3-compat, dinov2-vitl14, not of digits-cnn" in found.of(
+        network("digits-cnn")
+    )
 
 
 def test_images_alone_are_no_statistics(tmp_path):
@@ -92,10 +109,14 @@ def test_edm2_pickle_is_not_loaded_and_the_command_named_converts_it(tmp_path):
 
 
 def test_2048_values_without_a_name_are_inceptions(tmp_path):
-    found = read_statistics(store(tmp_path / "stats.npz", mu=np.ones(2048), sigma=np.eye(2048, dtype=np.float32)))
+    found = read_statistics(
+        store(tmp_path / "stats.npz", mu=np.ones(2048), sigma=np.eye(2048, dtype=np.float32))
+    )
     assert isinstance(found.of(network(INCEPTION, 2048)), Moments)
     assert "taken for Inception's" in found.of(network("resnet", 2048))
-    assert found.of(network("digits-cnn", 64)).endswith("statistics of 2048 values, digits-cnn gives 64")
+    assert found.of(network("digits-cnn", 64)).endswith(
+        "statistics of 2048 values, digits-cnn gives 64"
+    )
 
 
 def test_spatial_statistics_of_another_width(tmp_path):
@@ -111,8 +132,12 @@ def test_other_weights_or_preprocessing_than_recorded(tmp_path):
     write_statistics(tmp_path / "s.npz", {"net": moments(3)}, 5, {"networks": {"net": made}})
     found = read_statistics(tmp_path / "s.npz")
     assert isinstance(found.of(network("net")), Moments)
-    assert "other weights of net (SHA-256 abc, here def)" in found.of(network("net", checksum="def"))
-    assert "another preprocessing for net (none; here resized)" in found.of(network("net", preprocessing="resized"))
+    assert "other weights of net (SHA-256 abc, here def)" in found.of(
+        network("net", checksum="def")
+    )
+    assert "another preprocessing for net (none; here resized)" in found.of(
+        network("net", preprocessing="resized")
+    )
 
 
 # -- what is written ---------------------------------------------------------------------------------------------
@@ -145,10 +170,16 @@ def test_written_statistics_are_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mean": np.ones(3), "cov": np.eye(3)}, "holds mean, cov; expected mu [D] and sigma [D, D] (ADM"),
+        (
+            {"mean": np.ones(3), "cov": np.eye(3)},
+            "holds mean, cov; expected mu [D] and sigma [D, D] (ADM",
+        ),
         ({"mu": np.ones(3)}, "holds mu; expected mu and sigma together"),
         ({"mu_s": np.ones(3), "sigma_s": np.eye(3)}, "holds mu_s, sigma_s alone"),
-        ({"mu": np.ones(3), "sigma": np.eye(3), "mu_s": np.ones(3)}, "expected mu_s and sigma_s together"),
+        (
+            {"mu": np.ones(3), "sigma": np.eye(3), "mu_s": np.ones(3)},
+            "expected mu_s and sigma_s together",
+        ),
         ({"mu": np.ones(3), "sigma": np.eye(4)}, r"mu [3] and sigma [4, 4]"),
         ({"mu": np.ones((3, 1)), "sigma": np.eye(3)}, r"mu [3, 1] and sigma"),
         ({"mu": np.ones(3), "sigma": np.ones((3, 4))}, r"sigma [3, 4]"),
@@ -161,7 +192,10 @@ def test_written_statistics_are_read_again(tmp_path):
         ({"mu": np.ones(3), "sigma": np.eye(3, dtype=np.float16)}, "is float16"),
         ({"fid/mu": np.ones(3), "fid_mu": np.ones(3)}, "holds both fid/mu and fid_mu"),
         ({"mu": np.ones(3), "sigma": np.eye(3), "record": np.array("{")}, "record in"),
-        ({"mu": np.array([{}], dtype=object), "sigma": np.eye(1)}, "pickled objects are never loaded"),
+        (
+            {"mu": np.array([{}], dtype=object), "sigma": np.eye(1)},
+            "pickled objects are never loaded",
+        ),
     ],
 )
 def test_statistics_that_are_none(tmp_path, arrays, message):

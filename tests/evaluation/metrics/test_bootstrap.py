@@ -38,7 +38,10 @@ def test_two_sets_of_equal_number_share_the_rows_drawn():
     values = normal(200, shift=0.3)
     one, other = (bootstrap(v, TARGET, 20) for v in (values, values + 0.01 * normal(200, seed=1)))
     assert np.corrcoef(one, other)[0, 1] > 0.99
-    assert statistics.stdev(a - b for a, b in zip(one, other, strict=True)) < statistics.stdev(one) / 10
+    assert (
+        statistics.stdev(a - b for a, b in zip(one, other, strict=True))
+        < statistics.stdev(one) / 10
+    )
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.3, 1.0), (0.0, 1.5)])
@@ -46,7 +49,9 @@ def test_interval_covers_what_other_samples_score_on_average(shift, scale):
     sets = [normal(300, seed=seed, shift=shift, scale=scale) for seed in range(100)]
     values = [frechet(fit(v), TARGET) for v in sets]
     expected = statistics.fmean(values)
-    intervals = [interval(value, bootstrap(v, TARGET, 30)) for v, value in zip(sets, values, strict=True)]
+    intervals = [
+        interval(value, bootstrap(v, TARGET, 30)) for v, value in zip(sets, values, strict=True)
+    ]
     assert 0.88 <= statistics.fmean(low <= expected <= high for low, high in intervals) <= 0.99
 
 
@@ -79,7 +84,9 @@ def test_limit_is_nearer_the_truth_than_the_distance(width, count):
     found = []
     for seed in range(20):
         values = normal(count, width, seed=seed, shift=0.2, scale=1.1)
-        found.append((frechet(fit(values), identity(width)), extrapolate(values, identity(width)).limit))
+        found.append(
+            (frechet(fit(values), identity(width)), extrapolate(values, identity(width)).limit)
+        )
     plain, limit = np.array(found).T
     assert (np.abs(limit - truth) < np.abs(plain - truth)).mean() >= 0.7
     assert abs(limit.mean() - truth) < abs(plain.mean() - truth) / 4

@@ -15,8 +15,16 @@ from dit.evaluation.metrics.frechet import fit, frechet, from_moments
 
 CPU = torch.device("cpu")
 INCEPTION = "inception-v3-compat"
-DIGITS = ("FD(digits-cnn)", "KID(digits-cnn)", "precision(digits-cnn)", "recall(digits-cnn)", "density(digits-cnn)",
-          "coverage(digits-cnn)", "IS(digits-cnn)", "IS(digits-cnn) (torch-fidelity)")
+DIGITS = (
+    "FD(digits-cnn)",
+    "KID(digits-cnn)",
+    "precision(digits-cnn)",
+    "recall(digits-cnn)",
+    "density(digits-cnn)",
+    "coverage(digits-cnn)",
+    "IS(digits-cnn)",
+    "IS(digits-cnn) (torch-fidelity)",
+)
 IN_IMAGES = ("KID", "precision", "recall", "density", "coverage")
 
 
@@ -72,7 +80,9 @@ def doubled(extractor):
 
         def forward(self, images):
             values, logits, _ = extractor(images)
-            return tuple({"features": values, "logits": logits}[name].double() for name in self.features_list)
+            return tuple(
+                {"features": values, "logits": logits}[name].double() for name in self.features_list
+            )
 
         @staticmethod
         def get_provided_features_list():
@@ -101,7 +111,9 @@ def gaussian(n, width=8, shift=0.0, seed=0):
 
 def layers(n, seed=0):
     """Features of a network that has everything."""
-    return Features(gaussian(n, seed=seed), gaussian(n, 10, seed=seed + 1), gaussian(n, 6, seed=seed + 2))
+    return Features(
+        gaussian(n, seed=seed), gaussian(n, 10, seed=seed + 1), gaussian(n, 6, seed=seed + 2)
+    )
 
 
 # -- against torch-fidelity --------------------------------------------------------------------------------------
@@ -112,13 +124,34 @@ def test_scores_equal_calculate_metrics_of_torch_fidelity(halves, doubled, score
     import torch_fidelity
 
     real, fake = halves
-    common = dict(input1=Pixels(fake), feature_extractor=doubled, batch_size=600, cuda=False, cache=False,
-                  save_cpu_ram=True, verbose=False)
+    common = dict(
+        input1=Pixels(fake),
+        feature_extractor=doubled,
+        batch_size=600,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
     theirs = torch_fidelity.calculate_metrics(
-        **common, input2=Pixels(real), fid=True, kid=True, prc=True, isc=True, isc_splits=1, samples_shuffle=False,
-        kid_subsets=10, kid_subset_size=metrics.kid_subset_size(600, 600))
-    expected = {"FD": "frechet_inception_distance", "KID": "kernel_inception_distance_mean", "precision": "precision",
-                "recall": "recall", "IS": "inception_score_mean"}
+        **common,
+        input2=Pixels(real),
+        fid=True,
+        kid=True,
+        prc=True,
+        isc=True,
+        isc_splits=1,
+        samples_shuffle=False,
+        kid_subsets=10,
+        kid_subset_size=metrics.kid_subset_size(600, 600),
+    )
+    expected = {
+        "FD": "frechet_inception_distance",
+        "KID": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+        "IS": "inception_score_mean",
+    }
     for name, key in expected.items():
         assert scores[f"{name}(digits-cnn)"].value == pytest.approx(theirs[key], rel=1e-6), name
     deviation = scores["KID(digits-cnn)"].deviation
@@ -133,8 +166,13 @@ def test_kid_is_float64(features):
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     real, fake = features
-    theirs = kid_features_to_metric(fake.values[:500].double(), real.values.double(), kid_subsets=10,
-                                    kid_subset_size=250, verbose=False)
+    theirs = kid_features_to_metric(
+        fake.values[:500].double(),
+        real.values.double(),
+        kid_subsets=10,
+        kid_subset_size=250,
+        verbose=False,
+    )
     ours = metrics.kernel_distance(fake.values[:500], Target(real.values), CPU)
     assert ours.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-12)
     assert ours.deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-12)
@@ -155,7 +193,9 @@ def test_a_network_with_all_layers_has_all_scores():
     scores = compute_scores(layers(30), Target.of(layers(40, seed=9)), INCEPTION, CPU)
     assert tuple(scores) == score_names(INCEPTION)
     assert all(score.value is not None for score in scores.values())
-    assert {score.better for name, score in scores.items() if "FID" in name or name == "KID"} == {"lower"}
+    assert {score.better for name, score in scores.items() if "FID" in name or name == "KID"} == {
+        "lower"
+    }
     assert {scores[name].better for name in ("precision", "density", "IS")} == {"higher"}
 
 
@@ -184,7 +224,9 @@ def test_distance_to_itself_is_zero(features):
     itself = compute_scores(real, Target.of(real), "digits-cnn", CPU)
     assert itself["FD(digits-cnn)"].value == pytest.approx(0, abs=1e-9)
     assert itself["KID(digits-cnn)"].value < 0.02
-    assert [itself[f"{name}(digits-cnn)"].value for name in ("precision", "recall", "coverage")] == [1, 1, 1]
+    assert [
+        itself[f"{name}(digits-cnn)"].value for name in ("precision", "recall", "coverage")
+    ] == [1, 1, 1]
 
 
 def test_few_images_for_many_features_are_noted():
@@ -193,7 +235,10 @@ def test_few_images_for_many_features_are_noted():
         score = compute_scores(Features(one), Target.of(Features(other)), INCEPTION, CPU)["FID"]
         assert score.value is not None
         assert score.note == "16 images for 16 features: biased upwards, compare at equal N only"
-    assert compute_scores(Features(many), Target.of(Features(many)), INCEPTION, CPU)["FID"].note is None
+    assert (
+        compute_scores(Features(many), Target.of(Features(many)), INCEPTION, CPU)["FID"].note
+        is None
+    )
 
 
 def test_large_reference_is_cut_for_neighbours(monkeypatch):
@@ -230,7 +275,20 @@ def test_shuffling_is_what_sets_the_two_inception_scores_apart():
 @pytest.mark.parametrize(
     ("count", "missing"),
     [
-        (1, {"FID", "sFID", "KID", "precision", "recall", "density", "coverage", "IS", "IS (torch-fidelity)"}),
+        (
+            1,
+            {
+                "FID",
+                "sFID",
+                "KID",
+                "precision",
+                "recall",
+                "density",
+                "coverage",
+                "IS",
+                "IS (torch-fidelity)",
+            },
+        ),
         (3, {"KID", "precision", "recall", "density", "coverage", "IS (torch-fidelity)"}),
         (5, {"KID", "density", "coverage", "IS (torch-fidelity)"}),
         (9, {"KID", "IS (torch-fidelity)"}),
@@ -249,13 +307,20 @@ def test_too_few_samples_give_a_reason(count, missing):
 
 @pytest.mark.parametrize(
     ("count", "missing"),
-    [(1, {"FID", "sFID", *IN_IMAGES}), (3, set(IN_IMAGES)), (5, {"KID", "density", "coverage"}), (20, set())],
+    [
+        (1, {"FID", "sFID", *IN_IMAGES}),
+        (3, set(IN_IMAGES)),
+        (5, {"KID", "density", "coverage"}),
+        (20, set()),
+    ],
 )
 def test_too_few_reference_images_give_a_reason(count, missing):
     scores = compute_scores(layers(100), Target.of(layers(count, seed=9)), INCEPTION, CPU)
     assert {name for name, score in scores.items() if score.value is None} == missing
     reasons = [scores[name].reason for name in missing]
-    assert all(f"has {count}" in reason or f"and {count} reference images" in reason for reason in reasons)
+    assert all(
+        f"has {count}" in reason or f"and {count} reference images" in reason for reason in reasons
+    )
 
 
 def test_statistics_give_frechet_distance_only(features):
@@ -274,7 +339,10 @@ def test_statistics_give_frechet_distance_only(features):
 
 def test_another_network_is_refused(features):
     eight = Target.of(Features(gaussian(100), None, gaussian(100)))
-    only_images, only_spatial = Target(eight.values), Target(features[0].values, spatial=eight.spatial)
+    only_images, only_spatial = (
+        Target(eight.values),
+        Target(features[0].values, spatial=eight.spatial),
+    )
     with pytest.raises(UserError, match="64 features of the samples and 8 of the reference"):
         compute_scores(features[0], eight, "digits-cnn", CPU)
     with pytest.raises(UserError, match="64 features of the samples and 8"):
@@ -282,7 +350,9 @@ def test_another_network_is_refused(features):
     with pytest.raises(UserError, match="64 features of the samples and 8"):
         metrics.neighbour_scores(features[0].values, only_images, CPU)
     with pytest.raises(UserError, match="64 features of the samples and 8"):
-        compute_scores(Features(features[0].values, None, features[0].values), only_spatial, "digits-cnn", CPU)
+        compute_scores(
+            Features(features[0].values, None, features[0].values), only_spatial, "digits-cnn", CPU
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
@@ -305,7 +375,9 @@ def test_floor_is_real_against_real_at_the_same_number(features, scores):
     floor = compute_floor(real, 1000, "digits-cnn", CPU)
     assert tuple(floor) == DIGITS
     assert few["FD(digits-cnn)"].low > floor["FD(digits-cnn)"].high
-    assert {(values.samples, values.reference) for name, values in floor.items() if "IS" not in name} == {(300, 300)}
+    assert {
+        (values.samples, values.reference) for name, values in floor.items() if "IS" not in name
+    } == {(300, 300)}
     assert (floor["IS(digits-cnn)"].samples, floor["IS(digits-cnn)"].reference) == (300, None)
     assert 0 < floor["FD(digits-cnn)"].high < scores["FD(digits-cnn)"].value / 2
     assert floor["precision(digits-cnn)"].low > scores["precision(digits-cnn)"].value
@@ -322,8 +394,12 @@ def test_floor_is_a_range_over_splits(features):
 def test_a_split_of_the_floor_has_no_image_twice(monkeypatch):
     """The first half of a split and its rest make the whole reference."""
     seen = []
-    monkeypatch.setattr(metrics, "compute_scores", lambda samples, target, *_: seen.append((samples, target)) or {})
-    reference = Features(torch.arange(20.0).reshape(10, 2), torch.arange(10.0)[:, None], torch.arange(10.0)[:, None])
+    monkeypatch.setattr(
+        metrics, "compute_scores", lambda samples, target, *_: seen.append((samples, target)) or {}
+    )
+    reference = Features(
+        torch.arange(20.0).reshape(10, 2), torch.arange(10.0)[:, None], torch.arange(10.0)[:, None]
+    )
     compute_floor(reference, 4, "digits-cnn", CPU)
     for samples, target in seen:
         assert (len(samples), len(target.values)) == (4, 6)
@@ -349,8 +425,10 @@ def test_inception_score_splits_as_adm_does():
     """Splits of 5,000 with a short last one, each scored by itself."""
     logits = gaussian(7_000, width=10)
     adm, _ = metrics.inception_scores(Features(gaussian(7_000), logits), INCEPTION)
-    alone = [metrics.inception_scores(Features(gaussian(len(part)), part), INCEPTION)[0].value
-             for part in (logits[:5000], logits[5000:])]
+    alone = [
+        metrics.inception_scores(Features(gaussian(len(part)), part), INCEPTION)[0].value
+        for part in (logits[:5000], logits[5000:])
+    ]
     assert adm.value == pytest.approx(sum(alone) / 2)
     assert adm.note == "2 splits"
 

@@ -19,7 +19,9 @@ def normal(*shape, seed=0):
 
 def mixed(count, width=WIDTH, seed=0):
     """Features with a covariance that is not diagonal, and a mean."""
-    return normal(count, width, seed=seed) @ normal(width, width, seed=seed + 100) + normal(width, seed=seed + 200)
+    return normal(count, width, seed=seed) @ normal(width, width, seed=seed + 100) + normal(
+        width, seed=seed + 200
+    )
 
 
 def with_covariance(eigenvalues, seed=0):
@@ -73,7 +75,10 @@ def test_ill_conditioned_covariances_keep_their_digits():
 
 @pytest.mark.portable
 def test_ill_conditioned_covariances_equal_the_other_ways_as_far_as_those_go():
-    (a, s), (b, t) = with_covariance(np.logspace(-12, 0, WIDTH)), with_covariance(np.logspace(-12, 0, WIDTH), seed=1)
+    (a, s), (b, t) = (
+        with_covariance(np.logspace(-12, 0, WIDTH)),
+        with_covariance(np.logspace(-12, 0, WIDTH), seed=1),
+    )
     one, other = ({"mu": np.zeros(WIDTH), "sigma": covariance.numpy()} for covariance in (s, t))
     assert frechet(a, b) == pytest.approx(theirs(one, other), rel=1e-7)
     assert frechet(a, b) == pytest.approx(by_sqrtm(one, other), rel=1e-6)
@@ -85,7 +90,9 @@ def test_fewer_images_than_features(few, many):
     a, b = mixed(few), mixed(many, seed=1)
     assert fit(a).factor.shape == (few, WIDTH)
     assert frechet(fit(a), fit(b)) == pytest.approx(theirs(statistics(a), statistics(b)), rel=1e-6)
-    assert frechet(fit(a), fit(b)) == pytest.approx(by_sqrtm(statistics(a), statistics(b)), rel=1e-6)
+    assert frechet(fit(a), fit(b)) == pytest.approx(
+        by_sqrtm(statistics(a), statistics(b)), rel=1e-6
+    )
 
 
 @pytest.mark.portable
@@ -114,7 +121,9 @@ def test_is_symmetric():
 def test_diagonal_covariances_give_the_formula():
     """Squared differences of means and of deviations, feature by feature."""
     means, deviations = normal(2, WIDTH), normal(2, WIDTH, seed=1).abs()
-    a, b = (Gaussian(mean, deviation.diag()) for mean, deviation in zip(means, deviations, strict=True))
+    a, b = (
+        Gaussian(mean, deviation.diag()) for mean, deviation in zip(means, deviations, strict=True)
+    )
     known = (means[0] - means[1]).square().sum() + (deviations[0] - deviations[1]).square().sum()
     assert frechet(a, b) == pytest.approx(known.item(), rel=1e-12)
 
@@ -146,7 +155,9 @@ def test_weights_are_repetitions(width):
     expected = moments(repeated)[1]
     assert (moments(values, weights)[1] - expected).abs().max() < 1e-13 * expected.abs().max()
     other = fit(mixed(300, width, seed=1))
-    assert frechet(fit(values, weights), other) == pytest.approx(frechet(fit(repeated), other), rel=1e-10)
+    assert frechet(fit(values, weights), other) == pytest.approx(
+        frechet(fit(repeated), other), rel=1e-10
+    )
 
 
 def test_values_are_left_as_they_are():
@@ -166,7 +177,9 @@ def test_negative_round_off_counts_as_zero():
     mean, covariance = moments(values)
     rounded = covariance.float().double()
     assert torch.linalg.eigvalsh(rounded)[0] < 0
-    assert frechet(from_moments(mean, rounded, "file"), other) == pytest.approx(frechet(fit(values), other), rel=1e-4)
+    assert frechet(from_moments(mean, rounded, "file"), other) == pytest.approx(
+        frechet(fit(values), other), rel=1e-4
+    )
 
 
 def test_a_covariance_of_zero_is_one():
@@ -176,12 +189,24 @@ def test_a_covariance_of_zero_is_one():
 @pytest.mark.parametrize(
     ("mean", "covariance", "message"),
     [
-        (np.zeros(3), np.diag([1.0, 1.0, -0.1]), "covariance of file has the eigenvalue -0.1 beside 1;"),
+        (
+            np.zeros(3),
+            np.diag([1.0, 1.0, -0.1]),
+            "covariance of file has the eigenvalue -0.1 beside 1;",
+        ),
         (np.zeros(3), -np.eye(3), "the eigenvalue -1 beside -1"),
         (np.zeros(2), np.array([[1.0, 0.5], [0.4, 1.0]]), "differs from its transpose by 0.1"),
         (np.array([0.0, math.nan]), np.eye(2), "NaN or infinity in the mean of file"),
-        (np.zeros(2), np.array([[math.inf, 0], [0, 1.0]]), "NaN or infinity in the covariance of file"),
-        (np.zeros(3), np.eye(2), r"mean \[3\] and covariance \[2, 2\] of file; expected \[D\] and \[D, D\]"),
+        (
+            np.zeros(2),
+            np.array([[math.inf, 0], [0, 1.0]]),
+            "NaN or infinity in the covariance of file",
+        ),
+        (
+            np.zeros(3),
+            np.eye(2),
+            r"mean \[3\] and covariance \[2, 2\] of file; expected \[D\] and \[D, D\]",
+        ),
         (np.zeros((1, 2)), np.eye(2), r"mean \[1, 2\]"),
     ],
 )

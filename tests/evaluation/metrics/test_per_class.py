@@ -16,7 +16,9 @@ def test_svm_recognises_real_digits_and_not_wrong_labels():
     assert right.accuracy > 0.99
     assert list(right.per_class) == [str(i) for i in range(10)]
     threes = np.full(len(digits), 3)
-    assert classes.svm_accuracy(digits.images, threes).per_class == {"3": pytest.approx(183 / 1797, abs=0.01)}
+    assert classes.svm_accuracy(digits.images, threes).per_class == {
+        "3": pytest.approx(183 / 1797, abs=0.01)
+    }
 
 
 def test_svm_floor_is_below_certainty():
@@ -96,9 +98,15 @@ def test_classifier_accuracy_is_the_share_of_each_class_with_the_largest_logit()
     logits = torch.tensor([[0.1, 2, 0], [-1, -3, -2], [0, 0, 5], [9, 1, 1], [0, 0, 1]])
     names = ("cat", "dog", "owl")
     assert classes.classifier_accuracy(logits, ["dog", "cat", "owl", "dog", "dog"], names) == {
-        "cat": 1.0, "dog": pytest.approx(1 / 3), "owl": 1.0}
+        "cat": 1.0,
+        "dog": pytest.approx(1 / 3),
+        "owl": 1.0,
+    }
     assert classes.classifier_accuracy(logits, ["owl"] * 5, names) == {"owl": pytest.approx(2 / 5)}
 
 
 def test_a_classifier_that_does_not_know_all_classes_says_nothing():
-    assert classes.classifier_accuracy(torch.eye(3), ["cat", "dog", "cow"], ("cat", "dog", "owl")) == {}
+    assert (
+        classes.classifier_accuracy(torch.eye(3), ["cat", "dog", "cow"], ("cat", "dog", "owl"))
+        == {}
+    )

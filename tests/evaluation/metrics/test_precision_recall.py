@@ -35,9 +35,12 @@ def by_definition(samples, real):
     """Kynkäänniemi et al., Eq. 1-2, and Naeem et al., Eq. 4-5, as they are written."""
     apart = distances(samples, real)
     inside = apart <= balls(real, 5)[None]
-    return {"precision": (apart <= balls(real, 3)[None]).any(1).mean(),
-            "recall": (apart <= balls(samples, 3)[:, None]).any(0).mean(),
-            "density": inside.sum() / (5 * len(samples)), "coverage": inside.any(0).mean()}
+    return {
+        "precision": (apart <= balls(real, 3)[None]).any(1).mean(),
+        "recall": (apart <= balls(samples, 3)[:, None]).any(0).mean(),
+        "density": inside.sum() / (5 * len(samples)),
+        "coverage": inside.any(0).mean(),
+    }
 
 
 def assert_same(found, expected):
@@ -139,12 +142,16 @@ def test_nearest_other_than_itself():
 
 
 def test_the_only_point_has_no_other():
-    assert nearest(normal(1), normal(1), skip=torch.zeros(1, dtype=torch.int64))[0].tolist() == [float("inf")]
+    assert nearest(normal(1), normal(1), skip=torch.zeros(1, dtype=torch.int64))[0].tolist() == [
+        float("inf")
+    ]
 
 
 def test_nearest_pixels():
     """Bytes are features too."""
-    images = torch.randint(256, (30, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        256, (30, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     found, index = nearest(images, images.flip(0))
     assert found.max() == 0
     assert index.tolist() == list(range(29, -1, -1))

@@ -17,26 +17,48 @@ def test_six_a_multiply_add_is_what_a_forward_and_a_backward_pass_cost():
     network = create_model(SPEC.model, **SPEC.sizes)
     with FlopCounterMode(display=False) as counter:
         network(*blank_inputs(SPEC.model, 4, **SPEC.sizes)).sum().backward()
-    assert training_flops(SPEC) == pytest.approx(counter.get_total_flops() / 4, rel=0.02)  # none for the input itself
+    assert training_flops(SPEC) == pytest.approx(
+        counter.get_total_flops() / 4, rel=0.02
+    )  # none for the input itself
 
 
 def test_the_paper_s_largest_network_costs_712_gflop():
-    spec = NetworkSpec(model="DiT-XL/2", input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
+    spec = NetworkSpec(
+        model="DiT-XL/2", input_size=32, in_channels=4, num_classes=1000, learn_sigma=True
+    )
     assert training_flops(spec) == pytest.approx(712e9, rel=0.002)
 
 
-@pytest.mark.parametrize(("name", "bf16", "fp32"), [
-    ("NVIDIA H100 80GB HBM3", 989, 66.9), ("NVIDIA H100 PCIe", 756, 51.2), ("NVIDIA H200", 989, 66.9),
-    ("NVIDIA GH200 480GB", 989, 66.9), ("NVIDIA A100-SXM4-80GB", 312, 19.5), ("NVIDIA A10", 125, 31.2),
-    ("NVIDIA L40S", 362, 91.6), ("NVIDIA L4", 121, 30.3), ("NVIDIA GeForce RTX 4090", 165.2, 82.6)])
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989, 66.9),
+        ("NVIDIA H100 PCIe", 756, 51.2),
+        ("NVIDIA H200", 989, 66.9),
+        ("NVIDIA GH200 480GB", 989, 66.9),
+        ("NVIDIA A100-SXM4-80GB", 312, 19.5),
+        ("NVIDIA A10", 125, 31.2),
+        ("NVIDIA L40S", 362, 91.6),
+        ("NVIDIA L4", 121, 30.3),
+        ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
+    ],
+)
 def test_known_gpus_have_the_figures_of_their_data_sheets(name, bf16, fp32, monkeypatch):
     monkeypatch.setattr(flops, "device_kind", lambda device: name)
     assert peak_of(CUDA, True) == (bf16 * 1e12, "data sheet, dense bf16")
     assert peak_of(CUDA, False) == (fp32 * 1e12, "data sheet, dense fp32")
 
 
-@pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GeForce RTX 4090 Laptop GPU",
-                                  "NVIDIA GeForce RTX 4090 D", "NVIDIA A10G", "Another L4000"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A10G",
+        "Another L4000",
+    ],
+)
 def test_parts_and_unknown_ones_are_measured(name, monkeypatch):
     monkeypatch.setattr(flops, "device_kind", lambda device: name)
     monkeypatch.setattr(flops, "measured_rate", lambda device, side, bf16: 5.0)

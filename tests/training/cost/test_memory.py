@@ -29,7 +29,9 @@ def spec(model="DiT-Ti/2", **changes):
 
 
 def total(**settings):
-    return estimate(**{**dict(spec=spec(), batch=8, device=CPU, precision="fp32"), **settings}).total
+    return estimate(
+        **{**dict(spec=spec(), batch=8, device=CPU, precision="fp32"), **settings}
+    ).total
 
 
 # -- the count -------------------------------------------------------------------------------------------------------
@@ -45,20 +47,36 @@ def watched(session):
     return max(ledger.rows, key=sum)
 
 
-@pytest.mark.parametrize("settings", [
-    dict(precision="fp32"), dict(precision="bf16"), dict(precision="bf16", recompute="selective"),
-    dict(precision="bf16", recompute="full"), dict(precision="bf16", grad_accum=4),
-    dict(precision="fp32", grad_accum=2, recompute="full"), dict(precision="bf16", conditioning="cross-attention"),
-    dict(precision="fp32", model="UNet-S", global_batch_size=4),
-    dict(precision="bf16", model="Classifier-Ti/2", label_dropout=0.0),
-], ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(precision="fp32"),
+        dict(precision="bf16"),
+        dict(precision="bf16", recompute="selective"),
+        dict(precision="bf16", recompute="full"),
+        dict(precision="bf16", grad_accum=4),
+        dict(precision="fp32", grad_accum=2, recompute="full"),
+        dict(precision="bf16", conditioning="cross-attention"),
+        dict(precision="fp32", model="UNet-S", global_batch_size=4),
+        dict(precision="bf16", model="Classifier-Ti/2", label_dropout=0.0),
+    ],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
 def test_a_step_without_data_needs_what_the_trainer_needs(settings, tmp_path):
     """But for the loss, which is simpler here."""
-    session = a_session(tmp_path, **{**dict(model="DiT-Ti/2", image_size=16, global_batch_size=32), **settings})
+    session = a_session(
+        tmp_path, **{**dict(model="DiT-Ti/2", image_size=16, global_batch_size=32), **settings}
+    )
     config = session.config
     batch = config.global_batch_size // config.grad_accum
-    need = estimate(session.card.network, batch, CPU, config.precision, recompute=config.recompute,
-                    grad_accum=config.grad_accum)
+    need = estimate(
+        session.card.network,
+        batch,
+        CPU,
+        config.precision,
+        recompute=config.recompute,
+        grad_accum=config.grad_accum,
+    )
     assert need.averages == 4 * parameters(session.state.network)
     assert need.total - need.averages == pytest.approx(sum(watched(session)), rel=0.03)
 
@@ -79,8 +97,11 @@ def test_the_ledger_agrees_with_torch():
             trained(*inputs).square().mean().backward()
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
-        peaks.append(max(map(sum, tracker.rows)) if isinstance(tracker, Ledger)
-                     else tracker.get_tracker_snapshot("peak")[CPU]["Total"])
+        peaks.append(
+            max(map(sum, tracker.rows))
+            if isinstance(tracker, Ledger)
+            else tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+        )
     assert peaks[0] == pytest.approx(peaks[1], rel=1e-6)
 
 
@@ -105,7 +126,9 @@ def test_a_storage_is_counted_once_and_until_it_is_gone():
 
 def test_recomputing_and_bf16_need_less():
     many = dict(batch=64, grad_accum=2)
-    none, selective, full = (total(**many, recompute=mode) for mode in ("none", "selective", "full"))
+    none, selective, full = (
+        total(**many, recompute=mode) for mode in ("none", "selective", "full")
+    )
     assert none > 1.2 * selective > 1.2 * full
     assert total(**many, precision="bf16") < 0.8 * none
 
@@ -116,14 +139,17 @@ def test_activations_grow_with_the_batch():
 
 
 def test_ddp_keeps_buckets_and_fsdp_shares_what_stays():
-    need = [estimate(spec(), 8, CPU, "fp32", parallel=parallel, world=world)
-            for parallel, world in (("ddp", 1), ("ddp", 8), ("fsdp", 1), ("fsdp", 8))]
+    need = [
+        estimate(spec(), 8, CPU, "fp32", parallel=parallel, world=world)
+        for parallel, world in (("ddp", 1), ("ddp", 8), ("fsdp", 1), ("fsdp", 8))
+    ]
     assert need[0] == need[2]
     alone, ddp, _, fsdp = need
     weights = 4 * sum(p.numel() for p in build_network(spec()).parameters() if p.requires_grad)
     assert ddp.gradients == weights > alone.gradients
-    assert dataclasses.replace(ddp, gradients=0, activations=0, temporaries=0) == dataclasses.replace(
-        alone, gradients=0, activations=0, temporaries=0)
+    assert dataclasses.replace(
+        ddp, gradients=0, activations=0, temporaries=0
+    ) == dataclasses.replace(alone, gradients=0, activations=0, temporaries=0)
     share = sharded(build_network(spec()), 8)
     assert (fsdp.weights, fsdp.averages) == (share, share)
     assert fsdp.optimizer == int(alone.optimizer * share / alone.weights)
@@ -140,10 +166,18 @@ def test_shares_are_those_of_fsdp(world):
 
 def test_a_course_grows_in_proportion_to_the_batch():
     """So that the peak of any batch follows from those of two."""
-    step = Step(lambda: build_network(spec()), lambda n: blank_inputs("DiT-Ti/2", n, **spec().sizes), CPU, True, "none")
+    step = Step(
+        lambda: build_network(spec()),
+        lambda n: blank_inputs("DiT-Ti/2", n, **spec().sizes),
+        CPU,
+        True,
+        "none",
+    )
     two, three, six = (step.course(batch, Layout("ddp", 2)) for batch in (2, 3, 6))
     assert np.array_equal(six, two + 4 * (three - two))
-    assert step.peak(six, Layout("ddp", 2), 1) == estimate(spec(), 6, CPU, "bf16", parallel="ddp", world=2)
+    assert step.peak(six, Layout("ddp", 2), 1) == estimate(
+        spec(), 6, CPU, "bf16", parallel="ddp", world=2
+    )
 
 
 # -- what there is ---------------------------------------------------------------------------------------------------
@@ -151,13 +185,21 @@ def test_a_course_grows_in_proportion_to_the_batch():
 LIMIT = 10**6  # bytes, less than any machine has
 
 
-@pytest.mark.parametrize(("told", "file"), [
-    ("0::/", "memory.max"),  # a container that sees its own group only
-    ("4:memory:/\n0::/", "memory/memory.limit_in_bytes"),
-    ("9:name=systemd:/\n4:memory:/docker/a\n0::/", "memory/memory.limit_in_bytes"),  # named as the host names it
-    ("0::/slurm/job_7/task", "slurm/job_7/memory.max"),  # a job's, around that of its task
-])
-def test_a_container_or_a_job_may_have_less_memory_than_the_machine(told, file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("told", "file"),
+    [
+        ("0::/", "memory.max"),  # a container that sees its own group only
+        ("4:memory:/\n0::/", "memory/memory.limit_in_bytes"),
+        (
+            "9:name=systemd:/\n4:memory:/docker/a\n0::/",
+            "memory/memory.limit_in_bytes",
+        ),  # named as the host names it
+        ("0::/slurm/job_7/task", "slurm/job_7/memory.max"),  # a job's, around that of its task
+    ],
+)
+def test_a_container_or_a_job_may_have_less_memory_than_the_machine(
+    told, file, tmp_path, monkeypatch
+):
     machine, group = main_memory(tmp_path), tmp_path / "sys/fs/cgroup" / file
     for path, text in ((tmp_path / "proc/self/cgroup", told), (group, f"{LIMIT}\n")):
         path.parent.mkdir(parents=True)

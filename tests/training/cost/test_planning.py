@@ -33,7 +33,9 @@ WORK = Work(parameters=10**9, blocks=40, flops=2e11)
 
 
 def machine(gpus: int = 8, **changes: object) -> Cluster:
-    return dataclasses.replace(Cluster(gpus, peak=1e15, memory=2**36, hbm=1e12, nvlink=400e9, network=40e9), **changes)
+    return dataclasses.replace(
+        Cluster(gpus, peak=1e15, memory=2**36, hbm=1e12, nvlink=400e9, network=40e9), **changes
+    )
 
 
 @pytest.fixture
@@ -48,10 +50,14 @@ def test_rings_within_a_node_and_between():
     size = 8e9
     assert machine(1).gather(size) == machine(1).reduce(size) == 0
     assert machine(8).gather(size) == pytest.approx(START + 7 * RING["node"] + 7 / 8 * size / 400e9)
-    assert machine(8).reduce(size) == pytest.approx(START + 14 * TREE["node"] + 7 / 4 * size / 400e9)
+    assert machine(8).reduce(size) == pytest.approx(
+        START + 14 * TREE["node"] + 7 / 4 * size / 400e9
+    )
     far = START + (64 - 8) * RING["node"] + 7 * RING["network"] + 63 / 64 * size / (8 * 40e9)
     assert machine(64).gather(size) == pytest.approx(far)
-    assert machine(64).reduce(0) == pytest.approx(START + 2 * (7 * TREE["node"] + 3 * TREE["network"]))
+    assert machine(64).reduce(0) == pytest.approx(
+        START + 2 * (7 * TREE["node"] + 3 * TREE["network"])
+    )
 
 
 def test_a_step_of_one_gpu_is_work_over_speed():
@@ -74,8 +80,10 @@ def test_much_work_hides_communication_and_little_does_not(parallel):
 
 
 def test_fsdp_shares_the_update_and_gathers_for_every_micro_batch():
-    ddp, fsdp, more = (seconds(WORK, machine(8), way, 1, accum)
-                       for way, accum in (("ddp", 1), ("fsdp", 1), ("fsdp", 4)))
+    ddp, fsdp, more = (
+        seconds(WORK, machine(8), way, 1, accum)
+        for way, accum in (("ddp", 1), ("fsdp", 1), ("fsdp", 4))
+    )
     assert fsdp.update == pytest.approx(ddp.update / 8)
     gathers = 2 * WORK.blocks * machine(8).gather(2 * WORK.parameters / WORK.blocks)
     assert more.communication - fsdp.communication == pytest.approx(3 * gathers)
@@ -89,7 +97,9 @@ def send(ranks: Ranks, out: Path, precision: str, accum: int) -> None:
     SIZES["Ti"] = SMALL
     found = {}
     for way in ("ddp", "fsdp"):
-        settings = dict(model="DiT-Ti/4", batch=2, precision=precision, parallel=way, grad_accum=accum)
+        settings = dict(
+            model="DiT-Ti/4", batch=2, precision=precision, parallel=way, grad_accum=accum
+        )
         session = session_of(settings, ranks, str(out / way))
         for step in (1, 2):  # DDP makes its buckets anew after the first
             batch = draw_batch(session, step - 1)
@@ -123,12 +133,22 @@ def the_column(**changes):
 
 
 def test_memory_is_what_dry_run_tells(small):
-    spec = NetworkSpec(model="DiT-Ti/4", input_size=8, in_channels=4, num_classes=1000, learn_sigma=True)
+    spec = NetworkSpec(
+        model="DiT-Ti/4", input_size=8, in_channels=4, num_classes=1000, learn_sigma=True
+    )
     for parallel, recompute in (("ddp", "none"), ("fsdp", "full")):
         found = the_column(parallel=parallel, recompute=recompute, averages=2)
         assert found.batch == 32
-        assert found.memory == estimate(spec, 32, torch.device("cuda"), "bf16", recompute=recompute, averages=2,
-                                        parallel=parallel, world=2)
+        assert found.memory == estimate(
+            spec,
+            32,
+            torch.device("cuda"),
+            "bf16",
+            recompute=recompute,
+            averages=2,
+            parallel=parallel,
+            world=2,
+        )
 
 
 def test_batches_are_cut_until_they_fit(small):
@@ -152,7 +172,9 @@ def test_the_table_says_what_was_reckoned(small):
     assert rows["parallel"] == ["ddp", "ddp", "fsdp", "ddp", "fsdp"]
     assert rows["images a GPU at once"] == ["64", "8", "8", "4", "4"]
     assert rows["step"] == [f"{1e3 * c.seconds.step:.1f}" for c in shown]
-    assert rows["GPU-hours for 1e+06 images"] == [f"{1e6 / c.speed * c.cluster.gpus / 3600:,.0f}" for c in shown]
+    assert rows["GPU-hours for 1e+06 images"] == [
+        f"{1e6 / c.speed * c.cluster.gpus / 3600:,.0f}" for c in shown
+    ]
     assert rows["quickest that fits"].count("*") == 3
 
 
@@ -170,23 +192,30 @@ def test_depth_width_and_heads_make_other_networks():
 
 @pytest.mark.parametrize(("size", "billions"), [("1B", 1.0), ("3B", 3.0), ("7B", 7.0)])
 def test_large_sizes_are_as_large_as_their_names(size, billions):
-    assert planned(PlanConfig(model=f"DiT-{size}/2")).parameters / 1e9 == pytest.approx(billions, rel=0.05)
+    assert planned(PlanConfig(model=f"DiT-{size}/2")).parameters / 1e9 == pytest.approx(
+        billions, rel=0.05
+    )
 
 
-@pytest.mark.parametrize(("changes", "named"), [
-    (dict(gpus=(12,), global_batch_size=24), "--gpus 12 with --gpus-per-node 8"),
-    (dict(gpus=(3,)), "--global-batch-size 64 on --gpus 3"),
-    (dict(model="UNet-S"), "'UNet-S'"),
-    (dict(width=100, heads=16), "--width 100 with --heads 16"),
-    (dict(image_size=100), "--image-size 100"),
-])
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(gpus=(12,), global_batch_size=24), "--gpus 12 with --gpus-per-node 8"),
+        (dict(gpus=(3,)), "--global-batch-size 64 on --gpus 3"),
+        (dict(model="UNet-S"), "'UNet-S'"),
+        (dict(width=100, heads=16), "--width 100 with --heads 16"),
+        (dict(image_size=100), "--image-size 100"),
+    ],
+)
 def test_mistakes_are_named(changes, named):
     with pytest.raises(UserError, match=re.escape(named)):
         describe(dataclasses.replace(TINY, **changes))
 
 
-@pytest.mark.parametrize("changes", [dict(gpus=()), dict(gpus=(0,)), dict(efficiency=40), dict(memory=-1.0),
-                                     dict(images=math.inf)])
+@pytest.mark.parametrize(
+    "changes",
+    [dict(gpus=()), dict(gpus=(0,)), dict(efficiency=40), dict(memory=-1.0), dict(images=math.inf)],
+)
 def test_impossible_flags_are_refused(changes):
     with pytest.raises(UserError):
         dataclasses.replace(TINY, **changes)
@@ -197,7 +226,9 @@ def test_impossible_flags_are_refused(changes):
 
 def tables() -> list[tuple[str, str]]:
     """Commands of docs/scaling.md, and what it says that they print."""
-    blocks = re.findall(r"```\n\$ dit (plan [^\n]*)\n(.*?)\n```", (ROOT / "docs" / "scaling.md").read_text(), re.S)
+    blocks = re.findall(
+        r"```\n\$ dit (plan [^\n]*)\n(.*?)\n```", (ROOT / "docs" / "scaling.md").read_text(), re.S
+    )
     return [(command, text) for command, text in blocks]
 
 

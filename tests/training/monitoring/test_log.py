@@ -24,8 +24,19 @@ from dit.training.monitoring.update_ratio import update_ratio
 from dit.training.running_means import BUCKETS, RunningMeans
 from dit.training.trainer import train
 
-TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=8, warmup=2, cooldown=0,
-                   sample_every=0, ckpt_every=0, log_every=4, precision="fp32")
+TINY = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=16,
+    steps=8,
+    warmup=2,
+    cooldown=0,
+    sample_every=0,
+    ckpt_every=0,
+    log_every=4,
+    precision="fp32",
+)
 WALL_CLOCK = {"img_per_s", "mfu", "data_wait", "memory_gib"}
 CPU = torch.device("cpu")
 
@@ -40,8 +51,10 @@ def small_networks():
 
 def exact(run: Path) -> list[dict[str, float]]:
     """The log without what a clock says."""
-    return [{name: value for name, value in line.items() if name not in WALL_CLOCK}
-            for line in read_metrics(run / "metrics.jsonl")]
+    return [
+        {name: value for name, value in line.items() if name not in WALL_CLOCK}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
 
 
 # -- sums ----------------------------------------------------------------------------------------------------------
@@ -61,7 +74,9 @@ def test_losses_fall_into_the_bucket_of_their_time():
 def test_a_run_logs_all_of_it_and_losses_by_time_make_up_the_loss(tmp_path, monkeypatch):
     seen = []
     add = RunningMeans.add_losses
-    monkeypatch.setattr(RunningMeans, "add_losses", lambda *given: (seen.append(given[1:3]), add(*given)))
+    monkeypatch.setattr(
+        RunningMeans, "add_losses", lambda *given: (seen.append(given[1:3]), add(*given))
+    )
     run = train(dataclasses.replace(TINY, grad_accum=2, log_every=8, out=tmp_path / "run"), Ranks())
     (line,) = read_metrics(run / "metrics.jsonl")
     times, losses = (torch.cat(parts).double() for parts in zip(*seen, strict=True))
@@ -73,13 +88,17 @@ def test_a_run_logs_all_of_it_and_losses_by_time_make_up_the_loss(tmp_path, monk
     assert 0 <= line["data_wait"] < 1
     assert 0.05 < line["memory_gib"] < 100
     (start,) = json.loads((run / MACHINE).read_text())
-    assert line["mfu"] == pytest.approx(line["img_per_s"] * start["flops_per_image"] / start["peak_flops_per_rank"])
+    assert line["mfu"] == pytest.approx(
+        line["img_per_s"] * start["flops_per_image"] / start["peak_flops_per_rank"]
+    )
 
 
 @pytest.mark.parametrize(("process", "objective"), [("flow", "v"), ("linear", "eps")])
 def test_half_a_window_goes_through_a_checkpoint(process, objective, tmp_path):
     """As a kill after step 6 leaves it: the line of step 8 is half summed."""
-    config = dataclasses.replace(TINY, ckpt_every=2, keep=9, resume="auto", process=process, objective=objective)
+    config = dataclasses.replace(
+        TINY, ckpt_every=2, keep=9, resume="auto", process=process, objective=objective
+    )
     straight = train(dataclasses.replace(config, out=tmp_path / "straight"), Ranks())
     again = train(dataclasses.replace(config, out=tmp_path / "again"), Ranks())
     shutil.rmtree(again / "checkpoints" / "step-0000008")
@@ -90,11 +109,16 @@ def test_half_a_window_goes_through_a_checkpoint(process, objective, tmp_path):
 
 
 def test_checkpoints_without_losses_by_time_go_on(tmp_path, monkeypatch):
-    config = dataclasses.replace(TINY, steps=2, ckpt_every=2, resume="auto", log_every=3, out=tmp_path / "run")
+    config = dataclasses.replace(
+        TINY, steps=2, ckpt_every=2, resume="auto", log_every=3, out=tmp_path / "run"
+    )
     tensors = checkpoint.State.tensors
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.State, "tensors",
-                      lambda self: {k: v for k, v in tensors(self).items() if k != "window.by_time"})
+        patch.setattr(
+            checkpoint.State,
+            "tensors",
+            lambda self: {k: v for k, v in tensors(self).items() if k != "window.by_time"},
+        )
         train(config, Ranks())
     run = train(dataclasses.replace(config, steps=4, log_every=4), Ranks())
     assert set(BUCKETS) & read_metrics(run / "metrics.jsonl")[-1].keys()
@@ -139,15 +163,21 @@ def test_ranks_add_up_their_losses_by_time_and_their_parts_of_the_weights(tmp_pa
 def test_the_ratio_is_that_of_the_weights_before_and_after(decay):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)).double()
-    optimizer = torch.optim.AdamW(network.parameters(), 0.01, (0.9, 0.95), weight_decay=decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), 0.01, (0.9, 0.95), weight_decay=decay, fused=True
+    )
     for step in range(4):
         before = copy.deepcopy(network)
         network(torch.randn(6, 7).double()).square().sum().backward()
         optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
         optimizer.step()
         optimizer.zero_grad()
-        old, new = (torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (before, network))
-        assert update_ratio(optimizer).item() == pytest.approx(((new - old).norm() / new.norm()).item(), rel=1e-9)
+        old, new = (
+            torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (before, network)
+        )
+        assert update_ratio(optimizer).item() == pytest.approx(
+            ((new - old).norm() / new.norm()).item(), rel=1e-9
+        )
 
 
 def test_a_step_that_is_left_out_moves_nothing():
@@ -192,6 +222,12 @@ def test_what_is_waited_for_may_fail():
 
 def test_tags_are_in_groups():
     names = ("loss", BUCKETS[0], "vb", "grad_norm", "update_ratio", "mfu")
-    assert [tag(name) for name in names] == ["train/loss", "train/loss_by_time/0.0-0.2", "train/vb", "optim/grad_norm",
-                                             "optim/update_ratio", "speed/mfu"]
+    assert [tag(name) for name in names] == [
+        "train/loss",
+        "train/loss_by_time/0.0-0.2",
+        "train/vb",
+        "optim/grad_norm",
+        "optim/update_ratio",
+        "speed/mfu",
+    ]
     assert score_tag("FD(digits-cnn)") == "eval/FD[digits-cnn]"

@@ -34,8 +34,10 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, main: bool = True) ->
 
 def test_a_file_gets_a_line_for_each_line_of_the_log(monkeypatch):
     lines = shown(monkeypatch, terminal=False).splitlines()
-    assert lines == ["step 18/20  loss 0.1235  212.3 img/s  MFU 41.2%  1.25 GiB  ETA 00:02",
-                     "step 20/20  loss 0.1235  212.3 img/s  MFU 41.2%  1.25 GiB  FD(x) 3  ETA 00:00"]
+    assert lines == [
+        "step 18/20  loss 0.1235  212.3 img/s  MFU 41.2%  1.25 GiB  ETA 00:02",
+        "step 20/20  loss 0.1235  212.3 img/s  MFU 41.2%  1.25 GiB  FD(x) 3  ETA 00:00",
+    ]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):

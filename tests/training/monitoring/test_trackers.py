@@ -17,9 +17,21 @@ from dit.training.monitoring import trackers as boards
 from dit.training.monitoring.trackers import LAYOUT, TensorBoard, require_wandb
 from dit.training.trainer import train
 
-TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=4, warmup=2, cooldown=0,
-                   sample_every=2, ckpt_every=2, keep=9, log_every=2, precision="fp32")
-STUB = '''
+TINY = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=16,
+    steps=4,
+    warmup=2,
+    cooldown=0,
+    sample_every=2,
+    ckpt_every=2,
+    keep=9,
+    log_every=2,
+    precision="fp32",
+)
+STUB = """
 import json
 from pathlib import Path
 
@@ -56,7 +68,7 @@ def init(**settings):
         raise Error("no login")
     note("init", **settings)
     return Run()
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +84,10 @@ def calls(tmp_path, monkeypatch):
     (tmp_path / "site" / "wandb" / "__init__.py").write_text(STUB)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    yield lambda: [json.loads(line) for line in (tmp_path / "site" / "wandb" / "calls.jsonl").read_text().splitlines()]
+    yield lambda: [
+        json.loads(line)
+        for line in (tmp_path / "site" / "wandb" / "calls.jsonl").read_text().splitlines()
+    ]
     sys.modules.pop("wandb", None)
 
 
@@ -86,8 +101,11 @@ def test_tensorboard_has_a_layout_whose_charts_find_their_numbers(tmp_path):
     assert groups == {"train", "optim", "speed"}
     assert board.Tags()["images"] == [boards.SAMPLES]
     assert "custom_scalars__config__" in board.Tags()["tensors"]
-    charts = {title: [t.removeprefix("^").removesuffix("$") for t in tags]
-              for page in LAYOUT.values() for title, (_, tags) in page.items()}
+    charts = {
+        title: [t.removeprefix("^").removesuffix("$") for t in tags]
+        for page in LAYOUT.values()
+        for title, (_, tags) in page.items()
+    }
     for title, tags in charts.items():
         for prefix in () if "EMA" in title else tags:
             assert any(name.startswith(prefix) for name in board.Tags()["scalars"]), prefix
@@ -104,7 +122,8 @@ def test_tensorboard_drops_what_is_done_again(tmp_path):
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(1, 1.0), (2, 1.0)] + [
-        (step, 2.0) for step in range(3, 7)]
+        (step, 2.0) for step in range(3, 7)
+    ]
 
 
 def test_wandb_gets_the_log_and_pictures_and_the_same_run_again(calls, tmp_path):
@@ -113,12 +132,18 @@ def test_wandb_gets_the_log_and_pictures_and_the_same_run_again(calls, tmp_path)
     train(dataclasses.replace(config, steps=6), Ranks())
     begun = [call for call in calls() if call["call"] == "init"]
     assert len(begun) == 2
-    assert begun[0]["id"] == begun[1]["id"] == json.loads((run / "wandb.json").read_text())["digits"]
-    assert {(call["project"], call["resume"], call["name"]) for call in begun} == {("digits", "allow", "run")}
+    assert (
+        begun[0]["id"] == begun[1]["id"] == json.loads((run / "wandb.json").read_text())["digits"]
+    )
+    assert {(call["project"], call["resume"], call["name"]) for call in begun} == {
+        ("digits", "allow", "run")
+    }
     assert begun[0]["config"]["lr"] == TINY.lr
     logged = [call for call in calls() if "train/loss" in call]
     lines = read_metrics(run / "metrics.jsonl")
-    assert [(call["step"], call["train/loss"]) for call in logged] == [(m["step"], m["loss"]) for m in lines]
+    assert [(call["step"], call["train/loss"]) for call in logged] == [
+        (m["step"], m["loss"]) for m in lines
+    ]
     pictures = [call for call in calls() if "samples" in call]
     assert [call["step"] for call in pictures] == [2, 4, 6]
     assert tuple(pictures[0]["samples"]) == Image.open(run / "samples" / "step-0000002.png").size
@@ -129,14 +154,21 @@ def test_wandb_gets_the_log_and_pictures_and_the_same_run_again(calls, tmp_path)
 def test_wandb_may_be_named_when_a_run_goes_on_and_other_projects_have_other_ids(calls, tmp_path):
     run = train(dataclasses.replace(TINY, out=tmp_path / "run", sample_every=0, steps=2), Ranks())
     for steps, project in ((4, "one"), (6, "two")):
-        train(dataclasses.replace(TINY, out=run, sample_every=0, steps=steps, wandb=project, resume="auto"), Ranks())
+        train(
+            dataclasses.replace(
+                TINY, out=run, sample_every=0, steps=steps, wandb=project, resume="auto"
+            ),
+            Ranks(),
+        )
     one, two = (call["id"] for call in calls() if call["call"] == "init")
     assert one != two
     assert json.loads((run / "wandb.json").read_text()) == {"one": one, "two": two}
 
 
 def test_wandb_that_refuses_is_a_user_s_mistake(calls, tmp_path):
-    with pytest.raises(UserError, match=r"--wandb closed does not start \(no login\).*WANDB_MODE=offline"):
+    with pytest.raises(
+        UserError, match=r"--wandb closed does not start \(no login\).*WANDB_MODE=offline"
+    ):
         train(dataclasses.replace(TINY, out=tmp_path / "run", wandb="closed"), Ranks())
 
 

@@ -39,13 +39,22 @@ def places(tmp_path_factory):
             writer.write({"__key__": f"{number:02d}", "png": file})
     rows = datasets.Dataset.from_dict({"image": files})
     for part in range(2):
-        rows.shard(2, part, contiguous=True).to_parquet(root / "parquet" / f"{part}.parquet", batch_size=4)
+        rows.shard(2, part, contiguous=True).to_parquet(
+            root / "parquet" / f"{part}.parquet", batch_size=4
+        )
     return root
 
 
 def settings(data, out, streaming):
-    return EncodeConfig(data=str(data), out=out, streaming=streaming, vae="identity", image_size=8, batch_size=2,
-                        shard_size=6)
+    return EncodeConfig(
+        data=str(data),
+        out=out,
+        streaming=streaming,
+        vae="identity",
+        image_size=8,
+        batch_size=2,
+        shard_size=6,
+    )
 
 
 def contents(out):
@@ -82,8 +91,10 @@ def kill_in_shard(number, config):
     assert begun.exists()
 
 
-@pytest.mark.parametrize(("name", "streaming"), [("folder", False), ("tars", False), ("parquet", False),
-                                                ("parquet", True)])
+@pytest.mark.parametrize(
+    ("name", "streaming"),
+    [("folder", False), ("tars", False), ("parquet", False), ("parquet", True)],
+)
 def test_a_killed_encoding_goes_on_to_the_same_bytes(places, tmp_path, name, streaming):
     whole = encode(settings(places / name, tmp_path / "whole", streaming), Ranks())
     out = tmp_path / "killed"

@@ -19,8 +19,22 @@ from dit.training import trainer
 from dit.training.spike_guard import SpikeGuard
 from dit.training.trainer import train
 
-TINY = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=30, warmup=0, lr=1e-3,
-                   cooldown=0, sample_every=0, ckpt_every=5, keep=20, log_every=1, precision="fp32", max_skips=3)
+TINY = TrainConfig(
+    model="DiT-Ti/4",
+    vae="identity",
+    image_size=8,
+    global_batch_size=16,
+    steps=30,
+    warmup=0,
+    lr=1e-3,
+    cooldown=0,
+    sample_every=0,
+    ckpt_every=5,
+    keep=20,
+    log_every=1,
+    precision="fp32",
+    max_skips=3,
+)
 CPU = torch.device("cpu")
 
 
@@ -58,12 +72,21 @@ def test_a_step_that_is_left_out_changes_nothing(monkeypatch, tmp_path):
     poisoned(monkeypatch, {4})
     run = go(tmp_path / "run", steps=5, ckpt_every=1)
     before, after = (load_file(find_weights(c)) for c in checkpoints(run)[-2:])
-    state = [load_file(next(c.glob("state/*.safetensors"))) for c in (latest_checkpoint(whole), *checkpoints(run)[-2:])]
-    trained = [name for name in state[0] if name.startswith(("network.", "optimizer.")) and not name.endswith(".step")]
+    state = [
+        load_file(next(c.glob("state/*.safetensors")))
+        for c in (latest_checkpoint(whole), *checkpoints(run)[-2:])
+    ]
+    trained = [
+        name
+        for name in state[0]
+        if name.startswith(("network.", "optimizer.")) and not name.endswith(".step")
+    ]
     assert [n for n in trained if not torch.equal(state[1][n], state[2][n])] == []
     assert [n for n in trained if not torch.equal(state[0][n], state[1][n])] == []
     assert all(t.isfinite().all() for t in (*before.values(), *after.values()))
-    assert events(run) == [{"step": 5, "event": "skipped", "reason": "loss or gradient is not finite"}]
+    assert events(run) == [
+        {"step": 5, "event": "skipped", "reason": "loss or gradient is not finite"}
+    ]
     assert steps(run) == [1, 2, 3, 4]
 
 
@@ -79,7 +102,10 @@ def test_many_in_a_row_go_back_to_the_last_checkpoint_with_other_data(monkeypatc
     run = go(tmp_path / "run")
     back = [e for e in events(run) if e["event"] == "rollback"]
     assert [(e["step"], e["to"]) for e in back] == [(15, 10)]
-    assert steps(run) == [*range(1, 11), *range(12, 31)]  # batch 15, which step 11 took, is poisoned too
+    assert steps(run) == [
+        *range(1, 11),
+        *range(12, 31),
+    ]  # batch 15, which step 11 took, is poisoned too
     assert checkpoint_step(latest_checkpoint(run)) == 30
 
 
@@ -117,13 +143,25 @@ def test_a_run_killed_after_it_went_back_goes_on_alike(monkeypatch, tmp_path):
     for last in (11, 14, 18, 30):  # ends before, in and after what goes wrong
         go(halves, steps=last, resume="auto")
         if last % 5:
-            shutil.rmtree(latest_checkpoint(halves))  # of a last step, which a killed run does not have
+            shutil.rmtree(
+                latest_checkpoint(halves)
+            )  # of a last step, which a killed run does not have
     a, b = (load_file(find_weights(run)) for run in (whole, halves))
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    logs = [{line["step"]: line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line}
-            for run in (whole, halves)]
+    logs = [
+        {
+            line["step"]: line["loss"]
+            for line in read_metrics(run / "metrics.jsonl")
+            if "loss" in line
+        }
+        for run in (whole, halves)
+    ]
     assert logs[0] == logs[1]
-    assert [e["event"] for e in events(halves)] == [e["event"] for e in events(whole)] == ["rollback", "skipped"]
+    assert (
+        [e["event"] for e in events(halves)]
+        == [e["event"] for e in events(whole)]
+        == ["rollback", "skipped"]
+    )
 
 
 def test_ranks_leave_out_the_same_steps(tmp_path):
@@ -140,7 +178,9 @@ def train_with_one_bad_rank(ranks: Ranks, root: Path) -> None:
 
     def poison(session, batch, number):
         bad = number == 3 and ranks.rank == 1
-        step(session, batch._replace(moments=batch.moments * float("nan")) if bad else batch, number)
+        step(
+            session, batch._replace(moments=batch.moments * float("nan")) if bad else batch, number
+        )
 
     trainer.train_step = poison
     train(dataclasses.replace(TINY, out=root / "run", steps=6), ranks)

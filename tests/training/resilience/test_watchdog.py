@@ -27,22 +27,49 @@ PATIENCE = 3  # seconds
 SHORT = 0.2  # seconds between signs of life
 
 
-@pytest.mark.parametrize(("before", "after", "named"), [
-    ([Sign(7, 1, 3), Sign(7, 0, 3)], [Sign(7, 1, 6), Sign(7, 0, 6)], "rank 1 of 2 is waiting for a batch in step 7"),
-    ([Sign(7, 1, 3), Sign(6, 1, 3)], [Sign(7, 1, 6), Sign(6, 1, 6)], "rank 1 of 2 is computing in step 6"),
-    ([Sign(7, 1, 3), Sign(7, 1, 3), Sign(7, 1, 3)], [Sign(7, 1, 3), Sign(7, 1, 6), Sign(7, 1, 6)],
-     "rank 0 of 3 is without a sign of life in step 7"),
-    ([Sign(6, 3, 3), Sign(7, 1, 3)], [Sign(6, 3, 6), Sign(7, 1, 6)], "rank 0 of 2 is between steps in step 6"),
-    ([Sign(7, 1, 3), Sign(7, 1, 3)], [Sign(7, 1, 6), Sign(7, 1, 6)], "ranks 0, 1 of 2 are computing in step 7"),
-])
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        (
+            [Sign(7, 1, 3), Sign(7, 0, 3)],
+            [Sign(7, 1, 6), Sign(7, 0, 6)],
+            "rank 1 of 2 is waiting for a batch in step 7",
+        ),
+        (
+            [Sign(7, 1, 3), Sign(6, 1, 3)],
+            [Sign(7, 1, 6), Sign(6, 1, 6)],
+            "rank 1 of 2 is computing in step 6",
+        ),
+        (
+            [Sign(7, 1, 3), Sign(7, 1, 3), Sign(7, 1, 3)],
+            [Sign(7, 1, 3), Sign(7, 1, 6), Sign(7, 1, 6)],
+            "rank 0 of 3 is without a sign of life in step 7",
+        ),
+        (
+            [Sign(6, 3, 3), Sign(7, 1, 3)],
+            [Sign(6, 3, 6), Sign(7, 1, 6)],
+            "rank 0 of 2 is between steps in step 6",
+        ),
+        (
+            [Sign(7, 1, 3), Sign(7, 1, 3)],
+            [Sign(7, 1, 6), Sign(7, 1, 6)],
+            "ranks 0, 1 of 2 are computing in step 7",
+        ),
+    ],
+)
 def test_the_rank_that_is_silent_or_behind_is_to_blame(before, after, named):
     assert named in verdict(before, after, 60).said
 
 
-@pytest.mark.parametrize(("other", "last"), [
-    ("computing", 9),  # the beat at which it ends
-    ("between steps", module.LISTEN), ("frozen", module.LISTEN),
-    ("computing on", module.LISTEN + module.HEARD)])
+@pytest.mark.parametrize(
+    ("other", "last"),
+    [
+        ("computing", 9),  # the beat at which it ends
+        ("between steps", module.LISTEN),
+        ("frozen", module.LISTEN),
+        ("computing on", module.LISTEN + module.HEARD),
+    ],
+)
 def test_a_rank_ends_once_those_that_can_have_heard_the_verdict(other, last, monkeypatch, capfd):
     store, ended, beats = HashStore(), [], []
     dogs = [Watchdog(Ranks(rank, 2, store=store), 60) for rank in range(2)]
@@ -62,7 +89,10 @@ def test_a_rank_ends_once_those_that_can_have_heard_the_verdict(other, last, mon
 
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=beat))
     monkeypatch.setattr(os, "_exit", leave)
-    with dogs[0].at(7, "computing"), dogs[1].at(7, "computing") if "computing" in other else nullcontext():
+    with (
+        dogs[0].at(7, "computing"),
+        dogs[1].at(7, "computing") if "computing" in other else nullcontext(),
+    ):
         for dog in dogs:
             dog._speak()
         with pytest.raises(SystemExit):
@@ -104,13 +134,26 @@ def hang(ranks: Ranks, folder: Path, how: str) -> None:
 
     sys.stderr = (folder / f"{ranks.rank}.txt").open("w")
     module.BEAT, batches.draw_batch = SHORT, never
-    train_small(ranks, dataclasses.replace(RUN, global_batch_size=12, steps=8, timeout=PATIENCE / 60,
-                                           out=folder / "run"))
+    train_small(
+        ranks,
+        dataclasses.replace(
+            RUN, global_batch_size=12, steps=8, timeout=PATIENCE / 60, out=folder / "run"
+        ),
+    )
 
 
-@pytest.mark.parametrize(("how", "ended", "named"), [
-    ("reading", (0, 1, 2), "rank 1 of 3 is waiting for a batch in step 5"),
-    pytest.param("frozen", (0, 2), "rank 1 of 3 is without a sign of life in step 5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("how", "ended", "named"),
+    [
+        ("reading", (0, 1, 2), "rank 1 of 3 is waiting for a batch in step 5"),
+        pytest.param(
+            "frozen",
+            (0, 2),
+            "rank 1 of 3 is without a sign of life in step 5",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_training_that_hangs_is_ended_and_the_rank_to_blame_named(how, ended, named, tmp_path):
     processes = forked.start(3, hang, tmp_path, how)
     try:
@@ -118,8 +161,13 @@ def test_training_that_hangs_is_ended_and_the_rank_to_blame_named(how, ended, na
             processes[rank].join(60)
             assert processes[rank].exitcode == HUNG == 4
             said = (tmp_path / f"{rank}.txt").read_text()
-            assert f"error: nothing has moved for {PATIENCE} s: {named}; expected a step within --timeout" in said
-            assert ("in watched" if rank == 1 else "in train_step") in said, "the place where it hangs"
+            assert (
+                f"error: nothing has moved for {PATIENCE} s: {named}; expected a step within --timeout"
+                in said
+            )
+            assert ("in watched" if rank == 1 else "in train_step") in said, (
+                "the place where it hangs"
+            )
     finally:
         for process in processes:
             process.kill()
