@@ -48,6 +48,7 @@ test-slow: $(READY)        ## the tests that take minutes
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(READY)
 	$(BIN)/mypy
