@@ -64,18 +64,20 @@ def test_recording_ends_after_an_error(network):
     assert not attention.attn_drop._forward_hooks
 
 
-def test_maps_of_text_are_the_weights_of_its_attention():
+def test_maps_of_text_are_the_weights_of_its_attention(monkeypatch):
     """With one head the mean over heads is that head: the map times the values is the output."""
     network = with_strong_weights(fresh_dit("text", **SHAPE, input_size=4, num_heads=1), 0.2)
+    network.double()  # sums in any order agree to 1e-12
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # maps are float32 otherwise
     attention, outputs = network.blocks[1].text_attn, {}
-    text = torch.randn(2, 9, TEXT_WIDTH)
+    text = torch.randn(2, 9, TEXT_WIDTH).double()
     text[1, 5:] = 0  # padding
     attention.kv.register_forward_hook(lambda m, a, out: outputs.__setitem__("kv", out))
     attention.register_forward_hook(lambda m, a, out: outputs.__setitem__("out", out))
     with text_maps(network, [1]) as maps:
-        network(X[..., :4], T, text)
+        network(X[..., :4].double(), T, text)
     assert maps[1].shape == (2, 4, 9)
     assert not maps[1][1, :, 5:].any()
-    assert (maps[1].sum(-1) - 1).abs().max() < 1e-6
+    assert (maps[1].sum(-1) - 1).abs().max() < 1e-12
     values = outputs["kv"].chunk(2, dim=-1)[1]
-    assert (attention.proj(maps[1] @ values) - outputs["out"]).abs().max() < 1e-5
+    assert (attention.proj(maps[1] @ values) - outputs["out"]).abs().max() < 1e-12

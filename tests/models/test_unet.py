@@ -154,6 +154,8 @@ def test_attention_where_there_is_no_level():
         UserError, match=r"--unet-attention 8 5 with --model UNet-S; expected sides .*: 8 4 2"
     ):
         create_model("UNet-S", input_size=8, in_channels=3, num_classes=5, unet_attention=(8, 5))
+    with pytest.raises(UserError, match=r"--unet-attention 16 8 .* DiT-S/2; expected a UNet"):
+        TrainConfig(model="DiT-S/2", unet_attention=(16, 8))
 
 
 def test_cards_from_before_the_choice_of_levels_are_read(make_run):
