@@ -42,10 +42,12 @@ def cfg(
         if guide:
             strong, weak = denoise(x_t, t, y), guide(x_t, t, y)
         else:
+            # both halves in one call
             null = torch.full_like(y, null_label)
             both = denoise(torch.cat([x_t, x_t]), t, torch.cat([y, null]))
             strong, weak = both.rows(slice(len(x_t))), both.rows(slice(len(x_t), None))
 
+        # given x_t they are affine in each other, so that all three extrapolate alike
         x0 = _extrapolate(strong.x0, weak.x0, scale, channels)
         eps = _extrapolate(strong.eps, weak.eps, scale, channels)
         out = _extrapolate(strong.out, weak.out, scale, channels)

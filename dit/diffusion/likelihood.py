@@ -122,6 +122,7 @@ def variational_bound_of_chain(
         variance: small, large or learned; the last step's is small where it is not learned.
         tick: called after each step.
     """
+    # KL of q(x_T | x0) from the standard normal
     at = process.coefficients(times[0])
     zero = torch.zeros_like(x0)
     prior = normal_kl(like(at.alpha, x0) * x0, 2 * like(at.sigma, x0).log(), zero, zero)
@@ -144,6 +145,7 @@ def variational_bound_of_chain(
             steps = steps + kl
         tick(len(x0))
 
+    # the last step's mean and variance, in units of pixels
     log_std = log_var / 2 - levels.scale.log()
     decoder = -discretized_log_likelihood(levels.pixels(x0), levels.pixels(mean), log_std)
     return Bound(bits_per_dim(prior), bits_per_dim(steps), bits_per_dim(decoder))

@@ -38,7 +38,7 @@ def ode_log_density(
     integral = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     widths = process.arc(times).diff().tolist()
 
-    # Heun's steps
+    # Heun's steps, of x and of the integral alike
     for (t, s), width in zip(pairwise(times), widths, strict=True):
         v_t, div_t = velocity(denoise, process, x, t, y, probes)
         v_s, div_s = velocity(denoise, process, x + width * v_t, s, y, probes)
@@ -86,6 +86,7 @@ class UnitProbes:
     def __iter__(self) -> Iterator[Tensor]:
         dims = self.x[0].numel()
         for index in range(dims):
+            # a mean over D probes is to be a sum: hence sqrt(D)
             unit = torch.zeros_like(self.x)
             unit.flatten(1)[:, index] = math.sqrt(dims)
             yield unit

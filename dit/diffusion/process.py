@@ -59,8 +59,7 @@ class DDPM:
         self.end = float(steps)
         betas = linear_betas(steps) if schedule == "linear" else cosine_betas(steps)
         alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
-        self.alpha = alpha_bar.sqrt()
-        self.sigma = (1 - alpha_bar).sqrt()
+        self.alpha, self.sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         self.start = int((self.alpha >= LEAST_SIGNAL[schedule]).sum()) - 1
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -70,7 +69,7 @@ class DDPM:
 
     def arc(self, t: Tensor) -> Tensor:
         alpha, sigma, *_ = self.coefficients(t)
-        return torch.atan2(sigma, alpha)  # alpha^2 + sigma^2 = 1: the angle on the unit circle
+        return torch.atan2(sigma, alpha)  # the angle on the unit circle
 
     def network_time(self, t: Tensor) -> Tensor:
         return t - 1  # published networks count from 0, the least noisy step
@@ -96,12 +95,12 @@ class Flow:
     slope = "v"  # of x against t
 
     def __init__(self, time_sampling: str = "uniform", shift: float = 1.0):
-        self.time_sampling, self.shift = time_sampling, shift
+        self.time_sampling = time_sampling
+        self.shift = shift
 
     def coefficients(self, t: Tensor) -> Coefficients:
         t = t.double()
-        one = torch.ones_like(t)
-        return Coefficients(1 - t, t, -one, one)  # v = eps - x0
+        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))  # v = eps - x0
 
     def arc(self, t: Tensor) -> Tensor:
         return t.double()
@@ -138,7 +137,7 @@ class Posterior(NamedTuple):
 def posterior(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Posterior:
     """Return q(x_s | x_t, x0) for any s < t (2006.11239, equations 6 and 7).
 
-    Images are [B, ...], times [] or [B]. Respacing 1000 steps to 250 is a choice of times.
+    Images are [B, ...]; times [] or [B]. Respacing 1000 steps to 250 is a choice of times.
     """
     at_t, at_s = process.coefficients(t), process.coefficients(s)
     alpha_ts = at_t.alpha / at_s.alpha  # sqrt(1 - beta) of the forward step s -> t
@@ -187,8 +186,8 @@ class Prediction(NamedTuple):
         return Prediction(self.x0[part], self.eps[part], self.out[part], variance)
 
 
+# (x_t [B, C, H, W], t [] or [B], y [B]) -> prediction: a `Denoiser`, or guidance around one
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
-"""(x_t [B, C, H, W], t [] or [B], y [B]) -> prediction: a `Denoiser`, or guidance around one."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +219,7 @@ def network_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shape a coefficient [] or [B] to multiply x [B, ...], in the precision of x."""
+    # one for all images stays on the CPU: kernels take it as a number
     if coefficient.ndim == 0:
-        return coefficient.to(x.dtype)  # stays on the CPU: kernels take it as a number
+        return coefficient.to(x.dtype)
     return coefficient.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))

@@ -23,6 +23,7 @@ def linear_betas(steps: int) -> Tensor:
 def cosine_betas(steps: int) -> Tensor:
     """Return betas [steps], clipped at 0.999 (2102.09672, equation 17)."""
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    # up to a factor, which cancels in the betas
     alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
 
@@ -34,4 +35,5 @@ def spaced(start: float, points: int, spacing: str) -> Tensor:
     """
     if spacing == "uniform":
         return torch.linspace(start, 0, points, dtype=torch.float64)
+    # sin^2 of evenly spaced angles
     return start * torch.linspace(math.pi / 2, 0, points, dtype=torch.float64).sin() ** 2

@@ -44,7 +44,8 @@ class Cached(nn.Module):
         super().__init__()
         self.full, self.short, self.every = full, short, every
         self.change: Tensor | None = None
-        self.calls = 0  # since the change was computed
+        # since the change was computed
+        self.calls = 0
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         # the last batch of a sample may be smaller than the one before it

@@ -38,6 +38,7 @@ class Classifier(PatchTransformer):
         """Map noisy latents [B, C, H, W] and times [B] to logits [B, num_classes]."""
         tokens = self.embed_patches(x)
         time = self.t_embedder(t)
+        # conditioned on time alone: the class is what it predicts
         for block in self.blocks:
             tokens = block(tokens, Condition(time, time[:, None]))
         return self.head(self.norm(tokens).mean(dim=1))

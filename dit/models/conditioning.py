@@ -32,6 +32,7 @@ class CrossAttentionBlock(Block):
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
         x = x + self.attn(self.norm1(x))
+        # two tokens without a mask: time and class
         x = x + self.cross_attn(self.norm_cross(x), c.tokens)
         return x + self.mlp(self.norm2(x))
 
@@ -98,6 +99,7 @@ class CrossAttention(nn.Module):
         if self.fused_attn:
             x = scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
         else:
+            # the weights are in memory only here: see attention_maps.py
             x = self.weights(q, k, mask) @ v
         return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 

@@ -26,7 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "B": dict(depth=12, hidden_size=768, num_heads=12),
     "L": dict(depth=24, hidden_size=1024, num_heads=16),
     "XL": dict(depth=28, hidden_size=1152, num_heads=16),
-    # table 1 of the paper has S to XL only
+    # the paper's table 1 has S to XL
     "1B": dict(depth=24, hidden_size=1536, num_heads=12),
     "3B": dict(depth=32, hidden_size=2304, num_heads=18),
     "7B": dict(depth=40, hidden_size=3072, num_heads=24),
@@ -106,13 +106,7 @@ ZERO = (
 class PatchTransformer(nn.Module):
     """What DiT and the noisy classifier share: embeddings of patches, positions and times.
 
-    A subclass adds its blocks and last layer, and calls `init_weights` at the end.
-
-    Args:
-        input_size: of the latents: height and width, or one number for both.
-        patch_size: height and width of a patch.
-        in_channels: channels of the latents.
-        hidden_size: features of a token.
+    A subclass adds blocks and last layer, and calls `init_weights` at the end.
     """
 
     def __init__(
@@ -141,7 +135,8 @@ class PatchTransformer(nn.Module):
             if name.endswith(ZERO):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 1:
-                nn.init.ones_(parameter)  # the scale of an affine norm
+                # the scale of an affine norm
+                nn.init.ones_(parameter)
             elif name.startswith(("t_embedder.", "y_embedder.")):
                 nn.init.normal_(parameter, std=0.02)
             elif name != "pos_embed":
@@ -170,7 +165,10 @@ class DiT(PatchTransformer):
     """The network: noisy latents, times and conditions to a prediction in the latents' shape.
 
     Args:
-        input_size, patch_size, in_channels, hidden_size: see `PatchTransformer`.
+        input_size: of the latents: height and width, or one number for both.
+        patch_size: height and width of a patch.
+        in_channels: channels of the latents.
+        hidden_size: features of a token.
         depth: number of blocks.
         num_heads: attention heads of a block.
         num_classes: classes; one more embedding is the null class, id `num_classes`.
@@ -224,7 +222,8 @@ class DiT(PatchTransformer):
         tokens = self.embed_patches(x)
         c = self.condition(t, y)
         if self.in_context:
-            tokens = torch.cat([tokens, c.tokens], dim=1)  # [B, T + 2, D]
+            # [B, T + 2, D]: `unpatchify` drops the two again
+            tokens = torch.cat([tokens, c.tokens], dim=1)
         return tokens, c
 
     def condition(self, t: Tensor, y: Tensor) -> Condition:
@@ -233,6 +232,7 @@ class DiT(PatchTransformer):
         label = self.y_embedder(y)
         if self.text_width:
             return Condition(time, label, text_mask(y))
+        # adaLN reads the sum, in-context and cross-attention read the two
         return Condition(time + label, torch.stack([time, label], dim=1))
 
     def unpatchify(self, tokens: Tensor, c: Condition, x: Tensor) -> Tensor:

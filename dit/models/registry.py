@@ -42,6 +42,7 @@ def create_model(
         if unet_attention is not None:
             options["attention_sides"] = unet_attention
         network = UNet(**shape, learn_sigma=learn_sigma, **options)
+        # which sides there are depends on the size of the latents
         if not set(unet_attention or ()) <= set(network.sides):
             raise UserError(
                 f"--unet-attention {' '.join(map(str, unet_attention or ()))} with --model {name}",
@@ -130,6 +131,7 @@ def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
 
     Real FLOPs are twice that. `sizes` are those of `create_model`.
     """
+    # nothing is allocated or computed on the meta device
     with torch.device("meta"):
         network = create_model(name, **sizes)
         return multiply_adds_of(network, blank_inputs(name, 1, text_tokens, **sizes))

@@ -47,6 +47,7 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         super().__init__()
+        # the lowest level does not halve
         self.halvings = len(block_out_channels) - 1
         self.resize(input_size)
         shorter = min(to_2tuple(input_size))
@@ -60,7 +61,8 @@ class UNet(nn.Module):
             out_channels=in_channels * (2 if learn_sigma else 1),
             block_out_channels=block_out_channels,
             layers_per_block=layers_per_block,
-            class_embed_type="identity",  # added to the embedded time
+            # our label embedding is added to the embedded time as it is
+            class_embed_type="identity",
             attention_head_dim=32,
             down_block_types=tuple(f"{kind}DownBlock2D" for kind in attends),
             up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(attends)),
