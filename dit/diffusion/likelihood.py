@@ -153,5 +153,5 @@ def variational_bound_of_chain(
 
 def chain(process: DDPM, steps: int) -> Tensor:
     """Return times [steps + 1] of the DDPM chain, or of an evenly spaced part of it, down to 0."""
-    whole = 1 + torch.linspace(process.end - 1, 0, steps).round()
-    return torch.cat([whole, torch.zeros(1)]).double()
+    noisy = 1 + torch.linspace(process.end - 1, 0, steps).round()
+    return torch.cat([noisy, torch.zeros(1)]).double()

@@ -97,6 +97,6 @@ def ode_times(process: Process, steps: int) -> Tensor:
     cubes = torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** 3
     if not isinstance(process, DDPM):
         return process.end * cubes
-    # a DDPM has whole times only: the nearest ones, each once, so that there may be fewer steps
+    # a DDPM has integer times only: the nearest ones, each once, so that there may be fewer steps
     arcs = process.arc(torch.arange(process.start + 1))
     return (arcs - arcs[-1] * cubes[:, None]).abs().argmin(1).unique().double()

@@ -78,9 +78,9 @@ class DDPM:
         return torch.randint(1, int(self.end) + 1, (n,), generator=generator).double()
 
     def times(self, steps: int, spacing: str = "uniform") -> Tensor:
-        # whole numbers from `start` to 1, both included: the DiT release's respacing, then 0
-        whole = 1 + spaced(self.start - 1, steps, spacing).round()
-        return torch.cat([whole, torch.zeros(1, dtype=torch.float64)])
+        # integers from `start` to 1, both included, as the DiT release respaces; then 0
+        noisy = 1 + spaced(self.start - 1, steps, spacing).round()
+        return torch.cat([noisy, torch.zeros(1, dtype=torch.float64)])
 
 
 class Flow:

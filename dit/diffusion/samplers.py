@@ -98,10 +98,10 @@ def dpmpp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M) (2211.01095, algorithm 2): second order from two predictions of x0."""
     alpha, sigma = process.coefficients(times)[:2]
-    h = (alpha.log() - sigma.log()).diff()  # infinite in a step from pure noise or to data
+    h = (alpha.log() - sigma.log()).diff()  # infinite in steps from pure noise and to data
     previous = None
     for i, (t, s) in enumerate(pairwise(times)):
-        d = x0 = denoise(x, t, y).x0
+        d = x0 = denoise(x, t, y).x0  # the first and the last step are of first order
         if previous is not None and s > 0:
             r = h[i - 1] / h[i]
             d = x0 + like(1 / (2 * r), x) * (x0 - previous)

@@ -8,7 +8,7 @@ from torch import Tensor
 # Smallest alpha from which sampling starts. The last alphas of the cosine schedule are so small
 # (5e-5) that x0 from a predicted eps is off by 20,000 times the error of eps. Papers clip x0 there,
 # which latents do not allow. So cosine sampling starts at t = 980, where alpha is 0.03 and noised
-# data can still hardly be told from pure noise.
+# data can hardly be distinguished from pure noise.
 LEAST_SIGNAL = {"linear": 0.0, "cosine": 0.03}
 
 

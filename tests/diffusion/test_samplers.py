@@ -93,7 +93,7 @@ def test_order_of_convergence_away_from_the_ends(sampler):
 
 @pytest.mark.parametrize("sampler", ORDERS)
 def test_order_of_convergence_for_ddpm(sampler):
-    process = DDPM(steps=6400)  # whole times: the steps of 1000 are not small enough
+    process = DDPM(steps=6400)  # integer times: the steps of 1000 are not small enough
     found = order(sampler, process, process.times(100), process.times(200))
     assert found == pytest.approx(ORDERS[sampler], abs=0.3)
 
