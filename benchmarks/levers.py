@@ -210,7 +210,7 @@ def hold_bf16(session: TrainingSession) -> TrainingSession:
 def tokens_in_bf16(session: TrainingSession) -> TrainingSession:
     """What blocks add to is rounded after each, as where nothing but bf16 is known."""
     network: Any = session.state.network
-    network.tokens = partial(rounded, network.tokens)
+    network.embed_patches = partial(rounded, network.embed_patches)
     return session
 
 
