@@ -42,6 +42,7 @@ def test_output_of_a_fresh_network_is_zero(conditioning):
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.portable
 def test_each_image_depends_on_its_own_time_and_class(conditioning):
     network, (x, t, y) = perturbed_dit(conditioning), inputs(conditioning)
     later, other = t.clone(), y.clone()
@@ -111,6 +112,7 @@ def test_the_order_of_condition_tokens_does_not_matter(conditioning):
 
 @pytest.mark.portable
 @pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.portable
 def test_padding_of_text_changes_nothing(fused):
     network, (x, t, y) = perturbed_dit("text"), inputs("text")
     for block in network.blocks:

@@ -82,6 +82,7 @@ def test_output_of_a_fresh_network_is_zero():
     assert perturbed()(*inputs()).abs().min() > 0
 
 
+@pytest.mark.portable
 def test_each_image_depends_on_its_own_time_and_class():
     network, (x, t, y) = perturbed(), inputs()
     out = network(x, t, y)
