@@ -232,11 +232,11 @@ def test_several_columns_that_would_do_are_a_question(tmp_path):
     two.rename_columns({"image": "after", "text": "title"}).save_to_disk(tmp_path / "saved")
     data = str(tmp_path / "saved")
     with pytest.raises(
-        UserError, match=r"several columns that would do: after, before; .*--image-column"
+        UserError, match=r"several columns that fit: after, before; .*--image-column"
     ):
         load_images(data, 8)
     with pytest.raises(
-        UserError, match=r"several columns that would do: title, alt; .*--label-column"
+        UserError, match=r"several columns that fit: title, alt; .*--label-column"
     ):
         load_images(data, 8, Columns(captions=True, image="after"))
     images = load_images(data, 8, Columns(captions=True, image="before", label="alt"))

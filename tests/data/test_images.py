@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dit.data.images import Digits, ImageFolder, center_crop, to_digits
+from dit.data.image_files import center_crop
+from dit.data.images import Digits, ImageFolder, to_digits
 from dit.data.sources import load_images
 from dit.errors import UserError
 from dit.utils.image_size import describe_size, sides, size_flag, size_of
@@ -194,7 +195,7 @@ def test_mistakes_about_folders_are_named(tmp_path):
 def test_a_run_is_no_folder_of_images(make_run):
     run = make_run("a run")
     with pytest.raises(
-        UserError, match=f"--data {run} is a run, not images; .* `dit info '{run}'` tells"
+        UserError, match=f"--data {run} is a run, not images; .* `dit info '{run}'` shows"
     ):
         load_images(str(run), 8)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dit.commands.encode import encode
 from dit.commands.stats import stats
 from dit.config import EncodeConfig, StatsConfig
-from dit.data.images import decode
+from dit.data.image_files import read_pixels
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
@@ -70,7 +70,7 @@ def test_samples_are_webdatasets(tars, pattern):
         assert images.open(index).read() == sample["png"]
         assert images.labels[index] == int(sample["cls"])
         assert f"{sample['__key__']}.png" in images.name(index)
-        assert torch.equal(images[index], decode(partial(io.BytesIO, sample["png"]), "", 8))
+        assert torch.equal(images[index], read_pixels(partial(io.BytesIO, sample["png"]), "", 8))
 
 
 @pytest.mark.parametrize(

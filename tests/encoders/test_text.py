@@ -253,7 +253,7 @@ def test_offline_hub_says_where_to_put_the_files(monkeypatch):
 
 @pytest.mark.parametrize("kept", [2**26, 0])
 def test_ids_stand_for_captions_and_those_beyond_for_the_null(digits_encoder, monkeypatch, kept):
-    monkeypatch.setattr(text, "MOST_KEPT", kept)
+    monkeypatch.setattr(text, "MAX_CACHED", kept)
     captions = Captions(["a one", "a two"], "a nine", digits_encoder)
     found = captions(torch.tensor([1, 0, 1, 2, 99]))
     expected = digits_encoder.encode(["a two", "a one", "a two", "a nine", "a nine"])
@@ -279,7 +279,7 @@ def test_few_captions_are_looked_up_on_the_device(digits_encoder, monkeypatch):
 
 @pytest.mark.parametrize("kept", [2**26, 0])
 def test_the_same_captions_are_encoded_once(digits_encoder, monkeypatch, kept):
-    monkeypatch.setattr(text, "MOST_KEPT", kept)
+    monkeypatch.setattr(text, "MAX_CACHED", kept)
     captions, calls, ids = (
         Captions(["a one", "a two"], "", digits_encoder),
         [],
@@ -298,7 +298,7 @@ def test_the_same_captions_are_encoded_once(digits_encoder, monkeypatch, kept):
 
 @pytest.mark.parametrize("kept", [2**26, 0])
 def test_what_sampling_kept_serves_training(digits_encoder, monkeypatch, kept):
-    monkeypatch.setattr(text, "MOST_KEPT", kept)
+    monkeypatch.setattr(text, "MAX_CACHED", kept)
     captions, ids, linear = (
         Captions(["a one"], "", digits_encoder),
         torch.tensor([0, 1]),

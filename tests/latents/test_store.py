@@ -384,7 +384,7 @@ def open_shards():
 def test_no_more_shards_are_open_than_allowed(finished, monkeypatch):
     latents = LatentStore(finished)
     expected = everything(latents, True)
-    monkeypatch.setattr(store, "MOST_OPEN", 2)
+    monkeypatch.setattr(store, "MAX_OPEN", 2)
     del latents
     gc.collect()
     before, few = open_shards(), LatentStore(finished)
@@ -454,14 +454,14 @@ def test_training_leaves_damaged_shards_out_if_asked(finished, tmp_path, capsys,
     config = TrainConfig(data=str(out), image_size=32, skip_damaged=True)
     autoencoder = load_autoencoder("digits")
     assert len(build_source(config, autoencoder).labels) == COUNT
-    assert "left out" not in capsys.readouterr().err
+    assert "skipped" not in capsys.readouterr().err
     flip_a_bit(out / "shard-00001.npy")
     (out / "shard-00003.npy").unlink()
     source = build_source(config, autoencoder)
     np.testing.assert_array_equal(source.labels, [0] * 6 + [1] * 6)
     said = capsys.readouterr().err
-    assert "left out: shard-00003.npy, 2 images (missing)" in said
-    assert "left out in all: 2 damaged shards with 8 images" in said
+    assert "skipped: shard-00003.npy, 2 images (missing)" in said
+    assert "skipped in all: 2 damaged shards with 8 images" in said
     flip_a_bit(out / "labels.npy")
     with pytest.raises(UserError, match=r"labels\.npy is damaged"):
         build_source(config, autoencoder)
