@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dit.build import build_network, build_process
-from dit.commands import convert
+from dit.commands.convert import import_release
+from dit.runs.formats import diffusers, release
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.card import NetworkSpec
@@ -56,7 +57,7 @@ def saved(tmp_path, content, **options):
 
 
 def test_release_file_loads_strictly(network, release_file):
-    found, state_dict = convert.read_release(release_file)
+    found, state_dict = release.read_release(release_file)
     assert found == spec()
     fresh = build_network(found).eval()
     fresh.load_state_dict(state_dict, strict=True)
@@ -75,7 +76,7 @@ def test_release_file_loads_strictly(network, release_file):
 def test_description_follows_from_the_shapes(changes):
     with torch.device("meta"):
         made = build_network(spec(**changes))
-    assert convert.infer_spec(made.state_dict()) == spec(**changes)
+    assert release.infer_spec(made.state_dict()) == spec(**changes)
 
 
 def test_depth_and_width_tell_all_sizes_apart():
@@ -91,12 +92,12 @@ def test_training_checkpoints_of_the_release_give_their_ema(network, tmp_path, z
         "opt": {"lr": 1e-4},
         "args": argparse.Namespace(model="DiT"),
     }
-    found, state_dict = convert.read_release(
+    found, state_dict = release.read_release(
         saved(tmp_path, content, _use_new_zipfile_serialization=zipped)
     )
     assert found == spec()
     assert all(torch.equal(state_dict[name], ema[name]) for name in ema)
-    _, state_dict = convert.read_release(saved(tmp_path, {"model": network.state_dict()}))
+    _, state_dict = release.read_release(saved(tmp_path, {"model": network.state_dict()}))
     assert torch.equal(state_dict["pos_embed"], network.pos_embed)
 
 
@@ -119,7 +120,7 @@ def test_no_code_is_run(network, tmp_path, where, zipped):
     )
     file = saved(tmp_path, content, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"would run code.*mkdir"):
-        convert.read_release(file)
+        release.read_release(file)
     assert not trace.exists()
     torch.load(file, weights_only=False)  # it was not harmless
     assert trace.exists()
@@ -137,10 +138,10 @@ def test_damaged_and_wrong_files(release_file, tmp_path):
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="can not be read"):
-            convert.read_release(tmp_path / name)
+            release.read_release(tmp_path / name)
     for path in (tmp_path / "missing.pt", tmp_path):
         with pytest.raises(UserError, match="no file"):
-            convert.read_release(path)
+            release.read_release(path)
 
 
 def without(state_dict, *names):
@@ -170,11 +171,11 @@ def test_missing_and_odd_tensors_are_named(network, tmp_path):
         ({}, "no x_embedder.proj.weight"),
     ]:
         with pytest.raises(UserError, match=message):
-            convert.read_release(saved(tmp_path, content))
+            release.read_release(saved(tmp_path, content))
 
 
 def test_imported_file_is_ready_to_sample(network, release_file, tmp_path):
-    card = convert.import_release(
+    card = import_release(
         release_file, tmp_path / "new" / "DiT-Ti-4.safetensors", vae="identity"
     )
     weights = read_weights(tmp_path / "new" / "DiT-Ti-4.safetensors")
@@ -192,24 +193,24 @@ def test_imported_file_is_ready_to_sample(network, release_file, tmp_path):
 
 def test_half_precision_is_imported_as_float32(network, tmp_path):
     file = saved(tmp_path, {name: tensor.half() for name, tensor in network.state_dict().items()})
-    convert.import_release(file, tmp_path / "out.safetensors")
+    import_release(file, tmp_path / "out.safetensors")
     assert {t.dtype for t in read_weights(tmp_path / "out.safetensors").state_dict.values()} == {
         torch.float32
     }
 
 
 def test_diffusers_round_trip_is_exact(network):
-    there = convert.to_diffusers(network.state_dict(), spec())
-    back = convert.from_diffusers(there, spec())
+    there = diffusers.to_diffusers(network.state_dict(), spec())
+    back = diffusers.from_diffusers(there, spec())
     assert back.keys() == network.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
-    again = convert.to_diffusers(back, spec())
+    again = diffusers.to_diffusers(back, spec())
     assert again.keys() == there.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in there.items())
 
 
 def test_every_block_of_diffusers_gets_the_embedders(network):
-    there = convert.to_diffusers(network.state_dict(), spec())
+    there = diffusers.to_diffusers(network.state_dict(), spec())
     table = network.y_embedder.embedding_table.weight
     for block in range(6):
         assert torch.equal(
@@ -225,11 +226,11 @@ def test_every_block_of_diffusers_gets_the_embedders(network):
 def test_what_diffusers_can_not_hold_is_refused(network):
     moved = {**network.state_dict(), "pos_embed": network.pos_embed + 0.1}
     with pytest.raises(UserError, match="pos_embed differs"):
-        convert.to_diffusers(moved, spec())
+        diffusers.to_diffusers(moved, spec())
 
 
 def test_odd_files_of_diffusers_are_refused(network):
-    there = convert.to_diffusers(network.state_dict(), spec())
+    there = diffusers.to_diffusers(network.state_dict(), spec())
     table = "transformer_blocks.4.norm1.emb.class_embedder.embedding_table.weight"
     for content, message in [
         (without(there, "proj_out_2.bias"), "no proj_out_2.bias among"),
@@ -238,4 +239,4 @@ def test_odd_files_of_diffusers_are_refused(network):
         ({**there, "proj_out_2.bias": torch.ones(1)}, r"final_layer.linear.bias is \[1\]"),
     ]:
         with pytest.raises(UserError, match=message):
-            convert.from_diffusers(content, spec())
+            diffusers.from_diffusers(content, spec())
