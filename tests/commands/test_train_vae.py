@@ -18,21 +18,21 @@ import torch
 from PIL import Image
 
 from dit.cli import main, parse
-from dit.commands.train_vae import train
-from dit.commands.train_vae.codebook import nearest_entries, perplexity, restart, usage
-from dit.commands.train_vae.discriminator import GanLoss, PatchGAN, adaptive_weight, hinge
-from dit.commands.train_vae.losses import KL, RESTART_EVERY, VQ, load_lpips
-from dit.commands.train_vae.networks import create_network
-from dit.commands.train_vae.quality import measure
-from dit.commands.train_vae.train import (
-    batches,
-    fit,
-    random_shift,
-    split,
-    statistics,
-    to_unit,
-    train_vae,
+from dit.commands.train_vae import learner as learners
+from dit.commands.train_vae import quality
+from dit.commands.train_vae.batches import batches, random_shift, split, to_unit
+from dit.commands.train_vae.codebook import (
+    count_usage,
+    nearest_entries,
+    perplexity,
+    restart_entries,
 )
+from dit.commands.train_vae.discriminator import GanLoss, PatchGAN, adaptive_weight, hinge
+from dit.commands.train_vae.learner import Learner
+from dit.commands.train_vae.losses import RESTART_EVERY, KLForward, VQForward, load_lpips
+from dit.commands.train_vae.networks import create_network
+from dit.commands.train_vae.quality import latent_statistics, measure
+from dit.commands.train_vae.train import check_out, fit, train_vae
 from dit.config import VaeConfig
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
@@ -97,7 +97,7 @@ def test_same_seed_same_weights(tmp_path: Path, kind: str):
 
     def trained(seed: int) -> torch.Tensor:
         cfg = config(tmp_path, kind=kind, seed=seed, gan_weight=1.0, gan_start=1)
-        learner = train.Learner.create(cfg, CPU)
+        learner = Learner.create(cfg, CPU)
         fit(learner, images, split(cfg, len(images))[0], cfg)
         return torch.nn.utils.parameters_to_vector(learner.network.parameters())
 
@@ -109,7 +109,7 @@ def test_rectangles_from_a_folder_without_inception(tmp_path: Path, monkeypatch,
     def no_network(*args: object) -> None:
         raise UserError("Inception's weights are not here", "the file", "download it")
 
-    monkeypatch.setattr(train, "choose_extractors", no_network)
+    monkeypatch.setattr(quality, "choose_extractors", no_network)
     data = folder_of_images(tmp_path / "photos", 5)
     cfg = VaeConfig(out=tmp_path / "vae", data=str(data), **{**SMALL, "image_size": (8, 16)})
     train_vae(cfg, Ranks())
@@ -127,7 +127,7 @@ def test_rectangles_from_a_folder_without_inception(tmp_path: Path, monkeypatch,
 def test_an_interrupted_training_leaves_no_autoencoder_and_can_start_again(
     tmp_path: Path, monkeypatch, capsys
 ):
-    step, done = train.Learner.step, []
+    step, done = Learner.step, []
 
     def interrupted(*args: Any) -> dict[str, torch.Tensor]:
         done.append(1)
@@ -135,7 +135,7 @@ def test_an_interrupted_training_leaves_no_autoencoder_and_can_start_again(
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(train.Learner, "step", interrupted)
+    monkeypatch.setattr(Learner, "step", interrupted)
     out = tmp_path / "vae"
     argv = f"train-vae --image-size 16 --channels 8 8 --batch-size 2 --out {out}".split()
     assert main(argv) == 130
@@ -185,7 +185,7 @@ def test_a_terminated_training_leaves_no_autoencoder(tmp_path: Path):
     assert process.returncode == -signal.SIGTERM
     assert "Traceback" not in told
     assert not (out / CONFIG).exists()
-    train.check_out(config(out))
+    check_out(config(out))
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def x() -> torch.Tensor:
 def test_kl_is_diffusers(tmp_path: Path, x: torch.Tensor):
     cfg = config(tmp_path, kl_weight=0.5)
     network, noise = create_network(cfg), torch.randn(4, 4, 8, 8)
-    made = KL(cfg)(network, x, noise)
+    made = KLForward(cfg)(network, x, noise)
     posterior = network.encode(x).latent_dist
     torch.testing.assert_close(made.terms["kl"], posterior.kl().mean() / (4 * 8 * 8))
     torch.testing.assert_close(made.regulariser, 0.5 * made.terms["kl"])
@@ -293,7 +293,7 @@ def test_kl_is_diffusers(tmp_path: Path, x: torch.Tensor):
 
 def test_vq_is_diffusers_with_the_weight_on_the_commitment(tmp_path: Path, x: torch.Tensor):
     cfg = config(tmp_path, kind="vq", codebook_size=16, commitment=0.25)
-    network, forward = create_network(cfg), VQ(cfg)
+    network, forward = create_network(cfg), VQForward(cfg)
     forward.steps = 1  # no restart
     made = forward(network, x, torch.empty(0))
     network.quantize.legacy = False
@@ -315,11 +315,11 @@ def test_dead_entries_start_anew_and_live_ones_stay(tmp_path: Path, x: torch.Ten
     z = torch.randn(2, 3, 4, 4)
     codebook = torch.randn(8, 3)
     before, dead = codebook.clone(), torch.arange(8) % 2 == 0
-    restart(codebook, dead, z, torch.Generator().manual_seed(0))
+    restart_entries(codebook, dead, z, torch.Generator().manual_seed(0))
     assert torch.equal(codebook[~dead], before[~dead])
     assert torch.cdist(codebook[dead], z.movedim(1, -1).flatten(0, 2)).min(1).values.max() == 0
     cfg = config(tmp_path, kind="vq", codebook_size=64, steps=100)
-    network, forward = create_network(cfg), VQ(cfg)
+    network, forward = create_network(cfg), VQForward(cfg)
     weight = network.quantize.embedding.weight
     for step in range(80):
         before, dead = weight.detach().clone(), forward.counts == 0
@@ -332,7 +332,7 @@ def test_dead_entries_start_anew_and_live_ones_stay(tmp_path: Path, x: torch.Ten
 
 
 def test_perplexity_counts_equally_used_entries():
-    counts = usage(torch.tensor([[0, 1], [2, 3]]), 9)
+    counts = count_usage(torch.tensor([[0, 1], [2, 3]]), 9)
     assert counts.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
     assert perplexity(counts).item() == pytest.approx(4)
     assert perplexity(torch.tensor([5, 0])).item() == pytest.approx(1)
@@ -474,7 +474,7 @@ def test_hinge_is_zero_beyond_the_margins():
 
 def test_discriminator_learns_and_plays_from_its_step(tmp_path: Path, x: torch.Tensor):
     cfg = config(tmp_path, gan_weight=0.5, gan_start=2, steps=4)
-    learner, noise = train.Learner.create(cfg, CPU), torch.randn(4, 4, 8, 8)
+    learner, noise = Learner.create(cfg, CPU), torch.randn(4, 4, 8, 8)
     assert "verdict" not in learner.step(1, x, noise, cfg)
     told = learner.step(2, x, noise, cfg)
     assert told["loss"].item() == pytest.approx(
@@ -483,15 +483,15 @@ def test_discriminator_learns_and_plays_from_its_step(tmp_path: Path, x: torch.T
         ).item(),
         rel=1e-5,
     )
-    adversary = GanLoss(cfg, CPU)
-    losses = [adversary.learn(x, -x, 1e-3).item() for _ in range(8)]
+    gan = GanLoss(cfg, CPU)
+    losses = [gan.train_discriminator(x, -x, 1e-3).item() for _ in range(8)]
     assert losses[-1] < losses[0] / 2
 
 
 def test_perceptual_loss_counts(tmp_path: Path, x: torch.Tensor, vgg, lpips, monkeypatch):
-    monkeypatch.setattr(train, "load_lpips", lambda path: lpips)  # building it takes seconds
+    monkeypatch.setattr(learners, "load_lpips", lambda path: lpips)  # building it takes seconds
     cfg = config(tmp_path, lpips=vgg[0], lpips_weight=0.5)
-    told = train.Learner.create(cfg, CPU).step(1, x, torch.randn(4, 4, 8, 8), cfg)
+    told = Learner.create(cfg, CPU).step(1, x, torch.randn(4, 4, 8, 8), cfg)
     assert told["lpips"].item() > 0
     assert told["loss"].item() == pytest.approx(
         (told["l1"] + 0.5 * told["lpips"] + cfg.kl_weight * told["kl"]).item(), rel=1e-5
@@ -544,14 +544,14 @@ def test_the_bundled_autoencoder_has_the_quality_that_is_told_of_it(tmp_path: Pa
 def test_statistics_are_those_of_drawn_latents():
     images, bundled = load_images("digits", 32), load_autoencoder("digits")
     seen, _ = split(VaeConfig(out=Path("unused")), len(images))
-    mean, std = statistics(bundled.codec.network, images, seen, 64, CPU)
+    mean, std = latent_statistics(bundled.codec.network, images, seen, 64, CPU)
     torch.testing.assert_close(mean, bundled.shift.flatten(), atol=1e-4, rtol=0)
     torch.testing.assert_close(std, 1 / bundled.scale.flatten(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
 def test_the_rate_rises_and_falls_in_any_number_of_steps(steps: int, tmp_path: Path):
-    schedule = train.Learner.create(config(tmp_path, steps=steps), CPU).schedule
+    schedule = Learner.create(config(tmp_path, steps=steps), CPU).schedule
     assert 0 < schedule.get_last_lr()[0] <= 4e-3
 
 
@@ -559,7 +559,7 @@ def test_loss_falls_within_a_few_steps(tmp_path: Path):
     cfg = config(tmp_path, steps=60, lr=4e-3)
     images = load_images("digits", 16)
     training, _ = split(cfg, len(images))
-    learner = train.Learner.create(cfg, CPU)
+    learner = Learner.create(cfg, CPU)
     fit(learner, images, training, cfg)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["l1"] < lines[0]["l1"] / 2
