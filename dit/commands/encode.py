@@ -140,6 +140,7 @@ def finish(encoder: Encoder, images: Images | DatasetStream, number: int) -> Non
 def complete_shards(encoder: Encoder, number: int) -> set[int]:
     """Return those of the first `number` shards that are complete; ranks check a share each."""
     ranks = encoder.ranks
+    # a tensor: ranks add up their shares
     complete = torch.zeros(number, device=ranks.device)
     for shard in range(ranks.rank, number, ranks.world):
         complete[shard] = shards.is_complete(encoder.config.out, shard)
@@ -229,6 +230,7 @@ def encode_stream(encoder: Encoder, stream: DatasetStream) -> int:
     with encoder.progress_bar(total=None) as bar:
         for shard in count():
             if shard in complete:
+                # skip to the position after this shard, without reading its images
                 note = shards.read_note(cfg.out, shard)
                 images, position, reader = note["count"], note["position"], None
                 bar.update(images)
@@ -256,6 +258,7 @@ def _write_rows(encoder: Encoder, shard: int, reader: StreamReader, bar: tqdm) -
         return {"labels": labels, "position": reader.position}
 
     batches = encoder.encode(prefetch_batches(images(), cfg.batch_size), bar)
+    # a stream may end with a full shard: no rows are left, and no empty shard is written
     first = next(batches, None)
     if first is not None:
         shards.write_shard(cfg.out, shard, chain([first], batches), encoder.view, note)

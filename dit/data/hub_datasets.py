@@ -55,17 +55,16 @@ class DatasetImages(ImageFiles):
             self.labels = table.labels.to_ids(values, self.classes)
 
     def name(self, index: int) -> str:
-        """Return row and data set of image `index`."""
         return f"row {index} of {self._table.name}"
 
     def open(self, index: int) -> BinaryIO:
-        """Open the file of image `index`."""
         return open_cell(self._table.rows[index][self._table.image])
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over classes and a few of the images: independent of the data set's path."""
         digest = hashlib.sha256(repr((len(self), self.classes)).encode() + self.labels.tobytes())
+        # a sample: reading all images would take as long as encoding them
         for index in np.linspace(0, len(self) - 1, FINGERPRINT_IMAGES).astype(int).tolist():
             digest.update(_read_if_possible(partial(self.open, index)))
         return digest.hexdigest()
@@ -179,6 +178,7 @@ def open_table(data: str, columns: Columns, streaming: bool) -> Table:
 
     name, split = _split_name(data)
     rows = _choose_split(_load(name, data, streaming), data, name, split)
+    # a stream may know its columns only after its first rows
     features = rows.features if rows.features is not None else rows._resolve_features().features
 
     images = [name for name in features if _is_image(features[name])]
@@ -200,6 +200,7 @@ def open_table(data: str, columns: Columns, streaming: bool) -> Table:
                 "choose another --label-column, or drop --captions",
             )
     rows = rows.select_columns([image, label] if label else [image])
+    # files, not pixels: all images are decoded by read_image
     rows = rows.cast_column(image, Image(decode=False))
     return Table(data, rows, image, label, Labels(columns.captions, names))
 
@@ -222,6 +223,7 @@ def _split_name(data: str) -> tuple[str, str | None]:
     """Return the name and the split of `hf:NAME:SPLIT`."""
     name = data.removeprefix(HUB)
     head, _, tail = name.rpartition(":")
+    # a path may contain colons
     has_split = data.startswith(HUB) and head and not Path(name).exists()
     return (head, tail) if has_split else (name, None)
 

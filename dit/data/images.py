@@ -151,16 +151,15 @@ class ImageFolder(ImageFiles):
         return self.classes[self.labels[index]] if self.classes else ""
 
     def name(self, index: int) -> str:
-        """Return the path of image `index`."""
         return str(self.path(index))
 
     def open(self, index: int) -> BinaryIO:
-        """Open the file of image `index`."""
         return self.path(index).open("rb")
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names of classes and files, in order."""
+        # names only: reading all contents would take as long as encoding them
         digest = hashlib.sha256()
         for index, name in enumerate(self._files):
             digest.update(f"{self._folder(index)}/{name}\n".encode())

@@ -77,6 +77,7 @@ class Labels:
             )
         if str in examples:
             return sorted(distinct)  # type: ignore[arg-type]
+        # also classes below the highest without images
         return [str(number) for number in range(max(distinct) + 1)]  # type: ignore[operator]
 
     def to_ids(self, labels: Iterable[Label], classes: list[str]) -> np.ndarray:

@@ -36,6 +36,7 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     if data != "digits" and (shards := find_tars(data)):
         return TarImages(shards, image_size, columns)
 
+    # images in files of their own have no columns to choose
     _refuse_columns(data, columns)
     if data == "digits":
         digits = Digits(image_size)
@@ -63,6 +64,7 @@ def find_tars(data: str) -> list[Path]:
     path = Path(data).expanduser()
     if path.is_dir():
         entries = (file for file in path.iterdir() if not file.name.startswith("."))
+        # a folder of images may contain tars too
         has_images = any(is_image(file.name) or file.is_dir() for file in entries)
         return [] if has_images else list_tars(path)
     if path.is_file() and path.suffix != ".tar":
@@ -103,6 +105,7 @@ def _is_hub_dataset(data: str) -> bool:
     path = Path(data).expanduser()
     if data.startswith(HUB) or holds_dataset(path):
         return True
+    # parquet files by pattern; those of a folder are in holds_dataset
     files = [] if path.is_dir() else expand_pattern(data)
     return bool(files) and files[0].suffix == ".parquet"
 

@@ -61,6 +61,7 @@ class TarImages(ImageFiles):
                 if image is None:
                     continue
                 where = f"{image.name} in {shard}"
+                # one source for all: a later sample without it is a mistake, not another class
                 if not index:
                     source = _find_label_source(tar, sample, columns, where)
                 self._names.append(image.name)
@@ -82,11 +83,9 @@ class TarImages(ImageFiles):
             self.labels = labels.to_ids(values, self.classes)
 
     def name(self, index: int) -> str:
-        """Return member and shard of image `index`."""
         return f"{self._names[index]} in {self._shards[self._index[index][0]]}"
 
     def open(self, index: int) -> BinaryIO:
-        """Open the file of image `index`."""
         shard, offset, size = self._index[index].tolist()
         with self._shards[shard].open("rb") as file:
             file.seek(offset)
@@ -126,6 +125,7 @@ def _samples(shard: Path) -> Iterator[tuple[tarfile.TarFile, Sample]]:
         with tarfile.open(shard, "r:") as tar:
             previous, sample = None, Sample()
             for member in tar:
+                # the extension starts at the first dot of the file name, as in WebDataset
                 name, extension = base_plus_ext(member.name)
                 if not member.isreg() or name is None:
                     continue
@@ -195,6 +195,7 @@ def _read_label(tar: tarfile.TarFile, sample: Sample, source: LabelSource, colum
         return None
     if source.key is not None:
         return _read_json(tar, sample).get(source.key)
+    # captions that are numbers stay texts
     text = _read_member(tar, sample[source.member]).decode(errors="replace").strip()
     is_number = not columns.captions and text.lstrip("-").isdecimal()
     return int(text) if is_number else text

@@ -39,11 +39,9 @@ class IdentityCodec:
     """z is the pixels: for diffusion in pixel space."""
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pixels themselves, with deviation 0."""
         return pixels, torch.zeros_like(pixels)
 
     def pixels(self, z: Tensor) -> Tensor:
-        """Return z unchanged."""
         return z
 
 
@@ -54,12 +52,10 @@ class KLCodec:
         self.network = network.eval().requires_grad_(False)
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the encoder's mean and deviation."""
         dist = self.network.encode(pixels).latent_dist
         return dist.mean, dist.std
 
     def pixels(self, z: Tensor) -> Tensor:
-        """Return the decoder's image of z."""
         return self.network.decode(z).sample
 
 
@@ -73,12 +69,11 @@ class VQCodec:
         self.network = network.eval().requires_grad_(False)
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the encoder's vectors, with deviation 0."""
         z = self.network.encode(pixels).latents
         return z, torch.zeros_like(z)
 
     def pixels(self, z: Tensor) -> Tensor:
-        """Return the decoder's image of the codebook entries nearest to z."""
+        # diffusers' decode quantises first
         return self.network.decode(z).sample
 
     @property
@@ -190,6 +185,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     network = _read_network(folder, config["_class_name"])
     network = network.to(device, memory_format=torch.channels_last)  # faster convolutions
 
+    # one value for all channels, or one for each
     mean, std = _statistics(config)
     channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
     return Autoencoder(

@@ -104,6 +104,7 @@ class Captions:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Look up int64 [B] -> float32 [B, L, E], on the encoder's device."""
+        # ids beyond the captions are the null class
         rows = ids.to(self.encoder.device).clamp(max=len(self.texts) - 1)
         if len(self.texts) * self.encoder.length * self.encoder.width <= MAX_CACHED:
             return self._table[rows]
@@ -252,6 +253,7 @@ def _read(folder: Path) -> tuple[Any, Any, str]:
             "copy them again",
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # tokenizers of language models often have no padding of their own
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if kind in CLIP:

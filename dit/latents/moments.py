@@ -30,6 +30,7 @@ class MomentSums:
     @classmethod
     def of(cls, moments: np.ndarray | Tensor) -> "MomentSums":
         """Sum moments [..., 2C, h, w] in float64."""
+        # float64: sums over millions of values
         values = np.asarray(moments)
         mean, std = np.split(values.reshape(-1, *values.shape[-3:]).astype(np.float64), 2, axis=1)
         second = np.square(mean).sum(axis=(0, 2, 3)) + np.square(std).sum(axis=(0, 2, 3))
@@ -49,6 +50,7 @@ class MomentSums:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean [C] and deviation [C] of sampled z, float32."""
         mean = self.first / self.count
+        # rounding may make the variance of a constant channel negative
         variance = np.maximum(self.second / self.count - np.square(mean), 0)
         return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float()
 

@@ -12,7 +12,7 @@ SAMPLE_FOR_STATISTICS = 2048  # images that OnlineLatents.statistics encodes
 
 
 class MemoryLatents:
-    """Moments in memory, for small data.
+    """Latents whose moments are in memory, for small data.
 
     Args:
         moments: [N, F, 2C, h, w].
@@ -36,16 +36,13 @@ class MemoryLatents:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of a latent."""
         channels, height, width = self._moments.shape[-3:]
         return channels // 2, height, width
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
-        """Return moments float32 [B, 2C, h, w] of samples [B], mirrored where `flip` [B]."""
         return self._moments[torch.as_tensor(indices), torch.as_tensor(flip).long()].float()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean [C] and deviation [C] of sampled z."""
         return MomentSums.of(self._moments).statistics()
 
 
@@ -62,14 +59,14 @@ class OnlineLatents:
         self._pool = reading_threads()
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
-        """Return moments float32 [B, 2C, h, w] of samples [B], mirrored where `flip` [B]."""
         images = list(self._pool.map(self._images.__getitem__, np.asarray(indices).tolist()))
         batch = torch.stack(images)
+        # mirror the pixels: only the chosen view is encoded
         mirrored = torch.as_tensor(flip)[:, None, None, None]
         return self._autoencoder.encode(torch.where(mirrored, batch.flip(-1), batch)).cpu()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean [C] and deviation [C] of sampled z, from at most 2,048 of the images."""
+        # a sample: encoding all images would delay the start of training
         count = min(len(self.labels), SAMPLE_FOR_STATISTICS)
         indices = np.linspace(0, len(self.labels) - 1, count).astype(np.int64)
         batches = decode_batches(self._images, indices, batch_size=32)

@@ -151,6 +151,7 @@ def write_shard(
 
     def stored() -> Iterator[np.ndarray]:
         for batch in batches:
+            # sums of the rounded values: statistics are those of the stored latents
             rows = batch.numpy().astype(np.float16)
             sums.append(MomentSums.of(rows))
             yield rows

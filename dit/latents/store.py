@@ -26,7 +26,11 @@ DAMAGED = f"{AGAIN}; or pass --skip-damaged to train.py, to skip it"
 
 
 class Latents(Protocol):
-    """A source of latents for training."""
+    """A source of latents for training.
+
+    `read` returns moments [B, 2C, h, w] of samples [B], mirrored where `flip` [B]; `statistics`
+    mean [C] and deviation [C] of sampled z.
+    """
 
     labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
@@ -35,10 +39,9 @@ class Latents(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]: ...  # (C, h, w)
 
-    # int64 [B], bool [B] -> moments [B, 2C, h, w]
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor: ...
 
-    def statistics(self) -> tuple[Tensor, Tensor]: ...  # mean [C] and deviation [C] of sampled z
+    def statistics(self) -> tuple[Tensor, Tensor]: ...
 
 
 class LatentStore:
@@ -72,6 +75,7 @@ class LatentStore:
             raise UserError(f"all shards of {root} are damaged", "one that is not", AGAIN)
         channels, height, width = self.shape
         self._view = (2 if self.flips else 1, 2 * channels, height, width)  # of an image's moments
+        # check all sizes now: a missing shard must not stop training in the middle
         self._files = [
             _check_size(self.root / shard["file"], (shard["count"], *self._view))
             for shard in shards
@@ -83,11 +87,11 @@ class LatentStore:
             self.labels = _without_shards(self.labels, index["shards"], skipped)
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
-        """Return moments float16 [B, 2C, h, w] of samples [B], mirrored where `flip` [B]."""
         indices = np.asarray(indices)
         assert self.flips or not np.any(flip), "no mirrored images to read"
         self._check_labels(indices)
 
+        # byte offsets of the samples: shards are C-ordered arrays
         shards = np.searchsorted(self._ends, indices, side="right")
         rows = indices - np.where(shards > 0, self._ends[shards - 1], 0)
         moments = np.empty((len(indices), *self._view[1:]), np.float16)
@@ -106,10 +110,10 @@ class LatentStore:
         return torch.from_numpy(moments)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean [C] and deviation [C] of sampled z, measured when it was encoded."""
         return self._statistics
 
     def _check_labels(self, indices: np.ndarray) -> None:
+        # per batch: the labels of all images may be too many to read at the start
         labels, last = self.labels[indices], max(0, len(self.classes) - 1)
         if len(labels) and not 0 <= labels.min() <= labels.max() <= last:
             raise UserError(

@@ -50,8 +50,7 @@ def grid(
     """
     rows = math.ceil(len(images) / columns)
     by_row = labels is not None and len(labels) == rows
-    by_image = labels is not None and not by_row
-    assert not by_image or len(labels or []) == len(images), "one label a row, or one an image"
+    assert labels is None or len(labels) in (rows, len(images)), "one label a row, or one an image"
 
     # texts that fit their cells
     height, width = images.shape[-2] * scale, images.shape[-1] * scale
@@ -64,10 +63,11 @@ def grid(
     # positions of the cells
     left = GAP + (_widest(texts, font) + 2 * GAP if by_row else 0)
     top = GAP + _text_height(heads, small)
-    caption = _text_height(texts, font) if by_image else 0
+    caption = 0 if by_row else _text_height(texts, font)
     xs = [left + column * (width + GAP) for column in range(columns)]
-    groups = [row // (together or rows) for row in range(rows)]
-    ys = [top + i * (height + caption + GAP) + group * BREAK for i, group in enumerate(groups)]
+    ys = [top + row * (height + caption + GAP) for row in range(rows)]
+    if together:
+        ys = [y + row // together * BREAK for row, y in enumerate(ys)]
 
     sheet = Image.new("RGB", (xs[-1] + width + GAP, ys[-1] + height + caption + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -75,16 +75,26 @@ def grid(
         x, y = xs[i % columns], ys[i // columns]
         sheet.paste(_to_pil(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
         if caption:
-            below = (x + width // 2, y + height)
-            draw.text(below, texts[i], INK, font, anchor="ma", align="center")
-    for row, name in enumerate(texts if by_row else []):
-        ink = PALE if together and row % together else INK
-        beside = (left - 2 * GAP, ys[row] + height // 2)
-        draw.text(beside, name, ink, font, anchor="rm", align="right")
-    for x, head in zip(xs, heads, strict=False):
-        above = (x + width // 2, GAP)
-        draw.multiline_text(above, head, INK, small, anchor="ma", align="center", spacing=GAP)
+            draw.text(
+                (x + width // 2, y + height), texts[i], INK, font, anchor="ma", align="center"
+            )
+    if by_row:
+        _draw_row_labels(draw, texts, font, left, [y + height // 2 for y in ys], together)
+    _draw_headings(draw, heads, small, [x + width // 2 for x in xs])
     return sheet
+
+
+def _draw_headings(draw: Any, texts: Sequence[str], font: Any, xs: Sequence[int]) -> None:
+    for x, text in zip(xs, texts, strict=False):
+        draw.multiline_text((x, GAP), text, INK, font, anchor="ma", align="center", spacing=GAP)
+
+
+def _draw_row_labels(
+    draw: Any, texts: Sequence[str], font: Any, left: int, ys: Sequence[int], together: int
+) -> None:
+    for row, text in enumerate(texts):
+        ink = PALE if together and row % together else INK
+        draw.text((left - 2 * GAP, ys[row]), text, ink, font, anchor="rm", align="right")
 
 
 def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -147,6 +157,7 @@ def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> No
     """Write an endless GIF; its last frame stays four times as long as the others."""
     durations = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
     size = (max(f.width for f in frames), max(f.height for f in frames))
+    # all frames of a GIF have one size
     padded = [_pad(f, size) for f in frames]
     padded[0].save(
         out, save_all=True, append_images=padded[1:], duration=durations, loop=0, format="GIF"
@@ -188,6 +199,7 @@ def _plot_lr(axis: Any, steps: Sequence[int], rates: Sequence[float]) -> None:
 
 def smooth(values: Sequence[float]) -> list[float]:
     """Return exponential averages over about 1/30 of the values, without bias at the start."""
+    # dividing by the sum of weights removes the bias, as in Adam
     keep = 1 - 1 / max(1.0, len(values) / 30)
     total = weight = 0.0
     out = []

@@ -87,6 +87,7 @@ class GanLoss:
 
     def train_discriminator(self, x: Tensor, output: Tensor, lr: float) -> Tensor:
         """Do one step on images and reconstructions [B, 3, H, W]; return the loss."""
+        # detached: this loss trains the discriminator only
         loss = hinge(self.network(x).float(), self.network(output.detach()).float())
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()

@@ -71,6 +71,7 @@ class Learner:
 
             loss = reconstruction + regulariser
             if gan:
+                # balanced with the reconstruction, without the regulariser (2012.09841, eq. 7)
                 last = self.network.decoder.conv_out.weight
                 adversarial, logged = gan.autoencoder_loss(output, reconstruction, last)
                 loss = loss + adversarial

@@ -129,6 +129,7 @@ def _robustness(autoencoder: Autoencoder, pairs: Pairs, seed: int) -> Scores:
     noisy = PeakSignalNoiseRatio(data_range=255.0)
     deviations = []
     for images, moments in pairs:
+        # noise on the CPU: the same numbers on every device
         std = moments.chunk(2, dim=1)[1]
         z = autoencoder.draw(moments, torch.randn(std.shape, generator=generator))
         sampled.update(autoencoder.decode(z).cpu().float(), images.float())

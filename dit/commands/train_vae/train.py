@@ -44,6 +44,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
     latent_sides(cfg)  # refuses a size that does not fit
     images = load_images(cfg.data, cfg.image_size)
     training, held_out = split(cfg, len(images))
+    # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
     check_out(cfg)
     learner = Learner.create(cfg, ranks.device)
@@ -56,6 +57,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         mean, std = latent_statistics(learner.network, images, seen, cfg.batch_size, ranks.device)
         save(learner.network, cfg.out, mean, std)
 
+        # measure the saved files, as train.py will load them
         autoencoder = load_autoencoder(str(cfg.out.resolve()), ranks.device)
         scores = measure(autoencoder, images, held_out, extractor, cfg.batch_size, cfg.seed)
         draw_reconstructions(autoencoder, images, held_out, cfg.out)

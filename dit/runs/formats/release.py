@@ -77,6 +77,7 @@ def infer_spec(state_dict: StateDict) -> NetworkSpec:
         input_size=round(tokens**0.5) * patch,
         in_channels=channels,
         num_classes=len(state_dict["y_embedder.embedding_table.weight"]) - 1,
+        # twice the outputs: a variance for each value of the noise
         learn_sigma=outputs == 2 * channels * patch**2,
     )
 
