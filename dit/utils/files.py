@@ -12,6 +12,7 @@ from typing import Any
 
 from dit.errors import UserError
 
+FOLDER, PLACE = "a folder, new or existing", "a writable place"
 LOCK = ".lock"  # in folders that one process at a time may write to
 
 
@@ -78,15 +79,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError(
-            f"--out {folder} is a file", "a folder, new or existing", "pass another --out"
-        ) from None
+        raise _bad_out(f"{folder} is a file", FOLDER) from None
     except OSError as error:
-        raise UserError(
-            f"--out {folder} can not be made ({error.strerror})",
-            "a writable place",
-            "pass another --out",
-        ) from None
+        raise _bad_out(f"{folder} can not be made ({error.strerror})", PLACE) from None
 
 
 def require_free_space(folder: Path) -> None:
@@ -94,11 +89,9 @@ def require_free_space(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         file = "is a file" if existing == folder else f"lies in {existing}, a file"
-        raise UserError(f"--out {folder} {file}", "a folder, new or existing", "pass another --out")
+        raise _bad_out(f"{folder} {file}", FOLDER)
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(
-            f"--out {folder} can not be written to", "a writable place", "pass another --out"
-        )
+        raise _bad_out(f"{folder} can not be written to", PLACE)
 
 
 def require_writable(file: Path, kind: str) -> None:
@@ -108,18 +101,18 @@ def require_writable(file: Path, kind: str) -> None:
         kind: its extension, such as .json.
     """
     if file.is_dir():
-        raise UserError(
-            f"--out {file} is a folder", f"a {kind} file", f"pass --out {file}/NAME{kind}"
-        )
+        do = f"pass --out {file}/NAME{kind}"
+        raise UserError(f"--out {file} is a folder", f"a {kind} file", do)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=file.parent).close()
     except OSError as error:
-        raise UserError(
-            f"--out {file} can not be written ({error.strerror})",
-            f"a {kind} file in a writable place",
-            "pass another --out",
-        ) from None
+        given = f"{file} can not be written ({error.strerror})"
+        raise _bad_out(given, f"a {kind} file in {PLACE}") from None
+
+
+def _bad_out(given: str, expected: str) -> UserError:
+    return UserError(f"--out {given}", expected, "pass another --out")
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ import copy
 import csv
 import json
 import socket
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from dit.diffusion.guidance import cfg
 from dit.distributed.ranks import Ranks
 from dit.encoders import text
 from dit.encoders.autoencoder import load_autoencoder
-from dit.encoders.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
+from dit.encoders.text import BUNDLED, Captions, load_text_encoder
 from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
@@ -35,6 +36,9 @@ from dit.sampling.pipeline import build_pipeline
 from dit.training.finetune import initialise
 from dit.training.prepare import build_card
 from dit.training.trainer import train
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+from write_digits_text_encoder import write_digits_encoder
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TEXTS = ["a red square", "green", "a square that is very red and not green at all", ""]
