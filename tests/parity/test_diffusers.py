@@ -12,10 +12,10 @@ import torch
 from helpers.diffusion import Toy, noises, normal
 
 from dit.build import build_network
-from dit.commands import convert
 from dit.diffusion import samplers
 from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
 from dit.runs.card import NetworkSpec
+from dit.runs.formats.diffusers import diffusers_config, from_diffusers, to_diffusers
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -258,8 +258,8 @@ def test_network(learn_sigma):
         for parameter in net.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    model = diffusers.DiTTransformer2DModel(**convert.diffusers_config(spec)).eval()
-    model.load_state_dict(convert.to_diffusers(net.state_dict(), spec), strict=True)
+    model = diffusers.DiTTransformer2DModel(**diffusers_config(spec)).eval()
+    model.load_state_dict(to_diffusers(net.state_dict(), spec), strict=True)
     x, t, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 500, 999]), torch.tensor([0, 3, 4, 5])
     release_frequencies(model)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_import_back_from_diffusers():
         model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=True
     )
     torch.manual_seed(0)
-    model = diffusers.DiTTransformer2DModel(**convert.diffusers_config(spec)).eval()
+    model = diffusers.DiTTransformer2DModel(**diffusers_config(spec)).eval()
     shared = {
         name.removeprefix("transformer_blocks.0."): tensor
         for name, tensor in model.state_dict().items()
@@ -287,7 +287,7 @@ def test_import_back_from_diffusers():
             {k: v for k, v in shared.items() if k.startswith("norm1.emb.")}, strict=False
         )
     net = build_network(spec).eval()
-    net.load_state_dict(convert.from_diffusers(model.state_dict(), spec), strict=True)
+    net.load_state_dict(from_diffusers(model.state_dict(), spec), strict=True)
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([3, 700]), torch.tensor([1, 5])
     release_frequencies(model)
     with torch.no_grad():
