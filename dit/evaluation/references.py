@@ -115,12 +115,12 @@ class PreparedReference:
     """A reference as rank 0 compares with it; nothing on other ranks.
 
     Args:
-        targets: by the name of each network; `floor`: by the name of each score.
+        targets: by the name of each network; `real_vs_real`: by the name of each score.
         digest: SHA-256 of the images' pixels, of the statistics, or of both.
     """
 
     targets: dict[str, Target]
-    floor: dict[str, Range]
+    real_vs_real: dict[str, Range]
     digest: str
 
 
@@ -164,7 +164,7 @@ def prepare(
         _check_some(reference, [standard.targets[name] for name in networks])
         for name in networks:
             if count is not None and name in found:
-                standard.floor.update(_floor(reference, found[name], count, name, ranks.device))
+                standard.real_vs_real.update(_floor(reference, found[name], count, name, ranks.device))
 
     with ranks.whole_machine():
         ranks.on_main(fill)

@@ -163,8 +163,8 @@ def test_a_file_without_spatial_statistics_says_so(tmp_path):
 
 
 def test_each_network_has_the_floor_of_its_own_features():
-    both = prepared(of_images(), narrow(), wide()).floor
-    alone = [prepared(of_images(), network).floor for network in (narrow(), wide())]
+    both = prepared(of_images(), narrow(), wide()).real_vs_real
+    alone = [prepared(of_images(), network).real_vs_real for network in (narrow(), wide())]
     assert both == alone[0] | alone[1]
     assert (
         both["FD(wide)"].low > 10 * both["FD(narrow)"].high
@@ -172,7 +172,7 @@ def test_each_network_has_the_floor_of_its_own_features():
 
 
 def test_floor_is_between_parts_of_the_reference():
-    floor = prepared(of_images(6), narrow(), count=3).floor["FD(narrow)"]
+    floor = prepared(of_images(6), narrow(), count=3).real_vs_real["FD(narrow)"]
     values = features(images(6, 1), narrow()).networks["narrow"].values
     halves = torch.combinations(torch.arange(6), 3)
     rest = [torch.tensor([i for i in range(6) if i not in half]) for half in halves.tolist()]
@@ -187,24 +187,24 @@ def test_floor_is_between_parts_of_the_reference():
 def test_floor_is_for_the_networks_that_score_and_for_a_number_of_samples():
     scored = prepared(of_images(), narrow(), wide(), scoring=["wide"])
     assert list(scored.targets) == ["narrow", "wide"]
-    assert {name.partition("(")[2].partition(")")[0] for name in scored.floor} == {"wide"}
-    assert {part.samples for part in scored.floor.values()} == {10}
-    assert prepared(of_images(), narrow(), count=None).floor == {}
+    assert {name.partition("(")[2].partition(")")[0] for name in scored.real_vs_real} == {"wide"}
+    assert {part.samples for part in scored.real_vs_real.values()} == {10}
+    assert prepared(of_images(), narrow(), count=None).real_vs_real == {}
 
 
 def test_floor_of_images_is_none_of_distances_to_statistics(statistics):
-    both = prepared(Reference("both", images(50, 1), statistics), narrow()).floor
-    pictures = prepared(of_images(), narrow()).floor
+    both = prepared(Reference("both", images(50, 1), statistics), narrow()).real_vs_real
+    pictures = prepared(of_images(), narrow()).real_vs_real
     assert set(pictures) - set(both) == {"FD(narrow)", "sFD(narrow)"}
     assert both == {name: part for name, part in pictures.items() if name in both}
     assert (
         "KID(narrow)"
-        in prepared(Reference("both", images(50, 1), statistics), narrow(), count=25).floor
+        in prepared(Reference("both", images(50, 1), statistics), narrow(), count=25).real_vs_real
     )
 
 
 def test_statistics_alone_have_no_floor(statistics):
-    assert prepared(Reference("s", None, statistics), narrow()).floor == {}
+    assert prepared(Reference("s", None, statistics), narrow()).real_vs_real == {}
 
 
 # -- digest ------------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_all_ranks_hear_of_a_mistake_that_rank_0_finds(statistics):
         for r in (0, 1)
     )
     assert list(first.targets) == ["narrow"]
-    assert second.targets == second.floor == {}
+    assert second.targets == second.real_vs_real == {}
 
 
 # -- how many samples --------------------------------------------------------------------------------------------

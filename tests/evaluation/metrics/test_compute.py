@@ -6,7 +6,6 @@ import torch
 from torch.utils.data import Dataset
 
 from dit.data.images import Digits
-from dit.errors import UserError
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.inputs.features import Features
 from dit.evaluation.metrics import compute as metrics
@@ -192,10 +191,10 @@ def test_a_network_with_all_layers_has_all_scores():
     scores = compute_scores(layers(30), Target.of(layers(40, seed=9)), INCEPTION, CPU)
     assert tuple(scores) == score_names(INCEPTION)
     assert all(score.value is not None for score in scores.values())
-    assert {score.better for name, score in scores.items() if "FID" in name or name == "KID"} == {
+    assert {score.direction for name, score in scores.items() if "FID" in name or name == "KID"} == {
         "lower"
     }
-    assert {scores[name].better for name in ("precision", "density", "IS")} == {"higher"}
+    assert {scores[name].direction for name in ("precision", "density", "IS")} == {"higher"}
 
 
 def test_a_network_without_a_classifier_has_no_inception_score():
@@ -334,24 +333,6 @@ def test_statistics_give_frechet_distance_only(features):
     for name in ("sFID", *IN_IMAGES):
         assert (scores[name].value, scores[name].reason) == (None, target.missing)
     assert scores["IS"].value is not None
-
-
-def test_another_network_is_refused(features):
-    eight = Target.of(Features(gaussian(100), None, gaussian(100)))
-    only_images, only_spatial = (
-        Target(eight.values),
-        Target(features[0].values, spatial=eight.spatial),
-    )
-    with pytest.raises(UserError, match="64 features of the samples and 8 of the reference"):
-        compute_scores(features[0], eight, "digits-cnn", CPU)
-    with pytest.raises(UserError, match="64 features of the samples and 8"):
-        metrics.kernel_distance(features[0].values, only_images, CPU)
-    with pytest.raises(UserError, match="64 features of the samples and 8"):
-        metrics.neighbour_scores(features[0].values, only_images, CPU)
-    with pytest.raises(UserError, match="64 features of the samples and 8"):
-        compute_scores(
-            Features(features[0].values, None, features[0].values), only_spatial, "digits-cnn", CPU
-        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
