@@ -148,7 +148,7 @@ def compute_scores(
 def compute_floor(
     reference: Features, count: int, extractor: str, device: torch.device
 ) -> dict[str, Range]:
-    """Score real images: `count` of the reference, at most half, against the rest, in random splits.
+    """Score `count` real images, at most half of the reference, against the rest, in random splits.
 
     Scores that are not available are skipped. With `count` = M of M images this compares M / 2
     with M / 2: about twice the Fréchet distance of a perfect model's M samples to all M.
@@ -306,7 +306,7 @@ def _subset(count: int, most: int) -> np.ndarray:
 
 
 def inception_scores(samples: Features, extractor: str) -> list[Score]:
-    """Return exp of the mean KL between p(class | image) and p(class) (1606.03498), by two conventions.
+    """Return exp of the mean KL between p(class | image) and p(class) (1606.03498), two ways.
 
     ADM: splits of 5,000 images in order, the last one shorter. torch-fidelity: 10 splits, shuffled.
     """
