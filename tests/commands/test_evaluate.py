@@ -206,7 +206,7 @@ def test_two_ranks_score_bitwise_as_one(samples, tmp_path):
     assert one["scores"]["FD(digits-cnn)"]["value"] > 0
 
 
-# -- refused -----------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 
 
 def test_flags_that_contradict(samples, tmp_path):
@@ -255,7 +255,7 @@ def test_statistics_that_are_no_covariance(samples, tmp_path):
     assert "eigenvalue -1 beside 1" in message
 
 
-# -- runs --------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def reference(source, count, size, crop, statistics):
     }
 
 
-# -- reference ---------------------------------------------------------------------------------------------------
+# -- reference -------------------------------------------------------------------------------------
 
 
 def test_reference_digits():
@@ -124,7 +124,7 @@ def test_reference_images_with_statistics(tmp_path):
     assert recorded(name=name)["reference"] == reference(name, 4, "8x8", "none", "from the file")
 
 
-# -- samples and how they were made ------------------------------------------------------------------------------
+# -- samples and how they were made ----------------------------------------------------------------
 
 
 def test_samples_are_counted_and_named_by_their_pixels():
@@ -174,7 +174,7 @@ def test_channels_of_guidance_are_all_unless_named():
     assert recorded(settings={"cfg_channels": 3})["sampling"]["cfg_channels"] == 3
 
 
-# -- networks, scores, software ----------------------------------------------------------------------------------
+# -- networks, scores, software --------------------------------------------------------------------
 
 
 def test_each_network_has_a_section():

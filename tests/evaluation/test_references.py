@@ -79,7 +79,7 @@ def covariance(gaussian):
     return gaussian.factor.T @ gaussian.factor
 
 
-# -- targets -----------------------------------------------------------------------------------------------------
+# -- targets ---------------------------------------------------------------------------------------
 
 
 def test_images_give_each_network_its_own_features_and_gaussians():
@@ -159,7 +159,7 @@ def test_a_file_without_spatial_statistics_says_so(tmp_path):
     assert target.missing == f"{plain.path} has no spatial statistics"
 
 
-# -- floor -------------------------------------------------------------------------------------------------------
+# -- floor -----------------------------------------------------------------------------------------
 
 
 def test_each_network_has_the_floor_of_its_own_features():
@@ -207,7 +207,7 @@ def test_statistics_alone_have_no_floor(statistics):
     assert prepared(Reference("s", None, statistics), narrow()).real_vs_real == {}
 
 
-# -- digest ------------------------------------------------------------------------------------------------------
+# -- digest ----------------------------------------------------------------------------------------
 
 
 def test_digest_is_of_all_that_the_reference_is_made_of(statistics, tmp_path):
@@ -223,7 +223,7 @@ def test_digest_is_of_all_that_the_reference_is_made_of(statistics, tmp_path):
     assert digests[-2:] == [statistics.digest, other.digest]
 
 
-# -- mistakes ----------------------------------------------------------------------------------------------------
+# -- mistakes --------------------------------------------------------------------------------------
 
 
 def test_a_reference_that_says_nothing_to_the_scoring_networks_is_refused(statistics):
@@ -286,7 +286,7 @@ def test_all_ranks_hear_of_a_mistake_that_rank_0_finds(statistics):
     assert second.targets == second.real_vs_real == {}
 
 
-# -- how many samples --------------------------------------------------------------------------------------------
+# -- how many samples ------------------------------------------------------------------------------
 
 
 def test_as_many_samples_as_images_unless_statistics_tell_of_more(statistics):
@@ -296,7 +296,7 @@ def test_as_many_samples_as_images_unless_statistics_tell_of_more(statistics):
     assert count(Reference("both", images(50, 1), statistics)) == 50_000
 
 
-# -- cache -------------------------------------------------------------------------------------------------------
+# -- cache -----------------------------------------------------------------------------------------
 
 
 def test_features_of_another_kind_of_device_are_not_taken_from_the_cache(monkeypatch):

@@ -21,7 +21,7 @@ def identity(width):
     return Gaussian(torch.zeros(width, dtype=torch.float64), torch.eye(width, dtype=torch.float64))
 
 
-# -- bootstrap ---------------------------------------------------------------------------------------------------
+# -- bootstrap -------------------------------------------------------------------------------------
 
 
 def test_replicates_are_of_rows_drawn_with_replacement():
@@ -74,7 +74,7 @@ def test_a_bar_is_shown(capsys, monkeypatch):
     assert "bootstrap" in capsys.readouterr().err
 
 
-# -- FID-infinity ------------------------------------------------------------------------------------------------
+# -- FID-infinity ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("width", "count"), [(24, 1500), (40, 800)])

@@ -115,7 +115,7 @@ def layers(n, seed=0):
     )
 
 
-# -- against torch-fidelity --------------------------------------------------------------------------------------
+# -- against torch-fidelity ------------------------------------------------------------------------
 
 
 def test_scores_equal_calculate_metrics_of_torch_fidelity(halves, doubled, scores):
@@ -177,7 +177,7 @@ def test_kid_is_float64(features):
     assert ours.note == "10 subsets of 250"
 
 
-# -- names -------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_only_inception_gives_fid(scores):
@@ -191,9 +191,9 @@ def test_a_network_with_all_layers_has_all_scores():
     scores = compute_scores(layers(30), Target.of(layers(40, seed=9)), INCEPTION, CPU)
     assert tuple(scores) == score_names(INCEPTION)
     assert all(score.value is not None for score in scores.values())
-    assert {score.direction for name, score in scores.items() if "FID" in name or name == "KID"} == {
-        "lower"
-    }
+    assert {
+        score.direction for name, score in scores.items() if "FID" in name or name == "KID"
+    } == {"lower"}
     assert {scores[name].direction for name in ("precision", "density", "IS")} == {"higher"}
 
 
@@ -206,7 +206,7 @@ def test_a_network_without_a_classifier_has_no_inception_score():
     assert "sFD(dinov2-vitl14)" not in scores
 
 
-# -- distances ---------------------------------------------------------------------------------------------------
+# -- distances -------------------------------------------------------------------------------------
 
 
 def test_spatial_features_make_sfid():
@@ -267,7 +267,7 @@ def test_shuffling_is_what_sets_the_two_inception_scores_apart():
     assert fidelity.value == pytest.approx(2, rel=1e-2)
 
 
-# -- what is not available ---------------------------------------------------------------------------------------
+# -- what is not available -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_arithmetic_that_fails_is_a_reason(value):
     assert "the arithmetic" in score.reason
 
 
-# -- the floor ---------------------------------------------------------------------------------------------------
+# -- the floor -------------------------------------------------------------------------------------
 
 
 def test_floor_is_real_against_real_at_the_same_number(features, scores):

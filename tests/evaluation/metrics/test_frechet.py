@@ -123,7 +123,7 @@ def test_diagonal_covariances_give_the_formula():
     assert frechet(a, b) == pytest.approx(known.item(), rel=1e-12)
 
 
-# -- moments -----------------------------------------------------------------------------------------------------
+# -- moments ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
@@ -162,7 +162,7 @@ def test_values_are_left_as_they_are():
     assert torch.equal(values, before)
 
 
-# -- published moments -------------------------------------------------------------------------------------------
+# -- published moments -----------------------------------------------------------------------------
 
 
 def test_negative_round_off_counts_as_zero():
