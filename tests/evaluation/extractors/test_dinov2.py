@@ -67,7 +67,7 @@ def images():
 
 @pytest.mark.parametrize("size", [(64, 80), (256, 256), (512, 384), (224, 224)])
 def test_preprocessing_is_antialiased_bicubic_in_float(images, size):
-    """Pillow resizes float channels by the same cubic kernel without clamping, widened to shrink."""
+    """Pillow resizes float channels by the same kernel, widened to shrink, unclamped."""
     given = F.interpolate(images.float(), size=size, mode="nearest").to(torch.uint8)
 
     def resize(channel):
