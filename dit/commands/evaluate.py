@@ -13,16 +13,23 @@ from dit.evaluation.metrics.memorisation import (
     extract_training_images,
     pixel_extractor,
 )
-from dit.evaluation.references import Reference, choose_extractors, find_reference, prepare
+from dit.evaluation.references import (
+    PreparedReference,
+    Reference,
+    choose_extractors,
+    find_reference,
+    prepare,
+)
 from dit.evaluation.samples import recorded_settings, sampled
 from dit.report.contact_sheets import draw_grid
-from dit.report.evaluation_page import Report, to_text, write_report
+from dit.report.evaluation_page import to_text, write_report
 from dit.report.findings import Comparison, build_report
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
 from dit.utils.files import make_folder
 
 MOST_SAMPLES = 50_000
+SAMPLER_FLAGS = [field.name for field in dataclasses.fields(SamplerConfig)]
 
 
 def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
@@ -39,9 +46,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     settings = recorded_settings(cfg.samples)
     data = run.card.config.data if run else settings.get("data")
     size = samples.size if samples else run.image_size  # type: ignore[union-attr]
-    sampler = SamplerConfig(
-        **{f.name: getattr(cfg, f.name) for f in dataclasses.fields(SamplerConfig)}
-    )
+    sampler = SamplerConfig(**{name: getattr(cfg, name) for name in SAMPLER_FLAGS})
     if run:
         build_pipeline(run, sampler)  # refuses what the run can not do
 
@@ -49,6 +54,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     count = _count_samples(cfg, samples, reference)
     originals = _find_training_images(cfg, data, size, reference)
+    # Everything that needs an image runs in the same pass over the images.
     extractors = list(scoring)
     if not isinstance(originals, str):
         extractors.append(pixel_extractor(ranks.device))
@@ -61,26 +67,17 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     if isinstance(originals, str):
         training = originals
     elif originals is reference.images:
-        targets = prepared.targets.items()
-        features = {name: target.values for name, target in targets if target.values is not None}
-        training = TrainingImages(originals, features)
+        training = _reuse_features(originals, prepared)
     else:
         training = extract_training_images(originals, extractors, cfg.batch_size, ranks, cfg.cache)
-
     if run:
         folder = sampled(run, sampler, count, out, ranks)
         samples, settings = read_images(folder), recorded_settings(folder)
     assert samples
     found = extract(samples, extractors, cfg.batch_size, ranks, "features of samples")
     comparison = Comparison(samples, settings, found, reference, prepared, scoring, training)
-    title = f"Evaluation of {cfg.run or cfg.samples}"
-
-    def write() -> None:
-        report = build_report(comparison, cfg.run, title, cfg.bootstrap, ranks.device)
-        _write(report, samples, out)
-
     with ranks.whole_machine():
-        ranks.on_main(write)
+        ranks.on_main(lambda: _write_report(comparison, cfg, out, ranks))
     return out
 
 
@@ -93,7 +90,7 @@ def _check_flags(cfg: EvalConfig) -> None:
         )
     if cfg.samples is None:
         return
-    names = {f.name for f in dataclasses.fields(SamplerConfig)} - {"batch_size"} | {"num_samples"}
+    names = {*SAMPLER_FLAGS, "num_samples"} - {"batch_size"}
     for setting in dataclasses.fields(EvalConfig):
         value = getattr(cfg, setting.name)
         if setting.name in names and value != setting.default:
@@ -119,7 +116,8 @@ def _find_reference(cfg: EvalConfig, size: tuple[int, int], data: str | None) ->
 
 
 def _same_data(name: str, other: str) -> bool:
-    return name == other or Path(name).expanduser().resolve() == Path(other).expanduser().resolve()
+    one, two = Path(name).expanduser(), Path(other).expanduser()
+    return one.resolve() == two.resolve()
 
 
 def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Reference) -> int:
@@ -159,13 +157,22 @@ def _find_training_images(
     return images
 
 
+def _reuse_features(images: ImageSet, prepared: PreparedReference) -> TrainingImages:
+    """Return the reference's images with the features that it has already."""
+    targets = prepared.targets.items()
+    features = {name: target.values for name, target in targets if target.values is not None}
+    return TrainingImages(images, features)
+
+
 def _default_folder(samples: Path | None) -> Path:
     assert samples
     return samples.resolve().with_name(f"{samples.stem}-evaluation")
 
 
-def _write(report: Report, samples: ImageSet, out: Path) -> None:
-    draw_grid(samples).save(out / "grid.png")
+def _write_report(comparison: Comparison, cfg: EvalConfig, out: Path, ranks: Ranks) -> None:
+    title = f"Evaluation of {cfg.run or cfg.samples}"
+    report = build_report(comparison, cfg.run, title, cfg.bootstrap, ranks.device)
+    draw_grid(comparison.samples).save(out / "grid.png")
     paths = write_report(report, out)
     print(to_text(report))
     for path in (*paths, out / "grid.png"):

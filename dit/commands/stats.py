@@ -45,6 +45,7 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
         raise UserError(
             f"{len(images)} image in {config.data}", "at least 2, better thousands", "add images"
         )
+    # No network is loaded before the data are known to be good.
     auto = DIGITS_CNN if config.data == "digits" else "inception"
     extractors = choose_extractors(config.extractor, config.weights, auto, ranks)
     networks, digest = _all_moments(config, images, extractors, ranks)
@@ -99,6 +100,7 @@ def _all_moments(
 ) -> tuple[dict[str, Moments], str]:
     """Return moments by network (on rank 0), and a SHA-256 of the pixels."""
     parts = _parts(images)
+    # `contents`, the key in the cache, is that of all images, also in a part of them.
     use_cache = config.cache and len(parts) == 1
     digests: list[str] = []
     values: dict[str, Counted] = {}

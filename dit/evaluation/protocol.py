@@ -65,6 +65,7 @@ def protocol(
 
 
 def _sampling(settings: Section) -> Section:
+    # Versions are in the section on software.
     recorded = {name: value for name, value in settings.items() if name != "versions"}
     entries = {**dict.fromkeys(SAMPLING, UNKNOWN), **recorded}
     if entries["cfg_channels"] is None:
@@ -76,6 +77,7 @@ def _reference(reference: Reference, digest: str) -> Section:
     images, statistics = reference.images, reference.statistics
     count: Any = UNKNOWN
     size, crop = UNKNOWN, UNKNOWN
+    # With both, scores other than distances are of the images.
     if images:
         count, size, crop = len(images), format_size(images.size), _crop(reference.crop)
     elif statistics:

@@ -31,7 +31,8 @@ def sampled(run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks:
 
 def settings_key(run: LoadedRun, config: SamplerConfig, count: int) -> str:
     """Return a hash of number, weights and those settings that images depend on."""
-    text = json.dumps([image_settings(run, config), count, sha256(run.weights.path)])
+    weights = sha256(run.weights.path)
+    text = json.dumps([image_settings(run, config), count, weights])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -78,7 +78,8 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def accuracy(network: DigitsCNN, images: Tensor, labels: Tensor) -> float:
     """Return the share of [N, 3, H, W] uint8 images recognised."""
-    return (network(images)[1].argmax(1) == labels).float().mean().item()
+    _, logits = network(images)
+    return (logits.argmax(1) == labels).float().mean().item()
 
 
 def train(
@@ -89,12 +90,13 @@ def train(
     network = DigitsCNN()
     gray = to_gray(images)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
-    steps = epochs * (len(gray) // batch_size)
+    batches = len(gray) // batch_size
+    steps = epochs * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
 
     network.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(gray)).split(batch_size)[: len(gray) // batch_size]:
+        for batch in torch.randperm(len(gray)).split(batch_size)[:batches]:
             _, logits = network.from_gray(_augment(gray[batch]))
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
@@ -104,13 +106,15 @@ def train(
 
     network.eval()
     with torch.no_grad():
-        network.scale.copy_(network.from_gray(gray)[0].var(dim=0).mean().rsqrt())
+        features, _ = network.from_gray(gray)
+        network.scale.copy_(features.var(dim=0).mean().rsqrt())
     return network
 
 
 def _augment(gray: Tensor) -> Tensor:
     """Shift each image by up to 3 pixels, scale its contrast by 0.7 to 1.1 and add noise."""
     count = len(gray)
+    # Grids reach from -1 to 1, over SIZE pixels.
     theta = torch.eye(2, 3).repeat(count, 1, 1)
     theta[:, :, 2] = (torch.rand(count, 2) * 2 - 1) * 3 * 2 / SIZE
     grid = F.affine_grid(theta, list(gray.shape), align_corners=False)

@@ -58,13 +58,15 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def check_shapes(path: Path, given: Shapes, expected: Shapes, whose: str, wanted: str) -> None:
     """Refuse tensors that are not those of `whose` network, naming the first that differs."""
-    wrong: Any = next((k for k in [*expected, *given] if given.get(k) != expected.get(k)), None)
-    if wrong is not None:
-        raise UserError(
-            f"weights {path} are not {whose}: tensor {wrong} is {given.get(wrong, 'missing')}",
-            f"{expected.get(wrong, 'no such tensor')}, as in {wanted}",
-            "pass that file as --weights",
-        )
+    for name in [*expected, *given]:
+        if given.get(name) != expected.get(name):
+            shape: Any = given.get(name, "missing")
+            right: Any = expected.get(name, "no such tensor")
+            raise UserError(
+                f"weights {path} are not {whose}: tensor {name} is {shape}",
+                f"{right}, as in {wanted}",
+                "pass that file as --weights",
+            )
 
 
 def reason(error: BaseException) -> str:

@@ -50,6 +50,7 @@ def extract_cached(
 
     contents = ranks.on_main(images.contents)
     paths = ranks.share({e.name: folder / f"{_key(contents, e)}.safetensors" for e in extractors})
+    # An entry counts only if all ranks can read it, for they extract together.
     entries = {name: _read_on_all_ranks(path, ranks) for name, path in paths.items()}
     found = {name: entry for name, entry in entries.items() if entry}
     if found and ranks.main:
@@ -114,7 +115,7 @@ def _read(path: Path, remove: bool) -> Entry | None:
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError):
-        pass
+        pass  # damaged
     if remove:
         with suppress(OSError):
             path.unlink()
@@ -126,10 +127,11 @@ def _write(path: Path, features: Features, digest: str) -> None:
     tensors = {name: layer.contiguous() for name, layer in layers.items() if layer is not None}
     try:
         with write_atomically(path) as beside:
+            # safetensors makes its files private: the usual permissions are restored.
             beside.touch()
             mode = beside.stat().st_mode
             save_file(tensors, beside, {"pixels": digest, "checksum": _checksum(tensors, digest)})
-            beside.chmod(mode)  # safetensors keeps its files private
+            beside.chmod(mode)
     except (OSError, SafetensorError) as error:
         _warn(path.parent, str(error))
 

@@ -73,10 +73,12 @@ def extract(
     with bar, ThreadPoolExecutor(4) as pool:
         for first in range(start, start + most * batch_size, batch_size):
             on_batch()
+            # A rank with one batch less still calls `on_batch`, which may be collective.
             if first >= stop:
                 break
-            part = slice(first, min(first + batch_size, stop))
-            pixels = torch.stack(list(pool.map(images.read, range(part.start, part.stop))))
+            indices = range(first, min(first + batch_size, stop))
+            part = slice(first, indices.stop)
+            pixels = torch.stack(list(pool.map(images.read, indices)))
             digests[part] = _digests(pixels)
             for extractor in extractors:
                 outputs = extractor(pixels)
@@ -84,14 +86,15 @@ def extract(
                 for buffer, output in zip(buffers[extractor.name], outputs, strict=True):
                     if buffer is not None and output is not None:
                         buffer[part] = output
-            bar.update(part.stop - part.start)
+            bar.update(len(indices))
 
     for layers in buffers.values():
         for layer in layers:
             if layer is not None:
                 gather(layer, ranks)
     networks = {name: Features(*layers) for name, layers in buffers.items()}  # type: ignore
-    return Extracted(networks, hashlib.sha256(gather(digests, ranks).numpy().tobytes()).hexdigest())
+    digest = hashlib.sha256(gather(digests, ranks).numpy().tobytes())
+    return Extracted(networks, digest.hexdigest())
 
 
 def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
@@ -104,14 +107,16 @@ def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
 
 def _digests(pixels: Tensor) -> Tensor:
     """Return the SHA-256 of each image, [B, 32] uint8."""
-    digests = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in pixels]
-    return torch.tensor(np.frombuffer(b"".join(digests), np.uint8)).view(len(digests), -1)
+    images = (image.contiguous().numpy().tobytes() for image in pixels)
+    digests = b"".join(hashlib.sha256(image).digest() for image in images)
+    return torch.tensor(np.frombuffer(digests, np.uint8)).view(len(pixels), -1)
 
 
 def _check_finite(outputs: Outputs, extractor: Extractor, first: int, name: str) -> None:
     """Refuse NaN, which precision and recall would turn into plausible numbers."""
     layers = [layer for layer in outputs if layer is not None]
-    bad = ~torch.stack([layer.isfinite().all(dim=1) for layer in layers]).all(dim=0)
+    finite = torch.stack([layer.isfinite().all(dim=1) for layer in layers])
+    bad = ~finite.all(dim=0)
     if bad.any():
         index = first + int(bad.int().argmax())
         raise UserError(

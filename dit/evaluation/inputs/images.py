@@ -97,7 +97,8 @@ def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None
         )
 
     def read(index: int) -> Tensor:
-        return torch.from_numpy(pixels[index]).permute(2, 0, 1).expand(3, -1, -1)
+        image = torch.from_numpy(pixels[index]).permute(2, 0, 1)
+        return image.expand(3, -1, -1)  # of gray images, without a copy
 
     return ImageSet(
         name=name,
@@ -243,6 +244,7 @@ def _read_size(path: Path) -> tuple[int, int]:
                     "8 bits a channel",
                     "save it as 8-bit RGB",
                 )
+            # getexif() would decode a PNG without EXIF in full.
             turned = "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
     except READ_ERRORS as error:
@@ -272,7 +274,8 @@ def _read_npz(path: Path, crop: Size | None) -> ImageSet:
 
 def _cropped(images: ImageSet, crop: Size) -> ImageSet:
     def read(index: int) -> Tensor:
-        image = Image.fromarray(images.read(index).permute(1, 2, 0).contiguous().numpy())
+        pixels = images.read(index).permute(1, 2, 0).contiguous()
+        image = Image.fromarray(pixels.numpy())
         return torch.from_numpy(center_crop(image, crop)).permute(2, 0, 1)
 
     def contents() -> str:

@@ -98,6 +98,7 @@ def check(
         shown: indices of samples in pictures.
     """
     count = len(next(iter(samples.values())))
+    # Pictures show the neighbours of their samples: these are always checked.
     spread = evenly(count, MOST_SAMPLES)
     chosen = torch.cat([spread, torch.tensor(shown, dtype=torch.int64)]).unique()
     likenesses = [
@@ -110,6 +111,7 @@ def check(
 def likeness(samples: Tensor, training: Tensor, by: str, device: torch.device) -> Likeness:
     """Compare samples [n, D] with training images [M, D], M >= 2."""
     distances, indices = nearest(samples, training, device)
+    # What is near is measured among real images, each without itself.
     real = evenly(len(training), MOST_REAL)
     real_distances, _ = nearest(training[real], training, device, skip=real)
     return Likeness(by, indices, distances, float(real_distances.quantile(SHARE)))

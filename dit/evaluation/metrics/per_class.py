@@ -31,7 +31,8 @@ def svm_accuracy(images: Tensor, labels: Sequence[int]) -> Recognition:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    predicted = _fit_svm(data.data, data.target).predict(to_digits(images).numpy())
+    svm = _fit_svm(data.data, data.target)
+    predicted = svm.predict(to_digits(images).numpy())
     return _recognition(predicted, np.asarray(labels))
 
 
@@ -40,22 +41,26 @@ def svm_floor() -> Recognition:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    one, other = np.array_split(np.random.default_rng(SEED).permutation(len(data.target)), 2)
+    shuffled = np.random.default_rng(SEED).permutation(len(data.target))
+    one, other = np.array_split(shuffled, 2)
     predicted = np.empty_like(data.target)
     for seen, unseen in ((one, other), (other, one)):
-        predicted[unseen] = _fit_svm(data.data[seen], data.target[seen]).predict(data.data[unseen])
+        svm = _fit_svm(data.data[seen], data.target[seen])
+        predicted[unseen] = svm.predict(data.data[unseen])
     return _recognition(predicted, data.target)
 
 
 def _fit_svm(digits: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.svm import SVC
 
+    # gamma suits pixels in 0..16
     return SVC(gamma=0.001).fit(digits, labels)
 
 
 def _recognition(predicted: np.ndarray, labels: np.ndarray) -> Recognition:
     right = predicted == labels
-    per_class = {str(label): float(right[labels == label].mean()) for label in np.unique(labels)}
+    classes = np.unique(labels)
+    per_class = {str(label): float(right[labels == label].mean()) for label in classes}
     return Recognition(float(right.mean()), per_class, len(labels))
 
 
@@ -117,6 +122,7 @@ def class_rows(
         real = real_indices.get(label, [])
         count = len(real) if reference else None
         row = ClassRow(label, len(ours), count, accuracy=recognised.get(label))
+        # Four real images are two pairs, the least for a distance of real against real.
         if reference and len(ours) >= 2 and len(real) >= 4:
             fd = frechet(fit(samples.values[ours]), fit(reference.values[real]))
             floor_fd = _real_vs_real(reference.values, real, len(ours))
@@ -127,8 +133,9 @@ def class_rows(
 
 def _real_vs_real(values: Tensor, indices: list[int], count: int) -> float:
     shuffled = np.random.default_rng(SEED).permutation(indices)
-    first = min(count, len(indices) // 2)
-    return frechet(fit(values[shuffled[:first]]), fit(values[shuffled[first:]]))
+    size = min(count, len(indices) // 2)
+    one, rest = shuffled[:size], shuffled[size:]
+    return frechet(fit(values[one]), fit(values[rest]))
 
 
 def _indices_by_class(images: Labelled) -> dict[str, list[int]]:

@@ -51,6 +51,7 @@ def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> 
     inside = torch.zeros((), dtype=torch.int64, device=device)
     for row in ours:
         for column in real:
+            # Rows are samples, columns real images.
             squared = _squared(row, column, slack)
             precise[row.part] |= (squared <= near[column.part]).any(dim=1)
             recalled[column.part] |= (squared <= sample_radius[row.part]).any(dim=0)
@@ -58,9 +59,12 @@ def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> 
             covered[column.part] |= within.any(dim=0)
             inside += within.sum()
 
-    density = int(inside) / (DENSITY_NEIGHBOURS * len(samples))
-    precision, recall, coverage = (x.double().mean().item() for x in (precise, recalled, covered))
-    return Manifold(precision, recall, density, coverage)
+    return Manifold(
+        precision=precise.double().mean().item(),
+        recall=recalled.double().mean().item(),
+        density=int(inside) / (DENSITY_NEIGHBOURS * len(samples)),
+        coverage=covered.double().mean().item(),
+    )
 
 
 def nearest(
@@ -82,8 +86,10 @@ def nearest(
         for column in real:
             squared = _squared(row, column, slack)
             if skip is not None:
+                # Columns of this block, where they lie in it.
                 ignored = skip[row.part].to(device) - column.part.start
-                rows = ((ignored >= 0) & (ignored < squared.shape[1])).nonzero().flatten()
+                inside = (ignored >= 0) & (ignored < squared.shape[1])
+                rows = inside.nonzero().flatten()
                 squared[rows, ignored[rows]] = math.inf
             values, columns = squared.min(dim=1)
             closer = values < least[row.part]
@@ -108,7 +114,8 @@ class _Points:
 
     def __iter__(self) -> Iterator[_Block]:
         # All blocks share their memory: new memory for each would pile up.
-        memory = torch.empty(BLOCK, self.points.shape[1], dtype=torch.float64, device=self.device)
+        shape = (BLOCK, self.points.shape[1])
+        memory = torch.empty(shape, dtype=torch.float64, device=self.device)
         centre = self.centre.to(self.device)
         for first in range(0, len(self.points), BLOCK):
             part = slice(first, min(first + BLOCK, len(self.points)))
@@ -146,7 +153,8 @@ def _nearest_within(points: _Points, k: int) -> Tensor:
             squared = _squared(row, column)
             if row.part == column.part:
                 squared.fill_diagonal_(math.inf)
-            closest = squared.topk(min(k, squared.shape[1]), dim=1, largest=False).values
+            in_block = min(k, squared.shape[1])
+            closest = squared.topk(in_block, dim=1, largest=False).values
             both = torch.cat([least[row.part], closest], dim=1)
             least[row.part] = both.topk(k, dim=1, largest=False, sorted=True).values
     return least
