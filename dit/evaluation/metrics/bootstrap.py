@@ -41,8 +41,8 @@ def interval(value: float, replicates: Sequence[float]) -> tuple[float, float]:
     """
     # Not the quantiles of the replicates: a resample has fewer different rows, so that each
     # replicate is biased upwards once more, by about as much as N samples are biased already.
-    ci95 = NORMAL_95 * statistics.stdev(replicates)
-    return max(0.0, value - ci95), value + ci95
+    half_width = NORMAL_95 * statistics.stdev(replicates)
+    return max(0.0, value - half_width), value + half_width
 
 
 @dataclass(frozen=True)

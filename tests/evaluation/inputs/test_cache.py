@@ -138,14 +138,6 @@ def test_without_use_nothing_is_read_or_written(folder):
     assert network.network.seen == 15
 
 
-def test_unwritable_folder_costs_one_warning(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DIT_CACHE", str(tmp_path / "file"))
-    for _ in range(2):
-        assert len(cached(memory(), extractor()).networks["fake"]) == 5
-    assert capsys.readouterr().err.count("warning: features can not be kept in") == 1
-
-
 def test_full_disk_costs_one_warning(folder, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))

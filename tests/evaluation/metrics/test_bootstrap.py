@@ -68,12 +68,6 @@ def test_an_interval_is_not_negative():
     assert interval(0.1, [0.0, 1.0, 2.0]) == (0.0, pytest.approx(2.06))
 
 
-def test_a_progress_bar_is_shown(capsys, monkeypatch):
-    monkeypatch.setattr("dit.evaluation.metrics.bootstrap.BAR_DELAY", 0)
-    bootstrap(normal(20), TARGET, 2)
-    assert "bootstrap" in capsys.readouterr().err
-
-
 # -- FID-infinity ----------------------------------------------------------------------------------
 
 

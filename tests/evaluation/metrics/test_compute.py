@@ -137,15 +137,6 @@ def test_sfid_is_the_distance_of_spatial_features():
     assert scores["sFID"].value != scores["FID"].value
 
 
-def test_distance_to_itself_is_zero(features):
-    real, _ = features
-    itself = compute_scores(real, Target.of(real), "digits-cnn", CPU)
-    assert itself["FD(digits-cnn)"].value == pytest.approx(0, abs=1e-9)
-    assert itself["KID(digits-cnn)"].value < 0.02
-    shares = [itself[f"{name}(digits-cnn)"].value for name in ("precision", "recall", "coverage")]
-    assert shares == [1, 1, 1]
-
-
 def test_few_images_for_many_features_are_noted():
     few, many = normal(16, 16), normal(100, 16)
     notes = [

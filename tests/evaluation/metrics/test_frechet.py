@@ -64,13 +64,6 @@ def test_equals_torch_fidelity_and_sqrtm(few, many, bound):
     assert ours == pytest.approx(frechet(fit(b), fit(a)), rel=1e-12)
 
 
-def test_is_the_same_from_published_moments():
-    a, b = mixed(500), mixed(400, seed=1)
-    published = from_moments(statistics(b)["mu"], statistics(b)["sigma"], "file")
-    assert published.width == WIDTH
-    assert frechet(fit(a), published) == pytest.approx(frechet(fit(a), fit(b)), rel=1e-12)
-
-
 def test_ill_conditioned_covariances_keep_their_digits():
     """Eigenvalues over 12 decades; where both have the same directions the distance is known."""
     one, other = np.logspace(-12, 0, WIDTH), np.logspace(-12, 0, WIDTH)[::-1].copy()
