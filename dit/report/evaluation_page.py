@@ -122,11 +122,7 @@ def to_json(report: Report) -> dict[str, Any]:
 def _score_json(report: Report, name: str) -> dict[str, Any]:
     floor, interval = report.floor.get(name), report.intervals.get(name)
     return {
-        **{
-            key: value
-            for key, value in report.scores[name].to_json().items()
-            if key != "name"
-        },
+        **{key: value for key, value in report.scores[name].to_json().items() if key != "name"},
         "interval": interval and list(interval),
         "floor": floor and dataclasses.asdict(floor),
     }
