@@ -1,4 +1,4 @@
-"""The protocol record: all that two scores must share to be compared."""
+"""The protocol record: everything that two scores must share to be comparable."""
 
 import collections
 import platform
@@ -19,40 +19,14 @@ from dit.utils.image_size import Size, format_size, sides
 
 UNKNOWN = "unknown"
 LIBRARIES = (
-    "dit",
-    "torch",
-    "torch-fidelity",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "diffusers",
-    "timm",
+    *("dit", "torch", "torch-fidelity", "numpy", "scipy", "scikit-learn", "diffusers", "timm"),
 )
 SAMPLING = (
-    *(
-        "sampler",
-        "steps",
-        "cfg_scale",
-        "cfg_interval",
-        "cfg_channels",
-        "eta",
-        "variance",
-        "seed",
-        "precision",
-    ),
-    *(
-        "weights",
-        "weights_sha256",
-        "step",
-        "ema",
-        "process",
-        "objective",
-        "vae",
-        "vae_sha256",
-        "data",
-    ),
+    *("sampler", "steps", "cfg_scale", "cfg_interval", "cfg_channels", "eta", "variance"),
+    *("seed", "precision", "weights", "weights_sha256", "step", "ema", "process", "objective"),
+    *("vae", "vae_sha256", "data"),
 )
-"""Entries of samples.json that the protocol shows, `unknown` where it lacks them; the rest follows."""
+"""Entries of samples.json in the protocol's order, `unknown` where missing; others follow them."""
 
 Section = dict[str, Any]
 
@@ -63,11 +37,17 @@ def protocol(
     settings: Section,
     reference: Reference,
     reference_digest: str,
-    networks: Sequence[Extractor],
+    extractors: Sequence[Extractor],
     device: torch.device,
     resamples: int = 0,
 ) -> dict[str, Section]:
-    """Section -> entry -> value, plain JSON values."""
+    """Return section -> entry -> value, plain JSON values.
+
+    Args:
+        digest, reference_digest: SHA-256 of all pixels, or of statistics.
+        settings: content of samples.json.
+        resamples: of the bootstrap.
+    """
     return {
         "samples": {
             "source": samples.name,
@@ -78,34 +58,37 @@ def protocol(
         },
         "sampling": _sampling(settings),
         "reference": _reference(reference, reference_digest),
-        **{f"features ({network.name})": _network(network) for network in networks},
+        **{f"features ({extractor.name})": _features(extractor) for extractor in extractors},
         "scores": {**_scores(), "bootstrap resamples": resamples},
         "software": _software(device),
     }
 
 
 def _sampling(settings: Section) -> Section:
-    shown = {
-        **dict.fromkeys(SAMPLING, UNKNOWN),
-        **{k: v for k, v in settings.items() if k != "versions"},
-    }
-    if shown["cfg_channels"] is None:
-        shown["cfg_channels"] = "all"
-    return shown
+    # Versions are in the section on software.
+    recorded = {name: value for name, value in settings.items() if name != "versions"}
+    entries = {**dict.fromkeys(SAMPLING, UNKNOWN), **recorded}
+    if entries["cfg_channels"] is None:
+        entries["cfg_channels"] = "all"
+    return entries
 
 
 def _reference(reference: Reference, digest: str) -> Section:
     images, statistics = reference.images, reference.statistics
-    record = statistics.record if statistics else {}
+    count: Any = UNKNOWN
+    size, crop = UNKNOWN, UNKNOWN
+    # With both, scores other than distances are of the images.
+    if images:
+        count, size, crop = len(images), format_size(images.size), _crop(reference.crop)
+    elif statistics:
+        count = statistics.count or UNKNOWN
+        size = statistics.record.get("size", UNKNOWN)
+        crop = _crop(statistics.record["crop"]) if "crop" in statistics.record else UNKNOWN
     return {
         "source": reference.name,
-        "count": len(images) if images else (statistics and statistics.count) or UNKNOWN,
-        "size": format_size(images.size) if images else record.get("size", UNKNOWN),
-        "crop": _crop(reference.crop)
-        if images
-        else _crop(record["crop"])
-        if "crop" in record
-        else UNKNOWN,
+        "count": count,
+        "size": size,
+        "crop": crop,
         "statistics": "from the file" if statistics else "computed",
         "sha256": digest,
     }
@@ -115,22 +98,24 @@ def _crop(size: Size | None) -> str:
     return f"ADM's, to {format_size(sides(size))}" if size else "none"
 
 
-def _network(network: Extractor) -> Section:
+def _features(extractor: Extractor) -> Section:
     return {
-        "weights": network.weights,
-        "weights_sha256": network.checksum,
-        "preprocessing": network.preprocessing,
-        "widths (features, logits, spatial)": list(network.widths),
+        "weights": extractor.weights,
+        "weights_sha256": extractor.checksum,
+        "preprocessing": extractor.preprocessing,
+        "widths (features, logits, spatial)": list(extractor.widths),
     }
 
 
 def _scores() -> Section:
-    """What the arithmetic depends on."""
+    """Return the constants of the scores."""
+    kid = f"{metrics.KID_SUBSETS} subsets of {metrics.KID_SUBSET_SIZE} images"
+    most = f"at most {metrics.PRC_REFERENCE}"
     return {
-        "KID": f"{metrics.KID_SUBSETS} subsets of {metrics.KID_SUBSET_SIZE} images, or of half the smaller set",
+        "KID": f"{kid}, or of half the smaller set",
         "neighbours (precision, recall)": neighbours.NEIGHBOURS,
         "neighbours (density, coverage)": neighbours.DENSITY_NEIGHBOURS,
-        "reference images (precision, recall, density, coverage)": f"at most {metrics.PRC_REFERENCE}",
+        "reference images (precision, recall, density, coverage)": most,
         "IS": f"splits of {metrics.IS_SPLIT} images in order",
         "IS (torch-fidelity)": f"{metrics.IS_SPLITS} splits, shuffled",
         "subset seed": metrics.SEED,
@@ -138,11 +123,12 @@ def _scores() -> Section:
 
 
 def balance(labels: Sequence[str] | None) -> str:
-    """How many images of each class there are, in words."""
+    """Return the number of images per class, in words."""
     if labels is None:
         return UNKNOWN
     counts = collections.Counter(labels).values()
-    each = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    low, high = min(counts), max(counts)
+    each = str(low) if low == high else f"{low} to {high}"
     return f"{len(counts)} classes, {each} images each"
 
 

@@ -1,4 +1,4 @@
-"""What samples are compared with: a reference's images, its statistics, or both, in the features of every network."""
+"""The reference of an evaluation: images, statistics or both, in the features of every network."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from dit.data.images import Digits
 from dit.data.sources import is_packed, load_images
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -29,12 +28,12 @@ STATISTICS_ONLY = "the reference has statistics only, no images"
 
 @dataclass(frozen=True)
 class Reference:
-    """Images, statistics, or both."""
+    """Images, statistics, or both; `crop` is the size to which the images were cropped."""
 
     name: str
     images: ImageSet | None
     statistics: Statistics | None
-    crop: Size | None = None  # to which the images were cropped
+    crop: Size | None = None
 
     @property
     def digits(self) -> bool:
@@ -43,65 +42,61 @@ class Reference:
 
     @property
     def network(self) -> str:
-        """What the extractor `auto` stands for: Inception, or a network of the statistics that do not have it."""
-        named = [name for name in self.statistics.networks if name] if self.statistics else []
+        """Name of the extractor `auto`: Inception, unless the statistics are of other networks."""
         if self.digits:
             return DIGITS_CNN
+        named = [name for name in self.statistics.networks if name] if self.statistics else []
         return "inception" if not named or INCEPTION in named else named[0]
 
 
 def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
-    """The reference that a name stands for, in the samples' size (height, width).
+    """Return the reference of this name, in the samples' size (height, width).
 
     Args:
-        name: `digits`, a folder of images, tar shards or a data set of Hugging Face, which are always cropped, or an
-            .npz file.
+        name: `digits`, a folder of images, tar shards or a data set of Hugging Face, which are
+            always cropped, or an .npz file.
         crop: whether to crop its images to `size`, as ADM does.
-
-    Raises:
-        UserError: missing, damaged, latents instead of images, or images of another size.
     """
     path = Path(name).expanduser()
+    side = size_of(*size)
     if holds_latents(path):
         raise UserError(
             f"{name} holds latents, which can not be the reference",
             "images, or an .npz file",
             "pass --reference with the folder of images that was encoded",
         )
-    if name == "digits":
-        return Reference(name, from_data(Digits(size_of(*size)), name), None)
-    if is_packed(name):
-        return Reference(
-            name, from_data(load_images(name, size_of(*size)), name), None, size_of(*size)
-        )
+    if name == "digits" or is_packed(name):
+        images = from_data(load_images(name, side), name)
+        return Reference(name, images, None, None if name == "digits" else side)
+
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", format_size(size)) != format_size(size):
+        recorded = statistics.record["size"]
         raise UserError(
-            f"samples of {describe_size(size)} and statistics of {statistics.record['size']} in {name}",
+            f"samples of {describe_size(size)} and statistics of {recorded} in {name}",
             "one size for both",
             f"make statistics with dit stats {size_flag(size)}",
         )
-    images = None
-    if statistics is None or has_images(path):
-        images = read_images(path, size_of(*size) if crop else None)
-        _check_size(images, size)
-    return Reference(name, images, statistics, size_of(*size) if crop and images else None)
+    if statistics and not has_images(path):
+        return Reference(name, None, statistics)
 
-
-def _check_size(images: ImageSet, size: tuple[int, int]) -> None:
+    images = read_images(path, side if crop else None)
     if images.size != size:
         raise UserError(
-            f"samples of {describe_size(size)} and a reference of {describe_size(images.size)} in {images.name}",
+            f"samples of {describe_size(size)} and a reference of {describe_size(images.size)} "
+            f"in {images.name}",
             "one size for both",
             "pass --crop to crop the reference to the samples' size as ADM does",
         )
+    return Reference(name, images, statistics, side if crop else None)
 
 
 def choose_extractors(
     names: Sequence[str], weights: Sequence[str], auto: str, ranks: Ranks
 ) -> list[Extractor]:
-    """Feature networks by name, with what `auto` stands for; rank 0 goes first, for it may have to download."""
+    """Return feature networks by name; `auto` is the name of the default one."""
     chosen = [auto if name == "auto" else name for name in names]
+    # Rank 0 goes first: it may download weights.
     if not ranks.main:
         ranks.barrier()
     extractors = load_extractors(chosen, weights, ranks.device)
@@ -112,88 +107,90 @@ def choose_extractors(
 
 @dataclass(frozen=True)
 class PreparedReference:
-    """A reference as rank 0 compares with it; nothing on other ranks.
+    """A reference ready to score samples with; on ranks but 0 the dictionaries are empty.
 
     Args:
-        targets: by the name of each network; `floor`: by the name of each score.
+        targets: by the name of each network.
+        real_vs_real: by the name of each score.
         digest: SHA-256 of the images' pixels, of the statistics, or of both.
     """
 
     targets: dict[str, Target]
-    floor: dict[str, Range]
+    real_vs_real: dict[str, Range]
     digest: str
 
 
 def prepare(
     reference: Reference,
     extractors: Sequence[Extractor],
-    networks: Sequence[str],
+    scoring: Sequence[str],
     count: int | None,
     batch_size: int,
     ranks: Ranks,
     cache: bool,
 ) -> PreparedReference:
-    """Features of the reference, from the cache where they are, and what real images score at `count`.
+    """Extract the features of the reference, and score real images against real images.
 
     Args:
-        extractors: all that see the images in this one pass; `networks`: names of those that make scores.
-        count: how many samples the floor is for; without it there is none.
-
-    Raises:
-        UserError: an image can not be read; or the reference tells none of the networks anything.
+        extractors: networks to run on the images; `scoring`: names of those that samples are
+            scored with.
+        count: number of samples, for real against real; None skips that.
     """
     found: dict[str, Features] = {}
     digests = [reference.statistics.digest] if reference.statistics else []
     if reference.images:
-        extracted = extract_cached(
-            reference.images, extractors, batch_size, ranks, "features of reference", cache
-        )
-        found, digests = extracted.networks, [*digests, extracted.digest]
-    digest = (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
-    standard = PreparedReference({}, {}, digest)
+        title = "features of reference"
+        extracted = extract_cached(reference.images, extractors, batch_size, ranks, title, cache)
+        found = extracted.networks
+        digests.append(extracted.digest)
+    digest = digests[0]
+    if len(digests) > 1:
+        digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    prepared = PreparedReference({}, {}, digest)
 
+    # A closure, for what `on_main` returns would be sent to all ranks.
     def fill() -> None:
-        standard.targets.update(
-            {
-                e.name: _target(reference, found.get(e.name), e, e.name in networks)
-                for e in extractors
-            }
-        )
-        _check_some(reference, [standard.targets[name] for name in networks])
-        for name in networks:
+        for extractor in extractors:
+            scored = extractor.name in scoring
+            target = _target(reference, found.get(extractor.name), extractor, scored)
+            prepared.targets[extractor.name] = target
+        targets = [prepared.targets[name] for name in scoring]
+        if all(target.values is None and target.gaussian is None for target in targets):
+            raise UserError(
+                f"{reference.name} can not be compared with: {targets[0].missing}",
+                "images, or statistics of a chosen feature network",
+                "pass another --extractor or --reference",
+            )
+        for name in scoring:
             if count is not None and name in found:
-                standard.floor.update(_floor(reference, found[name], count, name, ranks.device))
+                ranges = metrics.compute_floor(found[name], count, name, ranks.device)
+                prepared.real_vs_real.update(_comparable(ranges, reference))
 
     with ranks.whole_machine():
         ranks.on_main(fill)
-    return standard
+    return prepared
 
 
-def _floor(
-    reference: Reference, features: Features, count: int, name: str, device: torch.device
-) -> dict[str, Range]:
-    """Without the Fréchet distances where samples are compared with statistics: those are of more or other images."""
-    floor = metrics.compute_floor(features, count, name, device)
-    return {
-        score: found
-        for score, found in floor.items()
-        if not (reference.statistics and metrics.is_frechet(score))
-    }
+def _comparable(ranges: dict[str, Range], reference: Reference) -> dict[str, Range]:
+    """Drop Fréchet distances where the reference has statistics, which are of other images."""
+    if not reference.statistics:
+        return ranges
+    return {name: value for name, value in ranges.items() if not metrics.is_frechet(name)}
 
 
 def _target(
     reference: Reference, features: Features | None, extractor: Extractor, scored: bool
 ) -> Target:
-    """Images' features; for scores also Gaussians, those of the statistics file where it has them."""
+    """Return images' features and, for scores, Gaussians: preferably those of the statistics."""
     statistics = reference.statistics
+    values = features.values if features else None
     if not scored:
-        return Target(features.values if features else None)
+        return Target(values)
     if statistics is None:
         assert features
         return Target.of(features)
-    values, moments = features.values if features else None, statistics.of(extractor)
+
+    moments = statistics.of(extractor)
     if isinstance(moments, str):
         return Target(values, missing=moments)
     gaussian, spatial = (from_moments(*pair, statistics.name) if pair else None for pair in moments)
@@ -201,22 +198,12 @@ def _target(
     return Target(values, gaussian, spatial, missing, statistics.count)
 
 
-def _check_some(reference: Reference, targets: Sequence[Target]) -> None:
-    if all(target.values is None and target.gaussian is None for target in targets):
-        raise UserError(
-            f"{reference.name} can not be compared with: {targets[0].missing}",
-            "images, or statistics of a chosen feature network",
-            "pass another --extractor or --reference",
-        )
-
-
 def score(
-    samples: Extracted, standard: PreparedReference, networks: Sequence[str], device: torch.device
+    samples: Extracted, prepared: PreparedReference, scoring: Sequence[str], device: torch.device
 ) -> dict[str, Score]:
-    """All scores of samples by their names, network by network; on rank 0."""
+    """Return all scores of samples by name, network by network; on rank 0."""
     scores: dict[str, Score] = {}
-    for name in networks:
-        scores |= metrics.compute_scores(
-            samples.networks[name], standard.targets[name], name, device
-        )
+    for name in scoring:
+        features, target = samples.networks[name], prepared.targets[name]
+        scores |= metrics.compute_scores(features, target, name, device)
     return scores

@@ -1,4 +1,4 @@
-"""Samples to score: made from a run in a folder of their own, and what is recorded of how they were made."""
+"""Samples of a run in a folder of their own, and the settings recorded beside samples."""
 
 import dataclasses
 import hashlib
@@ -16,31 +16,28 @@ from dit.sampling.load import LoadedRun
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 
+# Settings that are listed only where they are used
 OPTIONAL = (
-    "guide",
-    "classifier",
-    "classifier_scale",
-    "image_size",
-    "block_cache",
-    "compile",
-    "spacing",
-)  # named only where they are on
+    *("guide", "classifier", "classifier_scale", "image_size"),
+    *("block_cache", "compile", "spacing"),
+)
 
 
 def sampled(run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
-    """Images of all classes in turn in `out`/samples-HASH, named by the settings; what is there already stays."""
+    """Sample all classes in turn into `out`/samples-HASH, and continue where it was interrupted."""
     folder = out / f"samples-{settings_key(run, config, count)}"
     return sample_folder(run, config, run.card.ids, count, folder, "png", ranks)
 
 
 def settings_key(run: LoadedRun, config: SamplerConfig, count: int) -> str:
-    """The same for the same images: a hash of number, weights and settings, those that change no image left out."""
-    text = json.dumps([image_settings(run, config), count, sha256(run.weights.path)])
+    """Return a hash of number, weights and those settings that images depend on."""
+    weights = sha256(run.weights.path)
+    text = json.dumps([image_settings(run, config), count, weights])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
-    """The settings that images depend on, as plain JSON values; of other networks their content."""
+    """Return the settings that images depend on, as JSON values; other networks by their hash."""
     asked = settings_in_use(
         config,
         precision=compute_precision(run.device, config.precision),
@@ -52,7 +49,7 @@ def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
 
 
 def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
-    """Settings by name, `known` ones in place of the config's; what is off is not named."""
+    """Return the settings in use by name; `known` replaces values of the config."""
     scale = config.classifier_scale if config.classifier else None
     asked = {
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(SamplerConfig)},
@@ -66,7 +63,7 @@ def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
 
 
 def without_classes(settings: dict[str, Any]) -> bool:
-    """Whether samples.json says that the images have no classes."""
+    """Return whether the images have no classes, according to samples.json."""
     network = settings.get("network")
     return (
         isinstance(network, dict)
@@ -76,11 +73,7 @@ def without_classes(settings: dict[str, Any]) -> bool:
 
 
 def recorded_settings(samples: Path | None) -> dict[str, Any]:
-    """What samples.json says of how the images were made; nothing where there is none.
-
-    Raises:
-        UserError: it is no JSON.
-    """
+    """Return the content of samples.json beside or inside `samples`; empty where it is missing."""
     if samples is None or (samples.is_file() and samples.name != ARCHIVE):
         return {}
     path = (samples if samples.is_dir() else samples.parent) / RECORD

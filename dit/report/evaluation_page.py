@@ -122,11 +122,7 @@ def to_json(report: Report) -> dict[str, Any]:
 def _score_json(report: Report, name: str) -> dict[str, Any]:
     floor, interval = report.floor.get(name), report.intervals.get(name)
     return {
-        **{
-            key: value
-            for key, value in dataclasses.asdict(report.scores[name]).items()
-            if key != "name"
-        },
+        **{key: value for key, value in report.scores[name].to_json().items() if key != "name"},
         "interval": interval and list(interval),
         "floor": floor and dataclasses.asdict(floor),
     }
@@ -203,14 +199,14 @@ def _score_row(report: Report, name: str) -> Row:
     return Row(
         name=score.name,
         network=parse(score.name).network,
-        better=score.better,
+        better=score.direction,
         value=None if score.value is None else number(score.value),
         spread=_spread(interval, score.deviation),
         floor="–" if floor is None else span(floor.low, floor.high),
         floor_of=floor_of(floor) if floor else "",
         count=_count(score.samples, score.reference),
         remark=score.reason or score.note or "",
-        axis=None if score.value is None else _axis(score.value, interval, ends, score.better),
+        axis=None if score.value is None else _axis(score.value, interval, ends, score.direction),
     )
 
 

@@ -94,7 +94,7 @@ def build_report(
     return Report(
         title,
         scores,
-        made.standard.floor,
+        made.standard.real_vs_real,
         record,
         intervals,
         digits,

@@ -98,7 +98,7 @@ def test_every_network_has_its_own_scores_and_floor(both):
             frechet(fit(values), fit(target.values)), rel=1e-9
         )
     assert found.scores["FD(wide)"].value > 10 * found.scores["FD(narrow)"].value
-    assert found.floor == comparison.standard.floor
+    assert found.floor == comparison.standard.real_vs_real
     assert {"FD(narrow)", "FD(wide)"} <= set(found.floor)
 
 

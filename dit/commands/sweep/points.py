@@ -126,7 +126,11 @@ def point_file(out: Path, key: str) -> Path:
 
 def to_plain(point: Point) -> dict[str, Any]:
     """As plain JSON values."""
-    return {**dataclasses.asdict(point), "setting": to_json(point.setting)}
+    return {
+        **dataclasses.asdict(point),
+        "setting": to_json(point.setting),
+        "scores": {name: score.to_json() for name, score in point.scores.items()},
+    }
 
 
 def read_point(out: Path, key: str) -> Point | None:
@@ -140,7 +144,7 @@ def read_point(out: Path, key: str) -> Point | None:
         return None
     with reraise_as_user_error(file, "a point that dit sweep wrote", "it is scored again"):
         values = json.loads(file.read_text())
-        scores = {name: Score(**score) for name, score in values["scores"].items()}
+        scores = {name: Score.from_json(score) for name, score in values["scores"].items()}
         setting = from_json(Setting, values["setting"])
         point = Point(**{**values, "scores": scores, "setting": setting})
         if point.key != key or not scores:

@@ -368,7 +368,7 @@ def to_text(sweep: Sweep) -> str:
 def to_markdown(sweep: Sweep) -> str:
     """The findings, all points, and what they share."""
     names = [
-        f"{heading} {arrow(sweep.example.scores[name].better)}"
+        f"{heading} {arrow(sweep.example.scores[name].direction)}"
         for name, heading in columns(sweep).items()
     ]
     head = [

@@ -122,7 +122,13 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
         points = _score_all(study, settings)
         if ranks.main:
             found = results.Sweep(
-                f"Sweep of {cfg.run}", cfg, points, rank(points), standard.floor, out, averages
+                f"Sweep of {cfg.run}",
+                cfg,
+                points,
+                rank(points),
+                standard.real_vs_real,
+                out,
+                averages,
             )
             paths = results.write(found)
             print("\n" + results.to_text(found) + "\n", *paths, sep="\n")

@@ -1,4 +1,4 @@
-"""What a feature network is to the rest of the evaluation, whatever it is made of."""
+"""The interface of every feature network."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Outputs(NamedTuple):
-    """What a feature network says of B images; None where it has no such layer."""
+    """Outputs of a feature network for B images; None where it has no such layer."""
 
     values: Tensor  # [B, D]
     logits: Tensor | None = None  # [B, K], of a classifier, for IS
@@ -19,15 +19,15 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature network, ready to use.
+    """A feature network with its weights.
 
     Args:
         network: [B, 3, H, W] uint8 on `device` -> Outputs.
-        name: as scores show it, FD(name).
-        weights: what the weights are called, and `checksum` their SHA-256.
-        preprocessing: what happens to pixels before the network sees them.
-        widths: number of values D, logits K and spatial features S, the last two 0 where there are none.
-        class_names: what the logits tell apart, in their order, where known.
+        name: as in the names of scores, FD(name).
+        weights: name of the weights, and `checksum` their SHA-256.
+        preprocessing: how images are brought to the network's input, for the protocol.
+        widths: number of values D, logits K and spatial features S; 0 for missing layers.
+        class_names: names of the logits' classes, in order, where known.
     """
 
     network: Callable[[Tensor], Outputs]
@@ -49,13 +49,14 @@ class Extractor:
 
 @contextmanager
 def plain_float32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor TF32, whatever surrounds the block: TF32 moves features by a thousandth."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    """Switch off autocast and TF32 inside the block: TF32 moves features by a thousandth."""
+    allow_tf32 = torch.backends.cudnn.allow_tf32
+    matmul_precision = torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = allow_tf32
+        torch.set_float32_matmul_precision(matmul_precision)

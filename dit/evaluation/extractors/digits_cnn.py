@@ -1,9 +1,9 @@
-"""The small feature network for digits, and how the bundled weights were made.
+"""The small feature network for digits, and the script that trained the bundled weights.
 
     python -m dit.evaluation.extractors.digits_cnn --out dit/assets/digits-cnn.safetensors
 
-trains it on four fifths of scikit-learn's digits in under a minute and prints its accuracy on the last fifth.
-Scores on its features are comparable among themselves only, and never called FID.
+trains it on four fifths of scikit-learn's digits in under a minute and prints its accuracy on the
+last fifth. Scores on its features are comparable among themselves only, and never called FID.
 """
 
 import argparse
@@ -23,7 +23,7 @@ HELD_OUT = 0.2
 class DigitsCNN(nn.Module):
     """Three convolutions and a linear layer for the features, another for the logits.
 
-    `scale` makes the features' mean variance over the training digits one, so that distances have a plain unit.
+    `scale` brings the features' mean variance over the training digits to 1.
     """
 
     scale: Tensor
@@ -56,7 +56,7 @@ class DigitsCNN(nn.Module):
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """[B, C, H, W] uint8 -> [B, 1, 32, 32] in [-1, 1]: larger images averaged by area, smaller ones bilinear."""
+    """[B, C, H, W] uint8 -> [B, 1, 32, 32] in [-1, 1]: averaged by area, or bilinear from less."""
     gray = images.float().mean(dim=1, keepdim=True) / 127.5 - 1
     if min(gray.shape[-2:]) > SIZE:
         gray = F.interpolate(gray, (SIZE, SIZE), mode="area")
@@ -66,53 +66,60 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def held_out(labels: np.ndarray) -> np.ndarray:
-    """[N] bool: the same fifth of every class each time, unseen in training."""
+    """Return a mask [N] of a fifth of every class, always the same, which training excludes."""
     mask = np.zeros(len(labels), dtype=bool)
     rng = np.random.default_rng(0)
     for label in np.unique(labels):
-        places = rng.permutation(np.flatnonzero(labels == label))
-        mask[places[: math.ceil(HELD_OUT * len(places))]] = True
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        mask[indices[: math.ceil(HELD_OUT * len(indices))]] = True
     return mask
 
 
 @torch.no_grad()
 def accuracy(network: DigitsCNN, images: Tensor, labels: Tensor) -> float:
-    """Share of [N, 3, H, W] uint8 images recognised."""
-    return (network(images)[1].argmax(1) == labels).float().mean().item()
+    """Return the share of [N, 3, H, W] uint8 images recognised."""
+    _, logits = network(images)
+    return (logits.argmax(1) == labels).float().mean().item()
 
 
 def train(
     images: Tensor, labels: Tensor, epochs: int = 20, batch_size: int = 64, seed: int = 0
 ) -> DigitsCNN:
-    """Train on [N, 3, H, W] uint8 digits, shifted, noised and changed in contrast at random."""
+    """Train on [N, 3, H, W] uint8 digits, with random shifts, noise and contrast."""
     torch.manual_seed(seed)
-    network, gray = DigitsCNN(), to_gray(images)
+    network = DigitsCNN()
+    gray = to_gray(images)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
-    steps = epochs * (len(gray) // batch_size)
+    batches = len(gray) // batch_size
+    steps = epochs * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+
     network.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(gray)).split(batch_size)[: len(gray) // batch_size]:
-            loss = F.cross_entropy(
-                network.from_gray(_augment(gray[batch]))[1], labels[batch], label_smoothing=0.05
-            )
+        for batch in torch.randperm(len(gray)).split(batch_size)[:batches]:
+            _, logits = network.from_gray(_augment(gray[batch]))
+            loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+
     network.eval()
     with torch.no_grad():
-        network.scale.copy_(network.from_gray(gray)[0].var(dim=0).mean().rsqrt())
+        features, _ = network.from_gray(gray)
+        network.scale.copy_(features.var(dim=0).mean().rsqrt())
     return network
 
 
 def _augment(gray: Tensor) -> Tensor:
-    """Shifts up to 3 pixels, contrast 0.7 to 1.1, noise of deviation up to 0.12, each image its own."""
+    """Shift each image by up to 3 pixels, scale its contrast by 0.7 to 1.1 and add noise."""
     count = len(gray)
+    # Grids reach from -1 to 1, over SIZE pixels.
     theta = torch.eye(2, 3).repeat(count, 1, 1)
     theta[:, :, 2] = (torch.rand(count, 2) * 2 - 1) * 3 * 2 / SIZE
-    places = F.affine_grid(theta, list(gray.shape), align_corners=False)
-    moved = F.grid_sample(gray + 1, places, align_corners=False) - 1  # outside is black
+    grid = F.affine_grid(theta, list(gray.shape), align_corners=False)
+    # Sampling pads with 0, which is black once 1 is added.
+    moved = F.grid_sample(gray + 1, grid, align_corners=False) - 1
     contrast = 0.7 + 0.4 * torch.rand(count, 1, 1, 1)
     noise = 0.12 * torch.rand(count, 1, 1, 1) * torch.randn_like(gray)
     return ((moved + 1) * contrast - 1 + noise).clamp(-1, 1)
@@ -127,16 +134,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the feature network for digits.")
     parser.add_argument("--out", type=Path, required=True, help="file to write (.safetensors)")
     out = parser.parse_args().out
+
     digits = Digits(SIZE)
-    images, labels, unseen = (
-        digits.images,
-        torch.from_numpy(digits.labels),
-        torch.from_numpy(held_out(digits.labels)),
-    )
-    network = train(images[~unseen], labels[~unseen])
-    print(
-        f"accuracy on {int(unseen.sum())} held-out digits: {accuracy(network, images[unseen], labels[unseen]):.2%}"
-    )
+    labels = torch.from_numpy(digits.labels)
+    unseen = torch.from_numpy(held_out(digits.labels))
+    network = train(digits.images[~unseen], labels[~unseen])
+    share = accuracy(network, digits.images[unseen], labels[unseen])
+    print(f"accuracy on {int(unseen.sum())} held-out digits: {share:.2%}")
     save_file(network.state_dict(), out)
     print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
 

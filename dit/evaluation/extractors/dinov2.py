@@ -1,7 +1,6 @@
-"""DINOv2 ViT-L/14 through timm, fed as EDM2 feeds it, for FD-DINOv2."""
+"""DINOv2 ViT-L/14 through timm, with EDM2's preprocessing, for FD-DINOv2."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,23 @@ from dit.utils.files import sha256
 
 DINOV2 = "dinov2-vitl14"
 MODEL = "vit_large_patch14_dinov2.lvd142m"  # timm's name
-RELEASE_FILE = "dinov2_vitl14_pretrain.pth"  # what facebookresearch/dinov2 calls it
+RELEASE_FILE = "dinov2_vitl14_pretrain.pth"  # the name in facebookresearch/dinov2
 HUB_FILE = "model.safetensors"
 SIZE, GRID = 224, 16  # pixels, patches
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_dinov2(weights: Path | None, device: torch.device, model: str = MODEL) -> Extractor:
-    """The network of FD-DINOv2 as EDM2 (2312.02696) reports it: 1024 features, the normalised class token.
+    """Return EDM2's network of FD-DINOv2 (2312.02696): 1024 features, the normalised class token.
 
     Args:
         weights: local file, timm's or the release's; unless given, the hub's cache or a download.
         model: timm's name.
-
-    Raises:
-        UserError: weights missing, unsafe or not this network's.
     """
     path = weights if weights is not None else find_dinov2(model)
     network = make_network(path, model).to(device)
     return Extractor(
-        with_preprocessing(network),
+        lambda images: Outputs(network(preprocess(images))),
         DINOV2,
         path.name,
         sha256(path),
@@ -46,36 +42,27 @@ def load_dinov2(weights: Path | None, device: torch.device, model: str = MODEL) 
     )
 
 
-def with_preprocessing(network: nn.Module) -> Callable[[Tensor], Outputs]:
-    """The network, fed with uint8 images."""
-    return lambda images: Outputs(network(preprocess(images)))
-
-
 def preprocess(images: Tensor) -> Tensor:
-    """[B, 3, H, W] uint8 -> [B, 3, 224, 224]: bicubic with antialiasing, not clamped, normalised as ImageNet."""
+    """[B, 3, H, W] uint8 -> [B, 3, 224, 224], antialiased bicubic, not clamped, normalised."""
     images = F.interpolate(images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True) / 255
-    mean, deviation = (
-        torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, DEVIATION)
-    )
+    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+    deviation = torch.tensor(DEVIATION, device=images.device)[:, None, None]
     return (images - mean) / deviation
 
 
 def make_network(path: Path, model: str) -> Any:
-    """timm's VisionTransformer for 224 pixels, with its weights: [B, 3, 224, 224] -> [B, D].
-
-    Raises:
-        UserError: weights unsafe or not this network's.
-    """
+    """Return timm's VisionTransformer for 224 pixels: [B, 3, 224, 224] -> [B, D]."""
     import timm
 
     tensors = read_tensors(path, f"{HUB_FILE} of timm/{model} or {RELEASE_FILE}")
     tensors.pop("mask_token", None)  # in the release's file only, for training
-    with torch.device("meta"):  # nothing is drawn at random that would be overwritten
-        network: Any = timm.create_model(model, num_classes=0)  # for 518 pixels, as it was trained
-    check_shapes(
-        path, shapes(tensors), shapes(network.state_dict()), f"those of {model}", f"timm/{model}"
-    )
+    with torch.device("meta"):  # no random weights that would be overwritten
+        network: Any = timm.create_model(model, num_classes=0)  # for 518 pixels, as in training
+    expected = shapes(network.state_dict())
+    check_shapes(path, shapes(tensors), expected, f"those of {model}", f"timm/{model}")
     network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+
+    # timm would resample positions in another way when the size is set.
     resampled = resample_positions(network.pos_embed.detach())
     network.set_input_size(img_size=(SIZE, SIZE))
     network.pos_embed = nn.Parameter(resampled)
@@ -83,10 +70,10 @@ def make_network(path: Path, model: str) -> Any:
 
 
 def resample_positions(embedding: Tensor) -> Tensor:
-    """Position embedding [1, 1 + 37², D] -> [1, 1 + 16², D], exactly as the released network does.
+    """Position embedding [1, 1 + 37², D] -> [1, 1 + 16², D], exactly as in the released network.
 
-    The release interpolates by the factor (16 + 0.1) / 37 without antialiasing; timm by 16 / 37 with it, which gives
-    other features.
+    The release interpolates by the factor (16 + 0.1) / 37 without antialiasing; timm by 16 / 37
+    with it, which gives other features.
     """
     token, grid = embedding[:, :1], embedding[:, 1:]
     side = math.isqrt(grid.shape[1])
@@ -97,32 +84,20 @@ def resample_positions(embedding: Tensor) -> Tensor:
 
 
 def find_dinov2(model: str = MODEL) -> Path:
-    """The weights from the hub's cache, downloaded if they are not there.
-
-    Raises:
-        UserError: not there and no download, naming the file, where to get it and the flag.
-    """
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    """Return the weights in the hub's cache, downloaded if they are missing."""
+    import huggingface_hub as hub
 
     name = f"timm/{model}"
-    cached = try_to_load_from_cache(name, HUB_FILE)
+    cached = hub.try_to_load_from_cache(name, HUB_FILE)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        get_hf_file_metadata(
-            hf_hub_url(name, HUB_FILE), timeout=10
-        )  # asked once; the download would ask six times
-        return Path(hf_hub_download(name, HUB_FILE))
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds, those of its HTTP library among them
+        # One request first: offline, the download itself would retry for 23 seconds.
+        hub.get_hf_file_metadata(hub.hf_hub_url(name, HUB_FILE), timeout=10)
+        return Path(hub.hf_hub_download(name, HUB_FILE))
+    except Exception as error:  # the hub's client raises many kinds, also of its HTTP library
         raise UserError(
-            f"DINOv2's weights {HUB_FILE} of {name} are not here and can not be downloaded "
+            f"DINOv2's weights {HUB_FILE} of {name} are missing and can not be downloaded "
             f"({reason(error)})",
             f"{HUB_FILE} of https://huggingface.co/{name}, or {RELEASE_FILE}",
             "download one elsewhere and pass it as --weights dinov2=FILE",

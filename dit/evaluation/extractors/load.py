@@ -1,4 +1,4 @@
-"""Feature networks by name: Inception, DINOv2, the bundled one for digits, the user's own, torch-fidelity's."""
+"""Feature networks by name: Inception, DINOv2, the one for digits, the user's, torch-fidelity's."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,31 +16,28 @@ from dit.utils.files import sha256
 
 DIGITS_CNN = "digits-cnn"
 LOADERS = {"inception": load_inception, "dinov2": load_dinov2}
-ALIASES = {INCEPTION: "inception", DINOV2: "dinov2"}  # what reports call them
+ALIASES = {INCEPTION: "inception", DINOV2: "dinov2"}  # names in reports: names of flags
 
 
 def load_extractors(
     names: Sequence[str], weights: Sequence[str], device: torch.device
 ) -> list[Extractor]:
-    """Feature networks by name, their weights checked, each tried or known to work.
+    """Return feature networks by name, with their weights verified.
 
     Args:
-        names: `inception`, `dinov2`, `digits-cnn`, MODULE:CLASS, or a name registered with torch-fidelity.
-        weights: FILE where there is one network that takes a file, or NAME=FILE for each.
-
-    Raises:
-        UserError: an unknown name, a network twice, weights for none of them, missing, unsafe or wrong weights, or a
-            network of the user's own that does not do what it should.
+        names: `inception`, `dinov2`, `digits-cnn`, MODULE:CLASS, or a name registered with
+            torch-fidelity.
+        weights: FILE where one network takes a file, or NAME=FILE for each.
     """
     chosen = [ALIASES.get(name, name) for name in names]
     for name, times in Counter(chosen).items():
+        _check_known(name)
         if times > 1:
             raise UserError(
                 f"--extractor {' '.join(names)} has {name} twice",
                 "each network once",
                 "name it once",
             )
-        _check_known(name)
     files = _files(chosen, weights)
     return [_load(name, files.get(name), device) for name in chosen]
 
@@ -56,7 +53,7 @@ def _check_known(name: str) -> None:
 
 
 def _files(names: Sequence[str], weights: Sequence[str]) -> dict[str, Path]:
-    """The file of each network that is given one."""
+    """Return the file of weights of each network that has one."""
     files: dict[str, Path] = {}
     for entry in weights:
         name, file = _split(names, entry)
@@ -77,11 +74,13 @@ def _files(names: Sequence[str], weights: Sequence[str]) -> dict[str, Path]:
 
 
 def _split(names: Sequence[str], entry: str) -> tuple[str, str]:
-    """NAME=FILE or FILE -> (name, file)."""
+    """Return the name and the file of NAME=FILE or FILE."""
     name, _, file = entry.partition("=")
-    if file and ALIASES.get(name, name) in names:
-        return ALIASES.get(name, name), file
-    takers = [n for n in names if n != DIGITS_CNN] or names
+    name = ALIASES.get(name, name)
+    if file and name in names:
+        return name, file
+    # The name of a file may contain "=".
+    takers = [name for name in names if name != DIGITS_CNN] or names
     if len(takers) == 1 and (not file or Path(entry).is_file()):
         return takers[0], entry
     raise UserError(
@@ -92,26 +91,26 @@ def _split(names: Sequence[str], entry: str) -> tuple[str, str]:
 
 
 def _load(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    if name in LOADERS:
-        return LOADERS[name](weights, device)
+    if name == DIGITS_CNN:
+        return _load_digits_cnn(weights, device)
     if ":" in name:
         return load_class(name, weights, device)
-    if name != DIGITS_CNN:
-        return load_registered(name, weights, device)
+    if name in LOADERS:
+        return LOADERS[name](weights, device)
+    return load_registered(name, weights, device)
+
+
+def _load_digits_cnn(weights: Path | None, device: torch.device) -> Extractor:
+    from safetensors.torch import load_file
+
+    from dit.evaluation.extractors.digits_cnn import WIDTH, DigitsCNN
+
     if weights is not None:
         raise UserError(
             f"--weights {weights} with the extractor digits-cnn",
             "no weights, for they are bundled",
             "drop --weights",
         )
-    return _load_digits_cnn(device)
-
-
-def _load_digits_cnn(device: torch.device) -> Extractor:
-    from safetensors.torch import load_file
-
-    from dit.evaluation.extractors.digits_cnn import WIDTH, DigitsCNN
-
     path, network = digits_cnn_weights(), DigitsCNN()
     network.load_state_dict(load_file(path))
     network.to(device).eval().requires_grad_(False)
@@ -128,5 +127,5 @@ def _load_digits_cnn(device: torch.device) -> Extractor:
 
 
 def digits_cnn_weights() -> Path:
-    """The bundled weights, made by `python -m dit.evaluation.extractors.digits_cnn`."""
+    """Return the bundled weights, from `python -m dit.evaluation.extractors.digits_cnn`."""
     return Path(str(resources.files("dit") / "assets" / "digits-cnn.safetensors"))

@@ -1,4 +1,4 @@
-"""Features of images kept on the disk, named by all that they come from, so that no reference is looked at twice."""
+"""Cache of features on the disk, keyed by everything that they depend on."""
 
 import functools
 import hashlib
@@ -21,17 +21,12 @@ from dit.evaluation.inputs.features import Extracted, Features, extract
 from dit.evaluation.inputs.images import ImageSet
 from dit.utils.files import write_atomically
 
-FORMAT = 1  # to be raised when this package reads images or runs a network in another way
+FORMAT = 1  # raise it when this package reads images or runs a network differently
 LAYERS = ("values", "logits", "spatial")
-LIBRARIES = (
-    "torch",
-    "torch-fidelity",
-    "timm",
-    "pillow",
-)  # they decode, resize and run the networks
+LIBRARIES = ("torch", "torch-fidelity", "timm", "pillow")  # decode, resize, run the networks
 
 Entry = tuple[Features, str]
-"""What one network says of the images, and a SHA-256 over all pixels."""
+"""Features of one network, and a SHA-256 over all pixels."""
 
 
 def extract_cached(
@@ -42,40 +37,39 @@ def extract_cached(
     title: str,
     use: bool,
 ) -> Extracted:
-    """As `extract`, but what was computed before comes from the cache, and the rest in one pass over the images.
+    """Return what `extract` does, from the cache where possible, the rest in one pass.
 
-    An entry counts where every rank sees it; rank 0 writes. A damaged entry is removed and made again; a cache that can
-    not be written costs a warning.
+    A cache that can not be written costs a warning.
 
     Args:
-        use: False leaves the cache alone.
-
-    Raises:
-        UserError: as `extract`.
+        use: False neither reads nor writes the cache.
     """
     folder = cache_folder()
     if not use or folder is None:
         return extract(images, extractors, batch_size, ranks, title)
+
     contents = ranks.on_main(images.contents)
     paths = ranks.share({e.name: folder / f"{_key(contents, e)}.safetensors" for e in extractors})
-    found = {
-        name: entry for name, path in paths.items() if (entry := _read_everywhere(path, ranks))
-    }
+    # An entry counts only if all ranks can read it, for they extract together.
+    entries = {name: _read_on_all_ranks(path, ranks) for name, path in paths.items()}
+    found = {name: entry for name, entry in entries.items() if entry}
     if found and ranks.main:
         print(f"{title} ({', '.join(found)}): from the cache", file=sys.stderr, flush=True)
+
     missing = [e for e in extractors if e.name not in found]
     if missing:
-        made = extract(images, missing, batch_size, ranks, title)
-        found |= {name: (features, made.digest) for name, features in made.networks.items()}
+        extracted = extract(images, missing, batch_size, ranks, title)
+        found |= {name: (value, extracted.digest) for name, value in extracted.networks.items()}
     if ranks.main:
         for extractor in missing:
             _write(paths[extractor.name], *found[extractor.name])
+
     _, digest = found[(missing or extractors)[0].name]
     return Extracted({e.name: found[e.name][0] for e in extractors}, digest)
 
 
 def cache_folder() -> Path | None:
-    """Where features are kept: in $DIT_CACHE, $XDG_CACHE_HOME/dit or ~/.cache/dit; None without a home."""
+    """Return the folder in $DIT_CACHE, $XDG_CACHE_HOME/dit or ~/.cache/dit; None without a home."""
     try:
         own = os.environ.get("DIT_CACHE")
         root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dit"
@@ -85,11 +79,11 @@ def cache_folder() -> Path | None:
 
 
 def _key(contents: str, extractor: Extractor) -> str:
-    """SHA-256 over all that features depend on.
+    """Return a SHA-256 over all that features depend on.
 
-    Libraries and the kind of device are part of it: TF32 convolutions alone move features by a thousandth, and a report
-    names the versions that its scores were made with. The batch size, which moves the last bit, is not: it would cost
-    hits and change no score.
+    It includes libraries and the kind of device: TF32 convolutions alone move features by 1e-3, and
+    a report names the versions that computed its scores. It excludes the batch size, which moves
+    the last bit: it would cost hits and change no score.
     """
     parts = [
         FORMAT,
@@ -103,15 +97,15 @@ def _key(contents: str, extractor: Extractor) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _read_everywhere(path: Path, ranks: Ranks) -> Entry | None:
-    """The entry, if all ranks can read it."""
+def _read_on_all_ranks(path: Path, ranks: Ranks) -> Entry | None:
+    """Return the entry if all ranks can read it, else None on all of them."""
     entry = _read(path, remove=ranks.main)
-    seen = ranks.total(torch.tensor(float(entry is not None), device=ranks.device))
-    return entry if seen == ranks.world else None
+    readers = ranks.total(torch.tensor(float(entry is not None), device=ranks.device))
+    return entry if readers == ranks.world else None
 
 
 def _read(path: Path, remove: bool) -> Entry | None:
-    """An entry, mapped from the disk; None where there is none, or a damaged one, which goes if `remove` says so."""
+    """Return an entry; None where it is missing or damaged. `remove` deletes a damaged one."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -121,7 +115,7 @@ def _read(path: Path, remove: bool) -> Entry | None:
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError):
-        pass
+        pass  # damaged
     if remove:
         with suppress(OSError):
             path.unlink()
@@ -133,29 +127,25 @@ def _write(path: Path, features: Features, digest: str) -> None:
     tensors = {name: layer.contiguous() for name, layer in layers.items() if layer is not None}
     try:
         with write_atomically(path) as beside:
+            # safetensors makes its files private: the usual permissions are restored.
             beside.touch()
             mode = beside.stat().st_mode
             save_file(tensors, beside, {"pixels": digest, "checksum": _checksum(tensors, digest)})
-            beside.chmod(mode)  # safetensors keeps its files private
+            beside.chmod(mode)
     except (OSError, SafetensorError) as error:
         _warn(path.parent, str(error))
 
 
 def _checksum(tensors: dict[str, Tensor], digest: str) -> str:
-    """SHA-256 of an entry, for safetensors notices a file cut short, but not a flipped bit."""
-    whole = hashlib.sha256(
-        json.dumps([digest, {name: list(tensors[name].shape) for name in sorted(tensors)}]).encode()
-    )
+    """Return a SHA-256 of an entry: safetensors notices a truncated file, but not a flipped bit."""
+    shapes = {name: list(tensors[name].shape) for name in sorted(tensors)}
+    checksum = hashlib.sha256(json.dumps([digest, shapes]).encode())
     for name in sorted(tensors):
-        whole.update(tensors[name].view(-1).numpy().data)
-    return whole.hexdigest()
+        checksum.update(tensors[name].view(-1).numpy().data)
+    return checksum.hexdigest()
 
 
-@functools.cache
+@functools.cache  # one warning for each kind of error
 def _warn(folder: Path, error: str) -> None:
-    """Once for each kind of trouble."""
-    print(
-        f"warning: features can not be kept in {folder} ({error}); set DIT_CACHE to another folder",
-        file=sys.stderr,
-        flush=True,
-    )
+    advice = "set DIT_CACHE to another folder"
+    print(f"warning: features can not be kept in {folder} ({error}); {advice}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Images in, features out, across ranks."""
+"""Features of images, computed in one pass that all ranks share."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.images import ImageSet
 
 OnBatch = Callable[[], None]  # may raise, on all ranks alike
-ROWS = 4096  # of features that go from rank to rank at a time
+ROWS = 4096  # features that ranks exchange at a time
 
 
 @dataclass(frozen=True)
 class Features:
-    """What one feature network says of N images: values [N, D], logits [N, K] and spatial [N, S], or None."""
+    """Outputs of one feature network for N images: values [N, D], logits [N, K], spatial [N, S]."""
 
     values: Tensor
     logits: Tensor | None = None
@@ -40,7 +40,7 @@ class Extracted:
 
 
 def no_callback() -> None:
-    """What is heeded between batches where nothing calls away."""
+    """Do nothing between batches."""
 
 
 def extract(
@@ -49,37 +49,36 @@ def extract(
     batch_size: int,
     ranks: Ranks,
     title: str,
-    heed: OnBatch = no_callback,
+    on_batch: OnBatch = no_callback,
 ) -> Extracted:
-    """Features of all images in order, on every rank; each rank reads and computes its part, and reads it once.
+    """Return features of all images in order, on every rank; each image is read once.
 
-    Before each batch all ranks call `heed`, as often.
-
-    Raises:
-        UserError: an image can not be read, or its features are not finite; it is named.
+    Args:
+        on_batch: called before each batch, equally often on all ranks.
     """
     buffers = {
         e.name: [torch.zeros(len(images), width) if width else None for width in e.widths]
         for e in extractors
     }
     digests = torch.zeros(len(images), hashlib.sha256().digest_size, dtype=torch.uint8)
-    batches = -(
-        -len(images) // batch_size
-    )  # the same ones on any number of ranks, so that features are bitwise equal
-    start, stop = (
-        min(len(images), batches * r // ranks.world * batch_size)
-        for r in (ranks.rank, ranks.rank + 1)
-    )
-    bar = tqdm(
-        total=stop - start, desc=title, unit="img", disable=None if ranks.main else True, leave=None
-    )
+
+    # Ranks share out the batches of one process, so that features are bitwise equal.
+    batches = -(-len(images) // batch_size)
+    most = -(-batches // ranks.world)
+    start = min(len(images), batches * ranks.rank // ranks.world * batch_size)
+    stop = min(len(images), batches * (ranks.rank + 1) // ranks.world * batch_size)
+    hidden = None if ranks.main else True
+    bar = tqdm(total=stop - start, desc=title, unit="img", disable=hidden, leave=None)
+
     with bar, ThreadPoolExecutor(4) as pool:
-        for first in range(start, start + -(-batches // ranks.world) * batch_size, batch_size):
-            heed()
+        for first in range(start, start + most * batch_size, batch_size):
+            on_batch()
+            # A rank with one batch less still calls `on_batch`, which may be collective.
             if first >= stop:
                 break
-            part = slice(first, min(first + batch_size, stop))
-            pixels = torch.stack(list(pool.map(images.read, range(part.start, part.stop))))
+            indices = range(first, min(first + batch_size, stop))
+            part = slice(first, indices.stop)
+            pixels = torch.stack(list(pool.map(images.read, indices)))
             digests[part] = _digests(pixels)
             for extractor in extractors:
                 outputs = extractor(pixels)
@@ -87,16 +86,19 @@ def extract(
                 for buffer, output in zip(buffers[extractor.name], outputs, strict=True):
                     if buffer is not None and output is not None:
                         buffer[part] = output
-            bar.update(part.stop - part.start)
-    networks = {
-        name: Features(*(layer if layer is None else gather(layer, ranks) for layer in layers))  # type: ignore
-        for name, layers in buffers.items()
-    }
-    return Extracted(networks, hashlib.sha256(gather(digests, ranks).numpy().tobytes()).hexdigest())
+            bar.update(len(indices))
+
+    for layers in buffers.values():
+        for layer in layers:
+            if layer is not None:
+                gather(layer, ranks)
+    networks = {name: Features(*layers) for name, layers in buffers.items()}  # type: ignore
+    digest = hashlib.sha256(gather(digests, ranks).numpy().tobytes())
+    return Extracted(networks, digest.hexdigest())
 
 
 def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
-    """`buffer` on the CPU, filled with the parts of all ranks, each zero elsewhere: their sum is exact."""
+    """Add up the parts of all ranks in `buffer` on the CPU, each zero elsewhere: exact."""
     if ranks.world > 1:
         for rows in buffer.split(ROWS):
             rows.copy_(ranks.total(rows.to(ranks.device)))
@@ -104,20 +106,21 @@ def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _digests(pixels: Tensor) -> Tensor:
-    """[B, 32] uint8: SHA-256 of each image."""
-    digests = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in pixels]
-    return torch.from_numpy(
-        np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), -1).copy()
-    )
+    """Return the SHA-256 of each image, [B, 32] uint8."""
+    images = (image.contiguous().numpy().tobytes() for image in pixels)
+    digests = b"".join(hashlib.sha256(image).digest() for image in images)
+    return torch.tensor(np.frombuffer(digests, np.uint8)).view(len(pixels), -1)
 
 
 def _check_finite(outputs: Outputs, extractor: Extractor, first: int, name: str) -> None:
-    bad = ~torch.stack([layer.isfinite().all(dim=1) for layer in outputs if layer is not None]).all(
-        dim=0
-    )
+    """Refuse NaN, which precision and recall would turn into plausible numbers."""
+    layers = [layer for layer in outputs if layer is not None]
+    finite = torch.stack([layer.isfinite().all(dim=1) for layer in layers])
+    bad = ~finite.all(dim=0)
     if bad.any():
+        index = first + int(bad.int().argmax())
         raise UserError(
-            f"NaN in features ({extractor.name}) of image {first + int(bad.int().argmax())} of {name}",
+            f"NaN in features ({extractor.name}) of image {index} of {name}",
             "finite features",
-            "look at that image and at the weights of the feature network",
+            "check that image and the weights of the feature network",
         )

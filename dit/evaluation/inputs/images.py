@@ -29,25 +29,12 @@ from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.utils.files import sha256
 from dit.utils.image_size import Size, describe_size, sides
 
-BYTE_MODES = (
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "CMYK",
-    "YCbCr",
-)  # Pillow's, with at most 8 bits a channel
-ORIENTATION, SIDEWAYS = (
-    0x0112,
-    (5, 6, 7, 8),
-)  # the EXIF tag, and its values for images that lie on their side
-BLOCK, LARGE = (
-    256,
-    2000,
-)  # images of one piece of work; images from which on a bar shows how far it is
+# Pillow's modes of 8 bits or fewer a channel
+BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+ORIENTATION = 0x0112  # EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values for images that are turned by a quarter
+BLOCK = 256  # images of one piece of work
+PROGRESS_FROM = 2000  # images from which on a progress bar is shown
 
 Result = TypeVar("Result")
 
@@ -60,8 +47,8 @@ class ImageSet:
         name: what they are, for messages and the protocol.
         size: (height, width) in pixels.
         read: index -> [3, H, W] uint8; threads may call it.
-        contents: SHA-256 of all that the pixels come from, in order (bytes of files, or pixels, and the crop), but not
-            of names; it reads everything.
+        contents: SHA-256 of everything that determines the pixels, in order: bytes of files, or
+            pixels, and the crop, but no names. It reads all images.
         labels: class name of each image, where known.
     """
 
@@ -76,24 +63,20 @@ class ImageSet:
         return self.count
 
     def stack(self, indices: Sequence[int]) -> Tensor:
-        """[n, 3, H, W] uint8."""
+        """Return these images, [n, 3, H, W] uint8."""
         return torch.stack([self.read(i) for i in indices])
 
 
 def read_images(path: Path, crop: Size | None = None) -> ImageSet:
-    """Images of a folder or an .npz file.
+    """Return the images of a folder or an .npz file.
 
-    A folder holds image files, with their classes in `labels.csv` (columns file, label, and class for
-    its name) where known, or one
-    subfolder of images per class. An .npz file has ADM's layout: `arr_0` uint8 [N, H, W, 3] or, of gray images,
-    [N, H, W], and `arr_1` [N] classes where known. Files are turned and laid on white as in training.
+    A folder holds image files, with classes in `labels.csv` (columns file, label, and class for a
+    name) where known, or one subfolder of images per class. An .npz file has ADM's layout: `arr_0`
+    uint8 [N, H, W, 3], or [N, H, W] of gray images, and `arr_1` [N] classes where known. EXIF turns
+    and transparency are handled as in training.
 
     Args:
         crop: crop images of any size to this one, in pixels, as ADM does (see `center_crop`).
-
-    Raises:
-        UserError: missing, empty, unreadable, of several sizes without `crop`, not 8-bit, or with labels that do not
-            fit.
     """
     if path.is_dir():
         return _read_folder(path, crop)
@@ -103,13 +86,8 @@ def read_images(path: Path, crop: Size | None = None) -> ImageSet:
 
 
 def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None) -> ImageSet:
-    """Images in memory, uint8: [N, H, W, 3], or gray as [N, H, W] or [N, H, W, 1].
-
-    Raises:
-        UserError: another shape or type, NaN, or as many labels as images are not.
-    """
+    """Return images in memory, uint8: [N, H, W, 3], or gray as [N, H, W] or [N, H, W, 1]."""
     pixels = _with_channels(array, name)
-    _check_type(pixels, name)
     if labels is not None and len(labels) != len(pixels):
         raise UserError(
             f"{len(labels)} labels for {len(pixels)} images in {name}",
@@ -118,46 +96,40 @@ def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None
         )
 
     def read(index: int) -> Tensor:
-        return torch.from_numpy(pixels[index]).permute(2, 0, 1).expand(3, -1, -1)
+        image = torch.from_numpy(pixels[index]).permute(2, 0, 1)
+        return image.expand(3, -1, -1)  # of gray images, without a copy
 
     return ImageSet(
         name=name,
         count=len(pixels),
         size=pixels.shape[1:3],
         read=read,
-        contents=lambda: _contents_of_pixels(read, pixels.shape[:3], name),
+        contents=lambda: _hash_pixels(read, pixels.shape[:3], name),
         labels=None if labels is None else [str(label) for label in labels],
     )
 
 
 def from_data(images: Images, name: str) -> ImageSet:
-    """The images of a data set, as training sees them."""
+    """Return the images of a data set, as training sees them."""
     size = sides(images.image_size)
     labels = [images.classes[label] for label in images.labels] if images.classes else None
 
     def contents() -> str:
         if isinstance(images, ImageFolder):
             paths = [images.path(i) for i in range(len(images))]
-            return _contents_of_files(paths, images.image_size, name)
-        return _contents_of_pixels(images.__getitem__, (len(images), *size), name)
+            return _hash_files(paths, images.image_size, name)
+        return _hash_pixels(images.__getitem__, (len(images), *size), name)
 
-    return ImageSet(
-        name=name,
-        count=len(images),
-        size=size,
-        read=images.__getitem__,
-        contents=contents,
-        labels=labels,
-    )
+    return ImageSet(name, len(images), size, images.__getitem__, contents, labels)
 
 
 def has_images(path: Path) -> bool:
-    """Whether an .npz file holds images."""
+    """Return whether an .npz file holds images."""
     with open_npz(path) as file:
         return "arr_0" in file.files
 
 
-# -- folders -----------------------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
 
 
 def _read_folder(root: Path, crop: Size | None) -> ImageSet:
@@ -171,69 +143,60 @@ def _read_folder(root: Path, crop: Size | None) -> ImageSet:
             "move one of the two kinds away",
         )
     if paths:
-        return _from_files(
-            root, paths, _read_labels(root / "labels.csv", [path.name for path in paths]), crop
-        )
+        labels = _read_labels(root / "labels.csv", [path.name for path in paths])
+        return _from_files(root, paths, labels, crop)
     if len(archives) == 1 and not inside:
         return _read_npz(archives[0], crop)
+
     paths = [folder / name for folder in folders for name in image_files(root, folder.name)]
     if paths:
         return _from_files(root, paths, [path.parent.name for path in paths], crop)
-    found = ", ".join(entry.name for entry in entries[:3]) + (", …" if len(entries) > 3 else "")
+
+    others = ", ".join(entry.name for entry in entries[:3])
     raise UserError(
-        f"{root} has no images" + (f" but {found}" if found else ""),
+        f"{root} has no images" + (f" but {others}" if others else ""),
         f"image files ({', '.join(sorted(EXTENSIONS))}) or one .npz file",
         "check the path",
     )
 
 
 def _list(root: Path) -> tuple[list[Path], list[Path], Path | None]:
-    """What is in a folder, its subfolders, and the first image in these."""
+    """Return the entries of a folder, its subfolders, and the first image in these."""
     try:
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
         folders = [entry for entry in entries if not is_image(entry.name) and entry.is_dir()]
-        inside = next(
-            (entry for folder in folders for entry in folder.iterdir() if is_image(entry.name)),
-            None,
-        )
+        images = (entry for folder in folders for entry in folder.iterdir() if is_image(entry.name))
+        return entries, folders, next(images, None)
     except OSError as error:
         raise UserError(
             f"{root} can not be read ({error})",
             "a folder that you may read",
             "check its permissions and links",
         ) from error
-    return entries, folders, inside
 
 
 def _from_files(
     root: Path, paths: list[Path], labels: list[str] | None, crop: Size | None
 ) -> ImageSet:
-    size = sides(crop) if crop else _common_size(paths)
-
     def read(index: int) -> Tensor:
         image = read_rgb(paths[index])
-        return torch.from_numpy(center_crop(image, crop) if crop else np.array(image)).permute(
-            2, 0, 1
-        )
+        pixels = center_crop(image, crop) if crop else np.array(image)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    return ImageSet(
-        name=str(root),
-        count=len(paths),
-        size=size,
-        read=read,
-        labels=labels,
-        contents=lambda: _contents_of_files(paths, crop, str(root)),
-    )
+    def contents() -> str:
+        return _hash_files(paths, crop, str(root))
+
+    size = sides(crop) if crop else _common_size(paths)
+    return ImageSet(str(root), len(paths), size, read, contents, labels)
 
 
 def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
-    """The label of each named file; None without labels.csv."""
+    """Return the label of each named file; None without labels.csv."""
     if not path.is_file():
         return None
     try:
-        with path.open(
-            newline="", encoding="utf-8-sig"
-        ) as file:  # spreadsheets put a mark before the first column
+        # Spreadsheets put a byte order mark before the first column: utf-8-sig.
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             columns = rows.fieldnames or ()
             labels = {row.get("file"): row.get("class") or row.get("label") for row in rows}
@@ -241,6 +204,7 @@ def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
         raise UserError(
             f"{path} can not be read ({error})", "text in UTF-8", "write it again"
         ) from error
+
     if not {"file", "label"} <= set(columns):
         raise UserError(
             f"{path} has the columns {columns}", "columns file and label", "add a first line"
@@ -256,21 +220,21 @@ def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
 
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
-    """(height, width) that all files say they have."""
-    first = _header(paths[0])
-    for path, size in zip(
-        paths, _in_threads(lambda i: _header(paths[i]), len(paths), "sizes"), strict=True
-    ):
+    """Return the (height, width) in the headers of all files."""
+    first = _read_size(paths[0])
+    sizes = _in_threads(lambda i: _read_size(paths[i]), len(paths), "sizes")
+    for path, size in zip(paths, sizes, strict=True):
         if size != first:
             raise UserError(
-                f"images of different sizes: {paths[0]} is {describe_size(first)}, {path} is {describe_size(size)}",
+                f"images of different sizes: {paths[0]} is {describe_size(first)}, "
+                f"{path} is {describe_size(size)}",
                 "images of one size",
                 "crop them: --crop crops a reference, --image-size in dit stats",
             )
     return first
 
 
-def _header(path: Path) -> tuple[int, int]:
+def _read_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             if image.mode not in BYTE_MODES:
@@ -279,6 +243,7 @@ def _header(path: Path) -> tuple[int, int]:
                     "8 bits a channel",
                     "save it as 8-bit RGB",
                 )
+            # getexif() would decode a PNG without EXIF in full.
             turned = "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
     except READ_ERRORS as error:
@@ -289,7 +254,7 @@ def _header(path: Path) -> tuple[int, int]:
         ) from error
 
 
-# -- arrays ------------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 def _read_npz(path: Path, crop: Size | None) -> ImageSet:
@@ -308,7 +273,8 @@ def _read_npz(path: Path, crop: Size | None) -> ImageSet:
 
 def _cropped(images: ImageSet, crop: Size) -> ImageSet:
     def read(index: int) -> Tensor:
-        image = Image.fromarray(images.read(index).permute(1, 2, 0).contiguous().numpy())
+        pixels = images.read(index).permute(1, 2, 0).contiguous()
+        image = Image.fromarray(pixels.numpy())
         return torch.from_numpy(center_crop(image, crop)).permute(2, 0, 1)
 
     def contents() -> str:
@@ -318,83 +284,44 @@ def _cropped(images: ImageSet, crop: Size) -> ImageSet:
 
 
 def _with_channels(array: np.ndarray, name: str) -> np.ndarray:
-    """[N, H, W, 3], or [N, H, W, 1] of gray images."""
+    """Return [N, H, W, 3], or [N, H, W, 1] of gray images; refuse other types and layouts."""
     shape = array.shape
-    if array.size == 0:
-        raise UserError(
-            f"no images in {name}: its array has the shape {list(shape)}",
-            "[N, H, W, 3]",
-            "write the file again",
-        )
-    if array.ndim == 4 and shape[3] in (1, 3):
-        return array
-    if array.ndim == 3 and shape[2] not in (1, 3, 4):
-        return array[..., None]
-    if array.ndim == 4 and shape[1] in (1, 3):
-        do = "transpose them: x.transpose(0, 2, 3, 1), of a tensor x.permute(0, 2, 3, 1)"
-    elif array.ndim == 4 and shape[3] == 4:
-        do = "drop the alpha channel: x[..., :3]"
-    else:
-        do = "a single image is x[None]; flat images need x.reshape(N, H, W, 3)"
+    if array.dtype == np.uint8 and array.size:
+        if array.ndim == 4 and shape[3] in (1, 3):
+            return array
+        # [H, W, 3] or [H, W, 4] is one image, not a stack of gray ones.
+        if array.ndim == 3 and shape[2] not in (1, 3, 4):
+            return array[..., None]
     raise UserError(
-        f"images in {name} have the shape {list(shape)}",
-        "[N, H, W, 3], or [N, H, W] of gray images",
-        do,
+        f"{array.dtype} images of shape {list(shape)} in {name}",
+        "uint8 pixels 0..255, [N, H, W, 3], or [N, H, W] of gray images",
+        "bring values in 0..1 to bytes by (x * 255).round().clip(0, 255).astype('uint8'), those in "
+        "-1..1 by ((x + 1) * 127.5) first; move channels last by x.transpose(0, 2, 3, 1)",
     )
 
 
-def _check_type(array: np.ndarray, name: str) -> None:
-    if array.dtype == np.uint8:
-        return
-    expected = "uint8 pixels 0..255"
-    if array.dtype.kind not in "fiu":
-        raise UserError(
-            f"{array.dtype} pixels in {name}", expected, "convert them: x.astype('uint8') of 0..255"
-        )
-    if array.dtype.kind == "f":
-        bad = next((i for i, image in enumerate(array) if not np.isfinite(image).all()), None)
-        if bad is not None:
-            raise UserError(f"NaN or infinity in image {bad} of {name}", expected, "sample again")
-    low, high = float(array.min()), float(array.max())
-    raise UserError(
-        f"{array.dtype} pixels in {low:.3g}..{high:.3g} in {name}",
-        expected,
-        f"convert them: {_conversion(low, high, array.dtype.kind)}",
-    )
+# -- hashes of content -----------------------------------------------------------------------------
 
 
-def _conversion(low: float, high: float, kind: str) -> str:
-    """The expression that brings pixels `x` in low..high to uint8; models overshoot their range a little."""
-    if high > 256 or low < -2:
-        return "bring them to 0..255 first"
-    if kind != "f" or high > 2:
-        return "x.clip(0, 255).round().astype('uint8')"
-    scaled = "(x + 1) * 127.5" if low < -0.1 else "x * 255"
-    return f"({scaled}).round().clip(0, 255).astype('uint8')"
+def _hash_files(paths: Sequence[Path], crop: Size | None, name: str) -> str:
+    return _hash_all(f"files, crop {crop}", lambda i: _sha256(paths[i]), len(paths), name)
 
 
-# -- content -----------------------------------------------------------------------------------------------------
-
-
-def _contents_of_files(paths: Sequence[Path], crop: Size | None, name: str) -> str:
-    return _contents(f"files, crop {crop}", lambda i: _sha256(paths[i]), len(paths), name)
-
-
-def _contents_of_pixels(read: Callable[[int], Tensor], shape: tuple[int, ...], name: str) -> str:
-    """Of images read one by one; shape [N, H, W]."""
+def _hash_pixels(read: Callable[[int], Tensor], shape: tuple[int, ...], name: str) -> str:
+    """Return the SHA-256 of images that are read one by one; shape [N, H, W]."""
 
     def digest(index: int) -> bytes:
         return hashlib.sha256(read(index).numpy().tobytes()).digest()
 
-    return _contents(f"pixels {shape[1:]}", digest, shape[0], name)
+    return _hash_all(f"pixels {shape[1:]}", digest, shape[0], name)
 
 
-def _contents(about: str, digest: Callable[[int], bytes], count: int, name: str) -> str:
-    """SHA-256 over `about` and the digests of `count` images in order."""
-    whole = hashlib.sha256(about.encode())
+def _hash_all(about: str, digest: Callable[[int], bytes], count: int, name: str) -> str:
+    """Return the SHA-256 over `about` and the digests of `count` images in order."""
+    total = hashlib.sha256(about.encode())
     for part in _in_threads(digest, count, f"hashing {name}"):
-        whole.update(part)
-    return whole.hexdigest()
+        total.update(part)
+    return total.hexdigest()
 
 
 def _sha256(path: Path) -> bytes:
@@ -409,12 +336,10 @@ def _sha256(path: Path) -> bytes:
 
 
 def _in_threads(work: Callable[[int], Result], count: int, title: str) -> Iterator[Result]:
-    """Results for `count` images in order; a bar where there are many."""
+    """Yield results for `count` images in order, with a progress bar where there are many."""
     blocks = [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
-    with (
-        ThreadPoolExecutor(4) as pool,
-        tqdm(desc=title, total=count, unit="img", disable=count < LARGE) as bar,
-    ):
+    bar = tqdm(desc=title, total=count, unit="img", disable=count < PROGRESS_FROM)
+    with bar, ThreadPoolExecutor(4) as pool:
         for results in pool.map(lambda block: [work(i) for i in block], blocks):
             yield from results
             bar.update(len(results))

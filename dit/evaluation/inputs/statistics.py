@@ -1,4 +1,4 @@
-"""Mean and covariance of features, as files publish them: read in every known layout, and written."""
+"""Mean and covariance of features in .npz files: every published layout is read, one is written."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ INCEPTION_WIDTH = 2048
 ALIASES = {"fid": INCEPTION, "fd_dinov2": DINOV2}  # EDM2's names of networks: ours
 KEY = re.compile(r"(?:(?P<network>.+?)[/._])?(?P<part>(?:mu|sigma)(?:_s)?)")
 LAYOUTS = (
-    "mu [D] and sigma [D, D] (ADM, also mu_s and sigma_s; EDM, MAR, torch-fidelity), or NETWORK/mu and "
-    "NETWORK/sigma (dit stats; EDM2: fid/mu, fd_dinov2/mu, ...)"
+    "mu [D] and sigma [D, D] (ADM, also mu_s and sigma_s; EDM, MAR, torch-fidelity), or NETWORK/mu "
+    "and NETWORK/sigma (dit stats; EDM2: fid/mu, fd_dinov2/mu, ...)"
 )
 EXPECTED = "mean [D] and covariance [D, D] of finite real numbers, in float32 or float64"
 
@@ -34,7 +34,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Moments(NamedTuple):
-    """What a network's features look like on average, and those of its spatial layer where they are known."""
+    """Moments of a network's features, and of its spatial layer where they are known."""
 
     features: Pair
     spatial: Pair | None = None
@@ -46,8 +46,8 @@ class Statistics:
 
     Args:
         networks: moments by the name of the feature network, "" where the file does not name it.
-        count: number of images, where the file tells.
-        record: what `dit stats` wrote of how the statistics were made; empty of other files.
+        count: number of images, where the file records it.
+        record: how `dit stats` made the statistics; empty for files of others.
     """
 
     path: Path
@@ -64,75 +64,66 @@ class Statistics:
         """SHA-256 of the pixels, where `dit stats` recorded it; else of the numbers."""
         if pixels := self.record.get("pixels_sha256"):
             return str(pixels)
-        whole = hashlib.sha256()
+        total = hashlib.sha256()
         for name in sorted(self.networks):
-            whole.update(name.encode())
+            total.update(name.encode())
             for pair in self.networks[name]:
                 for array in pair or ():
-                    whole.update(array.numpy().tobytes())
-        return whole.hexdigest()
+                    total.update(array.numpy().tobytes())
+        return total.hexdigest()
 
     def of(self, extractor: Extractor) -> Moments | str:
-        """The statistics that this network's features may be compared with, or the reason why there are none.
+        """Return the moments to compare this network's features with, or why there are none.
 
-        Moments without a name are Inception's if 2,048 wide, for that is what files without names hold; else they
-        belong to whichever network has their width. Other weights or preprocessing than the file's record names are a
-        reason and no error: another network of the same evaluation, or images beside the statistics, may still serve.
-
-        Raises:
-            UserError: statistics of the spatial layer of another width than the network's.
+        A reason is no error: another network of the same evaluation may have statistics.
         """
         found = self.networks.get(extractor.name) or self.networks.get("")
         if found is None:
+            names = ", ".join(self.networks)
+            return f"{self.path} has statistics of {names}, not of {extractor.name}"
+
+        width, expected = len(found.features[0]), extractor.widths[0]
+        if width != expected:
             return (
-                f"{self.path} has statistics of {', '.join(self.networks)}, not of {extractor.name}"
+                f"{self.path} has statistics of {width} values, {extractor.name} gives {expected}"
             )
-        width, named = len(found.features[0]), extractor.name in self.networks
-        if width != extractor.widths[0]:
-            return f"{self.path} has statistics of {width} values, {extractor.name} gives {extractor.widths[0]}"
-        if not named and width == INCEPTION_WIDTH and extractor.name != INCEPTION:
-            return f"{self.path} has statistics of {width} values without a name, which are taken for Inception's"
-        self._check_spatial(found, extractor)
+        # Files without names hold Inception's statistics by convention, if 2,048 values wide.
+        unnamed = extractor.name not in self.networks
+        if unnamed and width == INCEPTION_WIDTH and extractor.name != INCEPTION:
+            return (
+                f"{self.path} has statistics of {width} values without a name, "
+                "which are taken for Inception's"
+            )
+        spatial = extractor.widths[2]
+        if found.spatial and spatial and len(found.spatial[0]) != spatial:
+            given = len(found.spatial[0])
+            return f"{self.path} has mu_s of {given} values, {extractor.name} gives {spatial}"
         return self._difference(extractor) or found
 
-    def _check_spatial(self, found: Moments, extractor: Extractor) -> None:
-        width = extractor.widths[2]
-        if found.spatial and width and len(found.spatial[0]) != width:
-            raise UserError(
-                f"mu_s of {len(found.spatial[0])} values in {self.path}",
-                f"the {width} of {extractor.name}'s spatial layer",
-                "pass other statistics",
-            )
-
     def _difference(self, extractor: Extractor) -> str:
-        """How the network differs from the one that the record describes; nothing where it does not."""
-        made = self.record.get("networks", {}).get(extractor.name, {})
-        if made.get("checksum", extractor.checksum) != extractor.checksum:
-            return (
-                f"{self.path} was made with other weights of {extractor.name} (SHA-256 {made['checksum'][:8]}, "
-                f"here {extractor.checksum[:8]})"
-            )
-        if made.get("preprocessing", extractor.preprocessing) != extractor.preprocessing:
-            return (
-                f"{self.path} was made with another preprocessing for {extractor.name} ({made['preprocessing']}; "
-                f"here {extractor.preprocessing})"
-            )
-        return ""
+        """Return how the network differs from the recorded one; "" where it does not."""
+        recorded = self.record.get("networks", {}).get(extractor.name, {})
+        checksum = recorded.get("checksum", extractor.checksum)
+        preprocessing = recorded.get("preprocessing", extractor.preprocessing)
+        if checksum != extractor.checksum:
+            what, old, new = "weights of", f"SHA-256 {checksum[:8]}", extractor.checksum[:8]
+        elif preprocessing != extractor.preprocessing:
+            what, old, new = "preprocessing for", preprocessing, extractor.preprocessing
+        else:
+            return ""
+        return f"{self.path} was made with other {what} {extractor.name} ({old}; now {new})"
 
 
-# -- reading -----------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def read_statistics(path: Path) -> Statistics | None:
-    """Statistics of an .npz file; None of a file that holds images (`arr_0`) alone.
+    """Return the statistics of an .npz file; None of a file that holds images (`arr_0`) alone.
 
-    Layouts: plain `mu`, `sigma` and, of ADM's spatial layer, `mu_s`, `sigma_s` (ADM 2105.05233, EDM 2206.00364, MAR,
-    torch-fidelity); one pair for each network, `NETWORK/mu` and so on ('.' and '_' serve as well), as `dit stats`
-    writes them, or with EDM2's names of metrics, `fid` and `fd_dinov2` (2312.02696). `num_images` is read with them.
-
-    Raises:
-        UserError: damaged, a pickle, other keys, one of a pair without the other, shapes that do not fit, values that
-            are not finite, not real or too coarse.
+    Layouts: plain `mu`, `sigma` and, of ADM's spatial layer, `mu_s`, `sigma_s` (ADM 2105.05233,
+    EDM 2206.00364, MAR, torch-fidelity); or one pair for each network, `NETWORK/mu` and so on ('.'
+    and '_' serve as well), as `dit stats` writes them, or with EDM2's names, `fid` and `fd_dinov2`
+    (2312.02696). `num_images` is read with them.
     """
     with open_npz(path) as file:
         keys = _by_network(file.files, path)
@@ -149,65 +140,51 @@ def read_statistics(path: Path) -> Statistics | None:
 
 
 def _by_network(keys: list[str], path: Path) -> dict[str, dict[str, str]]:
-    """Network -> part (mu, sigma, mu_s, sigma_s) -> key in the file."""
+    """Return network -> part (mu, sigma, mu_s, sigma_s) -> key in the file."""
     found: dict[str, dict[str, str]] = {}
-    for key in keys:
-        if match := KEY.fullmatch(key):
-            name = match["network"] or ""
-            parts = found.setdefault(ALIASES.get(name, name), {})
-            if match["part"] in parts:
-                raise UserError(
-                    f"{path} holds both {parts[match['part']]} and {key}",
-                    "one of the two",
-                    "write the file again without the other",
-                )
-            parts[match["part"]] = key
+    for match in filter(None, map(KEY.fullmatch, keys)):
+        name = match["network"] or ""
+        parts = found.setdefault(ALIASES.get(name, name), {})
+        if match["part"] in parts:
+            raise UserError(
+                f"{path} holds both {parts[match['part']]} and {match[0]}",
+                "one of the two",
+                "write the file again without the other",
+            )
+        parts[match["part"]] = match[0]
     return found
 
 
 def _moments(file: Any, path: Path, parts: dict[str, str]) -> Moments:
-    features = _pair(file, path, parts, "mu", "sigma")
-    if features is None:
+    spatial = parts.keys() & {"mu_s", "sigma_s"}
+    needed = {"mu", "sigma"} | ({"mu_s", "sigma_s"} if spatial else set())
+    if missing := sorted(needed - parts.keys()):
         raise UserError(
-            f"{path} holds {', '.join(parts.values())} alone",
+            f"{path} holds {', '.join(parts.values())}, not {', '.join(missing)}",
             LAYOUTS,
-            "write mu and sigma beside them",
+            "write the file again with all of them",
         )
-    return Moments(features, _pair(file, path, parts, "mu_s", "sigma_s"))
+    pair = _pair(file, path, parts["mu"], parts["sigma"])
+    return Moments(pair, _pair(file, path, parts["mu_s"], parts["sigma_s"]) if spatial else None)
 
 
-def _pair(file: Any, path: Path, parts: dict[str, str], *wanted: str) -> Pair | None:
-    keys = [parts.get(part) for part in wanted]
-    if keys == [None, None]:
-        return None
-    if None in keys:
-        raise UserError(
-            f"{path} holds {', '.join(file.files)}",
-            f"{' and '.join(wanted)} together: {LAYOUTS}",
-            "write the file again",
-        )
-    mean, covariance = (read_array(file, path, key) for key in keys if key)
-    given = " and ".join(
-        f"{key} {list(a.shape)}" for key, a in zip(keys, (mean, covariance), strict=True)
-    )
+def _pair(file: Any, path: Path, mu: str, sigma: str) -> Pair:
+    mean, covariance = read_array(file, path, mu), read_array(file, path, sigma)
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise UserError(
-            f"{given} in {path}", EXPECTED, "pass the statistics file of your feature network"
+            f"{mu} {list(mean.shape)} and {sigma} {list(covariance.shape)} in {path}",
+            EXPECTED,
+            "pass the statistics file of your feature network",
         )
-    return _plain(mean, keys[0], path), _plain(covariance, keys[1], path)
+    return _to_float64(mean, mu, path), _to_float64(covariance, sigma, path)
 
 
-def _plain(array: np.ndarray, key: str | None, path: Path) -> Tensor:
-    """As float64, once it is known to lose nothing."""
+def _to_float64(array: np.ndarray, key: str, path: Path) -> Tensor:
+    # Complex covariances come from a matrix square root that went wrong; float16 is too coarse.
     if array.dtype.kind not in "fiu" or array.dtype == np.float16:
-        why = (
-            "complex: a matrix square root went wrong"
-            if array.dtype.kind == "c"
-            else str(array.dtype)
-        )
-        raise UserError(f"{key} in {path} is {why}", EXPECTED, "compute the statistics again")
+        raise UserError(f"{key} in {path} is {array.dtype}", EXPECTED, "compute them again")
     if not np.isfinite(array).all():
-        raise UserError(f"{key} in {path} is not finite", EXPECTED, "compute the statistics again")
+        raise UserError(f"{key} in {path} is not finite", EXPECTED, "compute them again")
     return torch.from_numpy(array.astype(np.float64))
 
 
@@ -219,12 +196,9 @@ def _count(file: Any, path: Path) -> int | None:
 
 
 def _record(file: Any, path: Path) -> dict[str, Any]:
-    """The record that `dit stats` leaves; empty of files by others."""
-    if (
-        "record" not in file.files
-        or (text := read_array(file, path, "record")).dtype.kind != "U"
-        or text.ndim
-    ):
+    """Return the record that `dit stats` leaves; empty for files of others."""
+    text = read_array(file, path, "record") if "record" in file.files else np.zeros(1)
+    if text.ndim or text.dtype.kind != "U":
         return {}
     try:
         record = json.loads(str(text))
@@ -237,27 +211,21 @@ def _record(file: Any, path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-# -- writing -----------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def write_statistics(
     path: Path, networks: Mapping[str, Moments], count: int, record: dict[str, Any]
 ) -> None:
-    """The file that `read_statistics` reads; Inception's are there under plain names too, for other evaluators."""
-    arrays: dict[str, np.ndarray] = {
-        "num_images": np.array(count),
-        "record": np.array(json.dumps(record)),
-    }
+    """Write the file that `read_statistics` reads."""
+    arrays = {"num_images": np.array(count), "record": np.array(json.dumps(record))}
     for name, moments in networks.items():
-        for prefix in (f"{name}/", *([""] if name == INCEPTION else [])):
-            arrays |= _named(moments.features, prefix, "")
-            arrays |= _named(moments.spatial, prefix, "_s") if moments.spatial else {}
+        # Other evaluators look for Inception's moments under the plain names.
+        for prefix in (f"{name}/", "") if name == INCEPTION else (f"{name}/",):
+            for suffix, pair in zip(("", "_s"), moments, strict=True):
+                if pair:
+                    arrays[f"{prefix}mu{suffix}"] = pair[0].numpy()
+                    arrays[f"{prefix}sigma{suffix}"] = pair[1].numpy()
+
     with write_atomically(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _named(pair: Pair, prefix: str, suffix: str) -> dict[str, np.ndarray]:
-    return {
-        f"{prefix}{part}{suffix}": value.numpy()
-        for part, value in zip(("mu", "sigma"), pair, strict=True)
-    }

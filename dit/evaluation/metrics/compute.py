@@ -1,6 +1,6 @@
-"""Scores of samples against a reference, on features of one network.
+"""Scores of samples against a reference, in the features of one network.
 
-A score that can not be computed has no value and says why; it is never 0 or NaN.
+A score that can not be computed has no value and a reason; it is never 0 or NaN.
 """
 
 import dataclasses
@@ -8,59 +8,64 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.errors import UserError
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.inputs.features import Features
 from dit.evaluation.metrics.frechet import Gaussian, fit, frechet
 from dit.evaluation.metrics.precision_recall import DENSITY_NEIGHBOURS, NEIGHBOURS, manifold
 
-NAMES = (
-    "FID",
-    "sFID",
-    "KID",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "IS",
-    "IS (torch-fidelity)",
-)
+IS_NAMES = ("IS", "IS (torch-fidelity)")
+NAMES = ("FID", "sFID", "KID", "precision", "recall", "density", "coverage", *IS_NAMES)
 KID_SUBSETS, KID_SUBSET_SIZE, KID_LEAST = 100, 1000, 20
-PRC_REFERENCE = 10_000  # reference images of precision, recall, density and coverage, as ADM has it
-IS_SPLIT = 5_000  # images in one split of the Inception score, as ADM has it
-IS_SPLITS = 10  # as torch-fidelity has it, of shuffled images
-FLOOR_SPLITS = 5
+PRC_REFERENCE = 10_000  # reference images of precision, recall, density and coverage, as in ADM
+IS_SPLIT = 5_000  # images in one split of the Inception score, as in ADM
+IS_SPLITS = 10  # as in torch-fidelity, of shuffled images
+FLOOR_SPLITS = 5  # random splits of real images
 SEED = 2020  # of subsets and shuffling; torch-fidelity's own
+JSON_KEYS = {"direction": "better"}  # attribute -> key in report.json, where they differ
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number, or the reason why there is none.
+    """One score, or the reason why it is not available.
 
     Args:
-        samples, reference: how many images of each it compares; None where the reference does not say.
-        note: what to know when reading it.
+        direction: "lower" or "higher", whichever is better.
+        samples, reference: numbers of images compared; None where the reference does not say.
+        deviation: standard deviation over subsets or splits.
+        note: what to know when reading the value.
     """
 
     name: str
     value: float | None
-    better: str  # "lower" or "higher"
+    direction: str
     samples: int
     reference: int | None = None
     deviation: float | None = None
     reason: str | None = None
     note: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values by the keys of report.json."""
+        values = dataclasses.asdict(self)
+        return {JSON_KEYS.get(name, name): value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Score":
+        """Return the score that `to_json` wrote."""
+        names = {key: name for name, key in JSON_KEYS.items()}
+        return cls(**{names.get(key, key): value for key, value in values.items()})
+
 
 @dataclass(frozen=True)
 class Range:
-    """What one score was over several random splits of real images: `samples` of them against `reference` others."""
+    """One score over random splits of real images: `samples` of them against `reference` others."""
 
     low: float
     mean: float
@@ -72,13 +77,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Target:
-    """What samples are compared with, in the features of one network; None where the reference does not have it.
+    """A reference in the features of one network; None for what the reference does not have.
 
     Args:
         values: features of reference images, [M, D].
         gaussian: fitted to such features, or published; `spatial`: the same of spatial features.
         missing: why any of them is None.
-        count: how many images the Gaussians were fitted to, where known.
+        count: number of images that the Gaussians were fitted to, where known.
     """
 
     values: Tensor | None = None
@@ -89,30 +94,23 @@ class Target:
 
     @classmethod
     def of(cls, reference: Features) -> "Target":
-        """Reference images."""
+        """Fit the Gaussians of reference images."""
         count = len(reference)
         if count < 2:
-            return cls(
-                reference.values,
-                missing=f"needs at least 2 reference images, has {count}",
-                count=count,
-            )
+            missing = f"needs at least 2 reference images, has {count}"
+            return cls(reference.values, missing=missing, count=count)
+
         spatial = None if reference.spatial is None else fit(reference.spatial)
-        return cls(
-            reference.values,
-            fit(reference.values),
-            spatial,
-            "the reference has no spatial features",
-            count,
-        )
+        missing = "the reference has no spatial features"
+        return cls(reference.values, fit(reference.values), spatial, missing, count)
 
 
 def score_names(extractor: str) -> tuple[str, ...]:
-    """The scores by the names that a feature network gives them, in order; only Inception's is called FID."""
-    return tuple(_shown(name, extractor) for name in NAMES)
+    """Return the names of all scores of one feature network; only Inception's is called FID."""
+    return tuple(_full_name(name, extractor) for name in NAMES)
 
 
-def _shown(name: str, extractor: str) -> str:
+def _full_name(name: str, extractor: str) -> str:
     if extractor == INCEPTION:
         return name
     score, _, convention = name.replace("FID", "FD").partition(" ")
@@ -120,20 +118,18 @@ def _shown(name: str, extractor: str) -> str:
 
 
 def is_frechet(score: str) -> bool:
-    """Whether a score of this name is a Fréchet distance."""
+    """Return whether a score of this name is a Fréchet distance."""
     return score.split("(")[0] in ("FID", "sFID", "FD", "sFD")
 
 
 def compute_scores(
     samples: Features, target: Target, extractor: str, device: torch.device
 ) -> dict[str, Score]:
-    """All scores by their names, in the order of `score_names`; sFID only where there are spatial features.
+    """Return all scores by name, in the order of `score_names`; sFID only with spatial features.
 
     Args:
-        extractor: name of the feature network; `device`: for distances between features.
-
-    Raises:
-        UserError: the reference's features are of another network.
+        extractor: name of the feature network.
+        device: where distances between features are computed.
     """
     found = [frechet_distance("FID", samples.values, target.gaussian, target)]
     if samples.spatial is not None:
@@ -141,35 +137,41 @@ def compute_scores(
     found.append(kernel_distance(samples.values, target, device))
     found += neighbour_scores(samples.values, target, device)
     found += inception_scores(samples, extractor)
-    named = [dataclasses.replace(score, name=_shown(score.name, extractor)) for score in found]
+
+    named = [dataclasses.replace(score, name=_full_name(score.name, extractor)) for score in found]
     return {score.name: score for score in named}
+
+
+# -- real against real -----------------------------------------------------------------------------
 
 
 def compute_floor(
     reference: Features, count: int, extractor: str, device: torch.device
 ) -> dict[str, Range]:
-    """What real images score: `count` of the reference, at most half, against the rest, in several random splits.
+    """Score `count` real images, at most half of the reference, against the rest, in random splits.
 
-    Scores that are not available are left out. With `count` = M of M images the floor is that of M / 2 against M / 2:
-    about twice the Fréchet distance that a perfect model's M samples have to all M.
+    Scores that are not available are skipped. With `count` = M of M images this compares M / 2
+    with M / 2: about twice the Fréchet distance of a perfect model's M samples to all M.
     """
     count = min(count, len(reference) // 2)
     if count == 0:
         return {}
+
     generator = np.random.default_rng(SEED)
-    found: list[dict[str, Score]] = []
-    for _ in tqdm(range(FLOOR_SPLITS), desc=f"floor ({extractor})", unit="split", delay=2):
+    splits: list[dict[str, Score]] = []
+    for _ in tqdm(range(FLOOR_SPLITS), desc=f"real vs. real ({extractor})", unit="split", delay=2):
         chosen = torch.zeros(len(reference), dtype=torch.bool)
         chosen[generator.permutation(len(reference))[:count]] = True
-        found.append(_split_scores(reference, chosen, extractor, device))
-    ranges = {name: _range([scores[name] for scores in found]) for name in found[0]}
+        splits.append(_split_scores(reference, chosen, extractor, device))
+
+    ranges = {name: _range([scores[name] for scores in splits]) for name in splits[0]}
     return {name: values for name, values in ranges.items() if values}
 
 
 def _split_scores(
     reference: Features, chosen: Tensor, extractor: str, device: torch.device
 ) -> dict[str, Score]:
-    """Scores of the chosen images against the others. Spatial features, of which only moments count, are not copied."""
+    """Score the images that `chosen` [M] marks against the others."""
     values, logits, spatial = reference.values, reference.logits, reference.spatial
     rest = int((~chosen).sum())
     target = Target(
@@ -180,46 +182,41 @@ def _split_scores(
     )
     samples = Features(values[chosen], None if logits is None else logits[chosen])
     scores = compute_scores(samples, target, extractor, device)
+
     if spatial is not None and rest > 1 and len(samples) > 1:
-        score = Score(_shown("sFID", extractor), None, "lower", len(samples), rest)
-        scores[score.name] = _frechet(
-            score, lambda: fit(spatial, chosen.double()), fit(spatial, (~chosen).double())
-        )
+        # Only moments of spatial features count: weights select rows without a copy.
+        score = Score(_full_name("sFID", extractor), None, "lower", len(samples), rest)
+        others = fit(spatial, (~chosen).double())
+        scores[score.name] = _frechet(score, lambda: fit(spatial, chosen.double()), others)
     return scores
 
 
 def _range(scores: Sequence[Score]) -> Range | None:
-    """None unless all are there."""
+    """Summarise one score over all splits; None if any split has no value."""
     values = [score.value for score in scores if score.value is not None]
     if len(values) < len(scores):
         return None
-    return Range(
-        min(values),
-        float(np.mean(values)),
-        max(values),
-        len(values),
-        scores[0].samples,
-        scores[0].reference,
-    )
+    first = scores[0]
+    mean = float(np.mean(values))
+    return Range(min(values), mean, max(values), len(values), first.samples, first.reference)
 
 
-# -- single scores; features in, Score out -----------------------------------------------------------------------
+# -- single scores ---------------------------------------------------------------------------------
 
 
 def frechet_distance(
     name: str, samples: Tensor, reference: Gaussian | None, target: Target
 ) -> Score:
-    """Fréchet distance of the Gaussian fitted to samples [N, D] (1706.08500); of spatial features: sFID (2103.03841).
+    """Return the FID (1706.08500) of samples [N, D]; of spatial features, the sFID (2103.03841).
 
     Args:
         reference: the Gaussian of `target` to compare with.
     """
     score = Score(name, None, "lower", len(samples), target.count)
     if reference is None:
-        return _without(score, target.missing)
+        return _unavailable(score, target.missing)
     if len(samples) < 2:
-        return _without(score, f"needs at least 2 samples, has {len(samples)}")
-    check_widths(samples.shape[1], reference.width)
+        return _unavailable(score, f"needs at least 2 samples, has {len(samples)}")
     return _frechet(score, lambda: fit(samples), reference)
 
 
@@ -227,165 +224,144 @@ def _frechet(score: Score, fitted: Callable[[], Gaussian], reference: Gaussian) 
     try:
         value = frechet(fitted(), reference)
     except torch.linalg.LinAlgError as error:
-        return _without(score, f"the arithmetic failed ({error})")
-    width, least = reference.width, min(score.samples, score.reference or score.samples)
-    note = (
-        f"{least} images for {width} features: biased upwards, compare at equal N only"
-        if least <= width
-        else None
-    )
-    return _with(score, value, note=note)
+        return _unavailable(score, f"the arithmetic failed ({error})")
+
+    least = min(score.samples, score.reference or score.samples)
+    if least > reference.width:
+        return _available(score, value)
+    note = f"{least} images for {reference.width} features"
+    return _available(score, value, note=f"{note}: biased upwards, compare at equal N only")
 
 
 def kernel_distance(samples: Tensor, target: Target, device: torch.device) -> Score:
-    """Unbiased squared MMD with a cubic kernel, mean over subsets of at most half the images (1801.01401).
+    """Return the KID: unbiased squared MMD with a cubic kernel, mean over subsets (1801.01401).
 
-    In float64, and on the subsets that torch-fidelity draws.
+    It is computed in float64, on the subsets that torch-fidelity draws.
     """
-    score, reference = _start("KID", "lower", samples, target.values), target.values
+    reference = target.values
     if reference is None:
-        return _without(score, target.missing)
+        return _unavailable(Score("KID", None, "lower", len(samples)), target.missing)
+    score = Score("KID", None, "lower", len(samples), len(reference))
     if reason := _too_few(samples, reference, KID_LEAST):
-        return _without(score, reason)
-    check_widths(samples.shape[1], reference.shape[1])
+        return _unavailable(score, reason)
+
     size = kid_subset_size(len(samples), len(reference))
-    distances = _kernel_distances(samples, reference, size, device)
-    note = f"{KID_SUBSETS} subsets of {size}"
-    return _with(score, float(np.mean(distances)), deviation=float(np.std(distances)), note=note)
-
-
-def _kernel_distances(
-    samples: Tensor, reference: Tensor, size: int, device: torch.device
-) -> list[float]:
     generator = np.random.RandomState(SEED)
 
+    # In float64: at Inception's scale float32 is off by 1%.
     def subset(features: Tensor) -> Tensor:
-        return features[generator.choice(len(features), size, replace=False)].to(device).double()
+        rows = generator.choice(len(features), size, replace=False)
+        return features[rows].to(device).double()
 
-    return [squared_mmd(subset(samples), subset(reference)) for _ in range(KID_SUBSETS)]
+    distances = [squared_mmd(subset(samples), subset(reference)) for _ in range(KID_SUBSETS)]
+    note = f"{KID_SUBSETS} subsets of {size}"
+    return _available(score, float(np.mean(distances)), float(np.std(distances)), note)
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared MMD of x and y [n, D] under the kernel (x y / D + 1)^3 (1801.01401, Eq. 3 and 4)."""
+    """Return the unbiased squared MMD of x and y [n, D] under the kernel (x y / D + 1)^3."""
     count, width = x.shape
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         base = torch.addmm(a.new_ones(1), a, b.T, alpha=1 / width)
         return base * base * base
 
-    within = sum(k.sum() - k.trace() for k in (kernel(x, x), kernel(y, y))) / (count * (count - 1))
+    def pairs(a: Tensor) -> Tensor:
+        values = kernel(a, a)
+        # Unbiased: pairs of a point with itself do not count.
+        return values.sum() - values.trace()
+
+    # 1801.01401, Eq. 3 and 4
+    within = (pairs(x) + pairs(y)) / (count * (count - 1))
     return float(within - 2 * kernel(x, y).mean())
 
 
 def kid_subset_size(samples: int, reference: int) -> int:
-    """1000, or half of the smaller set: larger subsets of it would be nearly the same each time."""
+    """Return 1000, or half of the smaller set: larger subsets of it would nearly coincide."""
     return min(KID_SUBSET_SIZE, samples // 2, reference // 2)
 
 
 def neighbour_scores(samples: Tensor, target: Target, device: torch.device) -> list[Score]:
-    """Precision and recall (1904.06991), density and coverage (2002.09797); see `neighbours.Manifold`."""
+    """Return precision and recall (1904.06991), density and coverage (2002.09797)."""
     reference = target.values
     if reference is not None and len(reference) > PRC_REFERENCE:
         reference = reference[_subset(len(reference), PRC_REFERENCE)]
-    least = {
-        "precision": NEIGHBOURS,
-        "recall": NEIGHBOURS,
-        "density": DENSITY_NEIGHBOURS,
-        "coverage": DENSITY_NEIGHBOURS,
-    }
-    scores = [_start(name, "higher", samples, reference) for name in least]
+
+    count = None if reference is None else len(reference)
+    names = ("precision", "recall", "density", "coverage")
+    scores = [Score(name, None, "higher", len(samples), count) for name in names]
     if reference is None:
-        return [_without(score, target.missing) for score in scores]
-    reasons = {
-        name: _too_few(samples, reference, neighbours + 1) for name, neighbours in least.items()
-    }
-    if all(reasons.values()):
-        return [_without(score, str(reasons[score.name])) for score in scores]
-    check_widths(samples.shape[1], reference.shape[1])
-    found = dataclasses.asdict(manifold(samples, reference, device))
+        return [_unavailable(score, target.missing) for score in scores]
+
+    # A ball reaches to the k-th nearest other image, so that k + 1 images are needed.
+    few = _too_few(samples, reference, NEIGHBOURS + 1)
+    fewer = _too_few(samples, reference, DENSITY_NEIGHBOURS + 1)
+    if few:
+        found = dict.fromkeys(names, 0.0)
+    else:
+        found = dataclasses.asdict(manifold(samples, reference, device))
+    reasons = (few, few, fewer, fewer)
     return [
-        _without(score, reason)
-        if (reason := reasons[score.name])
-        else _with(score, found[score.name])
-        for score in scores
+        _unavailable(score, reason) if reason else _available(score, found[score.name])
+        for score, reason in zip(scores, reasons, strict=True)
     ]
 
 
 def _subset(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` indices, always the same ones."""
+    """Return at most `most` of `count` indices, always the same ones."""
     return np.sort(np.random.default_rng(SEED).permutation(count)[:most])
 
 
 def inception_scores(samples: Features, extractor: str) -> list[Score]:
-    """exp of the mean KL between p(class | image) and p(class), mean over splits (1606.03498).
+    """Return exp of the mean KL between p(class | image) and p(class) (1606.03498), two ways.
 
-    Once in splits of 5,000 in order, the last one shorter, as ADM; once in 10 splits, shuffled, as torch-fidelity.
+    ADM: splits of 5,000 images in order, the last one shorter. torch-fidelity: 10 splits, shuffled.
     """
     count = len(samples)
-    scores = [Score(name, None, "higher", count) for name in NAMES[-2:]]
+    adm, fidelity = (Score(name, None, "higher", count) for name in IS_NAMES)
     if samples.logits is None:
-        return [_without(score, f"{extractor} has no classifier") for score in scores]
-    shuffled = np.random.RandomState(SEED).permutation(count)
+        reason = f"{extractor} has no classifier"
+        return [_unavailable(adm, reason), _unavailable(fidelity, reason)]
+
+    shuffled = samples.logits[np.random.RandomState(SEED).permutation(count)]
     equal = [i * count // IS_SPLITS for i in range(IS_SPLITS + 1)]
     return [
-        _inception_score(
-            scores[0],
-            samples.logits,
-            np.arange(count),
-            [*range(0, count, IS_SPLIT), count],
-            least=2,
-        ),
-        _inception_score(scores[1], samples.logits, shuffled, equal, least=IS_SPLITS),
+        _inception_score(adm, samples.logits, [*range(0, count, IS_SPLIT), count], least=2),
+        _inception_score(fidelity, shuffled, equal, least=IS_SPLITS),
     ]
 
 
-def _inception_score(
-    score: Score, logits: Tensor, order: np.ndarray, bounds: Sequence[int], least: int
-) -> Score:
-    """Over the splits between the bounds, of the logits in that order."""
+def _inception_score(score: Score, logits: Tensor, bounds: Sequence[int], least: int) -> Score:
+    """Compute the mean over splits of `logits` [N, K] between the bounds."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
     if len(logits) < least:
-        return _without(score, f"needs at least {least} samples, has {len(logits)}")
-    values = [
-        isc_features_to_metric(logits[order[start:stop]], splits=1, shuffle=False)[
-            KEY_METRIC_ISC_MEAN
-        ]
-        for start, stop in itertools.pairwise(bounds)
-    ]
-    note = "1 split" if len(values) == 1 else f"{len(values)} splits"
-    return _with(
-        score, float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None, note
-    )
+        return _unavailable(score, f"needs at least {least} samples, has {len(logits)}")
 
-
-def _start(name: str, better: str, samples: Tensor, reference: Tensor | None) -> Score:
-    return Score(name, None, better, len(samples), None if reference is None else len(reference))
+    values = []
+    for start, stop in itertools.pairwise(bounds):
+        metrics = isc_features_to_metric(logits[start:stop], splits=1, shuffle=False)
+        values.append(metrics[KEY_METRIC_ISC_MEAN])
+    if len(values) == 1:
+        return _available(score, float(values[0]), note="1 split")
+    note = f"{len(values)} splits"
+    return _available(score, float(np.mean(values)), float(np.std(values)), note)
 
 
 def _too_few(samples: Tensor, reference: Tensor, least: int) -> str | None:
     if min(len(samples), len(reference)) >= least:
         return None
-    return f"needs at least {least} images on both sides, has {len(samples)} samples and {len(reference)} reference images"
+    has = f"{len(samples)} samples and {len(reference)} reference images"
+    return f"needs at least {least} images on both sides, has {has}"
 
 
-def _without(score: Score, reason: str) -> Score:
+def _unavailable(score: Score, reason: str) -> Score:
     return dataclasses.replace(score, reason=reason)
 
 
-def _with(
+def _available(
     score: Score, value: float, deviation: float | None = None, note: str | None = None
 ) -> Score:
     if not math.isfinite(value):
-        return _without(score, f"the arithmetic gave {value}")
+        return _unavailable(score, f"the arithmetic gave {value}")
     return dataclasses.replace(score, value=value, deviation=deviation, note=note)
-
-
-def check_widths(samples: int, reference: int) -> None:
-    """Refuse features of different networks."""
-    if samples != reference:
-        raise UserError(
-            f"{samples} features of the samples and {reference} of the reference",
-            "the same number",
-            "choose the feature network of the reference with --extractor",
-        )

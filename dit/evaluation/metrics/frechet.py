@@ -1,8 +1,8 @@
-"""Fréchet distance between Gaussians fitted to features, in float64 and by symmetric decompositions only.
+"""Fréchet distance between Gaussians fitted to features, in float64.
 
-A covariance is kept as a factor A with A^T A = covariance, for then tr sqrt(S1 S2) is the nuclear norm of A B^T: a sum
-of singular values. Nothing is inverted and no root of a product is taken, so ill-conditioned and rank-deficient
-covariances lose no digits.
+A covariance is stored as a factor A with A^T A = covariance. Then tr sqrt(S1 S2) is the nuclear
+norm of A B^T: a sum of singular values. Nothing is inverted and no root of a product is taken, so
+ill-conditioned and rank-deficient covariances lose no digits.
 """
 
 import math
@@ -16,8 +16,7 @@ from torch import Tensor
 from dit.errors import UserError
 
 BLOCK = 2048  # rows in float64 at a time: 34 MB for 2048 features
-TOLERANCE = 1e-6  # of the largest entry: float32 rounds a matrix by 6e-8 of its norm, and its eigenvalues likewise
-
+TOLERANCE = 1e-6  # of the largest entry; rounding to float32 moves eigenvalues by 6e-8 of it
 
 Counted = tuple[int, Tensor, Tensor]
 """Number of rows, their mean [D] and covariance [D, D]."""
@@ -25,7 +24,7 @@ Counted = tuple[int, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean [D] and a factor [R, D] of the covariance: factor^T factor; float64, on the CPU."""
+    """Mean [D] and factor [R, D] of the covariance factor^T factor; float64, on the CPU."""
 
     mean: Tensor
     factor: Tensor
@@ -37,60 +36,61 @@ class Gaussian:
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)), the squared 2-Wasserstein distance (1706.08500, Eq. 6).
+    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)), the squared 2-Wasserstein distance.
 
     Raises:
         torch.linalg.LinAlgError: entries that are not finite.
     """
+    # 1706.08500, Eq. 6
     shift = (a.mean - b.mean).square().sum()
     spread = a.factor.square().sum() + b.factor.square().sum()
     shared = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
-    return float(
-        (shift + spread - 2 * shared).clamp(min=0)
-    )  # round-off of equal ones may be below 0; NaN stays NaN
+    # Round-off of equal Gaussians may be negative; NaN stays NaN.
+    return float((shift + spread - 2 * shared).clamp(min=0))
 
 
 def fit(values: Tensor, weights: Tensor | None = None) -> Gaussian:
-    """The Gaussian with the moments of `values` [N, D], N >= 2; see `moments` for `weights`.
+    """Return the Gaussian with the moments of `values` [N, D], N >= 2.
 
-    With N <= D the factor is the centred rows themselves, [N, D]: smaller than a covariance, and exact.
+    Args:
+        weights: how often each row counts, [N]; once unless given.
     """
     weights = _each_once(values, weights)
     if int((weights > 0).sum()) > values.shape[1]:
         mean, covariance = moments(values, weights)
         return Gaussian(mean, _factor(*torch.linalg.eigh(covariance)))
+
+    # With N <= D the centred rows are a factor: smaller than a covariance, and exact.
     mean = _mean(values, weights)
     rows = torch.cat(list(_centred(values, weights, mean)))
     return Gaussian(mean, rows / math.sqrt(weights.sum() - 1))
 
 
 def from_moments(mean: np.ndarray | Tensor, covariance: np.ndarray | Tensor, name: str) -> Gaussian:
-    """The Gaussian of published moments, mean [D] and covariance [D, D].
-
-    Eigenvalues that are negative by round-off count as 0.
+    """Return the Gaussian of published moments, mean [D] and covariance [D, D].
 
     Args:
-        name: whose moments they are, for messages.
-
-    Raises:
-        UserError: shapes that do not fit, NaN or infinity, an asymmetric matrix, an eigenvalue below 0.
+        name: source of the moments, for messages.
     """
-    mean, covariance = (torch.as_tensor(given, dtype=torch.float64) for given in (mean, covariance))
+    mean = torch.as_tensor(mean, dtype=torch.float64)
+    covariance = torch.as_tensor(covariance, dtype=torch.float64)
     _check_moments(mean, covariance, name)
     eigenvalues, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     if not eigenvalues[0] >= -TOLERANCE * eigenvalues[-1]:
         raise _refused(
-            f"the covariance of {name} has the eigenvalue {eigenvalues[0]:.3g} beside {eigenvalues[-1]:.3g}",
+            f"the covariance of {name} has the eigenvalue {eigenvalues[0]:.3g} "
+            f"beside {eigenvalues[-1]:.3g}",
             "none below 0",
         )
     return Gaussian(mean, _factor(eigenvalues, vectors))
 
 
 def moments(values: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean [D] and covariance [D, D] of `values` [N, D], N >= 2, in float64, in two passes over blocks of rows.
+    """Return mean [D] and covariance [D, D] of `values` [N, D], N >= 2, in float64.
 
     Args:
-        weights: how often each row counts, [N]; once unless given. The covariance divides by their sum - 1.
+        weights: how often each row counts, [N]; once unless given. Their sum - 1 divides the
+            covariance.
     """
     weights = _each_once(values, weights)
     mean = _mean(values, weights)
@@ -101,15 +101,14 @@ def moments(values: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tens
 
 
 def merge(one: Counted, other: Counted) -> Counted:
-    """Moments of two sets together, from those of each (Chan, Golub and LeVeque 1979, Eq. 2.1)."""
-    (n, mean, covariance), (m, other_mean, other_covariance) = one, other
-    apart = other_mean - mean
-    scatter = (
-        (n - 1) * covariance
-        + (m - 1) * other_covariance
-        + torch.outer(apart, apart) * (n * m / (n + m))
-    )
-    return n + m, mean + apart * (m / (n + m)), scatter / (n + m - 1)
+    """Return the moments of two sets together."""
+    n, mean, covariance = one
+    m, other_mean, other_covariance = other
+    shift = other_mean - mean
+    # Chan, Golub and LeVeque 1979, Eq. 2.1
+    between = torch.outer(shift, shift) * (n * m / (n + m))
+    scatter = (n - 1) * covariance + (m - 1) * other_covariance + between
+    return n + m, mean + shift * (m / (n + m)), scatter / (n + m - 1)
 
 
 def _each_once(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -124,20 +123,20 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _centred(values: Tensor, weights: Tensor, mean: Tensor) -> Iterator[Tensor]:
-    """Blocks of sqrt(weight) (row - mean), whose products add up to the scatter."""
+    """Yield blocks of sqrt(weight) (row - mean), whose products add up to the scatter."""
     for rows, counts in _counted(values, weights):
         yield rows.sub_(mean).mul_(counts.sqrt()[:, None])
 
 
 def _counted(values: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of the rows that count, in float64, and how often each does."""
+    """Yield blocks of the rows with a weight above 0, in float64, and their weights."""
     for rows, counts in zip(values.split(BLOCK), weights.split(BLOCK), strict=True):
         counting = counts > 0
         yield rows[counting].double(), counts[counting]
 
 
 def _factor(eigenvalues: Tensor, vectors: Tensor) -> Tensor:
-    """[D, D] from an eigen-decomposition; what round-off left below 0 is 0."""
+    """Return the factor [D, D]; eigenvalues that round-off made negative count as 0."""
     return (vectors * eigenvalues.clamp(min=0).sqrt()).T
 
 
@@ -150,11 +149,12 @@ def _check_moments(mean: Tensor, covariance: Tensor, name: str) -> None:
     for moment, given in (("mean", mean), ("covariance", covariance)):
         if not given.isfinite().all():
             raise _refused(f"NaN or infinity in the {moment} of {name}", "finite numbers")
+
     skew, largest = (covariance - covariance.T).abs().max(), covariance.abs().max()
     if skew > TOLERANCE * largest:
         raise _refused(
-            f"the covariance of {name} differs from its transpose by {skew:.3g}, its largest entry is "
-            f"{largest:.3g}",
+            f"the covariance of {name} differs from its transpose by {skew:.3g}, "
+            f"its largest entry is {largest:.3g}",
             "a symmetric matrix",
         )
 

@@ -1,4 +1,4 @@
-"""Are samples copies of training images? The nearest training image of each, by pixels and by features."""
+"""Near-copies of training images: the nearest one of each sample, by pixels and features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit.distributed.ranks import Ranks
 from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics.precision_recall import nearest
 
 PIXELS, SIDE = "pixels", 16
-SHARE = 0.01  # of real images that are as near to another real one as what is called a near-copy
-MOST_SAMPLES, MOST_REAL = 10_000, 2_000  # how many are looked at, evenly spaced
+SHARE = 0.01  # of real images that are as near to another real one as a near-copy
+MOST_SAMPLES, MOST_REAL = 10_000, 2_000  # numbers of images checked, evenly spaced
 
 
 def pixel_extractor(device: torch.device) -> Extractor:
-    """Images averaged to 16x16 pixels as features, so that pixels are compared in the same pass as features."""
+    """Return a network whose features are the image averaged to 16x16 pixels."""
 
     def shrink(images: Tensor) -> Outputs:
         return Outputs(F.adaptive_avg_pool2d(images.float(), SIDE).flatten(1))
@@ -35,7 +37,7 @@ def pixel_extractor(device: torch.device) -> Extractor:
 
 @dataclass(frozen=True)
 class Likeness:
-    """The nearest training image of each sample looked at.
+    """The nearest training image of each sample checked.
 
     Args:
         by: `pixels` or the name of a feature network.
@@ -50,28 +52,33 @@ class Likeness:
 
     @property
     def near_copies(self) -> float:
-        """Share of the samples that are as near to a training image as only 1% of training images are to another."""
+        """Share of the samples within the threshold."""
         return float((self.distances <= self.threshold).double().mean())
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images that samples may have been copied from.
-
-    Args:
-        values: features [M, D] by network, on rank 0.
-    """
+    """Images that samples may be copies of; features [M, D] by network, on rank 0."""
 
     images: ImageSet
     values: dict[str, Tensor]
 
 
+def extract_training_images(
+    images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, cache: bool
+) -> TrainingImages:
+    """Return the images with their features in every network."""
+    title = "features of training images"
+    networks = extract_cached(images, extractors, batch_size, ranks, title, cache).networks
+    return TrainingImages(images, {name: features.values for name, features in networks.items()})
+
+
 @dataclass(frozen=True)
 class Memorisation:
-    """What the check found.
+    """Result of the check.
 
     Args:
-        samples: [n] int64, which samples were looked at.
+        samples: [n] int64, indices of the samples checked.
         training: the images they were compared with.
         likenesses: one for each measure.
     """
@@ -84,34 +91,34 @@ class Memorisation:
 def check(
     samples: dict[str, Tensor], shown: Sequence[int], training: TrainingImages, device: torch.device
 ) -> Memorisation:
-    """Find the nearest training image of the samples: of all, or of many and those in pictures.
+    """Find the nearest training image of all samples, or of many and those in pictures.
 
     Args:
-        samples: features [N, D] by network; `shown`: indices of samples in pictures.
+        samples: features [N, D] by network.
+        shown: indices of samples in pictures.
     """
     count = len(next(iter(samples.values())))
-    chosen = torch.cat(
-        [evenly(count, MOST_SAMPLES), torch.tensor(shown, dtype=torch.int64)]
-    ).unique()
-    found = [
+    # Pictures show the neighbours of their samples: these are always checked.
+    spread = evenly(count, MOST_SAMPLES)
+    chosen = torch.cat([spread, torch.tensor(shown, dtype=torch.int64)]).unique()
+    likenesses = [
         likeness(samples[name][chosen], values, name, device)
         for name, values in training.values.items()
     ]
-    return Memorisation(chosen, training.images, found)
+    return Memorisation(chosen, training.images, likenesses)
 
 
 def likeness(samples: Tensor, training: Tensor, by: str, device: torch.device) -> Likeness:
-    """Compare samples [n, D] with training images [M, D]; M is 2 or more."""
+    """Compare samples [n, D] with training images [M, D], M >= 2."""
     distances, indices = nearest(samples, training, device)
+    # What is near is measured among real images, each without itself.
     real = evenly(len(training), MOST_REAL)
-    apart, _ = nearest(training[real], training, device, skip=real)
-    return Likeness(by, indices, distances, float(apart.quantile(SHARE)))
+    real_distances, _ = nearest(training[real], training, device, skip=real)
+    return Likeness(by, indices, distances, float(real_distances.quantile(SHARE)))
 
 
 def evenly(count: int, most: int) -> Tensor:
-    """Indices of at most `most` of `count` images, evenly spaced."""
-    return (
-        torch.arange(count)
-        if count <= most
-        else torch.linspace(0, count - 1, most, dtype=torch.float64).long()
-    )
+    """Return the indices of at most `most` of `count` images, evenly spaced."""
+    if count <= most:
+        return torch.arange(count)
+    return torch.linspace(0, count - 1, most, dtype=torch.float64).long()

@@ -1,4 +1,4 @@
-"""Class by class: whether samples show what they were asked for, and how far they are from the real ones."""
+"""Scores class by class: whether samples show the class asked for, and their Fréchet distance."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,52 +23,61 @@ class Recognition:
 
 
 def svm_accuracy(images: Tensor, labels: Sequence[int]) -> Recognition:
-    """How often an SVM trained on the real 8x8 digits sees in [N, 3, S, S] uint8 images the digits asked for.
+    """Classify samples [N, 3, S, S] uint8, averaged to 8x8, by an SVM trained on the real digits.
 
-    The images are brought back to 8x8 by area. Labels are 0..9.
+    Args:
+        labels: digits 0..9 that the samples should show.
     """
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    predicted = _fit_svm(data.data, data.target).predict(to_digits(images).numpy())
+    svm = _fit_svm(data.data, data.target)
+    predicted = svm.predict(to_digits(images).numpy())
     return _recognition(predicted, np.asarray(labels))
 
 
 def svm_floor() -> Recognition:
-    """The same for real digits: half of them recognised by an SVM trained on the other half, both ways."""
+    """Classify real digits: each half by an SVM trained on the other half."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    one, other = np.array_split(np.random.default_rng(SEED).permutation(len(data.target)), 2)
+    shuffled = np.random.default_rng(SEED).permutation(len(data.target))
+    one, other = np.array_split(shuffled, 2)
     predicted = np.empty_like(data.target)
     for seen, unseen in ((one, other), (other, one)):
-        predicted[unseen] = _fit_svm(data.data[seen], data.target[seen]).predict(data.data[unseen])
+        svm = _fit_svm(data.data[seen], data.target[seen])
+        predicted[unseen] = svm.predict(data.data[unseen])
     return _recognition(predicted, data.target)
 
 
 def _fit_svm(digits: np.ndarray, labels: np.ndarray) -> Any:
     from sklearn.svm import SVC
 
+    # gamma suits pixels in 0..16
     return SVC(gamma=0.001).fit(digits, labels)
 
 
 def _recognition(predicted: np.ndarray, labels: np.ndarray) -> Recognition:
     right = predicted == labels
-    per_class = {str(label): float(right[labels == label].mean()) for label in np.unique(labels)}
+    classes = np.unique(labels)
+    per_class = {str(label): float(right[labels == label].mean()) for label in classes}
     return Recognition(float(right.mean()), per_class, len(labels))
 
 
 def classifier_accuracy(
     logits: Tensor, labels: Sequence[str], class_names: Sequence[str]
 ) -> dict[str, float]:
-    """Share of each class that a classifier recognises, from logits [N, K]; empty unless it knows all the labels."""
+    """Return the share of each class that a classifier recognises, from its logits [N, K].
+
+    The result is empty unless the classifier knows all labels.
+    """
     if not set(labels) <= set(class_names):
         return {}
-    names = np.asarray(class_names)
-    return _recognition(names[logits.argmax(dim=1).numpy()], np.asarray(labels)).per_class
+    predicted = np.asarray(class_names)[logits.argmax(dim=1).numpy()]
+    return _recognition(predicted, np.asarray(labels)).per_class
 
 
-# -- class by class ----------------------------------------------------------------------------------------------
+# -- class by class --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,12 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class.
+    """Scores of one class, under the keys of report.json.
 
     Args:
-        samples, reference: how many images there are of it.
-        fd: Fréchet distance between the two; `floor_fd`: of as many real ones, at most half, to the rest.
+        samples, reference: numbers of images of the class.
+        fd: Fréchet distance between the two.
+        floor_fd: the same real against real: of as many images, at most half, to the rest.
         accuracy: share of the samples recognised as this class.
     """
 
@@ -100,45 +110,41 @@ class ClassRow:
 def class_rows(
     samples: Labelled, reference: Labelled | None, recognised: dict[str, float]
 ) -> list[ClassRow]:
-    """Every class of the samples, in the order of numbers or of the alphabet.
+    """Return a row for every class of the samples, in the order of numbers or of the alphabet.
 
-    A distance between few images is biased upwards, so read it beside that of as many real ones.
+    A distance between few images is biased upwards: compare it with that of as many real ones.
     """
-    ours, real = _places(samples), _places(reference) if reference else {}
-    return [
-        _class_row(
-            label, samples, ours[label], reference, real.get(label, []), recognised.get(label)
-        )
-        for label in sorted(ours, key=natural)
-    ]
+    sample_indices = _indices_by_class(samples)
+    real_indices = _indices_by_class(reference) if reference else {}
+    rows = []
+    for label in sorted(sample_indices, key=_natural_order):
+        ours = sample_indices[label]
+        real = real_indices.get(label, [])
+        count = len(real) if reference else None
+        row = ClassRow(label, len(ours), count, accuracy=recognised.get(label))
+        # Four real images are two pairs, the least for a distance of real against real.
+        if reference and len(ours) >= 2 and len(real) >= 4:
+            fd = frechet(fit(samples.values[ours]), fit(reference.values[real]))
+            floor_fd = _real_vs_real(reference.values, real, len(ours))
+            row = dataclasses.replace(row, fd=fd, floor_fd=floor_fd)
+        rows.append(row)
+    return rows
 
 
-def _class_row(
-    label: str,
-    samples: Labelled,
-    ours: list[int],
-    reference: Labelled | None,
-    real: list[int],
-    accuracy: float | None,
-) -> ClassRow:
-    row = ClassRow(label, len(ours), len(real) if reference else None, accuracy=accuracy)
-    if reference is None or len(ours) < 2 or len(real) < 4:
-        return row
-    shuffled = np.random.default_rng(SEED).permutation(real)
-    first = min(len(ours), len(real) // 2)
-    one, other = (fit(reference.values[part]) for part in (shuffled[:first], shuffled[first:]))
-    fd = frechet(fit(samples.values[ours]), fit(reference.values[real]))
-    return dataclasses.replace(row, fd=fd, floor_fd=frechet(one, other))
+def _real_vs_real(values: Tensor, indices: list[int], count: int) -> float:
+    shuffled = np.random.default_rng(SEED).permutation(indices)
+    size = min(count, len(indices) // 2)
+    one, rest = shuffled[:size], shuffled[size:]
+    return frechet(fit(values[one]), fit(values[rest]))
 
 
-def _places(images: Labelled) -> dict[str, list[int]]:
-    """Where the images of each class are."""
-    places: dict[str, list[int]] = {}
+def _indices_by_class(images: Labelled) -> dict[str, list[int]]:
+    indices: dict[str, list[int]] = {}
     for i, label in enumerate(images.labels):
-        places.setdefault(label, []).append(i)
-    return places
+        indices.setdefault(label, []).append(i)
+    return indices
 
 
-def natural(label: str) -> tuple[bool, int, str]:
-    """Sorts numbers by value, before names."""
+def _natural_order(label: str) -> tuple[bool, int, str]:
+    """Return a sorting key: numbers by value, before names."""
     return not label.isdigit(), int(label) if label.isdigit() else 0, label

@@ -1,7 +1,7 @@
-"""Nearest neighbours among features, in blocks: no matrix of all distances exists at any time.
+"""Precision, recall, density, coverage and nearest neighbours, in blocks of distances.
 
-Distances are float64, |x|^2 + |y|^2 - 2xy of centred points, and what round-off can not tell apart counts as equal:
-copies are at distance 0, and a copy of a point lies in every ball that the point lies in or on.
+Distances are float64, |x|^2 + |y|^2 - 2xy of centred points. Differences below round-off count as
+equal: copies are at distance 0, and a copy of a point lies in every ball that the point lies in.
 """
 
 import math
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024  # points a side: 8 MB of distances
-NEIGHBOURS = 3  # of precision and recall, as ADM has it (1904.06991, 2105.05233)
+NEIGHBOURS = 3  # of precision and recall, as in ADM (1904.06991, 2105.05233)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (2002.09797)
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Manifold:
-    """How samples lie among real images, whose surroundings are balls that reach to the k-th nearest real image.
+    """Overlap of samples and real images. Each image has a ball that reaches to its k-th neighbour.
 
     Args:
-        precision: share of samples in the ball of some real image; `recall`: share of real images in that of some
-            sample (1904.06991, Eq. 1-2), k = 3.
-        density: how many balls of real images a sample lies in, divided by k (2002.09797, Eq. 4); may exceed 1.
+        precision: share of samples in the ball of some real image; `recall`: share of real images
+            in that of some sample (1904.06991, Eq. 1-2), k = 3.
+        density: mean number of balls of real images that a sample lies in, divided by k
+            (2002.09797, Eq. 4); may exceed 1.
         coverage: share of real images with a sample in their ball (Eq. 5), k = 5.
     """
 
@@ -36,136 +37,124 @@ class Manifold:
 
 
 def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> Manifold:
-    """All four of `samples` [N, D] and `reference` [M, D], from one pass over the distances between them.
-
-    A set needs more points than neighbours. Balls hold their border, so that a set among itself has precision, recall
-    and coverage 1.
-    """
+    """Compare `samples` [N, D] with `reference` [M, D]; each set needs more than 3 points."""
     centre = _centre(reference)
     ours, real = _Points(samples, centre, device), _Points(reference, centre, device)
     slack = _slack(samples.shape[1])
-    reach = _nearest_within(ours, NEIGHBOURS)[:, -1:]
-    balls = _nearest_within(real, DENSITY_NEIGHBOURS)
-    tight, wide = balls[:, NEIGHBOURS - 1], balls[:, DENSITY_NEIGHBOURS - 1]
-    precise, recalled, covered = (
-        torch.zeros(n, dtype=torch.bool, device=device)
-        for n in (len(samples), len(reference), len(reference))
-    )
+    sample_radius = _nearest_within(ours, NEIGHBOURS)[:, -1:]
+    real_radii = _nearest_within(real, DENSITY_NEIGHBOURS)
+    near, far = real_radii[:, NEIGHBOURS - 1], real_radii[:, DENSITY_NEIGHBOURS - 1]
+
+    precise = torch.zeros(len(samples), dtype=torch.bool, device=device)
+    recalled = torch.zeros(len(reference), dtype=torch.bool, device=device)
+    covered = torch.zeros(len(reference), dtype=torch.bool, device=device)
     inside = torch.zeros((), dtype=torch.int64, device=device)
     for row in ours:
         for column in real:
+            # Rows are samples, columns real images.
             squared = _squared(row, column, slack)
-            precise[row.part] |= (squared <= tight[column.part]).any(dim=1)
-            recalled[column.part] |= (squared <= reach[row.part]).any(dim=0)
-            within = squared <= wide[column.part]
+            precise[row.part] |= (squared <= near[column.part]).any(dim=1)
+            recalled[column.part] |= (squared <= sample_radius[row.part]).any(dim=0)
+            within = squared <= far[column.part]
             covered[column.part] |= within.any(dim=0)
             inside += within.sum()
-    density = int(inside) / (DENSITY_NEIGHBOURS * len(samples))
-    return Manifold(_share(precise), _share(recalled), density, _share(covered))
+
+    return Manifold(
+        precision=precise.double().mean().item(),
+        recall=recalled.double().mean().item(),
+        density=int(inside) / (DENSITY_NEIGHBOURS * len(samples)),
+        coverage=covered.double().mean().item(),
+    )
 
 
 def nearest(
     queries: Tensor, points: Tensor, device: torch.device = CPU, skip: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Distance [N] (float64) and index [N] of the nearest of `points` [M, D] to each of `queries` [N, D].
+    """Return distance [N] (float64) and index [N] of the nearest of `points` [M, D] to each query.
 
     Args:
-        skip: [N] int64, the point that does not count for each query: itself, where queries are among the points.
-            Where no other point is left, the distance is infinite.
+        queries: [N, D].
+        skip: [N] int64, the point to ignore for each query: itself, where queries are among the
+            points. The distance is infinite if no other point is left.
     """
     centre = _centre(points)
     near, real = _Points(queries, centre, device), _Points(points, centre, device)
     slack = _slack(points.shape[1])
-    least = near.norms.new_full((len(queries),), math.inf)
+    least = near.full()
     index = torch.zeros(len(queries), dtype=torch.int64, device=device)
     for row in near:
         for column in real:
             squared = _squared(row, column, slack)
             if skip is not None:
-                _leave_out(squared, skip[row.part].to(device) - column.part.start)
-            found, where = squared.min(dim=1)
-            closer = found < least[row.part]
-            least[row.part] = torch.where(closer, found, least[row.part])
-            index[row.part] = torch.where(closer, where + column.part.start, index[row.part])
+                # Columns of this block, where they lie in it.
+                ignored = skip[row.part].to(device) - column.part.start
+                inside = (ignored >= 0) & (ignored < squared.shape[1])
+                rows = inside.nonzero().flatten()
+                squared[rows, ignored[rows]] = math.inf
+            values, columns = squared.min(dim=1)
+            closer = values < least[row.part]
+            least[row.part] = torch.where(closer, values, least[row.part])
+            index[row.part] = torch.where(closer, columns + column.part.start, index[row.part])
     return least.sqrt().cpu(), index.cpu()
 
 
-def _leave_out(squared: Tensor, columns: Tensor) -> None:
-    """Make one column of each row infinite, where it is in the block."""
-    rows = ((columns >= 0) & (columns < squared.shape[1])).nonzero().flatten()
-    squared[rows, columns[rows]] = math.inf
-
-
 class _Block(NamedTuple):
-    part: slice  # which points
+    part: slice  # of all points
     points: Tensor  # [B, D], centred
     norms: Tensor  # [B], squared
 
 
+@dataclass(frozen=True)
 class _Points:
-    """Points in blocks of float64; made one at a time, for all of them would be a large copy."""
+    """Points in blocks of float64, converted one by one: a copy of all of them could be large."""
 
-    def __init__(self, points: Tensor, centre: Tensor, device: torch.device):
-        self.points, self.centre, self.device = points, centre.to(device), device
-        memory = torch.empty(BLOCK, points.shape[1], dtype=torch.float64, device=device)
-        self.norms = torch.cat(
-            [self._load(part, memory).square_().sum(dim=1) for part in self._parts(0)]
-        )
+    points: Tensor
+    centre: Tensor
+    device: torch.device
 
     def __iter__(self) -> Iterator[_Block]:
-        return self.since(0)
+        # All blocks share their memory: new memory for each would pile up.
+        shape = (BLOCK, self.points.shape[1])
+        memory = torch.empty(shape, dtype=torch.float64, device=self.device)
+        centre = self.centre.to(self.device)
+        for first in range(0, len(self.points), BLOCK):
+            part = slice(first, min(first + BLOCK, len(self.points)))
+            points = memory[: part.stop - first].copy_(self.points[part]).sub_(centre)
+            yield _Block(part, points, points.square().sum(dim=1))
 
-    def since(self, start: int) -> Iterator[_Block]:
-        """The blocks from point `start` on, in the same memory one after the other: new memory would pile up."""
-        memory = torch.empty(BLOCK, self.points.shape[1], dtype=torch.float64, device=self.device)
-        for part in self._parts(start):
-            yield _Block(part, self._load(part, memory), self.norms[part])
-
-    def _parts(self, start: int) -> Iterator[slice]:
-        for first in range(start, len(self.points), BLOCK):
-            yield slice(first, min(first + BLOCK, len(self.points)))
-
-    def _load(self, part: slice, memory: Tensor) -> Tensor:
-        return memory[: part.stop - part.start].copy_(self.points[part]).sub_(self.centre)
+    def full(self, *shape: int) -> Tensor:
+        """Return infinite distances of all points, [N, *shape]."""
+        shape = (len(self.points), *shape)
+        return torch.full(shape, math.inf, dtype=torch.float64, device=self.device)
 
 
 def _centre(points: Tensor) -> Tensor:
-    """Somewhere in the middle [D]: distances are the same from anywhere, round-off is smallest from there."""
+    """Return a central point [D]: any origin gives the same distances, this one least round-off."""
     return points[:BLOCK].double().mean(dim=0)
 
 
 def _squared(x: _Block, y: _Block, slack: float = 0.0) -> Tensor:
-    """Squared distances [Bx, By], less `slack` parts of |x|^2 + |y|^2, and not below 0."""
+    """Return squared distances [Bx, By], less `slack` (|x|^2 + |y|^2), and not below 0."""
     kept = 1 - slack
     products = torch.addmm(y.norms * kept, x.points, y.points.T, alpha=-2)
     return products.add_((x.norms * kept)[:, None]).clamp_(min=0)
 
 
 def _slack(width: int) -> float:
-    """Twice the bound of round-off in a squared distance of [width] points: what lies on a ball's border is inside."""
+    """Return twice the bound of round-off of `_squared`: points on a ball's border are inside."""
     return 2 * (width + 4) * torch.finfo(torch.float64).eps
 
 
 def _nearest_within(points: _Points, k: int) -> Tensor:
-    """Squared distances [N, k] to the k nearest others, ascending; each pair of blocks is computed once."""
-    least = points.norms.new_full((len(points.norms), k), math.inf)
+    """Return squared distances [N, k] to the k nearest other points, ascending."""
+    least = points.full(k)
     for row in points:
-        for column in points.since(row.part.start):
+        for column in points:
             squared = _squared(row, column)
             if row.part == column.part:
                 squared.fill_diagonal_(math.inf)
-            else:
-                least[column.part] = _least(least[column.part], squared.T)
-            least[row.part] = _least(least[row.part], squared)
+            in_block = min(k, squared.shape[1])
+            closest = squared.topk(in_block, dim=1, largest=False).values
+            both = torch.cat([least[row.part], closest], dim=1)
+            least[row.part] = both.topk(k, dim=1, largest=False, sorted=True).values
     return least
-
-
-def _least(so_far: Tensor, squared: Tensor) -> Tensor:
-    """The k least of [B, k] and [B, C] in each row, ascending."""
-    k = so_far.shape[1]
-    found = squared.topk(min(k, squared.shape[1]), dim=1, largest=False).values
-    return torch.cat([so_far, found], dim=1).topk(k, dim=1, largest=False, sorted=True).values
-
-
-def _share(flags: Tensor) -> float:
-    return flags.double().mean().item()

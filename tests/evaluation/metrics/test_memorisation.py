@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.evaluation import CPU
 
 from dit.data.images import Digits
 from dit.evaluation.inputs.images import from_data
@@ -14,8 +15,6 @@ from dit.evaluation.metrics.memorisation import (
     likeness,
     pixel_extractor,
 )
-
-CPU = torch.device("cpu")
 
 
 def points(n, seed, width=6):
@@ -30,18 +29,16 @@ def test_copies_are_found_with_their_originals():
     brute = torch.cdist(fresh, training).min(dim=1)
     assert torch.equal(found.indices[:90], brute.indices)
     assert torch.allclose(found.distances[:90], brute.values)
-    assert found.near_copies == pytest.approx(
-        (4 + int((brute.values < found.threshold).sum())) / 94
-    )
+    close = int((brute.values < found.threshold).sum())
+    assert found.near_copies == pytest.approx((4 + close) / 94)
     assert found.near_copies > 3 * SHARE
 
 
 def test_threshold_is_the_nearest_hundredth_of_real_images_without_themselves():
     training = points(400, 0)
     apart = torch.cdist(training, training).fill_diagonal_(torch.inf).min(dim=1).values
-    assert likeness(points(5, 1), training, "features", CPU).threshold == pytest.approx(
-        float(apart.quantile(SHARE))
-    )
+    threshold = likeness(points(5, 1), training, "features", CPU).threshold
+    assert threshold == pytest.approx(float(apart.quantile(SHARE)))
 
 
 def test_real_images_are_rarely_near_copies():
@@ -53,13 +50,11 @@ def test_real_images_are_rarely_near_copies():
 
 
 def test_an_exact_copy_is_a_near_copy_even_among_duplicates():
-    training = points(50, 0).repeat(
-        2, 1
-    )  # every training image twice: real images are at distance 0
+    training = points(50, 0).repeat(2, 1)  # every image twice, so that real distances are 0
     assert likeness(training[:3], training, "x", CPU).near_copies == 1
 
 
-def test_samples_in_pictures_are_always_looked_at(monkeypatch):
+def test_samples_in_pictures_are_always_checked(monkeypatch):
     monkeypatch.setattr(memorisation, "MOST_SAMPLES", 10)
     training = TrainingImages(from_data(Digits(8), "digits"), {"x": points(1797, 0)})
     found = check({"x": points(100, 1), "y": points(100, 2)}, [1, 2, 55], training, CPU)
@@ -69,12 +64,11 @@ def test_samples_in_pictures_are_always_looked_at(monkeypatch):
 
 
 def test_pixels_are_compared_at_sixteen_by_sixteen():
-    eye = pixel_extractor(CPU)
-    images = torch.randint(
-        0, 256, (2, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    values = eye(images).values.reshape(2, 3, 16, 16)
-    assert eye.widths == (768, 0, 0)
+    extractor = pixel_extractor(CPU)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8, generator=generator)
+    values = extractor(images).values.reshape(2, 3, 16, 16)
+    assert extractor.widths == (768, 0, 0)
     assert values[1, 2, 3, 5] == pytest.approx(images[1, 2, 12:16, 10:12].float().mean().item())
 
 
