@@ -140,7 +140,7 @@ def on_device(device: torch.device, spec: NetworkSpec) -> nn.Module:
 
 
 def stepper(session: TrainingSession) -> Callable[[], None]:
-    """The trainer's step: each call takes the next, whose batch is read while the one before computes."""
+    """Return a function that takes the trainer's next step; batches are read ahead."""
     numbered = enumerate(Batches(session), start=1)
 
     def step() -> None:
