@@ -1,1 +1,1 @@
-"""Measured speed and quality."""
+"""Measurements of speed and quality."""

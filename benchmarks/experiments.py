@@ -1,4 +1,7 @@
-"""Experiments on digits as a user would type them, each done once: what is there already is read, not made again."""
+"""Experiments on digits, as the commands that a user would type.
+
+Each experiment runs once. Its results are read from its folder afterwards.
+"""
 
 import json
 import shlex
@@ -20,7 +23,10 @@ from dit.utils.files import write_json
 
 @dataclass(frozen=True)
 class Lab:
-    """A folder of experiments with one budget: optimizer steps of each training, samples behind each score."""
+    """A folder of experiments with one budget.
+
+    All trainings have as many optimizer steps, and all scores as many samples.
+    """
 
     root: Path
     steps: int
@@ -29,55 +35,70 @@ class Lab:
     def trained(
         self, name: str, flags: str, command: str = "train", steps: int | None = None
     ) -> Path:
-        """The run ROOT/NAME, trained by `dit COMMAND` with these flags and the budget's steps unless given."""
-        run, budget = self.root / name, steps or self.steps
-        asked = f"dit {command} {flags.format(root=self.root)} --steps {budget}"
-        if claim(run / ".command", asked) and done(run, budget):
+        """Return the run ROOT/NAME, after training it with `dit COMMAND FLAGS` if necessary."""
+        run = self.root / name
+        budget = steps or self.steps
+        typed = f"dit {command} {flags.format(root=self.root)} --steps {budget}"
+        if claim(run / ".command", typed) and done(run, budget):
             return run
-        perform(f"{asked} --ckpt-every 0 --resume auto --out {run}")
+
+        perform(f"{typed} --ckpt-every 0 --resume auto --out {run}")
         if not done(run, budget):
-            sys.exit(f"{run} was stopped; type the same again to go on")
+            sys.exit(f"{run} was stopped; type the same command again to continue")
         return run
 
     def scored(self, name: str, run: Path, flags: str) -> dict[str, Any]:
-        """Scores of samples of a run drawn with these flags, with seconds and network calls, in ROOT/scores/NAME."""
-        out, samples = self.root / "scores" / name, self.root / "samples" / name
-        sampling = f"dit sample --run {run} {flags.format(root=self.root)} --num-samples {self.samples} --out {samples}"
+        """Return the report, seconds and network calls of a run's samples with these flags.
+
+        Samples are in ROOT/samples/NAME, the rest in ROOT/scores/NAME.
+        """
+        out = self.root / "scores" / name
+        samples = self.root / "samples" / name
+        sampling = (
+            f"dit sample --run {run} {flags.format(root=self.root)} "
+            f"--num-samples {self.samples} --out {samples}"
+        )
         if not (claim(out / ".command", sampling) and (out / "row.json").exists()):
-            shutil.rmtree(samples, ignore_errors=True)  # so that the seconds are those of all
+            # sampling would continue a partial folder, and the seconds must cover all images
+            shutil.rmtree(samples, ignore_errors=True)
             began = time.perf_counter()
             perform(sampling)
             seconds = time.perf_counter() - began
+
             perform(f"dit evaluate --samples {samples} --reference digits --out {out}")
-            write_json(
-                out / "row.json",
-                {"command": sampling, "seconds": seconds, "calls": calls(run, samples)},
-            )
-        row, report = (json.loads((out / f"{file}.json").read_text()) for file in ("row", "report"))
-        return {**row, "report": report}
+            row = {"command": sampling, "seconds": seconds, "calls": calls(run, samples)}
+            write_json(out / "row.json", row)
+
+        row = json.loads((out / "row.json").read_text())
+        return {**row, "report": json.loads((out / "report.json").read_text())}
 
 
 def claim(file: Path, command: str) -> bool:
-    """Whether this command was begun here before, which is noted for the next time; the end if another one was."""
+    """Return whether this command started in this folder before, and note it in `file`.
+
+    Exit if another command did.
+    """
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(command + "\n")
         return False
-    if (before := file.read_text().strip()) != command:
+
+    before = file.read_text().strip()
+    if before != command:
         sys.exit(
-            f"{file.parent} was made by another command: choose another --out\n  then {before}\n  now  {command}"
+            f"{file.parent} belongs to another command: choose another --out\n"
+            f"  then {before}\n  now  {command}"
         )
     return True
 
 
 def done(run: Path, steps: int) -> bool:
-    """Whether a run has done all of its steps."""
     last = latest_checkpoint(run)
     return last is not None and checkpoint_step(last) >= steps
 
 
 def perform(command: str) -> None:
-    """Run `dit ...` as if it were typed; the end if it fails."""
+    """Run `dit …` as if typed; exit if it fails."""
     print(f"\n== {command}", flush=True)
     code = main(shlex.split(command)[1:])
     if code:
@@ -85,14 +106,14 @@ def perform(command: str) -> None:
 
 
 def calls(run: Path, samples: Path) -> int:
-    """Network calls behind one of the samples in a folder, by their settings."""
-    made = json.loads((samples / "samples.json").read_text())
+    """Return the network calls per sample, by the settings in the folder of samples."""
+    settings = json.loads((samples / "samples.json").read_text())
     loaded = load_run(run, Ranks().device)
     setting = SamplerConfig(
-        sampler=made["sampler"],
-        steps=made["steps"],
-        cfg_scale=made["cfg_scale"],
-        cfg_interval=tuple(made["cfg_interval"]),
+        sampler=settings["sampler"],
+        steps=settings["steps"],
+        cfg_scale=settings["cfg_scale"],
+        cfg_interval=tuple(settings["cfg_interval"]),
         precision="fp32",
     )
     return count_evaluations(loaded, setting)

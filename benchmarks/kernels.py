@@ -1,4 +1,4 @@
-"""Where the GPU's time of a step goes, by kind of kernel."""
+"""GPU time of a step by kind of kernel."""
 
 import re
 from collections import Counter
@@ -15,26 +15,29 @@ KINDS = {
     "compiled code": r"^triton",
     "copies": r"^mem(cpy|set)",
 }
-"""By what is in a kernel's name; the first that fits."""
-LONGEST, LETTERS = 30, 200  # kernels that are told by name, and how much of it
+"""Patterns of kernel names; the first that matches decides."""
+
+LISTED = 30  # kernels reported by name
+NAME_LENGTH = 200  # characters
 
 
 def kernels(step: Callable[[], object]) -> dict[str, Any]:
-    """Milliseconds of one step by kind, and of the kernels that take longest by name."""
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    """Return milliseconds of one step by kind, and of the slowest kernels by name."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         step()
-    names, kinds = Counter[str](), Counter[str]()
-    for event in found.key_averages():
+
+    names = Counter[str]()
+    kinds = Counter[str]()
+    for event in profiled.key_averages():
         if event.device_type == DeviceType.CUDA:
             ms = event.self_device_time_total / 1000
-            names[event.key[:LETTERS]] += ms
+            names[event.key[:NAME_LENGTH]] += ms
             kinds[kind_of(event.key)] += ms
-    return {"ms": dict(kinds.most_common()), "longest": dict(names.most_common(LONGEST))}
+    return {"ms": dict(kinds.most_common()), "longest": dict(names.most_common(LISTED))}
 
 
 def kind_of(kernel: str) -> str:
-    """What a kernel of this name does."""
-    return next(
-        (kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)),
-        "others",
-    )
+    for kind, pattern in KINDS.items():
+        if re.search(pattern, kernel, re.IGNORECASE):
+            return kind
+    return "others"

@@ -1,13 +1,13 @@
-"""A measurement with what it was measured on, as JSON in benchmarks/results/."""
+"""Measurements as JSON in benchmarks/results/, with the hardware and versions behind them."""
 
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,81 +20,60 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def record(name: str, command: str, results: Any, table: Sequence[str] = ()) -> Path:
-    """Write benchmarks/results/NAME-DEVICE-DATE.json and, of lines of Markdown, the same with .md; where another
-    command has written that today, with a number."""
+    """Write benchmarks/results/NAME-DEVICE-DATE.json, and lines of Markdown to the same with .md.
+
+    The file gets a number if another command wrote that name today.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    today = date.today().isoformat()
     values = {
         "command": command,
-        "date": date.today().isoformat(),
+        "date": today,
         "commit": commit(),
         "hardware": {"device": device, "processor": processor(), "cores": torch.get_num_threads()},
         "versions": library_versions("torch", "timm", "diffusers", "torchao", "torch-fidelity"),
         "results": results,
     }
+
     RESULTS.mkdir(exist_ok=True)
-    file = _free(f"{name}-{device.replace(' ', '-').lower()}-{date.today().isoformat()}", command)
-    with write_atomically(file) as beside:
-        beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    file = _free_file(f"{name}-{device.replace(' ', '-').lower()}-{today}", command)
+    with write_atomically(file) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     if table:
         file.with_suffix(".md").write_text("\n".join(table) + "\n")
     return file
 
 
-def _free(stem: str, command: str) -> Path:
-    """The first file of that name that is not there, or that the same command has written."""
-    names = (
-        RESULTS / f"{stem}{number}.json" for number in chain([""], (f"-{n}" for n in count(2)))
-    )
-    return next(file for file in names if not file.exists() or _command(file) == command)
-
-
-def _command(file: Path) -> str | None:
-    """That wrote the results; None where they are damaged."""
-    try:
-        return json.loads(file.read_text())["command"]
-    except (ValueError, KeyError):
-        return None
-
-
-def rows_told(
-    rows: Iterable[dict[str, Any]],
-    tell: Callable[[dict[str, Any]], str],
-    head: Sequence[str],
-    write: Callable[[list[dict[str, Any]], list[str]], Path] | None,
-) -> None:
-    """Print rows of a Markdown table as they come and, where they are to be written, write all so far after each: what
-    is measured stays, whatever ends the rest."""
-    print(*head, sep="\n", flush=True)
-    found, file = list[dict[str, Any]](), None
-    for row in rows:
-        found.append(row)
-        print(tell(row), flush=True)
-        file = write(found, [*head, *map(tell, found)]) if write else None
-    if file:
-        print(file)
+def _free_file(stem: str, command: str) -> Path:
+    """Return the first name that is free, or that the same command wrote."""
+    file = RESULTS / f"{stem}.json"
+    numbers = count(2)
+    while file.exists() and json.loads(file.read_text())["command"] != command:
+        file = RESULTS / f"{stem}-{next(numbers)}.json"
+    return file
 
 
 def commit() -> str:
-    """The code's, with a + if tracked files have changed since, but for results; what DIT_COMMIT says of a copy."""
+    """Return the commit of the code, with a + if tracked files have changed since.
+
+    DIT_COMMIT overrides it, for a copy of the code without git. Result files do not count.
+    """
+    if given := os.environ.get("DIT_COMMIT"):
+        return given
     changed = git("status", "--porcelain", "-uno", "--", ":!benchmarks/results")
-    return os.environ.get("DIT_COMMIT") or git("rev-parse", "--short", "HEAD") + (
-        "+" if changed else ""
-    )
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
-def git(*asked: str) -> str:
-    """What git says; nothing where there is no git, or no repository."""
+def git(*arguments: str) -> str:
+    """Return git's output; empty without git or a repository."""
     if shutil.which("git") is None:
         return ""
-    return subprocess.run(["git", *asked], capture_output=True, text=True).stdout.strip()
+    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
 
 
 def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.split(":")[1].strip()
-        for line in info.read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
+    """Return the CPU's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()

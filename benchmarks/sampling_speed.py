@@ -1,18 +1,18 @@
-"""How few network calls are enough: quality and speed of sampling on digits, against 250 steps of the same model.
+"""Quality and speed of sampling on digits in few network calls, relative to 250 steps.
 
-    python -m benchmarks.sampling_speed [--out runs/sampling-speed] [--train-steps 560] [--num-samples 2000] [--record]
+    python -m benchmarks.sampling_speed [--out runs/sampling-speed] [--train-steps 560]
+        [--num-samples 2000] [--record]
 
-Two models that differ in their process alone, a DDPM and flow matching, are trained as quickstart does. Each row is
-`dit sample` and `dit evaluate` as a user would type them, from the same seeds; seconds are for all images, loading the
-run included. With block cache 2 or 3 the middle blocks of the network compute in one of so many calls.
+Two models that differ only in their process, a DDPM and flow matching, are trained as quickstart
+does. Each row is `dit sample` and `dit evaluate` as a user would type them, from the same seeds.
+Seconds are for all images, including loading the run. With block cache N, the middle blocks of the
+network are computed in one of N calls.
 """
 
-import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import experiment_parser, typed_command
 from benchmarks.experiments import Lab
 from benchmarks.record import record
 
@@ -41,71 +41,55 @@ SETTINGS = {
         "--sampler heun --steps 6 --spacing cosine",
     ],
 }
-"""The first of each is what the others are compared with."""
+"""Rows of each run; the first is the baseline of the others."""
 DISTANCE = "FD(digits-cnn)"
 
 
-def rows_of(lab: Lab) -> list[dict[str, Any]]:
-    """Every setting of every run, scored."""
+def measure_rows(lab: Lab) -> list[dict[str, Any]]:
+    """Return every setting of every run, scored."""
     rows = []
     for name, flags in RUNS.items():
         run = lab.trained(name, f"{flags} --sample-every 0".strip())
-        found = [
-            lab.scored(f"{name}-{i}", run, setting) for i, setting in enumerate(SETTINGS[name])
-        ]
-        for setting, one in zip(SETTINGS[name], found, strict=True):
-            score = one["report"]["scores"][DISTANCE]
-            rows.append(
-                {
-                    "run": name,
-                    "setting": setting,
-                    "calls": one["calls"],
-                    "seconds": one["seconds"],
-                    "faster": found[0]["seconds"] / one["seconds"],
-                    "distance": score["value"],
-                    "interval": score["interval"],
-                    "change": score["value"] / found[0]["report"]["scores"][DISTANCE]["value"] - 1,
-                }
-            )
+        baseline = None
+        for i, setting in enumerate(SETTINGS[name]):
+            result = lab.scored(f"{name}-{i}", run, setting)
+            score = result["report"]["scores"][DISTANCE]
+            row = {
+                "run": name,
+                "setting": setting,
+                "calls": result["calls"],
+                "seconds": result["seconds"],
+                "distance": score["value"],
+                "interval": score["interval"],
+            }
+            baseline = baseline or row
+            row["faster"] = baseline["seconds"] / row["seconds"]
+            row["change"] = row["distance"] / baseline["distance"] - 1
+            rows.append(row)
     return rows
 
 
-def tell(row: dict[str, Any]) -> str:
-    """As a line of a Markdown table."""
+def format_row(row: dict[str, Any]) -> str:
     low, high = row["interval"]
     return (
-        f"| {row['run']} | `{row['setting']}` | {row['calls']} | {row['seconds']:.1f} | {row['faster']:.1f} | "
-        f"{row['distance']:.2f} ({low:.2f} – {high:.2f}) | {row['change']:+.1%} |"
+        f"| {row['run']} | `{row['setting']}` | {row['calls']} | {row['seconds']:.1f} "
+        f"| {row['faster']:.1f} | {row['distance']:.2f} ({low:.2f} – {high:.2f}) "
+        f"| {row['change']:+.1%} |"
     )
 
 
 def main() -> None:
     """Train, sample, score, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/sampling-speed"), help="folder of all experiments"
-    )
-    parser.add_argument(
-        "--train-steps", type=int, default=560, help="optimizer steps of each model"
-    )
-    parser.add_argument("--num-samples", type=int, default=2000, help="samples behind each score")
-    parser.add_argument("--record", action="store_true", help="write benchmarks/results/")
-    args = parser.parse_args()
-    rows = rows_of(Lab(args.out, args.train_steps, args.num_samples))
-    print(
-        "| process | sampling | network calls | seconds | times faster | FD (95%) | change |",
-        "|---|---|---|---|---|---|---|",
-        *map(tell, rows),
-        sep="\n",
-    )
+    out = Path("runs/sampling-speed")
+    args = experiment_parser(__doc__, out=out, train_steps=560, num_samples=2000).parse_args()
+    rows = measure_rows(Lab(args.out, args.train_steps, args.num_samples))
+
+    print("| process | sampling | network calls | seconds | times faster | FD (95%) | change |")
+    print("|---|---|---|---|---|---|---|")
+    print(*map(format_row, rows), sep="\n")
+
     if args.record:
-        print(
-            record(
-                "sampling-speed",
-                shlex.join(["python", "-m", "benchmarks.sampling_speed", *sys.argv[1:]]),
-                rows,
-            )
-        )
+        print(record("sampling-speed", typed_command(), rows))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""The road from DDPM to DiT on handwritten digits: every step with the same data, budget, seeds and evaluator.
+"""From DDPM to DiT on handwritten digits, one step at a time.
 
     python -m benchmarks.story [--out runs/story] [--train-steps 400] [--num-samples 500] [--record]
 
-Each step is the command a user would type; what is done already is not done again. It prints the tables of
-docs/story.md and draws OUT/story.png; with --record both go into docs/ and the figures into benchmarks/results/.
+Every step has the same data, budget, seeds and evaluator, and is the command that a user would
+type. Finished steps are not repeated. It prints the tables of docs/story.md and draws
+OUT/story.png; with --record both go into docs/ and the figures into benchmarks/results/.
 """
 
-import argparse
 import json
 import re
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +17,20 @@ import torch
 from PIL import Image
 
 from benchmarks import conditioning
+from benchmarks.arguments import experiment_parser, typed_command
 from benchmarks.experiments import Lab, claim, perform
 from benchmarks.record import record
 from dit.evaluation.inputs.images import read_images
 from dit.utils import pictures
 
 QUICK = "--sampler dpmpp_2m --steps 16"
+GUIDED = f"{QUICK} --cfg-scale 1.5"
 DOCS = Path("docs")
 SHOWN = 20  # images of each step in the picture
 
 
 class Step(NamedTuple):
-    """One row: a trained run, and how it is sampled."""
+    """A row of a table: a trained run, and how it is sampled."""
 
     title: str
     run: str
@@ -46,7 +46,7 @@ RUNS = {
     "vq": "--vae {root}/vae-vq",
     "text": "--conditioning text",
 }
-"""Flags of `dit train` for each run, besides those of the ablation; all others stay at their defaults."""
+"""Flags of `dit train` for each run besides those of the ablation; the rest are defaults."""
 
 CHAPTERS: dict[str, dict[str, Step]] = {
     "samplers": {
@@ -80,88 +80,99 @@ CHAPTERS: dict[str, dict[str, Step]] = {
             "adaln-zero",
             QUICK + " --classifier {root}/classifier --classifier-scale 2",
         ),
-        "cfg": Step("classifier-free, scale 1.5", "adaln-zero", QUICK + " --cfg-scale 1.5"),
+        "cfg": Step("classifier-free, scale 1.5", "adaln-zero", GUIDED),
         "interval": Step(
             "classifier-free, scale 1.5, times 0.1 – 0.8",
             "adaln-zero",
-            QUICK + " --cfg-scale 1.5 --cfg-interval 0.1 0.8",
+            GUIDED + " --cfg-interval 0.1 0.8",
         ),
         "autoguidance": Step(
-            "autoguidance, scale 1.5", "adaln-zero", QUICK + " --cfg-scale 1.5 --guide {root}/guide"
+            "autoguidance, scale 1.5", "adaln-zero", GUIDED + " --guide {root}/guide"
         ),
     },
     "latents": {
-        "pixels": Step("pixels, 3 x 32 x 32", "pixels", QUICK + " --cfg-scale 1.5"),
-        "cfg": Step("KL latents, 4 x 8 x 8", "adaln-zero", QUICK + " --cfg-scale 1.5"),
-        "vq": Step("VQ latents, 4 x 8 x 8", "vq", QUICK + " --cfg-scale 1.5"),
+        "pixels": Step("pixels, 3 x 32 x 32", "pixels", GUIDED),
+        "cfg": Step("KL latents, 4 x 8 x 8", "adaln-zero", GUIDED),
+        "vq": Step("VQ latents, 4 x 8 x 8", "vq", GUIDED),
     },
 }
 
 
-def tell(lab: Lab, vae_steps: int) -> dict[str, Any]:
-    """Do every step: `steps`, the scores of each by its name; `trade`, the sweep over classifier scales; `bits`."""
+def run_all(lab: Lab, vae_steps: int) -> dict[str, Any]:
+    """Do every step.
+
+    Returns `steps`, the scores of each by its name; `trade`, the sweep over classifier scales;
+    `bits`, the likelihood.
+    """
     conditioning.ablate(lab)
-    stage = lab.root / "vae-vq"
-    command = f"dit train-vae --kind vq --data digits --steps {vae_steps}"
-    if not (claim(lab.root / "vae-vq.txt", command) and (stage / "config.json").exists()):
-        perform(f"{command} --out {stage}")
+    train_vae(lab.root, vae_steps)
     for name, flags in RUNS.items():
         lab.trained(name, f"{flags} --sample-every 0")
     lab.trained("guide", "--sample-every 0", steps=max(1, lab.steps // 4))
     lab.trained("classifier", f"--run {lab.root}/adaln-zero", command="train-classifier")
+
     steps = {key: step for chapter in CHAPTERS.values() for key, step in chapter.items()}
-    found = {key: lab.scored(key, lab.root / step.run, step.flags) for key, step in steps.items()}
+    scores = {key: lab.scored(key, lab.root / step.run, step.flags) for key, step in steps.items()}
+
     trade = lab.root / "trade"
     perform(
-        f"dit sweep --run {lab.root}/adaln-zero --classifier {lab.root}/classifier --classifier-scale 0,1,2,4,8 "
-        f"--cfg-scale 1 {QUICK} --num-samples {lab.samples} --out {trade}"
+        f"dit sweep --run {lab.root}/adaln-zero --classifier {lab.root}/classifier "
+        f"--classifier-scale 0,1,2,4,8 --cfg-scale 1 {QUICK} "
+        f"--num-samples {lab.samples} --out {trade}"
     )
+    points = json.loads((trade / "sweep.json").read_text())["points"]
+
     bits = lab.root / "nll.json"
     if not bits.exists():
         perform(f"dit nll --run {lab.root}/pixels --num-images 100 --out {bits}")
-    points = json.loads((trade / "sweep.json").read_text())["points"]
-    return {"steps": found, "trade": points, "bits": json.loads(bits.read_text())}
+    return {"steps": scores, "trade": points, "bits": json.loads(bits.read_text())}
 
 
-# -- tables ------------------------------------------------------------------------------------------------------
+def train_vae(root: Path, steps: int) -> None:
+    """Train the VQ autoencoder; it has no checkpoints, so a stopped one starts over."""
+    out = root / "vae-vq"
+    command = f"dit train-vae --kind vq --data digits --steps {steps}"
+    if not (claim(root / "vae-vq.txt", command) and (out / "config.json").exists()):
+        perform(f"{command} --out {out}")
 
 
-def table(chapter: dict[str, Step], found: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line for each step."""
+# -- tables ------------------------------------------------------------------------------------
+
+
+def steps_table(chapter: dict[str, Step], results: dict[str, dict[str, Any]]) -> str:
+    """Return Markdown with a line for each step."""
     lines = [
         "| | FD | 95% | precision | recall | recognised | network calls | sampling, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for key, step in chapter.items():
-        row = found[key]
+        row = results[key]
         scores = row["report"]["scores"]
-        low, high = scores["FD(digits-cnn)"]["interval"]
-        numbers = [
-            f"{scores['FD(digits-cnn)']['value']:.2f}",
-            f"{low:.2f} – {high:.2f}",
-            *(f"{scores[f'{name}(digits-cnn)']['value']:.2f}" for name in ("precision", "recall")),
-            f"{100 * recognised(row):.1f}%",
-            str(row["calls"]),
-            f"{row['seconds']:.0f}",
-        ]
-        lines.append(f"| {step.title} | {' | '.join(numbers)} |")
+        distance = scores["FD(digits-cnn)"]
+        low, high = distance["interval"]
+        # share of samples in which an SVM sees the digit that was asked for
+        recognised = row["report"]["digits_recognised"]["found"]["accuracy"]
+        lines.append(
+            f"| {step.title} | {distance['value']:.2f} | {low:.2f} – {high:.2f} "
+            f"| {scores['precision(digits-cnn)']['value']:.2f} "
+            f"| {scores['recall(digits-cnn)']['value']:.2f} "
+            f"| {recognised:.1%} | {row['calls']} | {row['seconds']:.0f} |"
+        )
     return "\n".join(lines)
 
 
-def recognised(row: dict[str, Any]) -> float:
-    """Share of samples in which an SVM sees the digit that was asked for."""
-    return row["report"]["digits_recognised"]["found"]["accuracy"]
-
-
-def floor(found: dict[str, dict[str, Any]]) -> str:
-    """Real against real, in words."""
-    score = next(iter(found.values()))["report"]["scores"]["FD(digits-cnn)"]
-    low, high, splits = (score["floor"][key] for key in ("low", "high", "splits"))
-    return f"FD of {score['samples']} real digits from the others: {low:.2f} – {high:.2f} ({splits} splits)."
+def real_vs_real(results: dict[str, dict[str, Any]]) -> str:
+    """Return a sentence with the distance of real digits from real digits."""
+    score = next(iter(results.values()))["report"]["scores"]["FD(digits-cnn)"]
+    real = score["floor"]
+    return (
+        f"FD of {score['samples']} real digits from the others: "
+        f"{real['low']:.2f} – {real['high']:.2f} ({real['splits']} splits)."
+    )
 
 
 def trade_table(points: list[dict[str, Any]]) -> str:
-    """Markdown: a line for each scale of the classifier's gradient."""
+    """Return Markdown with a line for each scale of the classifier's gradient."""
     names = ["FD", "precision", "recall", "IS"]
     lines = [f"| classifier scale | {' | '.join(names)} |", "|---|---|---|---|---|"]
     for point in sorted(points, key=lambda point: point["classifier_scale"]):
@@ -171,75 +182,64 @@ def trade_table(points: list[dict[str, Any]]) -> str:
 
 
 def bits_line(bits: dict[str, Any]) -> str:
-    """The likelihood in a sentence."""
-    mean, error = bits["bits_per_dim"], bits["standard_error"]
+    """Return a sentence with the likelihood."""
+    mean = bits["bits_per_dim"]
+    error = bits["standard_error"]
     return (
-        f"The pixel model needs {mean:.2f} ± {error:.2f} bits a value for 100 of its training images, "
-        "by the probability-flow ODE (`dit nll`)."
+        f"The pixel model needs {mean:.2f} ± {error:.2f} bits a value for 100 of its training "
+        "images, by the probability-flow ODE (`dit nll`)."
     )
 
 
 def write_tables(tables: dict[str, str], file: Path) -> None:
-    """Put each table between its marks in a Markdown file."""
+    """Replace each table between its markers in a Markdown file."""
     text = file.read_text()
     for name, lines in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(text), f"no place for the table {name} in {file}"
+        assert pattern.search(text), f"no marker of the table {name} in {file}"
         text = pattern.sub(lambda match, lines=lines: f"{match[1]}{lines}\n{match[2]}", text)
     file.write_text(text)
 
 
 def draw(lab: Lab) -> Image.Image:
-    """The first samples of every step, a row each, by its short name: the same seeds and classes."""
+    """Return the first samples of every step, a row each: the same seeds and classes."""
     steps = list(dict.fromkeys(key for chapter in CHAPTERS.values() for key in chapter))
     rows = [read_images(lab.root / "samples" / key).stack(range(SHOWN)) for key in steps]
     return pictures.grid(torch.cat(rows), steps, SHOWN)
 
 
 def main() -> None:
-    """Tell the story."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/story"), help="folder of all experiments"
-    )
-    parser.add_argument(
-        "--train-steps", type=int, default=400, help="optimizer steps of each training"
-    )
+    """Do every step, then print and draw the results."""
+    out = Path("runs/story")
+    parser = experiment_parser(__doc__, out=out, train_steps=400, num_samples=500)
     parser.add_argument(
         "--vae-steps", type=int, default=1200, help="optimizer steps of the VQ first stage"
     )
-    parser.add_argument("--num-samples", type=int, default=500, help="samples behind each score")
-    parser.add_argument(
-        "--record",
-        action="store_true",
-        help="write tables, pictures and figures into the repository",
-    )
     args = parser.parse_args()
+
     lab = Lab(args.out, args.train_steps, args.num_samples)
-    told = tell(lab, args.vae_steps)
+    results = run_all(lab, args.vae_steps)
     tables = {
-        "floor": floor(told["steps"]),
-        "trade": trade_table(told["trade"]),
-        "bits": bits_line(told["bits"]),
-        **{name: table(chapter, told["steps"]) for name, chapter in CHAPTERS.items()},
+        "floor": real_vs_real(results["steps"]),
+        "trade": trade_table(results["trade"]),
+        "bits": bits_line(results["bits"]),
     }
+    for name, chapter in CHAPTERS.items():
+        tables[name] = steps_table(chapter, results["steps"])
     picture = draw(lab)
     picture.save(args.out / "story.png")
+
     print("\n\n".join(f"{name}\n{lines}" for name, lines in tables.items()))
     print(args.out / "story.png")
+
     if args.record:
+        images = DOCS / "images"
         write_tables(tables, DOCS / "story.md")
-        picture.save(DOCS / "images" / "story.png")
+        picture.save(images / "story.png")
         conditioning.draw(conditioning.ablate(lab)).save(conditioning.PICTURE)
-        shutil.copy(
-            args.out / "trade" / "fd-against-classifier.png",
-            DOCS / "images" / "classifier-scales.png",
-        )
-        print(
-            record("story", shlex.join(["python", "-m", "benchmarks.story", *sys.argv[1:]]), told)
-        )
+        scales = args.out / "trade" / "fd-against-classifier.png"
+        shutil.copy(scales, images / "classifier-scales.png")
+        print(record("story", typed_command(), results))
 
 
 if __name__ == "__main__":

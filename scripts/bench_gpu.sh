@@ -1,25 +1,31 @@
 #!/usr/bin/env bash
-# Speed of training and sampling beside peers, on the GPU of this machine; cut for nine minutes.
+# Speed of training and sampling, compared with peers, on this machine's GPU. It takes at most nine
+# minutes.
 #
-#   make bench-gpu                           where .venv is, or can be made
-#   scripts/bench_gpu.sh [--tiny]            with the python at hand (PYTHON=...), which needs torch, torchvision, timm, einops
+#   make bench-gpu                     where .venv exists or can be created
+#   scripts/bench_gpu.sh [--tiny]      with another python (PYTHON=...), which needs torch,
+#                                      torchvision, timm and einops
 #
-# Where no package can be installed, `make wheels TARGET_PYTHON=3.12` on another machine collects the rest in wheels/, which is
-# used from there if it exists. Results go to benchmarks/results/; they tell the commit DIT_COMMIT where it is set, as for a copy.
-# What matters most comes first, and rows for which there is no time are named.
+# For a machine without a network, `make wheels TARGET_PYTHON=3.12` on another machine collects the
+# other packages in wheels/; they are used from there if it exists. Results go to
+# benchmarks/results/. Set DIT_COMMIT in a copy without git, and they record it. The most important
+# rows come first, and rows skipped for lack of time are listed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
+
 if [ -d wheels ]; then
-    carried=$(mktemp -d)
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target "$carried" wheels/*.whl
-    export PYTHONPATH="$PWD:$carried${PYTHONPATH:+:$PYTHONPATH}"
+    packages=$(mktemp -d)
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
+        --target "$packages" wheels/*.whl
+    export PYTHONPATH="$PWD:$packages${PYTHONPATH:+:$PYTHONPATH}"
 fi
+
 if [ "${1:-}" = --tiny ]; then
     "$PYTHON" -m benchmarks.training_speed --tiny --rounds 1
     "$PYTHON" -m benchmarks.sampling_rate --tiny --rounds 1
 else
-    "$PYTHON" -c "import torch; assert torch.cuda.is_available(), 'this machine has no GPU: make bench is for its CPU'"
+    "$PYTHON" -c "import torch; assert torch.cuda.is_available(), 'no GPU here: use make bench'"
     "$PYTHON" -m benchmarks.training_speed --budget 260 --rounds 3 --record
     "$PYTHON" -m benchmarks.sampling_rate --budget 190 --rounds 2 --record
 fi

@@ -1,4 +1,4 @@
-"""A trained run in miniature: random weights, so that nothing has to be trained."""
+"""Shared fixtures: small runs with random weights, so that no test has to train one."""
 
 import os
 import resource
@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # networks this small gain nothing from threads; before torch comes in
+# Networks this small gain nothing from threads. It must be set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ from dit.runs.weights import write_weights
 from dit.utils.files import sha256, write_json
 
 ROOT = Path(__file__).parent.parent
-SMALL: dict[str, int] = dict(depth=2, hidden_size=64, num_heads=2)  # what DiT-Ti may be
+SMALL: dict[str, int] = dict(depth=2, hidden_size=64, num_heads=2)  # of DiT-Ti in tests
 TINY: dict[str, Any] = dict(vae="identity", image_size=8, model="DiT-Ti/4")
 # AdamW first moves a weight by lr g / (|g| + eps): with the usual eps, the rounding of a gradient
 # near 0 becomes a whole step. With an eps far above all gradients, steps are in proportion to them.
@@ -37,7 +36,10 @@ DIGITS = [str(i) for i in range(10)]
 
 
 def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
-    """A run directory with one checkpoint, without state/, of an untrained network that is not zero."""
+    """Write a run directory with one checkpoint of an untrained network; return it.
+
+    The checkpoint has no state/, so it cannot be resumed. The network's output is not zero.
+    """
     config = TrainConfig(**{**TINY, **settings})
     num_classes = 10 if config.num_classes is None else config.num_classes
     spec = NetworkSpec(
@@ -56,6 +58,7 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
         latent_mean=statistics,
         latent_std=statistics,
     )
+
     checkpoint = root / "checkpoints" / f"step-{step:07d}"
     checkpoint.mkdir(parents=True)
     weights = checkpoint / f"ema-{config.ema:g}.safetensors"
@@ -67,13 +70,13 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
 
 
 def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
-    """Of a network whose output depends on image, time and class (a fresh one's is zero)."""
+    """Return weights of a network whose output depends on image, time and class."""
     torch.manual_seed(0)
     network = build_network(spec)
+    # these are initialised with zeros, which makes the output zero
+    zero_layers = ("adaLN", "final_layer", "conv_out", "text_attn.proj", "head.")
     for name, parameter in network.named_parameters():
-        if any(
-            part in name for part in ("adaLN", "final_layer", "conv_out", "text_attn.proj", "head.")
-        ):
+        if any(layer in name for layer in zero_layers):
             torch.nn.init.normal_(parameter, std=0.05)
         if "y_embedder" in name:
             torch.nn.init.normal_(parameter, std=1.0)
@@ -81,29 +84,30 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
 
 
 class Command:
-    """`dit NAME FLAGS` in a process of its own, with sizes of networks as here; it need not import torch.
+    """`dit NAME FLAGS` in a forked process that has imported torch already.
 
-    No file gets more than `limit` bytes.
+    The sizes of networks are those of this process. No file can exceed `limit` bytes.
     """
 
     def __init__(self, *argv: object, limit: int | None = None) -> None:
-        self.said = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
-        names = [file.name for file in self.said]
+        self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
+        names = [file.name for file in self.streams]
         self.process = forked.CONTEXT.Process(
             target=_command, args=([*map(str, argv)], names, limit, SIZES), daemon=True
         )
         self.process.start()
 
     def end(self) -> tuple[int | None, str, str]:
-        """Its exit code, and what it said on both streams."""
+        """Wait for the process; return its exit code, stdout and stderr."""
         self.process.join(300)
-        out, err = (file.read() for file in self.said)
+        out, err = (file.read() for file in self.streams)
         return self.process.exitcode, out, err
 
 
-def _command(argv: list[str], said: list[str], limit: int | None, sizes: dict[str, Any]) -> None:
+def _command(argv: list[str], files: list[str], limit: int | None, sizes: dict[str, Any]) -> None:
     SIZES.update(sizes)
-    for stream, name in enumerate(said, start=1):
+    # file descriptors 1 and 2, stdout and stderr
+    for stream, name in enumerate(files, start=1):
         os.dup2(os.open(name, os.O_WRONLY), stream)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -111,18 +115,9 @@ def _command(argv: list[str], said: list[str], limit: int | None, sizes: dict[st
 
 
 def torchrun(*command: object, threads: int = 1, module: bool = False) -> None:
-    """Run a script, or a module, with its arguments on two ranks on the CPU, with so many threads each; it has to end
-    well."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *(["-m"] if module else []),
-        "--",
-    ]
+    """Run a script, or a module, with its arguments on two CPU ranks; it must exit with 0."""
+    flags = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    launcher = [sys.executable, *flags.split(), *(["-m"] if module else []), "--"]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -141,37 +136,36 @@ def torchrun(*command: object, threads: int = 1, module: bool = False) -> None:
 
 
 class Copies(TorchDispatchMode):
-    """Collects what goes from one device to another."""
+    """Collects the tensors that operations copy from one device to another."""
 
     def __init__(self):
         super().__init__()
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        given = (
-            arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim
-        )  # numbers are kernels' arguments
-        if isinstance(made, torch.Tensor):
-            self.found += [arg for arg in given if arg.device != made.device]
-        return made
+        output = func(*args, **(kwargs or {}))
+        # a tensor without dimensions is passed as a kernel's argument, not copied
+        inputs = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.ndim]
+        if isinstance(output, torch.Tensor):
+            self.found += [arg for arg in inputs if arg.device != output.device]
+        return output
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A cache of features for these tests alone."""
+    """Give the tests a feature cache of their own."""
     os.environ["DIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run shared by all tests of a module: read it only."""
+    """A run shared by all tests of a module; do not change it."""
     return write_run(tmp_path_factory.mktemp("shared") / "run")
 
 
 @pytest.fixture(scope="module")
 def small_networks() -> Iterator[None]:
-    """DiT-Ti is smaller: for modules that do not start Python anew."""
+    """Make DiT-Ti smaller, in this process only: not for tests that start Python."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "Ti", SMALL)
         yield
@@ -179,5 +173,5 @@ def small_networks() -> Iterator[None]:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a run of one's own: `make_run(name="run", step=3, **settings of TrainConfig)`."""
+    """A function that writes a run: `make_run(name="run", step=3, **settings of TrainConfig)`."""
     return lambda name="run", **settings: write_run(tmp_path / name, **settings)

@@ -1,4 +1,4 @@
-"""Imports go down only, files stay small rooms, and importing the package stays cheap."""
+"""Folders import lower layers only, files import few others, and importing dit stays cheap."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "scripts"))
 import measure_house  # noqa: E402
 
-FLOORS = [
+LAYERS = [
     {"errors", "__init__"},
     {"utils", "models", "diffusion", "config"},
     {"data", "distributed", "runs"},
@@ -29,7 +29,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-"""Rooms of the package, lowest first: a room imports rooms of lower floors only."""
+"""Folders of the package, lowest layer first: a folder imports lower layers only."""
 
 LOOSE = {"cli", "build", "errors"}
 MOST_IMPORTS = 15
@@ -58,15 +58,15 @@ def all_imports() -> dict[str, set[str]]:
 IMPORTS = all_imports()
 
 
-def floor_of(room: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def layer_of(folder: str) -> int:
+    return next(number for number, folders in enumerate(LAYERS) if folder in folders)
 
 
-def test_rooms_import_lower_floors_only():
+def test_folders_import_lower_layers_only():
     climbing = [
-        f"{here} -> {there}"
-        for here, there in measure_house.arrows(IMPORTS)
-        if floor_of(there) >= floor_of(here)
+        f"{importer} -> {imported}"
+        for importer, imported in measure_house.arrows(IMPORTS)
+        if layer_of(imported) >= layer_of(importer)
     ]
     assert climbing == []
 
@@ -94,17 +94,17 @@ def test_the_method_reads_in_under_800_lines():
     assert sum(lines.values()) < 800, lines
 
 
-def test_networks_know_nothing_of_the_package_but_errors():
+def test_networks_import_errors_only():
     used = {
         name for file, names in IMPORTS.items() if file.startswith("dit.models") for name in names
     }
     assert {measure_house.room(name) for name in used} <= {"models", "errors"}
 
 
-def test_ranks_are_known_only_above():
+def test_lower_layers_do_not_know_ranks():
     folders = ("models", "diffusion", "data", "latents")
     below = [file for folder in folders for file in (ROOT / "dit" / folder).glob("*.py")]
-    # rank 0 looks for damaged shards there
+    # rank 0 checks shards for damage there
     below.remove(ROOT / "dit" / "latents" / "load.py")
     assert not [
         f for f in below if "Ranks" in f.read_text() or "torch.distributed" in f.read_text()
@@ -117,9 +117,9 @@ def test_entry_points_are_short(script):
 
 
 def test_import_brings_no_heavy_library():
-    heavy = (
-        "diffusers torch_fidelity sklearn matplotlib tensorboard torchmetrics transformers datasets "
-        "webdataset pandas torchao"
+    heavy = (  # noqa: SIM905
+        "diffusers torch_fidelity sklearn matplotlib tensorboard torchmetrics transformers "
+        "datasets webdataset pandas torchao"
     ).split()
     modules = "dit.sampling.pipeline, dit.training.trainer, dit.sampling.generate"
     code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
@@ -130,7 +130,7 @@ def test_import_brings_no_heavy_library():
 
 
 def test_training_without_scores_imports_no_code_of_evaluation():
-    process = forked.CONTEXT.Process(target=train_and_look_for_evaluation)
+    process = forked.CONTEXT.Process(target=train_without_evaluation)
     process.start()
     try:
         process.join(60)
@@ -139,7 +139,7 @@ def test_training_without_scores_imports_no_code_of_evaluation():
         process.kill()
 
 
-def train_and_look_for_evaluation():
+def train_without_evaluation():
     train(TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, dry_run=True), Ranks())
     evaluation = ("dit.evaluation", "torch_fidelity")
     assert not [name for name in sys.modules if name.startswith(evaluation)]

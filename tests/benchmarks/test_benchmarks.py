@@ -1,4 +1,4 @@
-"""What benchmarks write down, and what they call it."""
+"""Result files, row selection and kernel names of the benchmarks."""
 
 import json
 
@@ -6,28 +6,26 @@ import pytest
 import torch
 
 from benchmarks import ceilings, record, sampling_rate, training_speed
-from benchmarks.arguments import pattern
+from benchmarks.arguments import regex
 from benchmarks.kernels import kind_of
 
 
-def test_results_of_another_command_stay(monkeypatch, tmp_path):
+def test_results_of_another_command_are_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     files = [
         record.record("speed", command, {"rows": rows}, [command])
-        for command, rows in (("whole", 1), ("whole", 2), ("part", 3), ("whole", 4))
+        for command, rows in (("full", 1), ("full", 2), ("part", 3), ("full", 4))
     ]
-    assert files == [files[0], files[0], files[2], files[0]]
-    assert [json.loads(file.read_text())["results"]["rows"] for file in (files[0], files[2])] == [
-        4,
-        3,
-    ]
-    assert [file.with_suffix(".md").read_text() for file in (files[0], files[2])] == [
-        "whole\n",
-        "part\n",
-    ]
+    full, part = files[0], files[2]
+    assert files == [full, full, part, full]
+    assert full != part
+
+    for file, command, rows in ((full, "full", 4), (part, "part", 3)):
+        assert json.loads(file.read_text())["results"]["rows"] == rows
+        assert file.with_suffix(".md").read_text() == f"{command}\n"
 
 
-def test_a_copy_tells_the_commit_that_it_is_of(monkeypatch):
+def test_the_environment_overrides_the_commit(monkeypatch):
     monkeypatch.setenv("DIT_COMMIT", "1234abc")
     assert record.commit() == "1234abc"
 
@@ -51,16 +49,14 @@ def test_a_copy_tells_the_commit_that_it_is_of(monkeypatch):
         ("void at::native::reduce_kernel<128, 4>", "others"),
     ],
 )
-def test_kernels_have_kinds(kernel, kind):
+def test_kernels_are_sorted_by_kind(kernel, kind):
     assert kind_of(kernel) == kind
 
 
-def test_rows_are_chosen_by_pattern():
-    patterns = [pattern("XL/2 x128 (dit|plain)"), pattern("B/2")]
-    chosen = training_speed.chosen(
-        training_speed.possible(training_speed.CUDA, None, fp8=False), patterns
-    )
-    assert training_speed.names_of(chosen) == [
+def test_rows_are_selected_by_pattern():
+    patterns = [regex("XL/2 x128 (dit|plain)"), regex("B/2")]
+    supported = training_speed.supported(training_speed.CUDA, None, fp8=False)
+    assert training_speed.row_names(training_speed.select(supported, patterns)) == [
         "DiT-XL/2 x128 plain tf32 eager",
         "DiT-XL/2 x128 dit bf16 compiled",
         "DiT-B/2 x256 dit bf16 compiled by block",
@@ -69,17 +65,16 @@ def test_rows_are_chosen_by_pattern():
     ]
 
 
-def test_calls_in_a_row_fill_a_while_on_a_gpu_alone(monkeypatch):
-    monkeypatch.setattr(ceilings, "settle", lambda device: None)
-    monkeypatch.setattr(
-        ceilings.time, "perf_counter", iter(range(4)).__next__
-    )  # a call takes a second
-    counts = [ceilings.calls_of(lambda: None, torch.device(kind)) for kind in ("cuda", "cpu")]
-    assert counts == [ceilings.WHILE, 1]
+@pytest.mark.parametrize(("device", "calls"), [("cuda", ceilings.TIMED_SECONDS), ("cpu", 1)])
+def test_only_a_gpu_times_several_calls_in_a_row(device, calls, monkeypatch):
+    monkeypatch.setattr(ceilings, "synchronize", lambda device: None)
+    # each call takes a second
+    monkeypatch.setattr(ceilings.time, "perf_counter", iter(range(4)).__next__)
+    assert ceilings.calls_per_timing(lambda: None, torch.device(device)) == calls
 
 
 @pytest.mark.parametrize(
-    ("module", "flags", "told"),
+    ("module", "flags", "message"),
     [
         (training_speed, ["--only", "nothing like it"], "rows are"),
         (sampling_rate, ["--only", "nothing like it"], "rows are"),
@@ -88,9 +83,9 @@ def test_calls_in_a_row_fill_a_while_on_a_gpu_alone(monkeypatch):
         (training_speed, ["--batch", "-2"], "a number above 0 expected"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_measured(module, flags, told, monkeypatch, capsys):
+def test_mistakes_end_before_anything_is_measured(module, flags, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark", "--tiny", *flags])
     with pytest.raises(SystemExit) as ended:
         module.main()
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

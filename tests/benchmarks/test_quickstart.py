@@ -1,4 +1,4 @@
-"""The whole road, as `make quickstart` takes it."""
+"""The full path of `make quickstart`: train, sample, evaluate."""
 
 import json
 import subprocess
@@ -11,14 +11,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_quickstart_makes_the_digits_asked_for(tmp_path):
+def test_quickstart_generates_recognisable_digits(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.quickstart", "--out", tmp_path / "run"], cwd=ROOT
     )
     assert done.returncode == 0
+
     report = json.loads((tmp_path / "run" / "evaluation" / "report.json").read_text())
     assert report["digits_recognised"]["found"]["accuracy"] >= 0.97
     assert report["scores"]["fd"]["value"] < 3 * report["floor"]["fd"]["value"]
+
     for name in (
         "grid.png",
         "loss.png",

@@ -1,4 +1,4 @@
-"""The story's experiments: done once, never mixed, gone on with where they were stopped; a place for every table."""
+"""The experiments of docs/story.md: run once, never mixed, continued after a stop."""
 
 import pytest
 
@@ -8,26 +8,25 @@ from benchmarks.experiments import Lab, claim, done
 
 @pytest.fixture
 def typed(monkeypatch):
-    """Commands instead of work."""
+    """The commands that would have run."""
     commands = []
     monkeypatch.setattr(experiments, "perform", commands.append)
     return commands
 
 
-def test_another_command_in_the_same_place_ends_it(tmp_path):
+def test_another_command_in_the_same_folder_is_refused(tmp_path):
     assert not claim(tmp_path / "a" / "command.txt", "dit train --steps 4")
     assert claim(tmp_path / "a" / "command.txt", "dit train --steps 4")
     with pytest.raises(SystemExit, match="--steps 8"):
         claim(tmp_path / "a" / "command.txt", "dit train --steps 8")
 
 
-def test_a_stopped_training_is_gone_on_with_and_a_finished_one_is_not(
-    tmp_path, typed, make_run, monkeypatch
-):
-    lab = Lab(tmp_path, 3, 10)
+def test_a_stopped_training_continues_and_a_finished_one_is_not_repeated(tmp_path, typed, make_run):
+    lab = Lab(tmp_path, steps=3, samples=10)
     with pytest.raises(SystemExit, match="stopped"):
         lab.trained("run", "--seed 1")
     assert "--seed 1 --steps 3" in typed[0]
+
     run = make_run(step=3)  # tmp_path / "run"
     assert done(run, 3)
     assert not done(run, 4)
@@ -35,17 +34,17 @@ def test_a_stopped_training_is_gone_on_with_and_a_finished_one_is_not(
     assert len(typed) == 1
 
 
-def test_every_table_has_its_place_in_the_docs(tmp_path):
+def test_every_table_has_a_marker_in_the_docs(tmp_path):
     file = tmp_path / "story.md"
     file.write_text((story.DOCS / "story.md").read_text())
     tables = {name: f"table of {name}" for name in (*story.CHAPTERS, "floor", "trade", "bits")}
     story.write_tables(tables, file)
-    story.write_tables(tables, file)  # again: replaces, adds nothing
+    story.write_tables(tables, file)  # replaces the tables, adds nothing
     text = file.read_text()
     assert all(text.count(table) == 1 for table in tables.values())
 
 
-def test_steps_of_the_same_name_are_the_same_step():
+def test_steps_of_the_same_name_are_equal():
     steps = {}
     for chapter in story.CHAPTERS.values():
         for key, step in chapter.items():

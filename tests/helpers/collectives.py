@@ -1,4 +1,4 @@
-"""Counts what ranks send."""
+"""A counter of the bytes that ranks send in collectives."""
 
 from typing import Any
 
@@ -7,16 +7,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Sent(TorchDispatchMode):
-    """Bytes that this rank sends in collectives, by rings; those of a few numbers aside."""
+    """Bytes that this rank sends in collectives, with ring algorithms.
 
-    FEW = 1024
+    Tensors of at most MIN_BYTES (losses, flags) are not counted.
+    """
+
+    MIN_BYTES = 1024
 
     def __init__(self, world: int):
         super().__init__()
-        self.world, self.bytes = world, 0.0
+        self.world = world
+        self.bytes = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        ops, share = torch.ops.c10d, (self.world - 1) / self.world
+        ops = torch.ops.c10d
+        share = (self.world - 1) / self.world
+        # a ring all-reduce is a reduce-scatter and an all-gather
         if func is ops.allreduce_.default:
             self._add(2 * share, *args[0])
         elif func is ops._allgather_base_.default:
@@ -26,4 +32,4 @@ class Sent(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _add(self, share: float, *tensors: torch.Tensor) -> None:
-        self.bytes += sum(share * t.nbytes for t in tensors if t.nbytes > self.FEW)
+        self.bytes += sum(share * t.nbytes for t in tensors if t.nbytes > self.MIN_BYTES)

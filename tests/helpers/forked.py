@@ -1,4 +1,4 @@
-"""Ranks as processes that need not import torch each: real ones, with gloo between them."""
+"""Ranks as real processes with gloo between them, forked from one that has imported torch."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ CONTEXT.set_forkserver_preload(
 
 
 def start(world: int, work: Callable[..., None], *args: Any) -> list[BaseProcess]:
-    """Begin `work(ranks, *args)` on so many ranks."""
+    """Start `work(ranks, *args)` on `world` ranks."""
     port = free_port()
     ranks = [
         CONTEXT.Process(target=_rank, args=(rank, world, port, work, args)) for rank in range(world)
@@ -36,10 +36,11 @@ def start(world: int, work: Callable[..., None], *args: Any) -> list[BaseProcess
 
 
 def run(world: int, work: Callable[..., None], *args: Any) -> None:
-    """The same, to its end, which has to be a good one."""
+    """Run `work(ranks, *args)` on `world` ranks; all must exit with 0."""
     processes = start(world, work, *args)
     for process in processes:
         process.join(240)
+
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
@@ -47,10 +48,9 @@ def run(world: int, work: Callable[..., None], *args: Any) -> None:
 
 
 def free_port() -> int:
-    """One that nobody listens at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _rank(
@@ -64,6 +64,7 @@ def _rank(
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
+    # after the environment is set, which torch reads
     import torch
 
     from dit.distributed.ranks import ranks

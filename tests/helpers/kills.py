@@ -1,4 +1,4 @@
-"""Runs that are killed at chosen moments, and what of two runs is the same to the bit."""
+"""Runs that are killed at chosen moments, and bitwise comparison of two runs."""
 
 import dataclasses
 import random
@@ -18,7 +18,7 @@ from dit.runs.checkpoints import checkpoints, latest_checkpoint, verify_checkpoi
 from dit.runs.metrics import read_metrics
 from dit.training.trainer import train
 
-CLOCKS = {"img_per_s", "mfu", "data_wait", "memory_gib"}  # of the log: what a clock says
+CLOCKS = {"img_per_s", "mfu", "data_wait", "memory_gib"}  # of the log: they vary between runs
 RUN = TrainConfig(
     model="DiT-Ti/4",
     vae="identity",
@@ -43,31 +43,31 @@ def train_small(ranks: Ranks, config: TrainConfig) -> None:
 
 
 def writing(run: Path) -> bool:
-    """A checkpoint is under way."""
+    """Return whether a checkpoint is being written."""
     return any(run.glob("checkpoints/.step-*"))
 
 
 def sealing(run: Path) -> bool:
-    """Its state is written, and its EMA."""
+    """Return whether a checkpoint's state and EMA are written but not yet renamed."""
     return any(run.glob("checkpoints/.step-*/ema-*.safetensors"))
 
 
 def pruning(run: Path) -> bool:
-    """There is one more than will be kept."""
+    """Return whether there are more checkpoints than will be kept."""
     return len([*run.glob("checkpoints/step-*")]) > RUN.keep
 
 
 def moments(number: int) -> list[Moment]:
-    """So many random ones."""
+    """Return random moments: a sign to wait for, if any, then a delay in seconds."""
     dice = random.Random(0)
     signs = dice.choices([None, writing, sealing, pruning], k=number)
     return [(sign, dice.uniform(0, 0.1) if sign else dice.uniform(1, 4)) for sign in signs]
 
 
 def disturb(config: TrainConfig, moments: list[Moment], world: int = 2) -> int:
-    """Train, and kill all ranks at each moment: a delay, after a sign where one is given.
+    """Train, kill all ranks at each moment, and finish.
 
-    Returns how many kills met a running training.
+    Returns how many kills hit a running process.
     """
     kills = 0
     for sign, delay in moments:
@@ -80,11 +80,14 @@ def disturb(config: TrainConfig, moments: list[Moment], world: int = 2) -> int:
             and time.monotonic() < deadline
         ):
             time.sleep(0.0005)
+
         time.sleep(delay)
         kills += any(process.is_alive() for process in processes)
         for process in processes:
             process.kill()
             process.join()
+
+        # a kill never leaves a damaged checkpoint
         if last := latest_checkpoint(config.out):
             verify_checkpoint(last)
     forked.run(world, train_small, config)
@@ -92,7 +95,7 @@ def disturb(config: TrainConfig, moments: list[Moment], world: int = 2) -> int:
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of its last checkpoint."""
+    """Return every tensor of the last checkpoint."""
     return {
         f"{file.name}:{name}": tensor
         for file in sorted(latest_checkpoint(run).rglob("*.safetensors"))
@@ -101,7 +104,7 @@ def everything(run: Path) -> dict[str, torch.Tensor]:
 
 
 def log(run: Path) -> list[dict[str, Any]]:
-    """Its log, but for clocks."""
+    """Return the log without its clocks."""
     return [
         {k: v for k, v in line.items() if k not in CLOCKS}
         for line in read_metrics(run / "metrics.jsonl")
@@ -109,15 +112,20 @@ def log(run: Path) -> list[dict[str, Any]]:
 
 
 def parts(run: Path, other: Path) -> dict[str, bool]:
-    """Which parts are the same to the bit."""
-    a, b = everything(run), everything(other)
+    """Return which parts of two runs are bitwise equal."""
+    a = everything(run)
+    b = everything(other)
     assert a.keys() == b.keys()
     same = {name: torch.equal(a[name], b[name]) for name in a}
-    kinds = sorted({kind(name) for name in a})
+    equal = {
+        part: all(same[name] for name in same if kind(name) == part)
+        for part in sorted({kind(name) for name in a})
+    }
+    kept = [checkpoint.name for checkpoint in checkpoints(run)]
     return {
-        **{part: all(v for name, v in same.items() if kind(name) == part) for part in kinds},
+        **equal,
         "log": log(run) == log(other),
-        "kept": [c.name for c in checkpoints(run)] == [c.name for c in checkpoints(other)],
+        "kept": kept == [checkpoint.name for checkpoint in checkpoints(other)],
     }
 
 
@@ -131,7 +139,7 @@ def kind(name: str) -> str:
 
 
 def killed(root: Path, layout: tuple[int, str], number: int) -> int:
-    """Train root/run with kills and root/whole without; return how many met a training."""
+    """Train root/whole without kills and root/run with them; return how many hit a process."""
     world, parallel = layout
     config = dataclasses.replace(RUN, steps=400, parallel=parallel)
     forked.run(world, train_small, dataclasses.replace(config, out=root / "whole"))

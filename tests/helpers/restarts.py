@@ -1,4 +1,4 @@
-"""Trainings under torchrun, in processes of their own, to be disturbed from outside."""
+"""Trainings under torchrun, as processes that a test can kill."""
 
 import json
 import os
@@ -12,51 +12,24 @@ from dit.runs.metrics import MACHINE, read_metrics
 
 ROOT = Path(__file__).parent.parent
 
-
-RANKS = 2
-
-
-FLAGS = [
-    "--vae",
-    "identity",
-    "--image-size",
-    "8",
-    "--model",
-    "DiT-Ti/4",
-    "--global-batch-size",
-    "16",
-    "--sample-every",
-    "0",
-    "--log-every",
-    "1",
-    "--ckpt-every",
-    "20",
-    "--precision",
-    "fp32",
-]
-
-
+FLAGS = (
+    "--vae identity --image-size 8 --model DiT-Ti/4 --global-batch-size 16 --sample-every 0 "
+    "--log-every 1 --ckpt-every 20 --precision fp32"
+)
 LONG = 100_000  # steps, or seconds
 
 
 def launch(out: Path, *flags: object, restarts: int = 0) -> subprocess.Popen[str]:
-    """Begin a training under torchrun."""
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        RANKS,
-        "--max-restarts",
-        restarts,
-    ]
-    return begin([sys.executable, *launcher, ROOT / "train.py"], out, *flags)
+    """Start a training on two ranks under torchrun."""
+    module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    launcher = [sys.executable, *module, "--max-restarts", restarts]
+    return begin([*launcher, ROOT / "train.py"], out, *flags)
 
 
 def begin(
     launcher: Sequence[object], out: Path, *flags: object, **environment: str
 ) -> subprocess.Popen[str]:
-    """Begin a training on CPUs, by what takes the flags of train.py."""
+    """Start a training on CPUs with a launcher that takes the flags of train.py."""
     everything = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -65,14 +38,14 @@ def begin(
         "PYTHON": sys.executable,
         **environment,
     }
-    command = [*map(str, (*launcher, "--out", out, *FLAGS, *flags))]
+    command = [*map(str, (*launcher, "--out", out, *FLAGS.split(), *flags))]
     return subprocess.Popen(
         command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
 def wait(sign: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> float:
-    """Until there is a sign, while the process is alive; when that was."""
+    """Wait for a sign while the process is alive; return when it came."""
     deadline = time.monotonic() + seconds
     while not sign():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -83,18 +56,20 @@ def wait(sign: Callable[[], object], process: subprocess.Popen[str], seconds: fl
 
 
 def done(out: Path) -> int:
-    """The last step in the log of a run."""
+    """Return the last step in the log of a run."""
     return max((line["step"] for line in read_metrics(out / "metrics.jsonl")), default=0)
 
 
 def starts(out: Path) -> list[int]:
-    """Steps at which it was started."""
+    """Return the steps at which a run was started."""
     file = out / MACHINE
-    return [one["step"] for one in json.loads(file.read_text())] if file.exists() else []
+    if not file.exists():
+        return []
+    return [start["step"] for start in json.loads(file.read_text())]
 
 
 def process_of(rank: int, launcher: int) -> int:
-    """The id of the process that is a rank, below what launched it."""
+    """Return the process id of a rank that the launcher started."""
     return next(
         child
         for child in descendants(launcher)
@@ -103,7 +78,7 @@ def process_of(rank: int, launcher: int) -> int:
 
 
 def descendants(process: int) -> Iterator[int]:
-    """Processes that it started, and those that they started."""
+    """Yield the ids of a process's children, their children, and so on."""
     for thread in Path(f"/proc/{process}/task").iterdir():
         for child in map(int, (thread / "children").read_text().split()):
             yield child
@@ -111,7 +86,7 @@ def descendants(process: int) -> Iterator[int]:
 
 
 def stop(process: subprocess.Popen[str]) -> float:
-    """Seconds from SIGTERM to the end."""
+    """Send SIGTERM; return the seconds until the process ends."""
     begin = time.monotonic()
     process.terminate()
     process.communicate(timeout=300)
