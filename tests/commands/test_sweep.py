@@ -15,11 +15,19 @@ from PIL import Image
 from benchmarks import forked
 from dit.cli import parse
 from dit.commands.evaluate import evaluate
-from dit.commands.sweep import charts, results
-from dit.commands.sweep import sweep as module
-from dit.commands.sweep.points import Keys, Point, Setting, classifier_scale, describe
+from dit.commands.sweep import charts, results, score_point
+from dit.commands.sweep.evaluations import count_evaluations
+from dit.commands.sweep.points import (
+    Keys,
+    Point,
+    Setting,
+    classifier_scale,
+    describe,
+    read_point,
+)
 from dit.commands.sweep.ranking import paired_interval, rank
-from dit.commands.sweep.sweep import count_evaluations, settings_of, sweep
+from dit.commands.sweep.settings import settings_of
+from dit.commands.sweep.sweep import sweep
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
@@ -69,13 +77,13 @@ def done(tiny_run, tmp_path_factory):
 @pytest.fixture
 def sampled(monkeypatch):
     """The settings that were sampled, in order."""
-    calls, real = [], module.sampled
+    calls, real = [], score_point.sampled
 
     def counted(run, config, *more):
         calls.append(config)
         return real(run, config, *more)
 
-    monkeypatch.setattr(module, "sampled", counted)
+    monkeypatch.setattr(score_point, "sampled", counted)
     return calls
 
 
@@ -111,7 +119,7 @@ def test_every_setting_has_a_point_and_all_have_a_page(done):
 
 def test_pages_are_whole_and_need_nothing_else(done):
     page, text = (done / "sweep.html").read_text(), (done / "sweep.md").read_text()
-    setting = describe(module.read_point(done, read(done)["best"]).setting)
+    setting = describe(read_point(done, read(done)["best"]).setting)
     assert setting in page
     assert setting in text
     assert page.count("data:image/png;base64") == 3
@@ -120,7 +128,7 @@ def test_pages_are_whole_and_need_nothing_else(done):
     assert "<th></th>" not in page
     floor = read(done)["floor"]["FD(digits-cnn)"]
     assert f"(N = {floor['samples']}, 5 splits)" in text
-    assert "at the number of images shown above" in " ".join(page.split())
+    assert "at the number of images named above" in " ".join(page.split())
     assert text.count("\n| ") > 6
 
 
@@ -145,7 +153,7 @@ def test_scores_are_those_of_evaluate(done, tiny_run, tmp_path):
 
 
 def test_an_interrupted_sweep_goes_on(done, undrawn, tiny_run, tmp_path, sampled, monkeypatch):
-    out, real, seen = tmp_path / "sweep", module.extract, []
+    out, real, seen = tmp_path / "sweep", score_point.extract, []
 
     def interrupted(*args):
         seen.append(args)
@@ -153,7 +161,7 @@ def test_an_interrupted_sweep_goes_on(done, undrawn, tiny_run, tmp_path, sampled
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "extract", interrupted)
+    monkeypatch.setattr(score_point, "extract", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(flags(tiny_run, out=out), Ranks())
     assert len(points_of(out)) == 1
@@ -232,7 +240,7 @@ def test_one_setting_that_comes_out_as_nan_stops_no_other(tiny_run, tmp_path, mo
     assert (out / "images-by-cfg-scale.png").exists()
     assert found["protocol"]["samples"]["count"] == COUNT
     assert said in capsys.readouterr().out
-    monkeypatch.setattr(module, "sampled", pytest.fail)  # it is not tried again
+    monkeypatch.setattr(score_point, "sampled", pytest.fail)  # it is not tried again
     monkeypatch.setattr(results, "draw", lambda sweep: {})
     assert read(sweep(asked, Ranks())) == found
 
@@ -245,8 +253,8 @@ def test_nothing_is_resampled_where_there_is_no_distance(undrawn, tiny_run, tmp_
             )
         }
 
-    monkeypatch.setattr(module, "score", broken)
-    monkeypatch.setattr(module, "bootstrap", pytest.fail)
+    monkeypatch.setattr(score_point, "score", broken)
+    monkeypatch.setattr(score_point, "bootstrap", pytest.fail)
     out = sweep(flags(tiny_run, out=tmp_path / "sweep", steps="2", cfg_scale="1"), Ranks())
     assert read(out)["summary"] == ["No setting has a distance: the arithmetic failed."]
     assert "No setting has a distance" in (out / "sweep.html").read_text()
@@ -372,8 +380,8 @@ def test_other_networks_guide_where_they_have_anything_to_say(tiny_run, make_run
     assert charts.varied(points) == ["cfg-scale", "classifier-scale"]
     found = rank(points)
     assert ("classifier-scale", "largest", 2.0) in found.edges
-    assert charts.against_guidance(points, found, {}, "classifier-scale") is not None
-    assert set(charts._lines(points, ("sampler", "classifier-scale"), share_unguided=True)) == {
+    assert charts.over_scale(points, found, {}, "classifier-scale") is not None
+    assert set(charts.lines_of(points, ("sampler", "classifier-scale"), share_unguided=True)) == {
         "classifier-scale 0",
         "classifier-scale 2",
     }
@@ -494,8 +502,8 @@ def test_averages_in_words():
         warned
         == "The best lies at the smallest ema-length of the sweep (0.05): a smaller one may be better."
     )
-    assert charts.against_guidance(points, rank(points), {}, "ema-length") is not None
-    assert charts.against_guidance(points, rank(points), {}) is None
+    assert charts.over_scale(points, rank(points), {}, "ema-length") is not None
+    assert charts.over_scale(points, rank(points), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -650,7 +658,7 @@ def test_points_without_guidance_belong_to_every_interval():
         point(2.0, scale=2.0),
         point(1.0, scale=2.0, cfg_interval=(0.2, 0.8)),
     ]
-    lines = charts._lines(points, ("sampler", "steps", "interval"), share_unguided=True)
+    lines = charts.lines_of(points, ("sampler", "steps", "interval"), share_unguided=True)
     assert {label: [p.distance for p in line] for label, line in lines.items()} == {
         "times 0.2-0.8": [1.0, 3.0],
         "times 0-1": [2.0, 3.0],
@@ -671,7 +679,7 @@ def test_there_is_a_figure_only_where_something_varies():
     drawn = {
         name: tuple(
             draw(points, rank(points), {}) is not None
-            for draw in (charts.against_guidance, charts.against_evaluations)
+            for draw in (charts.over_scale, charts.over_evaluations)
         )
         for name, points in (
             ("one", one),
@@ -737,7 +745,7 @@ def test_panels_are_of_the_network_that_ranks(monkeypatch):
     ]
     drawn = []
     monkeypatch.setattr(charts, "_draw_shares", lambda axis, lines, name, *more: drawn.append(name))
-    charts.against_guidance(points, rank(points), {})
+    charts.over_scale(points, rank(points), {})
     assert drawn == [f"{panel}(x)" for panel in charts.PANELS]
 
 
