@@ -26,6 +26,7 @@ SAMPLES, CLASSES, UNCERTAINTY, MEMORISATION, TRAINING = (
 )
 SECTIONS = (SAMPLES, CLASSES, UNCERTAINTY, MEMORISATION, TRAINING)  # in the order of the page
 COLUMNS = ("score", "value", "real vs. real", "samples / reference")  # in a terminal
+NO_RANGE = Cell("–", "range")
 ABOUT_SCORES = (
     "“Real vs. real” is what images of the reference score against other images of it, over "
     "several random splits. Samples with such a score cannot be told from real images. Compare "
@@ -199,7 +200,7 @@ def _score_row(report: Report, name: str) -> Row:
 
     interval, ends = report.intervals.get(name), (real.low, real.high) if real else None
     spread = span(*interval) if interval else _plus_minus(score.deviation)
-    real_cell = Cell(span(real.low, real.high), "range", real_count(real)) if real else Cell("–")
+    real_cell = Cell(span(real.low, real.high), "range", real_count(real)) if real else NO_RANGE
     value = Cell(number(score.value), "value", spread, strong=True)
     label = f"{name}: {value.plain}; real vs. real {real_cell.plain}"
     axis = _axis(score.value, score.better, interval, ends, label)
@@ -220,7 +221,7 @@ def _digits_row(digits: Digits) -> Row:
         return _missing(title, digits.reason)
 
     share, ends = digits.samples.accuracy, (real.accuracy, real.accuracy) if real else None
-    real_cell = Cell(f"{real.accuracy:.2%}", "range", f"N = {real.count:,}") if real else Cell("–")
+    real_cell = Cell(f"{real.accuracy:.2%}", "range", f"N = {real.count:,}") if real else NO_RANGE
     label = f"digits recognised: {share:.2%}; real vs. real {real_cell.plain}"
     axis = _axis(share, "higher", None, ends, label)
     return Row(

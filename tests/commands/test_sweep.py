@@ -711,7 +711,7 @@ def test_strip_shows_the_same_images_along_the_first_axis(tmp_path):
     assert axis == "cfg-scale"
     seen = [picture.getpixel((picture.width - 1, 10 + 20 * i)) for i in range(3)]
     assert seen == [(80, 5, 0), (160, 5, 0), (240, 5, 0)]
-    assert charts.strip(points[:1], rank(points[:1]), tmp_path) is None
+    assert charts.strip(points[:1], rank(points[:1]), tmp_path) == ("", None)
 
 
 def test_strip_without_guidance_at_its_best_has_one_interval(tmp_path, monkeypatch):

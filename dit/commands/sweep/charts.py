@@ -124,14 +124,14 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 # -- the same images -------------------------------------------------------------------------------
 
 
-def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Image.Image] | None:
+def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Image.Image | None]:
     """Return an axis and the same images along it, all else as in the best point.
 
-    It is the first axis, in the order of `AXES`, on which points differ; None without one.
+    It is the first axis, in the order of `AXES`, on which points differ; no images without one.
     """
     axes = varied(points)
     if not axes or not ranking.order:
-        return None
+        return "", None
     best, axis = points[ranking.best], axes[0]
     interval = best.setting.cfg_interval
     if best.setting.cfg_scale == 1:
@@ -285,11 +285,9 @@ def _panel(canvas: Any, cell: Any, xlabel: str, name: str, direction: str) -> An
 
 
 def _draw_legend(canvas: Any, axis: Any) -> None:
-    """Draw a legend below all panels, if there is more than one thing to distinguish."""
+    """Draw a legend of all named lines and bands below all panels."""
     handles, labels = axis.get_legend_handles_labels()
-    shown = {label: handle for handle, label in zip(handles, labels, strict=True) if label}
-    if shown:
+    if labels:
         style = {"frameon": False, "fontsize": 9, "labelcolor": figures.INK}
-        columns = min(5, len(shown))
-        place = "outside lower center"
-        canvas.legend([*shown.values()], [*shown], loc=place, ncols=columns, **style)
+        columns, place = min(5, len(labels)), "outside lower center"
+        canvas.legend(handles, labels, loc=place, ncols=columns, **style)

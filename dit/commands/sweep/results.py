@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from dit.commands.sweep import charts
 from dit.commands.sweep.points import Point, classifier_scale, describe
@@ -49,14 +47,6 @@ ABOUT_TABLE = (
 
 
 @dataclass(frozen=True)
-class Chart:
-    title: str
-    about: str
-    picture: Image.Image
-    kind: str = "chart"
-
-
-@dataclass(frozen=True)
 class Sweep:
     """All results; `real_vs_real` by name of score, `weights` by EMA length of settings."""
 
@@ -93,33 +83,40 @@ def write(sweep: Sweep) -> list[Path]:
     """Write results, pages and charts into the folder of the sweep; return their paths."""
     drawn = draw(sweep)
     write_json(sweep.out / "sweep.json", to_plain(sweep))
-    paths = [sweep.out / "sweep.json", *to_page(sweep, drawn).write(sweep.out / "sweep")]
-    for name, chart in drawn.items():
+    paths = [sweep.out / "sweep.json", *to_page(sweep, drawn.values()).write(sweep.out / "sweep")]
+    for name, section in drawn.items():
         paths.append(sweep.out / f"{name}.png")
         with write_atomically(paths[-1]) as temporary:
-            chart.picture.save(temporary, format="PNG")
+            section.figures[section.title].save(temporary, format="PNG")
     return paths
 
 
-def draw(sweep: Sweep) -> dict[str, Chart]:
-    """Return the charts by file name, of all that varies."""
+def draw(sweep: Sweep) -> dict[str, Section]:
+    """Return sections with the charts of all that varies, by file name."""
     given = sweep.points, sweep.ranking, sweep.real_vs_real
-    scales = {
-        "fd-against-guidance": ("Scores over guidance", "cfg-scale"),
-        "fd-against-classifier": ("Scores over the classifier's scale", "classifier-scale"),
-        "fd-against-ema-length": ("Scores over the length of the EMA", "ema-length"),
+    guidance = charts.over_scale(*given, "cfg-scale")
+    classifier = charts.over_scale(*given, "classifier-scale")
+    average = charts.over_scale(*given, "ema-length")
+    axis, images = charts.strip(sweep.points, sweep.ranking, sweep.out)
+    drawn = (
+        ("fd-against-guidance", "Scores over guidance", ABOUT_SCALES, guidance),
+        ("fd-against-classifier", "Scores over the classifier's scale", ABOUT_SCALES, classifier),
+        ("fd-against-ema-length", "Scores over the length of the EMA", ABOUT_SCALES, average),
+        (
+            "quality-against-evaluations",
+            "Quality over cost",
+            ABOUT_COSTS,
+            charts.over_evaluations(*given),
+        ),
+        (f"images-by-{axis}", f"The same images, by {axis}", ABOUT_IMAGES, images),
+    )
+    return {
+        name: Section(
+            title, None, [about], {title: picture}, "picture" if picture is images else "chart"
+        )
+        for name, title, about, picture in drawn
+        if picture
     }
-    drawn = {}
-    for name, (title, scale) in scales.items():
-        if chart := charts.over_scale(*given, scale):
-            drawn[name] = Chart(title, ABOUT_SCALES, chart)
-    if chart := charts.over_evaluations(*given):
-        drawn["quality-against-evaluations"] = Chart("Quality over cost", ABOUT_COSTS, chart)
-    if found := charts.strip(sweep.points, sweep.ranking, sweep.out):
-        axis, picture = found
-        title = f"The same images, by {axis}"
-        drawn[f"images-by-{axis}"] = Chart(title, ABOUT_IMAGES, picture, "picture")
-    return drawn
 
 
 def to_plain(sweep: Sweep) -> dict[str, Any]:
@@ -331,7 +328,7 @@ def to_text(sweep: Sweep) -> str:
     return "\n".join([printed, *more, "", *sentences(sweep), *notes])
 
 
-def to_page(sweep: Sweep, drawn: Mapping[str, Chart]) -> Page:
+def to_page(sweep: Sweep, drawn: Iterable[Section]) -> Page:
     protocol, lead = common_protocol(sweep.points), sentences(sweep)
     highlight = None
     if sweep.ranking.order:
@@ -340,16 +337,12 @@ def to_page(sweep: Sweep, drawn: Mapping[str, Chart]) -> Page:
         what = describe(sweep.example.setting)
         highlight = Highlight("best setting", what, best.text, small, command(sweep))
         lead = lead[1:]
-    sections = [
-        Section(chart.title, None, [chart.about], {chart.title: chart.picture}, chart.kind)
-        for chart in drawn.values()
-    ]
     return Page(
         sweep.title,
         software_subtitle(protocol.get("software", {})),
         essentials(sweep),
         [
-            *sections,
+            *drawn,
             Section("All settings", points_table(sweep), [ABOUT_TABLE]),
             Section("Protocol shared by all settings", protocol=protocol),
         ],
