@@ -18,13 +18,12 @@ from dit.report.entry_kinds import (
     ABSENT,
     ASIDE,
     MEASURED,
-    RECOGNISED,
     SAMPLED,
     depends,
     kind_of,
     needed_entries,
 )
-from dit.report.evaluation_page import FORMAT
+from dit.report.evaluation_page import FORMAT, RECOGNISED
 from dit.report.score_names import parse
 from dit.report.table import NUMBER, Cell, Row, Table
 from dit.report.text import arrow, counted, number, show

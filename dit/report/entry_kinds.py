@@ -6,10 +6,10 @@ path is SECTION/ENTRY; `features` stands for the sections `features (NETWORK)`.
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from dit.report.evaluation_page import RECOGNISED
 from dit.report.score_names import SHARES, parse
 
 MEASURED, SAMPLED, ASIDE = "measured", "sampled", "aside"
-RECOGNISED = "digits recognised"
 SHUFFLED = "IS (torch-fidelity)"
 FRECHET = ("FID", "sFID", "FD", "sFD")
 OF_REFERENCE = (*FRECHET, "KID", *SHARES)

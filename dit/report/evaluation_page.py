@@ -19,6 +19,7 @@ from dit.report.table import NUMBER, Axis, Cell, Row, Table
 from dit.report.text import arrow, counted, decimals, number, show, span
 from dit.utils.files import write_json
 
+RECOGNISED = "digits recognised"
 FORMAT = 2  # of report.json; version 1 did not name its format
 MOST_CLASSES = 20  # that a table shows
 SAMPLES, CLASSES, UNCERTAINTY, MEMORISATION, TRAINING = (
@@ -179,12 +180,12 @@ def _sections(report: Report) -> list[Section]:
 
 
 def scores_table(report: Report) -> Table:
-    """Return all scores, network by network."""
+    """Return all scores, network by network; the digits recognised are of none."""
     networks: dict[str, list[Row]] = {}
-    for name in report.scores:
-        networks.setdefault(parse(name).network, []).append(_score_row(report, name))
+    for score in report.scores.values():
+        networks.setdefault(parse(score.name).network, []).append(_score_row(report, score))
 
-    rows = [_digits_row(report.digits)] if report.digits else []
+    rows = [_score_row(report, digits_score(report.digits))] if report.digits else []
     for network, scores in networks.items():
         if len(networks) > 1:
             rows.append(Row([Cell(f"features of {network}")], "group"))
@@ -192,21 +193,21 @@ def scores_table(report: Report) -> Table:
     return Table((*COLUMNS, "remark"), rows)
 
 
-def _score_row(report: Report, name: str) -> Row:
-    score, real = report.scores[name], report.real_vs_real.get(name)
-    title = f"{name} {arrow(score.better)}"
+def _score_row(report: Report, score: Score) -> Row:
+    name = score.name
+    title = Cell(f"{name} {arrow(score.better)}", "name")
     if score.value is None:
-        return _missing(title, score.reason)
+        return Row([title, Cell(f"not available: {score.reason}", "missing")])
 
-    interval, ends = report.intervals.get(name), (real.low, real.high) if real else None
+    interval, real = report.intervals.get(name), real_range(report, name)
     spread = span(*interval) if interval else _plus_minus(score.deviation)
     real_cell = Cell(span(real.low, real.high), "range", real_count(real)) if real else NO_RANGE
     value = Cell(number(score.value), "value", spread, strong=True)
     label = f"{name}: {value.plain}; real vs. real {real_cell.plain}"
-    axis = _axis(score.value, score.better, interval, ends, label)
+    axis = _axis(score.value, score.better, interval, real, label)
     return Row(
         [
-            Cell(title, "name"),
+            title,
             dataclasses.replace(value, axis=axis),
             real_cell,
             Cell(_count(score.samples, score.reference), NUMBER),
@@ -215,28 +216,21 @@ def _score_row(report: Report, name: str) -> Row:
     )
 
 
-def _digits_row(digits: Digits) -> Row:
-    title, real = "digits recognised ↑", digits.real
+def real_range(report: Report, name: str) -> Range | None:
+    """Return what real images score; for digits it is one number."""
+    if name != RECOGNISED:
+        return report.real_vs_real.get(name)
+    real = report.digits and report.digits.real
+    share = real.accuracy if real else 0.0
+    return Range(share, share, share, 1, real.count, None) if real else None
+
+
+def digits_score(digits: Digits) -> Score:
+    """Return the share of recognised digits as a score."""
+    note = "by an SVM trained on the real ones, at 8x8"
     if digits.samples is None:
-        return _missing(title, digits.reason)
-
-    share, ends = digits.samples.accuracy, (real.accuracy, real.accuracy) if real else None
-    real_cell = Cell(f"{real.accuracy:.2%}", "range", f"N = {real.count:,}") if real else NO_RANGE
-    label = f"digits recognised: {share:.2%}; real vs. real {real_cell.plain}"
-    axis = _axis(share, "higher", None, ends, label)
-    return Row(
-        [
-            Cell(title, "name"),
-            Cell(f"{share:.2%}", "value", strong=True, axis=axis),
-            real_cell,
-            Cell(f"{digits.samples.count:,}", NUMBER),
-            Cell("by an SVM trained on the real ones, at 8x8", "remark"),
-        ]
-    )
-
-
-def _missing(title: str, reason: str | None) -> Row:
-    return Row([Cell(title, "name"), Cell(f"not available: {reason}", "missing")])
+        return Score(RECOGNISED, None, "higher", 0, reason=digits.reason)
+    return Score(RECOGNISED, digits.samples.accuracy, "higher", digits.samples.count, note=note)
 
 
 def _plus_minus(deviation: float | None) -> str:
@@ -256,11 +250,12 @@ def _axis(
     value: float,
     direction: str,
     interval: tuple[float, float] | None,
-    real: tuple[float, float] | None,
+    real: Range | None,
     label: str,
 ) -> Axis:
     """Return a score on a line from 0, or the lowest mark, to 1 for shares, or the highest."""
-    marks = [0.0, value, *(interval or ()), *(real or ())]
+    ends = (real.low, real.high) if real else None
+    marks = [0.0, value, *(interval or ()), *(ends or ())]
     low, high = min(marks), max(marks)
     is_share = direction == "higher" and high <= 1
     high = 1.0 if is_share else high + 0.05 * (high - low) or 1.0
@@ -268,12 +263,11 @@ def _axis(
     def percent(mark: float) -> float:
         return round(2 + 96 * (mark - low) / (high - low), 2)
 
-    def percents(ends: tuple[float, float] | None) -> tuple[float, float] | None:
-        return ends and (percent(ends[0]), percent(ends[1]))
+    def percents(part: tuple[float, float] | None) -> tuple[float, float] | None:
+        return part and (percent(part[0]), percent(part[1]))
 
     top = f"{high:,.0f}" if high >= 100 else f"{high:.2g}"
-    ends = (f"{low:.2g}", top)
-    return Axis(percent(value), percents(interval), percents(real), ends, label)
+    return Axis(percent(value), percents(interval), percents(ends), (f"{low:.2g}", top), label)
 
 
 # -- classes and limits ----------------------------------------------------------------------------

@@ -532,7 +532,7 @@ def test_findings_in_words():
     assert "--bootstrap 0" in texts_of([point(1.0), point(9.0, scale=2.0)])[0][1]
     assert texts_of([point(None)])[0] == ["No setting has a distance: the arithmetic failed."]
     guided = describe(Setting(sampler="ddim", steps=5, cfg_scale=1.5, cfg_interval=(0.2, 0.8)))
-    assert guided == "cfg-scale 1.5 at times 0.2-0.8, 5 steps, ddim"
+    assert guided == "cfg-scale 1.5, times 0.2-0.8, 5 steps, ddim"
 
 
 # -- charts ----------------------------------------------------------------------------------------
@@ -582,7 +582,7 @@ def test_strip_shows_the_same_images_along_the_first_axis(tmp_path):
         picture.save(tmp_path / "points" / f"{p.key}.png")
     axis, picture = charts.strip(points, rank(points), tmp_path)
     assert axis == "cfg-scale"
-    seen = [picture.getpixel((picture.width - 1, 10 + 20 * i)) for i in range(3)]
+    seen = [picture.getpixel((picture.width - 9, 14 + 24 * i)) for i in range(3)]
     assert seen == [(80, 5, 0), (160, 5, 0), (240, 5, 0)]
     assert charts.strip(points[:1], rank(points[:1]), tmp_path) == ("", None)
 
@@ -595,11 +595,11 @@ def test_strip_of_an_unguided_best_has_one_interval(tmp_path, monkeypatch):
     ]
     points, shown = [point(1.0), *guided], []
     monkeypatch.setattr(charts, "picture_file", lambda out, key: tmp_path / "x.png")
-    monkeypatch.setattr(charts, "_stack", lambda rows, labels, points, best: shown.extend(points))
+    monkeypatch.setattr(charts, "grid", lambda images, labels, columns: shown.extend(labels))
     Image.new("RGB", (2, 2)).save(tmp_path / "x.png")
     charts.strip(points, rank(points), tmp_path)
-    along = [(p.setting.cfg_scale, p.distance) for p in shown]
-    assert along == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+    best = "cfg-scale 1: 1.000, best"
+    assert shown == [best, "cfg-scale 2: 2.000", "cfg-scale 3: 3.000"]
 
 
 def test_panels_are_of_the_network_that_ranks(monkeypatch):

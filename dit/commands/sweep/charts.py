@@ -4,15 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from dit.commands.sweep.points import Point, Setting, classifier_scale, picture_file
+from dit.commands.sweep.points import AXES, Point, Setting, picture_file, words
 from dit.commands.sweep.ranking import Ranking
 from dit.evaluation.metrics.compute import Range
 from dit.report import figures
 from dit.report.score_names import parse
 from dit.report.text import arrow, number
-from dit.utils.pictures import GAP, PAPER
+from dit.utils.pictures import grid
 
 REAL, FAINT = "#8fcdb4", "#d5d9e0"
 WIDE = 12  # largest distance over smallest, from which the axis is logarithmic
@@ -24,29 +26,10 @@ ROWS = 16  # of the strip
 
 Number = Callable[[Point], float]
 
-AXES: dict[str, Callable[[Setting], Any]] = {
-    "ema-length": lambda setting: setting.ema_length,
-    "cfg-scale": lambda setting: setting.cfg_scale,
-    "classifier-scale": classifier_scale,
-    "steps": lambda setting: setting.steps,
-    "interval": lambda setting: setting.cfg_interval,
-    "sampler": lambda setting: setting.sampler,
-}
-"""What a sweep varies."""
 LABELS = ("sampler", "steps", "interval", "cfg-scale", "classifier-scale", "ema-length")
 """The order of axes in the label of a line."""
 SAMPLING = ("sampler", "steps", "classifier-scale", "ema-length")
 """Axes other than guidance."""
-
-
-def words(axis: str, setting: Setting) -> str:
-    """Return a setting's value on an axis in words."""
-    value = AXES[axis](setting)
-    if axis == "sampler":
-        return value
-    if axis == "interval":
-        return "times {:g}-{:g}".format(*value)
-    return f"{value} steps" if axis == "steps" else f"{axis} {value:g}"
 
 
 def varied(points: Sequence[Point]) -> list[str]:
@@ -143,18 +126,22 @@ def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Im
     along = [point for point in points if _differs_on(axis, point, best, interval)]
     along.sort(key=lambda point: AXES[axis](point.setting))
     step = -(-len(along) // ROWS)
+    # every `step`-th row, so that the best one is among them
     shown = along[along.index(best) % step :: step]
-    rows = []
+
+    rows, labels = [], []
     for point in shown:
         with Image.open(picture_file(out, point.key)) as picture:
-            rows.append(picture.convert("RGB"))
-    return axis, _stack(rows, [words(axis, point.setting) for point in shown], shown, best)
+            rows.append(pil_to_tensor(picture.convert("RGB")))
+        mark = ", best" if point is best else ""
+        labels.append(f"{words(axis, point.setting)}: {number(point.distance)}{mark}")
+    return axis, grid(torch.stack(rows), labels, columns=1)
 
 
 def _differs_on(axis: str, point: Point, best: Point, interval: tuple[float, float]) -> bool:
     """Whether a point equals the best but for an axis, with guidance in `interval` if any."""
     others = [of for name, of in AXES.items() if name not in (axis, "interval")]
-    if any(of(point.setting) != of(best.setting) for of in others):
+    if point.first.value is None or any(of(point.setting) != of(best.setting) for of in others):
         return False
     setting = point.setting
     return axis == "interval" or setting.cfg_scale == 1 or setting.cfg_interval == interval
@@ -162,29 +149,6 @@ def _differs_on(axis: str, point: Point, best: Point, interval: tuple[float, flo
 
 def _same_sampling(one: Point, other: Point) -> bool:
     return all(AXES[axis](one.setting) == AXES[axis](other.setting) for axis in SAMPLING)
-
-
-def _stack(
-    rows: Sequence[Image.Image], labels: Sequence[str], points: Sequence[Point], best: Point
-) -> Image.Image:
-    """Return pictures with label and distance to their left; a bar marks the best one."""
-    large, small = (ImageFont.load_default(size=size) for size in (17, 14))
-    left = 6 * GAP + int(max(large.getlength(label) for label in labels))
-    width, height = left + max(row.width for row in rows), max(row.height for row in rows)
-    sheet = Image.new("RGB", (width, height * len(rows)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for i, (row, label, point) in enumerate(zip(rows, labels, points, strict=True)):
-        top, middle = i * height, i * height + height // 2
-        sheet.paste(row, (left, top))
-        colour, value = figures.INK, "not available"
-        if point.first.value is not None:
-            value = number(point.first.value)
-        if point is best:
-            colour, value = figures.COLOURS[0], f"{value}  best"
-            draw.rectangle((0, top + GAP, GAP, top + height - GAP), fill=colour)
-        draw.text((3 * GAP, middle - 2), label, colour, large, anchor="ls")
-        draw.text((3 * GAP, middle + 5), value, figures.SOFT, small, anchor="lt")
-    return sheet
 
 
 # -- lines -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,22 +71,45 @@ class Point:
         return self.scores[name].value if name in self.scores else None
 
 
-def describe(setting: Setting) -> str:
-    """Return a setting in words, close to its flags."""
-    low, high = setting.cfg_interval
-    interval = "" if (low, high) == (0, 1) else f" at times {low:g}-{high:g}"
-    parts = [f"cfg-scale {setting.cfg_scale:g}{interval}"]
-    if setting.classifier:
-        parts.append(f"classifier-scale {setting.classifier_scale:g}")
-    parts += [f"{setting.steps} steps", setting.sampler]
-    if setting.ema_length is not None:
-        parts.append(f"ema-length {setting.ema_length:g}")
-    return ", ".join(parts)
-
-
 def classifier_scale(setting: SamplerConfig) -> float:
     """Return the weight of the classifier's gradient, 0 without a classifier."""
     return setting.classifier_scale if setting.classifier else 0.0
+
+
+AXES: dict[str, Callable[[Setting], Any]] = {
+    "ema-length": lambda setting: setting.ema_length,
+    "cfg-scale": lambda setting: setting.cfg_scale,
+    "classifier-scale": classifier_scale,
+    "steps": lambda setting: setting.steps,
+    "interval": lambda setting: setting.cfg_interval,
+    "sampler": lambda setting: setting.sampler,
+}
+"""What a sweep varies."""
+WORDS = {"steps": "{} steps", "interval": "times {}", "sampler": "{}"}  # others: their own name
+
+
+def value_text(axis: str, setting: Setting) -> str:
+    """Return a setting's value on an axis as its flag takes it."""
+    value = AXES[axis](setting)
+    if isinstance(value, tuple):
+        return "{:g}-{:g}".format(*value)
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def words(axis: str, setting: Setting) -> str:
+    """Return a setting's value on an axis in words."""
+    return WORDS.get(axis, axis + " {}").format(value_text(axis, setting))
+
+
+def describe(setting: Setting) -> str:
+    """Return all values of a setting that are in use, in words."""
+    unused = {
+        "interval": setting.cfg_interval == (0, 1),
+        "classifier-scale": setting.classifier is None,
+        "ema-length": setting.ema_length is None,
+    }
+    axes = ("cfg-scale", "interval", "classifier-scale", "steps", "sampler", "ema-length")
+    return ", ".join(words(axis, setting) for axis in axes if not unused.get(axis))
 
 
 class Keys:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.commands.sweep import charts
-from dit.commands.sweep.points import Point, classifier_scale, describe
+from dit.commands.sweep.points import Point, classifier_scale, describe, value_text
 from dit.commands.sweep.ranking import Ranking
 from dit.config import PACE, SamplerConfig, SweepConfig, to_json
 from dit.errors import UserError
@@ -276,7 +276,9 @@ def points_table(sweep: Sweep) -> Table:
             Cell(f"{point.evaluations:,}", NUMBER),
             Cell("–" if seconds is None else f"{seconds:,.1f}", NUMBER),
         ]
-        rows.append(Row([*(Cell(_value(point, axis), NUMBER) for axis in axes), *cells], kind))
+        rows.append(
+            Row([*(Cell(value_text(axis, point.setting), NUMBER) for axis in axes), *cells], kind)
+        )
 
     titles = [f"{title} {arrow(example.scores[name].better)}" for name, title in scores.items()]
     distance, further = f"{example.first.name} ↓", "further than the best, 95%"
@@ -306,13 +308,6 @@ def _distance(point: Point) -> Cell:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else number(value)
-
-
-def _value(point: Point, axis: str) -> str:
-    value = charts.AXES[axis](point.setting)
-    if axis == "interval":
-        return "–" if point.setting.cfg_scale == 1 else "{:g}-{:g}".format(*value)
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def to_text(sweep: Sweep) -> str:
