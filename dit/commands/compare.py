@@ -111,10 +111,10 @@ def compare(cfg: CompareConfig, ranks: Ranks) -> None:
         UserError: a file that is missing, damaged, no report, or of another version.
         SystemExit: with code 1, not comparable, or an entry that matters is unknown.
     """
-    found = differences(read_report(cfg.a), read_report(cfg.b))
+    comparison = differences(read_report(cfg.a), read_report(cfg.b))
     if ranks.main:
-        print(f"A  {cfg.a}\nB  {cfg.b}\n\n{to_text(found)}")
-    if not found.comparable:
+        print(f"A  {cfg.a}\nB  {cfg.b}\n\n{to_text(comparison)}")
+    if not comparison.comparable:
         raise SystemExit(1)
 
 
@@ -161,9 +161,11 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     scores_a, scores_b = _scores(a), _scores(b)
     names = [*dict.fromkeys([*scores_a, *scores_b])]
     common = [name for name in names if _is_known(name, scores_a) and _is_known(name, scores_b)]
-    found = tuple(_differences(_entries(a), _entries(b), common or names))
-    pairs = (_pair(name, scores_a.get(name, {}), scores_b.get(name, {}), found) for name in names)
-    return Comparison(found, tuple(pairs))
+    different = tuple(_differences(_entries(a), _entries(b), common or names))
+    pairs = (
+        _pair(name, scores_a.get(name, {}), scores_b.get(name, {}), different) for name in names
+    )
+    return Comparison(different, tuple(pairs))
 
 
 def _scores(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -200,6 +202,7 @@ def _differences(a: Entries, b: Entries, scores: Sequence[str]) -> Iterator[Diff
 
 def _value(entries: Entries, path: str) -> Any:
     """Return an entry, or what its absence means."""
+    # samples of others record no sampler: of them nothing is known by absence
     names_sampler = entries.get("sampling/sampler", UNKNOWN) != UNKNOWN
     return entries.get(path, ABSENT.get(path, UNKNOWN) if names_sampler else UNKNOWN)
 
@@ -209,6 +212,7 @@ def _compare_entry(
 ) -> Iterator[Difference]:
     kind, depending, why = kind_of(path)
     touched = tuple(name for name in scores if depends(name, path, depending))
+    # a difference that touches no score in common is worth a mention, no more
     if kind == MEASURED and (excused or not touched):
         kind, touched = ASIDE, ()
     if kind == MEASURED and UNKNOWN in (a, b):
@@ -223,6 +227,7 @@ def _excused(a: Entries, b: Entries) -> set[str]:
     if a.get("reference/sha256", UNKNOWN) == b.get("reference/sha256") != UNKNOWN:
         excused |= {f"reference/{name}" for name in ("count", "size", "crop", "statistics")}
     classes = [side.get("sampling/classes", UNKNOWN) for side in (a, b)]
+    # the label balance, which must be equal too, says that the other has as many classes
     if UNKNOWN in classes and _has_all_classes(a) and _has_all_classes(b):
         excused.add("sampling/classes")
     if _same_prompts(a, b):
@@ -253,9 +258,9 @@ def _has_all_classes(entries: Entries) -> bool:
 
 
 def _pair(
-    name: str, a: dict[str, Any], b: dict[str, Any], found: Iterable[Difference]
+    name: str, a: dict[str, Any], b: dict[str, Any], different: Iterable[Difference]
 ) -> ScorePair:
-    touching = [difference for difference in found if name in difference.scores]
+    touching = [difference for difference in different if name in difference.scores]
     widths = [_half_width(score) for score in (a, b)]
     known = [width for width in widths if width is not None]
     return ScorePair(
@@ -280,23 +285,23 @@ def _half_width(score: dict[str, Any]) -> float | None:
 # -- text ------------------------------------------------------------------------------------------
 
 
-def to_text(found: Comparison) -> str:
+def to_text(comparison: Comparison) -> str:
     """Return the verdict, the differences in groups, and the table of scores."""
     groups = {
-        "Measured differently – such scores can not be compared:": found.of(MEASURED),
-        "Not known – the scores may have been measured differently:": found.of(UNKNOWN),
-        "Sampled differently or unknown – what the comparison is about:": found.of(SAMPLED),
+        "Measured differently – such scores can not be compared:": comparison.of(MEASURED),
+        "Not known – the scores may have been measured differently:": comparison.of(UNKNOWN),
+        "Sampled differently or unknown – what the comparison is about:": comparison.of(SAMPLED),
     }
-    parts = [verdict(found)]
+    parts = [verdict(comparison)]
     parts += ["\n  ".join([title, *map(str, group)]) for title, group in groups.items() if group]
-    if aside := dict.fromkeys(difference.words for difference in found.of(ASIDE)):
+    if aside := dict.fromkeys(difference.words for difference in comparison.of(ASIDE)):
         parts.append(f"Without influence as a rule: {', '.join(aside)}")
-    return "\n\n".join([*parts, scores_table(found.scores).to_text()])
+    return "\n\n".join([*parts, scores_table(comparison.scores).to_text()])
 
 
-def verdict(found: Comparison) -> str:
-    measured, unknown = found.of(MEASURED), found.of(UNKNOWN)
-    common = [pair for pair in found.scores if pair.is_common]
+def verdict(comparison: Comparison) -> str:
+    measured, unknown = comparison.of(MEASURED), comparison.of(UNKNOWN)
+    common = [pair for pair in comparison.scores if pair.is_common]
     if measured:
         count = sum(not pair.incompatible_because for pair in common)
         but = f" ({count} of the {len(common)} scores in both not touched)" if count else ""
@@ -326,12 +331,18 @@ def scores_table(scores: Iterable[ScorePair]) -> Table:
         values = ["–" if value is None else number(value) for value in (pair.a, pair.b)]
         numbers = [Cell(text, NUMBER) for text in (*values, change)]
         rows.append(
-            Row([Cell(f"{pair.name} {arrow(pair.direction)}"), *numbers, Cell(judge(pair))])
+            Row(
+                [
+                    Cell(f"{pair.name} {arrow(pair.direction)}"),
+                    *numbers,
+                    Cell(describe_change(pair)),
+                ]
+            )
         )
     return Table(("score", "A", "B", "B - A", ""), rows)
 
 
-def judge(pair: ScorePair) -> str:
+def describe_change(pair: ScorePair) -> str:
     """Return what the difference of a score says."""
     if pair.a is None or pair.b is None:
         sides = [side for side, value in (("A", pair.a), ("B", pair.b)) if value is None]

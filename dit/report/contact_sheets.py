@@ -36,6 +36,7 @@ def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
 
     names = pictures.spread(sorted(indices, key=_class_order), CLASSES)
     if len(names) > 1:
+        # all rows are as long as that of the rarest class
         columns = min(columns, *(len(indices[name]) for name in names))
     return names, [indices[name][:columns] for name in names]
 
@@ -55,30 +56,43 @@ def draw_grid(samples: ImageSet, largest: int | None = None) -> Image.Image:
     return pictures.grid(shown, names or None, len(rows[0]), scale)
 
 
-def draw_nearest(samples: ImageSet, found: Memorisation) -> Image.Image:
+def draw_first(samples: ImageSet, count: int, size: int) -> Image.Image:
+    """Draw the first samples in a row, shrunk or enlarged to about `size` pixels."""
+    images = shrink(samples.stack(range(min(count, len(samples)))), size)
+    scale = pictures.fitting_scale(max(images.shape[-2:]), size)
+    return pictures.grid(images, None, len(images), scale)
+
+
+def draw_nearest(samples: ImageSet, memorisation: Memorisation) -> Image.Image:
     """Draw the samples of the grid, and below each its nearest training image by each measure."""
     names, rows = by_class(samples)
-    return _draw_pairs(samples, found, rows, names or ["samples"] * len(rows))
+    return _draw_pairs(samples, memorisation, rows, names or ["samples"] * len(rows))
 
 
-def draw_closest(samples: ImageSet, found: Memorisation) -> Image.Image:
+def draw_closest(samples: ImageSet, memorisation: Memorisation) -> Image.Image:
     """Draw the samples most like a training image by any measure, as `draw_nearest` does."""
-    ratios = [like.distances / max(like.threshold, 1e-12) for like in found.likenesses]
+    # distances of different measures compare by what each calls a near-copy
+    ratios = [like.distances / max(like.threshold, 1e-12) for like in memorisation.likenesses]
     closest = torch.stack(ratios).min(dim=0).values.argsort()[:CLOSEST]
-    return _draw_pairs(samples, found, [[int(found.samples[i]) for i in closest]], ["sample"])
+    return _draw_pairs(
+        samples, memorisation, [[int(memorisation.samples[i]) for i in closest]], ["sample"]
+    )
 
 
 def _draw_pairs(
-    samples: ImageSet, found: Memorisation, rows: Sequence[Sequence[int]], names: Sequence[str]
+    samples: ImageSet,
+    memorisation: Memorisation,
+    rows: Sequence[Sequence[int]],
+    names: Sequence[str],
 ) -> Image.Image:
-    position = {int(sample): i for i, sample in enumerate(found.samples)}
+    position = {int(sample): i for i, sample in enumerate(memorisation.samples)}
     lines: list[Tensor] = []
     labels: list[str] = []
     for name, row in zip(names, rows, strict=True):
         lines.append(samples.stack(row))
         labels.append(name)
-        for like in found.likenesses:
-            lines.append(found.training.stack([int(like.indices[position[i]]) for i in row]))
+        for like in memorisation.likenesses:
+            lines.append(memorisation.training.stack([int(like.indices[position[i]]) for i in row]))
             labels.append(f"by {like.by}")
 
     images = torch.cat([shrink(line, THUMBNAIL) for line in lines])

@@ -257,7 +257,9 @@ def _axis(
     ends = (real.low, real.high) if real else None
     marks = [0.0, value, *(interval or ()), *(ends or ())]
     low, high = min(marks), max(marks)
+    # a share of 0.8 is drawn on a line to 1, a density of 1.2 is not
     is_share = direction == "higher" and high <= 1
+    # `or`: a distance of exactly 0 still needs a line of some length
     high = 1.0 if is_share else high + 0.05 * (high - low) or 1.0
 
     def percent(mark: float) -> float:
@@ -308,13 +310,18 @@ def _badness(row: ClassRow) -> tuple[float, float]:
 
 def limits_table(limits: Mapping[str, Extrapolation]) -> Table:
     rows = []
-    for name, found in limits.items():
-        points = zip(found.sizes, found.distances, strict=True)
+    for name, extrapolation in limits.items():
+        points = zip(extrapolation.sizes, extrapolation.distances, strict=True)
         text = "; ".join(f"{number(distance)} at {size:,}" for size, distance in points)
-        if found.limit is None:
-            limit = Cell(f"not available: {found.reason}", "missing")
+        if extrapolation.limit is None:
+            limit = Cell(f"not available: {extrapolation.reason}", "missing")
         else:
-            limit = Cell(number(found.limit), NUMBER, _plus_minus(found.deviation), strong=True)
+            limit = Cell(
+                number(extrapolation.limit),
+                NUMBER,
+                _plus_minus(extrapolation.deviation),
+                strong=True,
+            )
         rows.append(Row([Cell(name, "name"), Cell(text or "–", "remark"), limit]))
     return Table(("score", "distance by number of samples", "limit, ± of the line"), rows)
 

@@ -28,12 +28,12 @@ def distance_by_size(limits: Mapping[str, Extrapolation]) -> Image.Image:
 
     Distances without a limit are skipped; at least one must have it.
     """
-    shown = {name: found for name, found in limits.items() if found.limit is not None}
+    shown = {name: limit for name, limit in limits.items() if limit.limit is not None}
     assert shown, "no distance was extrapolated"
 
     axes = _panels(len(shown), 5.0, 3.2, "samples (spaced by 1/N)")
-    for axis, (name, found) in zip(axes, shown.items(), strict=True):
-        _draw_limit(axis, name, found)
+    for axis, (name, limit) in zip(axes, shown.items(), strict=True):
+        _draw_limit(axis, name, limit)
     return to_image(axes[0].figure)
 
 
@@ -63,11 +63,11 @@ def scores_chart(log: Sequence[Mapping[str, Any]]) -> Image.Image:
     return to_image(axes[0].figure)
 
 
-def accuracy_by_time(found: Mapping[float, float], classes: int, title: str) -> Image.Image:
+def accuracy_by_time(accuracies: Mapping[float, float], classes: int, title: str) -> Image.Image:
     """Draw the accuracy of a classifier of noised images over time, beside that of guessing."""
     figure = new_figure(6.4, 3.8)
     axis = new_axis(figure, "time: 0 is data, 1 is noise")
-    points = [(time, 100 * share, None, None) for time, share in found.items()]
+    points = [(time, 100 * share, None, None) for time, share in accuracies.items()]
     draw_line(axis, 0, "accuracy", points)
     axis.axhline(100 / classes, color=SOFT, linewidth=1.0, linestyle=DOTTED, label="guessing")
 
@@ -86,33 +86,39 @@ def draw_line(axis: Any, index: int, label: str, points: Iterable[Point]) -> Non
 
     Points are sorted by x; NaN breaks the line.
     """
-    x, y, low, high = np.array(sorted(points, key=lambda p: p[0]), dtype=float).reshape(-1, 4).T
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    ordered = sorted(points, key=lambda p: p[0])
+    # a missing interval is None, which becomes NaN and draws no band
+    x, y, low, high = np.array(ordered, dtype=float).reshape(-1, 4).T
+    colour = COLOURS[index % len(COLOURS)]
+    marker = MARKERS[index % len(MARKERS)]
     axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
     axis.plot(x, y, label=_shorten(label), **style)
 
 
-def _draw_limit(axis: Any, name: str, found: Extrapolation) -> None:
-    limit = found.limit
-    assert limit is not None
-    x, y = 1 / np.array(found.sizes, dtype=float), np.array(found.distances, dtype=float)
+def _draw_limit(axis: Any, name: str, extrapolation: Extrapolation) -> None:
+    value = extrapolation.limit
+    assert value is not None
+    x, y = (
+        1 / np.array(extrapolation.sizes, dtype=float),
+        np.array(extrapolation.distances, dtype=float),
+    )
 
-    # the least-squares line through the limit at 1/N = 0
-    slope = (x * (y - limit)).sum() / (x * x).sum()
+    # 1911.07023: the distance is linear in 1/N; this line ends at the limit, where 1/N = 0
+    slope = (x * (y - value)).sum() / (x * x).sum()
     ends = np.array([0, x.max()])
-    axis.plot(ends, limit + slope * ends, "--", color=COLOURS[0], linewidth=1.3)
+    axis.plot(ends, value + slope * ends, "--", color=COLOURS[0], linewidth=1.3)
     axis.plot(x, y, "o", color=COLOURS[0], markersize=5)
 
     mark = {"fmt": "D", "color": COLOURS[1], "markersize": 6, "capsize": 4, "clip_on": False}
-    axis.errorbar(0, limit, found.deviation, **mark)
+    axis.errorbar(0, value, extrapolation.deviation, **mark)
     style = {"va": "top", "color": COLOURS[1], "fontweight": "bold"}
-    axis.annotate(number(limit), (0, limit), (9, -3), textcoords="offset points", **style)
+    axis.annotate(number(value), (0, value), (9, -3), textcoords="offset points", **style)
 
     set_title(axis, _shorten(name, 40))
     axis.margins(y=0.18)
     axis.set_xlim(0, 1.08 * x.max())
-    _size_ticks(axis, found.sizes)
+    _size_ticks(axis, extrapolation.sizes)
 
 
 def _draw_score(axis: Any, name: str, points: Sequence[tuple[float, float]]) -> None:
@@ -131,6 +137,7 @@ def mark(axis: Any, point: tuple[float, float], text: str) -> None:
     ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.4}
     axis.plot(*point, "o", markersize=13, zorder=5, **ring)
 
+    # the limits of the axis must be final before data are turned into fractions of it
     axis.autoscale_view()
     across, up = axis.transAxes.inverted().transform(axis.transData.transform(point))
     right, above = across < 0.6, up < 0.85

@@ -54,6 +54,7 @@ def build_report(
     """
     digits = None
     if given.reference.digits:
+        # samples of captions compare with digits of labels
         given = dataclasses.replace(given, samples=label_by_digit(given.samples))
         digits = recognise(given.samples, given.settings)
 
@@ -110,6 +111,7 @@ def _uncertainty(
         name, *_ = score_names(extractor.name)
         target = given.prepared.targets[extractor.name].gaussian
         values, value = given.features.networks[extractor.name].values, scores[name].value
+        # a reference without images or statistics of this network has no distance
         if target is None or value is None:
             continue
 
@@ -154,11 +156,15 @@ def _find_copies(given: Comparison, device: torch.device) -> Memorisation | str:
     return check(samples, shown, TrainingImages(given.training.images, values), device)
 
 
-def _near_copies(found: Memorisation) -> list[NearCopies]:
-    checked, against, count = len(found.samples), found.training.name, len(found.training)
+def _near_copies(memorisation: Memorisation) -> list[NearCopies]:
+    checked, against, count = (
+        len(memorisation.samples),
+        memorisation.training.name,
+        len(memorisation.training),
+    )
     return [
         NearCopies(like.near_copies, SHARE, checked, against, count, like.by)
-        for like in found.likenesses
+        for like in memorisation.likenesses
     ]
 
 
@@ -171,18 +177,18 @@ def _figures(
     """Return section -> caption -> figure."""
     samples = given.samples
     caption = "Samples by class" if samples.labels else "Samples"
-    found = {
+    drawn = {
         evaluation_page.SAMPLES: {caption: contact_sheets.draw_grid(samples, contact_sheets.CELL)},
         evaluation_page.TRAINING: training_figures(run) if run else {},
     }
     if any(limit.limit is not None for limit in limits.values()):
         chart = figures.distance_by_size(limits)
-        found[evaluation_page.UNCERTAINTY] = {"Distance by number of samples": chart}
+        drawn[evaluation_page.UNCERTAINTY] = {"Distance by number of samples": chart}
     if not isinstance(copies, str):
         closest = contact_sheets.draw_closest(samples, copies)
         nearest = contact_sheets.draw_nearest(samples, copies)
-        found[evaluation_page.MEMORISATION] = {
+        drawn[evaluation_page.MEMORISATION] = {
             "The samples most like a training image": closest,
             "Samples and their nearest training images": nearest,
         }
-    return found
+    return drawn

@@ -70,6 +70,7 @@ class Page:
     notes: Sequence[str] = ()
 
     def to_html(self) -> str:
+        # not at the top: jinja2 is needed for pages only
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         templates = Environment(

@@ -78,6 +78,7 @@ def draw(
     if reference and curve.name != BY_TIME:
         _draw_band(axis, curve.name, reference)
     _draw_values(axis, curve, lines)
+    # below the curves
     for step in events:
         axis.axvline(step, color=EVENT, linewidth=1.0, alpha=0.7, zorder=0)
     _finish(axis, curve)
@@ -85,6 +86,7 @@ def draw(
 
 
 def _finish(axis: Any, curve: Curve) -> None:
+    # steps are whole numbers, also in a run of five
     axis.xaxis.get_major_locator().set_params(integer=True)
     if curve.log:
         axis.set_yscale("log")
@@ -126,6 +128,7 @@ def _draw_band(axis: Any, name: str, reference: Reference) -> None:
 
 def training_figures(run: Path) -> dict[str, Image.Image]:
     """Draw loss and scores from the log of a run; `run` may also be a path within its directory."""
+    # a checkpoint or a file of weights lies up to three folders below its run
     folders = (run, *run.resolve().parents[:3])
     logs = (read_metrics(folder / "metrics.jsonl") for folder in folders)
     lines = next(filter(None, logs), [])

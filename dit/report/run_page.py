@@ -132,17 +132,17 @@ def essentials(run: Path, card: ModelCard, lines: Sequence[Line]) -> dict[str, s
     speed = [f"{median(speeds):,.4g} img/s"] if speeds else []
     speed += [f"MFU {median(shares):.1%}"] if shares else []
 
-    found = {
+    entries = {
         "model": card.network.model,
         "data": Path(config.data).name,
         "trained": f"{step:,} of {goal}, {step * config.global_batch_size:,} images",
     }
     if best:
         distance, best_step = best.distance, checkpoint_step(best.checkpoint)
-        found["best distance"] = f"{distance.name} {number(distance.value)} at step {best_step:,}"
+        entries["best distance"] = f"{distance.name} {number(distance.value)} at step {best_step:,}"
     else:
-        found["last loss"] = f"{losses[-1]:.4f}" if losses else ""
-    return {**found, "median speed": ", ".join(speed)}
+        entries["last loss"] = f"{losses[-1]:.4f}" if losses else ""
+    return {**entries, "median speed": ", ".join(speed)}
 
 
 def settings(config: TrainConfig) -> dict[str, dict[str, Any]]:

@@ -84,8 +84,11 @@ class Table:
         """Return aligned columns, two spaces apart."""
         lines = [[*self.columns], *([cell.plain for cell in row.cells] for row in self.rows)]
         columns = range(len(self.columns))
-        widths = [max(len(line[i]) for line in lines if self._counts(line, i)) for i in columns]
         pads = [str.rjust if self._is_numeric(i) else str.ljust for i in columns]
+        widths = []
+        for i in columns:
+            counted = [line for line in lines if self._counts(line, i)]
+            widths.append(max(len(line[i]) for line in counted))
 
         texts = []
         for line in lines:

@@ -386,7 +386,7 @@ WIDE, NARROW = scored(2.0, [1.7, 2.3]), scored(1.0, [0.6, 1.4])
     ],
 )
 def test_differences_of_scores_in_words(a, b, text):
-    assert compare.judge(compare.differences(a, b).scores[0]) == text
+    assert compare.describe_change(compare.differences(a, b).scores[0]) == text
 
 
 def test_table_shows_differences_of_comparable_scores_only():

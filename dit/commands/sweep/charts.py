@@ -53,6 +53,7 @@ def over_scale(
     panels = [(panel, parse(first).network) for panel in PANELS]
     shares = [of_network[panel] for panel in panels if panel in of_network]
 
+    # two columns for the distance, and one for each pair of shares
     canvas = figures.new_figure(11.0 if shares else 7.2, 4.7)
     cells = canvas.add_gridspec(2, 4 if shares else 2)
     others = [axis for axis in LABELS if axis != scale]
@@ -98,6 +99,7 @@ def over_evaluations(
 def frontier(points: Sequence[Point]) -> list[Point]:
     """Return the points with no cheaper or equally cheap one of less distance, cheapest first."""
     found: list[Point] = []
+    # among equal costs the best comes first and hides the others
     for point in sorted(points, key=lambda p: (p.evaluations, p.distance)):
         if not found or point.distance < found[-1].distance:
             found.append(point)
@@ -225,19 +227,21 @@ def _draw_band(axis: Any, real: Range | None) -> None:
 
 def _draw_frontier(axis: Any, points: Sequence[Point], axes: Sequence[str]) -> None:
     """Draw the least distance for the calls spent, as steps, with some of its corners named."""
-    x, y = [point.evaluations for point in points], [point.distance for point in points]
+    x = [point.evaluations for point in points]
+    y = [point.distance for point in points]
     line = {"color": figures.INK, "linewidth": 1.1, "linestyle": (0, (4, 3))}
     axis.step(x, y, where="post", label="frontier", zorder=4, **line)
     ring = {"markerfacecolor": "none", "markeredgecolor": figures.INK}
     axis.plot(x, y, "o", markersize=12, zorder=5, **ring)
 
+    # from the best one backwards, so that it is always named
     every = -(-len(points) // NAMED)
     style = {"ha": "center", "va": "top", "fontsize": 8, "linespacing": 1.15}
     for point in points[::-1][::every]:
         text = "\n".join(words(name, point.setting) for name in axes)
-        corner, offset = (point.evaluations, point.distance), (0, -11)
-        place = {"textcoords": "offset points", "zorder": 6, "color": figures.INK}
-        axis.annotate(text, corner, offset, **place, **style)
+        corner, shift = (point.evaluations, point.distance), (0, -11)
+        offset = {"textcoords": "offset points", "zorder": 6, "color": figures.INK}
+        axis.annotate(text, corner, shift, **offset, **style)
     axis.margins(x=0.08, y=0.22)
     axis.set_ylim(bottom=max(0.0, axis.get_ylim()[0]))
 
@@ -253,5 +257,5 @@ def _draw_legend(canvas: Any, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if labels:
         style = {"frameon": False, "fontsize": 9, "labelcolor": figures.INK}
-        columns, place = min(5, len(labels)), "outside lower center"
-        canvas.legend(handles, labels, loc=place, ncols=columns, **style)
+        columns = min(5, len(labels))
+        canvas.legend(handles, labels, loc="outside lower center", ncols=columns, **style)

@@ -18,7 +18,7 @@ from dit.evaluation.metrics.bootstrap import interval
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import image_settings
 from dit.sampling.load import LoadedRun, with_classifier_labels
-from dit.utils.files import reraise_as_user_error, sha256
+from dit.utils.files import reraise_as_user_error, sha256, write_atomically, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +153,14 @@ def point_file(out: Path, key: str) -> Path:
     return out / "points" / f"{key}.json"
 
 
-def to_plain(point: Point) -> dict[str, Any]:
-    """Return a point as plain JSON values."""
-    return {**dataclasses.asdict(point), "setting": to_json(point.setting)}
+def write_point(out: Path, point: Point, picture: Image.Image) -> Point:
+    """Write the files of a finished point; return it."""
+    # the picture first: a point whose scores exist is finished
+    with write_atomically(picture_file(out, point.key)) as temporary:
+        picture.save(temporary, format="PNG")
+    values = {**dataclasses.asdict(point), "setting": to_json(point.setting)}
+    write_json(point_file(out, point.key), values)
+    return point
 
 
 def read_point(out: Path, key: str) -> Point | None:

@@ -57,6 +57,7 @@ def paired_interval(point: Point, best: Point) -> tuple[float, float]:
     difference, for the reason that `bootstrap.interval` gives.
     """
     pairs = zip(point.replicates, best.replicates, strict=True)
+    # the variance of the differences, not the sum of both variances: shared noise cancels
     ci95 = NORMAL_95 * statistics.stdev(one - other for one, other in pairs)
     difference = point.distance - best.distance
     return difference - ci95, difference + ci95
@@ -71,11 +72,12 @@ def _edges(settings: Sequence[Setting], best: Setting) -> list[tuple[str, str, f
         ("ema-length", settings, lambda setting: setting.ema_length or 0.0, 0.0),
         ("steps", same_sampler, lambda setting: setting.steps or 0, 1),
     )
-    found: list[tuple[str, str, float]] = []
+    edges: list[tuple[str, str, float]] = []
     for axis, others, of, least in axes:
         values, value = [of(setting) for setting in others], of(best)
         if min(values) < value == max(values):
-            found.append((axis, "largest", value))
+            edges.append((axis, "largest", value))
+        # at `least` there is nothing below to try
         if least < value == min(values) < max(values):
-            found.append((axis, "smallest", value))
-    return found
+            edges.append((axis, "smallest", value))
+    return edges

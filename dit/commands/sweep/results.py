@@ -133,7 +133,7 @@ def to_plain(sweep: Sweep) -> dict[str, Any]:
         "points": [
             _plain_point(point, ranking.differences.get(i)) for i, point in enumerate(points)
         ],
-        "floor": {name: asdict(found) for name, found in sweep.real_vs_real.items()},
+        "floor": {name: asdict(real) for name, real in sweep.real_vs_real.items()},
         "protocol": common_protocol(points),
     }
 
@@ -164,6 +164,7 @@ def common_protocol(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
         common[section] = {}
         for name in dict.fromkeys(name for record in protocols for name in record[section]):
             values = [record[section][name] for record in protocols if name in record[section]]
+            # points without guidance have no guide: that is no difference of the others
             is_everywhere = name in GUIDING or len(values) == len(protocols)
             if is_everywhere and all(value == values[0] for value in values):
                 common[section][name] = values[0]
@@ -217,7 +218,7 @@ def _cheapest(best: Point, cheapest: Point) -> str:
 def warnings(sweep: Sweep) -> list[str]:
     """Return what to know before trusting the results."""
     first = sweep.example.first
-    found = [f"{first.name}: {first.note}."] if first.note else []
+    notes = [f"{first.name}: {first.note}."] if first.note else []
     missing = [
         f"{describe(point.setting)} ({point.first.reason})"
         for point in sweep.points
@@ -226,8 +227,8 @@ def warnings(sweep: Sweep) -> list[str]:
     if missing and sweep.ranking.order:
         verb = "has" if len(missing) == 1 else "have"
         settings = counted(len(missing), "setting")
-        found.append(f"{settings} {verb} no distance: {_listed(missing)}.")
-    return found + [_beyond(*edge) for edge in sweep.ranking.edges]
+        notes.append(f"{settings} {verb} no distance: {_listed(missing)}.")
+    return notes + [_beyond(*edge) for edge in sweep.ranking.edges]
 
 
 def _beyond(axis: str, end: str, value: float) -> str:

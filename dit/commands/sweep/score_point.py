@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from dit.commands.sweep.evaluations import count_evaluations
-from dit.commands.sweep.points import Point, Setting, picture_file, point_file, to_plain
+from dit.commands.sweep.points import Point, Setting, write_point
 from dit.config import SweepConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite
@@ -21,10 +21,8 @@ from dit.evaluation.metrics.compute import Score, score_names
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import PreparedReference, Reference, score
 from dit.evaluation.samples import recorded_settings, sampled, settings_key
-from dit.report.contact_sheets import shrink
+from dit.report.contact_sheets import draw_first
 from dit.sampling.load import LoadedRun, load_run, with_classifier_labels
-from dit.utils import pictures
-from dit.utils.files import write_atomically, write_json
 
 SHOWN, CELL = 10, 80  # images of a point's picture, and their pixels
 
@@ -63,8 +61,12 @@ def score_point(context: SweepContext, key: str, setting: Setting) -> Point:
         sampled(labelled, setting, cfg.num_samples, context.out, ranks)
         seconds = time.monotonic() - start if is_new else None
         samples = read_images(folder)
-        found = extract(samples, context.extractors, cfg.batch_size, ranks, "features of samples")
-        point = ranks.on_main(lambda: _write_scored(context, key, setting, samples, found, seconds))
+        features = extract(
+            samples, context.extractors, cfg.batch_size, ranks, "features of samples"
+        )
+        point = ranks.on_main(
+            lambda: _write_scored(context, key, setting, samples, features, seconds)
+        )
     except NotFinite as error:
         reason, keep = error.given, False
         point = ranks.on_main(lambda: _write_failed(context, key, setting, reason))
@@ -79,21 +81,21 @@ def _write_scored(
     key: str,
     setting: Setting,
     samples: ImageSet,
-    found: Extracted,
+    features: Extracted,
     seconds: float | None,
 ) -> Point:
     prepared, resamples = context.prepared, context.cfg.bootstrap
     names, device = [extractor.name for extractor in context.extractors], context.ranks.device
-    scores = score(found, prepared, names, device)
+    scores = score(features, prepared, names, device)
     replicates: list[float] = []
     if resamples and next(iter(scores.values())).value is not None:
         gaussian = prepared.targets[names[0]].gaussian
         assert gaussian
-        replicates = bootstrap(found.networks[names[0]].values, gaussian, resamples)
+        replicates = bootstrap(features.networks[names[0]].values, gaussian, resamples)
 
     record = protocol(
         samples,
-        found.digest,
+        features.digest,
         recorded_settings(Path(samples.name)),
         context.reference,
         prepared.digest,
@@ -103,7 +105,7 @@ def _write_scored(
     )
     calls = count_evaluations(context.run, setting)
     point = Point(key, setting, scores, replicates, calls, seconds, record)
-    return _write(context.out, point, draw_first(samples))
+    return write_point(context.out, point, draw_first(samples, SHOWN, CELL))
 
 
 def _write_failed(context: SweepContext, key: str, setting: Setting, reason: str) -> Point:
@@ -111,19 +113,4 @@ def _write_failed(context: SweepContext, key: str, setting: Setting, reason: str
     failed = Score(name, None, "lower", context.cfg.num_samples, reason=reason)
     calls = count_evaluations(context.run, setting)
     point = Point(key, setting, {name: failed}, [], calls, None, {})
-    return _write(context.out, point, Image.new("RGB", (CELL, CELL), pictures.PAPER))
-
-
-def _write(out: Path, point: Point, picture: Image.Image) -> Point:
-    # the picture first: a point whose scores exist is finished
-    with write_atomically(picture_file(out, point.key)) as temporary:
-        picture.save(temporary, format="PNG")
-    write_json(point_file(out, point.key), to_plain(point))
-    return point
-
-
-def draw_first(samples: ImageSet) -> Image.Image:
-    """Draw the first images in a row: of the same seeds and classes at every point."""
-    images = shrink(samples.stack(range(min(SHOWN, len(samples)))), CELL)
-    scale = pictures.fitting_scale(max(images.shape[-2:]), CELL)
-    return pictures.grid(images, None, len(images), scale)
+    return write_point(context.out, point, Image.new("RGB", (CELL, CELL), "white"))

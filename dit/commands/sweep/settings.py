@@ -28,6 +28,7 @@ def settings_of(cfg: SweepConfig, run: LoadedRun) -> list[Setting]:
     weights = [0.0]
     if cfg.classifier:
         weights = grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1")
+    # the first axis varies slowest: its networks are loaded once each
     axes: dict[str, list[Any]] = {
         "ema_length": _optional(grid.parse_numbers, "--ema-length", cfg.ema_length),
         "sampler": samplers,

@@ -55,9 +55,9 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
         points = _score_all(context, settings)
         if ranks.main:
             title = f"Sweep of {cfg.run}"
-            found = results.Sweep(title, cfg, points, rank(points), prepared.floor, out, averages)
-            paths = results.write(found)
-            print("\n" + results.to_text(found) + "\n", *paths, sep="\n")
+            swept = results.Sweep(title, cfg, points, rank(points), prepared.floor, out, averages)
+            paths = results.write(swept)
+            print("\n" + results.to_text(swept) + "\n", *paths, sep="\n")
         ranks.barrier()
     return out
 
@@ -101,6 +101,7 @@ def _score_all(context: SweepContext, settings: Sequence[Setting]) -> list[Point
             if key in points:
                 continue
             bar.set_postfix_str(_progress(setting, points.values()))
+            # settings are in the order of EMA lengths, so that each network is loaded once
             context = context.with_weights(setting.ema_length)
             with _report_interruption(out, len(points), len(keys), ranks):
                 points[key] = score_point(context, key, setting)
