@@ -132,7 +132,7 @@ def to_json(report: Report) -> dict[str, Any]:
 def _score_json(report: Report, name: str) -> dict[str, Any]:
     score = dataclasses.asdict(report.scores[name])
     interval, real = report.intervals.get(name), report.real_vs_real.get(name)
-    del score["name"]
+    del score["name"]  # it is the key
     return {
         **score,
         "interval": interval and list(interval),
@@ -222,7 +222,7 @@ def real_range(report: Report, name: str) -> Range | None:
         return report.real_vs_real.get(name)
     real = report.digits and report.digits.real
     share = real.accuracy if real else 0.0
-    return Range(share, share, share, 1, real.count, None) if real else None
+    return Range(share, share, share, 0, real.count, None) if real else None
 
 
 def digits_score(digits: Digits) -> Score:
@@ -239,7 +239,8 @@ def _plus_minus(deviation: float | None) -> str:
 
 def real_count(real: Range) -> str:
     """Return how many real images were scored against others, and how often."""
-    return f"N = {real.samples:,}, {counted(real.splits, 'split')}"
+    count = f"N = {real.samples:,}"
+    return f"{count}, {counted(real.splits, 'split')}" if real.splits else count
 
 
 def _count(samples: int, reference: int | None) -> str:
@@ -277,6 +278,7 @@ def _axis(
 
 def classes_table(classes: Sequence[ClassRow]) -> Table:
     """Return all classes, worst first; of many classes the worst and the best."""
+    # classes without a distance come last, whatever their accuracy
     shown = sorted(classes, key=_badness, reverse=True)
     hidden, half = len(shown) - MOST_CLASSES, MOST_CLASSES // 2
     if hidden > 0:

@@ -148,6 +148,7 @@ def essentials(run: Path, card: ModelCard, lines: Sequence[Line]) -> dict[str, s
 def settings(config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Return group -> setting -> value, of the settings that have one."""
     given = {name: value for name, value in to_json(config).items() if value is not None}
+    # `pop`: what no group names is left for the group `run`
     groups = {
         title: {name: given.pop(name) for name in names.split() if name in given}
         for title, names in SETTINGS.items()
@@ -202,6 +203,7 @@ def _checkpoints(run: Path) -> Section:
     rows = []
     for path in checkpoints(run):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        # measured during training, so not every checkpoint has one
         distance, is_best = read_distance(path), best is not None and path == best.checkpoint
         score = f"{distance.name} {number(distance.value)}" if distance else "–"
         cells = [Cell(f"{checkpoint_step(path):,}", NUMBER), Cell(f"{size / 1e6:,.4g}", NUMBER)]

@@ -112,6 +112,7 @@ class Table:
         return column < len(line) - 1 or len(line) == len(self.columns)
 
     def _is_numeric(self, column: int) -> bool:
+        # headings of groups and reasons of missing scores span columns, and are text
         full = [row for row in self.rows if len(row.cells) == len(self.columns)]
         return all(row.cells[column].kind == NUMBER for row in full)
 

@@ -118,9 +118,9 @@ def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Im
     if not axes or not ranking.order:
         return "", None
     best, axis = points[ranking.best], axes[0]
+    # unguided points have no interval, so one of the guided points must be chosen
     interval = best.setting.cfg_interval
     if best.setting.cfg_scale == 1:
-        # the best has no interval of its own: take that of the best point with guidance
         alike = (points[i] for i in ranking.order if _same_sampling(points[i], best))
         guided = next((point for point in alike if point.setting.cfg_scale != 1), best)
         interval = guided.setting.cfg_interval
@@ -187,6 +187,7 @@ def _draw_distances(
     known = [[p for p in line if p.first.value is not None] for line in lines.values()]
     points = [point for line in known for point in line]
     values = [point.distance for point in points]
+    # distances of 5 and 300 on a linear axis would hide all differences at the best ones
     if max(values) > WIDE * min(values) > 0:
         axis.set_yscale("log")
     _draw_band(axis, real.get(points[0].first.name))

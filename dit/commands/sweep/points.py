@@ -174,6 +174,7 @@ def read_point(out: Path, key: str) -> Point | None:
         scores = {name: Score(**score) for name, score in values["scores"].items()}
         setting = from_json(Setting, values["setting"])
         point = Point(**{**values, "scores": scores, "setting": setting})
+        # the file of another point, copied or renamed by hand
         if point.key != key or not scores:
             raise ValueError(f"it is of point {point.key}")
 

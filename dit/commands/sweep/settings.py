@@ -67,6 +67,7 @@ def _resolve(run: LoadedRun, cfg: SweepConfig, **values: Any) -> Setting:
     Settings that mean the same are equal and share a point.
     """
     sampler, weight = values["sampler"], values.pop("classifier_scale")
+    # at scale 1 the conditional network alone is sampled
     is_guided = values["cfg_scale"] != 1
     if not is_guided:
         values["cfg_interval"] = (0.0, 1.0)

@@ -49,6 +49,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
         prepared = prepare(
             reference, extractors, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache
         )
+        # only now is it known what the reference has
         ranks.on_main(lambda: _check_distance(prepared, names[0]))
         weights = {None: run.weights.path, **averages}
         context = SweepContext(cfg, run, reference, extractors, prepared, out, ranks, weights)
