@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.cli import main
-from dit.commands.sweep.sweep import count_evaluations
+from dit.commands.sweep.evaluations import count_evaluations
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.runs.checkpoints import checkpoint_step, latest_checkpoint

@@ -17,8 +17,8 @@ import torch
 from benchmarks.arguments import new_parser, typed_command
 from benchmarks.experiments import Lab
 from benchmarks.record import processor
-from dit.commands.report.curves import draw_reference
-from dit.commands.report.reference import FOLDER, Reference, essence, settings_that_matter
+from dit.report.run_curves import draw_reference
+from dit.report.reference_curves import FOLDER, Reference, essence, settings_that_matter
 from dit.config.presets import PRESETS
 from dit.distributed.device import library_versions
 from dit.runs.card import ModelCard

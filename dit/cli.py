@@ -89,7 +89,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train-vae": (VaeConfig, "dit.commands.train_vae.train:train_vae"),
     "ema": (EmaConfig, "dit.commands.ema:ema"),
     "convert": (ConvertConfig, "dit.commands.convert:convert"),
-    "report": (ReportConfig, "dit.commands.report.page:report"),
+    "report": (ReportConfig, "dit.commands.report:report"),
     "info": (InfoConfig, "dit.commands.info:show"),
     "plan": (PlanConfig, "dit.training.cost.planning:plan"),
     "verify": (VerifyConfig, "dit.commands.verify:verify"),

@@ -1,4 +1,4 @@
-"""Pictures of samples: a grid by class, and each beside the training images it is most like."""
+"""Pictures of samples: a grid by class, and samples above their nearest training images."""
 
 from collections.abc import Sequence
 
@@ -11,81 +11,95 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics.memorisation import Memorisation
 from dit.utils import pictures
 
-CLASSES, COLUMNS, WIDTH = 10, 10, 900  # of the grid; the last in pixels
-CELL = 128  # of the grid on a page, pixels; photographs in full size make a page of many megabytes
-CLOSEST, THUMBNAIL = 10, 64
+CLASSES, COLUMNS = 10, 10  # of a grid
+WIDTH = 900  # pixels of a grid
+CELL = 128  # pixels of an image on a page: full-size photographs would make it many megabytes
+CLOSEST = 10  # samples that are shown as most like a training image
+THUMBNAIL = 64  # pixels
 
 
 def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
-    """Names of classes, spread over all, and the first samples of each; without labels the first samples, in rows."""
-    columns = max(
-        1, min(COLUMNS, WIDTH // (samples.size[1] * pictures.fitting_scale(max(samples.size))))
-    )
+    """Return names of classes, spread over all, and the indices of the first samples of each.
+
+    Without labels there are no names, and rows of the first samples.
+    """
+    scale = pictures.fitting_scale(max(samples.size))
+    columns = max(1, min(COLUMNS, WIDTH // (samples.size[1] * scale)))
     if samples.labels is None:
         columns = min(columns, len(samples))
         rows = min(columns, len(samples) // columns)
-        return [], [list(range(r * columns, (r + 1) * columns)) for r in range(rows)]
-    places: dict[str, list[int]] = {}
+        return [], [[*range(row * columns, (row + 1) * columns)] for row in range(rows)]
+
+    indices: dict[str, list[int]] = {}
     for i, label in enumerate(samples.labels):
-        places.setdefault(label, []).append(i)
-    ordered = sorted(
-        places, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
-    )
-    names = pictures.spread(ordered, CLASSES)
-    columns = min(columns, *(len(places[name]) for name in names)) if len(names) > 1 else columns
-    return names, [places[name][:columns] for name in names]
+        indices.setdefault(label, []).append(i)
+
+    names = pictures.spread(sorted(indices, key=_class_order), CLASSES)
+    if len(names) > 1:
+        # all rows are as long as that of the rarest class
+        columns = min(columns, *(len(indices[name]) for name in names))
+    return names, [indices[name][:columns] for name in names]
+
+
+def _class_order(name: str) -> tuple[bool, int, str]:
+    """Sort numbers by value, before other names."""
+    return not name.isdigit(), int(name) if name.isdigit() else 0, name
 
 
 def draw_grid(samples: ImageSet, largest: int | None = None) -> Image.Image:
-    """The samples of `by_class`, a row for each class; those larger than `largest` pixels are brought down to it."""
+    """Draw the samples of `by_class`, a row for each class, shrunk to at most `largest` pixels."""
     names, rows = by_class(samples)
     shown = samples.stack([i for row in rows for i in row])
-    shown = shown if largest is None else bring_down(shown, largest)
-    return pictures.grid(
-        shown, names or None, len(rows[0]), pictures.fitting_scale(max(shown.shape[-2:]))
+    if largest is not None:
+        shown = shrink(shown, largest)
+    scale = pictures.fitting_scale(max(shown.shape[-2:]))
+    return pictures.grid(shown, names or None, len(rows[0]), scale)
+
+
+def draw_first(samples: ImageSet, count: int, size: int) -> Image.Image:
+    """Draw the first samples in a row, shrunk or enlarged to about `size` pixels."""
+    images = shrink(samples.stack(range(min(count, len(samples)))), size)
+    scale = pictures.fitting_scale(max(images.shape[-2:]), size)
+    return pictures.grid(images, None, len(images), scale)
+
+
+def draw_nearest(samples: ImageSet, memorisation: Memorisation) -> Image.Image:
+    """Draw the samples of the grid, and below each its nearest training image by each measure."""
+    names, rows = by_class(samples)
+    return _draw_pairs(samples, memorisation, rows, names or ["samples"] * len(rows))
+
+
+def draw_closest(samples: ImageSet, memorisation: Memorisation) -> Image.Image:
+    """Draw the samples most like a training image by any measure, as `draw_nearest` does."""
+    # distances of different measures compare by what each calls a near-copy
+    ratios = [like.distances / max(like.threshold, 1e-12) for like in memorisation.likenesses]
+    closest = torch.stack(ratios).min(dim=0).values.argsort()[:CLOSEST]
+    return _draw_pairs(
+        samples, memorisation, [[int(memorisation.samples[i]) for i in closest]], ["sample"]
     )
 
 
-def draw_nearest(samples: ImageSet, found: Memorisation) -> Image.Image:
-    """Every sample of the grid, and under it the training image nearest to it by each measure."""
-    names, rows = by_class(samples)
-    place = {int(sample): i for i, sample in enumerate(found.samples)}
+def _draw_pairs(
+    samples: ImageSet,
+    memorisation: Memorisation,
+    rows: Sequence[Sequence[int]],
+    names: Sequence[str],
+) -> Image.Image:
+    position = {int(sample): i for i, sample in enumerate(memorisation.samples)}
     lines: list[Tensor] = []
     labels: list[str] = []
-    for r, row in enumerate(rows):
-        lines += _with_nearest(samples, found, row, place)
-        labels += [
-            names[r] if names else "samples",
-            *(f"by {likeness.by}" for likeness in found.likenesses),
-        ]
-    return pictures.grid(
-        torch.cat(lines), labels, len(rows[0]), pictures.fitting_scale(lines[0].shape[-1])
-    )
+    for name, row in zip(names, rows, strict=True):
+        lines.append(samples.stack(row))
+        labels.append(name)
+        for like in memorisation.likenesses:
+            lines.append(memorisation.training.stack([int(like.indices[position[i]]) for i in row]))
+            labels.append(f"by {like.by}")
+
+    images = torch.cat([shrink(line, THUMBNAIL) for line in lines])
+    scale = pictures.fitting_scale(images.shape[-1])
+    return pictures.grid(images, labels, len(rows[0]), scale)
 
 
-def draw_closest(samples: ImageSet, found: Memorisation) -> Image.Image:
-    """The samples most like a training image, by any measure, in the manner of `draw_nearest`."""
-    ratio = torch.stack(
-        [likeness.distances / max(likeness.threshold, 1e-12) for likeness in found.likenesses]
-    )
-    chosen = ratio.min(dim=0).values.argsort()[:CLOSEST].tolist()
-    place = {int(sample): i for i, sample in enumerate(found.samples)}
-    shown = [int(found.samples[i]) for i in chosen]
-    labels = ["sample", *(f"by {likeness.by}" for likeness in found.likenesses)]
-    lines = torch.cat(_with_nearest(samples, found, shown, place))
-    return pictures.grid(lines, labels, len(shown), pictures.fitting_scale(lines.shape[-1]))
-
-
-def _with_nearest(
-    samples: ImageSet, found: Memorisation, shown: Sequence[int], place: dict[int, int]
-) -> list[Tensor]:
-    nearest = [[int(likeness.indices[place[i]]) for i in shown] for likeness in found.likenesses]
-    return [
-        bring_down(images, THUMBNAIL)
-        for images in (samples.stack(shown), *map(found.training.stack, nearest))
-    ]
-
-
-def bring_down(images: Tensor, largest: int) -> Tensor:
-    """Images [n, 3, h, w] uint8, their shorter side brought down to so many pixels where it is larger."""
+def shrink(images: Tensor, largest: int) -> Tensor:
+    """Return images [N, 3, H, W] uint8 with their shorter side at most `largest` pixels."""
     return resize(images, [largest], antialias=True) if min(images.shape[-2:]) > largest else images

@@ -1,4 +1,4 @@
-"""Curves: a distance by number of samples, scores by sampling settings, scores during training."""
+"""Charts: distances by number of samples, scores during training; and the style of all charts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,35 +8,37 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dit.report.evaluation_page import DISTANCES, KINDS, Extrapolated, arrow, number, parse
+from dit.evaluation.metrics.bootstrap import Extrapolation
+from dit.report.score_names import DISTANCES, KINDS, parse
+from dit.report.text import arrow, number
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
-"""Told apart by colour-blind eyes too (Okabe and Ito 2008); markers differ as well."""
+"""Distinct for colour-blind readers too (Okabe and Ito 2008); markers differ as well."""
 MARKERS = "osD^vPX"
 INK, SOFT = "#30353f", "#666d78"
 LEGIBLE = 24  # characters of a label
+DOTTED = (0, (2, 3))
 
 Point = tuple[float, float, float | None, float | None]
 """x, y, and the ends of y's interval where known."""
 
 
-def distance_by_size(found: Sequence[Extrapolated]) -> Image.Image:
-    """Each distance over 1/N (1911.07023), with the straight line to its limit at endlessly many samples.
+def distance_by_size(limits: Mapping[str, Extrapolation]) -> Image.Image:
+    """Draw each distance over 1/N (1911.07023), with the straight line to its limit.
 
-    Those without a limit are left out; there must be one that has it.
+    Distances without a limit are skipped; at least one must have it.
     """
-    shown = [one for one in found if one.limit is not None]
+    shown = {name: limit for name, limit in limits.items() if limit.limit is not None}
     assert shown, "no distance was extrapolated"
-    columns = min(len(shown), 3)
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(max(5.0, 3.4 * columns), 3.2 * rows)
-    for place, one in enumerate(shown):
-        _extrapolation(new_axis(figure, "samples (spaced by 1/N)", (rows, columns, place + 1)), one)
-    return to_image(figure)
+
+    axes = _panels(len(shown), 5.0, 3.2, "samples (spaced by 1/N)")
+    for axis, (name, limit) in zip(axes, shown.items(), strict=True):
+        _draw_limit(axis, name, limit)
+    return to_image(axes[0].figure)
 
 
 def score_names(log: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Scores in the lines of a run's log, in order of appearance."""
+    """Return the scores in the lines of a run's log, in order of appearance."""
     return [*dict.fromkeys(key for line in log for key in line if parse(key).kind in KINDS)]
 
 
@@ -46,168 +48,158 @@ def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def scores_chart(log: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Each score over the steps of training, its best marked.
+    """Draw each score over the steps of training, its best marked.
 
     Args:
-        log: lines of a run's log with `step`, some of them with scores by name, such as FD(digits-cnn); at least one.
+        log: lines with `step`, at least one of them with a score by name, such as FD(digits-cnn).
     """
     names = score_names(log)
     assert names, "no scores in the log"
-    columns = min(len(names), 3)
-    rows = math.ceil(len(names) / columns)
-    figure = new_figure(max(5.5, 3.4 * columns), 3.0 * rows)
-    for place, name in enumerate(names):
+
+    axes = _panels(len(names), 5.5, 3.0, "step")
+    for axis, name in zip(axes, names, strict=True):
         points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
-        _training(new_axis(figure, "step", (rows, columns, place + 1)), name, points)
-    return to_image(figure)
+        _draw_score(axis, name, points)
+    return to_image(axes[0].figure)
 
 
-def accuracy_by_time(found: Mapping[float, float], classes: int, title: str) -> Image.Image:
-    """How often a classifier names the class, over time: 0 is data, 1 is noise; beside what guessing would give."""
+def accuracy_by_time(accuracies: Mapping[float, float], classes: int, title: str) -> Image.Image:
+    """Draw the accuracy of a classifier of noised images over time, beside that of guessing."""
     figure = new_figure(6.4, 3.8)
     axis = new_axis(figure, "time: 0 is data, 1 is noise")
-    draw_line(
-        axis, 0, "accuracy", [(time, 100 * share, None, None) for time, share in found.items()]
-    )
-    axis.axhline(100 / classes, color=SOFT, linewidth=1.0, linestyle=(0, (2, 3)), label="guessing")
-    axis.set_title(
-        f"classes told of noised training images, {title}", fontsize=10.5, color=INK, loc="left"
-    )
+    points = [(time, 100 * share, None, None) for time, share in accuracies.items()]
+    draw_line(axis, 0, "accuracy", points)
+    axis.axhline(100 / classes, color=SOFT, linewidth=1.0, linestyle=DOTTED, label="guessing")
+
+    set_title(axis, f"accuracy on noised training images, {title}")
     axis.set_ylabel("%", color=SOFT)
     axis.set_ylim(0, 103)
     axis.legend(frameon=False, fontsize=9, labelcolor=INK)
     return to_image(figure)
 
 
-# -- one panel each ------------------------------------------------------------------------------------------------
+# -- one panel each --------------------------------------------------------------------------------
 
 
-def draw_line(axis: Any, place: int, label: str, points: Iterable[Point]) -> None:
-    """A curve with its intervals as a band, in the look of its place; points in any order, NaN breaks the line."""
-    x, y, low, high = np.array(sorted(points, key=lambda p: p[0]), dtype=float).reshape(-1, 4).T
-    colour = COLOURS[place % len(COLOURS)]
+def draw_line(axis: Any, index: int, label: str, points: Iterable[Point]) -> None:
+    """Draw a curve with its intervals as a band, in the colour and marker of its index.
+
+    Points are sorted by x; NaN breaks the line.
+    """
+    ordered = sorted(points, key=lambda p: p[0])
+    # a missing interval is None, which becomes NaN and draws no band
+    x, y, low, high = np.array(ordered, dtype=float).reshape(-1, 4).T
+    colour = COLOURS[index % len(COLOURS)]
+    marker = MARKERS[index % len(MARKERS)]
     axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-    axis.plot(
-        x,
-        y,
-        color=colour,
-        marker=MARKERS[place % len(MARKERS)],
-        markersize=5,
-        linewidth=1.8,
-        label=_shorten(label),
+    style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
+    axis.plot(x, y, label=_shorten(label), **style)
+
+
+def _draw_limit(axis: Any, name: str, extrapolation: Extrapolation) -> None:
+    value = extrapolation.limit
+    assert value is not None
+    x, y = (
+        1 / np.array(extrapolation.sizes, dtype=float),
+        np.array(extrapolation.distances, dtype=float),
     )
 
-
-def _extrapolation(axis: Any, one: Extrapolated) -> None:
-    assert one.limit is not None
-    x, y = 1 / np.array(one.sizes, dtype=float), np.array(one.distances, dtype=float)
-    slope = (x * (y - one.limit)).sum() / (x * x).sum()
+    # 1911.07023: the distance is linear in 1/N; this line ends at the limit, where 1/N = 0
+    slope = (x * (y - value)).sum() / (x * x).sum()
     ends = np.array([0, x.max()])
-    axis.plot(ends, one.limit + slope * ends, "--", color=COLOURS[0], linewidth=1.3)
+    axis.plot(ends, value + slope * ends, "--", color=COLOURS[0], linewidth=1.3)
     axis.plot(x, y, "o", color=COLOURS[0], markersize=5)
-    axis.errorbar(
-        0,
-        one.limit,
-        one.deviation,
-        fmt="D",
-        color=COLOURS[1],
-        markersize=6,
-        capsize=4,
-        clip_on=False,
-    )
-    axis.annotate(
-        number(one.limit),
-        (0, one.limit),
-        (9, -3),
-        textcoords="offset points",
-        va="top",
-        color=COLOURS[1],
-        fontweight="bold",
-    )
-    axis.set_title(_shorten(one.name, 40), fontsize=10.5, color=INK, loc="left")
+
+    mark = {"fmt": "D", "color": COLOURS[1], "markersize": 6, "capsize": 4, "clip_on": False}
+    axis.errorbar(0, value, extrapolation.deviation, **mark)
+    style = {"va": "top", "color": COLOURS[1], "fontweight": "bold"}
+    axis.annotate(number(value), (0, value), (9, -3), textcoords="offset points", **style)
+
+    set_title(axis, _shorten(name, 40))
     axis.margins(y=0.18)
     axis.set_xlim(0, 1.08 * x.max())
-    _size_ticks(axis, one.sizes)
+    _size_ticks(axis, extrapolation.sizes)
 
 
-def _training(axis: Any, name: str, points: Sequence[tuple[float, float]]) -> None:
+def _draw_score(axis: Any, name: str, points: Sequence[tuple[float, float]]) -> None:
+    steps, values = zip(*points, strict=True)
+    axis.plot(steps, values, color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.6)
+
     lower = parse(name).kind in DISTANCES
-    axis.plot(
-        *zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.6
-    )
-    title = f"{_shorten(name, 40)} {arrow('lower' if lower else 'higher')}"
-    axis.set_title(title, fontsize=10.5, color=INK, loc="left")
+    set_title(axis, f"{_shorten(name, 40)} {arrow('lower' if lower else 'higher')}")
     axis.margins(y=0.2)
     step, value = (min if lower else max)(points, key=lambda p: p[1])
     mark(axis, (step, value), f"{number(value)} at {step:,}")
 
 
 def mark(axis: Any, point: tuple[float, float], text: str) -> None:
-    """A ring around a point, its text to the side where there is room."""
-    axis.plot(
-        *point,
-        "o",
-        markersize=13,
-        markerfacecolor="none",
-        markeredgecolor=INK,
-        markeredgewidth=1.4,
-        zorder=5,
-    )
+    """Draw a ring around a point, with a text on the side that has space for it."""
+    ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.4}
+    axis.plot(*point, "o", markersize=13, zorder=5, **ring)
+
+    # the limits of the axis must be final before data are turned into fractions of it
     axis.autoscale_view()
     across, up = axis.transAxes.inverted().transform(axis.transData.transform(point))
-    shift, align = (11, "left") if across < 0.6 else (-11, "right")
-    axis.annotate(
-        text,
-        point,
-        (shift, 9 if up < 0.85 else -9),
-        textcoords="offset points",
-        ha=align,
-        color=INK,
-        va="bottom" if up < 0.85 else "top",
-        fontsize=9,
-        fontweight="bold",
-        zorder=6,
-        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
-    )
+    right, above = across < 0.6, up < 0.85
+    shift = (11 if right else -11, 9 if above else -9)
+    style = {
+        "ha": "left" if right else "right",
+        "va": "bottom" if above else "top",
+        "bbox": {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+    }
+    font = {"color": INK, "fontsize": 9, "fontweight": "bold"}
+    axis.annotate(text, point, shift, textcoords="offset points", zorder=6, **style, **font)
 
 
-# -- ticks, frames, pixels -----------------------------------------------------------------------------------------
+# -- ticks, frames, pixels -------------------------------------------------------------------------
 
 
 def _size_ticks(axis: Any, sizes: Sequence[int]) -> None:
-    """At N itself, leaving out labels that would touch, and at the limit."""
-    places, labels = [0.0], ["∞"]
+    """Set ticks at each N and at the limit, without labels that would touch."""
+    ticks = {0.0: "∞"}
     for size in sorted(sizes, reverse=True):
-        if 1 / size - places[-1] >= 0.13 / min(sizes):
-            places, labels = [*places, 1 / size], [*labels, f"{size:,}"]
-    axis.set_xticks(places, labels)
+        if 1 / size - max(ticks) >= 0.13 / min(sizes):
+            ticks[1 / size] = f"{size:,}"
+    axis.set_xticks([*ticks], [*ticks.values()])
 
 
 def plain_ticks(axis: Any, values: Sequence[float]) -> None:
-    """On a logarithmic axis, labels at values that are there and far enough apart."""
-    places: list[float] = []
+    """Label a logarithmic axis at the given ascending values, where they are far enough apart."""
+    ticks: list[float] = []
     width = math.log(values[-1] / values[0]) or 1.0
     for value in values:
-        if not places or math.log(value / places[-1]) > 0.06 * width:
-            places.append(value)
-    axis.set_xticks(places, [f"{value:g}" for value in places])
+        if not ticks or math.log(value / ticks[-1]) > 0.06 * width:
+            ticks.append(value)
+    axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axis.minorticks_off()
+
+
+def set_title(axis: Any, title: str) -> None:
+    axis.set_title(title, fontsize=10.5, color=INK, loc="left")
 
 
 def _shorten(text: str, most: int = LEGIBLE) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def _panels(count: int, least_width: float, height: float, xlabel: str) -> list[Any]:
+    """Return the axes of a new figure, three in a row; width and height of a row in inches."""
+    columns = min(count, 3)
+    rows = math.ceil(count / columns)
+    figure = new_figure(max(least_width, 3.4 * columns), height * rows)
+    return [new_axis(figure, xlabel, (rows, columns, i)) for i in range(1, count + 1)]
+
+
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches."""
+    """Return an empty figure; sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
-def new_axis(figure: Any, xlabel: str, place: tuple[Any, ...] = (1, 1, 1)) -> Any:
-    """A panel in the house's look; `place` as matplotlib takes it."""
-    axis = figure.add_subplot(*place)
+def new_axis(figure: Any, xlabel: str, position: tuple[Any, ...] = (1, 1, 1)) -> Any:
+    """Return a panel in the common style; `position` as in matplotlib's add_subplot."""
+    axis = figure.add_subplot(*position)
     axis.set_xlabel(xlabel, color=SOFT)
     axis.grid(axis="y", color="#e4e6ea", linewidth=0.8)
     axis.set_axisbelow(True)
@@ -218,7 +210,6 @@ def new_axis(figure: Any, xlabel: str, place: tuple[Any, ...] = (1, 1, 1)) -> An
 
 
 def to_image(figure: Any) -> Image.Image:
-    """Its pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

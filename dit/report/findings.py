@@ -1,8 +1,6 @@
-"""From features to the report: scores, how sure they are, class by class, copies, pictures."""
+"""From features to the report: scores, their uncertainty, classes, near-copies, figures."""
 
 import dataclasses
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,238 +8,187 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dit.data.captions import DIGIT_CAPTIONS
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_SHA256
 from dit.evaluation.inputs.features import Extracted
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.metrics import bootstrap as uncertainty
-from dit.evaluation.metrics import compute as metrics
-from dit.evaluation.metrics.compute import Score
+from dit.evaluation.metrics import bootstrap
+from dit.evaluation.metrics.bootstrap import Extrapolation
+from dit.evaluation.metrics.compute import Score, score_names
 from dit.evaluation.metrics.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
-from dit.evaluation.metrics.per_class import (
-    ClassRow,
-    Labelled,
-    class_rows,
-    classifier_accuracy,
-    svm_accuracy,
-    svm_floor,
-)
+from dit.evaluation.metrics.per_class import ClassRow, Labelled, class_rows, classifier_accuracy
 from dit.evaluation.protocol import protocol
 from dit.evaluation.references import PreparedReference, Reference, score
-from dit.evaluation.samples import without_classes
-from dit.report import contact_sheets, figures
-from dit.report import evaluation_page as report
-from dit.report.evaluation_page import Extrapolated, Report
-from dit.runs.metrics import read_metrics
-from dit.utils import pictures
+from dit.report import contact_sheets, evaluation_page, figures
+from dit.report.digits import label_by_digit, recognise
+from dit.report.evaluation_page import Digits, NearCopies, Report
+from dit.report.run_curves import training_figures
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a report is made from; features and targets on rank 0.
+    """What a report is computed from; features and targets on rank 0.
 
     Args:
-        settings: how the samples were made, as far as it is known.
-        training: what samples may be copies of, or why that is not looked at.
+        settings: how the samples were generated, as far as that is known.
+        training: the images that samples may be copies of, or why there are none.
     """
 
     samples: ImageSet
     settings: dict[str, Any]
-    found: Extracted
+    features: Extracted
     reference: Reference
-    standard: PreparedReference
-    networks: list[Extractor]
+    prepared: PreparedReference
+    extractors: list[Extractor]
     training: TrainingImages | str
 
 
 def build_report(
-    made: Comparison, run: Path | None, title: str, resamples: int, device: torch.device
+    given: Comparison, run: Path | None, title: str, resamples: int, device: torch.device
 ) -> Report:
-    """Everything that is computed from features, and the pictures.
+    """Compute scores and everything beside them from features, and draw the figures.
 
     Args:
-        run: whose training curves to show; `resamples`: of the bootstrap, 0 for none.
+        run: whose training curves to show.
+        resamples: of the bootstrap, 0 for none.
     """
-    if made.reference.digits:
-        made = dataclasses.replace(made, samples=_digits_by_name(made.samples))
-    scores = score(made.found, made.standard, [n.name for n in made.networks], device)
-    digits = (
-        _recognise(made.samples)
-        if made.reference.digits and not without_classes(made.settings)
-        else None
-    )
-    limits, intervals = _uncertainty(made, scores, resamples)
-    copies = _copies(made, device)
+    digits = None
+    if given.reference.digits:
+        # samples of captions compare with digits of labels
+        given = dataclasses.replace(given, samples=label_by_digit(given.samples))
+        digits = recognise(given.samples, given.settings)
+
+    names = [extractor.name for extractor in given.extractors]
+    scores = score(given.features, given.prepared, names, device)
+    limits, intervals = _uncertainty(given, scores, resamples)
     record = protocol(
-        made.samples,
-        made.found.digest,
-        made.settings,
-        made.reference,
-        made.standard.digest,
-        made.networks,
+        given.samples,
+        given.features.digest,
+        given.settings,
+        given.reference,
+        given.prepared.digest,
+        given.extractors,
         device,
         resamples,
     )
-    notes = [
-        f"The weights of {n.name} are not the published ones (SHA-256 {n.checksum[:8]}): no published FID is "
-        "of them."
-        for n in made.networks
-        if n.name == INCEPTION and not n.checksum.startswith(INCEPTION_SHA256)
-    ]
+    notes = _notes_on_weights(given.extractors)
+    copies = _find_copies(given, device)
     if isinstance(copies, str):
         notes.append(f"Copies of training images were not looked for: {copies}.")
+
     return Report(
         title,
         scores,
-        made.standard.real_vs_real,
+        given.prepared.real_vs_real,
         record,
         intervals,
         digits,
-        _class_rows(made, digits),
+        _class_rows(given, digits),
         limits,
         [] if isinstance(copies, str) else _near_copies(copies),
-        _figures(made, limits, copies, run),
+        _figures(given, limits, copies, run),
         notes,
     )
 
 
-def _uncertainty(
-    made: Comparison, scores: dict[str, Score], resamples: int
-) -> tuple[list[Extrapolated], dict[str, tuple[float, float]]]:
-    """Of every network's Fréchet distance: its extrapolation, and its interval by the name of the score."""
-    limits: list[Extrapolated] = []
-    intervals: dict[str, tuple[float, float]] = {}
-    for network in made.networks:
-        name, *_ = metrics.score_names(network.name)
-        target, values = (
-            made.standard.targets[network.name].gaussian,
-            made.found.networks[network.name].values,
-        )
-        value = scores[name].value
-        if target is None or value is None:
-            continue
-        found = uncertainty.extrapolate(values, target)
-        limits.append(Extrapolated(name, **dataclasses.asdict(found)))
-        if resamples:
-            intervals[name] = uncertainty.interval(
-                value, uncertainty.bootstrap(values, target, resamples)
-            )
-    return limits, intervals
-
-
-def _digits_by_name(samples: ImageSet) -> ImageSet:
-    """Samples of a caption such as `a seven` are those of digit 7."""
-    names = {caption: str(digit) for digit, caption in enumerate(DIGIT_CAPTIONS)}
-    labels = samples.labels and [names.get(label, label) for label in samples.labels]
-    return dataclasses.replace(samples, labels=labels)
-
-
-def _recognise(samples: ImageSet) -> report.Digits:
-    """How many samples show the digit they should, if it is known which."""
-    if samples.labels is None:
-        return report.Digits(
-            reason="the samples have no labels (labels.csv, class folders, or arr_1)"
-        )
-    strange = set(samples.labels) - {str(i) for i in range(10)}
-    if strange:
-        return report.Digits(reason=f"label {min(strange)!r} is no digit from 0 to 9")
-    images = samples.stack(range(len(samples)))
-    return report.Digits(
-        svm_accuracy(images, [int(label) for label in samples.labels]), svm_floor()
-    )
-
-
-def _class_rows(made: Comparison, digits: report.Digits | None) -> list[ClassRow]:
-    """Class by class in the features of the first network, where the samples' classes are known."""
-    if made.samples.labels is None:
-        return []
-    network = made.networks[0]
-    features, real = made.found.networks[network.name], made.standard.targets[network.name].values
-    images = made.reference.images
-    reference = (
-        Labelled(real, images.labels) if real is not None and images and images.labels else None
-    )
-    recognised: dict[str, float] = {}
-    if digits and digits.found:
-        recognised = digits.found.per_class
-    elif features.logits is not None and network.class_names:
-        recognised = classifier_accuracy(features.logits, made.samples.labels, network.class_names)
-    return class_rows(Labelled(features.values, made.samples.labels), reference, recognised)
-
-
-def _copies(made: Comparison, device: torch.device) -> Memorisation | str:
-    """The nearest training images, by pixels and by features of the first network."""
-    if isinstance(made.training, str):
-        return made.training
-    _, rows = contact_sheets.by_class(made.samples)
-    names = [PIXELS, made.networks[0].name]
-    ours = {name: made.found.networks[name].values for name in names}
-    real = TrainingImages(
-        made.training.images, {name: made.training.values[name] for name in names}
-    )
-    return check(ours, [i for row in rows for i in row], real, device)
-
-
-def _near_copies(found: Memorisation) -> list[report.Memorisation]:
+def _notes_on_weights(extractors: list[Extractor]) -> list[str]:
+    inceptions = [extractor for extractor in extractors if extractor.name == INCEPTION]
     return [
-        report.Memorisation(
-            like.near_copies,
-            SHARE,
-            len(found.samples),
-            found.training.name,
-            len(found.training),
-            like.by,
-        )
-        for like in found.likenesses
+        f"The weights of {INCEPTION} are not the published ones (SHA-256 {one.checksum[:8]}): "
+        "do not compare with published FIDs."
+        for one in inceptions
+        if not one.checksum.startswith(INCEPTION_SHA256)
     ]
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------
+def _uncertainty(
+    given: Comparison, scores: dict[str, Score], resamples: int
+) -> tuple[dict[str, Extrapolation], dict[str, tuple[float, float]]]:
+    """Return extrapolation and interval of every network's Fréchet distance, by its name."""
+    limits: dict[str, Extrapolation] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for extractor in given.extractors:
+        name, *_ = score_names(extractor.name)
+        target = given.prepared.targets[extractor.name].gaussian
+        values, value = given.features.networks[extractor.name].values, scores[name].value
+        # a reference without images or statistics of this network has no distance
+        if target is None or value is None:
+            continue
+
+        limits[name] = bootstrap.extrapolate(values, target)
+        if resamples:
+            replicates = bootstrap.bootstrap(values, target, resamples)
+            intervals[name] = bootstrap.interval(value, replicates)
+    return limits, intervals
+
+
+def _class_rows(given: Comparison, digits: Digits | None) -> list[ClassRow]:
+    """Return class by class scores in the features of the first network, where labels are known."""
+    labels = given.samples.labels
+    if labels is None:
+        return []
+
+    extractor, images = given.extractors[0], given.reference.images
+    features = given.features.networks[extractor.name]
+    real = given.prepared.targets[extractor.name].values
+    reference = None
+    if real is not None and images and images.labels:
+        reference = Labelled(real, images.labels)
+
+    accuracies: dict[str, float] = {}
+    if digits and digits.samples:
+        accuracies = digits.samples.per_class
+    elif features.logits is not None and extractor.class_names:
+        accuracies = classifier_accuracy(features.logits, labels, extractor.class_names)
+    return class_rows(Labelled(features.values, labels), reference, accuracies)
+
+
+def _find_copies(given: Comparison, device: torch.device) -> Memorisation | str:
+    """Find the nearest training images by pixels and in features of the first network."""
+    if isinstance(given.training, str):
+        return given.training
+
+    names = [PIXELS, given.extractors[0].name]
+    samples = {name: given.features.networks[name].values for name in names}
+    values = {name: given.training.values[name] for name in names}
+    _, rows = contact_sheets.by_class(given.samples)
+    shown = [i for row in rows for i in row]
+    return check(samples, shown, TrainingImages(given.training.images, values), device)
+
+
+def _near_copies(memorisation: Memorisation) -> list[NearCopies]:
+    checked, against, count = (
+        len(memorisation.samples),
+        memorisation.training.name,
+        len(memorisation.training),
+    )
+    return [
+        NearCopies(like.near_copies, SHARE, checked, against, count, like.by)
+        for like in memorisation.likenesses
+    ]
 
 
 def _figures(
-    made: Comparison, limits: list[Extrapolated], copies: Memorisation | str, run: Path | None
+    given: Comparison,
+    limits: dict[str, Extrapolation],
+    copies: Memorisation | str,
+    run: Path | None,
 ) -> dict[str, dict[str, Image.Image]]:
-    """Section -> caption -> picture."""
-    caption = "Samples by class" if made.samples.labels else "Samples"
-    found = {
-        report.SAMPLES: {caption: contact_sheets.draw_grid(made.samples, contact_sheets.CELL)},
-        report.TRAINING: _training_figures(run),
+    """Return section -> caption -> figure."""
+    samples = given.samples
+    caption = "Samples by class" if samples.labels else "Samples"
+    drawn = {
+        evaluation_page.SAMPLES: {caption: contact_sheets.draw_grid(samples, contact_sheets.CELL)},
+        evaluation_page.TRAINING: training_figures(run) if run else {},
     }
-    if any(one.limit is not None for one in limits):
-        found[report.UNCERTAINTY] = {
-            "Distance by number of samples": figures.distance_by_size(limits)
-        }
+    if any(limit.limit is not None for limit in limits.values()):
+        chart = figures.distance_by_size(limits)
+        drawn[evaluation_page.UNCERTAINTY] = {"Distance by number of samples": chart}
     if not isinstance(copies, str):
-        found[report.MEMORISATION] = {
-            "The samples most like a training image": contact_sheets.draw_closest(
-                made.samples, copies
-            ),
-            "Samples and their nearest training images": contact_sheets.draw_nearest(
-                made.samples, copies
-            ),
+        closest = contact_sheets.draw_closest(samples, copies)
+        nearest = contact_sheets.draw_nearest(samples, copies)
+        drawn[evaluation_page.MEMORISATION] = {
+            "The samples most like a training image": closest,
+            "Samples and their nearest training images": nearest,
         }
-    return found
-
-
-def _training_figures(run: Path | None) -> dict[str, Image.Image]:
-    """The run's loss, and the scores that it logged, where it has."""
-    places = (run, *run.resolve().parents[:3]) if run else ()
-    lines = next((found for p in places if (found := read_metrics(p / "metrics.jsonl"))), None)
-    if lines is None:
-        return {}
-    curves = {"Loss": _drawn(pictures.loss_curve, [line for line in lines if "loss" in line])}
-    if scored := [line for line in lines if "eval" in line]:
-        alike = [line for line in scored if line["eval"] == scored[-1]["eval"]]
-        curves["Scores of the EMA"] = _drawn(figures.training_scores, alike)
-    return curves
-
-
-def _drawn(
-    draw: Callable[[list[dict[str, float]], Path], None], lines: list[dict[str, float]]
-) -> Image.Image:
-    with tempfile.TemporaryDirectory() as folder:
-        draw(lines, Path(folder) / "drawn.png")
-        with Image.open(Path(folder) / "drawn.png") as picture:
-            return picture.convert("RGB")
+    return drawn

@@ -1,6 +1,7 @@
-"""Pictures of samples: who stands where."""
+"""Pictures of samples: which image is in which cell."""
 
 import numpy as np
+import pytest
 import torch
 
 from dit.evaluation.inputs.images import from_array
@@ -8,15 +9,14 @@ from dit.evaluation.metrics.memorisation import Likeness, Memorisation
 from dit.report.contact_sheets import by_class, draw_closest, draw_grid, draw_nearest
 
 
-def flat(values, size=8):
+def images(values, labels=None, size=8):
     """Images of one colour each."""
-    array = np.zeros((len(values), size, size, 3), dtype=np.uint8)
-    array[:] = np.array(values, dtype=np.uint8)[:, None, None, None]
-    return array
+    pixels = np.array(values, dtype=np.uint8)[:, None, None, None]
+    return from_array(np.broadcast_to(pixels, (len(values), size, size, 3)).copy(), "x", labels)
 
 
 def cells(picture, rows, columns, cell=64, gap=4):
-    """The value in the middle of each cell of a grid whose cells end at the right and lower edges."""
+    """The value in the middle of each cell of a grid that ends at the right and lower edges."""
     array = np.asarray(picture)[:, :, 0]
     left = array.shape[1] - columns * (cell + gap)
     step, middle = cell + gap, cell // 2
@@ -26,55 +26,54 @@ def cells(picture, rows, columns, cell=64, gap=4):
     ]
 
 
-def test_classes_in_the_order_of_numbers_with_equal_rows():
+def test_classes_are_in_the_order_of_numbers_with_equal_rows():
     labels = [["10", "2", "9"][i % 3] for i in range(8)]  # 10 and 2 three times, 9 twice
-    names, rows = by_class(from_array(flat(range(8)), "x", labels))
+    names, rows = by_class(images(range(8), labels))
     assert names == ["2", "9", "10"]
     assert rows == [[1, 4], [2, 5], [0, 3]]
 
 
 def test_many_classes_are_spread_over_all():
-    names, rows = by_class(from_array(flat(range(200)), "x", [str(i % 100) for i in range(200)]))
+    names, rows = by_class(images(range(200), [str(i % 100) for i in range(200)]))
     assert names == [str(i) for i in range(0, 100, 10)]
     assert rows == [[i, 100 + i] for i in range(0, 100, 10)]
 
 
 def test_without_labels_rows_are_full():
-    assert by_class(from_array(flat(range(7)), "x")) == ([], [[0, 1, 2, 3, 4, 5, 6]])
-    names, rows = by_class(from_array(flat(range(250)), "x"))
+    assert by_class(images(range(7))) == ([], [[0, 1, 2, 3, 4, 5, 6]])
+    names, rows = by_class(images(range(250)))
     assert (names, len(rows), {len(row) for row in rows}, rows[-1][-1]) == ([], 10, {10}, 99)
 
 
 def test_grid_shows_each_class_in_its_row():
-    samples = from_array(flat([10, 20, 30, 40]), "x", ["b", "a", "b", "a"])
+    samples = images([10, 20, 30, 40], ["b", "a", "b", "a"])
     assert cells(draw_grid(samples), 2, 2) == [[20, 40], [10, 30]]
 
 
-def test_grid_is_brought_down_where_that_is_asked_for():
-    samples = from_array(flat([10, 20], 256), "x", ["a", "b"])
-    whole, small = draw_grid(samples), draw_grid(samples, 128)
-    assert (whole.height, small.height) == (4 + 2 * 260, 4 + 2 * 132)
+def test_large_images_are_shrunk_if_asked():
+    samples = images([10, 20], ["a", "b"], size=256)
+    full, small = draw_grid(samples), draw_grid(samples, 128)
+    assert (full.height, small.height) == (4 + 2 * 260, 4 + 2 * 132)
     assert cells(small, 2, 1, 128) == [[10], [20]]
-    assert (
-        draw_grid(from_array(flat([10, 20]), "x"), 128).height == 4 + 68
-    )  # small ones are enlarged as ever
+    assert draw_grid(images([10, 20]), 128).height == 4 + 68  # small images are enlarged anyway
 
 
-def found(samples, training):
-    """By one measure the nearest training image of sample i is i + 1, by another 0; sample 2 is nearest of all."""
-    count = len(samples)
-    by_pixels = Likeness("pixels", torch.arange(count) + 1, torch.tensor([5.0, 4.0, 1.0, 6.0]), 1.0)
-    by_features = Likeness(
-        "net", torch.zeros(count, dtype=torch.long), torch.tensor([3.0, 9.0, 9.0, 9.0]), 2.0
-    )
-    return Memorisation(torch.arange(count), training, [by_pixels, by_features])
+@pytest.fixture
+def four():
+    """Four samples and five training images.
+
+    The nearest one of sample i is i + 1 by pixels and 0 by features; sample 2 is nearest of all.
+    """
+    samples = images([10, 20, 30, 40], ["a", "a", "b", "b"])
+    pixels = Likeness("pixels", torch.arange(4) + 1, torch.tensor([5.0, 4.0, 1.0, 6.0]), 1.0)
+    nearest = torch.zeros(4, dtype=torch.long)
+    features = Likeness("net", nearest, torch.tensor([3.0, 9.0, 9.0, 9.0]), 2.0)
+    training = images([100, 110, 120, 130, 140])
+    return samples, Memorisation(torch.arange(4), training, [pixels, features])
 
 
-def test_nearest_training_images_stand_under_their_samples():
-    samples = from_array(flat([10, 20, 30, 40]), "x", ["a", "a", "b", "b"])
-    training = from_array(flat([100, 110, 120, 130, 140]), "t")
-    picture = draw_nearest(samples, found(samples, training))
-    assert cells(picture, 6, 2) == [
+def test_nearest_training_images_are_below_their_samples(four):
+    assert cells(draw_nearest(*four), 6, 2) == [
         [10, 20],
         [110, 120],
         [100, 100],
@@ -84,18 +83,12 @@ def test_nearest_training_images_stand_under_their_samples():
     ]
 
 
-def test_closest_come_first_whatever_the_measure():
-    samples = from_array(flat([10, 20, 30, 40]), "x", ["a", "a", "b", "b"])
-    training = from_array(flat([100, 110, 120, 130, 140]), "t")
-    assert cells(draw_closest(samples, found(samples, training)), 2, 4) == [
-        [30, 10, 20, 40],
-        [130, 110, 120, 140],
-    ]
+def test_closest_samples_come_first_by_any_measure(four):
+    assert cells(draw_closest(*four), 2, 4) == [[30, 10, 20, 40], [130, 110, 120, 140]]
 
 
-def test_large_images_are_brought_down_beside_their_neighbours():
-    samples = from_array(flat([10, 20], 256), "x", ["a", "b"])
-    training = from_array(flat([100, 110, 120], 256), "t")
+def test_large_images_are_shrunk_beside_their_neighbours():
+    samples, training = images([10, 20], ["a", "b"], 256), images([100, 110, 120], size=256)
     likeness = Likeness("pixels", torch.tensor([1, 2]), torch.ones(2), 1.0)
     picture = draw_nearest(samples, Memorisation(torch.arange(2), training, [likeness]))
     assert picture.height < 4 * 80

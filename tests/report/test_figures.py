@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from dit.evaluation.metrics.bootstrap import Extrapolation
 from dit.report import figures
-from dit.report.evaluation_page import Extrapolated
 
 SERIES = {
     f"interval {i}": [(x, (x - 2) ** 2 + i, None, None) for x in (4, 1, 2, 3)] for i in range(3)
@@ -13,7 +13,7 @@ SERIES = {
 
 
 def pixels_of(picture, colour, tolerance=12):
-    """[n, 2] places (row, column) of a colour."""
+    """[n, 2] rows and columns of a colour."""
     wanted = np.array(ImageColor.getrgb(colour))
     return np.argwhere((np.abs(np.asarray(picture).astype(int) - wanted) <= tolerance).all(-1))
 
@@ -34,8 +34,8 @@ def lines(series, xlabel, log_x=False, best=None):
     """One panel of curves, as a sweep draws them."""
     figure = figures.new_figure(7.2, 4.0)
     axis = figures.new_axis(figure, xlabel)
-    for place, (label, points) in enumerate(series.items()):
-        figures.draw_line(axis, place, label, points)
+    for i, (label, points) in enumerate(series.items()):
+        figures.draw_line(axis, i, label, points)
     if log_x:
         axis.set_xscale("log")
         figures.plain_ticks(
@@ -97,7 +97,7 @@ def test_best_is_in_a_ring(monkeypatch):
     assert texts(spy.axes[0]) == ["best: 0.0125"]
 
 
-def test_logarithmic_axes_name_the_values_that_are_there(monkeypatch):
+def test_logarithmic_axes_name_the_given_values(monkeypatch):
     spy = Spy(monkeypatch)
     lines({"a": [(x, 1, None, None) for x in (8, 16, 32, 33, 250)]}, "NFE", log_x=True)
     assert spy.axes[0].get_xscale() == "log"
@@ -113,9 +113,10 @@ def test_missing_values_break_the_line():
 
 def test_limits_lie_on_the_line_through_the_points(monkeypatch):
     spy = Spy(monkeypatch)
-    sizes = (100, 200, 400)
-    straight = Extrapolated("FID", sizes, [3 + 500 / n for n in sizes], 3.0, 0.1)
-    figures.distance_by_size([straight, Extrapolated("KID", reason="too few"), straight])
+    sizes = [100, 200, 400]
+    straight = Extrapolation(sizes, [3 + 500 / n for n in sizes], 3.0, 0.1)
+    none = Extrapolation([], [], reason="too few")
+    figures.distance_by_size({"FID": straight, "KID": none, "FD(x)": straight})
     assert len(spy.axes) == 2
     line, points = spy.axes[0].lines[:2]
     assert list(line.get_xdata()) == [0, 0.01]
@@ -127,7 +128,7 @@ def test_limits_lie_on_the_line_through_the_points(monkeypatch):
 
 def test_nothing_to_extrapolate_is_refused():
     with pytest.raises(AssertionError, match="no distance"):
-        figures.distance_by_size([Extrapolated("FID", reason="too few")])
+        figures.distance_by_size({"FID": Extrapolation([], [], reason="too few")})
 
 
 LOG = [
@@ -149,12 +150,6 @@ def test_scores_of_training_mark_their_best(monkeypatch, tmp_path):
     assert [texts(axis) for axis in spy.axes] == [["2.000 at 30"], ["0.5000 at 20"]]
 
 
-def test_scores_of_training_are_drawn(tmp_path):
-    figures.training_scores(LOG, tmp_path / "scores.png")
-    with Image.open(tmp_path / "scores.png") as picture:
-        assert len(pixels_of(picture, figures.COLOURS[0])) > 100
-
-
 @pytest.mark.parametrize(
     ("name", "is_score"),
     [
@@ -172,5 +167,5 @@ def test_scores_of_training_are_drawn(tmp_path):
         ("FIDs", False),
     ],
 )
-def test_scores_are_known_by_their_names(name, is_score):
+def test_scores_are_recognised_by_name(name, is_score):
     assert figures.score_names([{"step": 1, name: 2.0}]) == [name] * is_score

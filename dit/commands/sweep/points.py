@@ -1,10 +1,10 @@
-"""Points of a sweep: one setting each, its scores kept in a file of its own, so that none is computed twice."""
+"""Points of a sweep: a setting and its scores, each in a file, so that none is computed twice."""
 
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +14,31 @@ from PIL import Image
 from dit.config import SamplerConfig, from_json, to_json
 from dit.distributed.device import device_kind, library_versions
 from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.metrics.bootstrap import interval
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import image_settings
 from dit.sampling.load import LoadedRun, with_classifier_labels
-from dit.utils.files import reraise_as_user_error, sha256
+from dit.utils.files import reraise_as_user_error, sha256, write_atomically, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting(SamplerConfig):
-    """How noise becomes an image, and by which weights: an average of this length, or those of the run."""
+    """A sampler's settings, and the EMA length of the weights; None: those of the run."""
 
     ema_length: float | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """A setting and what its samples scored.
+    """A setting and the scores of its samples.
 
     Args:
-        setting: its sampler and steps are never `auto` or none.
-        scores: by name, the distance that ranks the points first; that one alone where images came out as NaN.
-        replicates: bootstrap replicates of that distance, from the same resamples of indices at every point.
-        evaluations: rows that the network saw for each image, guidance's included.
-        seconds: of sampling; unknown where that was interrupted.
+        setting: its sampler and steps are resolved: neither `auto` nor None.
+        scores: by name, first the distance that ranks the points; only that one, without a value,
+            where images came out as NaN.
+        replicates: bootstrap replicates of that distance, of the same resamples at every point.
+        evaluations: rows that the network computes for each image, with those of guidance.
+        seconds: of sampling; None where that was interrupted.
         protocol: of these samples, as in a report; empty where there are none.
     """
 
@@ -55,30 +57,63 @@ class Point:
 
     @property
     def distance(self) -> float:
-        """Its value; infinite where it is not available."""
+        """The value of the first score; infinite where it is not available."""
         return math.inf if self.first.value is None else self.first.value
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95% interval of the distance, where it is known."""
+        if self.first.value is None or not self.replicates:
+            return None
+        return interval(self.distance, self.replicates)
+
     def value(self, name: str) -> float | None:
-        """Of a score; None where it is not available."""
         return self.scores[name].value if name in self.scores else None
 
 
-def describe(setting: Setting) -> str:
-    """A setting in words, as one would pass it."""
-    low, high = setting.cfg_interval
-    interval = "" if (low, high) == (0, 1) else f" at times {low:g}-{high:g}"
-    classifier = f", classifier-scale {setting.classifier_scale:g}" if setting.classifier else ""
-    average = "" if setting.ema_length is None else f", ema-length {setting.ema_length:g}"
-    return f"cfg-scale {setting.cfg_scale:g}{interval}{classifier}, {setting.steps} steps, {setting.sampler}{average}"
-
-
 def classifier_scale(setting: SamplerConfig) -> float:
-    """Weight of the classifier's gradient, 0 without a classifier."""
+    """Return the weight of the classifier's gradient, 0 without a classifier."""
     return setting.classifier_scale if setting.classifier else 0.0
 
 
+AXES: dict[str, Callable[[Setting], Any]] = {
+    "ema-length": lambda setting: setting.ema_length,
+    "cfg-scale": lambda setting: setting.cfg_scale,
+    "classifier-scale": classifier_scale,
+    "steps": lambda setting: setting.steps,
+    "interval": lambda setting: setting.cfg_interval,
+    "sampler": lambda setting: setting.sampler,
+}
+"""What a sweep varies."""
+WORDS = {"steps": "{} steps", "interval": "times {}", "sampler": "{}"}  # others: their own name
+
+
+def value_text(axis: str, setting: Setting) -> str:
+    """Return a setting's value on an axis as its flag takes it."""
+    value = AXES[axis](setting)
+    if isinstance(value, tuple):
+        return "{:g}-{:g}".format(*value)
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def words(axis: str, setting: Setting) -> str:
+    """Return a setting's value on an axis in words."""
+    return WORDS.get(axis, axis + " {}").format(value_text(axis, setting))
+
+
+def describe(setting: Setting) -> str:
+    """Return all values of a setting that are in use, in words."""
+    unused = {
+        "interval": setting.cfg_interval == (0, 1),
+        "classifier-scale": setting.classifier is None,
+        "ema-length": setting.ema_length is None,
+    }
+    axes = ("cfg-scale", "interval", "classifier-scale", "steps", "sampler", "ema-length")
+    return ", ".join(words(axis, setting) for axis in axes if not unused.get(axis))
+
+
 class Keys:
-    """Names of points: the same for the same setting, samples, reference, feature networks, versions and device."""
+    """Keys of points: hashes of setting, samples, reference, networks, versions and device."""
 
     def __init__(
         self,
@@ -89,7 +124,7 @@ class Keys:
         bootstrap: int,
         weights: Path | None = None,
     ):
-        """Of `weights` for the run's network, its own unless given."""
+        """Take `weights` for the run's network, or its own if None."""
         self.run = run
         self.common = {
             "count": count,
@@ -104,54 +139,50 @@ class Keys:
         }
 
     def __call__(self, setting: SamplerConfig) -> str:
-        """Of one setting."""
-        shared = {
-            **self.common,
-            "classes": with_classifier_labels(self.run, setting.classifier).card.classes,
-        }
-        return hashlib.sha256(
-            json.dumps([shared, image_settings(self.run, setting)]).encode()
-        ).hexdigest()[:12]
+        classes = with_classifier_labels(self.run, setting.classifier).card.classes
+        values = [{**self.common, "classes": classes}, image_settings(self.run, setting)]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
 def picture_file(out: Path, key: str) -> Path:
-    """Where the picture of a point's first images lies."""
+    """Return the file of the first images of a point."""
     return out / "points" / f"{key}.png"
 
 
 def point_file(out: Path, key: str) -> Path:
-    """Where a point's scores lie."""
     return out / "points" / f"{key}.json"
 
 
-def to_plain(point: Point) -> dict[str, Any]:
-    """As plain JSON values."""
-    return {
+def write_point(out: Path, point: Point, picture: Image.Image) -> Point:
+    """Write the files of a finished point; return it."""
+    # the picture first: a point whose scores exist is finished
+    with write_atomically(picture_file(out, point.key)) as temporary:
+        picture.save(temporary, format="PNG")
+    values = {
         **dataclasses.asdict(point),
         "setting": to_json(point.setting),
         "scores": {name: score.to_json() for name, score in point.scores.items()},
     }
+    write_json(point_file(out, point.key), values)
+    return point
 
 
 def read_point(out: Path, key: str) -> Point | None:
-    """A finished point; None where it is not finished.
-
-    Raises:
-        UserError: its files are damaged.
-    """
+    """Return a finished point, None if it is not finished; refuse damaged files."""
     file, picture = point_file(out, key), picture_file(out, key)
     if not file.exists():
         return None
+
     with reraise_as_user_error(file, "a point that dit sweep wrote", "it is scored again"):
         values = json.loads(file.read_text())
         scores = {name: Score.from_json(score) for name, score in values["scores"].items()}
         setting = from_json(Setting, values["setting"])
         point = Point(**{**values, "scores": scores, "setting": setting})
+        # the file of another point, copied or renamed by hand
         if point.key != key or not scores:
             raise ValueError(f"it is of point {point.key}")
-    with (
-        reraise_as_user_error(picture, "a picture that dit sweep drew", "it is drawn again"),
-        Image.open(picture) as opened,
-    ):
+
+    expected, do = "a picture that dit sweep drew", "it is drawn again"
+    with reraise_as_user_error(picture, expected, do), Image.open(picture) as opened:
         opened.load()
     return point

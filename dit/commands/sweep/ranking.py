@@ -10,13 +10,14 @@ from dit.evaluation.metrics.bootstrap import NORMAL_95
 
 @dataclass(frozen=True)
 class Ranking:
-    """Points by distance.
+    """Points by distance; all numbers in it are indices of points.
 
     Args:
-        order: indices of the points that have a distance, best first.
-        differences: by index, the interval of how much further away it is than the best; none without replicates.
-        tied: indices of those that can not be told apart from the best, cheapest first.
-        edges: ends of the sweep at which the best lies, as (axis, "largest" or "smallest", value).
+        order: the points that have a distance, best first.
+        differences: intervals of how much larger the distance is than the best one; needs
+            replicates.
+        tied: points that cannot be told from the best, cheapest first.
+        edges: ends of the sweep at which the best lies: axis, "largest" or "smallest", value.
     """
 
     order: list[int]
@@ -26,61 +27,57 @@ class Ranking:
 
     @property
     def best(self) -> int:
-        """Index of the point with the least distance."""
         return self.order[0]
 
     def cheapest(self, points: Sequence[Point]) -> int:
-        """Index of the best or one tied with it that takes the fewest network calls, the better one of equals."""
-        return min(
-            [self.best, *self.tied], key=lambda i: (points[i].evaluations, points[i].distance)
-        )
+        """Return the best point or one tied with it: that of fewest calls, then least distance."""
+        candidates = [self.best, *self.tied]
+        return min(candidates, key=lambda i: (points[i].evaluations, points[i].distance))
 
 
 def rank(points: Sequence[Point]) -> Ranking:
-    """Compare every point with the best one by their replicates, which are of the same resamples: in pairs."""
-    order = sorted(
-        (i for i, point in enumerate(points) if point.first.value is not None),
-        key=lambda i: points[i].distance,
-    )
+    """Compare every point with the best one, in pairs of replicates of the same resamples."""
+    known = [i for i, point in enumerate(points) if point.first.value is not None]
+    order = sorted(known, key=lambda i: points[i].distance)
     if not order:
         return Ranking([], {}, [], [])
+
     best = points[order[0]]
     differences = {i: paired_interval(points[i], best) for i in order[1:] if best.replicates}
-    tied = sorted(
-        (i for i, (low, _) in differences.items() if low <= 0), key=lambda i: points[i].evaluations
-    )
+    tied = [i for i, (low, _) in differences.items() if low <= 0]
+    tied.sort(key=lambda i: points[i].evaluations)
     return Ranking(order, differences, tied, _edges([p.setting for p in points], best.setting))
 
 
 def paired_interval(point: Point, best: Point) -> tuple[float, float]:
-    """95% interval of how much larger the distance of `point` is.
+    """Return the 95% interval of how much larger the distance of `point` is.
 
-    The replicates of both are of the same resamples, and the images of the same seeds, so noise that both share cancels
-    in their difference; it is centred on the difference found, for the reason that `uncertainty.interval` has.
+    The replicates of both are of the same resamples, and the images of the same seeds, so noise
+    that both share cancels in their difference. The interval is centred on the measured
+    difference, for the reason that `bootstrap.interval` gives.
     """
-    differences = [
-        one - other for one, other in zip(point.replicates, best.replicates, strict=True)
-    ]
-    found, reach = point.distance - best.distance, NORMAL_95 * statistics.stdev(differences)
-    return found - reach, found + reach
+    pairs = zip(point.replicates, best.replicates, strict=True)
+    # the variance of the differences, not the sum of both variances: shared noise cancels
+    ci95 = NORMAL_95 * statistics.stdev(one - other for one, other in pairs)
+    difference = point.distance - best.distance
+    return difference - ci95, difference + ci95
 
 
 def _edges(settings: Sequence[Setting], best: Setting) -> list[tuple[str, str, float]]:
-    """Where better settings may lie beyond the sweep; not below scale 1, where guidance ends."""
-    scales = [setting.cfg_scale for setting in settings]
-    steps = [setting.steps or 0 for setting in settings if setting.sampler == best.sampler]
-    weights = [classifier_scale(setting) for setting in settings]
-    lengths = [setting.ema_length or 0.0 for setting in settings]
+    """Return where better settings may lie beyond the sweep; below scale 1 there is no guidance."""
+    same_sampler = [setting for setting in settings if setting.sampler == best.sampler]
     axes = (
-        ("cfg-scale", scales, best.cfg_scale, 1.0),
-        ("classifier-scale", weights, classifier_scale(best), 0.0),
-        ("ema-length", lengths, best.ema_length or 0.0, 0.0),
-        ("steps", steps, best.steps or 0, 1),
+        ("cfg-scale", settings, lambda setting: setting.cfg_scale, 1.0),
+        ("classifier-scale", settings, classifier_scale, 0.0),
+        ("ema-length", settings, lambda setting: setting.ema_length or 0.0, 0.0),
+        ("steps", same_sampler, lambda setting: setting.steps or 0, 1),
     )
-    found: list[tuple[str, str, float]] = []
-    for axis, values, value, least in axes:
+    edges: list[tuple[str, str, float]] = []
+    for axis, others, of, least in axes:
+        values, value = [of(setting) for setting in others], of(best)
         if min(values) < value == max(values):
-            found.append((axis, "largest", value))
+            edges.append((axis, "largest", value))
+        # at `least` there is nothing below to try
         if least < value == min(values) < max(values):
-            found.append((axis, "smallest", value))
-    return found
+            edges.append((axis, "smallest", value))
+    return edges

@@ -1,1 +1,0 @@
-"""What a run has become, on one page; and the reference curves of presets."""
