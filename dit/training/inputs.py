@@ -1,0 +1,47 @@
+"""Load what a run reads: autoencoder, data, text encoder; and describe it in a card."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dit.build import build_text_encoder, with_data_statistics
+from dit.config import TrainConfig
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder
+from dit.encoders.text import TextEncoder
+from dit.latents.load import build_source
+from dit.latents.store import Latents
+from dit.runs.card import ModelCard
+from dit.runs.checkpoints import read_card
+from dit.training.card import build_card
+from dit.training.run_directory import require_autoencoder
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Data and frozen networks of a run, and the card of the network to train."""
+
+    card: ModelCard
+    source: Latents
+    autoencoder: Autoencoder
+    encoder: TextEncoder | None  # of captions
+
+
+def load_inputs(
+    config: TrainConfig, ranks: Ranks, last: Path | None, parent_card: ModelCard | None
+) -> RunInputs:
+    """Load what a run reads.
+
+    Args:
+        last: the checkpoint to continue from, whose run's latent statistics and classes hold.
+        parent_card: of a run that this one shares them with.
+    """
+    autoencoder = load_autoencoder(config.vae, ranks.device)
+    source = build_source(config, autoencoder, ranks)
+    encoder = build_text_encoder(config, ranks.device)
+
+    before = read_card(last.parents[1]) if last else None
+    card = build_card(config, source, encoder, before or parent_card)
+    card = replace(card, vae_sha256=autoencoder.checksum)
+    if parent_card:
+        require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
+    return RunInputs(card, source, with_data_statistics(autoencoder, card), encoder)
