@@ -22,10 +22,10 @@ from benchmarks.memory import session_of
 from benchmarks.record import record
 from dit.distributed.ranks import Ranks
 from dit.runs.checkpoints import latest_checkpoint
-from dit.training.batches import draw_batch
+from dit.training.batches import read_batch
 from dit.training.checkpointing import Saver
 from dit.training.session import TrainingSession
-from dit.training.step import train_step
+from dit.training.trainer import take_step
 
 PEACE = 6  # steps before each checkpoint
 
@@ -37,7 +37,7 @@ def measure(session: TrainingSession, rounds: int) -> list[dict[str, Any]]:
     def step() -> float:
         number = next(steps)
         begin = time.perf_counter()
-        train_step(session, draw_batch(session, number - 1), number)
+        take_step(session, read_batch(session.stream, number - 1), number)
         return time.perf_counter() - begin
 
     step()

@@ -255,7 +255,7 @@ def average_one_by_one(session: TrainingSession) -> TrainingSession:
     def update(network: nn.Module, step: int) -> None:
         for average, weight in zip(ema.network.parameters(), network.parameters(), strict=True):
             if weight.requires_grad:
-                average.lerp_(weight, 1 - ema.kept(step))
+                average.lerp_(weight, 1 - ema.decay_at(step))
 
     ema.update = update
     return session
@@ -570,7 +570,7 @@ def evidence(session: TrainingSession) -> Evidence:
         session.state.network.parameters(), session.state.ema.network.parameters(), strict=True
     )
     lags = [full_tensor(p - average).norm() for p, average in pairs if p.requires_grad]
-    loss = session.state.window.close(session.ranks).get(
+    loss = session.state.means.compute_and_reset(session.ranks).get(
         "loss", math.nan
     )  # none where the step was left out
     return Evidence(loss, places, torch.stack(lags).norm().item())

@@ -27,10 +27,11 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.latents.load import build_source
 from dit.report.figures import draw_line, new_axis, new_figure, to_image
-from dit.training.batches import draw_batch
-from dit.training.prepare import build_card, prepare
+from dit.training.batches import read_batch
+from dit.training.card import build_card
+from dit.training.prepare import prepare
 from dit.training.session import TrainingSession
-from dit.training.step import train_step
+from dit.training.trainer import take_step
 
 PICTURE = Path("docs/images/precision.png")
 WINDOW = 20  # steps behind a point of a curve
@@ -72,9 +73,9 @@ def losses(session: TrainingSession) -> list[float]:
     """Mean losses of one window of steps after the other."""
     found = []
     for step in range(1, session.steps + 1):
-        train_step(session, draw_batch(session, step - 1), step)
+        take_step(session, read_batch(session.stream, step - 1), step)
         if step % WINDOW == 0:
-            found.append(session.state.window.close(session.ranks)["loss"])
+            found.append(session.state.means.compute_and_reset(session.ranks)["loss"])
     return found
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import forked
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
-from dit.training.trainer import train
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "scripts"))
@@ -64,7 +64,7 @@ def test_import_brings_no_heavy_library():
         "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers',"
         " 'datasets', 'webdataset', 'pandas', 'torchao']"
     )
-    imports = "import sys, dit.sampling.pipeline, dit.training.trainer, dit.sampling.generate"
+    imports = "import sys, dit.sampling.pipeline, dit.commands.train, dit.sampling.generate"
     code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

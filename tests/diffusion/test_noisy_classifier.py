@@ -10,6 +10,7 @@ from PIL import Image
 
 from dit.cli import main
 from dit.commands.sample import sample
+from dit.commands.train import train
 from dit.commands.train_classifier import settings_for, train_classifier
 from dit.config import ClassifierConfig, SampleConfig, TrainConfig
 from dit.diffusion.classifier import NoisyClassifier
@@ -22,9 +23,9 @@ from dit.runs.card import ModelCard
 from dit.runs.checkpoints import checkpoints, find_weights
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
+from dit.training.card import build_card
 from dit.training.monitoring.accuracy import AccuracyCurve
-from dit.training.prepare import build_card, prepare
-from dit.training.trainer import train
+from dit.training.prepare import prepare
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks import forked
 from dit.build import build_network
+from dit.commands import train as command
+from dit.commands.train import train
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed import float8 as fp8
 from dit.distributed.activation_checkpoint import activation_checkpointing
@@ -28,9 +30,8 @@ from dit.runs.metrics import read_metrics
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
-from dit.training import prepare, trainer
+from dit.training import networks
 from dit.training.monitoring.previews import sampler_settings
-from dit.training.trainer import train
 
 pytest.importorskip("torchao", reason="needs torchao: make test-fp8")
 
@@ -58,8 +59,8 @@ def emulated(network: nn.Module) -> nn.Module:
 @pytest.fixture
 def on_cpu(monkeypatch):
     """--precision fp8 on a CPU, whose products are emulated."""
-    monkeypatch.setattr(prepare, "use_fp8", emulate)
-    monkeypatch.setattr(trainer, "require_fp8", lambda *asked: None)
+    monkeypatch.setattr(networks, "convert_to_float8", emulate)
+    monkeypatch.setattr(command, "require_fp8", lambda *asked: None)
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_steps_move_weights_as_bf16_does_and_averages_are_plain(on_cpu, tmp_path
     for session in jobs:
         for step in range(1, 5):
             do_step(session, step)
-    losses = [session.state.window.close(session.ranks)["loss"] for session in jobs]
+    losses = [session.state.means.compute_and_reset(session.ranks)["loss"] for session in jobs]
     moved, apart = (flat(jobs[0]) - start).norm(), (flat(jobs[1]) - flat(jobs[0])).norm()
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert losses[1] != losses[0]
@@ -245,7 +246,7 @@ def test_checkpoints_go_on_in_any_precision_and_are_sampled_from(on_cpu, tmp_pat
 
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = SMALL
-    prepare.use_fp8, trainer.require_fp8 = emulate, lambda *asked: None
+    networks.convert_to_float8, command.require_fp8 = emulate, lambda *asked: None
     torch.compile = partial(
         torch.compile, backend="aot_eager_decomp_partition"
     )  # quicker than code for a CPU

@@ -17,6 +17,7 @@ from test_captions import write_images
 from dit.build import build_network
 from dit.commands.nll import choose, conditioned, measure, nll, open_data
 from dit.commands.sample import sample
+from dit.commands.train import train
 from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.diffusion.guidance import cfg
@@ -32,9 +33,8 @@ from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import generate
 from dit.sampling.load import class_ids, load_run, prompted
 from dit.sampling.pipeline import build_pipeline
+from dit.training.card import build_card
 from dit.training.finetune import initialise
-from dit.training.prepare import build_card
-from dit.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TEXTS = ["a red square", "green", "a square that is very red and not green at all", ""]
@@ -659,7 +659,7 @@ def test_a_guide_that_hears_something_else_is_refused(run, tiny_run):
 
 
 def test_a_run_remembers_at_most_so_many_captions(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("dit.training.prepare.MOST_CAPTIONS", 1)
+    monkeypatch.setattr("dit.training.card.MAX_CAPTIONS", 1)
     config = settings(tmp_path, folder)
     encoder = load_text_encoder(str(folder))
     card = build_card(config, build_source(config, load_autoencoder("identity")), encoder)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -12,7 +13,6 @@ from dit.models.registry import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.sampling.load import load_run
-from dit.training.trainer import train
 
 SMALL = dict(
     input_size=8,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import forked
 from dit.commands.info import info
+from dit.commands.train import train
 from dit.config import SamplerConfig, TrainConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
@@ -43,15 +44,15 @@ from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.training import batches
 from dit.training import checkpointing as checkpoint
-from dit.training.batches import Batch, draw_batch
+from dit.training.batches import Batch, read_batch
+from dit.training.card import build_card
 from dit.training.checkpointing import tidy
 from dit.training.monitoring import evaluation as scores
 from dit.training.monitoring.metrics import EvalResult, MetricsLog
 from dit.training.monitoring.previews import sampler_settings
-from dit.training.prepare import build_card, prepare
+from dit.training.prepare import prepare
 from dit.training.resilience.preemption import Stop
 from dit.training.session import TrainingSession
-from dit.training.trainer import train
 from dit.utils.files import write_json
 from dit.utils.pictures import loss_curve
 
@@ -163,7 +164,7 @@ def test_a_signal_to_any_rank_ends_scoring_and_the_run_goes_on_from_there(tmp_pa
 
 def test_a_signal_ends_a_picture():
     stop, network, calls = Stop(Ranks()), torch.nn.Identity(), []
-    with stop.leaving(network):
+    with stop.interrupting(network):
         calls.append(network(1))
         stop.asked = True
         calls.append(network(2))
@@ -243,14 +244,14 @@ def test_nothing_is_read_while_the_ema_is_measured(tmp_path, monkeypatch):
     """The feature network sets flags of the whole process, which the encoder would heed."""
     reading: list[int] = []
 
-    def slow(session: TrainingSession, step: int) -> Batch:
-        reading.append(step)
+    def slow(stream: batches.DataStream, position: int) -> Batch:
+        reading.append(position)
         time.sleep(0.05)
-        batch = draw_batch(session, step)
-        reading.remove(step)
+        batch = read_batch(stream, position)
+        reading.remove(position)
         return batch
 
-    monkeypatch.setattr(batches, "draw_batch", slow)
+    monkeypatch.setattr(batches, "read_batch", slow)
     monkeypatch.setattr(
         scores.Scores, "measure", lambda *_: seen.append([*reading]) or EvalResult()
     )
@@ -432,7 +433,7 @@ def test_a_kill_before_the_link_is_mended_when_the_run_goes_on(last, tmp_path, m
     config = dataclasses.replace(
         FEW, steps=10, ckpt_every=0, keep=1, out=tmp_path / "run", resume="auto"
     )
-    link = checkpoint._link
+    link = checkpoint._link_best
 
     def killed(name: Path, to: Path | None) -> None:
         if to and to.name == last:
@@ -440,7 +441,7 @@ def test_a_kill_before_the_link_is_mended_when_the_run_goes_on(last, tmp_path, m
         link(name, to)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_link", killed)
+        patch.setattr(checkpoint, "_link_best", killed)
         with pytest.raises(Kill):
             train(config, Ranks())
     out = tmp_path / "run"

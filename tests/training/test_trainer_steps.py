@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dit.build import build_denoiser
+from dit.commands.train import train
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
@@ -34,12 +35,13 @@ from dit.sampling.generate import sample_grid, sample_latents
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training import checkpointing as checkpoint
-from dit.training.batches import Batch, draw_batch
+from dit.training.batches import Batch, read_batch
+from dit.training.card import build_card
 from dit.training.lr_schedule import learning_rate
 from dit.training.monitoring import previews
-from dit.training.prepare import build_card, prepare
+from dit.training.prepare import prepare
 from dit.training.session import TrainingSession
-from dit.training.trainer import train, train_step
+from dit.training.trainer import take_step
 from dit.utils import pictures
 
 TINY = TrainConfig(
@@ -71,7 +73,7 @@ def a_session(tmp_path: Path, **changes: object) -> TrainingSession:
 
 
 def do_step(session: TrainingSession, step: int = 1) -> TrainingSession:
-    train_step(session, draw_batch(session, step - 1), step)
+    take_step(session, read_batch(session.stream, step - 1), step)
     return session
 
 
@@ -108,7 +110,8 @@ def test_every_image_and_step_has_noise_of_its_own_on_any_number_of_ranks(tmp_pa
     )
     for rank, world, step in [(0, 1, 1), (0, 1, 2), (0, 2, 1), (1, 2, 1)]:
         mine = Batch(*(part[: 64 // world] for part in batch))
-        train_step(dataclasses.replace(session, ranks=Alone(rank, world), loss=spy), mine, step)
+        stream = dataclasses.replace(session.stream, ranks=Alone(rank, world))
+        take_step(dataclasses.replace(session, stream=stream, loss=spy), mine, step)
     one, two, *halves = seen
     assert torch.equal(one, torch.cat(halves))
     draws = torch.cat([one, two]).flatten(0, 1).flatten(1)  # [images and steps and uses, values]
@@ -141,7 +144,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, weights):
     expected = first_moment(whole)
     assert expected.norm() > 0.1
     assert (first_moment(parts) - expected).norm() < 1e-5 * expected.norm()
-    assert torch.allclose(parts.state.window.sums, whole.state.window.sums, rtol=1e-5)
+    assert torch.allclose(parts.state.means.sums, whole.state.means.sums, rtol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-2])
@@ -171,7 +174,7 @@ def test_clipping_bounds_the_gradient_and_the_log_has_its_norm_before(tmp_path, 
     assert first_moment(clipped).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
     norm = first_moment(free).norm().item() / 0.1
     assert norm > 1
-    for window in (clipped.state.window, free.state.window):
+    for window in (clipped.state.means, free.state.means):
         assert window.sums[window.names.index("grad_norm")].item() == pytest.approx(norm, rel=1e-4)
 
 
@@ -195,11 +198,11 @@ def test_half_of_the_images_are_mirrored_where_data_and_user_allow_it(
 ):
     session = a_session(tmp_path, flip=flip, global_batch_size=64)
     moments = torch.arange(views).reshape(1, -1, 1, 1, 1).expand(100, views, 6, 8, 8)
-    session = dataclasses.replace(
-        session, source=MemoryLatents(moments, np.zeros(100, np.int64), session.source.classes)
-    )
+    source = MemoryLatents(moments, np.zeros(100, np.int64), session.source.classes)
+    flips = source.flips and flip is not False
+    stream = dataclasses.replace(session.stream, source=source, flip=flips)
     drawn = torch.stack(
-        [draw_batch(session, step).moments[:, 0, 0, 0] for step in range(30)]
+        [read_batch(stream, step).moments[:, 0, 0, 0] for step in range(30)]
     )  # 1 where mirrored
     assert low <= drawn.mean() <= high
     if high:
@@ -217,15 +220,15 @@ from pathlib import Path
 import torch
 
 from dit import build
+from dit.commands import train as command
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks, ranks
 from dit.models.dit import SIZES
-from dit.training import trainer
 
 SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
 
 out, init = map(Path, sys.argv[1:])
-loss, loop = build.diffusion_loss, trainer.train_with_rollback
+loss, loop = build.diffusion_loss, command.train_with_rollback
 
 
 def noise(time, shape):
@@ -242,14 +245,14 @@ def loop_then_save(session, *others):
     return done
 
 
-build.diffusion_loss, trainer.train_with_rollback = loss_with_noise_of_the_image, loop_then_save
+build.diffusion_loss, command.train_with_rollback = loss_with_noise_of_the_image, loop_then_save
 torch.optim.AdamW = partial(torch.optim.AdamW, eps=1.0)  # steps in proportion to gradients: rounding stays small
 config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, steps=3, warmup=0, lr=1.0,
                      clip=0, cooldown=0, sample_every=0, log_every=1, precision="fp32", compile=False, init=init)
 with ranks() as group:
-    trainer.train(dataclasses.replace(config, out=out / "two", grad_accum=2), group)
+    command.train(dataclasses.replace(config, out=out / "two", grad_accum=2), group)
 if group.main:
-    trainer.train(dataclasses.replace(config, out=out / "one"), Ranks())
+    command.train(dataclasses.replace(config, out=out / "one"), Ranks())
 """
 
 
@@ -278,11 +281,11 @@ from pathlib import Path
 
 import torch
 
+from dit.commands import train as command
 from dit.config import TrainConfig
 from dit.distributed.ranks import ranks
 from dit.models import dit, unet
 from dit.runs.checkpoints import checkpoints
-from dit.training import trainer
 
 dit.SIZES["Ti"] = dict(depth=2, hidden_size=64, num_heads=2)
 unet.SIZES["S"] = dict(block_out_channels=(32, 64), layers_per_block=1, attention_sides=(4,))
@@ -293,26 +296,26 @@ KINDS = {
     "in-context": dict(conditioning="in-context"),
     "classifier": dict(model="Classifier-Ti/4", label_dropout=0.0),
 }
-out, loop, name = Path(sys.argv[1]), trainer.train_with_rollback, ""
+out, loop, name = Path(sys.argv[1]), command.train_with_rollback, ""
 
 
 def loop_then_save(session, *others):
     done = loop(session, *others)
-    times = {"times": session.state.times.history} if session.state.times else {}
+    times = {"times": session.state.time_sampler.history} if session.state.time_sampler else {}
     torch.save({**session.state.network.state_dict(), **times}, out / f"{name}-rank-{session.ranks.rank}.pt")
     return done
 
 
-trainer.train_with_rollback = loop_then_save
+command.train_with_rollback = loop_then_save
 config = TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=8, steps=4, warmup=0, lr=1e-2,
                      sample_every=0, log_every=2, ckpt_every=2, precision="fp32", compile=False, resume="auto")
 with ranks() as group:
     for kind, changes in KINDS.items():
         name, asked = kind, dataclasses.replace(config, out=out / kind, **changes)
-        trainer.train(asked, group)
+        command.train(asked, group)
         group.on_main(lambda: shutil.rmtree(checkpoints(asked.out)[-1]))
         name = f"{kind}-again"
-        trainer.train(asked, group)
+        command.train(asked, group)
 """
 
 
@@ -458,7 +461,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
         "forkserver"
     )  # real processes that need not import torch each
     processes.set_forkserver_preload(
-        ["dit.training.trainer", "torch.utils.tensorboard", "sklearn.datasets", "pytest"]
+        ["dit.commands.train", "torch.utils.tensorboard", "sklearn.datasets", "pytest"]
     )
     out, dice = tmp_path / "run", random.Random(0)
     config = dataclasses.replace(TINY, out=out, resume="auto", ckpt_every=1, keep=2, steps=10_000)

@@ -14,6 +14,7 @@ from conftest import Command, torchrun
 from safetensors.torch import load_file, save_file
 from test_autoencoder import save_tiny
 
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS
@@ -29,14 +30,13 @@ from dit.runs.checkpoints import (
 from dit.runs.metrics import read_metrics
 from dit.runs.posthoc_ema import find_snapshots
 from dit.sampling.load import load_run
-from dit.training.batches import draw_batch
+from dit.training.batches import read_batch
 from dit.training.ema import EMA
 from dit.training.lr_schedule import learning_rate, total_steps
 from dit.training.monitoring.metrics import MetricsLog
 from dit.training.prepare import prepare
 from dit.training.running_means import RunningMeans
 from dit.training.session import TrainingSession
-from dit.training.trainer import train
 from dit.utils.files import sha256, write_atomically, write_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -229,7 +229,7 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
     said = capsys.readouterr()
     assert "changed     steps 6 before, 8 now; lr 0.004 before, 0.001 now\n" in said.out
     for warning in (
-        "config.json is missing or damaged; taken from step-0000006",
+        "config.json is missing or damaged; restored from step-0000006",
         "step-0000007 has no meta.json",
         "machine.json is damaged",
     ):
@@ -323,7 +323,7 @@ def test_previews_and_strip(tmp_path):
 def a_session(tmp_path: Path, ranks: Ranks | None = None, **changes: object) -> TrainingSession:
     from dit.encoders.autoencoder import load_autoencoder
     from dit.latents.load import build_source
-    from dit.training.prepare import build_card
+    from dit.training.card import build_card
 
     config = dataclasses.replace(TINY, out=tmp_path / "session", **changes)
     autoencoder = load_autoencoder(config.vae)
@@ -343,16 +343,19 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path):
 
 def test_ranks_see_the_same_batch_as_one(tmp_path):
     session = a_session(tmp_path)
-    whole = draw_batch(session, 3)
-    parts = [draw_batch(dataclasses.replace(session, ranks=Ranks(rank, 4)), 3) for rank in range(4)]
+    whole = read_batch(session.stream, 3)
+    streams = [dataclasses.replace(session.stream, ranks=Ranks(rank, 4)) for rank in range(4)]
+    parts = [read_batch(stream, 3) for stream in streams]
     for i, name in enumerate(whole._fields):
         assert torch.equal(torch.cat([p[i] for p in parts]), whole[i]), name
-    assert not torch.equal(whole.t, draw_batch(session, 4).t)
+    assert not torch.equal(whole.t, read_batch(session.stream, 4).t)
 
 
 def test_labels_are_dropped_as_often_as_asked(tmp_path):
     session = a_session(tmp_path, label_dropout=0.3, global_batch_size=256)
-    dropped = torch.cat([draw_batch(session, s).labels == 10 for s in range(40)]).float().mean()
+    dropped = (
+        torch.cat([read_batch(session.stream, s).labels == 10 for s in range(40)]).float().mean()
+    )
     assert abs(dropped - 0.3) < 0.015
 
 
@@ -434,7 +437,7 @@ def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, sa
         Path(file).parent.mkdir(exist_ok=True)
         Path(file).write_text("{}")
     monkeypatch.setattr(
-        "dit.training.trainer.load_autoencoder", None
+        "dit.training.inputs.load_autoencoder", None
     )  # told before anything is loaded
     for dry_run in (False, True):
         with pytest.raises(UserError, match=said):
@@ -524,8 +527,8 @@ def test_window_means_the_steps_that_were_taken():
     window = RunningMeans(("loss",), torch.device("cpu"))
     for value, left_out in [(1.0, 0.0), (float("nan"), 1.0), (3.0, 0.0)]:
         window.add([torch.tensor(value)], torch.tensor(left_out))
-    assert window.close(Ranks()) == {"loss": 2.0}
-    assert window.close(Ranks()) == {}
+    assert window.compute_and_reset(Ranks()) == {"loss": 2.0}
+    assert window.compute_and_reset(Ranks()) == {}
 
 
 def test_metrics_lines_cut_short_are_left_out(tmp_path, capsys):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import forked
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -17,7 +18,6 @@ from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, lat
 from dit.runs.metrics import read_metrics
 from dit.training import trainer
 from dit.training.spike_guard import SpikeGuard
-from dit.training.trainer import train
 
 TINY = TrainConfig(
     model="DiT-Ti/4",
@@ -45,14 +45,14 @@ def small(monkeypatch):
 
 def poisoned(monkeypatch, batches: set[int], value: float = float("nan")) -> None:
     """Data that is `value` in these batches of the stream, whatever step takes them."""
-    step = trainer.train_step
+    step = trainer.take_step
 
     def poison(session, batch, number):
         if number - 1 + int(session.state.guard.offset) in batches:
             batch = batch._replace(moments=torch.full_like(batch.moments, value))
         step(session, batch, number)
 
-    monkeypatch.setattr(trainer, "train_step", poison)
+    monkeypatch.setattr(trainer, "take_step", poison)
 
 
 def go(out: Path, **changes: object) -> Path:
@@ -131,7 +131,7 @@ def test_stop_stops_at_the_first(monkeypatch, tmp_path):
 
 def test_skip_goes_on_but_not_for_ever(monkeypatch, tmp_path):
     poisoned(monkeypatch, {12, 13, *range(20, 1000)})
-    with pytest.raises(UserError, match=r"3 steps in a row were left out until step 23"):
+    with pytest.raises(UserError, match=r"3 steps in a row were skipped until step 23"):
         go(tmp_path / "run", on_divergence="skip")
     assert [e["step"] for e in events(tmp_path / "run")] == [13, 14, 21, 22, 23]
 
@@ -174,7 +174,7 @@ def test_ranks_leave_out_the_same_steps(tmp_path):
 def train_with_one_bad_rank(ranks: Ranks, root: Path) -> None:
     """NaN in the data of rank 1 alone."""
     SIZES["Ti"] = dict(depth=1, hidden_size=32, num_heads=2)
-    step = trainer.train_step
+    step = trainer.take_step
 
     def poison(session, batch, number):
         bad = number == 3 and ranks.rank == 1
@@ -182,14 +182,14 @@ def train_with_one_bad_rank(ranks: Ranks, root: Path) -> None:
             session, batch._replace(moments=batch.moments * float("nan")) if bad else batch, number
         )
 
-    trainer.train_step = poison
+    trainer.take_step = poison
     train(dataclasses.replace(TINY, out=root / "run", steps=6), ranks)
 
 
 def test_leaps_are_judged_by_mean_and_deviation():
     guard, random = SpikeGuard(5.0, CPU), torch.Generator().manual_seed(0)
     values = 1 + 0.1 * torch.randn(400, 2, generator=random)
-    assert not any(guard.judge(step, *pair) for step, pair in enumerate(values, start=1))
+    assert not any(guard.update(step, *pair) for step, pair in enumerate(values, start=1))
     weight, first, second = guard.moments
     share = 0.99 ** torch.arange(399, -1, -1, dtype=torch.float64)[:, None]
     assert torch.allclose(first / weight, (share * values).sum(0) / share.sum(0))
@@ -201,7 +201,7 @@ def test_leaps_are_judged_by_mean_and_deviation():
             now = mean.clone()
             now[number] += times * deviation[number]
             before = guard.moments.clone()
-            assert guard.judge(401, *now) == expected, name
+            assert guard.update(401, *now) == expected, name
             guard.moments.copy_(before)
 
 
@@ -209,14 +209,16 @@ def test_a_leap_is_none_before_enough_was_seen_nor_without_spike():
     for spike, seen, expected in ((5.0, 99, 0.0), (5.0, 110, 1.0), (0.0, 110, 0.0)):
         guard = SpikeGuard(spike, CPU)
         for step in range(seen):
-            guard.judge(step, torch.tensor(1 + step % 2 / 10), torch.tensor(1.0))
-        assert guard.judge(seen, torch.tensor(50.0), torch.tensor(1.0)) == expected
+            guard.update(step, torch.tensor(1 + step % 2 / 10), torch.tensor(1.0))
+        assert guard.update(seen, torch.tensor(50.0), torch.tensor(1.0)) == expected
         assert int(guard.streak) == int(expected)
 
 
 def test_what_was_left_out_is_told_once_and_in_order():
     guard = SpikeGuard(0.0, CPU)
     for step in range(8, 15):
-        guard.judge(step, torch.tensor(float("inf") if step in (9, 12) else 1.0), torch.tensor(1.0))
-    assert [one.step for one in guard.left_out()] == [9, 12]
-    assert guard.left_out() == []
+        guard.update(
+            step, torch.tensor(float("inf") if step in (9, 12) else 1.0), torch.tensor(1.0)
+        )
+    assert [one.step for one in guard.take_skipped()] == [9, 12]
+    assert guard.take_skipped() == []

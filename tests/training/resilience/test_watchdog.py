@@ -20,8 +20,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import PeerLost
 from dit.training import batches
 from dit.training.resilience import watchdog as module
-from dit.training.resilience.watchdog import HUNG, Sign, Watchdog, verdict, watchdog
-from dit.training.session import TrainingSession
+from dit.training.resilience.watchdog import HUNG, Heartbeat, Watchdog, find_verdict, watchdog
 
 PATIENCE = 3  # seconds
 SHORT = 0.2  # seconds between signs of life
@@ -31,43 +30,43 @@ SHORT = 0.2  # seconds between signs of life
     ("before", "after", "named"),
     [
         (
-            [Sign(7, 1, 3), Sign(7, 0, 3)],
-            [Sign(7, 1, 6), Sign(7, 0, 6)],
+            [Heartbeat(7, 1, 3), Heartbeat(7, 0, 3)],
+            [Heartbeat(7, 1, 6), Heartbeat(7, 0, 6)],
             "rank 1 of 2 is waiting for a batch in step 7",
         ),
         (
-            [Sign(7, 1, 3), Sign(6, 1, 3)],
-            [Sign(7, 1, 6), Sign(6, 1, 6)],
+            [Heartbeat(7, 1, 3), Heartbeat(6, 1, 3)],
+            [Heartbeat(7, 1, 6), Heartbeat(6, 1, 6)],
             "rank 1 of 2 is computing in step 6",
         ),
         (
-            [Sign(7, 1, 3), Sign(7, 1, 3), Sign(7, 1, 3)],
-            [Sign(7, 1, 3), Sign(7, 1, 6), Sign(7, 1, 6)],
+            [Heartbeat(7, 1, 3), Heartbeat(7, 1, 3), Heartbeat(7, 1, 3)],
+            [Heartbeat(7, 1, 3), Heartbeat(7, 1, 6), Heartbeat(7, 1, 6)],
             "rank 0 of 3 is without a sign of life in step 7",
         ),
         (
-            [Sign(6, 3, 3), Sign(7, 1, 3)],
-            [Sign(6, 3, 6), Sign(7, 1, 6)],
+            [Heartbeat(6, 3, 3), Heartbeat(7, 1, 3)],
+            [Heartbeat(6, 3, 6), Heartbeat(7, 1, 6)],
             "rank 0 of 2 is between steps in step 6",
         ),
         (
-            [Sign(7, 1, 3), Sign(7, 1, 3)],
-            [Sign(7, 1, 6), Sign(7, 1, 6)],
+            [Heartbeat(7, 1, 3), Heartbeat(7, 1, 3)],
+            [Heartbeat(7, 1, 6), Heartbeat(7, 1, 6)],
             "ranks 0, 1 of 2 are computing in step 7",
         ),
     ],
 )
 def test_the_rank_that_is_silent_or_behind_is_to_blame(before, after, named):
-    assert named in verdict(before, after, 60).said
+    assert named in find_verdict(before, after, 60).message
 
 
 @pytest.mark.parametrize(
     ("other", "last"),
     [
         ("computing", 9),  # the beat at which it ends
-        ("between steps", module.LISTEN),
-        ("frozen", module.LISTEN),
-        ("computing on", module.LISTEN + module.HEARD),
+        ("between steps", module.SILENT_AFTER),
+        ("frozen", module.SILENT_AFTER),
+        ("computing on", module.SILENT_AFTER + module.WAIT_FOR_OTHERS),
     ],
 )
 def test_a_rank_ends_once_those_that_can_have_heard_the_verdict(other, last, monkeypatch, capfd):
@@ -82,10 +81,10 @@ def test_a_rank_ends_once_those_that_can_have_heard_the_verdict(other, last, mon
         """What rank 1 does meanwhile: its patience ends some beats later."""
         beats.append(seconds)
         if other != "frozen":
-            dogs[1]._speak()
+            dogs[1]._send()
         if other == "computing" and len(beats) == last:
             with suppress(SystemExit):
-                dogs[1]._end()
+                dogs[1]._end_run()
 
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=beat))
     monkeypatch.setattr(os, "_exit", leave)
@@ -94,9 +93,9 @@ def test_a_rank_ends_once_those_that_can_have_heard_the_verdict(other, last, mon
         dogs[1].at(7, "computing") if "computing" in other else nullcontext(),
     ):
         for dog in dogs:
-            dog._speak()
+            dog._send()
         with pytest.raises(SystemExit):
-            dogs[0]._end()
+            dogs[0]._end_run()
     assert (len(beats), len(ended)) == (last, 2 if other == "computing" else 1)
     said = re.findall("error: .*", capfd.readouterr().err)
     assert said == said[:1] * len(ended), "one verdict"
@@ -113,8 +112,8 @@ def test_wires_that_end_while_a_verdict_is_told_are_no_lost_peer(monkeypatch):
                 assert told.wait(30)
                 raise RuntimeError("gloo: Connection closed by peer")
 
-    monkeypatch.setattr(module, "BEAT", 0.01)
-    monkeypatch.setattr(Watchdog, "_wait_for_the_others", lambda *_: (told.set(), time.sleep(0.1)))
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    monkeypatch.setattr(Watchdog, "_wait_for_readers", lambda *_: (told.set(), time.sleep(0.1)))
     with pytest.raises(PeerLost):
         lose()
     assert done == [HUNG]
@@ -122,18 +121,18 @@ def test_wires_that_end_while_a_verdict_is_told_are_no_lost_peer(monkeypatch):
 
 def hang(ranks: Ranks, folder: Path, how: str) -> None:
     """Train; the data of step 5 never come on rank 1, which waits for them, or is frozen."""
-    draw = batches.draw_batch
+    read = batches.read_batch
 
-    def never(session: TrainingSession, step: int) -> batches.Batch:
-        if ranks.rank == 1 and step == 4:  # counted from 0
+    def never(stream: batches.DataStream, position: int) -> batches.Batch:
+        if ranks.rank == 1 and position == 4:  # counted from 0
             time.sleep(5 * SHORT)  # leaves a sign of the wait
             if how == "frozen":
                 os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(600)
-        return draw(session, step)
+        return read(stream, position)
 
     sys.stderr = (folder / f"{ranks.rank}.txt").open("w")
-    module.BEAT, batches.draw_batch = SHORT, never
+    module.INTERVAL, batches.read_batch = SHORT, never
     train_small(
         ranks,
         dataclasses.replace(
@@ -174,7 +173,7 @@ def test_training_that_hangs_is_ended_and_the_rank_to_blame_named(how, ended, na
 
 
 def test_a_slow_step_is_no_hang(monkeypatch):
-    monkeypatch.setattr(module, "BEAT", SHORT)
+    monkeypatch.setattr(module, "INTERVAL", SHORT)
     with watchdog(Ranks(), 2 / 60) as dog:
         for step in range(2):
             with dog.at(step, "computing"):
