@@ -38,7 +38,9 @@ from dit.training.batches import Batches
 from dit.training.card import build_card
 from dit.training.cost.ddp_or_fsdp import memory
 from dit.training.cost.memory import Memory
+from dit.training.inputs import RunInputs
 from dit.training.prepare import prepare
+from dit.training.resolve import resolve
 from dit.training.session import TrainingSession
 from dit.training.trainer import take_step
 
@@ -114,7 +116,8 @@ def session_of(
     side of the latents; the first weights are drawn on the device, which is quicker there."""
     card, source, autoencoder = run_of(settings, joined, folder, side)
     with patch.object(networks, "build_network", partial(on_device, joined.device)):
-        return prepare(card, source, autoencoder, joined)
+        inputs = RunInputs(card, source, autoencoder)
+        return prepare(inputs, resolve(inputs, joined), joined)
 
 
 def run_of(

@@ -29,7 +29,9 @@ from dit.latents.load import build_source
 from dit.report.figures import draw_line, new_axis, new_figure, to_image
 from dit.training.batches import read_batch
 from dit.training.card import build_card
+from dit.training.inputs import RunInputs
 from dit.training.prepare import prepare
+from dit.training.resolve import resolve
 from dit.training.session import TrainingSession
 from dit.training.trainer import take_step
 
@@ -63,7 +65,8 @@ def session_of(kind: Kind, steps: int, device: torch.device, folder: str) -> Tra
     autoencoder, ranks = load_autoencoder(config.vae, device), Ranks(device=device)
     source = build_source(config, autoencoder, ranks)
     card = build_card(config, source)
-    session = prepare(card, source, with_data_statistics(autoencoder, card), ranks)
+    inputs = RunInputs(card, source, with_data_statistics(autoencoder, card))
+    session = prepare(inputs, resolve(inputs, ranks), ranks)
     if emulate:
         convert_to_float8(session.state.network, emulate=True)
     return session

@@ -1,29 +1,20 @@
-"""Build all that a training needs, from its card and data."""
+"""Build all that a training needs, from its inputs and its plan."""
 
 from dit.build import build_loss, build_process
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import Autoencoder
-from dit.encoders.text import Captioned, Captions, TextEncoder
-from dit.latents.store import Latents
-from dit.runs.card import ModelCard
+from dit.encoders.text import Captioned, Captions
 from dit.training.batches import DataStream
 from dit.training.checkpointing import load
+from dit.training.inputs import RunInputs
 from dit.training.networks import build_networks, wrap
-from dit.training.resolve import resolve
-from dit.training.session import TrainingSession
+from dit.training.session import TrainingPlan, TrainingSession
 from dit.training.state import new_state
 
 
-def prepare(
-    card: ModelCard,
-    source: Latents,
-    autoencoder: Autoencoder,
-    ranks: Ranks,
-    encoder: TextEncoder | None = None,
-) -> TrainingSession:
+def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSession:
     """Return network, optimizer and averages, fresh or as the checkpoint left them."""
+    card, source, encoder = inputs.card, inputs.source, inputs.encoder
     config = card.config
-    plan = resolve(card, len(source.labels), autoencoder, encoder, ranks)
     process = build_process(config)
     stream = DataStream(
         source,
@@ -44,4 +35,6 @@ def prepare(
 
     state = new_state(network, ema, power_emas, config, process, terms, ranks.device)
     start = load(plan.checkpoint, state, ranks) if plan.checkpoint else 0
-    return TrainingSession(plan, card, autoencoder, captions, stream, state, wrapped, loss, start)
+    return TrainingSession(
+        plan, card, inputs.autoencoder, captions, stream, state, wrapped, loss, start
+    )

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.training import prepared
 from PIL import Image
 
 from dit.cli import main
@@ -24,8 +25,8 @@ from dit.runs.checkpoints import checkpoints, find_weights
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
 from dit.training.card import build_card
+from dit.training.inputs import RunInputs
 from dit.training.monitoring.accuracy import AccuracyCurve
-from dit.training.prepare import prepare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -203,7 +204,7 @@ def curve_of(tmp_path, network, process):
     )
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    session = prepare(build_card(config, source), source, autoencoder, Ranks())
+    session = prepared(RunInputs(build_card(config, source), source, autoencoder))
     return (
         AccuracyCurve(session).measure(NoisyClassifier(network, session.process)),
         source,

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import torchrun
+from helpers.training import prepared
 
 from dit.build import build_loss
 from dit.commands.train import train
@@ -21,7 +22,7 @@ from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
 from dit.training.batches import read_batch, training_times
 from dit.training.card import build_card
-from dit.training.prepare import prepare
+from dit.training.inputs import RunInputs
 from dit.training.trainer import take_step
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -108,7 +109,7 @@ def a_session(out, **changes):
     config = dataclasses.replace(AWARE, out=out, **changes)
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    return prepare(build_card(config, source), source, autoencoder, Ranks())
+    return prepared(RunInputs(build_card(config, source), source, autoencoder))
 
 
 def warm(times):

@@ -60,7 +60,7 @@ def emulated(network: nn.Module) -> nn.Module:
 def on_cpu(monkeypatch):
     """--precision fp8 on a CPU, whose products are emulated."""
     monkeypatch.setattr(networks, "convert_to_float8", emulate)
-    monkeypatch.setattr(command, "require_fp8", lambda *asked: None)
+    monkeypatch.setattr(inputs, "require_fp8", lambda *asked: None)
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_checkpoints_go_on_in_any_precision_and_are_sampled_from(on_cpu, tmp_pat
 
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = SMALL
-    networks.convert_to_float8, command.require_fp8 = emulate, lambda *asked: None
+    networks.convert_to_float8, inputs.require_fp8 = emulate, lambda *asked: None
     torch.compile = partial(
         torch.compile, backend="aot_eager_decomp_partition"
     )  # quicker than code for a CPU

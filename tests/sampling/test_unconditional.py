@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.training import prepared
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -37,7 +38,7 @@ from dit.sampling.folder import sample_folder
 from dit.sampling.load import class_ids, load_run
 from dit.training.batches import read_batch
 from dit.training.card import build_card
-from dit.training.prepare import prepare
+from dit.training.inputs import RunInputs
 
 ALONE, COUNT = Ranks(), 12
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -123,7 +124,7 @@ def test_labels_are_the_null_id_whatever_the_data(faces: Path, tmp_path: Path):
             dataclasses.replace(config, label_dropout=0.0, out=tmp_path / "none"), source
         )
         assert card.classes == []
-        session = prepare(card, source, load_autoencoder("identity"), ALONE)
+        session = prepared(RunInputs(card, source, load_autoencoder("identity")))
         assert read_batch(session.stream, 0).labels.tolist() == [0] * 4
 
 
