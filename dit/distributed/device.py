@@ -40,6 +40,7 @@ def main_memory(root: Path = Path("/")) -> int:
 def _cgroup_limits(root: Path) -> Iterator[int]:
     """Yield the limits in bytes of this process's control groups and of those around them."""
     groups = root / "proc/self/cgroup"
+    # Lines such as 0::/user.slice (version 2) or 4:memory:/job (version 1).
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers not in CGROUPS:

@@ -28,6 +28,7 @@ def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> 
     policy = MixedPrecisionPolicy(
         param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    # FSDP2 leaves ignored parameters where they are, so they are moved by hand.
     ignored = {parameter for name, parameter in network.named_parameters() if name in fixed}
     for parameter in ignored:
         parameter.data = parameter.data.to(ranks.device)
@@ -39,6 +40,7 @@ def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> 
 def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     """Return the network as the loop calls it: gradients are means over ranks."""
     if isinstance(network, FSDPModule):
+        # FSDP2's hooks stay outside of what is compiled.
         for block in network.blocks if compiled else ():  # type: ignore[union-attr]
             block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
         return network

@@ -94,6 +94,7 @@ class Ranks:
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Return `values` [n, ...] of all ranks, in their order: [world * n, ...]."""
+        # Each rank fills its own row; the others are 0 there.
         rows = values.new_zeros(self.world, *values.shape)
         rows[self.rank] = values
         return self.total(rows).flatten(0, 1)
@@ -210,6 +211,7 @@ def _join_generation(store: dist.Store, rank: int, world: int) -> str:
     restarts for itself. So each rank calls with a token of its own, and rank 0 answers all calls
     with the prefix, until every rank has confirmed it.
     """
+    # The token tells a call of now from that of a rank that has died.
     if rank:
         token = uuid4().hex
         store.set(f"call-{rank}", token)

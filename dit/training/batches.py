@@ -66,6 +66,7 @@ class Batches:
         self._pending: deque[Future[Batch]] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
+        # One thread keeps one batch ahead; `result` raises here what went wrong there.
         with ThreadPoolExecutor(max_workers=1) as reader:
             for position in self.positions:
                 self._pending.append(reader.submit(read_batch, self.stream, position))
@@ -92,6 +93,7 @@ def read_batch(stream: DataStream, position: int) -> Batch:
     size = len(stream.source.labels)
     indices = batch_indices(position, size, stream.batch_size, stream.seed)[mine]
 
+    # Times, labels, flips: resumed runs rely on this order of draws.
     t = stream.process.sample_time(stream.batch_size, random)[mine]
     dropped = (torch.rand(stream.batch_size, generator=random) < stream.label_dropout)[mine]
     flipped = (torch.rand(stream.batch_size, generator=random) < 0.5)[mine] & stream.flip
@@ -121,6 +123,7 @@ def training_times(
     """
     if sampler is None:
         return batch.t, torch.ones_like(batch.t)
+    # Stream 0 of this position; stream 1 is the noise.
     t, weights = sampler.draw(stream.batch_size, generator(stream.seed, position, 0))
     return t[stream.share], weights[stream.share]
 
@@ -134,6 +137,7 @@ def draw_loss_inputs(
 ) -> LossInputs:
     """Draw latents, times and noise for a batch that was read at this position."""
     device = stream.ranks.device
+    # Each step draws from the posterior again, as DiT's release does.
     posterior_noise, eps = draw_noise(stream, position)
     x0 = autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
     t, weights = training_times(stream, sampler, batch, position)

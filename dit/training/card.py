@@ -51,6 +51,7 @@ def build_card(
     )
     require_size(config.image_size, spec, config.vae)
 
+    # A set of captions may have millions; the card keeps enough to show.
     classes = source.classes if num_classes else []
     card = ModelCard(
         config=config,
@@ -69,6 +70,7 @@ def build_card(
         return card
     if parent_card:
         return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
+    # The card keeps them, because sampling reverses this normalisation.
     mean, std = source.statistics()
     return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
 

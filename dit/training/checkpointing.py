@@ -63,6 +63,7 @@ class Saver:
     def save(self, step: int, state: State, ranks: Ranks, distance: Distance | None = None) -> None:
         """Begin checkpoints/step-N on all ranks, with the EMA's distance where it was measured."""
         self.finish()
+        # Each rank has sums of its own, and a checkpoint one entry for them.
         state.means.average_over_ranks(ranks)
         staged = self._stage(state.tensors())
         weights = gather_state_dict(state.ema.network, ranks)
@@ -117,6 +118,7 @@ class Saver:
         alone = self.ranks.world == 1
 
         def complete() -> None:
+            # A folder counts as a checkpoint once it has meta.json and its final name.
             with _write_errors(final):
                 write_weights(hidden / name, weights, self.card, step)
                 _write_meta(hidden, step, distance)
@@ -219,6 +221,7 @@ def _write_errors(checkpoint: Path) -> Iterator[None]:
         if before := latest_checkpoint(run):
             retry = f"continue with --resume {shell_quote(run)} ({before} is intact)"
 
+        # DCP collects the errors of all ranks; the first one says what happened.
         first: object = error
         if isinstance(error, CheckpointException):
             first = next(iter(error.failures.values()))[0]

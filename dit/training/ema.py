@@ -34,6 +34,7 @@ class Average:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Follow `network` after optimizer step number `step`, counted from 1."""
+        # Tensors that are never trained equal the network's from the start.
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
         trained = [pair for pair in pairs if pair[1].requires_grad]
         averages, weights = zip(*trained, strict=True)
@@ -41,13 +42,14 @@ class Average:
 
 
 class EMA(Average):
-    """The exponential moving average, with a smaller decay at first, to forget the start."""
+    """The exponential moving average, with a smaller decay at first, to forget random weights."""
 
     def __init__(self, network: nn.Module, decay: float):
         super().__init__(network)
         self.decay = decay
 
     def decay_at(self, step: int) -> float:
+        # As TensorFlow's ExponentialMovingAverage with num_updates: 2/11 at first.
         return min(self.decay, (1 + step) / (10 + step))
 
 

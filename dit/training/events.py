@@ -50,7 +50,7 @@ def events_after(step: int, config: TrainConfig, steps: int, stop: bool) -> Even
         check_skipped=step % CHECK_EVERY == 0,
         last=last,
     )
-    # Nothing is written of a run that should roll back.
+    # Before each event, so that a run that should roll back is neither scored nor saved.
     if events.log or events.preview or events.evaluate or events.snapshot or events.checkpoint:
         events.check_skipped = True
     return events
@@ -70,6 +70,7 @@ def log_values(
     lap = watch.lap(step - session.start)
     speed = session.config.global_batch_size * lap.steps_per_second
 
+    # Each rank measures its own wait and memory: logged are their mean and their maximum.
     device = session.ranks.device
     mine = torch.tensor([[lap.waiting, peak_memory(device)]], dtype=torch.float64, device=device)
     waiting, memory = session.ranks.gather(mine).T
@@ -100,6 +101,7 @@ def sample_preview(
     session: TrainingSession, step: int, stop: Stop, reporter: Reporter | None
 ) -> None:
     """Sample a grid from the EMA; all ranks call it, rank 0 samples."""
+    # All ranks: with FSDP2 it takes them all to gather the weights.
     average = session.average()
     if reporter:
         with stop.interrupting(average):

@@ -92,6 +92,7 @@ def initialise(network: nn.Module, card: ModelCard, weights: Path) -> None:
 
 def fresh_classes(network: nn.Module, trained: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the network's own label table, with the trained null label, or its own head."""
+    # The null label was trained on images of all classes, so it fits any others.
     table = "y_embedder.embedding_table.weight"
     names = (table, "head.weight", "head.bias")
     own = network.state_dict()

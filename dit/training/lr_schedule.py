@@ -14,6 +14,7 @@ def total_steps(config: TrainConfig, images: int) -> int:
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Return the rate of step `step` (from 0) of `steps`: warm-up, constant, cool-down to zero."""
+    # Neither the first step nor the last has a rate of 0, which would waste it.
     rise = (step + 1) / (config.warmup + 1)
     fall = 1.0
     if config.cooldown:

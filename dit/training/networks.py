@@ -24,6 +24,7 @@ def build_networks(
 ) -> tuple[nn.Module, EMA, tuple[PowerEMA, ...]]:
     """Return the network, fresh or with the weights of --init, and the averages that follow it."""
     config = card.config
+    # Initial weights alone come from torch's global generator.
     torch.manual_seed(config.seed)
     network = build_network(card.network)
     if config.init and not plan.checkpoint:
@@ -37,6 +38,7 @@ def build_networks(
         convert_to_float8(network)
     activation_checkpointing(network, config.recompute)
 
+    # Position tables are small and never trained: every rank keeps all of them.
     fixed = {name for name, weight in network.named_parameters() if not weight.requires_grad}
     for each in (network, ema.network, *(average.network for average in power_emas)):
         shard_or_move(each, fixed, plan, ranks)

@@ -16,6 +16,7 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
     card, source, encoder = inputs.card, inputs.source, inputs.encoder
     config = card.config
     process = build_process(config)
+    # Without classes every label is the null one.
     stream = DataStream(
         source,
         process,
@@ -33,6 +34,7 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
     conditioned = Captioned(wrapped, captions) if captions else wrapped
     loss, terms = build_loss(config, conditioned, process)
 
+    # Loaded last, into tensors that are where training needs them.
     state = new_state(network, ema, power_emas, config, process, terms, ranks.device)
     start = load(plan.checkpoint, state, ranks) if plan.checkpoint else 0
     return TrainingSession(

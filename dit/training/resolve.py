@@ -14,6 +14,7 @@ def resolve(inputs: RunInputs, ranks: Ranks) -> TrainingPlan:
     card, images = inputs.card, len(inputs.source.labels)
     config = card.config
     run, checkpoint = open_run(card, images, ranks)
+    # Compiling takes longer than it saves in short runs on a CPU.
     compiled = ranks.device.type == "cuda" if config.compile is None else config.compile
     return TrainingPlan(
         run=run,

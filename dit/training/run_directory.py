@@ -96,6 +96,7 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
     A run that ended before its first checkpoint starts again.
     """
     _check_flags(config)
+    # Rank 0 decides, since another machine may see the file system a moment later.
     run = ranks.share(config.out or _next_free(config))
     last = ranks.share(latest_checkpoint(run))
     if last is None and config.resume not in (None, "auto"):
@@ -216,6 +217,7 @@ def _require_same_settings(run: Path, card: ModelCard) -> None:
     before = read_card(run)
     require_autoencoder(card, before, run, "put that one back, or pass --vae with its new path")
 
+    # `auto` stands in scripts that run again and again, where a changed flag is a slip.
     allowed = set(MAY_CHANGE)
     if card.config.resume not in (None, "auto"):
         allowed |= MAY_CHANGE_BY_NAME

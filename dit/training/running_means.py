@@ -56,11 +56,13 @@ class RunningMeans:
 
     def compute_and_reset(self, ranks: Ranks) -> dict[str, float]:
         """Return means over steps and ranks, and over the images of each bucket that has any."""
+        # Copies, since the sums stay on the device, where the next step adds to them.
         *sums, steps = ranks.total(self.sums.clone()).tolist()
         losses, counts = ranks.total(self.by_time.clone()).tolist()
         self.sums.zero_()
         self.by_time.zero_()
 
+        # Without a step that counts, as between two skipped ones, there is no mean.
         means = {}
         if steps:
             means = {name: value / steps for name, value in zip(self.names, sums, strict=True)}

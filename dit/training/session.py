@@ -98,6 +98,7 @@ class TrainingSession:
         ema = self.state.ema.network
         if not isinstance(ema, FSDPModule):
             return ema
+        # Rank 0 samples alone, while a sharded network would wait for the others at each block.
         network = build_network(self.card.network).to(self.ranks.device)
         network = network.eval().requires_grad_(False)
         tensors = {name: full_tensor(tensor) for name, tensor in ema.state_dict().items()}

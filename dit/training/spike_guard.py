@@ -52,6 +52,7 @@ class SpikeGuard:
         now = torch.stack([loss.detach(), grad_norm.detach()]).double()
         bad = ~now.isfinite().all() | self._is_spike(now)
 
+        # `where` keeps the old sums: those with a NaN would never recover.
         powers = torch.stack([torch.ones_like(now), now, now.square()])
         updated = self.moments.lerp(powers, 1 - DECAY)
         self.moments.copy_(torch.where(bad, self.moments, updated))
@@ -63,7 +64,9 @@ class SpikeGuard:
 
     def _is_spike(self, now: Tensor) -> Tensor:
         weight, first, second = self.moments
+        # Divided by their weight, sums that start at 0 are unbiased (1412.6980, section 3).
         mean = first / weight
+        # Var x = E x^2 - (E x)^2, which rounding may leave below 0.
         deviation = (second / weight - mean.square()).clamp(min=0).sqrt()
         above = (now > mean + self.spike * deviation) & (weight > MIN_WEIGHT)
         return above.any() & (self.spike > 0)

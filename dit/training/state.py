@@ -36,6 +36,7 @@ class State:
         """Return every tensor by its name in checkpoints; loading into them restores the state."""
         if not self.optimizer.state:
             create_moments(self.optimizer)
+        # Prefixes are those of checkpoints, whatever attributes are called today.
         networks = {"network": self.network, "ema": self.ema.network}
         networks |= {f"ema-{ema.length:g}": ema.network for ema in self.power_emas}
 

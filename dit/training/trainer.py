@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 def take_step(session: TrainingSession, batch: Batch, step: int) -> None:
     """Take optimizer step number `step`, counted from 1, of a session, on this batch."""
     config, state = session.config, session.state
+    # A rollback moves the data, not the number of the step or its learning rate.
     position = session.position(step)
     train_step(
         state,
@@ -61,6 +62,7 @@ def train_with_rollback(session: TrainingSession, scores: "Scores | None", stop:
     diverged = None
 
     while True:
+        # A new reporter drops lines and pictures of steps that are done again.
         reporting: AbstractContextManager[Reporter | None] = nullcontext()
         if session.ranks.main:
             reporting = closing(Reporter(session, flops_meter))
@@ -88,6 +90,7 @@ def train_until_done(
     Raises:
         Diverged: the run should roll back to a checkpoint.
     """
+    # A killed run may have snapshots of steps after its last checkpoint.
     if session.ranks.main:
         drop_after(session.run, session.start)
     step = session.start
@@ -152,6 +155,7 @@ class Loop:
             if events.check_skipped:
                 check_skipped_steps(session, step, self.reporter, self.saver)
             values = log_values(session, step, self.watch, self.flops_meter) if events.log else {}
+        # An error of the thread that writes ends training here, not at the next checkpoint.
         self.saver.check()
         return events, values
 
@@ -178,6 +182,7 @@ class Loop:
             return EvalResult()
         self.reader.wait_until_read()
         result = evaluate_ema(self.session, self.scores, step, self.stop, self.reporter)
+        # The signal is to be obeyed on all ranks now; their vote would be a step late.
         if result is None:
             events.checkpoint = True
             events.last = True

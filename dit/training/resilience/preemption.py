@@ -27,6 +27,7 @@ class Stop:
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         self.asked = True
+        # The next Ctrl-C raises KeyboardInterrupt at once.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def now(self) -> bool:
@@ -62,6 +63,7 @@ class Stop:
             if self.asked:
                 raise Preempted
 
+        # A grid takes dozens of calls, so that a signal ends it soon.
         hook = network.register_forward_pre_hook(check)
         try:
             with suppress(Preempted):

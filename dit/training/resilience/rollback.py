@@ -64,6 +64,7 @@ def rollback(session: TrainingSession, divergence: Diverged) -> TrainingSession:
     if checkpoint is None:
         raise divergence_error(session, divergence.reason)
 
+    # The next position continues after all data so far, on which the run diverged.
     start = load(checkpoint, session.state, session.ranks)
     rollbacks = session.rollbacks + 1 if start == session.start else 1
     if rollbacks > MAX_ROLLBACKS:

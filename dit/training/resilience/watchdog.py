@@ -117,6 +117,7 @@ class Watchdog:
         if self._since != since or not self.watched:
             return  # the loop moved meanwhile
 
+        # The main thread may hang in a call that no exception reaches, so the process exits.
         self.ending = True
         print(f"error: {verdict.message}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr)
@@ -146,6 +147,7 @@ class Watchdog:
         verdict = find_verdict(before, self._read_all(), self.timeout)
         if not self._store or self._since != since:
             return verdict
+        # The first rank to write decides for all, so that they print the same.
         text = f"{verdict.readers} {verdict.message}"
         return _parse(self._store.compare_set("verdict", "", text))
 
@@ -161,6 +163,7 @@ def find_verdict(before: list[Heartbeat], after: list[Heartbeat], timeout: float
     Ranks that are silent, or in a section that is not watched, will not read it.
     """
     pairs = enumerate(zip(before, after, strict=True))
+    # A dead rank explains why the others wait, so it is named first.
     silent = [rank for rank, (old, new) in pairs if old.sent == new.sent]
     behind = min((beat.step, beat.section) for beat in after)
     late = [rank for rank, beat in enumerate(after) if (beat.step, beat.section) == behind]
