@@ -145,7 +145,7 @@ def log_on_ranks(ranks, folder):
     window.add([torch.tensor(1.0 + ranks.rank)], taken)
     times = torch.tensor([0.1, 0.3 + 0.4 * ranks.rank]).double()
     window.add_losses(times, torch.tensor([1.0, 2.0]) + ranks.rank, taken)
-    window.share(ranks)  # as a checkpoint does
+    window.average_over_ranks(ranks)  # as a checkpoint does
     window.add_losses(torch.tensor([0.1, 0.1]).double(), torch.tensor([6.0, 6.0]), taken)
     sharded = ratio(init_device_mesh("cpu", (2,)))
     (folder / f"{ranks.rank}").write_text(
