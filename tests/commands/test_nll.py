@@ -44,6 +44,7 @@ def ddpm(make_run):
     return make_run("ddpm", **DDPM)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("settings", [{}, DDPM], ids=["flow", "ddpm"])
 def test_bits_do_not_depend_on_the_batch(settings, make_run):
     run = make_run(**settings)
@@ -52,6 +53,7 @@ def test_bits_do_not_depend_on_the_batch(settings, make_run):
     assert (whole.std(0) > 0).any()
 
 
+@pytest.mark.portable
 def test_ranks_measure_what_one_process_measures(tmp_path, make_run):
     run = make_run()
     config, loaded = NllConfig(run=run, num_images=5, steps=3), load_run(run, torch.device("cpu"))

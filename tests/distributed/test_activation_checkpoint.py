@@ -18,7 +18,7 @@ from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.models.registry import blank_inputs
 from dit.runs.card import NetworkSpec
-from dit.training.trainer import train
+from dit.commands.train import train
 
 CPU = torch.device("cpu")
 MODES = ["selective", "full"]
@@ -110,6 +110,7 @@ def test_a_copy_runs_its_own_blocks():
     assert torch.equal(gradients(network, inputs)["blocks.0.mlp.fc1.weight"], expected)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(("mode", "precision"), [("selective", "bf16"), ("full", "fp32")])
 def test_compiled_gradients_are_those_of_eager(mode, precision):
     network, inputs = made(spec())

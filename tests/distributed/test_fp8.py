@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 import torch
 from conftest import SMALL, write_run
+from helpers import forked
 from helpers.training import TINY, a_session, do_step, flat, logged, run
 from safetensors.torch import load_file
 from test_activation_checkpoint import gradients, made, spec
 from torch import Tensor, nn
 
-from benchmarks import forked
 from dit.build import build_network
 from dit.commands.train import train
 from dit.config import SamplerConfig, TrainConfig

@@ -57,6 +57,7 @@ def furthest(a, b):
 # -- what they change --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.portable
 def test_a_run_as_its_own_guide_changes_nothing(tiny_run, make_run):
     """Whatever the scale: 2406.02507, equation 3, with both networks the same; another one does change it."""
     run = load_run(tiny_run, CPU)
@@ -114,6 +115,7 @@ def test_both_kinds_of_guidance_at_once(tiny_run, classifier):
     assert furthest(both, latents(run, classifier=classifier, classifier_scale=2.0)) > 1e-4
 
 
+@pytest.mark.portable
 def test_images_do_not_depend_on_batch_size(tiny_run, classifier):
     run = load_run(tiny_run, CPU)
     config = dataclasses.replace(QUICK, classifier=classifier, classifier_scale=3.0)

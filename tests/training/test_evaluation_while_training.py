@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, write_run
+from helpers import forked
 from helpers.training import TINY, a_session, differing, logged, resume, run, tensors
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import forked
 from dit.commands.info import info
 from dit.commands.train import train
 from dit.config import TrainConfig

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, write_run
+from helpers import forked
 from helpers.training import TINY, a_session, differing, do_step, first_moment, flat, logged, run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks import forked
 from dit import build
 from dit.build import build_denoiser
 from dit.commands import train as command
@@ -89,6 +89,7 @@ def test_every_image_and_step_has_noise_of_its_own_on_any_number_of_ranks(tmp_pa
     assert abs(draws.mean()) < 0.02
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("clip", [0.0, 1e-2])
 def test_accumulation_moves_weights_moments_and_average_as_full_batches_do(
     clip, tmp_path, weights, monkeypatch
@@ -111,6 +112,7 @@ def test_accumulation_moves_weights_moments_and_average_as_full_batches_do(
         assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.portable
 def test_clipping_bounds_the_gradient_and_the_log_has_its_norm_before(tmp_path, weights):
     clipped, free = (do_step(a_session(tmp_path, init=weights, clip=clip)) for clip in (1e-3, 0.0))
     assert first_moment(clipped).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
@@ -264,6 +266,7 @@ def state(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+@pytest.mark.portable
 def test_ema_in_the_checkpoint_follows_the_trained_weights(four_steps, weights):
     expected = read_weights(next(weights.glob("checkpoints/*/*.safetensors"))).state_dict
     for step, folder in enumerate(checkpoints(four_steps), start=1):
@@ -272,7 +275,10 @@ def test_ema_in_the_checkpoint_follows_the_trained_weights(four_steps, weights):
         sampled = read_weights(folder / "ema-0.999.safetensors").state_dict
         for ema in (state(folder, "ema"), sampled):
             assert ema.keys() == expected.keys()
-            assert max((ema[k] - v).abs().max() for k, v in expected.items()) < 1e-6
+            for name, values in expected.items():
+                # A step rounds twice, here and in the trainer, by half an eps of float32 each time.
+                rounding = 4 * 2**-24 * values.abs().max()
+                assert (ema[name] - values).abs().max() <= step * rounding, name
     assert step == 4
     assert max((trained[k] - v).abs().max() for k, v in expected.items()) > 1e-4
 

@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 import webdataset
+from helpers import forked
 from PIL import Image
 
-from benchmarks import forked
 from dit.commands.encode import encode
 from dit.config import EncodeConfig
 from dit.distributed.ranks import Ranks

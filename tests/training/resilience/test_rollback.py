@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import forked
 from helpers.training import TINY, differing, logged, run
 from safetensors.torch import load_file
 
-from benchmarks import forked
 from dit.commands.train import train
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import forked
+from helpers.kills import RUN, train_small
 from torch.distributed import HashStore
 
-from benchmarks import forked
-from benchmarks.equality import RUN, train_small
 from dit.distributed.ranks import Ranks
 from dit.errors import PeerLost
 from dit.training import batches
