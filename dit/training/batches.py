@@ -66,7 +66,7 @@ class Batches:
         self._pending: deque[Future[Batch]] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
-        # One thread keeps one batch ahead; `result` raises here what went wrong there.
+        # One thread keeps one batch ahead; `result` raises what went wrong in it.
         with ThreadPoolExecutor(max_workers=1) as reader:
             for position in self.positions:
                 self._pending.append(reader.submit(read_batch, self.stream, position))
@@ -106,7 +106,7 @@ def read_batch(stream: DataStream, position: int) -> Batch:
 
 
 def draw_noise(stream: DataStream, position: int) -> Tensor:
-    """Return noise for the posterior and for the process, [2, B, C, h, w], drawn as there."""
+    """Return this rank's noise for the posterior and for the process, [2, B, C, h, w]."""
     device = stream.ranks.device
     random = generator(stream.seed, position, 1, device=device)
     shape = (2, stream.batch_size, *stream.source.shape)

@@ -34,9 +34,9 @@ def build_card(
             measured on the data unless given.
     """
     config = with_absolute_paths(config)
-    found = len(source.classes)
-    num_classes = found if config.num_classes is None else config.num_classes
-    _check_classes(config, num_classes, found, parent_card)
+    in_data = len(source.classes)
+    num_classes = in_data if config.num_classes is None else config.num_classes
+    _check_classes(config, num_classes, in_data, parent_card)
 
     channels, *size = source.shape
     spec = NetworkSpec(
@@ -76,30 +76,31 @@ def build_card(
 
 
 def _check_classes(
-    config: TrainConfig, num_classes: int, found: int, parent_card: ModelCard | None
+    config: TrainConfig, num_classes: int, in_data: int, parent_card: ModelCard | None
 ) -> None:
-    """Refuse a number of classes that the data, with `found` of them, does not fit."""
-    if num_classes and not found and parent_card:
+    """Refuse a number of classes that the data, with `in_data` of them, does not fit."""
+    if num_classes and not in_data and parent_card:
         raise UserError(
             f"--data {config.data} has no classes, the run has {num_classes}",
             "the same classes for both",
             "make a subfolder for each of the run's classes (see `dit info RUN`)",
         )
-    if num_classes and not found:
+    if num_classes and not in_data:
         raise UserError(
             f"--num-classes {num_classes} for data without classes",
             "0, or one subfolder per class",
             "drop --num-classes to train without classes",
         )
-    if 0 < num_classes < found:
+    if 0 < num_classes < in_data:
         raise UserError(
-            f"--num-classes {num_classes} for data with {found} classes",
-            f"{found} or more, or 0 for none",
+            f"--num-classes {num_classes} for data with {in_data} classes",
+            f"{in_data} or more, or 0 for none",
             "drop --num-classes to count them in the data",
         )
-    if is_classifier(config.model) and found < 2:
+    if is_classifier(config.model) and in_data < 2:
         raise UserError(
-            f"--model {config.model} with --data {config.data}, which has {found or 'no'} classes",
+            f"--model {config.model} with --data {config.data}, which has {in_data or 'no'} "
+            "classes",
             "two or more, to tell apart",
             "pass --data with one subfolder of images per class",
         )

@@ -1,4 +1,4 @@
-"""Checkpoints: written beside and renamed while training goes on, with checksums, without pickles.
+"""Checkpoints: written while training continues, then renamed; with checksums, without pickles.
 
 `state/` is torch.distributed.checkpoint in safetensors; sampling reads `ema-DECAY.safetensors`.
 """
@@ -45,7 +45,7 @@ OPTIONAL = ("guard.", "window")  # tensors that start fresh where a checkpoint h
 
 
 class Saver:
-    """Writes checkpoints of a run while training goes on, one at a time.
+    """Writes checkpoints of a run while training continues, one at a time.
 
     Training waits for a copy of the state in main memory. A thread then writes files and checksums,
     renames the folder, and removes old checkpoints; its ranks communicate in a group of their own.
@@ -149,7 +149,7 @@ def _hidden(checkpoint: Path) -> Path:
 
 
 def _make_folder(final: Path) -> None:
-    """Create the folder to write to; remove what kills have left."""
+    """Create the folder to write to; remove incomplete ones."""
     run = final.parent.parent
     if not run.is_dir():
         raise UserError(
@@ -166,7 +166,7 @@ def _make_folder(final: Path) -> None:
 def tidy(run: Path, config: TrainConfig) -> None:
     """Link RUN/best, and remove checkpoints that neither --keep nor --keep-every keeps; on rank 0.
 
-    The best one stays. A kill in its midst does no harm: the next call completes it.
+    The best one stays. After a kill the next call completes it.
     """
     best = find_best(run)
     kept = checkpoints(run)[-config.keep :]
@@ -221,7 +221,7 @@ def _write_errors(checkpoint: Path) -> Iterator[None]:
         if before := latest_checkpoint(run):
             retry = f"continue with --resume {shell_quote(run)} ({before} is intact)"
 
-        # DCP collects the errors of all ranks; the first one says what happened.
+        # DCP collects the errors of all ranks; the first one is the cause.
         first: object = error
         if isinstance(error, CheckpointException):
             first = next(iter(error.failures.values()))[0]

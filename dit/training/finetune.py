@@ -23,22 +23,24 @@ PARTS = {
 
 def find_origin(card: ModelCard, weights: Path) -> Path:
     """Return the file of another run's weights, once they fit the network that starts from them."""
-    config, spec = card.config, card.network
     file = find_weights(weights)
     origin, _ = read_header(file)
     trained_with = f"--init {weights} was trained with"
+    theirs, ours = ({**vars(one.config), **vars(one.network)} for one in (origin, card))
 
-    theirs = origin.network
-    if theirs.conditioning != spec.conditioning:
-        raise UserError(
-            f"{trained_with} --conditioning {theirs.conditioning}, not {spec.conditioning}",
-            "the same for both",
-            f"pass --conditioning {theirs.conditioning}",
-        )
+    for name in ("conditioning", "process", "objective", "latent_norm"):
+        flag = f"--{name.replace('_', '-')}"
+        old, new = theirs[name], ours[name]
+        if old != new:
+            raise UserError(
+                f"{trained_with} {flag} {old}, not {new}",
+                "the same for both",
+                f"pass {flag} {old}",
+            )
 
     different = []
     for name, words in PARTS.items():
-        old, new = getattr(theirs, name), getattr(spec, name)
+        old, new = theirs[name], ours[name]
         if old != new:
             different.append(f"{words} {_in_words(old)}, not {_in_words(new)}")
     if different:
@@ -48,21 +50,11 @@ def find_origin(card: ModelCard, weights: Path) -> Path:
             "pass the flags that the weights were trained with (`dit info` shows them)",
         )
 
-    for name in ("process", "objective", "latent_norm"):
-        old, new = getattr(origin.config, name), getattr(config, name)
-        if old != new:
-            raise UserError(
-                f"{trained_with} {name} {old}, not {new}",
-                "the same for both",
-                f"pass --{name.replace('_', '-')} {old}",
-            )
-
     same_encoder = origin.text_encoder_sha256 == card.text_encoder_sha256
     for name, same in (("vae", same_autoencoder(origin, card)), ("text_encoder", same_encoder)):
         if not same:
             flag = f"--{name.replace('_', '-')}"
-            old = getattr(origin.config, name) or "digits"
-            new = getattr(config, name) or "digits"
+            old, new = theirs[name] or "digits", ours[name] or "digits"
             raise UserError(
                 f"{trained_with} {flag} {old}, which is not {flag} {new}",
                 "the same for both",
@@ -75,10 +67,9 @@ def _in_words(value: object) -> str:
     """Return the setting of a network in words."""
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "no side"
-    names = {None: "the usual", True: "yes", False: "no"}
-    if value is None or isinstance(value, bool):
-        return names[value]
-    return str(value)
+    if value is None:
+        return "the usual"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def initialise(network: nn.Module, card: ModelCard, weights: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which directory a run lives in, and whether it starts or continues there."""
+"""Find the directory of a run, and whether it starts or continues in it."""
 
 import dataclasses
 import re
@@ -74,7 +74,7 @@ MAY_CHANGE_BY_NAME = {
 
 
 def note_start(run: Path, asked: TrainConfig, ranks: Ranks) -> None:
-    """Note for `with_restart` that this command has started a run there."""
+    """Note for `with_restart` that this command has started this run."""
     ranks.note(_restart_key(asked), str(run))
 
 

@@ -11,16 +11,11 @@ CHECK_EVERY = 10  # steps, at most, between two checks for skipped ones
 
 
 class SkippedStep(NamedTuple):
-    """A step that was skipped, with its numbers."""
+    """A step that was skipped, with its numbers: not finite, or a spike."""
 
     step: int
     loss: float
     grad_norm: float
-
-    @property
-    def finite(self) -> bool:
-        """Whether its numbers were finite: then it was a spike."""
-        return abs(self.loss) < float("inf") and abs(self.grad_norm) < float("inf")
 
 
 class SpikeGuard:

@@ -1,6 +1,7 @@
 """What follows skipped steps (--on-divergence): the run stops, continues, or rolls back."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from dit.errors import UserError
@@ -76,7 +77,7 @@ def rollback(session: TrainingSession, divergence: Diverged) -> TrainingSession:
 
 def describe(skipped: SkippedStep) -> str:
     """Return why a step was skipped."""
-    if not skipped.finite:
+    if not (math.isfinite(skipped.loss) and math.isfinite(skipped.grad_norm)):
         return "loss or gradient is not finite"
     return f"loss {skipped.loss:.4g} or gradient norm {skipped.grad_norm:.4g} spikes"
 

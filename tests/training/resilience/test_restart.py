@@ -58,7 +58,7 @@ def settings(data, out, streaming):
 
 
 def contents(out):
-    """Bytes of arrays, and entries of files but a stream's position, which `datasets` words freely."""
+    """Bytes of arrays, and entries of files but the position in a stream, which may differ."""
     arrays = {path.name: path.read_bytes() for path in out.glob("*.npy")}
     entries = {path.name: json.loads(path.read_text()) for path in out.glob("*.json")}
     for file in entries.values():
