@@ -25,50 +25,19 @@ from dit.utils.files import require_free_space, shell_quote, write_json
 from dit.utils.image_size import sides
 
 MAY_CHANGE = {
-    "preset",
-    "out",
-    "resume",
-    "data",
-    "vae",
-    "steps",
-    "epochs",
-    "sample_every",
-    "ckpt_every",
-    "log_every",
-    "keep",
-    "dry_run",
-    "compile",
-    "grad_accum",
-    "ema_every",
-    "eval_every",
-    "eval_reference",
-    "eval_weights",
-    "text_encoder",
-    "parallel",
-    "recompute",
-    "keep_every",
-    "timeout",
-    "wandb",
-    "skip_damaged",
+    *("preset", "out", "resume", "data", "vae", "text_encoder", "skip_damaged"),
+    *("steps", "epochs", "dry_run", "timeout", "wandb", "log_every", "sample_every"),
+    *("ckpt_every", "keep", "keep_every", "ema_every"),
+    *("eval_every", "eval_reference", "eval_weights"),
+    *("compile", "grad_accum", "parallel", "recompute"),
 }
 """Settings that may differ when a run continues.
 
 `data`, `vae` and `text_encoder` may have moved: their classes, shapes and checksums may not change.
 """
 MAY_CHANGE_BY_NAME = {
-    "lr",
-    "weight_decay",
-    "beta2",
-    "warmup",
-    "cooldown",
-    "clip",
-    "precision",
-    "label_dropout",
-    "eval_samples",
-    "eval_extractor",
-    "spike",
-    "on_divergence",
-    "max_skips",
+    *("lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout"),
+    *("spike", "on_divergence", "max_skips", "eval_samples", "eval_extractor"),
 }
 """Settings that may differ too when --resume names the run: the user means it."""
 
