@@ -78,7 +78,7 @@ class Batches:
     def wait_until_read(self) -> None:
         """Wait until no batch is being read.
 
-        Scoring sets flags of the process (deterministic kernels), which the autoencoder would see.
+        Scoring sets global flags of torch, which would change what the autoencoder computes.
         """
         wait(self._pending)
 

@@ -62,7 +62,7 @@ def train_step(
     state.means.add((logged[0], norm, *logged[1:]), skipped)
     state.means.add_losses(inputs.t, each, skipped)
     if state.time_sampler:
-        # A loss that is not finite is not remembered.
+        # The sampler ignores infinite losses, so that it learns nothing from a skipped step.
         each = each.masked_fill(skipped.bool(), torch.inf)
         rows = torch.stack([inputs.t.to(ranks.device), each], dim=1)
         state.time_sampler.update(*ranks.gather(rows).cpu().T)
