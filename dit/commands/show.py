@@ -79,7 +79,7 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
         )
         return
     _draw_attention(run, config, gaze, labels, chosen, film, out / f"{config.direction}-attention")
-    if gaze.network.conditioning == "text":
+    if run.card.network.conditioning == "text":
         _draw_words(run, config, gaze, labels, chosen, film, out / f"{config.direction}-words")
 
 
