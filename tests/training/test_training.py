@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, torchrun
+from helpers.autoencoders import save_tiny
 from helpers.training import TINY, a_session, differing, logged, resume, run, tensors
 from safetensors.torch import load_file, save_file
-from test_autoencoder import save_tiny
 
 from dit.commands.train import train
 from dit.distributed.ranks import Ranks
