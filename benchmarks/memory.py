@@ -36,13 +36,16 @@ from dit.distributed.ranks import Ranks, ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.latents.online import MemoryLatents
 from dit.runs.card import ModelCard, NetworkSpec
-from dit.training import prepare
+from dit.training import networks
 from dit.training.batches import Batches
+from dit.training.card import build_card
 from dit.training.cost.ddp_or_fsdp import memory
 from dit.training.cost.memory import Memory
-from dit.training.prepare import build_card
+from dit.training.inputs import RunInputs
+from dit.training.prepare import prepare
+from dit.training.resolve import resolve
 from dit.training.session import TrainingSession
-from dit.training.step import train_step
+from dit.training.trainer import take_step
 
 STEPS = 3  # AdamW allocates its moments in the first, DDP its last buckets in the second
 BOUND = 0.15
@@ -104,8 +107,9 @@ def session_of(
     the device, which is quicker there.
     """
     card, source, autoencoder = run_of(settings, joined, folder, side)
-    with patch.object(prepare, "build_network", partial(on_device, joined.device)):
-        return prepare.prepare(card, source, autoencoder, joined)
+    with patch.object(networks, "build_network", partial(on_device, joined.device)):
+        inputs = RunInputs(card, source, autoencoder)
+        return prepare(inputs, resolve(inputs, joined), joined)
 
 
 def run_of(
@@ -141,11 +145,11 @@ def on_device(device: torch.device, spec: NetworkSpec) -> nn.Module:
 
 def stepper(session: TrainingSession) -> Callable[[], None]:
     """Return a function that takes the trainer's next step; batches are read ahead."""
-    numbered = enumerate(Batches(session), start=1)
+    numbered = enumerate(Batches(session.stream, range(session.steps)), start=1)
 
     def step() -> None:
         number, batch = next(numbered)
-        train_step(session, batch, number)
+        take_step(session, batch, number)
 
     return step
 

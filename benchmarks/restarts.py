@@ -164,7 +164,7 @@ def imports() -> float:
     command = [
         sys.executable,
         "-c",
-        "import torch.utils.tensorboard, sklearn.datasets, dit.training.trainer",
+        "import torch.utils.tensorboard, sklearn.datasets, dit.commands.train",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for process in [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(RANKS)]:

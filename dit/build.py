@@ -1,4 +1,4 @@
-"""From configuration to the objects of a run: network, process, loss, data, card."""
+"""Build the objects that a configuration names: process, network, loss, denoiser, text encoder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,23 +21,19 @@ from dit.utils.image_size import Size, sides, size_flag, size_of
 
 
 def build_process(config: TrainConfig) -> Process:
-    """The noise process of a run."""
+    """Return the noise process of a run."""
     if config.process == "flow":
         return Flow(config.time_sampling, config.time_shift)
     return DDPM(config.process)
 
 
 def build_network(spec: NetworkSpec) -> nn.Module:
-    """A fresh network."""
+    """Return a network with fresh weights."""
     return create_model(spec.model, **spec.sizes)
 
 
 def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) -> None:
-    """Fill a network.
-
-    Raises:
-        UserError: tensors missing, unknown or of other shapes.
-    """
+    """Load weights, read from `file`, into a network."""
     try:
         network.load_state_dict(state_dict)
     except RuntimeError as error:
@@ -52,40 +48,31 @@ def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) 
 def build_loss(
     config: TrainConfig, network: Callable[..., Tensor], process: Process
 ) -> tuple[LossFunction, tuple[str, ...]]:
-    """What training descends, and the names of its terms."""
+    """Return the loss that training minimises, and the names of its terms."""
     if is_classifier(config.model):
         return partial(classifier_loss, NoisyClassifier(network, process)), classifier.TERMS
+
     denoise = Denoiser(network, process, config.objective, config.learn_sigma)
     if config.loss == "vlb":
         return partial(variational_loss, denoise), ("vb",)
-    return partial(diffusion_loss, denoise, min_snr_gamma=config.min_snr_gamma), loss_terms(
-        config.learn_sigma
-    )
+    loss = partial(diffusion_loss, denoise, min_snr_gamma=config.min_snr_gamma)
+    return loss, loss_terms(config.learn_sigma)
 
 
 def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoiser:
-    """Network and process as one."""
+    """Return network and process as one."""
     return Denoiser(network, build_process(config), config.objective, config.learn_sigma)
 
 
 def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder | None:
-    """What reads the captions of a run with --conditioning text, which for digits is the bundled one."""
-    return (
-        load_text_encoder(config.text_encoder or "digits", device)
-        if config.conditioning == "text"
-        else None
-    )
+    """Return the caption encoder of a run with --conditioning text; for digits, the bundled one."""
+    if config.conditioning != "text":
+        return None
+    return load_text_encoder(config.text_encoder or "digits", device)
 
 
 def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:
-    """Refuse images whose latents a network can not cut into patches, or halve.
-
-    Args:
-        image_size: of the images that become latents of the size in `spec`.
-
-    Raises:
-        UserError: in the pixels that the user asked for.
-    """
+    """Refuse an image size whose latents a network can not cut into patches, or halve."""
     pixels, latents, multiple = sides(image_size), sides(spec.input_size), side_multiple(spec.model)
     if any(side % multiple for side in latents):
         unit = multiple * pixels[0] // latents[0]
@@ -98,7 +85,7 @@ def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:
 
 
 def with_data_statistics(autoencoder: Autoencoder, card: ModelCard) -> Autoencoder:
-    """The autoencoder with the latent statistics of the data, where the run measured them."""
+    """Return the autoencoder with the latent statistics of the data, if the run measured them."""
     if card.latent_mean is None or card.latent_std is None:
         return autoencoder
     return autoencoder.with_statistics(card.latent_mean, card.latent_std)

@@ -76,7 +76,7 @@ Config = TypeVar("Config")
 
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "train": (TrainConfig, "dit.training.trainer:train"),
+    "train": (TrainConfig, "dit.commands.train:train"),
     "train-classifier": (ClassifierConfig, "dit.commands.train_classifier:train_classifier"),
     "sample": (SampleConfig, "dit.commands.sample:sample"),
     "evaluate": (EvalConfig, "dit.commands.evaluate:evaluate"),

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import forked
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
-from dit.training.trainer import train
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "scripts"))
@@ -121,7 +121,7 @@ def test_import_brings_no_heavy_library():
         "diffusers torch_fidelity sklearn matplotlib tensorboard torchmetrics transformers "
         "datasets webdataset pandas torchao"
     ).split()
-    modules = "dit.sampling.pipeline, dit.training.trainer, dit.sampling.generate"
+    modules = "dit.sampling.pipeline, dit.commands.train, dit.sampling.generate"
     code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

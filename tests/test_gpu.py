@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.memory import BOUND, measure
 from dit.commands.nll import nll
+from dit.commands.train import train
 from dit.commands.train_classifier import train_classifier
 from dit.commands.train_vae.train import train_vae
 from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, VaeConfig
@@ -19,7 +20,6 @@ from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training.monitoring.metrics import read_metrics
-from dit.training.trainer import train
 
 pytestmark = [
     pytest.mark.gpu,

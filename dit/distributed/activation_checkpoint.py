@@ -1,6 +1,6 @@
-"""Activation checkpointing: what a block computes on its way is forgotten, and computed again for the backward pass.
+"""Activation checkpointing: the backward pass computes a block's activations again (1604.06174).
 
-Memory of activations for time (1604.06174), with the same gradients.
+It saves memory for time, with the same gradients.
 """
 
 from functools import partial
@@ -23,24 +23,27 @@ PRODUCTS: list[Any] = [
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
 ]
-"""What `selective` keeps the outputs of: all that is dear. Attention that is not fused is computed again, for it is
-large and not dear (2205.05198, section 5)."""
+"""Expensive operations, whose outputs `selective` keeps.
+
+Attention that is not fused is computed again: it is large and cheap (2205.05198, section 5).
+"""
 
 
 def activation_checkpointing(network: nn.Module, mode: str) -> None:
-    """Let the blocks of a network forget activations, from now on; names of its weights stay.
+    """Checkpoint the activations of a network's blocks from now on; names of weights stay.
 
     Args:
-        mode: `none`; `full`, a block keeps its input alone, and runs twice; `selective`, it keeps the outputs of its
-            matrix products, and what lies between them (norms, modulations, activation functions) runs twice.
+        mode: `none`; `full`: a block keeps its input alone, and runs twice; `selective`: it keeps
+            the outputs of matrix products, and all else (norms, modulations, activations) runs
+            twice.
     """
     if mode == "none":
         return
-    again = partial(
-        checkpoint, use_reentrant=False, preserve_rng_state=False
-    )  # there is no dropout
+    # Blocks have no dropout, so that no random state needs to be restored.
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if mode == "selective":
         again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, PRODUCTS))
+
     if isinstance(network, UNet):
         network.unet.enable_gradient_checkpointing(again)
         return

@@ -1,4 +1,4 @@
-"""What a device can do: its kind, memory, precision, attention."""
+"""What a device offers: its kind, memory, precision, attention."""
 
 import os
 from collections.abc import Iterator
@@ -9,82 +9,85 @@ from pathlib import Path
 import torch
 
 CGROUPS = {
-    "": ("sys/fs/cgroup", "memory.max"),
-    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-}  # v2, v1
+    "": ("sys/fs/cgroup", "memory.max"),  # version 2
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),  # version 1
+}
 
 
 def device_kind(device: torch.device) -> str:
-    """What arithmetic depends on: `cpu`, or the GPU's name."""
+    """Return what numbers depend on: `cpu`, or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In memory that a GPU fetches from by itself, so that nothing waits for it."""
+    """Return the tensor in memory that a GPU copies from without the CPU waiting."""
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a rank may have: its GPU's, or an equal part of the machine's for each rank on it."""
+    """Return the bytes a rank may use: its GPU's, or its part of the machine's main memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return main_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def main_memory(root: Path = Path("/")) -> int:
-    """Bytes of the machine's memory, or what a container or a job may have of it."""
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits(root)])
+    """Return the bytes of the machine's memory, or those that its container or job may use."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_cgroup_limits(root)])
 
 
-def _limits(root: Path) -> Iterator[int]:
-    """Bytes that the control groups of this process allow, and those around them."""
+def _cgroup_limits(root: Path) -> Iterator[int]:
+    """Yield the limits in bytes of this process's control groups and of those around them."""
     groups = root / "proc/self/cgroup"
+    # Lines such as 0::/user.slice (version 2) or 4:memory:/job (version 1).
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
-        if controllers in CGROUPS:
-            mount, name = CGROUPS[controllers]
-            own = root / mount / path.lstrip("/")
-            said = [
-                (group / name).read_text().strip()
-                for group in (own, *own.parents)
-                if (group / name).exists()
-            ]
-            yield from (int(limit) for limit in said if limit != "max")
+        if controllers not in CGROUPS:
+            continue
+        mount, name = CGROUPS[controllers]
+        group = root / mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if (folder / name).exists():
+                limit = (folder / name).read_text().strip()
+                if limit != "max":
+                    yield int(limit)
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products run faster than float32 ones here."""
+    """Whether the device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def compute_precision(device: torch.device, precision: str) -> str:
-    """What a precision means here: itself, or of `auto` bf16 where it is fast, else fp32."""
+    """Return `precision`; for `auto`, bf16 where the device is faster with it, else fp32."""
     if precision != "auto":
         return precision
     return "bf16" if fast_bf16(device) else "fp32"
 
 
 def uses_bf16(device: torch.device, precision: str) -> bool:
-    """Whether networks compute in bfloat16 here; with `fp8`, all but what is float8."""
+    """Whether networks compute in bfloat16; with `fp8`, all but their float8 layers."""
     return compute_precision(device, precision) != "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision, unless `fp32`."""
+    """Return a context of mixed precision, unless `fp32`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision))
 
 
 def choose_attention(network: torch.nn.Module, device: torch.device, precision: str) -> None:
-    """Fused attention, but on CPU in bf16, where plain attention trains 1.5 to 5 times faster."""
+    """Use fused attention, but on CPU in bf16, where plain attention trains 1.5 to 5x faster."""
+    fused = not (device.type == "cpu" and uses_bf16(device, precision))
     for module in network.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = not (device.type == "cpu" and uses_bf16(device, precision))  # type: ignore[assignment]
+            module.fused_attn = fused  # type: ignore[assignment]
 
 
 def library_versions(*libraries: str) -> dict[str, str | None]:
-    """Versions of installed libraries; None of those that are not."""
+    """Return versions of libraries; None of those that are not installed."""
     return {name: _version(name) for name in libraries}
 
 

@@ -1,4 +1,4 @@
-"""A network over ranks: whole on each of them (DDP), or a share of every tensor on each (FSDP2)."""
+"""A network over ranks: each has all of it (DDP), or a share of every tensor (FSDP2)."""
 
 from collections.abc import Callable, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -15,75 +15,80 @@ from dit.distributed.ranks import Ranks
 
 
 def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> None:
-    """Leave this rank its share of every tensor, block by block; those named as fixed, and never trained, stay whole.
+    """Keep this rank's share of every tensor, block by block (FSDP2).
 
-    A block's weights come together when it is called, in bfloat16 where that is the precision, and go again after it.
-    Shares, gradients summed over ranks, and what the optimizer does are float32.
+    A block's weights are gathered when it is called, in bfloat16 where that is the precision, and
+    freed after it. Shares, gradients summed over ranks, and the optimizer are float32.
+
+    Args:
+        fixed: names of tensors that are never trained; every rank keeps all of them.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     bf16 = torch.bfloat16 if uses_bf16(ranks.device, precision) else None
     policy = MixedPrecisionPolicy(
         param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    kept = {parameter for name, parameter in network.named_parameters() if name in fixed}
-    for parameter in kept:
+    # FSDP2 leaves ignored parameters where they are, so they are moved by hand.
+    ignored = {parameter for name, parameter in network.named_parameters() if name in fixed}
+    for parameter in ignored:
         parameter.data = parameter.data.to(ranks.device)
     for block in network.blocks:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(network, mesh=mesh, mp_policy=policy, ignored_params=kept)
+    fully_shard(network, mesh=mesh, mp_policy=policy, ignored_params=ignored)
 
 
 def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
-    """The network as the loop calls it: gradients are those of all ranks, on average; compiled where asked for."""
+    """Return the network as the loop calls it: gradients are means over ranks."""
     if isinstance(network, FSDPModule):
+        # FSDP2's hooks stay outside of what is compiled.
         for block in network.blocks if compiled else ():  # type: ignore[union-attr]
             block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
         return network
-    wrapped = (
-        DistributedDataParallel(network, gradient_as_bucket_view=True)
-        if ranks.world > 1
-        else network
-    )
+    wrapped = network
+    if ranks.world > 1:
+        wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True)
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
 
 
-def warm_up_ddp(calls: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
-    """Let DDP put gradients in the order in which it will sum them, for which it takes a backward pass.
+def warm_up_ddp(network: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
+    """Let DDP fix the order in which it sums gradients, which takes a backward pass.
 
-    The last bit of sums over three ranks or more hangs on that order, and a run that goes on has to sum as one that
-    never stopped.
+    The last bit of sums over three ranks or more depends on that order, and a resumed run has to
+    sum as one that never stopped.
 
     Args:
-        inputs: of a step, any.
+        inputs: returns any inputs of a step.
     """
-    wrapped = getattr(calls, "_orig_mod", calls)  # under the compiler
-    if isinstance(wrapped, DistributedDataParallel):
-        calls(*inputs()).sum().backward()
-        calls.zero_grad(set_to_none=True)
+    if isinstance(_uncompiled(network), DistributedDataParallel):
+        network(*inputs()).sum().backward()
+        network.zero_grad(set_to_none=True)
 
 
 def sync_gradients(network: nn.Module, last: bool) -> AbstractContextManager:
-    """Let ranks average gradients in the last micro-batch only."""
-    wrapped = getattr(network, "_orig_mod", network)  # under the compiler
+    """Return a context in which ranks average gradients in the last micro-batch only."""
+    wrapped = _uncompiled(network)
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(last)
-    return (
-        nullcontext()
-        if last or not isinstance(wrapped, DistributedDataParallel)
-        else wrapped.no_sync()
-    )
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    return nullcontext()
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    """Return the network that torch.compile wraps, or the network itself."""
+    return getattr(network, "_orig_mod", network)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor, put together where ranks have shares of it: then all of them must ask."""
+    """Return a tensor, gathered if ranks have shares of it: then all of them must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_state_dict(network: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
-    """All tensors of a network, whole, in main memory of rank 0 alone, apart from those it goes on with."""
+    """Return copies of all full tensors in main memory on rank 0, nothing on others."""
     state = {}
     for name, value in network.state_dict().items():
-        together = full_tensor(value.detach())
+        full = full_tensor(value.detach())
         if ranks.main:
-            state[name] = together.to("cpu", copy=True)
+            state[name] = full.to("cpu", copy=True)
     return state

@@ -1,4 +1,4 @@
-"""Where the work runs: ranks, devices, precision."""
+"""The processes of a run: their devices, what they exchange, and how they find each other."""
 
 import fcntl
 import os
@@ -20,28 +20,28 @@ from dit.utils.files import LOCK, make_folder
 
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(hours=12)  # between ranks: rank 0 computes scores while the others wait
+TIMEOUT = timedelta(hours=12)  # of communication: rank 0 scores while the others wait
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers; one process alone is rank 0 of 1."""
+    """This process among those of the run; one process alone is rank 0 of 1."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    group: dist.ProcessGroup | None = None  # that they talk in; the one of all work unless given
-    store: dist.Store | None = None  # torchrun's, which outlives ranks that it starts again
-    place: str = ""  # in the store, of these ranks alone
+    group: dist.ProcessGroup | None = None  # to communicate in; the default one unless given
+    store: dist.Store | None = None  # torchrun's, which outlives ranks that it restarts
+    generation: str = ""  # prefix in the store, of the ranks since the last restart
 
-    def aside(self) -> "Ranks":
-        """The same ranks on their CPUs, in a group of their own, for a thread that talks while the others compute."""
-        group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
+    def on_cpu(self) -> "Ranks":
+        """Return the same ranks in a group of their own, for a thread that communicates."""
+        group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if self.world > 1 else None
         return Ranks(self.rank, self.world, torch.device("cpu"), group)
 
     @property
     def main(self) -> bool:
-        """Whether this rank prints, draws and writes what is written once."""
+        """Whether this is rank 0, which prints, and writes what is written once."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -50,7 +50,7 @@ class Ranks:
             dist.barrier(self.group)
 
     def share(self, value: Value) -> Value:
-        """Rank 0's `value`, on every rank."""
+        """Return rank 0's `value`, on every rank."""
         if self.world == 1:
             return value
         box = [value]
@@ -58,7 +58,7 @@ class Ranks:
         return box[0]
 
     def collect(self, value: Value) -> list[Value]:
-        """Each rank's `value`, on every rank."""
+        """Return each rank's `value`, on every rank."""
         if self.world == 1:
             return [value]
         box: list[Any] = [None] * self.world
@@ -66,67 +66,69 @@ class Ranks:
         return box
 
     def agree(self, error: BaseException | None) -> None:
-        """Go on if no rank has an error; else none does, and each raises its own, or the first that another has."""
-        failed = [one for one in self.collect(error and _sendable_error(error)) if one is not None]
+        """Raise on all ranks if any has an error: its own, or the first of another."""
+        errors = self.collect(error and _sendable_error(error))
+        failed = [one for one in errors if one is not None]
         if failed:
             raise error or failed[0]
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of `values` over ranks, on every rank."""
+        """Sum `values` over ranks in place; return them."""
         if self.world > 1:
             dist.all_reduce(values, group=self.group)
         return values
 
     def maximum(self, values: torch.Tensor) -> torch.Tensor:
-        """Largest of `values` over ranks, on every rank."""
+        """Replace `values` by their largest over ranks; return them."""
         if self.world > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
         return values
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Mean of a value over ranks, on every rank; the value itself stays."""
+        """Return the mean of a value over ranks; the value itself stays."""
         return self.total(value.clone()) / self.world
 
     def minimum(self, values: torch.Tensor) -> torch.Tensor:
-        """Smallest of `values` over ranks, on every rank."""
+        """Return the smallest of `values` over ranks."""
         return -self.maximum(-values)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` [n, ...] of all ranks, one rank after the other, on every rank: [world * n, ...]."""
+        """Return `values` [n, ...] of all ranks, in their order: [world * n, ...]."""
+        # Each rank fills its own row; the others are 0 there.
         rows = values.new_zeros(self.world, *values.shape)
         rows[self.rank] = values
         return self.total(rows).flatten(0, 1)
 
     def on_main(self, work: Callable[[], Value]) -> Value:
-        """Rank 0's result of `work`, or its error, on every rank."""
-        value, failed = None, None
+        """Run `work` on rank 0; return its result, or raise its error, on every rank."""
+        value, error = None, None
         if self.main:
             try:
                 value = work()
-            except Exception as error:
-                failed = error
-        value, told = self.share((value, failed and _sendable_error(failed)))
-        if told:
-            raise failed or told
+            except Exception as raised:
+                error = raised
+        value, sent = self.share((value, error and _sendable_error(error)))
+        if sent:
+            raise error or sent
         return value  # type: ignore[return-value]
 
     def note(self, key: str, value: str) -> None:
-        """Let those know who will stand in for these ranks, if torchrun has to start them again."""
+        """Leave a note for the ranks that replace these if torchrun restarts them."""
         if self.main and self.store:
-            self.store.set(key, f"{self.place} {value}")
+            self.store.set(key, f"{self.generation} {value}")
 
     def recall(self, key: str) -> str | None:
-        """What was noted by the ranks in whose stead torchrun started these; None if nothing was."""
+        """Return the note of the ranks that these replace; None if there is none."""
         if self.store is None:
             return None
-        place, value = self.place, None
+        generation, value = self.generation, None
         if self.main and self.store.check([key]):
-            place, value = self.store.get(key).decode().split(" ", 1)
-        return self.share(None if place == self.place else value)
+            generation, value = self.store.get(key).decode().split(" ", 1)
+        return self.share(None if generation == self.generation else value)
 
     @contextmanager
     def whole_machine(self) -> Iterator[None]:
-        """All cores for rank 0, which works while the others wait: torchrun leaves each rank one thread."""
+        """Give rank 0 all cores while the others wait: torchrun leaves each rank one thread."""
         threads = torch.get_num_threads()
         if self.main and self.world > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
             torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -137,11 +139,7 @@ class Ranks:
 
     @contextmanager
     def alone_in(self, folder: Path) -> Iterator[None]:
-        """Keep other processes out of a folder, by a lock of the system, which dies with the process.
-
-        Raises:
-            UserError: one is at work there, or the folder can not be made.
-        """
+        """Lock a folder against other processes; the lock ends with the process."""
         make_folder(folder)
         with (folder / LOCK).open("w") as file:
 
@@ -160,10 +158,10 @@ class Ranks:
 
 
 def _sendable_error(error: BaseException) -> BaseException:
-    """The error as another rank gets it: where it can not be pickled, one of the kinds that `cli` knows."""
+    """Return the error, or one of a kind that `dit.cli` reports if it can not be pickled."""
     try:
         return pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its parts raise
+    except Exception:  # whatever its attributes raise
         if isinstance(error, UserError):
             return UserError(error.given, error.expected, error.do)
         if isinstance(error, OSError):
@@ -173,7 +171,7 @@ def _sendable_error(error: BaseException) -> BaseException:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Join the process group that torchrun announces (nccl on CUDA, gloo on CPU); alone without torchrun."""
+    """Join the process group of torchrun (nccl on CUDA, gloo on CPU); alone without torchrun."""
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -188,40 +186,46 @@ def ranks() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Ranks(device=device)
         return
-    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
-    place = _meet(store, rank, world)
+
+    store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    generation = _join_generation(store, rank, world)
     if world == 1:
-        yield Ranks(device=device, store=store, place=place)
+        yield Ranks(device=device, store=store, generation=generation)
         return
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         rank=rank,
         world_size=world,
-        store=dist.PrefixStore(place, store),
+        store=dist.PrefixStore(generation, store),
         device_id=device if cuda else None,
     )
-    yield Ranks(rank, world, device, store=store, place=place)
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that are elsewhere
+    yield Ranks(rank, world, device, store=store, generation=generation)
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that have left
 
 
-def _meet(store: dist.Store, rank: int, world: int) -> str:
-    """A place in the store for the ranks that are alive now.
+def _join_generation(store: dist.Store, rank: int, world: int) -> str:
+    """Return a prefix in the store for the ranks that run now.
 
-    torchrun's store outlives ranks and keeps the addresses of dead ones, and of several nodes each counts restarts by
-    itself. So each rank calls with a word of its own, and rank 0 tells all who call where it is, until all have come.
+    torchrun's store outlives ranks and keeps the addresses of dead ones, and each node counts
+    restarts for itself. So each rank calls with a token of its own, and rank 0 answers all calls
+    with the prefix, until every rank has confirmed it.
     """
+    # The token tells a call of now from that of a rank that has died.
     if rank:
-        word = uuid4().hex
-        store.set(f"call-{rank}", word)
-        place = store.get(f"answer-{word}").decode()
-        store.set(f"{place}-has-{rank}", "")
-        return place
-    place, awaited = f"start-{store.add('starts', 1)}", set(range(1, world))
-    while awaited:
-        for other in awaited:
+        token = uuid4().hex
+        store.set(f"call-{rank}", token)
+        generation = store.get(f"answer-{token}").decode()
+        store.set(f"{generation}-has-{rank}", "")
+        return generation
+
+    generation = f"start-{store.add('starts', 1)}"
+    missing = set(range(1, world))
+    while missing:
+        for other in missing:
             if store.check([f"call-{other}"]):
-                store.set(f"answer-{store.get(f'call-{other}').decode()}", place)
+                token = store.get(f"call-{other}").decode()
+                store.set(f"answer-{token}", generation)
         time.sleep(0.02)
-        awaited = {other for other in awaited if not store.check([f"{place}-has-{other}"])}
-    return place
+        missing = {other for other in missing if not store.check([f"{generation}-has-{other}"])}
+    return generation

@@ -1,8 +1,9 @@
-"""What each step trains on: a function of (seed, step), whatever the number of ranks."""
+"""What each step trains on: a function of seed and position in the data; ranks share it."""
 
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,81 +11,135 @@ from torch import Tensor
 
 from dit.data.order import batch_indices, generator
 from dit.diffusion.objective import drop_labels
+from dit.diffusion.process import Process
+from dit.diffusion.weighting import LossAwareSampler
 from dit.distributed.device import pinned
-from dit.training.session import TrainingSession
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder
+from dit.latents.store import Latents
+
+
+@dataclass(frozen=True)
+class DataStream:
+    """The endless stream of batches. A position in it counts batches of all ranks, from 0."""
+
+    source: Latents
+    process: Process
+    seed: int
+    batch_size: int  # images a step, over all ranks
+    null_label: int
+    label_dropout: float  # share of labels that become the null label
+    flip: bool  # mirror half of the images
+    ranks: Ranks
+
+    @property
+    def share(self) -> slice:
+        """This rank's part of a batch of all ranks."""
+        size = self.batch_size // self.ranks.world
+        return slice(self.ranks.rank * size, (self.ranks.rank + 1) * size)
 
 
 class Batch(NamedTuple):
-    """This rank's share of a step: stored moments [B, 2C, h, w], class ids [B], dropped ones null, and times [B]."""
+    """This rank's share of a batch, as read."""
 
-    moments: Tensor
-    labels: Tensor
-    t: Tensor
+    moments: Tensor  # of the autoencoder's posterior, [B, 2C, h, w]
+    labels: Tensor  # class ids [B], dropped ones null
+    t: Tensor  # times [B], float64
+
+
+class LossInputs(NamedTuple):
+    """What a loss takes of this rank's share of a batch, on its device; times are on the CPU."""
+
+    x0: Tensor  # latents [B, C, h, w]
+    labels: Tensor  # class ids [B]
+    t: Tensor  # times [B], float64
+    eps: Tensor  # standard normal noise [B, C, h, w]
+    weights: Tensor  # of the losses, [B]
 
 
 class Batches:
-    """The batch of each step from the start, read while the step before it computes."""
+    """The batches at some positions, each read while the step before it computes."""
 
-    def __init__(self, session: TrainingSession):
-        self.session = session
-        self.coming: deque[Future[Batch]] = deque()
+    def __init__(self, stream: DataStream, positions: range):
+        self.stream = stream
+        self.positions = positions
+        self._pending: deque[Future[Batch]] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
-        session, coming = self.session, self.coming
-        with ThreadPoolExecutor(max_workers=1) as ahead:
-            coming.append(ahead.submit(draw_batch, session, session.start))
-            for step in range(session.start, session.steps):
-                if step + 1 < session.steps:
-                    coming.append(ahead.submit(draw_batch, session, step + 1))
-                yield coming.popleft().result()
+        # One thread keeps one batch ahead; `result` raises what went wrong in it.
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            for position in self.positions:
+                self._pending.append(reader.submit(read_batch, self.stream, position))
+                if len(self._pending) > 1:
+                    yield self._pending.popleft().result()
+            while self._pending:
+                yield self._pending.popleft().result()
 
-    def settle(self) -> None:
-        """Wait until nothing is being read, so that flags of the whole process may be set: the encoder heeds them."""
-        wait(self.coming)
+    def wait_until_read(self) -> None:
+        """Wait until no batch is being read.
+
+        Scoring sets global flags of torch, which would change what the autoencoder computes.
+        """
+        wait(self._pending)
 
 
-def training_times(session: TrainingSession, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-    """Times of this rank's share of a step, counted from 0, and the weights of their losses, both [B].
+def read_batch(stream: DataStream, position: int) -> Batch:
+    """Return this rank's share of the batch at a position.
 
-    Those of the batch, with weights 1; or drawn where the loss is large, which is known only once all steps before are
-    done. Every rank draws for all of them.
+    Every rank draws the random numbers of all ranks, so that image i gets the same on any number.
     """
-    if session.state.times is None:
+    mine = stream.share
+    random = generator(stream.seed, position)
+    size = len(stream.source.labels)
+    indices = batch_indices(position, size, stream.batch_size, stream.seed)[mine]
+
+    # Times, labels, flips: resumed runs rely on this order of draws.
+    t = stream.process.sample_time(stream.batch_size, random)[mine]
+    dropped = (torch.rand(stream.batch_size, generator=random) < stream.label_dropout)[mine]
+    flipped = (torch.rand(stream.batch_size, generator=random) < 0.5)[mine] & stream.flip
+
+    labels = torch.as_tensor(stream.source.labels[indices])
+    labels = drop_labels(labels, dropped, stream.null_label)
+    moments = stream.source.read(indices, flipped.numpy())
+    device = stream.ranks.device
+    return Batch(pinned(moments, device), pinned(labels, device), t)
+
+
+def draw_noise(stream: DataStream, position: int) -> Tensor:
+    """Return this rank's noise for the posterior and for the process, [2, B, C, h, w]."""
+    device = stream.ranks.device
+    random = generator(stream.seed, position, 1, device=device)
+    shape = (2, stream.batch_size, *stream.source.shape)
+    noise = torch.randn(shape, generator=random, device=device)
+    return noise[:, stream.share].clone()  # the other ranks' part is freed
+
+
+def training_times(
+    stream: DataStream, sampler: LossAwareSampler | None, batch: Batch, position: int
+) -> tuple[Tensor, Tensor]:
+    """Return times and weights of their losses, both [B]: the batch's, or a loss-aware sampler's.
+
+    The sampler is asked when all steps before are done, since it learns from their losses.
+    """
+    if sampler is None:
         return batch.t, torch.ones_like(batch.t)
-    drawn = session.state.times.draw(
-        session.config.global_batch_size, generator(session.config.seed, step, 0)
-    )
-    t, weights = (v[share(session)] for v in drawn)
-    return t, weights
+    # Stream 0 of this position; stream 1 is the noise.
+    t, weights = sampler.draw(stream.batch_size, generator(stream.seed, position, 0))
+    return t[stream.share], weights[stream.share]
 
 
-def position(session: TrainingSession, step: int) -> int:
-    """Which batch of the data's endless stream a step takes: its own, but after a run went back to a checkpoint."""
-    return step + int(session.state.guard.offset)
-
-
-def share(session: TrainingSession) -> slice:
-    """This rank's part of a batch of all ranks."""
-    size = session.config.global_batch_size // session.ranks.world
-    return slice(session.ranks.rank * size, (session.ranks.rank + 1) * size)
-
-
-def draw_batch(session: TrainingSession, step: int) -> Batch:
-    """This rank's share of the batch of a step, counted from 0."""
-    step = position(session, step)
-    config, source, n = session.config, session.source, session.config.global_batch_size
-    mine = share(session)
-    random = generator(config.seed, step)
-    indices = batch_indices(step, len(source.labels), n, config.seed)[mine]
-    t = session.process.sample_time(n, random)[mine]
-    drop = (torch.rand(n, generator=random) < config.label_dropout)[
-        mine
-    ] | session.card.unconditional
-    flip = (torch.rand(n, generator=random) < 0.5)[mine] & (
-        source.flips and config.flip is not False
-    )
-    labels = drop_labels(
-        torch.as_tensor(source.labels[indices]), drop, session.card.network.num_classes
-    )
-    device = session.ranks.device
-    return Batch(pinned(source.read(indices, flip.numpy()), device), pinned(labels, device), t)
+def draw_loss_inputs(
+    stream: DataStream,
+    batch: Batch,
+    autoencoder: Autoencoder,
+    sampler: LossAwareSampler | None,
+    position: int,
+) -> LossInputs:
+    """Draw latents, times and noise for a batch that was read at this position."""
+    device = stream.ranks.device
+    # Each step draws from the posterior again, as DiT's release does.
+    posterior_noise, eps = draw_noise(stream, position)
+    x0 = autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
+    t, weights = training_times(stream, sampler, batch, position)
+    labels = batch.labels.to(device, non_blocking=True)
+    return LossInputs(x0, labels, t, eps, weights)

@@ -1,6 +1,6 @@
-"""Checkpoints: written beside and renamed while training goes on, checksummed, and free of pickles.
+"""Checkpoints: written while training continues, then renamed; with checksums, without pickles.
 
-`state/` is torch.distributed.checkpoint in safetensors; `ema-DECAY.safetensors` is what sampling reads.
+`state/` is torch.distributed.checkpoint in safetensors; sampling reads `ema-DECAY.safetensors`.
 """
 
 import os
@@ -41,63 +41,55 @@ from dit.runs.weights import write_weights
 from dit.training.state import State
 from dit.utils.files import flush, shell_quote, write_atomically, write_json
 
-ANEW = (
-    "guard.",
-    "window",
-)  # start anew where a checkpoint of an earlier version has them not, or otherwise
+OPTIONAL = ("guard.", "window")  # tensors that start fresh where a checkpoint has none that fit
 
 
 class Saver:
-    """Writes checkpoints of a run while training goes on, one at a time.
+    """Writes checkpoints of a run while training continues, one at a time.
 
-    Saving copies the state, which training waits for, and leaves the rest to a thread: files, checksums, the new name,
-    and the removal of what is no longer kept. Its ranks talk among themselves, past those of the loop.
+    Training waits for a copy of the state in main memory. A thread then writes files and checksums,
+    renames the folder, and removes old checkpoints; its ranks communicate in a group of their own.
     """
 
     def __init__(self, run: Path, card: ModelCard, ranks: Ranks):
-        self.run, self.card, self.ranks = run, card, ranks.aside()
+        self.run = run
+        self.card = card
+        self.ranks = ranks.on_cpu()
         self._cuda = ranks.device.type == "cuda"
         self._stager = self._new_stager()
-        self._thread = ThreadPoolExecutor(1, initializer=_stand_back)
+        self._thread = ThreadPoolExecutor(1, initializer=_lower_priority)
         self._writing: Future[None] | None = None
 
     def save(self, step: int, state: State, ranks: Ranks, distance: Distance | None = None) -> None:
-        """Begin checkpoints/step-N on all ranks, with the EMA's distance where it was measured.
-
-        Raises:
-            UserError: the checkpoint before it could not be written.
-        """
+        """Begin checkpoints/step-N on all ranks, with the EMA's distance where it was measured."""
         self.finish()
-        state.window.share(ranks)
+        # Each rank has sums of its own, and a checkpoint one entry for them.
+        state.means.average_over_ranks(ranks)
         staged = self._stage(state.tensors())
         weights = gather_state_dict(state.ema.network, ranks)
         name = f"ema-{state.ema.decay:g}.safetensors"
         self._writing = self._thread.submit(self._write, step, staged, name, weights, distance)
 
     def _stage(self, tensors: dict[str, Tensor]) -> Any:
-        """Copies in main memory, which the next ones reuse."""
+        """Return copies in main memory, which the next checkpoint reuses."""
         try:
             return self._stager.stage(tensors)
-        except KeyError:  # it closes itself after its first in PyTorch 2.11: pytorch/pytorch#183413, mended by #183424
+        except KeyError:
+            # PyTorch 2.11's stager closes itself after its first use (pytorch/pytorch#183413).
             self._stager = self._new_stager()
             return self._stager.stage(tensors)
 
     def _new_stager(self) -> DefaultStager:
-        return DefaultStager(
-            StagingOptions(
-                self._cuda,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=self._cuda,
-            )
+        options = StagingOptions(
+            self._cuda,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=self._cuda,
         )
+        return DefaultStager(options)
 
     def check(self) -> None:
-        """Raise what has gone wrong, if anything has.
-
-        Raises:
-            UserError: the disk is full, read-only or gone; earlier checkpoints are as they were.
-        """
+        """Raise the error of a checkpoint that failed, if one did."""
         if self._writing and self._writing.done():
             self.finish()
 
@@ -107,7 +99,7 @@ class Saver:
         return self._writing is not None and not self._writing.done()
 
     def finish(self) -> None:
-        """Wait until the checkpoint under way is in its place; raises as `check`."""
+        """Wait until the checkpoint under way is complete; raise its error, if it failed."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
@@ -120,129 +112,129 @@ class Saver:
         weights: dict[str, Tensor],
         distance: Distance | None,
     ) -> None:
-        ranks, final = self.ranks, self.run / "checkpoints" / checkpoint_name(step)
-        beside = final.with_name(f".{final.name}")
+        """Write a checkpoint; the thread of each rank runs this."""
+        final = self.run / "checkpoints" / checkpoint_name(step)
+        hidden = _hidden(final)
+        alone = self.ranks.world == 1
 
-        def seal() -> None:
-            with _clear_errors(final):
-                write_weights(beside / name, weights, self.card, step)
-                _seal(beside, step, distance)
+        def complete() -> None:
+            # A folder counts as a checkpoint once it has meta.json and its final name.
+            with _write_errors(final):
+                write_weights(hidden / name, weights, self.card, step)
+                _write_meta(hidden, step, distance)
                 shutil.rmtree(final, ignore_errors=True)
-                beside.rename(final)
+                hidden.rename(final)
                 flush(final.parent)
                 tidy(self.run, self.card.config)
 
-        ranks.on_main(lambda: _make_place(beside, final))
-        writer = dcp.HuggingFaceStorageWriter(
-            str(beside / "state"), save_distributed=ranks.world > 1
-        )
-        with _clear_errors(final), _one_process_is_meant():
-            dcp.save(
-                staged, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1
-            )
-        ranks.on_main(seal)
+        self.ranks.on_main(lambda: _make_folder(final))
+        writer = dcp.HuggingFaceStorageWriter(str(hidden / "state"), save_distributed=not alone)
+        with _write_errors(final), _no_process_group_warning():
+            dcp.save(staged, storage_writer=writer, process_group=self.ranks.group, no_dist=alone)
+        self.ranks.on_main(complete)
 
 
-def _stand_back() -> None:
-    """Let the calling thread work only where training leaves a core free: on Linux, where threads have priorities."""
+def _lower_priority() -> None:
+    """Let the calling thread run only where training leaves a core free.
+
+    Linux gives threads priorities of their own.
+    """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-def _make_place(beside: Path, final: Path) -> None:
-    """The folder to write to; what kills have left is removed."""
-    if not final.parent.parent.is_dir():
+def _hidden(checkpoint: Path) -> Path:
+    """Return the name of a checkpoint that is being written or removed, which is not listed."""
+    return checkpoint.with_name(f".{checkpoint.name}")
+
+
+def _make_folder(final: Path) -> None:
+    """Create the folder to write to; remove incomplete ones."""
+    run = final.parent.parent
+    if not run.is_dir():
         raise UserError(
-            f"{final.parent.parent} is gone",
+            f"{run} is gone",
             "the run directory, where it was when training started",
             "put it back and continue with --resume",
         )
-    with _clear_errors(final):
-        for left in final.parent.glob(".step-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        beside.mkdir(parents=True)
+    with _write_errors(final):
+        for partial in final.parent.glob(".step-*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        _hidden(final).mkdir(parents=True)
 
 
 def tidy(run: Path, config: TrainConfig) -> None:
-    """Link RUN/best to the best checkpoint and remove all but that, the newest `keep`, and those of every `keep_every`
-    steps; on rank 0.
+    """Link RUN/best, and remove checkpoints that neither --keep nor --keep-every keeps; on rank 0.
 
-    It can be done again at any time, as after a kill in its midst.
+    The best one stays. After a kill the next call completes it.
     """
-    best, every = find_best(run), config.keep_every
-    kept = [
-        *([best.checkpoint] if best else []),
-        *checkpoints(run)[-config.keep :],
-        *(path for path in checkpoints(run) if every and checkpoint_step(path) % every == 0),
-    ]
-    _link(run / BEST, best.checkpoint if best else None)
+    best = find_best(run)
+    kept = checkpoints(run)[-config.keep :]
+    if best:
+        kept.append(best.checkpoint)
+    if config.keep_every:
+        kept += [path for path in checkpoints(run) if not checkpoint_step(path) % config.keep_every]
+
+    _link_best(run / BEST, best.checkpoint if best else None)
     for checkpoint in checkpoints(run):
         if checkpoint not in kept:
-            gone = checkpoint.with_name(
-                f".{checkpoint.name}"
-            )  # whole or not there, however far removal comes
-            checkpoint.rename(gone)
-            shutil.rmtree(
-                gone, ignore_errors=True
-            )  # as where somebody reads it on NFS; the next one tries again
+            # Renamed first, so that a checkpoint which is listed is complete. Removal fails where
+            # somebody reads it on NFS; the next checkpoint tries again.
+            hidden = _hidden(checkpoint)
+            checkpoint.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _link(link: Path, best: Path | None) -> None:
-    """Point RUN/best to a checkpoint, or remove it."""
+def _link_best(link: Path, best: Path | None) -> None:
     if best is None:
         if link.is_symlink():  # to a checkpoint that was removed by hand
             link.unlink()
         return
     try:
-        with write_atomically(link) as beside:
-            beside.symlink_to(best.relative_to(link.parent))
-    except OSError as error:  # no links on this file system, or a folder of that name
+        with write_atomically(link) as temporary:
+            temporary.symlink_to(best.relative_to(link.parent))
+    except OSError as error:  # a file system without links, or a folder of that name
         print(f"warning: no link {link} to the best checkpoint, {best} ({error})", file=sys.stderr)
 
 
-def _seal(folder: Path, step: int, distance: Distance | None) -> None:
-    """Write meta.json, with the distance and with size and hash of every file, and bring all to the disk."""
+def _write_meta(folder: Path, step: int, distance: Distance | None) -> None:
+    """Write meta.json with the distance and each file's size and hash; flush all to the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    listed = {str(f.relative_to(folder)): checksum_entry(f) for f in files}
-    scored = {"distance": distance._asdict()} if distance else {}
-    write_json(
-        folder / "meta.json", {"step": step, "torch": torch.__version__, **scored, "files": listed}
-    )
+    meta: dict[str, Any] = {"step": step, "torch": torch.__version__}
+    if distance:
+        meta["distance"] = distance._asdict()
+    meta["files"] = {str(file.relative_to(folder)): checksum_entry(file) for file in files}
+    write_json(folder / "meta.json", meta)
     for path in (*files, folder / "meta.json", folder / "state", folder):
         flush(path)
 
 
 @contextmanager
-def _clear_errors(checkpoint: Path) -> Iterator[None]:
+def _write_errors(checkpoint: Path) -> Iterator[None]:
+    """Turn errors of writing into a `UserError` that names the checkpoint to continue from."""
     try:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
-        shutil.rmtree(checkpoint.with_name(f".{checkpoint.name}"), ignore_errors=True)
+        shutil.rmtree(_hidden(checkpoint), ignore_errors=True)
         run = checkpoint.parent.parent
-        before = latest_checkpoint(run)
-        again = (
-            f"continue with --resume {shell_quote(run)} ({before} is intact)"
-            if before
-            else f"start again with --out {shell_quote(run)} (there is no earlier checkpoint)"
-        )
-        first = (
-            next(iter(error.failures.values()))[0]
-            if isinstance(error, CheckpointException)
-            else error
-        )
+        retry = f"start again with --out {shell_quote(run)} (there is no earlier checkpoint)"
+        if before := latest_checkpoint(run):
+            retry = f"continue with --resume {shell_quote(run)} ({before} is intact)"
+
+        # DCP collects the errors of all ranks; the first one is the cause.
+        first: object = error
+        if isinstance(error, CheckpointException):
+            first = next(iter(error.failures.values()))[0]
         cause = " ".join(str(first).split())
-        given = f"{checkpoint} could not be written ({cause})"
         raise UserError(
-            given, "a writable disk with free space", f"make room and {again}"
+            f"{checkpoint} could not be written ({cause})",
+            "a writable disk with free space",
+            f"make room and {retry}",
         ) from error
 
 
 def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
-    """Restore `state` in place from a verified checkpoint; the number of steps done.
-
-    Raises:
-        UserError: a file of the checkpoint is missing, truncated or changed.
-    """
+    """Restore `state` in place from a verified checkpoint; return the number of steps done."""
     meta = ranks.on_main(lambda: verify_checkpoint(checkpoint))
     if not (checkpoint / "state").is_dir():
         raise UserError(
@@ -251,21 +243,22 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
             "resume from another one",
         )
     reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
-    there = reader.read_metadata().state_dict_metadata
-    tensors = {
-        name: v
-        for name, v in state.tensors().items()
-        if not name.startswith(ANEW)
-        or (name in there and getattr(there[name], "size", None) == v.shape)
-    }
-    with _one_process_is_meant():
+    stored = reader.read_metadata().state_dict_metadata
+
+    # Earlier versions wrote some of the optional tensors not at all, or in other shapes.
+    tensors = state.tensors()
+    for name, tensor in [*tensors.items()]:
+        fits = name in stored and getattr(stored[name], "size", None) == tensor.shape
+        if name.startswith(OPTIONAL) and not fits:
+            del tensors[name]
+    with _no_process_group_warning():
         dcp.load(tensors, storage_reader=reader, no_dist=ranks.world == 1)
     return meta["step"]
 
 
 @contextmanager
-def _one_process_is_meant() -> Iterator[None]:
-    """Silence the warning that there is no process group."""
+def _no_process_group_warning() -> Iterator[None]:
+    """Silence DCP's warning that one process has no process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield

@@ -1,4 +1,7 @@
-"""Moving averages of weights: the one that sampling reads, and those that any length is made of afterwards."""
+"""Moving averages of weights: the EMA that sampling reads, and power-function EMAs.
+
+`dit ema` combines snapshots of the latter into an average of any length afterwards.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -19,36 +22,39 @@ SNAPSHOTS = 32  # of a training, unless --ema-every says otherwise
 
 
 class Average:
-    """A second network whose weights follow the first: w <- kept w + (1 - kept) w_trained."""
+    """A copy of a network whose weights follow it: w <- decay w + (1 - decay) w_trained."""
 
     def __init__(self, network: nn.Module):
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
-    def kept(self, step: int) -> float:
-        """The share of itself that it keeps in optimizer step number `step`, counted from 1."""
+    def decay_at(self, step: int) -> float:
+        """Return the decay of optimizer step number `step`, counted from 1."""
         raise NotImplementedError
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Follow `network` after optimizer step number `step`, counted from 1."""
+        # Tensors that are never trained equal the network's from the start.
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        averages, weights = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
-        torch._foreach_lerp_(averages, weights, 1 - self.kept(step))
+        trained = [pair for pair in pairs if pair[1].requires_grad]
+        averages, weights = zip(*trained, strict=True)
+        torch._foreach_lerp_(averages, weights, 1 - self.decay_at(step))
 
 
 class EMA(Average):
-    """Exponential: it keeps `decay`, or (1 + step) / (10 + step) where that is less, to soon forget the start."""
+    """The exponential moving average, with a smaller decay at first, to forget random weights."""
 
     def __init__(self, network: nn.Module, decay: float):
         super().__init__(network)
         self.decay = decay
 
-    def kept(self, step: int) -> float:
+    def decay_at(self, step: int) -> float:
+        # As TensorFlow's ExponentialMovingAverage with num_updates: 2/11 at first.
         return min(self.decay, (1 + step) / (10 + step))
 
 
 class PowerEMA(Average):
-    """A power function of the step, whose width is always the same share of the steps done (2312.02696, section 3.1).
+    """An average whose length is a constant share of the steps done (2312.02696, section 3.1).
 
     Args:
         length: that share, sigma_rel.
@@ -56,25 +62,24 @@ class PowerEMA(Average):
 
     def __init__(self, network: nn.Module, length: float):
         super().__init__(network)
-        self.length, self.gamma = length, gamma_of(length)
+        self.length = length
+        self.gamma = gamma_of(length)
 
-    def kept(self, step: int) -> float:
+    def decay_at(self, step: int) -> float:
         return beta(self.gamma, step)
 
 
 def snapshot_every(config: TrainConfig, steps: int) -> int:
-    """Steps between snapshots of the profiles; 0 where none are tracked."""
-    return (config.ema_every or -(-steps // SNAPSHOTS)) if config.ema_lengths else 0
+    """Return the steps between snapshots of the power EMAs; 0 without --ema-lengths."""
+    if not config.ema_lengths:
+        return 0
+    return config.ema_every or -(-steps // SNAPSHOTS)
 
 
-def save_snapshots(
-    run: Path, step: int, profiles: Sequence[PowerEMA], card: ModelCard, ranks: Ranks
+def save_ema_snapshots(
+    run: Path, step: int, averages: Sequence[PowerEMA], card: ModelCard, ranks: Ranks
 ) -> None:
-    """Write every profile into RUN/ema; on all ranks.
-
-    Raises:
-        UserError: the disk is full or read-only.
-    """
-    for profile in profiles:
-        weights = gather_state_dict(profile.network, ranks)
-        ranks.on_main(partial(write_snapshot, run, weights, card, profile.length, step))
+    """Write every power EMA into RUN/ema; all ranks call it."""
+    for average in averages:
+        weights = gather_state_dict(average.network, ranks)
+        ranks.on_main(partial(write_snapshot, run, weights, card, average.length, step))

@@ -1,4 +1,4 @@
-"""Which directory a run lives in, and whether it starts there or goes on."""
+"""Find the directory of a run, and whether it starts or continues in it."""
 
 import dataclasses
 import re
@@ -24,75 +24,48 @@ from dit.training.lr_schedule import total_steps
 from dit.utils.files import require_free_space, shell_quote, write_json
 from dit.utils.image_size import sides
 
-FREE = {
-    "preset",
-    "out",
-    "resume",
-    "data",
-    "vae",
-    "steps",
-    "epochs",
-    "sample_every",
-    "ckpt_every",
-    "log_every",
-    "keep",
-    "dry_run",
-    "compile",
-    "grad_accum",
-    "ema_every",
-    "eval_every",
-    "eval_reference",
-    "eval_weights",
-    "text_encoder",
-    "parallel",
-    "recompute",
-    "keep_every",
-    "timeout",
-    "wandb",
-    "skip_damaged",
+MAY_CHANGE = {
+    *("preset", "out", "resume", "data", "vae", "text_encoder", "skip_damaged"),
+    *("steps", "epochs", "dry_run", "timeout", "wandb", "log_every", "sample_every"),
+    *("ckpt_every", "keep", "keep_every", "ema_every"),
+    *("eval_every", "eval_reference", "eval_weights"),
+    *("compile", "grad_accum", "parallel", "recompute"),
 }
-"""Settings that may differ when a run goes on. `data`, `vae` and `text_encoder` may have moved: their classes, shapes
-and checksum may not."""
-DELIBERATE = {
-    "lr",
-    "weight_decay",
-    "beta2",
-    "warmup",
-    "cooldown",
-    "clip",
-    "precision",
-    "label_dropout",
-    "eval_samples",
-    "eval_extractor",
-    "spike",
-    "on_divergence",
-    "max_skips",
+"""Settings that may differ when a run continues.
+
+`data`, `vae` and `text_encoder` may have moved: their classes, shapes and checksums may not change.
+"""
+MAY_CHANGE_BY_NAME = {
+    *("lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout"),
+    *("spike", "on_divergence", "max_skips", "eval_samples", "eval_extractor"),
 }
 """Settings that may differ too when --resume names the run: the user means it."""
 
 
-def begin(run: Path, asked: TrainConfig, ranks: Ranks) -> None:
-    """Note that this very command, with the settings that it asked for, has begun a run there."""
-    ranks.note(f"run for {asked.out}", str(run))
+def note_start(run: Path, asked: TrainConfig, ranks: Ranks) -> None:
+    """Note for `with_restart` that this command has started this run."""
+    ranks.note(_restart_key(asked), str(run))
 
 
-def restarted(asked: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """The settings; where torchrun has started again what this very command had begun, as with `--resume auto`."""
-    begun = ranks.recall(f"run for {asked.out}")
-    if begun is None or asked.resume is not None:
+def with_restart(asked: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """Return the settings; with `--resume auto` if torchrun started this command again."""
+    started = ranks.recall(_restart_key(asked))
+    if started is None or asked.resume is not None:
         return asked
-    return dataclasses.replace(asked, out=Path(begun), resume="auto")
+    return dataclasses.replace(asked, out=Path(started), resume="auto")
+
+
+def _restart_key(asked: TrainConfig) -> str:
+    return f"run for {asked.out}"
 
 
 def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
-    """The run directory, and the checkpoint to go on from, if any; nothing is written.
+    """Return the run directory, and the checkpoint to continue from, if any; write nothing.
 
     A run that ended before its first checkpoint starts again.
-
-    Raises:
-        UserError: it has checkpoints and --resume was not given, nothing to resume, or a place where no run can be.
     """
     _check_flags(config)
+    # Rank 0 decides, since another machine may see the file system a moment later.
     run = ranks.share(config.out or _next_free(config))
     last = ranks.share(latest_checkpoint(run))
     if last is None and config.resume not in (None, "auto"):
@@ -105,24 +78,20 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
         raise UserError(
             f"run directory {run} has checkpoints",
             "a new directory",
-            f"pass --resume {shell_quote(run)} to go on with it, or another --out",
+            f"pass --resume {shell_quote(run)} to continue it, or another --out",
         )
     ranks.on_main(partial(require_free_space, run))
     if last is None:
-        ranks.on_main(partial(_require_free, run))
+        ranks.on_main(partial(_require_no_other_files, run))
     return run, last
 
 
 def open_run(card: ModelCard, images: int, ranks: Ranks) -> tuple[Path, Path | None]:
-    """As `find_run`, with the network and the number of images in the data known.
-
-    Raises:
-        UserError: as there; or a run of another configuration, or one that has done more steps than are asked for.
-    """
+    """Return what `find_run` does, once its settings fit the card and the number of images."""
     run, last = find_run(card.config, ranks)
     if last:
-        ranks.on_main(partial(_look_at, run, last))
-        _require_same(run, card)
+        ranks.on_main(partial(_check_checkpoint, run, last))
+        _require_same_settings(run, card)
         done, steps = checkpoint_step(last), total_steps(card.config, images)
         if done > steps:
             raise UserError(
@@ -142,12 +111,12 @@ def _check_flags(config: TrainConfig) -> None:
         raise UserError(
             f"--resume {config.resume} with --out {config.out}",
             "one run directory",
-            "drop --out: a run goes on where it is",
+            "drop --out: a run continues where it is",
         )
 
 
-def _require_free(run: Path) -> None:
-    """Refuse a folder of other things; files that are hidden, as a lock is, do no harm."""
+def _require_no_other_files(run: Path) -> None:
+    """Refuse a folder of other things; hidden files, such as a lock, do no harm."""
     other = next((file.name for file in sorted(run.glob("[!.]*"))), None)
     if other is not None and not is_run(run):
         raise UserError(
@@ -158,33 +127,24 @@ def _require_free(run: Path) -> None:
 
 
 def _next_free(config: TrainConfig) -> Path:
-    data = re.sub(r"[^\w.-]+", "-", Path(config.data).name).strip(
-        "-"
-    )  # a pattern has characters to mind
-    name = f"{data}-{config.model.replace('/', '-')}"
-    taken = [int(p.name[:3]) for p in Path("runs").glob("[0-9][0-9][0-9]-*")]
-    return Path("runs") / f"{max(taken, default=-1) + 1:03d}-{name}"
+    """Return runs/NNN-DATA-MODEL with the next number."""
+    # A pattern such as data/{0..9}.tar has characters that a shell would expand.
+    data = re.sub(r"[^\w.-]+", "-", Path(config.data).name).strip("-")
+    taken = [int(path.name[:3]) for path in Path("runs").glob("[0-9][0-9][0-9]-*")]
+    number = max(taken, default=-1) + 1
+    return Path("runs") / f"{number:03d}-{data}-{config.model.replace('/', '-')}"
 
 
-def _look_at(run: Path, last: Path) -> None:
-    """Warn of newer checkpoints that are not counted, and of a config.json that is lost.
-
-    Raises:
-        UserError: config.json is not that of the checkpoint.
-    """
-    newer = [
-        folder
-        for folder in incomplete_checkpoints(run)
-        if checkpoint_step(folder) > checkpoint_step(last)
-    ]
-    for folder in newer:
-        print(
-            f"warning: {folder} has no meta.json and is not counted; going on from {last.name}",
-            file=sys.stderr,
-        )
+def _check_checkpoint(run: Path, last: Path) -> None:
+    """Verify weights and settings; warn of newer, incomplete checkpoints and a lost config.json."""
+    done = checkpoint_step(last)
+    for folder in incomplete_checkpoints(run):
+        if checkpoint_step(folder) > done:
+            incomplete = f"{folder} has no meta.json and is not counted"
+            print(f"warning: {incomplete}; continuing from {last.name}", file=sys.stderr)
     if not is_run(run):
         print(
-            f"warning: {run / CONFIG} is missing or damaged; taken from {last.name}, to be written anew",
+            f"warning: {run / CONFIG} is missing or damaged; restored from {last.name}",
             file=sys.stderr,
         )
     verify_checkpoint(last, WEIGHTS)
@@ -192,24 +152,23 @@ def _look_at(run: Path, last: Path) -> None:
 
 
 def require_settings(run: Path, checkpoint: Path) -> list[str]:
-    """What config.json has otherwise than a checkpoint of the run, as it may be once a run went on with other settings.
+    """Return in words how config.json differs from a checkpoint, as after --resume with new flags.
 
-    Raises:
-        UserError: a setting that never changes.
+    Settings that never change are refused.
     """
     different = changes(checkpoint_card(checkpoint), read_card(run))
-    if not different.keys() <= FREE | DELIBERATE:
+    if not different.keys() <= MAY_CHANGE | MAY_CHANGE_BY_NAME:
         raise UserError(
             f"{run / CONFIG} is not that of {checkpoint.name} ({'; '.join(different.values())})",
             "the settings that it was trained with",
-            f"put them back, or remove the file: train.py --resume {shell_quote(run)} writes it anew",
+            f"put them back, or remove the file: train.py --resume {shell_quote(run)} restores it",
         )
     return [*different.values()]
 
 
 def changes(then: ModelCard, now: ModelCard) -> dict[str, str]:
-    """Settings that differ between two times of a run, by name, and in words; not of where it lies and how it began."""
-    old, new = _identity(then), _identity(now)
+    """Return settings that changed in the course of a run, by name, in words."""
+    old, new = _all_settings(then), _all_settings(now)
     return {
         key: f"{key} {old[key]} before, {new[key]} now"
         for key in new
@@ -218,33 +177,32 @@ def changes(then: ModelCard, now: ModelCard) -> dict[str, str]:
 
 
 def write_card(run: Path, card: ModelCard, finished: bool) -> None:
-    """Write config.json; of a finished run, which these settings do not train, only where it is lost."""
+    """Write config.json; a finished run keeps its own, since these settings train no step."""
     if not finished or not is_run(run):
         write_json(run / CONFIG, (read_card(run) if finished else card).to_json())
 
 
-def _require_same(run: Path, card: ModelCard) -> None:
+def _require_same_settings(run: Path, card: ModelCard) -> None:
     before = read_card(run)
-    require_autoencoder(
-        card, before, run, "put that one back, or pass --vae with the place where it is now"
-    )
-    old, new = _identity(before), _identity(card)
-    free = FREE | (DELIBERATE if card.config.resume not in (None, "auto") else set())
-    different = [
-        f"{key} {old[key]} there, {new[key]} now"
-        for key in new
-        if key not in free and old[key] != new[key]
-    ]
+    require_autoencoder(card, before, run, "put that one back, or pass --vae with its new path")
+
+    # `auto` stands in scripts that run again and again, where a changed flag is a slip.
+    allowed = set(MAY_CHANGE)
+    if card.config.resume not in (None, "auto"):
+        allowed |= MAY_CHANGE_BY_NAME
+    old, new = _all_settings(before), _all_settings(card)
+    different = [key for key in new if key not in allowed and old[key] != new[key]]
     if different:
+        words = "; ".join(f"{key} {old[key]} there, {new[key]} now" for key in different)
         raise UserError(
-            f"run directory {run} has another configuration ({'; '.join(different)})",
+            f"run directory {run} has another configuration ({words})",
             "the same settings",
             "use another --out, or the same flags",
         )
 
 
 def require_autoencoder(card: ModelCard, before: ModelCard, run: object, do: str) -> None:
-    """Refuse another autoencoder than that of `run`, by name or in words, whose card is `before`."""
+    """Refuse another autoencoder than that of `before`, the card of `run`."""
     if before.vae_sha256 not in (None, card.vae_sha256):
         raise UserError(
             f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
@@ -253,11 +211,10 @@ def require_autoencoder(card: ModelCard, before: ModelCard, run: object, do: str
         )
 
 
-def _identity(card: ModelCard) -> dict[str, object]:
-    size = {"image_size": list(sides(card.config.image_size))}
+def _all_settings(card: ModelCard) -> dict[str, object]:
     return {
         **to_json(card.config),
-        **size,
+        "image_size": list(sides(card.config.image_size)),
         **dataclasses.asdict(card.network),
         "classes": card.classes,
         "latent_mean": card.latent_mean,

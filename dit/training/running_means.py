@@ -15,61 +15,58 @@ BUCKETS = [f"{BY_TIME}{low / 5:.1f}-{(low + 1) / 5:.1f}" for low in range(5)]
 class RunningMeans:
     """Sums of what is logged, since the last line of the log.
 
-    They stay on the device, so that no step waits for them, and go into checkpoints, so that a resumed run logs the
-    same lines.
+    They stay on the device, so that no step waits for them, and go into checkpoints, so that a
+    resumed run logs the same lines. Skipped steps do not count.
+
+    Args:
+        t_end: the time of pure noise.
 
     Attributes:
-        sums: of each name; the last entry counts steps. Those that were left out do not count.
-        by_time: losses of images [0], and how many they are [1], in each of `BUCKETS`, as shares of a rank's images in
-            a step, so that it does not matter how many ranks there were.
+        sums: of each name; the last entry counts steps.
+        by_time: losses of images [0], and their number [1], in each of `BUCKETS`; as shares of a
+            rank's images in a step, so that the number of ranks does not matter.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device):
+    def __init__(self, names: Sequence[str], device: torch.device, t_end: float = 1.0):
         self.names = names
+        self.t_end = t_end
         self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
         self.by_time = torch.zeros(2, len(BUCKETS), dtype=torch.float64, device=device)
 
-    def add(self, values: Sequence[Tensor], left_out: Tensor) -> None:
-        """One step's numbers, in the order of the names, unless it was left out (1 instead of 0)."""
-        now = torch.stack([*(v.detach().double() for v in values), torch.ones_like(self.sums[-1])])
-        self.sums += torch.where(left_out.bool(), 0, now)
+    def add(self, values: Sequence[Tensor], skipped: Tensor) -> None:
+        """Add one step's numbers, in the order of the names, unless `skipped` is 1."""
+        counted = [*(value.detach().double() for value in values), torch.ones_like(self.sums[-1])]
+        self.sums += torch.where(skipped.bool(), 0, torch.stack(counted))
 
-    def add_losses(self, where: Tensor, losses: Tensor, left_out: Tensor) -> None:
-        """The step's losses [B] of single images at times [B] on the CPU, as shares of the way from data to noise.
+    def add_losses(self, t: Tensor, losses: Tensor, skipped: Tensor) -> None:
+        """Add a step's losses [B] of single images at times [B], which are on the CPU."""
+        bucket = (t / self.t_end * len(BUCKETS)).long().clamp(max=len(BUCKETS) - 1)
+        one_hot = (bucket[:, None] == torch.arange(len(BUCKETS))).double()  # [B, buckets]
+        one_hot = one_hot.to(losses.device, non_blocking=True)
 
-        A product with ones and zeros adds them up, because adding by index is in no fixed order on a GPU.
-        """
-        bucket = (where * len(BUCKETS)).long().clamp(max=len(BUCKETS) - 1)
-        falls = (
-            (bucket[:, None] == torch.arange(len(BUCKETS)))
-            .double()
-            .to(losses.device, non_blocking=True)
-        )  # [B, K]
-        now = (
-            torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
-            @ falls
-            / len(losses)
-        )
-        self.by_time += torch.where(left_out.bool(), 0, now)
+        # A product, because adding by index is in no fixed order on a GPU.
+        rows = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
+        shares = rows @ one_hot / len(losses)
+        self.by_time += torch.where(skipped.bool(), 0, shares)
 
-    def share(self, ranks: Ranks) -> None:
-        """Spread the sums evenly over ranks, whose checkpoint holds them once."""
+    def average_over_ranks(self, ranks: Ranks) -> None:
+        """Give all ranks the same sums, since a checkpoint holds them once."""
         for sums in (self.sums, self.by_time):
             ranks.total(sums).div_(ranks.world)
 
-    def close(self, ranks: Ranks) -> dict[str, float]:
-        """Means over steps and ranks, and over the images of each bucket that has any; starts the next window."""
-        (*sums, steps), (losses, counts) = (
-            ranks.total(part.clone()).tolist() for part in (self.sums, self.by_time)
-        )
+    def compute_and_reset(self, ranks: Ranks) -> dict[str, float]:
+        """Return means over steps and ranks, and over the images of each bucket that has any."""
+        # Copies, since the sums stay on the device, where the next step adds to them.
+        *sums, steps = ranks.total(self.sums.clone()).tolist()
+        losses, counts = ranks.total(self.by_time.clone()).tolist()
         self.sums.zero_()
         self.by_time.zero_()
-        means = (
-            {name: value / steps for name, value in zip(self.names, sums, strict=True)}
-            if steps
-            else {}
-        )
-        return {
-            **means,
-            **{name: loss / n for name, loss, n in zip(BUCKETS, losses, counts, strict=True) if n},
-        }
+
+        # Without a step that counts, as between two skipped ones, there is no mean.
+        means = {}
+        if steps:
+            means = {name: value / steps for name, value in zip(self.names, sums, strict=True)}
+        for name, loss, count in zip(BUCKETS, losses, counts, strict=True):
+            if count:
+                means[name] = loss / count
+        return means

@@ -1,4 +1,4 @@
-"""A run about to start."""
+"""A training about to start: every setting resolved, every object built."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +16,38 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captions
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
-from dit.training.cost.ddp_or_fsdp import ALONE, Choice
+from dit.training.batches import DataStream
+from dit.training.cost.ddp_or_fsdp import Choice
 from dit.training.state import State
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What flags, data and machine leave open, decided: no value is `auto` any more."""
+
+    run: Path
+    checkpoint: Path | None  # to continue from
+    steps: int
+    micro_batch: int  # images that a rank computes at once
+    parallel: Choice  # DDP or FSDP2, and why
+    precision: str  # fp32, bf16 or fp8
+    compiled: bool
 
 
 @dataclass(frozen=True)
 class TrainingSession:
     """What the loop needs, and where it starts."""
 
-    run: Path
+    plan: TrainingPlan
     card: ModelCard
-    ranks: Ranks
-    source: Latents
     autoencoder: Autoencoder
+    captions: Captions | None  # of the data, for --conditioning text
+    stream: DataStream
     state: State
     network: nn.Module  # as DDP and the compiler wrap it
-    process: Process
-    loss: LossFunction  # of that network in that process
-    start: int
-    steps: int
-    parallel: Choice = ALONE  # what ranks hold
-    captions: Captions | None = None  # of the data, for --conditioning text
-    returns: int = 0  # to the checkpoint at `start`, after the run diverged
+    loss: LossFunction  # of that network
+    start: int  # steps done before
+    rollbacks: int = 0  # to the checkpoint at `start`
 
     @property
     def config(self) -> TrainConfig:
@@ -45,19 +55,52 @@ class TrainingSession:
         return self.card.config
 
     @property
+    def ranks(self) -> Ranks:
+        """All processes of the run."""
+        return self.stream.ranks
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.plan.run
+
+    @property
+    def steps(self) -> int:
+        """All steps of the run, those done before included."""
+        return self.plan.steps
+
+    @property
+    def parallel(self) -> Choice:
+        """What ranks hold: everything (DDP), or shares (FSDP2)."""
+        return self.plan.parallel
+
+    @property
+    def source(self) -> Latents:
+        """Latents that the run trains on."""
+        return self.stream.source
+
+    @property
+    def process(self) -> Process:
+        """The noise process."""
+        return self.stream.process
+
+    @property
     def finished(self) -> bool:
         """Whether all steps were done before."""
         return self.start == self.steps
 
+    def position(self, step: int) -> int:
+        """Return the position in the data of step `step`, counted from 1; rollbacks move it."""
+        return step - 1 + int(self.state.guard.offset)
+
     def average(self) -> nn.Module:
-        """The EMA to sample from; where ranks have shares of it a whole copy, which all of them must ask for."""
+        """Return the EMA to sample from; with FSDP2 a full copy, for which all ranks must call."""
         ema = self.state.ema.network
         if not isinstance(ema, FSDPModule):
             return ema
-        network = (
-            build_network(self.card.network).to(self.ranks.device).eval().requires_grad_(False)
-        )
-        network.load_state_dict(
-            {name: full_tensor(tensor) for name, tensor in ema.state_dict().items()}
-        )
+        # Rank 0 samples alone, while a sharded network would wait for the others at each block.
+        network = build_network(self.card.network).to(self.ranks.device)
+        network = network.eval().requires_grad_(False)
+        tensors = {name: full_tensor(tensor) for name, tensor in ema.state_dict().items()}
+        network.load_state_dict(tensors)
         return network

@@ -1,38 +1,33 @@
-"""Steps that would do harm are left out: those with numbers that are not finite, or that leap."""
+"""Skips steps that would do harm: those with numbers that are not finite, or that spike."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-MEMORY = 0.99  # what a step leaves of the weight of those before it, in means and deviations
-ENOUGH = 1 - MEMORY**100  # weight from which on a leap is called one: that of 100 steps
-LOOK = 10  # at least every so many steps the loop asks what was left out
+DECAY = 0.99  # of the weight of earlier steps, in means and deviations
+MIN_WEIGHT = 1 - DECAY**100  # a spike needs statistics of 100 steps
+CHECK_EVERY = 10  # steps, at most, between two checks for skipped ones
 
 
 class SkippedStep(NamedTuple):
-    """A step that was left out, and why."""
+    """A step that was skipped, with its numbers: not finite, or a spike."""
 
     step: int
     loss: float
     grad_norm: float
 
-    @property
-    def finite(self) -> bool:
-        """Whether its numbers were: then it was a leap."""
-        return abs(self.loss) < float("inf") and abs(self.grad_norm) < float("inf")
-
 
 class SpikeGuard:
-    """Judges each step by its loss and the norm of its gradient, on the device, so that nothing waits for the verdict.
+    """Decides by loss and gradient norm which steps to skip, on the device, so that none waits.
 
     Args:
-        spike: standard deviations above the running mean from which on a number leaps; 0: none does.
+        spike: standard deviations above the running mean that make a spike; 0: none is one.
 
     Attributes:
-        moments: float64 [3, 2], running sums of 1, x and x^2 for both numbers, of the steps that were taken.
-        streak: float64 [1], steps left out in a row, until now.
-        offset: int64 [1], batches that were passed over in all, by going back to a checkpoint.
+        moments: float64 [3, 2], running sums of 1, x and x^2 of both numbers, over steps taken.
+        streak: float64 [1], steps skipped in a row, until now.
+        offset: int64 [1], batches of the data passed over by all rollbacks.
     """
 
     def __init__(self, spike: float, device: torch.device):
@@ -40,34 +35,39 @@ class SpikeGuard:
         self.moments = torch.zeros(3, 2, dtype=torch.float64, device=device)
         self.streak = torch.zeros(1, dtype=torch.float64, device=device)
         self.offset = torch.zeros(1, dtype=torch.int64)
-        self._recent = torch.zeros(
-            LOOK, 4, dtype=torch.float64, device=device
-        )  # step, left out, loss, norm
+        # Rows of the last steps: number, whether skipped, loss, gradient norm.
+        self._recent = torch.zeros(CHECK_EVERY, 4, dtype=torch.float64, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it."""
+        """Return what a checkpoint holds of it."""
         return {"moments": self.moments, "streak": self.streak, "offset": self.offset}
 
-    def judge(self, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """1 where this step is to be left out, else 0, float32 []; the numbers are the same on all ranks."""
+    def update(self, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """Return 1 to skip this step, else 0, float32 []; all ranks pass the same numbers."""
         now = torch.stack([loss.detach(), grad_norm.detach()]).double()
-        bad = ~now.isfinite().all() | self._leaps(now)
-        seen = torch.stack([torch.ones_like(now), now, now.square()])
-        self.moments.copy_(torch.where(bad, self.moments, self.moments.lerp(seen, 1 - MEMORY)))
+        bad = ~now.isfinite().all() | self._is_spike(now)
+
+        # `where` keeps the old sums: those with a NaN would never recover.
+        powers = torch.stack([torch.ones_like(now), now, now.square()])
+        updated = self.moments.lerp(powers, 1 - DECAY)
+        self.moments.copy_(torch.where(bad, self.moments, updated))
         self.streak.copy_(torch.where(bad, self.streak + 1, 0))
-        self._recent[step % LOOK] = torch.cat(
-            [torch.stack([bad.new_full((), step, dtype=torch.float64), bad]), now]
-        )
+
+        number = bad.new_full((), step, dtype=torch.float64)
+        self._recent[step % CHECK_EVERY] = torch.cat([torch.stack([number, bad]), now])
         return bad.float()
 
-    def _leaps(self, now: Tensor) -> Tensor:
+    def _is_spike(self, now: Tensor) -> Tensor:
         weight, first, second = self.moments
+        # Divided by their weight, sums that start at 0 are unbiased (1412.6980, section 3).
         mean = first / weight
+        # Var x = E x^2 - (E x)^2, which rounding may leave below 0.
         deviation = (second / weight - mean.square()).clamp(min=0).sqrt()
-        return ((now > mean + self.spike * deviation) & (weight > ENOUGH)).any() & (self.spike > 0)
+        above = (now > mean + self.spike * deviation) & (weight > MIN_WEIGHT)
+        return above.any() & (self.spike > 0)
 
-    def left_out(self) -> list[SkippedStep]:
-        """Steps left out since the last call, in order; waits for the device."""
-        found = sorted(row for row in self._recent.tolist() if row[1])
+    def take_skipped(self) -> list[SkippedStep]:
+        """Return the steps skipped since the last call, in order; waits for the device."""
+        rows = sorted(row for row in self._recent.tolist() if row[1])
         self._recent.zero_()
-        return [SkippedStep(int(step), loss, norm) for step, _, loss, norm in found]
+        return [SkippedStep(int(step), loss, norm) for step, _, loss, norm in rows]

@@ -1,73 +1,83 @@
 """What training changes, and what a checkpoint therefore holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dit.config import TrainConfig
+from dit.diffusion.process import Process
 from dit.diffusion.weighting import LossAwareSampler
 from dit.training.ema import EMA, Average, PowerEMA
+from dit.training.optimizer import build_optimizer, create_moments
 from dit.training.running_means import RunningMeans
 from dit.training.spike_guard import SpikeGuard
 
 
 @dataclass(frozen=True)
 class State:
-    """All that changes in training. Its tensors are a checkpoint; everything else derives from the step number."""
+    """All that changes in training. All else derives from the step number."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     ema: EMA
-    window: RunningMeans
+    means: RunningMeans
     guard: SpikeGuard
-    times: LossAwareSampler | None = None  # of --time-sampling loss-aware
-    profiles: tuple[PowerEMA, ...] = ()  # of --ema-lengths
+    time_sampler: LossAwareSampler | None = None  # of --time-sampling loss-aware
+    power_emas: tuple[PowerEMA, ...] = ()  # of --ema-lengths
 
     @property
     def averages(self) -> tuple[Average, ...]:
         """All networks that follow the trained one."""
-        return self.ema, *self.profiles
+        return self.ema, *self.power_emas
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name, in place: loading into them restores the state."""
+        """Return every tensor by its name in checkpoints; loading into them restores the state."""
         if not self.optimizer.state:
-            _create_moments(self.optimizer)
-        names: dict[Tensor, str] = {
-            parameter: name for name, parameter in self.network.named_parameters()
+            create_moments(self.optimizer)
+        # Prefixes are those of checkpoints, whatever attributes are called today.
+        networks = {"network": self.network, "ema": self.ema.network}
+        networks |= {f"ema-{ema.length:g}": ema.network for ema in self.power_emas}
+
+        tensors = {
+            f"{prefix}.{name}": tensor
+            for prefix, network in networks.items()
+            for name, tensor in network.state_dict().items()
         }
-        moments = {
-            f"optimizer.{names[parameter]}.{key}": value
-            for parameter, values in self.optimizer.state.items()
-            for key, value in values.items()
-        }
-        networks = {
-            "network": self.network,
-            "ema": self.ema.network,
-            **{f"ema-{profile.length:g}": profile.network for profile in self.profiles},
-        }
-        weights = {
-            f"{k}.{name}": v for k, net in networks.items() for name, v in net.state_dict().items()
-        }
-        drawn = (
-            {"times.history": self.times.history, "times.counts": self.times.counts}
-            if self.times
-            else {}
-        )
-        guard = {f"guard.{name}": value for name, value in self.guard.tensors().items()}
-        return {
-            **weights,
-            **moments,
-            **drawn,
-            **guard,
-            "window": self.window.sums,
-            "window.by_time": self.window.by_time,
-        }
+        for name, parameter in self.network.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
+        if self.time_sampler:
+            tensors["times.history"] = self.time_sampler.history
+            tensors["times.counts"] = self.time_sampler.counts
+        tensors |= {f"guard.{name}": value for name, value in self.guard.tensors().items()}
+        tensors["window"] = self.means.sums
+        tensors["window.by_time"] = self.means.by_time
+        return tensors
 
 
-def _create_moments(optimizer: torch.optim.Optimizer) -> None:
-    """An optimizer makes its state in its first step: take one, before the checkpoint is loaded over it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def new_state(
+    network: nn.Module,
+    ema: EMA,
+    power_emas: tuple[PowerEMA, ...],
+    config: TrainConfig,
+    process: Process,
+    terms: Sequence[str],
+    device: torch.device,
+) -> State:
+    """Return the state of a training that has done no step.
+
+    Args:
+        terms: names of the parts of the loss, for the log.
+    """
+    loss_aware = config.time_sampling == "loss-aware"
+    return State(
+        network,
+        build_optimizer(network, config),
+        ema,
+        RunningMeans(("loss", "grad_norm", *terms), device, process.end),
+        SpikeGuard(config.spike, device),
+        LossAwareSampler(int(process.end)) if loss_aware else None,
+        power_emas,
+    )

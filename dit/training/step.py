@@ -1,74 +1,68 @@
 """One optimizer step."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dit.data.order import generator
+from dit.diffusion.objective import LossFunction
 from dit.distributed.device import autocast
 from dit.distributed.parallel import full_tensor, sync_gradients
-from dit.training.batches import Batch, position, share, training_times
-from dit.training.lr_schedule import learning_rate
-from dit.training.session import TrainingSession
+from dit.distributed.ranks import Ranks
+from dit.training.batches import LossInputs
+from dit.training.optimizer import update_weights
+from dit.training.state import State
 
 
-def train_step(session: TrainingSession, batch: Batch, step: int) -> None:
-    """Noise, loss, gradients over all micro-batches, one optimizer step, averages. `step` counts from 1.
+def train_step(
+    state: State,
+    inputs: LossInputs,
+    network: nn.Module,
+    loss_function: LossFunction,
+    *,
+    step: int,
+    lr: float,
+    grad_accum: int,
+    clip: float,
+    precision: str,
+    ranks: Ranks,
+) -> None:
+    """Take optimizer step number `step`, counted from 1, on this rank's share of a batch.
 
-    A step with numbers that are not finite, or that leap, leaves weights and optimizer as they were.
+    A step whose loss or gradient is not finite, or spikes, leaves weights and optimizer unchanged.
+
+    Args:
+        network: `state.network` as DDP and the compiler wrap it; `loss_function` calls it.
+        grad_accum: micro-batches whose gradients are averaged.
+        clip: the largest norm of the gradient; 0 does not clip.
     """
-    config, state, device = session.config, session.state, session.ranks.device
-    posterior_noise, eps = noise(session, position(session, step - 1))
-    x0 = session.autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
-    t, weights = training_times(
-        session, batch, position(session, step - 1)
-    )  # t is looked up on CPU
-    parts = [
-        v.chunk(config.grad_accum)
-        for v in (x0, batch.labels.to(device, non_blocking=True), t, eps, weights)
-    ]
-    losses = []  # of each micro-batch, unweighted
-    logged = torch.zeros(len(state.window.names) - 1, device=device)
-    for i, (*micro, weight) in enumerate(zip(*parts, strict=True)):
-        with (
-            sync_gradients(session.network, i == config.grad_accum - 1),
-            autocast(device, config.precision),
-        ):
-            plain = session.loss(*micro)
-        loss = plain.weighted(weight)
-        (loss.total / config.grad_accum).backward()
-        logged += (
-            torch.stack([loss.total.detach(), *(v.mean() for v in loss.terms.values())])
-            / config.grad_accum
-        )
-        losses.append(plain.each.detach())
-    norm = full_tensor(
-        nn.utils.clip_grad_norm_(state.network.parameters(), config.clip or float("inf"))
-    )
-    left_out = state.guard.judge(step, session.ranks.mean(logged[0]), norm)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step - 1, session.steps)
-    state.optimizer.found_inf = left_out  # type: ignore[attr-defined]  # as torch.amp tells fused optimizers
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    losses = []
+    logged = torch.zeros(len(state.means.names) - 1, device=ranks.device)
+    micro_batches = zip(*(part.chunk(grad_accum) for part in inputs), strict=True)
+    for number, (x0, labels, t, eps, weights) in enumerate(micro_batches, start=1):
+        # Ranks average gradients in the last micro-batch only; DDP decides it in the forward pass.
+        with sync_gradients(network, number == grad_accum), autocast(ranks.device, precision):
+            unweighted = loss_function(x0, labels, t, eps)
+        loss = unweighted.weighted(weights)
+        (loss.total / grad_accum).backward()
+
+        losses.append(unweighted.each.detach())
+        terms = [loss.total.detach(), *(term.mean() for term in loss.terms.values())]
+        logged += torch.stack(terms) / grad_accum
+
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip or float("inf"))
+    norm = full_tensor(norm)
+
+    # Ranks skip the same steps, because they compare the same numbers. Nothing waits for the GPU.
+    skipped = state.guard.update(step, ranks.mean(logged[0]), norm)
+    update_weights(state.optimizer, lr, skipped)
+
     for average in state.averages:
         average.update(state.network, step)
-    state.window.add((logged[0], norm, *logged[1:]), left_out)
-    state.window.add_losses(t / session.process.end, torch.cat(losses), left_out)
-    if state.times:
-        seen = torch.cat(losses).masked_fill(
-            left_out.bool(), torch.inf
-        )  # nothing is remembered of what is left out
-        state.times.update(*session.ranks.gather(torch.stack([t.to(device), seen], dim=1)).cpu().T)
 
-
-def noise(session: TrainingSession, step: int) -> Tensor:
-    """This rank's share of a step's noise, counted from 0: for the posterior and for the process, [2, B, C, h, w].
-
-    Every rank draws for all of them, which is quick, so that image i of a batch meets the same noise on any number.
-    """
-    device = session.ranks.device
-    random = generator(session.config.seed, step, 1, device=device)
-    shape = (2, session.config.global_batch_size, *session.source.shape)
-    return torch.randn(shape, generator=random, device=device)[
-        :, share(session)
-    ].clone()  # so that the others' is freed
+    each = torch.cat(losses)
+    state.means.add((logged[0], norm, *logged[1:]), skipped)
+    state.means.add_losses(inputs.t, each, skipped)
+    if state.time_sampler:
+        # The sampler ignores infinite losses, so that it learns nothing from a skipped step.
+        each = each.masked_fill(skipped.bool(), torch.inf)
+        rows = torch.stack([inputs.t.to(ranks.device), each], dim=1)
+        state.time_sampler.update(*ranks.gather(rows).cpu().T)

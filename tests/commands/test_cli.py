@@ -290,7 +290,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
     def work(config: object, ranks: object) -> None:
         raise error
 
-    monkeypatch.setattr("dit.training.trainer.train", work)
+    monkeypatch.setattr("dit.commands.train.train", work)
     return main(["train"])
 
 
@@ -308,7 +308,7 @@ def test_an_interrupt_that_got_lost_is_heeded(monkeypatch: pytest.MonkeyPatch):
         with stop_on_signals(ranks) as stop:
             asked.append(stop.now())
 
-    monkeypatch.setattr("dit.training.trainer.train", work)
+    monkeypatch.setattr("dit.commands.train.train", work)
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background work begins with it ignored

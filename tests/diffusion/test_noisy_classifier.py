@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers.training import prepared
 from PIL import Image
 
 from dit.cli import main
 from dit.commands.sample import sample
+from dit.commands.train import train
 from dit.commands.train_classifier import settings_for, train_classifier
 from dit.config import ClassifierConfig, SampleConfig, TrainConfig
 from dit.diffusion.classifier import NoisyClassifier
@@ -22,9 +24,9 @@ from dit.runs.card import ModelCard
 from dit.runs.checkpoints import checkpoints, find_weights
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
+from dit.training.card import build_card
+from dit.training.inputs import RunInputs
 from dit.training.monitoring.accuracy import AccuracyCurve
-from dit.training.prepare import build_card, prepare
-from dit.training.trainer import train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -197,7 +199,7 @@ def curve_of(tmp_path, network, process):
     )
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    session = prepare(build_card(config, source), source, autoencoder, Ranks())
+    session = prepared(RunInputs(build_card(config, source), source, autoencoder))
     return (
         AccuracyCurve(session).measure(NoisyClassifier(network, session.process)),
         source,

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 from conftest import torchrun
+from helpers.training import prepared
 
 from dit.build import build_loss
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.diffusion.objective import Loss
 from dit.diffusion.process import DDPM
@@ -18,9 +20,10 @@ from dit.latents.load import build_source
 from dit.runs.checkpoints import latest_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights
-from dit.training.batches import draw_batch, training_times
-from dit.training.prepare import build_card, prepare
-from dit.training.trainer import train, train_step
+from dit.training.batches import read_batch, training_times
+from dit.training.card import build_card
+from dit.training.inputs import RunInputs
+from dit.training.trainer import take_step
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -105,7 +108,7 @@ def a_session(out, **changes):
     config = dataclasses.replace(AWARE, out=out, **changes)
     autoencoder = load_autoencoder(config.vae)
     source = build_source(config, autoencoder)
-    return prepare(build_card(config, source), source, autoencoder, Ranks())
+    return prepared(RunInputs(build_card(config, source), source, autoencoder))
 
 
 def warm(times):
@@ -116,24 +119,24 @@ def warm(times):
 
 def test_a_step_draws_times_weighs_and_stores_losses(tmp_path):
     session, seen = a_session(tmp_path / "run", grad_accum=2), []
-    warm(session.state.times)
+    warm(session.state.time_sampler)
 
     def spy(x0, y, t, eps):
         seen.append(t)
         each = t.float() + 0 * sum(p.sum() for p in session.network.parameters())
         return Loss(each, {"vb": each.detach() / 1000})
 
-    batch = draw_batch(session, 0)
-    expected, weights = training_times(session, batch, 0)
-    before = session.state.times.counts.sum()
-    train_step(dataclasses.replace(session, loss=spy), batch, 1)
+    batch = read_batch(session.stream, 0)
+    expected, weights = training_times(session.stream, session.state.time_sampler, batch, 0)
+    before = session.state.time_sampler.counts.sum()
+    take_step(dataclasses.replace(session, loss=spy), batch, 1)
     assert torch.equal(torch.cat(seen), expected)
     assert not torch.equal(expected, batch.t)
-    assert session.state.times.counts.sum() == before + 16
+    assert session.state.time_sampler.counts.sum() == before + 16
     last = expected.long()[-1] - 1
-    place = (session.state.times.counts[last] - 1) % MEMORY
-    assert session.state.times.history[last, place] == expected[-1]  # unweighted
-    logged = dict(zip(session.state.window.names, session.state.window.sums.tolist(), strict=False))
+    place = (session.state.time_sampler.counts[last] - 1) % MEMORY
+    assert session.state.time_sampler.history[last, place] == expected[-1]  # unweighted
+    logged = dict(zip(session.state.means.names, session.state.means.sums.tolist(), strict=False))
     assert logged["loss"] == pytest.approx((weights * expected).mean().item(), rel=1e-5)
     assert logged["vb"] == pytest.approx(logged["loss"] / 1000, rel=1e-5)
 
@@ -143,15 +146,7 @@ def test_the_gradient_of_the_bound_is_calmer(tmp_path):
     process, session, draws = DDPM(steps=100), a_session(tmp_path / "run"), seeded()
     trained = [p for p in session.network.parameters() if p.requires_grad]
     loss, _ = build_loss(session.config, session.network, process)
-    data = draw_batch(
-        dataclasses.replace(
-            session,
-            card=dataclasses.replace(
-                session.card, config=dataclasses.replace(session.config, global_batch_size=MEMORY)
-            ),
-        ),
-        0,
-    )
+    data = read_batch(dataclasses.replace(session.stream, batch_size=MEMORY), 0)
     losses, gradients = [], []
     for t in range(1, 101):
         eps = torch.randn(MEMORY, 3, 8, 8, generator=draws)
@@ -170,10 +165,11 @@ def test_the_gradient_of_the_bound_is_calmer(tmp_path):
 
 def test_ranks_share_the_times_of_one_process(tmp_path):
     session = a_session(tmp_path / "run")
-    warm(session.state.times)
-    whole = training_times(session, draw_batch(session, 5), 5)
-    halves = [dataclasses.replace(session, ranks=Ranks(rank, 2)) for rank in range(2)]
-    parts = [training_times(half, draw_batch(half, 5), 5) for half in halves]
+    warm(session.state.time_sampler)
+    sampler = session.state.time_sampler
+    whole = training_times(session.stream, sampler, read_batch(session.stream, 5), 5)
+    halves = [dataclasses.replace(session.stream, ranks=Ranks(rank, 2)) for rank in range(2)]
+    parts = [training_times(half, sampler, read_batch(half, 5), 5) for half in halves]
     for one, two in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(one, torch.cat(two))
 
@@ -198,15 +194,16 @@ def test_stored_losses_are_in_the_checkpoint(tmp_path):
     run = train(dataclasses.replace(AWARE, out=tmp_path / "run"), Ranks())
     session = a_session(run, resume=str(run))
     assert session.start == 4
-    assert session.state.times.counts.sum() == 4 * 16
-    assert (session.state.times.history > 0).sum() == 4 * 16
+    assert session.state.time_sampler.counts.sum() == 4 * 16
+    assert (session.state.time_sampler.history > 0).sum() == 4 * 16
 
 
 def test_other_runs_have_no_such_tensors(tmp_path):
     session = a_session(tmp_path / "run", time_sampling="uniform")
-    assert session.state.times is None
+    assert session.state.time_sampler is None
     assert not [name for name in session.state.tensors() if name.startswith("times")]
-    t, weights = training_times(session, batch := draw_batch(session, 0), 0)
+    batch = read_batch(session.stream, 0)
+    t, weights = training_times(session.stream, None, batch, 0)
     assert t is batch.t
     assert torch.equal(weights, torch.ones(16, dtype=torch.float64))
 

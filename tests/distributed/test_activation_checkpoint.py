@@ -13,12 +13,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.build import build_network
+from dit.commands.train import train
 from dit.distributed.activation_checkpoint import activation_checkpointing
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.models.registry import blank_inputs
 from dit.runs.card import NetworkSpec
-from dit.training.trainer import train
 
 CPU = torch.device("cpu")
 MODES = ["selective", "full"]

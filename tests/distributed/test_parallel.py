@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROPORTIONAL, write_run
+from helpers import forked
+from helpers.kills import parts
 from safetensors.torch import load_file
 
-from benchmarks import forked
-from benchmarks.equality import parts
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
 from dit.runs.checkpoints import find_weights, latest_checkpoint, verify_checkpoint
 from dit.runs.metrics import read_metrics
-from dit.training.trainer import train
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)
 TINY = TrainConfig(
@@ -212,7 +212,7 @@ def check_shares(ranks: Ranks, root: Path) -> None:
         return done
 
     stretch, trainer.train_until_done = trainer.train_until_done, keep
-    layout.memory_of = lambda device: (2**40, 2**10)[ranks.rank]
+    layout.available_memory = lambda device: (2**40, 2**10)[ranks.rank]
     train(dataclasses.replace(TINY, out=root / "run", precision="bf16", sample_every=4), ranks)
     state = seen[0].state
     named = dict(state.network.named_parameters())
@@ -229,7 +229,7 @@ def check_shares(ranks: Ranks, root: Path) -> None:
     ]
     assert all(isinstance(m, DTensor) for m in moments)
     assert json.loads((root / "run" / "machine.json").read_text())[0]["parallel"] == "fsdp"
-    layout.memory_of = lambda device: (2**40, 2**30)[ranks.rank]
+    layout.available_memory = lambda device: (2**40, 2**30)[ranks.rank]
     assert layout.choose(seen[0].card, seen[0].autoencoder, None, ranks).parallel == "ddp"
     if ranks.main:
         assert (root / "run" / "samples" / "step-0000004.png").exists()

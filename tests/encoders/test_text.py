@@ -18,6 +18,7 @@ from PIL import Image
 from dit.build import build_network
 from dit.commands.nll import choose, conditioned, measure, nll, open_data
 from dit.commands.sample import sample
+from dit.commands.train import train
 from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.diffusion.guidance import cfg
@@ -33,9 +34,8 @@ from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import generate
 from dit.sampling.load import class_ids, load_run, prompted
 from dit.sampling.pipeline import build_pipeline
+from dit.training.card import build_card
 from dit.training.finetune import initialise
-from dit.training.prepare import build_card
-from dit.training.trainer import train
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 from write_digits_text_encoder import write_digits_encoder
@@ -586,7 +586,7 @@ def test_a_guide_of_another_conditioning_is_refused(run, tiny_run):
 
 
 def test_a_run_records_a_limited_number_of_captions(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("dit.training.prepare.MOST_CAPTIONS", 1)
+    monkeypatch.setattr("dit.training.card.MAX_CAPTIONS", 1)
     config = settings(tmp_path, folder)
     encoder = load_text_encoder(str(folder))
     card = build_card(config, build_source(config, load_autoencoder("identity")), encoder)

@@ -11,7 +11,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "dit.cli",
-        "dit.training.trainer",
+        "dit.commands.train",
         "torch.utils.tensorboard",
         "sklearn.datasets",
         "pytest",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dit.runs.metrics import MACHINE, read_metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 FLAGS = (
     "--vae identity --image-size 8 --model DiT-Ti/4 --global-batch-size 16 --sample-every 0 "

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.networks import changed_images, inputs, perturb, without_gradient
 
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -13,7 +14,6 @@ from dit.models.registry import create_model, multiply_adds, parameters
 from dit.models.unet import UNet
 from dit.runs.card import ModelCard
 from dit.sampling.load import load_run
-from dit.training.trainer import train
 
 SMALL = dict(
     input_size=8,

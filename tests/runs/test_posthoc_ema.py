@@ -13,6 +13,7 @@ from benchmarks import forked
 from dit.cli import main
 from dit.commands.ema import ema
 from dit.commands.info import info
+from dit.commands.train import train
 from dit.config import EmaConfig, SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -27,7 +28,6 @@ from dit.sampling.pipeline import build_pipeline
 from dit.sampling.protocol import protocol
 from dit.training import trainer
 from dit.training.ema import PowerEMA, snapshot_every
-from dit.training.trainer import train
 
 STEPS = 48
 TINY = TrainConfig(
@@ -58,14 +58,14 @@ def small():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, small):
     """A run (read it only), and its weights after every step, [steps, weights] in float64."""
-    seen, real = [], trainer.train_step
+    seen, real = [], trainer.take_step
 
     def watched(session, batch, step):
         real(session, batch, step)
         seen.append(flat(session.state.network.state_dict()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "train_step", watched)
+        patch.setattr(trainer, "take_step", watched)
         out = train(dataclasses.replace(TINY, out=tmp_path_factory.mktemp("run") / "run"), Ranks())
     return out, torch.stack(seen)
 
@@ -123,14 +123,14 @@ def test_the_average_that_sampling_reads_stays_as_it_is(trained, tmp_path):
 
 def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
     """Killed at step 33, two snapshots after its checkpoint; those, and what a later step or half a write left, go."""
-    asked, real = dataclasses.replace(TINY, out=tmp_path / "run", resume="auto"), trainer.train_step
+    asked, real = dataclasses.replace(TINY, out=tmp_path / "run", resume="auto"), trainer.take_step
 
     def killed(session, batch, step):
         if step == 33:
             raise KeyboardInterrupt
         real(session, batch, step)
 
-    monkeypatch.setattr(trainer, "train_step", killed)
+    monkeypatch.setattr(trainer, "take_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(asked, Ranks())
     folder = tmp_path / "run" / FOLDER
@@ -141,7 +141,7 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
         tmp_path / "run" / f"ema-{file_name(0.1, 30)}",
     ):
         file.write_bytes(b"stale")
-    monkeypatch.setattr(trainer, "train_step", real)
+    monkeypatch.setattr(trainer, "take_step", real)
     train(asked, Ranks())
     whole, again = (
         {file.name: flat(load_file(file)) for file in f.glob(posthoc.ANY)}

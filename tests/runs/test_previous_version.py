@@ -11,6 +11,7 @@ import torch
 from dit.commands.info import info
 from dit.commands.sweep import points
 from dit.commands.sweep.points import Keys
+from dit.commands.train import train
 from dit.config import SamplerConfig, from_json
 from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
@@ -26,7 +27,6 @@ from dit.sampling.folder import sample_folder
 from dit.sampling.load import load_run
 from dit.training.monitoring import evaluation as scores
 from dit.training.monitoring.previews import sampler_settings
-from dit.training.trainer import train
 from dit.utils.files import write_json
 
 OLD = Path(__file__).parents[1] / "data" / "run-of-2257fc1"

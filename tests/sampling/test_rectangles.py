@@ -16,6 +16,7 @@ from dit.commands.info import info
 from dit.commands.sample import sample
 from dit.commands.stats import stats
 from dit.commands.sweep.sweep import sweep
+from dit.commands.train import train
 from dit.config import (
     EncodeConfig,
     EvalConfig,
@@ -34,7 +35,6 @@ from dit.sampling.folder import sample_folder
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
-from dit.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 ALONE = Ranks()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.training import prepared
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ from dit.commands.evaluate import evaluate
 from dit.commands.info import info
 from dit.commands.sample import sample
 from dit.commands.sweep.sweep import sweep
+from dit.commands.train import train
 from dit.config import (
     EncodeConfig,
     EvalConfig,
@@ -34,9 +36,9 @@ from dit.runs.checkpoints import find_weights
 from dit.runs.metrics import read_metrics
 from dit.sampling.folder import sample_folder
 from dit.sampling.load import class_ids, load_run
-from dit.training.batches import draw_batch
-from dit.training.prepare import build_card, prepare
-from dit.training.trainer import train
+from dit.training.batches import read_batch
+from dit.training.card import build_card
+from dit.training.inputs import RunInputs
 
 ALONE, COUNT = Ranks(), 12
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -122,8 +124,8 @@ def test_labels_are_the_null_id_whatever_the_data(faces: Path, tmp_path: Path):
             dataclasses.replace(config, label_dropout=0.0, out=tmp_path / "none"), source
         )
         assert card.classes == []
-        session = prepare(card, source, load_autoencoder("identity"), ALONE)
-        assert draw_batch(session, 0).labels.tolist() == [0] * 4
+        session = prepared(RunInputs(card, source, load_autoencoder("identity")))
+        assert read_batch(session.stream, 0).labels.tolist() == [0] * 4
 
 
 def test_classes_of_data_without_any_are_refused(faces: Path):

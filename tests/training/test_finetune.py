@@ -1,4 +1,4 @@
-"""Fine-tuning: starting from another run's EMA, with the same or other classes, for every kind of network."""
+"""Fine-tuning: start from another run's EMA, with the same or other classes."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def trained(folder: Path, *kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_the_same_classes_all_weights_are_taken(tmp_path, kind):
+def test_with_the_same_classes_all_weights_are_loaded(tmp_path, kind):
     network = build_network(card(*kind).network)
     initialise(network, card(*kind), trained(tmp_path, *kind))
     expected = random_weights(card(*kind).network)
@@ -54,43 +54,43 @@ def test_with_the_same_classes_all_weights_are_taken(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_classes", [3, 8])
-def test_with_other_classes_only_what_is_of_classes_starts_afresh(tmp_path, kind, num_classes):
+def test_with_other_classes_only_their_weights_start_fresh(tmp_path, kind, num_classes):
     new = card(*kind, num_classes=num_classes)
     network = build_network(new.network)
     fresh = {name: value.clone() for name, value in network.state_dict().items()}
     initialise(network, new, trained(tmp_path, *kind))
     expected, found = random_weights(card(*kind).network), network.state_dict()
-    afresh = {name for name, value in found.items() if not torch.equal(value, expected[name])}
+    changed = {name for name, value in found.items() if not torch.equal(value, expected[name])}
     if kind[1] == "text":
-        assert afresh == set()
+        assert changed == set()
     elif kind[0].startswith("Classifier"):
-        assert afresh == {"head.weight", "head.bias"}
+        assert changed == {"head.weight", "head.bias"}
         assert torch.equal(found["head.weight"], fresh["head.weight"])
     else:
-        assert afresh == {TABLE}
+        assert changed == {TABLE}
         assert torch.equal(found[TABLE][:-1], fresh[TABLE][:-1])
         assert torch.equal(found[TABLE][-1], expected[TABLE][-1]), "the null label knows all images"
 
 
-def test_from_another_conditioning(tmp_path):
+def test_weights_of_another_conditioning_are_refused(tmp_path):
     weights = trained(tmp_path, "DiT-Ti/4", "in-context")
-    with pytest.raises(
-        UserError, match="trained with --conditioning in-context, not adaln"
-    ) as error:
-        initialise(
-            build_network(card("DiT-Ti/4", "adaln").network), card("DiT-Ti/4", "adaln"), weights
-        )
+    new = card("DiT-Ti/4", "adaln")
+    message = "trained with --conditioning in-context, not adaln"
+    with pytest.raises(UserError, match=message) as error:
+        initialise(build_network(new.network), new, weights)
     assert error.value.do == "pass --conditioning in-context"
 
 
-def test_from_another_network(tmp_path):
-    said = "has a network of model UNet-S, not DiT-Ti/4; learned variance no, not yes; attention at the usual, not 4 2;"
+def test_weights_of_another_network_are_refused(tmp_path):
     new = card("DiT-Ti/4")
     spec = replace(new.network, learn_sigma=True, unet_attention=(4, 2))
-    with pytest.raises(UserError, match=said):
-        initialise(
-            build_network(new.network), replace(new, network=spec), trained(tmp_path, "UNet-S")
-        )
+    weights = trained(tmp_path, "UNet-S")
+    message = (
+        "has a network of model UNet-S, not DiT-Ti/4; learned variance no, not yes; attention at "
+        "the usual, not 4 2;"
+    )
+    with pytest.raises(UserError, match=message):
+        initialise(build_network(new.network), replace(new, network=spec), weights)
 
 
 def test_every_part_of_a_network_is_compared():

@@ -1,4 +1,4 @@
-"""Stopping a run so that it can go on."""
+"""Stop a run on a signal, so that it can be resumed."""
 
 import signal
 from collections.abc import Iterator
@@ -12,62 +12,64 @@ from torch import nn
 from dit.distributed.ranks import Ranks
 
 
-class Left(Exception):
-    """Work that can be left was left, for training should save and end."""
+class Preempted(Exception):
+    """A signal interrupted work that training can do without, so that it saves and ends."""
 
 
 class Stop:
     """Whether SIGTERM or SIGINT asked training to save and end; a second SIGINT ends it at once."""
 
     def __init__(self, ranks: Ranks):
-        self.ranks, self.asked = ranks, False
-        self._voting: tuple[torch.Tensor, dist.Work] | None = None
+        self.ranks = ranks
+        self.asked = False
+        self._vote: tuple[torch.Tensor, dist.Work] | None = None
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
+        """Handle a signal."""
         self.asked = True
+        # The next Ctrl-C raises KeyboardInterrupt at once.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def now(self) -> bool:
-        """Whether to stop after this step, the same answer on all ranks: they vote, and heed the vote of the step
-        before, for which nobody has to wait."""
+        """Whether to stop after this step, the same on all ranks.
+
+        They vote, and follow the vote of the step before, for which none has to wait.
+        """
         if self.ranks.world == 1:
             return self.asked
-        vote = torch.tensor(float(self.asked))  # on the CPU, so that no GPU is waited for either
-        counted, self._voting = self._counted(), (vote, dist.all_reduce(vote, async_op=True))
-        return counted
+        vote = torch.tensor(float(self.asked))  # on the CPU, so that no GPU is waited for
+        stop = self.finish_vote()
+        self._vote = vote, dist.all_reduce(vote, async_op=True)
+        return stop
 
-    def heed(self) -> None:
-        """In the midst of work that can be left: leave it where a signal has come, on all ranks; all of them must ask.
+    def finish_vote(self) -> bool:
+        """Return the outcome of the vote under way; False if there is none."""
+        if self._vote is None:
+            return False
+        votes, work = self._vote
+        work.wait()
+        return bool(votes)
 
-        Raises:
-            Left: on all ranks alike.
-        """
+    def on_batch(self) -> None:
+        """Raise `Preempted` on all ranks if any got a signal; all ranks call it, as often."""
         if self.ranks.maximum(torch.tensor(float(self.asked))):
-            raise Left
+            raise Preempted
 
     @contextmanager
-    def leaving(self, network: nn.Module) -> Iterator[None]:
-        """Work of this rank alone, which a signal to it ends before the next call of a network."""
+    def interrupting(self, network: nn.Module) -> Iterator[None]:
+        """End the block before the next call of a network once this rank got a signal."""
 
-        def look(*_: object) -> None:
+        def check(*_: object) -> None:
             if self.asked:
-                raise Left
+                raise Preempted
 
-        hook = network.register_forward_pre_hook(look)
+        # A grid takes dozens of calls, so that a signal ends it soon.
+        hook = network.register_forward_pre_hook(check)
         try:
-            with suppress(Left):
+            with suppress(Preempted):
                 yield
         finally:
             hook.remove()
-
-    def _counted(self) -> bool:
-        """The outcome of the vote under way, if there is one."""
-        if self._voting is None:
-            return False
-        votes, work = self._voting
-        work.wait()
-        return bool(votes)
 
 
 @contextmanager
@@ -75,12 +77,12 @@ def stop_on_signals(ranks: Ranks) -> Iterator[Stop]:
     """Turn SIGTERM and SIGINT into a `Stop` inside the block."""
     stop = Stop(ranks)
     before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    stop.asked |= getattr(
-        before[signal.SIGINT], "asked", False
-    )  # while training started, and got lost there
+
+    # A Ctrl-C that a library swallowed while training started; the handler of `cli` remembers it.
+    stop.asked |= getattr(before[signal.SIGINT], "asked", False)
     try:
         yield stop
-        stop._counted()
+        stop.finish_vote()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

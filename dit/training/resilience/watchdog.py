@@ -1,4 +1,4 @@
-"""Ends a run that hangs, and says which rank does; tells of ranks that are lost."""
+"""Ends a run that hangs, and reports which rank does; reports ranks that are lost."""
 
 import faulthandler
 import os
@@ -17,202 +17,213 @@ from dit.distributed.ranks import Ranks
 from dit.errors import PeerLost
 
 HUNG = 4  # exit code
-BEAT = 2.0  # seconds between signs of life
-LISTEN = 3  # beats for which the others are listened to
-HEARD = 30  # beats after which the others are no longer waited for
-PLACES = (
-    "waiting for a batch",
-    "computing",
-    "writing a checkpoint",
-    "between steps",
-)  # in the order of a step
+INTERVAL = 2.0  # seconds between heartbeats
+SILENT_AFTER = 3  # intervals without a heartbeat that make a rank silent
+WAIT_FOR_OTHERS = 30  # intervals, at most, until the other ranks have read the verdict
+SECTIONS = ("waiting for a batch", "computing", "writing a checkpoint", "between steps")
+UNWATCHED = SECTIONS.index("between steps")  # as while rank 0 scores or samples
 
 
-class Sign(NamedTuple):
-    """Of life: where a rank's loop is, and how often its watchdog has spoken."""
+class Heartbeat(NamedTuple):
+    """Where a rank's loop is, and how many heartbeats it has sent."""
 
     step: int
-    place: int
-    beats: int
+    section: int  # index of `SECTIONS`, which are in the order of a step
+    sent: int
 
 
 class Verdict(NamedTuple):
-    """Which ranks hold up a run, in words, and how many ranks are able to hear that."""
+    """Which ranks hold up a run, and how many ranks will read that."""
 
-    said: str
-    hearers: int = 1
+    message: str
+    readers: int = 1
 
 
 class Watchdog:
-    """A thread on each rank that knows where the loop is, and tells the others.
+    """A thread on each rank that sends heartbeats, and ends the run when its loop hangs.
 
-    Where a loop stays in one place for longer than `patience` seconds, its watchdog asks for all ranks' signs twice: a
-    rank that has stopped to speak is dead or frozen, else the one that is furthest behind keeps the others waiting.
+    When a loop stays in one section for longer than `timeout` seconds, its watchdog reads all
+    ranks' heartbeats twice. A rank without a new one is dead or frozen; else the rank that is
+    furthest behind holds up the others.
     """
 
-    def __init__(self, ranks: Ranks, patience: float):
-        self.ranks, self.patience = ranks, patience
-        self._place, self._inside = (
-            (0, len(PLACES) - 1),
-            False,
-        )  # step and place; whether it is watched now
-        self._since, self._beats, self._over = time.monotonic(), 0, threading.Event()
-        self._store, self.ending = _store(ranks), False
+    def __init__(self, ranks: Ranks, timeout: float):
+        self.ranks = ranks
+        self.timeout = timeout
+        self.ending = False
+        self._at = (0, UNWATCHED)  # step and section, in one so that both change at once
+        self._since = time.monotonic()
+        self._sent = 0
+        self._closed = threading.Event()
+        self._store = _connect(ranks)
 
     @property
     def step(self) -> int:
-        """That the loop is at."""
-        return self._place[0]
+        """The step that the loop is at."""
+        return self._at[0]
+
+    @property
+    def watched(self) -> bool:
+        """Whether the loop is in a section that is watched."""
+        return self._at[1] != UNWATCHED
 
     @contextmanager
-    def at(self, step: int, place: str) -> Iterator[None]:
-        """The loop is there until the block ends."""
-        self._since, self._place, self._inside = time.monotonic(), (step, PLACES.index(place)), True
+    def at(self, step: int, section: str) -> Iterator[None]:
+        """Watch this section of this step until the block ends."""
+        self._since = time.monotonic()
+        self._at = (step, SECTIONS.index(section))
         try:
             yield
         finally:
-            self._place, self._inside = (step, len(PLACES) - 1), False
+            self._at = (step, UNWATCHED)
 
-    def watch(self) -> None:
-        """The thread."""
-        self._speak()
-        while not self._over.wait(BEAT):
-            self._speak()
-            if self._inside and time.monotonic() - self._since > self.patience:
-                self._end()
+    def run(self) -> None:
+        """Send heartbeats and watch, until closed; the thread runs this."""
+        self._send()
+        while not self._closed.wait(INTERVAL):
+            self._send()
+            if self.watched and time.monotonic() - self._since > self.timeout:
+                self._end_run()
 
     def close(self) -> None:
         """Stop watching."""
-        self._over.set()
+        self._closed.set()
 
-    def _speak(self) -> None:
-        self._beats += 1
+    def _send(self) -> None:
+        self._sent += 1
         if self._store:
             with suppress(dist.DistError):  # rank 0 has ended, and its store with it
-                self._store.set(
-                    f"sign-{self.ranks.rank}", ",".join(map(str, (*self._place, self._beats)))
-                )
+                text = ",".join(map(str, (*self._at, self._sent)))
+                self._store.set(f"heartbeat-{self.ranks.rank}", text)
 
-    def _signs(self) -> list[Sign]:
+    def _read_all(self) -> list[Heartbeat]:
         if not self._store:
-            return [Sign(*self._place, self._beats)]
-        keys = [f"sign-{rank}" for rank in range(self.ranks.world)]
-        return [Sign(*map(int, sign.decode().split(","))) for sign in self._store.multi_get(keys)]
+            return [Heartbeat(*self._at, self._sent)]
+        keys = [f"heartbeat-{rank}" for rank in range(self.ranks.world)]
+        texts = [value.decode() for value in self._store.multi_get(keys)]
+        return [Heartbeat(*map(int, text.split(","))) for text in texts]
 
-    def _end(self) -> None:
-        """Say who is to blame and where this process hangs, and end it, for its main thread can not."""
+    def _end_run(self) -> None:
+        """Print the verdict and where this process hangs, and end it; its main thread can not."""
         since = self._since
         try:
-            found = self._blame(since)
+            verdict = self._agree_on_verdict(since)
         except dist.DistError:
-            said = (
-                f"nothing has moved for {self.patience:g} s in step {self._place[0]} on rank {self.ranks.rank}, "
-                "and the other ranks can not be heard; continue with --resume"
+            message = (
+                f"nothing has moved for {self.timeout:g} s in step {self.step} on rank "
+                f"{self.ranks.rank}, and the other ranks do not answer; continue with --resume"
             )
-            found = Verdict(said, self.ranks.world)
-        if self._since != since or not self._inside:
-            return  # it went on meanwhile
+            verdict = Verdict(message, self.ranks.world)
+        if self._since != since or not self.watched:
+            return  # the loop moved meanwhile
+
+        # The main thread may hang in a call that no exception reaches, so the process exits.
         self.ending = True
-        print(f"error: {found.said}", file=sys.stderr, flush=True)
+        print(f"error: {verdict.message}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr)
-        self._wait_for_the_others(found.hearers)
+        self._wait_for_readers(verdict.readers)
         os._exit(HUNG)
 
-    def _wait_for_the_others(self, hearers: int) -> None:
-        """Until they have heard the verdict: wires end with this rank, and without torchrun the store with rank 0."""
-        if self._store:
-            with suppress(dist.DistError):
-                heard = self._store.add("heard", 1)
-                for _ in range(HEARD):
-                    if heard >= hearers:
-                        break
-                    time.sleep(BEAT)
-                    heard = self._store.add("heard", 0)
+    def _wait_for_readers(self, readers: int) -> None:
+        """Wait until the others have the verdict: this rank's connections, or its store, end."""
+        if not self._store:
+            return
+        with suppress(dist.DistError):
+            done = self._store.add("readers", 1)
+            for _ in range(WAIT_FOR_OTHERS):
+                if done >= readers:
+                    break
+                time.sleep(INTERVAL)
+                done = self._store.add("readers", 0)
 
-    def _blame(self, since: float) -> Verdict:
-        """The verdict, of the first rank that comes to one and has not moved since."""
+    def _agree_on_verdict(self, since: float) -> Verdict:
+        """Return the verdict of the first rank that reaches one and has not moved since."""
         if self._store and self._store.check(["verdict"]):
-            return _received(self._store.get("verdict"))
-        before = self._signs()
-        for _ in range(LISTEN):
-            time.sleep(BEAT)
-            self._speak()
-        found = verdict(before, self._signs(), self.patience)
+            return _parse(self._store.get("verdict"))
+        before = self._read_all()
+        for _ in range(SILENT_AFTER):
+            time.sleep(INTERVAL)
+            self._send()
+        verdict = find_verdict(before, self._read_all(), self.timeout)
         if not self._store or self._since != since:
-            return found
-        return _received(self._store.compare_set("verdict", "", f"{found.hearers} {found.said}"))
+            return verdict
+        # The first rank to write decides for all, so that they print the same.
+        text = f"{verdict.readers} {verdict.message}"
+        return _parse(self._store.compare_set("verdict", "", text))
 
 
-def _received(verdict: bytes) -> Verdict:
-    hearers, said = verdict.decode().split(" ", 1)
-    return Verdict(said, int(hearers))
+def _parse(text: bytes) -> Verdict:
+    readers, message = text.decode().split(" ", 1)
+    return Verdict(message, int(readers))
 
 
-def verdict(before: list[Sign], after: list[Sign], patience: float) -> Verdict:
-    """By two signs of life of each rank. One that is silent, or at work where it is not watched, will not hear it."""
-    silent = [
-        rank
-        for rank, (old, new) in enumerate(zip(before, after, strict=True))
-        if old.beats == new.beats
-    ]
-    behind = min((sign.step, sign.place) for sign in after)
-    late = [rank for rank, sign in enumerate(after) if (sign.step, sign.place) == behind]
+def find_verdict(before: list[Heartbeat], after: list[Heartbeat], timeout: float) -> Verdict:
+    """Return the verdict from two heartbeats of each rank.
+
+    Ranks that are silent, or in a section that is not watched, will not read it.
+    """
+    pairs = enumerate(zip(before, after, strict=True))
+    # A dead rank explains why the others wait, so it is named first.
+    silent = [rank for rank, (old, new) in pairs if old.sent == new.sent]
+    behind = min((beat.step, beat.section) for beat in after)
+    late = [rank for rank, beat in enumerate(after) if (beat.step, beat.section) == behind]
+    watched = [rank for rank, beat in enumerate(after) if beat.section != UNWATCHED]
+
     blamed = silent or late
-    hearers = sum(
-        rank not in silent and PLACES[sign.place] != "between steps"
-        for rank, sign in enumerate(after)
-    )
-    rank, verb = ("rank", "is") if len(blamed) == 1 else ("ranks", "are")
-    what = "without a sign of life" if silent else PLACES[behind[1]]
+    ranks = "rank" if len(blamed) == 1 else "ranks"
+    verb = "is" if len(blamed) == 1 else "are"
+    numbers = ", ".join(map(str, blamed))
+    what = "without a sign of life" if silent else SECTIONS[behind[1]]
     return Verdict(
-        f"nothing has moved for {patience:g} s: {rank} {', '.join(map(str, blamed))} of {len(after)} {verb} "
-        f"{what} in step {after[blamed[0]].step}; "
-        "expected a step within --timeout; look at that rank's machine, and continue with --resume",
-        hearers,
+        f"nothing has moved for {timeout:g} s: {ranks} {numbers} of {len(after)} {verb} {what} in "
+        f"step {after[blamed[0]].step}; expected a step within --timeout; check the machine of "
+        f"that rank, and continue with --resume",
+        len(set(watched) - set(silent)),
     )
 
 
-def _store(ranks: Ranks) -> dist.Store | None:
-    """Where ranks leave their signs; a client of its own, for the loop's may be blocked."""
+def _connect(ranks: Ranks) -> dist.Store | None:
+    """Return a connection to the store of heartbeats; its own, for the loop's may be blocked."""
     if ranks.world == 1 or not ranks.store:
         return None
     store = ranks.store.clone()
     store.set_timeout(timedelta(seconds=60))
-    return dist.PrefixStore(f"{ranks.place}-watchdog", store)
+    return dist.PrefixStore(f"{ranks.generation}-watchdog", store)
 
 
 @contextmanager
 def watchdog(ranks: Ranks, minutes: float) -> Iterator[Watchdog]:
-    """A watchdog at work inside the block; 0 minutes: one that never bites.
+    """Run a watchdog inside the block; with 0 minutes it never ends the run.
 
     Raises:
-        PeerLost: another rank has ended, and this one noticed in talking to it.
+        PeerLost: another rank has ended, which this one noticed in communication.
     """
     dog = Watchdog(ranks, 60 * minutes)
-    thread = threading.Thread(target=dog.watch, daemon=True)
+    thread = threading.Thread(target=dog.run, daemon=True)
     if minutes:
         thread.start()
     try:
         yield dog
     except RuntimeError as error:
-        if ranks.world == 1 or not _of_the_wire(error):
+        if ranks.world == 1 or not _is_communication(error):
             raise
         if dog.ending:
-            thread.join()  # it has said why, and ends this process
-        lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step} ({cause(error)})"
+            thread.join()  # it has printed why, and ends this process
+        lost = f"rank {ranks.rank} of {ranks.world} lost another rank in step {dog.step}"
         raise PeerLost(
-            f"{lost}; expected all ranks to go on; look for what that rank said last, and continue with "
-            "--resume"
+            f"{lost} ({short_cause(error)}); expected all ranks to continue; see the last lines "
+            "that rank printed, and continue with --resume"
         ) from error
     finally:
         dog.close()
 
 
-def cause(error: RuntimeError) -> str:
-    """What gloo says of a connection, without the place in its source code and its good wishes."""
-    return re.sub(r"\[\S*/\S*:\d+\]|GLHF!\W*", "", str(error).splitlines()[0]).strip(" .")
+def short_cause(error: RuntimeError) -> str:
+    """Return gloo's description of a connection, without its source line and its greeting."""
+    first = str(error).splitlines()[0]
+    return re.sub(r"\[\S*/\S*:\d+\]|GLHF!\W*", "", first).strip(" .")
 
 
-def _of_the_wire(error: RuntimeError) -> bool:
-    """Whether ranks could not talk: gloo has no class of errors of its own."""
+def _is_communication(error: RuntimeError) -> bool:
+    """Whether ranks failed to communicate: gloo has no class of errors of its own."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import load_text_encoder
@@ -16,7 +17,6 @@ from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.ddp_or_fsdp import frozen_bytes
 from dit.training.cost.dry_run import budget
 from dit.training.cost.memory import estimate
-from dit.training.trainer import train
 
 TINY = TrainConfig(
     model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, dry_run=True

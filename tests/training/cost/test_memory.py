@@ -14,9 +14,9 @@ from dit.build import build_network
 from dit.distributed.device import available_memory, main_memory
 from dit.models.registry import blank_inputs, parameters
 from dit.runs.card import NetworkSpec
-from dit.training.batches import draw_batch
+from dit.training.batches import read_batch
 from dit.training.cost.memory import PARTS, Layout, Ledger, Step, enter, estimate, sharded
-from dit.training.trainer import train_step
+from dit.training.trainer import take_step
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -39,11 +39,11 @@ def total(**settings):
 
 def watched(session):
     """A step of the trainer on real tensors: bytes of each part at its peak, EMA aside."""
-    train_step(session, draw_batch(session, 0), 1)  # AdamW makes its moments
-    ledger, batch = Ledger(), draw_batch(session, 1)
+    take_step(session, read_batch(session.stream, 0), 1)  # AdamW makes its moments
+    ledger, batch = Ledger(), read_batch(session.stream, 1)
     enter(ledger, session.state.network, session.state.optimizer, [])
     with ledger:
-        train_step(session, batch, 2)
+        take_step(session, batch, 2)
     return max(ledger.rows, key=sum)
 
 

@@ -20,12 +20,12 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.card import NetworkSpec
-from dit.training.batches import draw_batch
+from dit.training.batches import read_batch
 from dit.training.cost.cluster import RING, START, TREE, Cluster
 from dit.training.cost.memory import estimate
 from dit.training.cost.planning import RESERVE, Planned, columns, describe, planned
 from dit.training.cost.step_time import Work, seconds, traffic
-from dit.training.step import train_step
+from dit.training.trainer import take_step
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)
 TINY = PlanConfig(model="DiT-Ti/4", image_size=64, gpus=(2,), global_batch_size=64)
@@ -102,9 +102,9 @@ def send(ranks: Ranks, out: Path, precision: str, accum: int) -> None:
         )
         session = session_of(settings, ranks, str(out / way))
         for step in (1, 2):  # DDP makes its buckets anew after the first
-            batch = draw_batch(session, step - 1)
+            batch = read_batch(session.stream, step - 1)
             with Sent(ranks.world) as sent:
-                train_step(session, batch, step)
+                take_step(session, batch, step)
         found[way] = sent.bytes
     if ranks.main:
         (out / "sent.json").write_text(json.dumps(found))

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from benchmarks import forked
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
@@ -22,7 +23,6 @@ from dit.training.monitoring import metrics as metrics_log
 from dit.training.monitoring.metrics import Stopwatch, score_tag, tag
 from dit.training.monitoring.update_ratio import update_ratio
 from dit.training.running_means import BUCKETS, RunningMeans
-from dit.training.trainer import train
 
 TINY = TrainConfig(
     model="DiT-Ti/4",
@@ -66,9 +66,14 @@ def test_losses_fall_into_the_bucket_of_their_time():
     window.add([torch.tensor(1.0)], taken)
     window.add_losses(times, torch.tensor([1.0, 3.0, 5.0, 7.0, 11.0]), taken)
     window.add_losses(times, torch.full((5,), float("nan")), left_out)
-    assert window.close(Ranks()) == {"loss": 1.0, BUCKETS[0]: 2.0, BUCKETS[1]: 5.0, BUCKETS[4]: 9.0}
+    assert window.compute_and_reset(Ranks()) == {
+        "loss": 1.0,
+        BUCKETS[0]: 2.0,
+        BUCKETS[1]: 5.0,
+        BUCKETS[4]: 9.0,
+    }
     window.add([torch.tensor(2.0)], taken)
-    assert window.close(Ranks()) == {"loss": 2.0}
+    assert window.compute_and_reset(Ranks()) == {"loss": 2.0}
 
 
 def test_a_run_logs_all_of_it_and_losses_by_time_make_up_the_loss(tmp_path, monkeypatch):
@@ -140,10 +145,12 @@ def log_on_ranks(ranks, folder):
     window.add([torch.tensor(1.0 + ranks.rank)], taken)
     times = torch.tensor([0.1, 0.3 + 0.4 * ranks.rank]).double()
     window.add_losses(times, torch.tensor([1.0, 2.0]) + ranks.rank, taken)
-    window.share(ranks)  # as a checkpoint does
+    window.average_over_ranks(ranks)  # as a checkpoint does
     window.add_losses(torch.tensor([0.1, 0.1]).double(), torch.tensor([6.0, 6.0]), taken)
     sharded = ratio(init_device_mesh("cpu", (2,)))
-    (folder / f"{ranks.rank}").write_text(json.dumps([window.close(ranks), ratio(None), sharded]))
+    (folder / f"{ranks.rank}").write_text(
+        json.dumps([window.compute_and_reset(ranks), ratio(None), sharded])
+    )
 
 
 def test_ranks_add_up_their_losses_by_time_and_their_parts_of_the_weights(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -15,7 +16,6 @@ from dit.models.dit import SIZES
 from dit.runs.metrics import read_metrics
 from dit.training.monitoring import trackers as boards
 from dit.training.monitoring.trackers import LAYOUT, TensorBoard, require_wandb
-from dit.training.trainer import train
 
 TINY = TrainConfig(
     model="DiT-Ti/4",

@@ -1,4 +1,4 @@
-"""Encoding that is killed ends as if it had not been: every source, in the middle of a shard."""
+"""Encoding killed in the middle of a shard is finished to the same bytes, for every source."""
 
 import io
 import json
@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pytest
 import webdataset
+from helpers import forked
 from PIL import Image
 
-from benchmarks import forked
 from dit.commands.encode import encode
 from dit.config import EncodeConfig
 from dit.distributed.ranks import Ranks
@@ -22,7 +22,7 @@ COUNT = 22
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def sources(tmp_path_factory):
     """The same images in a folder, in tar shards and in parquet files."""
     root = tmp_path_factory.mktemp("data")
     for name in ("folder", "tars", "parquet"):
@@ -58,12 +58,12 @@ def settings(data, out, streaming):
 
 
 def contents(out):
-    """Bytes of arrays, and of all that is told of them but where a stream stood: `datasets` has many words for that."""
+    """Bytes of arrays, and entries of files but the position in a stream, which may differ."""
     arrays = {path.name: path.read_bytes() for path in out.glob("*.npy")}
-    told = {path.name: json.loads(path.read_text()) for path in out.glob("*.json")}
-    for note in told.values():
-        note.pop("position", None)
-    return arrays | told
+    entries = {path.name: json.loads(path.read_text()) for path in out.glob("*.json")}
+    for file in entries.values():
+        file.pop("position", None)
+    return arrays | entries
 
 
 def encode_slowly(config):
@@ -95,15 +95,15 @@ def kill_in_shard(number, config):
     ("name", "streaming"),
     [("folder", False), ("tars", False), ("parquet", False), ("parquet", True)],
 )
-def test_a_killed_encoding_goes_on_to_the_same_bytes(places, tmp_path, name, streaming):
-    whole = encode(settings(places / name, tmp_path / "whole", streaming), Ranks())
+def test_a_killed_encoding_is_finished_to_the_same_bytes(sources, tmp_path, name, streaming):
+    expected = encode(settings(sources / name, tmp_path / "expected", streaming), Ranks())
     out = tmp_path / "killed"
-    kill_in_shard(1, settings(places / name, out, streaming))
+    kill_in_shard(1, settings(sources / name, out, streaming))
     with pytest.raises(UserError, match="run dit encode again to finish"):
         LatentStore(out)
     before = (out / "shard-00000.npy").stat().st_mtime_ns
-    encode(settings(places / name, out, streaming), Ranks())
-    assert contents(out) == contents(whole)
+    encode(settings(sources / name, out, streaming), Ranks())
+    assert contents(out) == contents(expected)
     assert (out / "shard-00000.npy").stat().st_mtime_ns == before
     assert not list(out.glob("*.tmp"))
 
@@ -112,8 +112,8 @@ def encode_on_ranks(ranks, config):
     encode(config, ranks)
 
 
-def test_two_ranks_share_a_stream(places, tmp_path):
-    whole = encode(settings(places / "parquet", tmp_path / "whole", True), Ranks())
-    two = settings(places / "parquet", tmp_path / "two", True)
+def test_two_ranks_share_a_stream(sources, tmp_path):
+    expected = encode(settings(sources / "parquet", tmp_path / "expected", True), Ranks())
+    two = settings(sources / "parquet", tmp_path / "two", True)
     forked.run(2, encode_on_ranks, two)
-    assert contents(two.out) == contents(whole)
+    assert contents(two.out) == contents(expected)

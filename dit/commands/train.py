@@ -1,0 +1,71 @@
+"""The command `dit train`, or train.py: train, or continue, a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dit.config import TrainConfig
+from dit.distributed.ranks import Ranks
+from dit.runs.card import ModelCard
+from dit.training.cost.dry_run import describe
+from dit.training.finetune import find_origin
+from dit.training.inputs import RunInputs, check, load_inputs
+from dit.training.prepare import prepare
+from dit.training.resilience.preemption import stop_on_signals
+from dit.training.resolve import resolve
+from dit.training.run_directory import note_start, with_restart, write_card
+from dit.training.session import TrainingPlan
+from dit.training.summary import print_header, print_summary
+from dit.training.trainer import train_with_rollback
+
+if TYPE_CHECKING:
+    from dit.training.monitoring.evaluation import EvalTarget
+
+
+def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None) -> Path | None:
+    """Train, or continue, a run; return its directory, or None after a dry run.
+
+    Args:
+        parent_card: of a run whose latent statistics and classes this one shares.
+
+    Raises:
+        UserError: settings, data or files that do not fit; numbers that are not finite.
+    """
+    config = with_restart(asked, ranks)
+    last = check(config, ranks)
+    inputs = load_inputs(config, ranks, last, parent_card)
+    target = choose_eval_target(config, ranks)
+    plan = resolve(inputs, ranks)
+    if config.dry_run:
+        dry_run(inputs, plan, ranks)
+        return None
+
+    session = prepare(inputs, plan, ranks)
+    scores = target.prepare(session) if target else None
+    with ranks.alone_in(session.run), stop_on_signals(ranks) as stop:
+        if ranks.main:
+            if not session.finished:
+                print_header(session)
+            write_card(session.run, session.card, session.finished)
+        note_start(session.run, asked, ranks)
+        done = train_with_rollback(session, scores, stop)
+    if ranks.main:
+        print_summary(session, done)
+    return session.run
+
+
+def choose_eval_target(config: TrainConfig, ranks: Ranks) -> "EvalTarget | None":
+    """Return what --eval-every compares with; without it, no code of evaluation is imported."""
+    if not config.eval_every:
+        return None
+    from dit.training.monitoring import evaluation
+
+    return evaluation.choose_eval_target(config, ranks)
+
+
+def dry_run(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> None:
+    """Print what the run would train."""
+    card, autoencoder = inputs.card, inputs.autoencoder
+    if card.config.init and not plan.checkpoint:
+        find_origin(card, card.config.init)
+    if ranks.main:
+        print(describe(card, inputs.source, autoencoder, ranks, plan.parallel, inputs.encoder))

@@ -1,0 +1,106 @@
+"""Describe the network that a configuration trains on its data, and check that they fit."""
+
+from dataclasses import replace
+
+from dit.build import require_size
+from dit.config import TrainConfig
+from dit.encoders.text import TextEncoder
+from dit.errors import UserError
+from dit.latents.store import Latents
+from dit.models.registry import is_classifier
+from dit.runs.card import ModelCard, NetworkSpec, class_mismatch
+from dit.utils.hub import absolute_if_local
+from dit.utils.image_size import size_of
+
+MAX_CAPTIONS = 10_000  # that a card keeps of its data
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with absolute paths of other networks, to be found from anywhere."""
+    encoder = config.text_encoder and absolute_if_local(config.text_encoder)
+    return replace(config, vae=absolute_if_local(config.vae), text_encoder=encoder)
+
+
+def build_card(
+    config: TrainConfig,
+    source: Latents,
+    encoder: TextEncoder | None = None,
+    parent_card: ModelCard | None = None,
+) -> ModelCard:
+    """Return the card of the network that this configuration trains on this data.
+
+    Args:
+        parent_card: of a network whose latent statistics and classes it shares; statistics are
+            measured on the data unless given.
+    """
+    config = with_absolute_paths(config)
+    in_data = len(source.classes)
+    num_classes = in_data if config.num_classes is None else config.num_classes
+    _check_classes(config, num_classes, in_data, parent_card)
+
+    channels, *size = source.shape
+    spec = NetworkSpec(
+        model=config.model,
+        input_size=size_of(*size),
+        in_channels=channels,
+        num_classes=num_classes,
+        learn_sigma=config.learn_sigma,
+        conditioning=config.conditioning,
+        text_width=encoder.width if encoder else None,
+        unet_attention=config.unet_attention,
+    )
+    require_size(config.image_size, spec, config.vae)
+
+    # A set of captions may have millions; the card keeps enough to show.
+    classes = source.classes if num_classes else []
+    card = ModelCard(
+        config=config,
+        network=spec,
+        classes=classes[:MAX_CAPTIONS] if encoder else classes,
+        text_encoder_sha256=encoder.checksum if encoder else None,
+    )
+    if parent_card and (mismatch := class_mismatch(card, parent_card)):
+        label, theirs, ours = mismatch
+        raise UserError(
+            f"--data {config.data} has class {label} {theirs!r}, the run has {ours!r}",
+            "the same classes for both",
+            "name the subfolders as the run's classes (see `dit info RUN`)",
+        )
+    if config.latent_norm == "vae":
+        return card
+    if parent_card:
+        return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
+    # The card keeps them, because sampling reverses this normalisation.
+    mean, std = source.statistics()
+    return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
+
+
+def _check_classes(
+    config: TrainConfig, num_classes: int, in_data: int, parent_card: ModelCard | None
+) -> None:
+    """Refuse a number of classes that the data, with `in_data` of them, does not fit."""
+    if num_classes and not in_data and parent_card:
+        raise UserError(
+            f"--data {config.data} has no classes, the run has {num_classes}",
+            "the same classes for both",
+            "make a subfolder for each of the run's classes (see `dit info RUN`)",
+        )
+    if num_classes and not in_data:
+        raise UserError(
+            f"--num-classes {num_classes} for data without classes",
+            "0, or one subfolder per class",
+            "drop --num-classes to train without classes",
+        )
+    if 0 < num_classes < in_data:
+        raise UserError(
+            f"--num-classes {num_classes} for data with {in_data} classes",
+            f"{in_data} or more, or 0 for none",
+            "drop --num-classes to count them in the data",
+        )
+    if is_classifier(config.model) and in_data < 2:
+        raise UserError(
+            f"--model {config.model} with --data {config.data}, which has {in_data or 'no'} "
+            "classes",
+            "two or more, to tell apart",
+            "pass --data with one subfolder of images per class",
+        )

@@ -1,0 +1,70 @@
+"""What a training prints at its start and at its end."""
+
+from dit.models.registry import is_classifier
+from dit.runs.checkpoints import (
+    BEST,
+    checkpoint_card,
+    checkpoint_step,
+    find_best,
+    latest_checkpoint,
+)
+from dit.runs.posthoc_ema import FOLDER
+from dit.training.run_directory import changes
+from dit.training.session import TrainingSession
+from dit.utils.files import shell_quote
+
+
+def print_header(session: TrainingSession) -> None:
+    """Print how ranks share the work, and settings that changed since the run last trained."""
+    if session.ranks.world > 1:
+        print(f"parallel    {session.parallel}", flush=True)
+    last = latest_checkpoint(session.run)
+    before = checkpoint_card(last) if last else session.card
+    if changed := changes(before, session.card):
+        print(f"changed     {'; '.join(changed.values())}", flush=True)
+
+
+def print_summary(session: TrainingSession, done: int) -> None:
+    """Print where the results are after `done` steps, and the command that uses them."""
+    config, run = session.config, shell_quote(session.run)
+    if done < session.steps:
+        resume = f"python train.py --resume {run}"
+        print(f"stopped after step {done} of {session.steps}; continue with: {resume}")
+        return
+    if session.finished:
+        longer = f"--epochs {2 * config.epochs:g}" if config.epochs else f"--steps {2 * done}"
+        print(
+            f"all {done} steps were done before, and {session.run} is unchanged; to train longer, "
+            f"pass more, such as {longer}"
+        )
+    for name, text in _results(session).items():
+        print(f"{name:<11} {text}")
+
+
+def _results(session: TrainingSession) -> dict[str, object]:
+    """Return what a run has written, by name, in the order printed."""
+    config, run = session.config, shell_quote(session.run)
+    rows: dict[str, object] = {
+        "run": session.run,
+        "checkpoint": latest_checkpoint(session.run),
+        "loss curve": session.run / "loss.png",
+        "page": f"dit report {run}",
+    }
+    if is_classifier(config.model):
+        return rows | {"accuracy": session.run / "accuracy.png"}
+
+    if config.sample_every:
+        rows["samples"] = session.run / "samples"
+    if config.eval_every:
+        scores = session.run / "scores"
+        rows["scores"] = f"{scores}.png; how they were measured: {scores}.json"
+    if config.ema_lengths:
+        folder = session.run / FOLDER
+        rows["averages"] = f"{folder}; one of any length: dit ema {run} --length 0.07"
+    best = find_best(session.run)
+    if best and (session.run / BEST).exists():
+        distance = f"{best.distance.name} {best.distance.value:.4g}"
+        step = checkpoint_step(best.checkpoint)
+        rows["best"] = f"{session.run / BEST} (step {step}, {distance})"
+    rows["next"] = f"python sample.py --run {run}"
+    return rows
