@@ -34,7 +34,6 @@ from dit.config import (
     EvalConfig,
     InfoConfig,
     NllConfig,
-    PlanConfig,
     ReportConfig,
     SampleConfig,
     ShowConfig,
@@ -91,7 +90,6 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "convert": (ConvertConfig, "dit.commands.convert:convert"),
     "report": (ReportConfig, "dit.commands.report.page:report"),
     "info": (InfoConfig, "dit.commands.info:show"),
-    "plan": (PlanConfig, "dit.training.cost.planning:plan"),
     "verify": (VerifyConfig, "dit.commands.verify:verify"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""

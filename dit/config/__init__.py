@@ -12,7 +12,6 @@ from dit.config.evaluation import (
     SweepConfig,
 )
 from dit.config.first_stage import EncodeConfig, VaeConfig
-from dit.config.planning import PlanConfig
 from dit.config.runs import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig
 from dit.config.sampling import PACE, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import from_json, to_json
@@ -28,7 +27,6 @@ __all__ = [
     "EvalConfig",
     "InfoConfig",
     "NllConfig",
-    "PlanConfig",
     "ReportConfig",
     "SampleConfig",
     "SamplerConfig",

@@ -37,6 +37,8 @@ FREE = {
     "log_every",
     "keep",
     "dry_run",
+    "gpus",
+    "gpu",
     "compile",
     "grad_accum",
     "ema_every",

@@ -1,4 +1,4 @@
-"""The memory of a step, counted on tensors without data, is that of the same step on real ones."""
+"""Memory of a step: counted on tensors without data, it is that of the same step on real ones."""
 
 import copy
 import dataclasses
@@ -6,17 +6,25 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_trainer_steps import a_session
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from benchmarks.memory import session_of, stepper
 from dit.build import build_network
 from dit.distributed.device import available_memory, main_memory
+from dit.distributed.ranks import Ranks
 from dit.models.registry import blank_inputs, parameters
 from dit.runs.card import NetworkSpec
-from dit.training.batches import draw_batch
-from dit.training.cost.memory import PARTS, Layout, Ledger, Step, enter, estimate, sharded
-from dit.training.trainer import train_step
+from dit.training.cost.ddp_or_fsdp import memory
+from dit.training.cost.memory import (
+    PARTS,
+    Layout,
+    Ledger,
+    SimulatedStep,
+    estimate,
+    record_existing,
+    shard_bytes,
+)
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -29,21 +37,21 @@ def spec(model="DiT-Ti/2", **changes):
 
 
 def total(**settings):
-    return estimate(
-        **{**dict(spec=spec(), batch=8, device=CPU, precision="fp32"), **settings}
-    ).total
+    defaults = dict(spec=spec(), batch=8, device=CPU, precision="fp32")
+    return estimate(**{**defaults, **settings}).total
 
 
-# -- the count -------------------------------------------------------------------------------------------------------
+# -- the count -------------------------------------------------------------------------------------
 
 
-def watched(session):
-    """A step of the trainer on real tensors: bytes of each part at its peak, EMA aside."""
-    train_step(session, draw_batch(session, 0), 1)  # AdamW makes its moments
-    ledger, batch = Ledger(), draw_batch(session, 1)
-    enter(ledger, session.state.network, session.state.optimizer, [])
+def measured(session):
+    """Return the bytes of each part at the peak of a real step, without the EMA."""
+    step = stepper(session)
+    step()  # AdamW creates its moments
+    ledger = Ledger()
+    record_existing(ledger, session.state.network, session.state.optimizer, [])
     with ledger:
-        train_step(session, batch, 2)
+        step()
     return max(ledger.rows, key=sum)
 
 
@@ -54,31 +62,22 @@ def watched(session):
         dict(precision="bf16"),
         dict(precision="bf16", recompute="selective"),
         dict(precision="bf16", recompute="full"),
-        dict(precision="bf16", grad_accum=4),
-        dict(precision="fp32", grad_accum=2, recompute="full"),
+        dict(precision="bf16", batch=8, grad_accum=4),
+        dict(precision="fp32", batch=16, grad_accum=2, recompute="full"),
         dict(precision="bf16", conditioning="cross-attention"),
-        dict(precision="fp32", model="UNet-S", global_batch_size=4),
+        dict(precision="fp32", model="UNet-S", batch=4),
         dict(precision="bf16", model="Classifier-Ti/2", label_dropout=0.0),
     ],
     ids=lambda s: "-".join(map(str, s.values())),
 )
 def test_a_step_without_data_needs_what_the_trainer_needs(settings, tmp_path):
     """But for the loss, which is simpler here."""
-    session = a_session(
-        tmp_path, **{**dict(model="DiT-Ti/2", image_size=16, global_batch_size=32), **settings}
-    )
-    config = session.config
-    batch = config.global_batch_size // config.grad_accum
-    need = estimate(
-        session.card.network,
-        batch,
-        CPU,
-        config.precision,
-        recompute=config.recompute,
-        grad_accum=config.grad_accum,
-    )
+    flow = dict(process="flow", objective="v", time_sampling="logit-normal", learn_sigma=False)
+    settings = {**flow, "model": "DiT-Ti/2", "batch": 32, **settings}
+    session = session_of(settings, Ranks(), str(tmp_path), side=16)
+    need = memory(session.card, Ranks(), "ddp", 0)
     assert need.averages == 4 * parameters(session.state.network)
-    assert need.total - need.averages == pytest.approx(sum(watched(session)), rel=0.03)
+    assert need.total - need.averages == pytest.approx(sum(measured(session)), rel=0.03)
 
 
 def test_the_ledger_agrees_with_torch():
@@ -90,7 +89,7 @@ def test_the_ledger_agrees_with_torch():
         trained = copy.deepcopy(network)
         optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
         if isinstance(tracker, Ledger):
-            enter(tracker, trained, optimizer, inputs)
+            record_existing(tracker, trained, optimizer, inputs)
         else:
             tracker.track_external(trained, optimizer, *inputs)
         with tracker:
@@ -121,7 +120,7 @@ def test_a_storage_is_counted_once_and_until_it_is_gone():
     del d
 
 
-# -- what follows from it --------------------------------------------------------------------------------------------
+# -- what follows from it --------------------------------------------------------------------------
 
 
 def test_recomputing_and_bf16_need_less():
@@ -150,7 +149,7 @@ def test_ddp_keeps_buckets_and_fsdp_shares_what_stays():
     assert dataclasses.replace(
         ddp, gradients=0, activations=0, temporaries=0
     ) == dataclasses.replace(alone, gradients=0, activations=0, temporaries=0)
-    share = sharded(build_network(spec()), 8)
+    share = shard_bytes(build_network(spec()), 8)
     assert (fsdp.weights, fsdp.averages) == (share, share)
     assert fsdp.optimizer == int(alone.optimizer * share / alone.weights)
     assert fsdp.exchange > 0
@@ -158,35 +157,28 @@ def test_ddp_keeps_buckets_and_fsdp_shares_what_stays():
 
 @pytest.mark.parametrize("world", [1, 3, 8])
 def test_shares_are_those_of_fsdp(world):
-    """The first rank's, cut as `torch.chunk` cuts; frozen positions stay whole."""
+    """The first rank's, split as by `torch.chunk`; frozen positions stay full."""
     network = build_network(spec())
     parts = [p.chunk(world)[0] if p.requires_grad else p for p in network.parameters()]
-    assert sharded(network, world) == 4 * sum(p.numel() for p in parts)
+    assert shard_bytes(network, world) == 4 * sum(p.numel() for p in parts)
 
 
-def test_a_course_grows_in_proportion_to_the_batch():
+def test_storages_grow_in_proportion_to_the_batch():
     """So that the peak of any batch follows from those of two."""
-    step = Step(
-        lambda: build_network(spec()),
-        lambda n: blank_inputs("DiT-Ti/2", n, **spec().sizes),
-        CPU,
-        True,
-        "none",
-    )
-    two, three, six = (step.course(batch, Layout("ddp", 2)) for batch in (2, 3, 6))
+    step = SimulatedStep(spec(), CPU, True, "none")
+    two, three, six = (step.timeline(batch, Layout("ddp", 2)) for batch in (2, 3, 6))
     assert np.array_equal(six, two + 4 * (three - two))
-    assert step.peak(six, Layout("ddp", 2), 1) == estimate(
-        spec(), 6, CPU, "bf16", parallel="ddp", world=2
-    )
+    alone = estimate(spec(), 6, CPU, "bf16", parallel="ddp", world=2)
+    assert step.peak(six, Layout("ddp", 2), 1) == alone
 
 
-# -- what there is ---------------------------------------------------------------------------------------------------
+# -- what there is ---------------------------------------------------------------------------------
 
 LIMIT = 10**6  # bytes, less than any machine has
 
 
 @pytest.mark.parametrize(
-    ("told", "file"),
+    ("groups", "file"),
     [
         ("0::/", "memory.max"),  # a container that sees its own group only
         ("4:memory:/\n0::/", "memory/memory.limit_in_bytes"),
@@ -198,10 +190,10 @@ LIMIT = 10**6  # bytes, less than any machine has
     ],
 )
 def test_a_container_or_a_job_may_have_less_memory_than_the_machine(
-    told, file, tmp_path, monkeypatch
+    groups, file, tmp_path, monkeypatch
 ):
     machine, group = main_memory(tmp_path), tmp_path / "sys/fs/cgroup" / file
-    for path, text in ((tmp_path / "proc/self/cgroup", told), (group, f"{LIMIT}\n")):
+    for path, text in ((tmp_path / "proc/self/cgroup", groups), (group, f"{LIMIT}\n")):
         path.parent.mkdir(parents=True)
         path.write_text(text)
     assert main_memory(tmp_path) == LIMIT < machine
