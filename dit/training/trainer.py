@@ -30,11 +30,9 @@ from dit.runs.posthoc_ema import FOLDER, drop_after
 from dit.training import checkpointing as checkpoint
 from dit.training.batches import Batch, Batches
 from dit.training.checkpointing import Saver
-from dit.training.cost.ddp_or_fsdp import choose
-from dit.training.cost.dry_run import describe
+from dit.training.cost.dry_run import dry_run
 from dit.training.cost.flops import Meter, meter
 from dit.training.ema import save_snapshots, snapshot_every
-from dit.training.finetune import find_origin
 from dit.training.lr_schedule import learning_rate
 from dit.training.monitoring.environment import peak_memory
 from dit.training.monitoring.metrics import EvalResult, Stopwatch
@@ -50,7 +48,6 @@ from dit.training.run_directory import (
     begin,
     changes,
     find_run,
-    open_run,
     require_autoencoder,
     restarted,
     write_card,
@@ -87,6 +84,11 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     _, last = find_run(config, ranks)
     require_wandb(config.wandb)
     require_fp8(config.precision, ranks.device)
+    if config.dry_run:
+        tables = dry_run(config, ranks, parent_card)
+        if ranks.main:
+            print(tables)
+        return None
     autoencoder = load_autoencoder(config.vae, ranks.device)
     source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
@@ -97,14 +99,6 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
     yardstick = choose_eval_target(config, ranks)
-    if config.dry_run:
-        open_run(card, len(source.labels), ranks)
-        if config.init and not last:
-            find_origin(card, config.init)
-        choice = choose(card, autoencoder, encoder, ranks)
-        if ranks.main:
-            print(describe(card, source, autoencoder, ranks, choice, encoder))
-        return None
     session = prepare(card, source, with_data_statistics(autoencoder, card), ranks, encoder)
     scores = yardstick.prepare(session) if yardstick else None
     with ranks.alone_in(session.run), stop_on_signals(ranks) as stop:
