@@ -41,7 +41,6 @@ from dit.config import (
     SweepConfig,
     TrainConfig,
     VaeConfig,
-    VerifyConfig,
     require_typed,
 )
 from dit.errors import PeerLost, UserError, did_you_mean
@@ -90,7 +89,6 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "convert": (ConvertConfig, "dit.commands.convert:convert"),
     "report": (ReportConfig, "dit.commands.report.page:report"),
     "info": (InfoConfig, "dit.commands.info:show"),
-    "verify": (VerifyConfig, "dit.commands.verify:verify"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dit.config import TrainConfig
-from dit.data.patterns import is_pattern
+from dit.data.sources import data_exists
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS, Autoencoder, codec_of, load_autoencoder
 from dit.latents.load import build_source
@@ -62,9 +62,8 @@ def load_or_assume_source(
     Args:
         before: card of the run that is resumed or guided, whose classes the data have.
     """
-    found = config.data.startswith("hf:") or is_pattern(config.data) or config.data == "digits"
-    found = found or Path(config.data).expanduser().exists()
-    if found or not config.preset.startswith("imagenet") or config.conditioning == "text":
+    assumable = config.preset.startswith("imagenet") and config.conditioning != "text"
+    if data_exists(config.data) or not assumable:
         return build_source(config, autoencoder, ranks)
 
     names = before.classes if before else [str(i) for i in range(CLASSES)]
