@@ -25,6 +25,7 @@ from dit.sampling import load as trained
 from dit.sampling.folder import sample_folder
 from dit.sampling.load import load_run
 from dit.training.monitoring import evaluation as scores
+from dit.training.monitoring.eval_protocol import eval_key
 from dit.training.monitoring.previews import sampler_settings
 from dit.training.trainer import train
 from dit.utils.files import write_json
@@ -72,12 +73,8 @@ def test_its_eval_stays(home):
     features = record["features (digits-cnn)"]
     (extractor,) = load_extractors(["digits-cnn"], (), CPU)
     assert extractor.checksum == features["weights_sha256"]
-    made = object.__new__(scores.Scores)
-    made.session = type("Job", (), {"config": card.config})
-    made.settings = sampler_settings(card)
-    made.standard = type("Standard", (), {"digest": record["reference"]["sha256"]})
-    made.yardstick = type("Yardstick", (), {"extractor": extractor})
-    assert made._hash() == eval == "c4448e"
+    count, digest = card.config.eval_samples, record["reference"]["sha256"]
+    assert eval_key(count, sampler_settings(card), digest, extractor) == eval == "c4448e"
 
 
 def test_training_goes_on_and_its_best_checkpoint_stays(home, monkeypatch):

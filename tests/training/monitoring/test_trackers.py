@@ -13,7 +13,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.metrics import read_metrics
-from dit.training.monitoring import trackers as boards
+from dit.training.monitoring import trackers
 from dit.training.monitoring.trackers import LAYOUT, TensorBoard, require_wandb
 from dit.training.trainer import train
 
@@ -99,7 +99,7 @@ def test_tensorboard_has_a_layout_whose_charts_find_their_numbers(tmp_path):
     board.Reload()
     groups = {name.split("/")[0] for name in board.Tags()["scalars"]}
     assert groups == {"train", "optim", "speed"}
-    assert board.Tags()["images"] == [boards.SAMPLES]
+    assert board.Tags()["images"] == [trackers.SAMPLES]
     assert "custom_scalars__config__" in board.Tags()["tensors"]
     charts = {
         title: [t.removeprefix("^").removesuffix("$") for t in tags]
@@ -173,7 +173,7 @@ def test_wandb_that_refuses_is_a_user_s_mistake(calls, tmp_path):
 
 
 def test_wandb_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(boards.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
         train(dataclasses.replace(TINY, out=tmp_path / "run", wandb="digits"), Ranks())
     assert not (tmp_path / "run").exists()
