@@ -1,4 +1,4 @@
-"""A run as the version of commit 2257fc1 left it after 4 of 6 steps, with points and samples of a sweep: it goes on."""
+"""A run of commit 2257fc1 after 4 of 6 steps, with points and samples of a sweep, goes on."""
 
 import dataclasses
 import json
@@ -61,13 +61,13 @@ def go_on(home: Path) -> None:
 
 
 def test_info_knows_it():
-    told = info(OLD)
-    assert "DiT-Ti/4" in told
-    assert "checksums verified" in told
+    table = info(OLD)
+    assert "DiT-Ti/4" in table
+    assert "checksums verified" in table
 
 
 def test_its_eval_stays(home):
-    """`eval` as that version wrote it: from what scores.json says, so that it is the same on any machine."""
+    """Computed from scores.json, so that it is the same on any machine."""
     ((eval, record),) = json.loads((home / "scores.json").read_text()).items()
     card = ModelCard.read(home)
     features = record["features (digits-cnn)"]
@@ -154,7 +154,7 @@ def test_runs_of_text_name_their_libraries_too(home):
     assert [*heard.versions] == [*names, "transformers", "tokenizers"]
 
 
-def test_only_what_makes_a_network_another_one_is_told(home):
+def test_records_of_a_network_have_only_what_is_not_default(home):
     spec = load_run(home, CPU).card.network
     assert spec.told == json.loads((home / "config.json").read_text())["network"]
     other = dataclasses.replace(spec, conditioning="text", text_width=64)
