@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, TINY, write_run
+from helpers.training import train_run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -92,11 +93,6 @@ def weights(tmp_path_factory, surroundings):
 def scored(tmp_path_factory, weights):
     """A run of 20 steps, scored after every fifth."""
     return train_run(SCORED, init=weights, out=tmp_path_factory.mktemp("scored") / "run")
-
-
-def train_run(config: TrainConfig, **changes: object) -> Path:
-    """Train on one rank; the run's directory."""
-    return train(dataclasses.replace(config, **changes), Ranks())
 
 
 def a_session(tmp_path: Path, **changes: object) -> TrainingSession:
