@@ -39,21 +39,20 @@ class Cluster:
 
     @property
     def local(self) -> int:
-        """Return the number of GPUs in a node."""
         return min(self.gpus, self.per_node)
 
     @property
     def nodes(self) -> int:
-        """Return the number of nodes."""
         return math.ceil(self.gpus / self.per_node)
 
     @property
     def bandwidth(self) -> float:
-        """Return that of the slowest link of rings through all GPUs, one ring a network card."""
+        # of rings through all GPUs: each network card of a node carries a ring of its own
         return self.nvlink if self.nodes == 1 else min(self.nvlink, self.local * self.network)
 
     def gather(self, size: float) -> float:
         """Return the seconds of an all-gather of `size` bytes in all, or of a reduce-scatter."""
+        # docs/scaling.md, t_gather
         if self.gpus == 1:
             return 0.0
         hops = (self.gpus - self.nodes) * RING["node"] + (self.nodes - 1) * RING["network"]
@@ -61,6 +60,7 @@ class Cluster:
 
     def reduce(self, size: float) -> float:
         """Return the seconds of an all-reduce of `size` bytes through a tree."""
+        # docs/scaling.md, t_reduce
         if self.gpus == 1:
             return 0.0
         hops = (self.local - 1) * TREE["node"] + math.log2(self.nodes) * TREE["network"]

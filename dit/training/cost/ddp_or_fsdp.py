@@ -39,8 +39,10 @@ def choose(
         return ALONE
 
     memory_here = torch.tensor(float(available_memory(ranks.device)), dtype=torch.float64)
+    # the rank with the least memory decides, so that all choose alike
     limit = (1 - RESERVE) * ranks.minimum(memory_here.to(ranks.device)).item()
     tokens = encoder.length if encoder else 0
+    # counted once: the simulated step takes seconds
     need = ranks.on_main(lambda: memory(card, ranks, "ddp", tokens)).total
     need += frozen_bytes(autoencoder, encoder)
 
@@ -69,11 +71,11 @@ def memory(card: ModelCard, ranks: Ranks, parallel: str, text_tokens: int) -> Me
 
 def frozen_bytes(autoencoder: Autoencoder, encoder: TextEncoder | None) -> int:
     """Return the bytes of the networks that are not trained, in float32."""
-    first_stage = getattr(autoencoder.codec, "network", None)  # `identity` has none
+    # the codec of `identity` has no network
+    first_stage = getattr(autoencoder.codec, "network", None)
     networks = [first_stage, encoder.network if encoder else None]
     return 4 * sum(parameters(network) for network in networks if network)
 
 
 def gib(size: float) -> str:
-    """Return bytes in GiB, with two decimals."""
     return f"{size / 2**30:.2f}"

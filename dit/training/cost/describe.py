@@ -32,6 +32,7 @@ def describe(
     """Return the table that --dry-run prints."""
     config = card.config
     spec = card.network
+    # without data: a network of billions of parameters needs no memory here
     with torch.device("meta"):
         network = build_network(spec)
     tokens = encoder.length if encoder else 0
@@ -44,6 +45,7 @@ def describe(
 
     rows = {
         "model": f"{spec.model}, {parameters(network):,} parameters; {structure(network)}",
+        # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
         f"{6 * macs / 1e9:.3g} GFLOP to train on it",
         "memory": describe_memory(need, frozen_bytes(autoencoder, encoder)),
@@ -68,7 +70,6 @@ def describe_memory(need: Memory, frozen: int) -> str:
 
 
 def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> str:
-    """Return the number of images and of what can be asked for."""
     images = f"{len(source.labels):,} images"
     if isinstance(source, AssumedImageNet):
         images = f"not found here; {images} of ImageNet assumed"
@@ -79,7 +80,6 @@ def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> st
 
 
 def describe_latents(config: TrainConfig, source: Latents, autoencoder: Autoencoder) -> str:
-    """Return the shapes of latents and images, and the first stage."""
     shape = "x".join(map(str, source.shape))
     stage = f"{autoencoder.name} (factor {autoencoder.factor})"
     if isinstance(autoencoder, AssumedAutoencoder):
@@ -88,7 +88,6 @@ def describe_latents(config: TrainConfig, source: Latents, autoencoder: Autoenco
 
 
 def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:
-    """Return what the network learns."""
     if is_classifier(spec.model):
         return "predicts the class of noised latents"
     variance = " and the variance" if spec.learn_sigma else ""
@@ -97,7 +96,6 @@ def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:
 
 
 def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
-    """Return steps, epochs and learning rate."""
     epochs = steps * config.global_batch_size / size
     decay = ""
     if config.cooldown:

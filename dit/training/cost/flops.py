@@ -104,11 +104,13 @@ def data_sheet(name: str, bf16: bool) -> float | None:
 @cache
 def measured_rate(device: torch.device, side: int, bf16: bool) -> float:
     """Return the FLOP/s of the fastest of the matrix products done in a moment."""
-    random = torch.Generator().manual_seed(0)  # leaves training's random stream alone
+    # a generator of its own leaves training's random stream alone
+    random = torch.Generator().manual_seed(0)
     kind = torch.bfloat16 if bf16 else torch.float32
     matrix = torch.randn(side, side, generator=random).to(device, kind)
 
-    seconds = [_seconds(matrix), _seconds(matrix)]  # the first warms up
+    # the first product warms up; the fastest one counts, as others share the device
+    seconds = [_seconds(matrix), _seconds(matrix)]
     until = time.perf_counter() + MEASURING
     while time.perf_counter() < until:
         seconds.append(_seconds(matrix))
@@ -117,5 +119,6 @@ def measured_rate(device: torch.device, side: int, bf16: bool) -> float:
 
 def _seconds(matrix: torch.Tensor) -> float:
     begin = time.perf_counter()
-    (matrix @ matrix)[0, 0].item()  # waits for a GPU
+    # reading a number waits for a GPU
+    (matrix @ matrix)[0, 0].item()
     return time.perf_counter() - begin

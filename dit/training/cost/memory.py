@@ -59,7 +59,6 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Return the sum of all parts."""
         return sum(astuple(self))
 
 
@@ -95,14 +94,7 @@ def estimate(
     parallel: str = "ddp",
     world: int = 1,
 ) -> Memory:
-    """Return the peak of a step on one of `world` ranks.
-
-    Args:
-        batch: images of one micro-batch on one rank.
-        averages: number of EMAs.
-        text_tokens: of a caption, for a network conditioned on text.
-        parallel: `ddp` or `fsdp`.
-    """
+    """Return the peak of a step on one of `world` ranks, for `batch` images at once."""
     step = SimulatedStep(spec, device, uses_bf16(device, precision), recompute, text_tokens)
     layout = Layout(parallel, world, grad_accum)
     return step.peak(step.timeline(batch, layout), layout, averages)
@@ -119,7 +111,6 @@ class SimulatedStep:
     text_tokens: int = 0
 
     def inputs(self, images: int) -> tuple[Tensor, ...]:
-        """Return what the network takes, as zeros."""
         return blank_inputs(self.spec.model, images, self.text_tokens, **self.spec.sizes)
 
     def timeline(self, batch: int, layout: Layout) -> np.ndarray:
@@ -150,14 +141,12 @@ class SimulatedStep:
         return np.array(ledger.rows)
 
     def peak(self, timeline: np.ndarray, layout: Layout, averages: int) -> Memory:
-        """Return the moment with most bytes in use on one rank.
-
-        FSDP2 gathers a block's weights in the precision of the arithmetic, so that autocast needs
-        no copies. Between micro-batches it keeps full gradients.
-        """
+        """Return the moment with most bytes in use on one rank."""
         held = shard_bytes(self.meta_network, layout.world if layout.shared else 1)
         share = held / shard_bytes(self.meta_network, 1)
+        # Between micro-batches FSDP2 keeps full gradients.
         gradients = 1 if layout.grad_accum > 1 else share
+        # It gathers weights in the precision of the arithmetic: autocast needs no copies.
         copies = 0 if layout.shared else 1
         rows = timeline * np.array([share, share, gradients, copies, 1, 1], dtype=float)
         peak = rows[rows.sum(axis=1).argmax()].astype(int).tolist()
@@ -169,7 +158,6 @@ class SimulatedStep:
 
     @cached_property
     def meta_network(self) -> nn.Module:
-        """Build the network without data."""
         with torch.device("meta"):
             return build_network(self.spec)
 
@@ -177,6 +165,7 @@ class SimulatedStep:
 def with_moments(network: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW as the trainer has it after a step."""
     trained = [p for p in network.parameters() if p.requires_grad]
+    # like the trainer's: the fused kernel has fewer temporaries
     optimizer = torch.optim.AdamW(trained, fused=True)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)

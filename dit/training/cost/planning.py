@@ -29,6 +29,7 @@ class PlannedStep:
         self.card = card
         self.frozen = frozen
         self.bf16 = config.precision != "fp32"
+        # whatever this machine has: the GPUs of --gpu are meant
         device = torch.device("cuda")
         self.step = SimulatedStep(card.network, device, self.bf16, config.recompute, text_tokens)
         self.averages = 1 + len(config.ema_lengths)
@@ -36,7 +37,6 @@ class PlannedStep:
 
     @property
     def work(self) -> Work:
-        """Return the cost of the network."""
         network = self.step.meta_network
         with torch.device("meta"):
             flops = 2 * multiply_adds_of(network, self.step.inputs(1))
@@ -50,10 +50,7 @@ class PlannedStep:
         )
 
     def memory(self, batch: int, layout: Layout) -> Memory:
-        """Return the peak with so many images at once.
-
-        Storages grow in proportion to the batch: all batches follow from those of two and three.
-        """
+        # Storages grow in proportion to the batch: all batches follow from those of two and three.
         gradients = layout.keeps_gradients
         if gradients not in self._timelines:
             like = Layout("ddp", 2) if gradients else Layout()
@@ -62,7 +59,6 @@ class PlannedStep:
         return self.step.peak(two + (batch - 2) * (three - two), layout, self.averages)
 
     def fits(self, memory: Memory, cluster: Cluster) -> bool:
-        """Whether a GPU has memory for it."""
         return memory.total + self.frozen <= (1 - RESERVE) * cluster.memory
 
     def largest_batch(self, cluster: Cluster, layout: Layout) -> int:
@@ -93,23 +89,20 @@ class Column:
 
     @property
     def seconds(self) -> Seconds:
-        """Return the time of a step."""
         layout = self.layout
         return seconds(self.work, self.cluster, layout.parallel, self.batch, layout.grad_accum)
 
     @property
     def speed(self) -> float:
-        """Return the images per second of all GPUs."""
         return self.batch * self.layout.grad_accum * self.cluster.gpus / self.seconds.step
 
     @property
     def mfu(self) -> float:
-        """Return the share of the peak that one forward and one backward pass use."""
+        # one forward and one backward pass, as papers count it: recomputed work is not useful
         return 3 * self.work.flops * self.speed / (self.cluster.peak * self.cluster.gpus)
 
     @property
     def sent(self) -> float:
-        """Return the bytes that a GPU sends in a step."""
         layout = self.layout
         return traffic(self.work, self.cluster.gpus, layout.parallel, layout.grad_accum)
 
@@ -152,11 +145,7 @@ def build_column(step: PlannedStep, work: Work, cluster: Cluster, parallel: str)
 
 
 def scaling_table(step: PlannedStep, images: int) -> str:
-    """Return what is assumed of the GPUs, and the table with a column for each layout.
-
-    Args:
-        images: of the whole training, for its GPU-hours.
-    """
+    """Return the table with a column for each layout, for a training on so many images."""
     columns = list(build_columns(step))
     rows = [(name, [cell(column) for column in columns]) for name, cell in ROWS.items()]
     if step.card.config.parallel == "auto":
@@ -180,19 +169,16 @@ def gpu_line(step: PlannedStep, cluster: Cluster) -> str:
 
 
 def quickest_mark(column: Column, columns: list[Column]) -> str:
-    """Return a star for the quickest layout that fits on as many GPUs."""
     same = [c for c in columns if c.cluster.gpus == column.cluster.gpus and c.fits]
     return "*" if same and min(same, key=lambda c: c.seconds.step) is column else ""
 
 
 def gpu_hours(column: Column, images: int) -> str:
-    """Return the cost of a training, if it fits."""
     hours = images / column.speed * column.cluster.gpus / 3600
     return f"{hours:,.0f}" if column.fits else "–"
 
 
 def in_gib(name: str) -> Callable[[Column], str]:
-    """Return the cell of a part of memory."""
     return lambda column: f"{asdict(column.memory)[name] / GIB:.2f}"
 
 

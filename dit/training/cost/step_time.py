@@ -27,7 +27,7 @@ class Work:
 
     @property
     def updated(self) -> int:
-        """Return the bytes that clipping, optimizer and averages read and write."""
+        # of clipping, optimizer and averages, read and written
         return (UPDATE + EMA * self.averages) * self.parameters
 
 
@@ -42,12 +42,12 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        """Return the seconds of the whole step."""
         return self.compute + self.update + self.exposed
 
 
 def seconds(work: Work, cluster: Cluster, parallel: str, batch: int, accum: int) -> Seconds:
     """Return the time of a step with `accum` micro-batches of `batch` images a GPU."""
+    # docs/scaling.md: t_f, t_b and t_u
     forward = batch * work.flops / (cluster.peak * cluster.efficiency)
     backward = forward * (2 + work.again)
     share = cluster.gpus if parallel == "fsdp" else 1
@@ -61,26 +61,19 @@ def seconds(work: Work, cluster: Cluster, parallel: str, batch: int, accum: int)
 def exposed_ddp(
     work: Work, cluster: Cluster, forward: float, backward: float, accum: int
 ) -> tuple[float, float]:
-    """Return the seconds of DDP's communication, and those exposed.
-
-    Buckets are reduced during the last backward pass; the last bucket is always exposed.
-    """
+    """Return the seconds of DDP's communication, and those exposed."""
     size = FLOAT * work.parameters
     buckets = math.ceil(size / BUCKET)
     bucket = cluster.reduce(size / buckets)
     spent = buckets * bucket
+    # Buckets are reduced during the last backward pass. The last bucket is always exposed.
     return spent, max(spent - backward, bucket) if cluster.overlap else spent
 
 
 def exposed_fsdp(
     work: Work, cluster: Cluster, forward: float, backward: float, accum: int
 ) -> tuple[float, float]:
-    """Return the seconds of FSDP2's communication, and those exposed.
-
-    In both passes of every micro-batch a block's weights arrive while the block before computes.
-    Its gradients leave after the last pass. The first weights of a pass and the last gradients are
-    exposed.
-    """
+    """Return the seconds of FSDP2's communication, and those exposed."""
     block = work.parameters / work.blocks
     gather = cluster.gather(work.width * block)
     scatter = cluster.gather(FLOAT * block)
@@ -88,12 +81,15 @@ def exposed_fsdp(
     if not cluster.overlap:
         return spent, spent
 
+    # In both passes of every micro-batch a block's weights arrive while the block before computes.
     forward_block = forward / work.blocks
     backward_block = backward / work.blocks
     late_forward = max(0.0, gather - forward_block)
     late_backward = max(0.0, gather - backward_block)
+    # After the last micro-batch gradients leave at the same time.
     late_last = max(0.0, gather + scatter - backward_block)
     rest = work.blocks - 1
+    # Nothing hides the first weights of a pass, nor the last gradients.
     exposed = accum * (2 * gather + rest * late_forward)
     exposed += rest * ((accum - 1) * late_backward + late_last)
     return spent, exposed + scatter

@@ -41,12 +41,14 @@ class AccuracyCurve:
         size = len(session.source.labels)
         chosen = np.arange(min(IMAGES, size)) * size // min(IMAGES, size)
         times = torch.linspace(0, 1, TIMES, dtype=torch.float64)
+        # the same noise every time, from a stream apart from training's
         random = torch.Generator().manual_seed(0)
         right = torch.zeros(TIMES)
 
         for part in np.split(chosen, range(BATCH, len(chosen), BATCH)):
             moments = session.source.read(part, np.zeros(len(part), dtype=bool))
             mean, _ = moments.chunk(2, dim=1)
+            # without noise the autoencoder draws the mean of the latent
             x0 = session.autoencoder.draw(moments, torch.zeros_like(mean))
             eps = torch.randn(mean.shape, generator=random).to(x0)
             labels = torch.as_tensor(session.source.labels[part], device=x0.device)
@@ -60,7 +62,8 @@ class AccuracyCurve:
         """Return how many of a batch are classified correctly, []."""
         process = classifier.process
         if isinstance(process, DDPM):
-            t = (t * process.end).round().clamp(min=1)  # whole steps, from 1
+            # DDPM has integer steps, from 1
+            t = (t * process.end).round().clamp(min=1)
         with autocast(x0.device, self.session.config.precision):
             logits = classifier.logits(add_noise(process, x0, eps, t), t)
         return (logits.argmax(1) == labels).sum().float().cpu()

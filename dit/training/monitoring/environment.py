@@ -37,5 +37,6 @@ def peak_memory(device: torch.device) -> float:
     """Return the GiB that this process had at most so far: of a GPU, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes there, else kB
+    # ru_maxrss is in bytes on macOS, in kB elsewhere
+    unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -19,12 +19,7 @@ RECORD = "scores.json"  # in a run
 
 
 def eval_key(count: int, settings: SamplerConfig, reference: str, extractor: Extractor) -> str:
-    """Return six digits that are equal for comparable scores.
-
-    Args:
-        count: number of samples.
-        reference: its digest.
-    """
+    """Return six digits that are equal for comparable scores; `reference` is its digest."""
     samples = [count, settings_in_use(settings)]
     text = json.dumps([*samples, reference, extractor.name, extractor.checksum])
     return hashlib.sha256(text.encode()).hexdigest()[:6]
@@ -49,11 +44,7 @@ def record_protocol(
     digest: str,
     extractor: Extractor,
 ) -> None:
-    """Add the protocol of scores to scores.json, unless one has this key.
-
-    Args:
-        digest: of the reference.
-    """
+    """Add the protocol of scores to scores.json, unless it has one with this key."""
     protocols = read_protocols(session.run)
     if key in protocols:
         return
@@ -74,7 +65,8 @@ def _sampling(session: TrainingSession, settings: SamplerConfig) -> dict[str, An
     config = session.config
     section = {
         **settings_in_use(settings),
-        **dict.fromkeys(("eta", "variance")),  # which dpmpp_2m does not use
+        # dpmpp_2m uses neither
+        **dict.fromkeys(("eta", "variance")),
         "weights": "the EMA at every step",
         "weights_sha256": "in meta.json of checkpoints",
         "step": "as in metrics.jsonl",

@@ -32,6 +32,7 @@ def sample_ema(
 
     count = session.config.eval_samples
     indices = torch.arange(count)
+    # class of image i: i / count of the way through the classes
     labels = torch.tensor(card.ids)[indices * len(card.ids) // count]
     batches = indices.split(settings.batch_size)
     pixels = torch.zeros(count, 3, *run.image_size, dtype=torch.uint8)
@@ -43,6 +44,7 @@ def sample_ema(
             for batch in batches[first + ranks.rank : first + ranks.rank + 1]:
                 pixels[batch] = generate(run, pipeline, settings, labels[batch], batch)
         except NotFinite:
+            # not raised: the other ranks would wait for this one in the next collective
             failed += 1
     if ranks.total(failed):
         return None

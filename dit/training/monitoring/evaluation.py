@@ -46,6 +46,7 @@ class EvalTarget:
         """Read the reference for the scores of a run."""
         settings = sampler_settings(session.card)
         bf16 = uses_bf16(session.ranks.device, settings.precision)
+        # `auto` is resolved here: scores in another precision do not compare
         precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
         with _flags_of_training():
             prepared = references.prepare(
@@ -92,7 +93,8 @@ class Scores:
 
         count = session.config.eval_samples
         self.eval = eval_key(count, settings, prepared.digest, target.extractor)
-        session.ranks.on_main(lambda: read_protocols(session.run))  # a damaged file is refused now
+        # a damaged scores.json is refused before training
+        session.ranks.on_main(lambda: read_protocols(session.run))
         best = session.ranks.on_main(lambda: find_best(session.run, self.eval))
         self.best = best.distance.value if best else None
 

@@ -45,16 +45,13 @@ class EvalResult:
 
 
 class Tracker(Protocol):
-    """A service or program that shows the log."""
+    """A service or program that shows the log: numbers by `tag`, and sample grids (PIL images)."""
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Show numbers by `tag`."""
+    def write(self, step: int, numbers: dict[str, float]) -> None: ...
 
-    def image(self, step: int, picture: Any) -> None:
-        """Show a sample grid, a PIL image."""
+    def image(self, step: int, picture: Any) -> None: ...
 
-    def close(self) -> None:
-        """Send what is left."""
+    def close(self) -> None: ...
 
 
 class MetricsLog:
@@ -69,6 +66,7 @@ class MetricsLog:
         self.file = run / "metrics.jsonl"
         self.trackers = trackers
         kept = [line for line in read_metrics(self.file) if line["step"] <= start]
+        # a kill in the middle of this must not lose the log
         with write_atomically(self.file) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
             flush(beside)
@@ -83,7 +81,6 @@ class MetricsLog:
             tracker.write(step, numbers)
 
     def event(self, step: int, entries: dict[str, Any]) -> None:
-        """Log an event in a line of its own."""
         self._append({"step": step, **entries})
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -91,12 +88,10 @@ class MetricsLog:
             file.write(json.dumps(line) + "\n")
 
     def image(self, step: int, picture: Any) -> None:
-        """Show a sample grid, a PIL image."""
         for tracker in self.trackers:
             tracker.image(step, picture)
 
     def close(self) -> None:
-        """Close the trackers."""
         for tracker in self.trackers:
             tracker.close()
 
@@ -142,6 +137,7 @@ class Stopwatch:
         source = iter(items)
         while True:
             begin = time.monotonic()
+            # not `for`: the time that next() takes is what is measured
             try:
                 item = next(source)
             except StopIteration:

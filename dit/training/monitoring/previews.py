@@ -26,13 +26,13 @@ CLASSES, PER_CLASS = 10, 4  # rows and columns of a grid
 def sampler_settings(card: ModelCard) -> SamplerConfig:
     """Return how a run in training is sampled: in few steps, with weak guidance if it can be
     guided."""
+    # guidance needs a null class, which label dropout trains, and other classes
     guided = card.config.label_dropout and not card.unconditional
     precision = card.config.precision
-    return replace(
-        SETTINGS,
-        precision="bf16" if precision == "fp8" else precision,  # averages have no float8 layers
-        cfg_scale=CFG_SCALE if guided else 1.0,
-    )
+    if precision == "fp8":
+        # averages have no float8 layers
+        precision = "bf16"
+    return replace(SETTINGS, precision=precision, cfg_scale=CFG_SCALE if guided else 1.0)
 
 
 def ema_run(
@@ -68,7 +68,6 @@ class Previews:
                 file.unlink()
 
     def grids(self) -> dict[int, Path]:
-        """Return the grids so far, by step."""
         return paths_by_step(self.folder, ".png")
 
     def draw(self, step: int, average: nn.Module) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
@@ -18,7 +18,7 @@ FORMATS = {
 """Formats of the log's numbers in the bar."""
 
 
-class Bar:
+class Bar(AbstractContextManager):
     """A bar in a terminal; elsewhere a line without control characters for every line of the log.
 
     tqdm draws it, so that the bars of scoring appear below it.
@@ -32,7 +32,7 @@ class Bar:
         self.first = start + 1
         self.steps = steps
         self.shown = shown
-        self.began = 0.0  # after the first step, which compiles
+        self.began = 0.0
         self.numbers: dict[str, str] = {}
         self.bar = tqdm(
             total=steps,
@@ -42,20 +42,13 @@ class Bar:
             disable=not shown or not sys.stderr.isatty(),
         )
 
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.close()
 
     def update(self, step: int, numbers: dict[str, float]) -> None:
         """Advance by one step; `numbers` are new ones of the log and new scores."""
         if step == self.first:
+            # The first step compiles the network: the speed is that of the steps after it.
             self.began = time.monotonic()
         self.numbers |= headline(numbers)
         line = self.line(step)

@@ -1,9 +1,8 @@
 """What rank 0 writes about a run in training: log, trackers, pictures and curves."""
 
 import sys
-from typing import Any, Protocol
+from typing import Any
 
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -19,16 +18,6 @@ from dit.training.session import TrainingSession
 from dit.utils.pictures import loss_curve
 
 
-class Progress(Protocol):
-    """The quality of the EMA as a picture."""
-
-    def draw(self, step: int, average: nn.Module) -> Image.Image:
-        """Write the picture of this step."""
-
-    def finish(self) -> None:
-        """Write the pictures of the whole run."""
-
-
 class Reporter:
     """metrics.jsonl, trackers, pictures and curves; those of steps done again are dropped."""
 
@@ -38,12 +27,15 @@ class Reporter:
         if session.config.wandb:
             trackers.append(Wandb(session.run, session.card))
         self.log = MetricsLog(session.run, session.start, trackers)
+        # a run that was finished before does not start again
         if not session.finished:
             record_start(session, meter)
 
-        self.progress: Progress = AccuracyCurve(session)
-        if not is_classifier(session.config.model):
-            self.progress = Previews(
+        self.pictures: AccuracyCurve | Previews
+        if is_classifier(session.config.model):
+            self.pictures = AccuracyCurve(session)
+        else:
+            self.pictures = Previews(
                 session.run, session.card, session.autoencoder, session.start, session.captions
             )
 
@@ -52,6 +44,7 @@ class Reporter:
         if values or result.scores:
             self.log.write(step, values, result)
         if result.scores:
+            # imported here: matplotlib is slow to load, and most runs have no scores
             from dit.report.figures import training_scores
 
             lines = read_metrics(self.log.file)
@@ -61,16 +54,17 @@ class Reporter:
     def event(self, step: int, entries: dict[str, Any]) -> None:
         """Log and print an event."""
         text = ", ".join(f"{name} {value}" for name, value in entries.items())
+        # through tqdm, which keeps the progress bar intact
         tqdm.write(f"step {step}: {text}", file=sys.stderr)
         self.log.event(step, entries)
 
     def draw(self, step: int, average: nn.Module) -> None:
         """Write a grid of samples of the EMA, or a classifier's accuracy."""
-        self.log.image(step, self.progress.draw(step, average))
+        self.log.image(step, self.pictures.draw(step, average))
 
     def finish(self) -> None:
-        """Write the pictures of the whole run."""
-        self.progress.finish()
+        """Write the pictures of all of the run."""
+        self.pictures.finish()
         lines = [line for line in read_metrics(self.log.file) if "loss" in line]
         if lines:
             loss_curve(lines, self.run / "loss.png")

@@ -50,33 +50,31 @@ class TensorBoard:
     """RUN/tensorboard; entries after step `start` are dropped."""
 
     def __init__(self, run: Path, start: int):
+        # imported here: it takes a second
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.writer.add_custom_scalars(LAYOUT)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Write numbers by tag."""
         for name, value in numbers.items():
             self.writer.add_scalar(name, value, step)
 
     def image(self, step: int, picture: Any) -> None:
-        """Write a sample grid."""
         self.writer.add_image(SAMPLES, np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush."""
         self.writer.close()
 
 
 class Wandb:
     """A run of a Weights & Biases project, continued when training is resumed.
 
-    The step is one of the numbers: wandb's own counter refuses steps that are done again after a
-    kill. With WANDB_MODE=offline all is kept in RUN/wandb, for `wandb sync`.
+    With WANDB_MODE=offline all is kept in RUN/wandb, for `wandb sync`.
     """
 
     def __init__(self, run: Path, card: ModelCard):
+        # an optional dependency
         import wandb
 
         project = str(card.config.wandb)
@@ -95,20 +93,18 @@ class Wandb:
                 "a login that may write there",
                 "run `wandb login`, set WANDB_MODE=offline, or drop --wandb",
             ) from error
+        # The step is one of the numbers: wandb's own counter refuses steps that a kill repeats.
         self.run.define_metric("*", step_metric="step")
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Send numbers by tag."""
         self.run.log({"step": step, **numbers})
 
     def image(self, step: int, picture: Any) -> None:
-        """Send a sample grid."""
         import wandb
 
         self.run.log({"step": step, SAMPLES: wandb.Image(picture)})
 
     def close(self) -> None:
-        """Send what is left."""
         self.run.finish()
 
 

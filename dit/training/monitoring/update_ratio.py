@@ -24,6 +24,7 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor:
         weights.append(weight.norm())
     norm = full_tensor(nn.utils.get_total_norm(weights))
     ratio = full_tensor(nn.utils.get_total_norm(updates)) / norm
+    # fused AdamW does nothing where `found_inf` is set: SpikeGuard skips steps in this way
     skipped = getattr(optimizer, "found_inf", torch.zeros_like(ratio))
     return torch.where(skipped.bool(), 0, ratio)
 
