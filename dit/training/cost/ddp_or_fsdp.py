@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from dit.distributed.device import available_memory
+from dit.distributed.device import available_memory, uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.models.registry import parameters
 from dit.runs.card import ModelCard
-from dit.training.cost.memory import RESERVE, Memory, estimate
+from dit.training.cost.memory import RESERVE, Layout, Memory, simulated_step
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,10 @@ def choose(
 def memory(card: ModelCard, ranks: Ranks, parallel: str, text_tokens: int) -> Memory:
     """Return what a rank needs at the peak of a step."""
     config = card.config
-    return estimate(
-        card.network,
-        config.global_batch_size // (ranks.world * config.grad_accum),
-        ranks.device,
-        config.precision,
-        recompute=config.recompute,
-        grad_accum=config.grad_accum,
-        averages=1 + len(config.ema_lengths),
-        text_tokens=text_tokens,
-        parallel=parallel,
-        world=ranks.world,
-    )
+    bf16 = uses_bf16(ranks.device, config.precision)
+    step = simulated_step(card, ranks.device, bf16, text_tokens)
+    batch = config.global_batch_size // (ranks.world * config.grad_accum)
+    return step.memory(batch, Layout(parallel, ranks.world, config.grad_accum))
 
 
 def frozen_bytes(autoencoder: Autoencoder, encoder: TextEncoder | None) -> int:

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from dit.build import build_network
 from dit.distributed.activation_checkpoint import activation_checkpointing
-from dit.distributed.device import autocast, choose_attention, uses_bf16
+from dit.distributed.device import autocast, choose_attention
 from dit.models.registry import blank_inputs
-from dit.runs.card import NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 
 PART_NAMES = {
     "weights": "weights",
@@ -81,23 +81,13 @@ class Layout:
         return self.grad_accum > 1 or (self.parallel == "ddp" and self.world > 1)
 
 
-def estimate(
-    spec: NetworkSpec,
-    batch: int,
-    device: torch.device,
-    precision: str,
-    *,
-    recompute: str = "none",
-    grad_accum: int = 1,
-    averages: int = 1,
-    text_tokens: int = 0,
-    parallel: str = "ddp",
-    world: int = 1,
-) -> Memory:
-    """Return the peak of a step on one of `world` ranks, for `batch` images at once."""
-    step = SimulatedStep(spec, device, uses_bf16(device, precision), recompute, text_tokens)
-    layout = Layout(parallel, world, grad_accum)
-    return step.peak(step.timeline(batch, layout), layout, averages)
+def simulated_step(
+    card: ModelCard, device: torch.device, bf16: bool, text_tokens: int
+) -> "SimulatedStep":
+    """Return the training step of a run, with captions of so many tokens."""
+    config = card.config
+    averages = 1 + len(config.ema_lengths)
+    return SimulatedStep(card.network, device, bf16, config.recompute, text_tokens, averages)
 
 
 @dataclass(frozen=True)
@@ -107,8 +97,13 @@ class SimulatedStep:
     spec: NetworkSpec
     device: torch.device
     bf16: bool
-    recompute: str
+    recompute: str = "none"
     text_tokens: int = 0
+    averages: int = 1  # EMAs
+
+    def memory(self, batch: int, layout: Layout) -> Memory:
+        """Return the peak on one rank, for `batch` images at once."""
+        return self.peak(self.timeline(batch, layout), layout)
 
     def inputs(self, images: int) -> tuple[Tensor, ...]:
         return blank_inputs(self.spec.model, images, self.text_tokens, **self.spec.sizes)
@@ -140,7 +135,7 @@ class SimulatedStep:
                 optimizer.step()
         return np.array(ledger.rows)
 
-    def peak(self, timeline: np.ndarray, layout: Layout, averages: int) -> Memory:
+    def peak(self, timeline: np.ndarray, layout: Layout) -> Memory:
         """Return the moment with most bytes in use on one rank."""
         held = shard_bytes(self.meta_network, layout.world if layout.shared else 1)
         share = held / shard_bytes(self.meta_network, 1)
@@ -154,7 +149,7 @@ class SimulatedStep:
         width = 2 if self.bf16 else 4
         exchange = bytes_in_transit(self.meta_network, width) if layout.shared else 0
         parts = dict(zip(PARTS, peak, strict=True))
-        return Memory(**parts, averages=averages * held, exchange=exchange)
+        return Memory(**parts, averages=self.averages * held, exchange=exchange)
 
     @cached_property
     def meta_network(self) -> nn.Module:

@@ -10,7 +10,7 @@ from dit.errors import UserError
 from dit.models.registry import multiply_adds_of
 from dit.runs.card import ModelCard
 from dit.training.cost.cluster import Cluster, build_cluster
-from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, SimulatedStep
+from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, simulated_step
 from dit.training.cost.step_time import Seconds, Work, seconds, traffic
 
 MOST = 4096  # images at once that are tried
@@ -25,14 +25,12 @@ class PlannedStep:
     """
 
     def __init__(self, card: ModelCard, text_tokens: int = 0, frozen: int = 0):
-        config = card.config
         self.card = card
         self.frozen = frozen
-        self.bf16 = config.precision != "fp32"
+        self.bf16 = card.config.precision != "fp32"
         # whatever this machine has: the GPUs of --gpu are meant
         device = torch.device("cuda")
-        self.step = SimulatedStep(card.network, device, self.bf16, config.recompute, text_tokens)
-        self.averages = 1 + len(config.ema_lengths)
+        self.step = simulated_step(card, device, self.bf16, text_tokens)
         self._timelines: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
@@ -46,7 +44,7 @@ class PlannedStep:
             flops=flops,
             again=float(self.card.config.recompute == "full"),
             width=2 if self.bf16 else 4,
-            averages=self.averages,
+            averages=self.step.averages,
         )
 
     def memory(self, batch: int, layout: Layout) -> Memory:
@@ -56,7 +54,7 @@ class PlannedStep:
             like = Layout("ddp", 2) if gradients else Layout()
             self._timelines[gradients] = self.step.timeline(2, like), self.step.timeline(3, like)
         two, three = self._timelines[gradients]
-        return self.step.peak(two + (batch - 2) * (three - two), layout, self.averages)
+        return self.step.peak(two + (batch - 2) * (three - two), layout)
 
     def fits(self, memory: Memory, cluster: Cluster) -> bool:
         return memory.total + self.frozen <= (1 - RESERVE) * cluster.memory

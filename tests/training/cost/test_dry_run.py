@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.step_memory import step_memory
 
 from dit.config import TrainConfig
 from dit.config.presets import PRESETS
+from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import load_text_encoder
 from dit.errors import UserError
@@ -20,7 +22,7 @@ from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.assumed import load_or_assume_autoencoder
 from dit.training.cost.ddp_or_fsdp import frozen_bytes
 from dit.training.cost.describe import describe_memory
-from dit.training.cost.memory import estimate
+from dit.training.cost.memory import Layout
 from dit.training.trainer import train
 
 TINY = TrainConfig(
@@ -112,13 +114,14 @@ def test_a_text_encoder_adds_tokens_and_frozen_weights(capsys):
     network = spec("DiT-Ti/4", conditioning="text", text_width=64)
     macs = multiply_adds(network.model, 8, **network.sizes)
     assert rows["compute"].startswith(f"{macs / 1e9:.3g} G")
-    need = estimate(network, 16, CPU, "auto", text_tokens=8).total + 4 * parameters(encoder.network)
+    need = step_memory(network, 16, bf16=uses_bf16(CPU, "auto"), text_tokens=8).total
+    need += 4 * parameters(encoder.network)
     assert f"about {need / 2**30:.2f} GiB" in rows["memory"]
 
 
 def test_memory_is_printed_by_part(capsys):
     rows = printed_rows(capsys, precision="fp32", grad_accum=2)
-    need = estimate(spec("DiT-Ti/4"), 8, CPU, "fp32", grad_accum=2)
+    need = step_memory(spec("DiT-Ti/4"), 8, Layout(grad_accum=2))
     parts = {"weights": need.weights, "AdamW": need.optimizer, "gradients": need.gradients}
     for name, size in parts.items():
         assert f" {name} {size / 2**30:.2f}" in rows["memory"]
@@ -126,7 +129,7 @@ def test_memory_is_printed_by_part(capsys):
 
 
 def test_frozen_networks_count():
-    need = estimate(spec("DiT-Ti/4"), 8, CPU, "fp32")
+    need = step_memory(spec("DiT-Ti/4"), 8)
     network = torch.nn.Linear(2**14, 2**13, bias=False)
     coder = SimpleNamespace(codec=SimpleNamespace(network=network))
     assert frozen_bytes(coder, SimpleNamespace(network=network)) == 2**30

@@ -1,11 +1,11 @@
 """Memory of a step: counted on tensors without data, it is that of the same step on real ones."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from helpers.step_memory import CPU, step_memory
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -21,24 +21,16 @@ from dit.training.cost.memory import (
     Layout,
     Ledger,
     SimulatedStep,
-    estimate,
     record_existing,
     shard_bytes,
 )
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
-CPU = torch.device("cpu")
-
 
 def spec(model="DiT-Ti/2", **changes):
     shape = dict(input_size=16, in_channels=3, num_classes=10, learn_sigma=False)
     return NetworkSpec(model=model, **{**shape, **changes})
-
-
-def total(**settings):
-    defaults = dict(spec=spec(), batch=8, device=CPU, precision="fp32")
-    return estimate(**{**defaults, **settings}).total
 
 
 # -- the count -------------------------------------------------------------------------------------
@@ -124,31 +116,24 @@ def test_a_storage_is_counted_once_and_until_it_is_gone():
 
 
 def test_recomputing_and_bf16_need_less():
-    many = dict(batch=64, grad_accum=2)
-    none, selective, full = (
-        total(**many, recompute=mode) for mode in ("none", "selective", "full")
-    )
+    def total(**settings):
+        return step_memory(spec(), 64, Layout(grad_accum=2), **settings).total
+
+    none, selective, full = (total(recompute=mode) for mode in ("none", "selective", "full"))
     assert none > 1.2 * selective > 1.2 * full
-    assert total(**many, precision="bf16") < 0.8 * none
-
-
-def test_activations_grow_with_the_batch():
-    few, more, most = (total(batch=batch, precision="bf16") for batch in (32, 64, 128))
-    assert most - more == pytest.approx(2 * (more - few), rel=0.001)
+    assert total(bf16=True) < 0.8 * none
 
 
 def test_ddp_keeps_buckets_and_fsdp_shares_what_stays():
-    need = [
-        estimate(spec(), 8, CPU, "fp32", parallel=parallel, world=world)
-        for parallel, world in (("ddp", 1), ("ddp", 8), ("fsdp", 1), ("fsdp", 8))
-    ]
-    assert need[0] == need[2]
-    alone, ddp, _, fsdp = need
+    alone = step_memory(spec(), 8)
+    assert step_memory(spec(), 8, Layout("fsdp", 1)) == alone
+    ddp = step_memory(spec(), 8, Layout("ddp", 8))
     weights = 4 * sum(p.numel() for p in build_network(spec()).parameters() if p.requires_grad)
     assert ddp.gradients == weights > alone.gradients
-    assert dataclasses.replace(
-        ddp, gradients=0, activations=0, temporaries=0
-    ) == dataclasses.replace(alone, gradients=0, activations=0, temporaries=0)
+    kept = ("weights", "averages", "optimizer", "copies", "exchange")
+    assert [getattr(ddp, part) for part in kept] == [getattr(alone, part) for part in kept]
+
+    fsdp = step_memory(spec(), 8, Layout("fsdp", 8))
     share = shard_bytes(build_network(spec()), 8)
     assert (fsdp.weights, fsdp.averages) == (share, share)
     assert fsdp.optimizer == int(alone.optimizer * share / alone.weights)
@@ -165,11 +150,10 @@ def test_shares_are_those_of_fsdp(world):
 
 def test_storages_grow_in_proportion_to_the_batch():
     """So that the peak of any batch follows from those of two."""
-    step = SimulatedStep(spec(), CPU, True, "none")
+    step = SimulatedStep(spec(), CPU, bf16=True)
     two, three, six = (step.timeline(batch, Layout("ddp", 2)) for batch in (2, 3, 6))
     assert np.array_equal(six, two + 4 * (three - two))
-    alone = estimate(spec(), 6, CPU, "bf16", parallel="ddp", world=2)
-    assert step.peak(six, Layout("ddp", 2), 1) == alone
+    assert step.peak(six, Layout("ddp", 2)) == step.memory(6, Layout("ddp", 2))
 
 
 # -- what there is ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from dit.models.dit import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost import cluster as clusters
 from dit.training.cost.cluster import RING, START, TREE, Cluster
-from dit.training.cost.memory import RESERVE, estimate
+from dit.training.cost.memory import RESERVE, Layout, SimulatedStep
 from dit.training.cost.planning import PlannedStep, build_columns, scaling_table
 from dit.training.cost.step_time import Work, seconds, traffic
 
@@ -136,12 +136,12 @@ def test_bytes_are_those_that_ranks_send(world, precision, accum, tmp_path, smal
 
 
 @pytest.mark.parametrize(("parallel", "recompute"), [("ddp", "none"), ("fsdp", "full")])
-def test_memory_is_that_of_the_estimate(parallel, recompute, small):
-    settings = dict(parallel=parallel, recompute=recompute)
-    found = first_column(**settings, ema_lengths=(0.1,))
+def test_memory_is_that_of_a_simulated_step(parallel, recompute, small):
+    found = first_column(parallel=parallel, recompute=recompute, ema_lengths=(0.1,))
     cuda = torch.device("cuda")
-    alone = estimate(planned().card.network, 32, cuda, "bf16", **settings, averages=2, world=2)
-    assert (found.batch, found.memory) == (32, alone)
+    step = SimulatedStep(planned().card.network, cuda, True, recompute, averages=2)
+    assert found.batch == 32
+    assert found.memory == step.memory(32, Layout(parallel, world=2))
 
 
 def test_micro_batches_shrink_until_they_fit(small, monkeypatch):
