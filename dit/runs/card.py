@@ -34,7 +34,7 @@ class NetworkSpec:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "model"}
 
     @property
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, so that records outlive new fields."""
         default = {f.name: f.default for f in dataclasses.fields(self)}
         values = dataclasses.asdict(self)

@@ -164,7 +164,7 @@ def test_attention_at_levels_of_ones_choice(tmp_path):
     )
     run = load_run(train(config, Ranks()), torch.device("cpu"))
     assert run.card.network.unet_attention == (2,)
-    assert run.card.network.told["unet_attention"] == (2,)
+    assert run.card.network.summary["unet_attention"] == (2,)
     attends = ["Attn" in type(block).__name__ for block in run.denoise.network.unet.down_blocks]
     assert attends == [False, False, True]
     train(dataclasses.replace(config, resume=str(config.out), steps=2), Ranks())
@@ -194,7 +194,7 @@ def test_runs_from_before_the_choice_are_read(make_run):
         "num_classes": 10,
         "learn_sigma": False,
     }
-    assert NetworkSpec(**spec).told == spec | {"input_size": 8}
+    assert NetworkSpec(**spec).summary == spec | {"input_size": 8}
     card = ModelCard.read(make_run(model="UNet-S")).to_json()
     del card["network"]["unet_attention"], card["config"]["unet_attention"]
     assert ModelCard.from_json(card).network.unet_attention is None

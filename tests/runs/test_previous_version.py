@@ -156,6 +156,6 @@ def test_runs_of_text_name_their_libraries_too(home):
 
 def test_records_of_a_network_have_only_what_is_not_default(home):
     spec = load_run(home, CPU).card.network
-    assert spec.told == json.loads((home / "config.json").read_text())["network"]
+    assert spec.summary == json.loads((home / "config.json").read_text())["network"]
     other = dataclasses.replace(spec, conditioning="text", text_width=64)
-    assert other.told == {**spec.told, "conditioning": "text", "text_width": 64}
+    assert other.summary == {**spec.summary, "conditioning": "text", "text_width": 64}

@@ -71,7 +71,7 @@ def _sampling(session: TrainingSession, settings: SamplerConfig) -> dict[str, An
         "weights_sha256": "in meta.json of checkpoints",
         "step": "as in metrics.jsonl",
         "ema": config.ema,
-        "network": session.card.network.told,
+        "network": session.card.network.summary,
         "process": config.process,
         "objective": config.objective,
         "vae": session.autoencoder.name,
