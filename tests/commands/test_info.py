@@ -72,7 +72,7 @@ def test_run(make_run, capsys):
     }
     assert expected.items() <= shown.items()
     assert shown["process"].startswith("flow matching")
-    assert shown["checkpoint 3"].endswith("1 file, checksums verified")
+    assert shown["step-0000003"].endswith("1 file, checksums verified")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_damaged_weights_are_named(make_run, capsys):
     weights = next(run.rglob("ema-*.safetensors"))
     damage(weights)
     for path, row, name in (
-        (run, "checkpoint 3", "step-0000003"),
+        (run, "step-0000003", "step-0000003"),
         (weights.parent, "files", "step-0000003"),
         (weights, "file", weights.name),
     ):

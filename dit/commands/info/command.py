@@ -32,21 +32,20 @@ MOST_DAMAGED = 5  # files that the error names
 
 @dataclass
 class Findings:
-    """Rows of the table, names of damaged files, and advice."""
+    """Rows of the table, and the names of damaged files."""
 
     rows: Rows
     damaged: list[str] = field(default_factory=list)
-    do: str = "do what the line of each says"
 
-    def add_check(self, name: str, file: str, check: Callable[[], str]) -> None:
-        """Add a row with what a check returns, or with the damage that it raises."""
+    def add_check(self, name: str, check: Callable[[], str], row: str = "") -> None:
+        """Add a row with what the check of a file returns, or with the damage that it raises."""
         try:
             text = check()
         except UserError as error:
-            self.damaged.append(file)
+            self.damaged.append(name)
             text = f"DAMAGED: {error.given}; expected {error.expected}; {error.do}"
         if text:
-            self.rows.append((name, text))
+            self.rows.append((row or name, text))
 
 
 def show(config: InfoConfig, ranks: Ranks) -> None:
@@ -64,7 +63,10 @@ def _show(path: Path) -> None:
     if findings.damaged:
         more = ", …" if len(findings.damaged) > MOST_DAMAGED else ""
         names = ", ".join(findings.damaged[:MOST_DAMAGED]) + more
-        raise UserError(f"damaged in {path}: {names}", "what was written", findings.do)
+        do = "do as the line of each says: a run goes on from its newest intact checkpoint"
+        if holds_latents(path):
+            do = DAMAGED
+        raise UserError(f"damaged in {path}: {names}", "what was written", do)
 
 
 def info(path: Path) -> str:
@@ -112,30 +114,30 @@ def inspect(path: Path) -> Findings:
 def _run(run: Path) -> Findings:
     card = runs.read_card(run)
     findings = Findings([("run", str(run)), *card_rows(card), *_progress_rows(run, card)])
-    findings.do += ": a run goes on from its newest checkpoint, and `dit ema` uses what is left"
-
-    for name, file, check in tqdm(_checks(run), "checksums", unit="file", delay=1, leave=False):
-        findings.add_check(name, file, check)
-    return findings
-
-
-def _checks(run: Path) -> list[tuple[str, str, Callable[[], str]]]:
-    """Return all checks of a run: name of the row, name of the file, and the check."""
-    checks: list[tuple[str, str, Callable[[], str]]] = []
+    checks: dict[str, Callable[[], str]] = {}
     for path in runs.checkpoints(run):
-        step = runs.checkpoint_step(path)
-        checks.append((f"checkpoint {step}", path.name, partial(_verify_checkpoint, path)))
+        checks[path.name] = partial(_verify_checkpoint, path)
     for path in runs.incomplete_checkpoints(run):
-        checks.append((path.name, path.name, partial(_refuse_incomplete, path)))
+        checks[path.name] = partial(_refuse_incomplete, path)
     for name, recorded in recorded_snapshots(run).items():
-        checks.append((name, name, partial(_verify_snapshot, run / FOLDER / name, recorded)))
-    return [*checks, (CONFIG, CONFIG, partial(_verify_settings, run))]
+        checks[name] = partial(_verify_snapshot, run / FOLDER / name, recorded)
+    checks[CONFIG] = partial(_verify_settings, run)
+
+    # a large run is read for minutes; a small one needs no bar
+    for name, check in tqdm(checks.items(), "checksums", unit="file", delay=1, leave=False):
+        findings.add_check(name, check)
+    return findings
 
 
 def _verify_checkpoint(checkpoint: Path) -> str:
     files = runs.verify_checkpoint(checkpoint)["files"]
     size = sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
     return f"{_size(size)}, {len(files)} file{'s' * (len(files) != 1)}, checksums verified"
+
+
+def _verify_file(file: Path) -> str:
+    runs.verify_checkpoint(file.parent, file.name)
+    return "checksum verified"
 
 
 def _refuse_incomplete(checkpoint: Path) -> str:
@@ -150,12 +152,14 @@ def _verify_snapshot(file: Path, recorded: dict[str, Any]) -> str:
 
 def _verify_settings(run: Path) -> str:
     """Return how config.json differs from that of the newest checkpoint that can be read."""
+    # it may differ: some settings can be changed when a run is resumed
     ModelCard.read(run)
     for checkpoint in reversed(runs.checkpoints(run)):
         try:
             runs.checkpoint_card(checkpoint)
         except UserError:
-            continue  # it is damaged, as its own row says
+            # it is damaged, as its own row says
+            continue
         changes = "; ".join(require_settings(run, checkpoint))
         since = f"since {checkpoint.name}, when the run was resumed or by hand"
         return f"changed: {changes}, {since}" if changes else ""
@@ -189,7 +193,7 @@ def _progress_rows(run: Path, card: ModelCard) -> Rows:
 
 def _checkpoint(checkpoint: Path) -> Findings:
     findings = Findings([("checkpoint", str(checkpoint))])
-    findings.add_check("files", checkpoint.name, partial(_verify_checkpoint, checkpoint))
+    findings.add_check(checkpoint.name, partial(_verify_checkpoint, checkpoint), row="files")
     try:
         findings.rows += _header_rows(next(checkpoint.glob(WEIGHTS), checkpoint / WEIGHTS))
     except UserError as error:
@@ -200,8 +204,7 @@ def _checkpoint(checkpoint: Path) -> Findings:
 def _weights_file(file: Path) -> Findings:
     findings = Findings([("weights", f"{file}, {_size(file.stat().st_size)}"), *_header_rows(file)])
     if (file.parent / "meta.json").exists():
-        verify = partial(runs.verify_checkpoint, file.parent, file.name)
-        findings.add_check("file", file.name, lambda: "checksum verified" if verify() else "")
+        findings.add_check(file.name, partial(_verify_file, file), row="file")
     return findings
 
 
@@ -223,26 +226,24 @@ def _release_file(file: Path) -> Findings:
 def _latents(root: Path) -> Findings:
     index = read_index(root)
     kind = "captions" if index["captions"] else "class names"
-    shards = f"{len(index['shards']):,} shards with {index['count']:,} images"
-    findings = Findings(
-        [
-            ("latents", str(root)),
-            ("images", f"{index['count']:,}, mirrored too: {'yes' if index['flips'] else 'no'}"),
-            (kind, listed(index["classes"], len(index["classes"])) or "none (unconditional)"),
-            ("latents of each", " x ".join(map(str, index["shape"]))),
-            ("autoencoder", index["vae"]),
-            ("mean and deviation", f"{numbers(index['mean'])}; {numbers(index['std'])}"),
-        ],
-        do=DAMAGED,
-    )
+    names = listed(index["classes"], len(index["classes"])) or "none (unconditional)"
+    rows = [
+        ("latents", str(root)),
+        ("images", f"{index['count']:,}, mirrored too: {'yes' if index['flips'] else 'no'}"),
+        (kind, names),
+        ("latents of each", " x ".join(map(str, index["shape"]))),
+        ("autoencoder", index["vae"]),
+        ("mean and deviation", f"{numbers(index['mean'])}; {numbers(index['std'])}"),
+    ]
+    findings = Findings(rows)
     for damage in damaged_shards(root):
         findings.damaged.append(damage.file)
-        reason = f"DAMAGED: {damage.reason}; {damage.images:,} images"
-        findings.rows.append((damage.file, reason))
+        rows.append((damage.file, f"DAMAGED: {damage.reason}; {damage.images:,} images"))
     if not findings.damaged:
         # earlier versions did not record the checksum of labels
         labels = ", and their labels" if "labels_sha256" in index else ""
-        findings.rows.append(("files", f"{shards}{labels}, checksums verified"))
+        shards = f"{len(index['shards']):,} shards with {index['count']:,} images"
+        rows.append(("files", f"{shards}{labels}, checksums verified"))
     return findings
 
 
