@@ -87,6 +87,7 @@ class ModelCard:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "ModelCard":
         """Return the card of such values, also of earlier versions."""
+        # JSON has lists where the dataclasses have tuples
         network = dict(values["network"])
         network["input_size"] = size_of(*sides(network["input_size"]))
         if network.get("unet_attention") is not None:

@@ -33,6 +33,7 @@ def read_card(run: Path) -> ModelCard:
     try:
         return ModelCard.read(run)
     except UserError:
+        # if the checkpoint is damaged too, the error about config.json is the one to show
         with suppress(UserError):
             if last := latest_checkpoint(run):
                 return checkpoint_card(last)
@@ -72,6 +73,7 @@ def run_containing(path: Path) -> Path | None:
     """Return the run of a checkpoint, or of a link to its best one; None for other paths."""
     folder = path.absolute()
     if folder.parent.name == "checkpoints" and folder in paths_by_step(folder.parent).values():
+        # as the user would type it: relative paths stay relative
         return Path(os.path.normpath(path / ".." / ".."))
     return path.parent if path.name == BEST and path.is_symlink() else None
 
@@ -126,6 +128,7 @@ def verify_checkpoint(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
 def _require_one_step(checkpoint: Path, step: int, weights: list[str], do: str) -> None:
     """Refuse a checkpoint whose name, meta.json and weights are of different steps."""
     steps = {"meta.json": step}
+    # a folder that was renamed otherwise says nothing about the step
     if checkpoint in paths_by_step(checkpoint.parent).values():
         steps = {"its name": checkpoint_step(checkpoint), **steps}
     for name in weights:
@@ -216,6 +219,7 @@ def find_best(run: Path, eval: str | None = None) -> Best | None:
     for path in checkpoints(run):
         if distance := read_distance(path):
             scored.append(Best(path, distance))
+    # distances to different references, or of different samples, do not compare
     comparable = [one for one in scored if one.distance.eval == (eval or scored[-1].distance.eval)]
     return min(comparable, key=lambda one: one.distance.value, default=None)
 

@@ -74,6 +74,7 @@ class Mixture:
         total = torch.zeros((), dtype=torch.float64)
         terms = zip(files, self.snapshots, self.coefficients, strict=True)
         for file, snapshot, coefficient in terms:
+            # the file's header was read before: damage shows only here
             try:
                 total = total + coefficient * file.get_tensor(name).double()
             except (SafetensorError, RuntimeError) as error:
@@ -111,6 +112,7 @@ def write_snapshot(
             write_weights(beside, weights, replace(card, ema_length=length), step)
             flush(beside)
         flush(file.parent)
+        # listed last: a kill in between leaves a complete file without a checksum
         files = {**recorded_snapshots(run), file.name: checksum_entry(file)}
         write_json(run / RECORD, {"files": files})
     except (OSError, SafetensorError) as error:
@@ -126,6 +128,7 @@ def drop_after(run: Path, step: int) -> None:
     for file in [*_averages_in(run / FOLDER), *_averages_in(run, "ema-")]:
         if _step(file.name) > step:
             file.unlink()
+    # a kill while a file is written leaves one with a hidden name
     for file in (run / FOLDER).glob(f".{ANY}.*"):
         file.unlink()
     if listed := recorded_snapshots(run):
@@ -218,6 +221,7 @@ def _fit(
 def _bad_fit(run: Path, used: list[Snapshot], end: int, length: float, error: float) -> UserError:
     """Return the error for a length, with the range of lengths that fit well."""
     tried = np.array([*np.geomspace(SHORTEST, 0.999 * MEAN, 100), *(s.length for s in used)])
+    # never empty: lengths that were tracked fit without error
     good = tried[_fit(used, end, tried)[1] <= WORST]
     return UserError(
         f"length {length:g} at step {end:,}, of {len(used)} snapshots in {run / FOLDER}: "

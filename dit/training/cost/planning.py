@@ -50,6 +50,7 @@ class PlannedStep:
     def memory(self, batch: int, layout: Layout) -> Memory:
         # Storages grow in proportion to the batch: all batches follow from those of two and three.
         gradients = layout.keeps_gradients
+        # A step takes seconds to simulate, and bisection asks for many batches.
         if gradients not in self._timelines:
             like = Layout("ddp", 2) if gradients else Layout()
             self._timelines[gradients] = self.step.timeline(2, like), self.step.timeline(3, like)

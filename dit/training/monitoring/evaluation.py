@@ -124,6 +124,7 @@ class Scores:
         values = {name: scores[name].value for name in self.names}
         available = {name: value for name, value in values.items() if value is not None}
         distance = available.get(self.names[0])
+        # an equal distance does not lead: the earlier checkpoint stays the best
         leads = distance is not None and (self.best is None or distance < self.best)
         if leads:
             self.best = distance

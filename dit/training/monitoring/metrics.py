@@ -84,6 +84,7 @@ class MetricsLog:
         self._append({"step": step, **entries})
 
     def _append(self, line: dict[str, Any]) -> None:
+        # opened for each line: a kill loses at most the line that is being written
         with named(self.file), self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 

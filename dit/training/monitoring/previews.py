@@ -77,6 +77,7 @@ class Previews:
         labels = self.card.ids[:CLASSES]
         names = [self.card.class_name(label) for label in labels]
         if self.card.unconditional:
+            # as many rows, all of the null class
             labels = self.card.ids * CLASSES
         images, _ = sample_grid(run, build_pipeline(run, settings), settings, labels, PER_CLASS)
 

@@ -54,6 +54,7 @@ class Bar(AbstractContextManager):
         line = self.line(step)
         if self.bar.disable and self.shown and numbers:
             print(line, file=sys.stderr, flush=True)
+        # drawn once, by `update`, and not more often than tqdm allows
         self.bar.set_description_str(line, refresh=False)
         self.bar.update()
 
