@@ -17,10 +17,10 @@ import torch
 from benchmarks.arguments import new_parser, typed_command
 from benchmarks.experiments import Lab
 from benchmarks.record import processor
-from dit.report.run_curves import draw_reference
-from dit.report.reference_curves import FOLDER, Reference, essence, settings_that_matter
 from dit.config.presets import PRESETS
 from dit.distributed.device import library_versions
+from dit.report.reference_curves import FOLDER, Reference, essence, settings_that_matter
+from dit.report.run_curves import draw_reference
 from dit.runs.card import ModelCard
 from dit.runs.metrics import read_metrics
 from dit.utils.files import write_json

@@ -34,7 +34,6 @@ from dit.config import (
     EvalConfig,
     InfoConfig,
     NllConfig,
-    PlanConfig,
     ReportConfig,
     SampleConfig,
     ShowConfig,
@@ -42,7 +41,6 @@ from dit.config import (
     SweepConfig,
     TrainConfig,
     VaeConfig,
-    VerifyConfig,
     require_typed,
 )
 from dit.errors import PeerLost, UserError, did_you_mean
@@ -91,8 +89,6 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "convert": (ConvertConfig, "dit.commands.convert:convert"),
     "report": (ReportConfig, "dit.commands.report:report"),
     "info": (InfoConfig, "dit.commands.info:show"),
-    "plan": (PlanConfig, "dit.training.cost.planning:plan"),
-    "verify": (VerifyConfig, "dit.commands.verify:verify"),
 }
 """Flags of each command, and the function (config, ranks) that does the work."""
 

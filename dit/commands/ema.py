@@ -1,4 +1,4 @@
-"""The command `dit ema`."""
+"""The command `dit ema`: EMAs of any length from the snapshots of a run."""
 
 from dit.config import EmaConfig
 from dit.distributed.ranks import Ranks
@@ -8,19 +8,18 @@ from dit.utils.files import shell_quote
 
 
 def ema(config: EmaConfig, ranks: Ranks) -> None:
-    """The command `dit ema`."""
+    """Write the averages that --length asks for; existing files are refused, not overwritten."""
     if not ranks.main:
         return
-    made = {
-        config.out or default_file(config.run, mixture): mixture
-        for mixture in mixtures(config.run, config.length, config.step)
-    }
-    for file in made:
+    outputs = {}
+    for mixture in mixtures(config.run, config.length, config.step):
+        file = config.out or default_file(config.run, mixture)
         if file.exists():
-            raise UserError(
-                f"{file} is there already", "a new file", "use it, remove it, or pass --out FILE"
-            )
-    for file, mixture in made.items():
+            do = "use it, remove it, or pass --out FILE"
+            raise UserError(f"{file} is there already", "a new file", do)
+        outputs[file] = mixture
+
+    for file, mixture in outputs.items():
         write_mixture(mixture, file)
         print(f"{mixture}\n{file}", flush=True)
     print(f"next        python sample.py --run {shell_quote(file)}")

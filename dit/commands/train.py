@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
-from dit.training.cost.dry_run import describe
-from dit.training.finetune import find_origin
-from dit.training.inputs import RunInputs, check, load_inputs
+from dit.training.cost.dry_run import dry_run
+from dit.training.inputs import check, load_inputs
 from dit.training.prepare import prepare
 from dit.training.resilience.preemption import stop_on_signals
 from dit.training.resolve import resolve
 from dit.training.run_directory import note_start, with_restart, write_card
-from dit.training.session import TrainingPlan
 from dit.training.summary import print_header, print_summary
 from dit.training.trainer import train_with_rollback
 
@@ -32,14 +30,15 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     """
     config = with_restart(asked, ranks)
     last = check(config, ranks)
-    inputs = load_inputs(config, ranks, last, parent_card)
-    target = choose_eval_target(config, ranks)
-    plan = resolve(inputs, ranks)
     if config.dry_run:
-        dry_run(inputs, plan, ranks)
+        tables = dry_run(config, ranks, parent_card)
+        if ranks.main:
+            print(tables)
         return None
 
-    session = prepare(inputs, plan, ranks)
+    inputs = load_inputs(config, ranks, last, parent_card)
+    target = choose_eval_target(config, ranks)
+    session = prepare(inputs, resolve(inputs, ranks), ranks)
     scores = target.prepare(session) if target else None
     with ranks.alone_in(session.run), stop_on_signals(ranks) as stop:
         if ranks.main:
@@ -61,11 +60,3 @@ def choose_eval_target(config: TrainConfig, ranks: Ranks) -> "EvalTarget | None"
 
     return evaluation.choose_eval_target(config, ranks)
 
-
-def dry_run(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> None:
-    """Print what the run would train."""
-    card, autoencoder = inputs.card, inputs.autoencoder
-    if card.config.init and not plan.checkpoint:
-        find_origin(card, card.config.init)
-    if ranks.main:
-        print(describe(card, inputs.source, autoencoder, ranks, plan.parallel, inputs.encoder))

@@ -12,8 +12,7 @@ from dit.config.evaluation import (
     SweepConfig,
 )
 from dit.config.first_stage import EncodeConfig, VaeConfig
-from dit.config.planning import PlanConfig
-from dit.config.runs import ConvertConfig, EmaConfig, InfoConfig, ReportConfig, VerifyConfig
+from dit.config.runs import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PACE, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import from_json, to_json
 from dit.config.training import ClassifierConfig, TrainConfig, require_typed
@@ -28,7 +27,6 @@ __all__ = [
     "EvalConfig",
     "InfoConfig",
     "NllConfig",
-    "PlanConfig",
     "ReportConfig",
     "SampleConfig",
     "SamplerConfig",
@@ -38,7 +36,6 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "VaeConfig",
-    "VerifyConfig",
     "from_json",
     "require_typed",
     "to_json",

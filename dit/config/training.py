@@ -160,6 +160,10 @@ class TrainConfig:
     there when it goes on."""
     dry_run: bool = False
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
+    gpus: tuple[int, ...] = ()
+    """With --dry-run: numbers of GPUs, such as 8 64 256, for which to print memory, communication and time too."""
+    gpu: Literal["a100", "h100", "h200", "b200"] = "h100"
+    """With --gpus: their kind, whose data sheet (of the SXM module) gives peak, memory and bandwidths."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -198,6 +202,13 @@ class TrainConfig:
                 f"--ema-every {self.ema_every} without --ema-lengths",
                 "lengths to store",
                 "pass --ema-lengths 0.05 0.1, or drop --ema-every",
+            )
+        require_range(self, ("gpus",), lambda v: all(n > 0 for n in v), "numbers above 0")
+        if self.gpus and not self.dry_run:
+            raise UserError(
+                f"--gpus {' '.join(map(str, self.gpus))} without --dry-run",
+                "--dry-run with it",
+                "add --dry-run, or drop --gpus",
             )
         require_range(self, ("cooldown",), lambda v: 0 <= v <= 1, "a number in [0, 1]")
         require_range(self, ("epochs", "min_snr_gamma"), lambda v: v is None or v > 0, "above 0")
@@ -306,6 +317,7 @@ def require_typed(config: TrainConfig, typed: Set[str]) -> None:
             "--eval-every",
             "pass --eval-every 500",
         ),
+        (not config.gpus, {"gpu"}, "without --gpus", "--gpus", "pass --dry-run --gpus 8"),
         (
             config.resume not in (None, "auto"),
             {"init"},
@@ -316,6 +328,8 @@ def require_typed(config: TrainConfig, typed: Set[str]) -> None:
     ]
     for unread, names, given, expected, do in idle:
         require_none(config, sorted(names & typed if unread else set()), given, expected, do)
+    if "gpus" in typed and not config.gpus:
+        raise UserError("--gpus without a value", "numbers of GPUs", "pass --gpus 8 64 256")
     if "ema_lengths" in typed and not config.ema_lengths:
         raise UserError(
             "--ema-lengths without a value",

@@ -1,15 +1,14 @@
-"""A run directory and what lies in it.
+"""A run directory and its checkpoints.
 
-    config.json                 the Card: settings, network, classes
-    metrics.jsonl               one line per logged step
-    machine.json                what it was trained on, a record per start
-    scores.json                 how scores in it were made, by their `eval`, where --eval-every is on
-    samples/step-0000400.png    grids from the EMA
-    ema/                        snapshots of the averages of --ema-lengths
-    checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample from), meta.json (checksums)
-    best                        link to the checkpoint with the lowest Fréchet distance, where --eval-every is on
+config.json                 the model card: settings, network, classes metrics.jsonl
+one line per logged step machine.json                hardware and versions, one record per start
+scores.json                 protocols of the scores in metrics.jsonl, by their `eval` (--eval-every)
+samples/step-0000400.png    grids from the EMA ema/                        snapshots of the averages
+of --ema-lengths checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample
+from), meta.json (checksums) best                        link to the checkpoint with the lowest
+Fréchet distance (--eval-every)
 
-A weights file carries the Card in its header, so that it can be used without the run.
+A weights file has the card in its header, so that it can be used without the run.
 """
 
 import json
@@ -30,14 +29,11 @@ BEST = "best"  # in a run, a link to its best checkpoint
 
 
 def read_card(run: Path) -> ModelCard:
-    """The Card of a run, where its config.json is lost that of its newest checkpoint.
-
-    Raises:
-        UserError: config.json is missing or damaged, and there is no checkpoint that has it too.
-    """
+    """Return the card of a run; if its config.json is lost, that of its newest checkpoint."""
     try:
         return ModelCard.read(run)
     except UserError:
+        # if the checkpoint is damaged too, the error about config.json is the one to show
         with suppress(UserError):
             if last := latest_checkpoint(run):
                 return checkpoint_card(last)
@@ -45,12 +41,12 @@ def read_card(run: Path) -> ModelCard:
 
 
 def checkpoint_card(checkpoint: Path) -> ModelCard:
-    """What the run was when it wrote a checkpoint; raises as `read_weights`."""
+    """Return the card of the run when it wrote a checkpoint."""
     return read_header(next(checkpoint.glob(WEIGHTS), checkpoint / WEIGHTS))[0]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether training began there: it has the config.json of a run, not that of an autoencoder."""
+    """Whether a folder has the config.json of a run, not that of an autoencoder."""
     try:
         ModelCard.read(folder)
     except UserError:
@@ -59,117 +55,109 @@ def is_run(folder: Path) -> bool:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Finished checkpoints of a run, oldest first."""
-    return [
-        folder
-        for folder in paths_by_step(run / "checkpoints").values()
-        if (folder / "meta.json").exists()
-    ]
+    """Return the complete checkpoints of a run, oldest first."""
+    folders = paths_by_step(run / "checkpoints").values()
+    return [folder for folder in folders if (folder / "meta.json").exists()]
 
 
 def incomplete_checkpoints(run: Path) -> list[Path]:
-    """Folders of checkpoints that have no meta.json and so are not counted, oldest first. A kill leaves none: what is
-    being written or removed has a hidden name."""
-    return [
-        folder
-        for folder in paths_by_step(run / "checkpoints").values()
-        if not (folder / "meta.json").exists()
-    ]
+    """Return the folders of checkpoints without meta.json, oldest first.
+
+    A kill leaves none: what is being written or removed has a hidden name.
+    """
+    folders = paths_by_step(run / "checkpoints").values()
+    return [folder for folder in folders if not (folder / "meta.json").exists()]
 
 
 def run_containing(path: Path) -> Path | None:
-    """The run that has this checkpoint, or to whose best one it links; None of other paths."""
+    """Return the run of a checkpoint, or of a link to its best one; None for other paths."""
     folder = path.absolute()
     if folder.parent.name == "checkpoints" and folder in paths_by_step(folder.parent).values():
+        # as the user would type it: relative paths stay relative
         return Path(os.path.normpath(path / ".." / ".."))
     return path.parent if path.name == BEST and path.is_symlink() else None
 
 
 def paths_by_step(folder: Path, suffix: str = "") -> dict[int, Path]:
-    """What is called step-DIGITS and the suffix, by that number, lowest first; what is called otherwise is not ours."""
-    named = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
-    found = {
-        int(match[1]): path
-        for path in folder.glob("step-*")
-        if (match := named.fullmatch(path.name))
-    }
-    return dict(sorted(found.items()))
+    """Return the paths named step-DIGITS and the suffix by their number, lowest first."""
+    pattern = re.compile(rf"step-([0-9]+){re.escape(suffix)}")
+    paths = {}
+    for path in folder.glob("step-*"):
+        if match := pattern.fullmatch(path.name):
+            paths[int(match[1])] = path
+    return dict(sorted(paths.items()))
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder of a checkpoint."""
+    """Return the name of a checkpoint's folder."""
     return f"step-{step:07d}"
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The inverse of `checkpoint_name`."""
+    """Return the step of a checkpoint, by its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The newest finished checkpoint of a run."""
+    """Return the newest complete checkpoint of a run."""
     return next(reversed(checkpoints(run)), None)
 
 
-def verify_checkpoint(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
-    """The checkpoint's meta.json, after comparing every file that fits the pattern with it.
+# -- checksums -------------------------------------------------------------------------------------
 
-    Raises:
-        UserError: a file that is missing, truncated or changed; or they are not of one step.
+
+def verify_checkpoint(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
+    """Return step and files of a checkpoint's meta.json, after checking files that fit the pattern.
+
+    A file that is missing, truncated or changed is refused, and so are files of different steps.
     """
     do = f"remove {checkpoint} to go on from the checkpoint before it"
-    with reraise_as_user_error(
-        checkpoint / "meta.json", "the list of files that train.py wrote", do
-    ):
-        meta = json.loads((checkpoint / "meta.json").read_text())
-        step, files = int(meta["step"]), dict(meta["files"])
+    listing = checkpoint / "meta.json"
+    with reraise_as_user_error(listing, "the list of files that train.py wrote", do):
+        meta = json.loads(listing.read_text())
+        step = int(meta["step"])
+        files = dict(meta["files"])
+
     for name, recorded in files.items():
         if fnmatch(name, pattern):
             require_intact(checkpoint / name, recorded, do)
-    _require_one_step(
-        checkpoint, step, [checkpoint / name for name in files if fnmatch(name, WEIGHTS)], do
-    )
+    _require_one_step(checkpoint, step, [name for name in files if fnmatch(name, WEIGHTS)], do)
     return {"step": step, "files": files}
 
 
-def _require_one_step(checkpoint: Path, step: int, weights: list[Path], do: str) -> None:
-    """Refuse a checkpoint that is of several steps, by its folder's name (if that is of ours), meta.json, weights."""
-    named = [
-        number
-        for number, folder in paths_by_step(checkpoint.parent).items()
-        if folder == checkpoint
-    ]
-    said = {
-        "its name": named[0] if named else step,
-        "meta.json": step,
-        **{file.name: read_header(file)[1] for file in weights},
-    }
-    if len({*said.values()}) > 1:
-        told = ", ".join(f"{number} by {what}" for what, number in said.items())
-        raise UserError(f"{checkpoint} is of step {told}", "one step", do)
+def _require_one_step(checkpoint: Path, step: int, weights: list[str], do: str) -> None:
+    """Refuse a checkpoint whose name, meta.json and weights are of different steps."""
+    steps = {"meta.json": step}
+    # a folder that was renamed otherwise says nothing about the step
+    if checkpoint in paths_by_step(checkpoint.parent).values():
+        steps = {"its name": checkpoint_step(checkpoint), **steps}
+    for name in weights:
+        steps[name] = read_header(checkpoint / name)[1]
+
+    if len(set(steps.values())) > 1:
+        sources = ", ".join(f"{number} by {source}" for source, number in steps.items())
+        raise UserError(f"{checkpoint} is of step {sources}", "one step", do)
 
 
 def checksum_entry(file: Path) -> dict[str, Any]:
-    """What meta.json lists of a file."""
+    """Return what meta.json lists about a file."""
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def require_intact(file: Path, recorded: Mapping[str, Any], do: str) -> None:
-    """Compare a file with what the meta.json beside it lists.
+    """Refuse a file that differs from what the meta.json beside it lists."""
+    actual = checksum_entry(file) if file.exists() else {"bytes": 0}
+    for key, value in recorded.items():
+        if actual.get(key) != value:
+            given = f"{file} has {key} {actual.get(key)}"
+            raise UserError(given, f"{value}, as its meta.json says", do)
 
-    Raises:
-        UserError: it is missing, truncated or changed.
-    """
-    found = checksum_entry(file) if file.exists() else {"bytes": 0}
-    for what, value in recorded.items():
-        if found.get(what) != value:
-            raise UserError(
-                f"{file} has {what} {found.get(what)}", f"{value}, as its meta.json says", do
-            )
+
+# -- weights to sample from ------------------------------------------------------------------------
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file that a run, a checkpoint or a file stands for.
+    """Return the weights file of a run, a checkpoint or a file, after checking it.
 
     Raises:
         UserError: there is none, or its checkpoint is damaged.
@@ -179,36 +167,35 @@ def find_weights(path: Path) -> Path:
     checkpoint = path if (path / "meta.json").exists() else latest_checkpoint(path)
     if checkpoint is None:
         raise _no_weights(path)
-    if (
-        checkpoint.is_symlink()
-    ):  # RUN/best: what it names lies in the run, where samples of it belong too
+    if checkpoint.is_symlink():
+        # RUN/best: samples belong to the run of the checkpoint that it links to
         checkpoint = checkpoint.parent / checkpoint.readlink()
     verify_checkpoint(checkpoint, WEIGHTS)
     return next(checkpoint.glob(WEIGHTS))
 
 
 def _no_weights(path: Path) -> UserError:
-    """What lies there instead of a checkpoint."""
+    """Return the error for a path without a checkpoint: what it is instead, and what to do."""
+    given = f"no checkpoint in {path}"
     expected = "a run directory, a checkpoint directory or a .safetensors file"
     if is_run(path):
-        return UserError(
-            f"no checkpoint in {path}, a run that has none yet",
-            "a run with a checkpoint",
-            "wait for its first, or start it again with the flags that it had",
-        )
+        given += ", a run that has none yet"
+        do = "wait for its first, or start it again with the flags that it had"
+        return UserError(given, "a run with a checkpoint", do)
     if (path / "config.json").is_file():
-        return UserError(
-            f"no checkpoint in {path}, which has the config.json of another network",
-            expected,
-            f"see what it is: dit info {shell_quote(path)}; an autoencoder goes to --vae of train.py",
-        )
+        given += ", which has the config.json of another network"
+        do = f"see dit info {shell_quote(path)}; an autoencoder goes to --vae of train.py"
+        return UserError(given, expected, do)
     if not path.exists():
-        return UserError(f"no checkpoint in {path}, which is not there", expected, "check the path")
-    return UserError(f"no checkpoint in {path}", expected, "train one: python train.py --out RUN")
+        return UserError(f"{given}, which is not there", expected, "check the path")
+    return UserError(given, expected, "train one: python train.py --out RUN")
+
+
+# -- the best checkpoint ---------------------------------------------------------------------------
 
 
 class Distance(NamedTuple):
-    """A Fréchet distance by the name it is shown with; `eval` is the same where two were measured in the same way."""
+    """A Fréchet distance: its printed name, its value, and a key shared by comparable distances."""
 
     name: str
     value: float
@@ -223,17 +210,22 @@ class Best(NamedTuple):
 
 
 def find_best(run: Path, eval: str | None = None) -> Best | None:
-    """The best of a run's checkpoints, the first of equal ones, among those measured as `eval` or, unless given, as the
-    newest that has a distance."""
-    scored = [
-        Best(path, distance) for path in checkpoints(run) if (distance := read_distance(path))
-    ]
-    alike = [one for one in scored if one.distance.eval == (eval or scored[-1].distance.eval)]
-    return min(alike, key=lambda one: one.distance.value, default=None)
+    """Return the best of a run's checkpoints, the first of equal ones.
+
+    Args:
+        eval: which distances to compare; unless given, those of the newest checkpoint that has one.
+    """
+    scored = []
+    for path in checkpoints(run):
+        if distance := read_distance(path):
+            scored.append(Best(path, distance))
+    # distances to different references, or of different samples, do not compare
+    comparable = [one for one in scored if one.distance.eval == (eval or scored[-1].distance.eval)]
+    return min(comparable, key=lambda one: one.distance.value, default=None)
 
 
 def read_distance(checkpoint: Path) -> Distance | None:
-    """What a checkpoint's meta.json says of its distance; None where it was not measured, or the file is damaged."""
+    """Return the distance in a checkpoint's meta.json, if it was measured and can be read."""
     try:
         return Distance(**json.loads((checkpoint / "meta.json").read_text())["distance"])
     except (OSError, ValueError, KeyError, TypeError):

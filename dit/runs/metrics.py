@@ -6,36 +6,25 @@ from pathlib import Path
 from typing import Any
 
 MACHINE = "machine.json"
-NOTED = {
-    "step",
-    "device",
-    "ranks",
-    "flops_per_image",
-    "peak_flops_per_rank",
-    "versions",
-}  # of each start, at least
-BY_TIME = "loss_by_time/"  # before the ends of a bucket of times, in a line of the log
+START_KEYS = {"step", "device", "ranks", "flops_per_image", "peak_flops_per_rank", "versions"}
+BY_TIME = "loss_by_time/"  # in a line of the log, before the bounds of a bucket of times
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that is damaged is left out with a warning, a last one cut short without."""
+    """Return the lines of a metrics.jsonl; damaged ones are skipped with a warning."""
     texts = file.read_bytes().split(b"\n") if file.exists() else []
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
-            lines.append(_logged(text))
+            lines.append(_parse(text))
         except ValueError as error:
-            if number < len(
-                texts
-            ):  # else what comes after the last line's end: nothing, or a part of another line
-                print(
-                    f"warning: {file}, line {number}, is damaged and left out ({error})",
-                    file=sys.stderr,
-                )
+            # After the last line's end comes nothing, or a line that a kill cut short: no warning.
+            if number < len(texts):
+                _warn(f"{file}, line {number}, is damaged and skipped ({error})")
     return lines
 
 
-def _logged(text: bytes) -> dict[str, Any]:
+def _parse(text: bytes) -> dict[str, Any]:
     line = json.loads(text.decode())
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
         raise ValueError("no object with a step")
@@ -43,16 +32,19 @@ def _logged(text: bytes) -> dict[str, Any]:
 
 
 def read_starts(run: Path) -> list[dict[str, Any]]:
-    """What the run was trained on, start by start, as machine.json has it; nothing where it is missing, or, with a
-    warning, damaged: nothing depends on it."""
+    """Return the starts in machine.json; none if it is missing or, with a warning, damaged."""
     file = run / MACHINE
     if not file.exists():
         return []
     try:
         starts = json.loads(file.read_text())
-        if not all(one.keys() >= NOTED for one in starts):
-            raise ValueError("a start without all that is noted of one")
+        if not all(start.keys() >= START_KEYS for start in starts):
+            raise ValueError("a start without all of its entries")
         return list(starts)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        print(f"warning: {file} is damaged and left out ({error})", file=sys.stderr)
+        _warn(f"{file} is damaged and ignored ({error})")
         return []
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

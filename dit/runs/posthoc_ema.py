@@ -1,4 +1,4 @@
-"""EMA after the fact (2312.02696, section 3.2): snapshots of a few averages of a training become that of any length."""
+"""Post-hoc EMA (2312.02696, section 3.2): an average of any length, from snapshots of a few."""
 
 import json
 import re
@@ -22,10 +22,10 @@ from dit.runs.weights import read_header, write_weights
 from dit.utils.files import flush, reraise_as_user_error, shell_quote, write_atomically, write_json
 
 FOLDER = "ema"  # of snapshots, in a run
-WORST = 0.1  # error of a fit with which weights are still made
-SHORTEST = 0.002  # length that is looked at when a message tells which ones can be made
 RECORD = Path(FOLDER) / "meta.json"  # their sizes and checksums
 ANY = "length-*-step-*.safetensors"
+WORST = 0.1  # largest accepted error of a fit
+SHORTEST = 0.002  # length that an error message tries
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Snapshot:
 
     @property
     def length(self) -> float:
-        """Of the average, relative to the steps done."""
+        """Return the length of the average, relative to the steps done."""
         assert self.card.ema_length
         return self.card.ema_length
 
@@ -49,8 +49,8 @@ class Mixture:
 
     Args:
         length: relative to `step`, where the average ends.
-        coefficients: of the snapshots, with a sum of 1.
-        error: of its profile, as `fit` has it.
+        coefficients: of the snapshots; they sum to 1.
+        error: of its profile, as `fit` returns it.
     """
 
     length: float
@@ -61,73 +61,60 @@ class Mixture:
 
     @property
     def card(self) -> ModelCard:
-        """What the weights are."""
+        """Return the card of the sum."""
         return replace(self.snapshots[-1].card, ema_length=self.length)
 
     def weights(self) -> dict[str, Tensor]:
-        """Float32, summed in float64, one tensor after the other, which are read as they are needed.
-
-        Raises:
-            UserError: a snapshot is damaged.
-        """
+        """Return float32 sums, computed in float64, reading one tensor of one file at a time."""
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(s.file, framework="pt")) for s in self.snapshots]
-            names = files[-1].keys()
-            return {name: self._sum(files, name) for name in names}
+            return {name: self._sum(files, name) for name in files[-1].keys()}  # noqa: SIM118
 
     def _sum(self, files: Sequence[safe_open], name: str) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
-        for file, snapshot, coefficient in zip(
-            files, self.snapshots, self.coefficients, strict=True
-        ):
+        terms = zip(files, self.snapshots, self.coefficients, strict=True)
+        for file, snapshot, coefficient in terms:
+            # the file's header was read before: damage shows only here
             try:
                 total = total + coefficient * file.get_tensor(name).double()
             except (SafetensorError, RuntimeError) as error:
-                raise UserError(
-                    f"{snapshot.file} does not fit the others ({error})",
-                    "snapshots of one network",
-                    f"remove {snapshot.file}",
-                ) from None
+                given = f"{snapshot.file} does not fit the others ({error})"
+                do = f"remove {snapshot.file}"
+                raise UserError(given, "snapshots of one network", do) from None
         return total.float()
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{length:g}" for length in sorted({s.length for s in self.snapshots}))
-        return (
-            f"length {self.length:g} at step {self.step:,}: {_told(self.error)}, {len(self.snapshots)} snapshots "
-            f"of lengths {lengths}"
-        )
+        sources = f"{len(self.snapshots)} snapshots of lengths {lengths}"
+        return f"length {self.length:g} at step {self.step:,}: {_percent(self.error)}, {sources}"
 
 
 def file_name(length: float, step: int) -> str:
-    """Of weights of an average."""
+    """Return the name of a file with weights of an average."""
     return f"length-{length:g}-{checkpoint_name(step)}.safetensors"
 
 
 def default_file(run: Path, mixture: Mixture) -> Path:
-    """Where a run's own averages lie, so that samples of them belong to the run."""
+    """Return where a run's averages are written, so that samples of them belong to the run."""
     return run / f"ema-{file_name(mixture.length, mixture.step)}"
 
 
-# -- snapshots -----------------------------------------------------------------------------------------------------
+# -- snapshots -------------------------------------------------------------------------------------
 
 
 def write_snapshot(
     run: Path, weights: dict[str, Tensor], card: ModelCard, length: float, step: int
 ) -> None:
-    """Add a file to RUN/ema, whole or not at all.
-
-    Raises:
-        UserError: the disk is full or read-only.
-    """
+    """Write a file of RUN/ema atomically, and list it."""
     file = run / FOLDER / file_name(length, step)
     try:
         with write_atomically(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
             flush(beside)
         flush(file.parent)
-        write_json(
-            run / RECORD, {"files": recorded_snapshots(run) | {file.name: checksum_entry(file)}}
-        )
+        # listed last: a kill in between leaves a complete file without a checksum
+        files = {**recorded_snapshots(run), file.name: checksum_entry(file)}
+        write_json(run / RECORD, {"files": files})
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{file} could not be written ({error})",
@@ -137,30 +124,20 @@ def write_snapshot(
 
 
 def drop_after(run: Path, step: int) -> None:
-    """Remove what steps after this one left: snapshots, averages made of them, and halves of files."""
-    made = [*_ours(run / FOLDER), *_ours(run, "ema-")]
-    later = [file for file in made if _step(file) > step]
-    for file in (*later, *(run / FOLDER).glob(f".{ANY}.*")):
+    """Remove snapshots of later steps, averages computed from them, and incomplete files."""
+    for file in [*_averages_in(run / FOLDER), *_averages_in(run, "ema-")]:
+        if _step(file.name) > step:
+            file.unlink()
+    # a kill while a file is written leaves one with a hidden name
+    for file in (run / FOLDER).glob(f".{ANY}.*"):
         file.unlink()
     if listed := recorded_snapshots(run):
-        write_json(
-            run / RECORD,
-            {
-                "files": {
-                    name: value
-                    for name, value in listed.items()
-                    if _step(run / FOLDER / name) <= step
-                }
-            },
-        )
+        kept = {name: entry for name, entry in listed.items() if _step(name) <= step}
+        write_json(run / RECORD, {"files": kept})
 
 
 def recorded_snapshots(run: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of snapshots by file name; earlier versions listed none.
-
-    Raises:
-        UserError: the list is damaged.
-    """
+    """Return size and SHA-256 of snapshots by file name; early versions recorded none."""
     file = run / RECORD
     if not file.exists():
         return {}
@@ -169,95 +146,110 @@ def recorded_snapshots(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def snapshot_steps(run: Path) -> list[int]:
-    """The step of every snapshot of a run, by their names."""
-    return [_step(file) for file in _ours(run / FOLDER)]
+    """Return the step of every snapshot of a run, by its name."""
+    return [_step(file.name) for file in _averages_in(run / FOLDER)]
 
 
-def _ours(folder: Path, prefix: str = "") -> list[Path]:
-    """Files of averages, but none that is called otherwise than we do."""
+def _averages_in(folder: Path, prefix: str = "") -> list[Path]:
+    """Return files of averages; not a copy that a file manager named `… (copy)`."""
     return [file for file in folder.glob(prefix + ANY) if re.search(r"-step-[0-9]+\Z", file.stem)]
 
 
-def _step(file: Path) -> int:
-    return int(file.stem.rsplit("-", 1)[1])
+def _step(name: str) -> int:
+    return int(name.removesuffix(".safetensors").rsplit("-", 1)[1])
 
 
 def find_snapshots(run: Path) -> list[Snapshot]:
-    """Those of a run, the earliest first.
+    """Return the snapshots of a run, the earliest first.
 
     Raises:
         UserError: there are none, or one is damaged or of another network.
     """
-    found = [Snapshot(file, *read_header(file)) for file in _ours(run / FOLDER)]
-    found = sorted((s for s in found if s.card.ema_length), key=lambda s: (s.step, s.length))
-    if not found:
+    all_files = [Snapshot(file, *read_header(file)) for file in _averages_in(run / FOLDER)]
+    snapshots = [s for s in all_files if s.card.ema_length]
+    snapshots.sort(key=lambda s: (s.step, s.length))
+    if not snapshots:
         raise UserError(
             f"no snapshots of averages in {run / FOLDER}",
             "the directory of a run with --ema-lengths",
             "check the path, or train with --ema-lengths 0.05 0.1",
         )
-    for snapshot in found:
-        if snapshot.card.network != found[-1].card.network:
+
+    last = snapshots[-1]
+    for snapshot in snapshots:
+        if snapshot.card.network != last.card.network:
+            model = snapshot.card.network.model
             raise UserError(
-                f"{snapshot.file} is of {snapshot.card.network.model}, {found[-1].file.name} of another "
-                f"network",
+                f"{snapshot.file} is of {model}, {last.file.name} of another network",
                 "snapshots of one run",
                 "remove those of another run",
             )
-    return found
+    return snapshots
 
 
-# -- averages ------------------------------------------------------------------------------------------------------
+# -- averages --------------------------------------------------------------------------------------
 
 
 def mixtures(run: Path, lengths: Sequence[float], step: int | None = None) -> list[Mixture]:
-    """How averages of these lengths come of the snapshots of a run.
+    """Return averages of these lengths as sums of a run's snapshots.
 
     Args:
-        step: where they end; the last with snapshots unless given.
+        step: where they end; the last step with snapshots unless given.
 
     Raises:
-        UserError: no snapshots there, or lengths that can not be made of them well.
+        UserError: no snapshots there, or lengths that they fit badly.
     """
-    found = find_snapshots(run)
-    end = _find_end(run, {snapshot.step for snapshot in found}, step)
-    used = [snapshot for snapshot in found if snapshot.step <= end]
-    known = [s.step for s in used], [s.length for s in used], end
-    coefficients, errors = fit(*known, lengths)
+    snapshots = find_snapshots(run)
+    end = _find_end(run, {snapshot.step for snapshot in snapshots}, step)
+    used = [snapshot for snapshot in snapshots if snapshot.step <= end]
+    coefficients, errors = _fit(used, end, lengths)
     for length, error in zip(lengths, errors, strict=True):
         if error > WORST:
-            tried = np.array([*np.geomspace(SHORTEST, 0.999 * MEAN, 100), *known[1]])
-            good = tried[fit(*known, tried)[1] <= WORST]
-            raise UserError(
-                f"length {length:g} at step {end:,}, of {len(used)} snapshots in {run / FOLDER}: "
-                f"{_told(error)}",
-                f"{100 * WORST:g}% at most, which lengths from {min(good):.3g} to "
-                f"{max(good):.3g} have",
-                "pass one of those; in another training, a smaller --ema-every or "
-                "other --ema-lengths allow others",
-            )
+            raise _bad_fit(run, used, end, length, error)
     return [
         Mixture(length, end, used, values.tolist(), float(error))
         for length, values, error in zip(lengths, coefficients.T, errors, strict=True)
     ]
 
 
+def _fit(
+    used: list[Snapshot], end: int, lengths: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return fit([s.step for s in used], [s.length for s in used], end, lengths)
+
+
+def _bad_fit(run: Path, used: list[Snapshot], end: int, length: float, error: float) -> UserError:
+    """Return the error for a length, with the range of lengths that fit well."""
+    tried = np.array([*np.geomspace(SHORTEST, 0.999 * MEAN, 100), *(s.length for s in used)])
+    # never empty: lengths that were tracked fit without error
+    good = tried[_fit(used, end, tried)[1] <= WORST]
+    return UserError(
+        f"length {length:g} at step {end:,}, of {len(used)} snapshots in {run / FOLDER}: "
+        f"{_percent(error)}",
+        f"{100 * WORST:g}% at most, which lengths from {min(good):.3g} to {max(good):.3g} have",
+        "pass one of those; in another training, a smaller --ema-every or other --ema-lengths "
+        "allow others",
+    )
+
+
 def _find_end(run: Path, steps: set[int], asked: int | None) -> int:
-    if asked is not None and asked not in steps:
-        near = sorted(sorted(steps, key=lambda step: abs(step - asked))[:3])
+    if asked is None:
+        return max(steps)
+    if asked not in steps:
+        nearest = sorted(sorted(steps, key=lambda step: abs(step - asked))[:3])
         raise UserError(
             f"--step {asked} for {run}",
-            f"a step with snapshots, such as {', '.join(map(str, near))}",
+            f"a step with snapshots, such as {', '.join(map(str, nearest))}",
             "pass one of them, or drop --step to take the last",
         )
-    return max(steps) if asked is None else asked
+    return asked
 
 
 def write_mixture(mixture: Mixture, file: Path) -> None:
-    """Make an average and write it as weights that `sample.py --run` takes, whole or not at all."""
+    """Write an average atomically, as weights that `sample.py --run` takes."""
     with write_atomically(file) as beside:
         write_weights(beside, mixture.weights(), mixture.card, mixture.step)
 
 
-def _told(error: float) -> str:
+def _percent(error: float) -> str:
     return f"error of the fit {100 * error:.2g}%"

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors with the card in the header."""
+"""Files of weights: safetensors with the model card in the header."""
 
 import json
 import os
@@ -27,33 +27,34 @@ class Weights:
 
     @property
     def home(self) -> Path:
-        """The run directory that they lie in, or the folder of weights that lie alone."""
+        """Return the run directory that the file belongs to, else its folder."""
         folder = self.path.parent
         return folder.parents[1] if folder.parent.name == "checkpoints" else folder
 
 
 def write_weights(file: Path, state_dict: dict[str, Tensor], card: ModelCard, step: int) -> None:
-    """EMA weights with the card in the header."""
+    """Write EMA weights with the card in the header."""
     header = json.dumps({**card.to_json(), "step": step})
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}, file, {"dit": header}
-    )
+    tensors = {name: v.detach().cpu().contiguous() for name, v in state_dict.items()}
+    save_file(tensors, file, {"dit": header})
+
+    # safetensors makes its files private: give them the permissions of other new files
     os.umask(umask := os.umask(0))
-    file.chmod(0o666 & ~umask)  # safetensors keeps its files private
+    file.chmod(0o666 & ~umask)
 
 
 def read_weights(file: Path) -> Weights:
-    """The inverse of `write_weights`.
-
-    Raises:
-        UserError: not such a file, or truncated.
-    """
+    """Read EMA weights."""
     card, step = read_header(file)
     return Weights(file, card, step, load_file(file))
 
 
 def read_header(file: Path) -> tuple[ModelCard, int]:
-    """Card and step of a file of weights; raises as `read_weights`."""
+    """Return card and step of a weights file.
+
+    Raises:
+        UserError: not such a file, or truncated.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get("dit")
@@ -63,14 +64,11 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
             "a complete .safetensors file of EMA weights",
             "copy it again; a .pt file of the DiT release goes through `dit convert`",
         ) from None
+    expected = "EMA weights written by train.py"
     if header is None:
-        raise UserError(
-            f"{file} has no network description",
-            "EMA weights written by train.py",
-            "pass a file from RUN/checkpoints/",
-        )
-    with reraise_as_user_error(file, "EMA weights written by train.py", "take another checkpoint"):
+        given = f"{file} has no network description"
+        raise UserError(given, expected, "pass a file from RUN/checkpoints/")
+    with reraise_as_user_error(file, expected, "take another checkpoint"):
         values = json.loads(header)
         step = int(values.pop("step"))
-        card = ModelCard.from_json(values)
-    return card, step
+        return ModelCard.from_json(values), step

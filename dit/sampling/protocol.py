@@ -26,7 +26,7 @@ def protocol(
         "weights_sha256": sha256(weights.path),
         "step": weights.step,
         "ema": card.average,
-        "network": card.network.told,
+        "network": card.network.summary,
         "data": card.config.data,
         "vae": run.autoencoder.name,
         "vae_sha256": run.autoencoder.checksum,

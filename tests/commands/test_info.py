@@ -1,4 +1,7 @@
+"""`dit info`: what a path is, and whether its files are as they were written."""
+
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,18 +9,24 @@ import pytest
 import torch
 
 from dit.cli import main
-from dit.commands.info import card_rows, info, table
+from dit.commands.encode import encode
+from dit.commands.info import info, table
+from dit.commands.info.model import card_rows
 from dit.commands.train_vae.networks import create_network, save
-from dit.config import VaeConfig
+from dit.config import EncodeConfig, VaeConfig
+from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED, WEIGHTS
 from dit.errors import UserError
 from dit.models.registry import create_model, parameters
+from dit.runs import posthoc_ema as posthoc
 from dit.runs.card import ModelCard
+from dit.runs.checkpoints import find_weights
+from dit.runs.weights import read_weights
 from dit.utils.files import sha256
 
 
 def rows(text: str) -> dict[str, str]:
-    """The table as a mapping; wrapped lines are joined."""
+    """Return the table as a mapping; wrapped lines are joined."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         if not line.startswith(" "):
@@ -28,96 +37,101 @@ def rows(text: str) -> dict[str, str]:
     return found
 
 
-def test_run(make_run):
+def run_info(path: Path, capsys, code: int) -> tuple[dict[str, str], str]:
+    """Run the command; return its table and what it wrote to stderr."""
+    assert main(["info", str(path)]) == code
+    printed = capsys.readouterr()
+    return rows(printed.out), printed.err
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def test_run(make_run, capsys):
     home = make_run(lr=0.01)
-    (home / "metrics.jsonl").write_text(
-        '{"step": 2, "loss": 0.5}\n{"step": 3, "loss": 0.25}\n{"step": 4, "lo'
-    )
-    said = rows(info(home))
-    network = create_model(
-        "DiT-Ti/4", input_size=8, in_channels=3, num_classes=10, learn_sigma=False
-    )
-    assert said["model"] == "DiT-Ti/4"
-    assert said["parameters"] == f"{parameters(network):,}"
-    assert said["latents"] == "3 x 8 x 8"
-    assert said["images"] == "8x8 pixels"
-    assert said["class names"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-    assert said["autoencoder"] == "identity"
-    assert said["process"].startswith("flow matching")
-    assert said["EMA decay"] == "0.999"
-    assert said["trained"] == "3 steps logged, of 560 steps"
-    assert said["last loss"] == "0.2500"
-    assert said["checkpoint 3"].endswith("1 file, checksums verified")
+    log = '{"step": 2, "loss": 0.5}\n{"step": 3, "loss": 0.25}\n{"step": 4, "lo'
+    (home / "metrics.jsonl").write_text(log)
+    shown, _ = run_info(home, capsys, 0)
+    shape = dict(input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
+    expected = {
+        "model": "DiT-Ti/4",
+        "parameters": f"{parameters(create_model('DiT-Ti/4', **shape)):,}",
+        "latents": "3 x 8 x 8",
+        "images": "8x8 pixels",
+        "class names": "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+        "autoencoder": "identity",
+        "EMA decay": "0.999",
+        "trained": "3 steps logged, of 560 steps",
+        "last loss": "0.2500",
+    }
+    assert expected.items() <= shown.items()
+    assert shown["process"].startswith("flow matching")
+    assert shown["step-0000003"].endswith("1 file, checksums verified")
 
 
 @pytest.mark.parametrize(
     ("settings", "network"),
     [
-        (
-            dict(conditioning="in-context"),
-            "Diffusion Transformer, in-context conditioning, 4 tokens of 4 x 4 latents",
-        ),
         (dict(model="UNet-S"), "U-Net of 3 levels"),
         (dict(model="Classifier-Ti/4", label_dropout=0), "classifier, 4 tokens of 4 x 4 latents"),
     ],
 )
 def test_every_network_is_named(make_run, settings, network):
-    said = rows(info(make_run(**settings)))
-    assert said["network"] == network
-    assert (said["objective"] == "class of noised latents") == network.startswith("classifier")
+    shown = rows(info(make_run(**settings)))
+    assert shown["network"] == network
+    assert (shown["objective"] == "class of noised latents") == network.startswith("classifier")
 
 
-def test_damage_is_told(make_run):
-    home = make_run()
-    weights = next(home.glob("checkpoints/*/ema-*"))
-    weights.write_bytes(weights.read_bytes()[:-1])
-    assert "DAMAGED" in rows(info(home))["checkpoint 3"]
-    assert "DAMAGED" in rows(info(weights.parent))["files"]
-
-
-def test_checkpoint_and_file_tell_the_same(tiny_run: Path):
+def test_checkpoint_and_file_have_the_same_rows(tiny_run: Path):
     checkpoint = next(tiny_run.glob("checkpoints/*"))
     by_folder, by_file = rows(info(checkpoint)), rows(info(next(checkpoint.glob("ema-*"))))
     assert by_file["step"] == "3"
-    assert {k: v for k, v in by_folder.items() if k not in ("checkpoint", "files")} == {
-        k: v for k, v in by_file.items() if k != "weights"
-    }
+    assert by_file.pop("file") == "checksum verified"
+    assert by_folder.pop("files").endswith("checksums verified")
+    del by_folder["checkpoint"], by_file["weights"]
+    assert by_folder == by_file
 
 
 def test_release_file(tmp_path: Path):
     network = create_model("DiT-Ti/4", input_size=8, in_channels=4, num_classes=5, learn_sigma=True)
     torch.save(network.state_dict(), tmp_path / "DiT.pt")
-    said = rows(info(tmp_path / "DiT.pt"))
-    assert "original DiT release" in said["weights"]
-    assert (said["model"], said["classes"], said["learned variance"]) == ("DiT-Ti/4", "5", "yes")
-    assert said["stored as"] == "float32"
+    shown = rows(info(tmp_path / "DiT.pt"))
+    assert "original DiT release" in shown["weights"]
+    assert (shown["model"], shown["classes"], shown["learned variance"]) == ("DiT-Ti/4", "5", "yes")
+    assert shown["stored as"] == "float32"
 
 
 def test_bundled_first_stage():
-    said = rows(info(BUNDLED))
+    shown = rows(info(BUNDLED))
     config = json.loads((BUNDLED / "config.json").read_text())
-    assert (said["kind"], said["latent channels"]) == ("KL (AutoencoderKL)", "4")
-    assert said["factor"].startswith("4 pixels")
-    assert said["latents scaled by"].startswith(f"mean {config['latents_mean'][0]:.3g} ")
-    assert said["weights"] == f"SHA-256 {sha256(BUNDLED / WEIGHTS)}"
+    assert (shown["kind"], shown["latent channels"]) == ("KL (AutoencoderKL)", "4")
+    assert shown["factor"].startswith("4 pixels")
+    assert shown["latents scaled by"].startswith(f"mean {config['latents_mean'][0]:.3g} ")
+    assert shown["weights"] == f"SHA-256 {sha256(BUNDLED / WEIGHTS)}"
 
 
-def test_first_stage_of_ones_own(tmp_path: Path):
+def test_trained_first_stage(tmp_path: Path):
     config = VaeConfig(
         out=tmp_path, kind="vq", channels=(8, 8), latent_channels=2, codebook_size=5
     ).resolved()
     save(create_network(config), tmp_path, torch.tensor([0.25, 0.5]), torch.tensor([2.0, 3.0]))
     scores = {"PSNR": 23.456, "rFD(inception)": "not available"}
     (tmp_path / "report.json").write_text(json.dumps({"held_out": 1200, "scores": scores}))
-    said = rows(info(tmp_path))
-    assert said["kind"] == "VQ (VQModel, 5 entries)"
-    assert (said["factor"][0], said["latent channels"]) == ("2", "2")
-    assert said["latents scaled by"] == "mean 0.25 0.5, deviation 2 3"
-    assert (said["held out"], said["PSNR"], said["rFD(inception)"]) == (
-        "1,200 images",
-        "23.46",
-        "not available",
-    )
+    expected = {
+        "kind": "VQ (VQModel, 5 entries)",
+        "latent channels": "2",
+        "latents scaled by": "mean 0.25 0.5, deviation 2 3",
+        "held out": "1,200 images",
+        "PSNR": "23.46",
+        "rFD(inception)": "not available",
+    }
+    assert expected.items() <= rows(info(tmp_path)).items()
     (tmp_path / WEIGHTS).write_bytes(b"")
     with pytest.raises(UserError, match="can not be loaded"):
         info(tmp_path)
@@ -126,34 +140,23 @@ def test_first_stage_of_ones_own(tmp_path: Path):
 def test_captions_are_no_classes(make_run):
     card = ModelCard.read(make_run())
     spec = replace(card.network, conditioning="text", text_width=8, num_classes=30)
-    said = dict(
-        card_rows(
-            replace(card, network=spec, classes=["a seven", "a one"], text_encoder_sha256="5b")
-        )
-    )
-    assert said["captions"] == "a seven, a one, … (28 more)"
-    assert "caption dropout" in said
-    assert not {"classes", "class names", "label dropout"} & {*said}
+    names = ["a seven", "a one"]
+    shown = dict(card_rows(replace(card, network=spec, classes=names, text_encoder_sha256="5b")))
+    assert shown["captions"] == "a seven, a one, … (28 more)"
+    assert "caption dropout" in shown
+    assert not {"classes", "class names", "label dropout"} & {*shown}
 
 
-def test_what_is_no_checkpoint(tmp_path: Path, tiny_run: Path):
-    with pytest.raises(UserError, match="nothing at"):
-        info(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"neither config.json nor meta.json"):
-        info(tmp_path)
+def test_other_paths_are_refused(tmp_path: Path, tiny_run: Path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(next(tiny_run.glob("checkpoints/*/ema-*")).read_bytes()[:100])
-    with pytest.raises(UserError, match="can not be read"):
-        info(cut)
-
-
-def test_run_without_checkpoint(make_run):
-    home = make_run()
-    for file in home.glob("checkpoints/*/*"):
-        file.unlink()
-    said = rows(info(home))
-    assert said["trained"].startswith("no step logged")
-    assert not any(name.startswith("checkpoint") for name in said)
+    for path, message in (
+        (tmp_path / "nowhere", "nothing at"),
+        (tmp_path, "neither config.json, meta.json nor latents"),
+        (cut, "can not be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            info(path)
 
 
 def test_table_wraps():
@@ -163,7 +166,97 @@ def test_table_wraps():
     assert rows(text)["a longer name"].count("word") == 40
 
 
-def test_command(tiny_run: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["info", str(tiny_run)]) == 0
-    assert rows(capsys.readouterr().out)["model"] == "DiT-Ti/4"
-    assert json.loads((tiny_run / "config.json").read_text())["network"]["model"] == "DiT-Ti/4"
+# -- damage ----------------------------------------------------------------------------------------
+
+
+def test_damaged_weights_are_named(make_run, capsys):
+    run = make_run()
+    weights = next(run.rglob("ema-*.safetensors"))
+    damage(weights)
+    for path, row, name in (
+        (run, "step-0000003", "step-0000003"),
+        (weights.parent, "files", "step-0000003"),
+        (weights, "file", weights.name),
+    ):
+        shown, error = run_info(path, capsys, 2)
+        assert shown[row].startswith(f"DAMAGED: {weights} has sha256")
+        assert f"error: damaged in {path}: {name}; " in error
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_damaged_snapshots_are_named(missing, make_run, capsys):
+    run = make_run()
+    weights = read_weights(find_weights(run))
+    for step in (1, 2, 3):
+        posthoc.write_snapshot(run, weights.state_dict, weights.card, 0.1, step)
+    (run / posthoc.FOLDER / "length-0.1-step-0000003 (copy).safetensors").write_bytes(b"foreign")
+    posthoc.drop_after(run, 2)
+    run_info(run, capsys, 0)
+    first = min(snapshot.file for snapshot in posthoc.find_snapshots(run))
+    if missing:
+        first.unlink()
+    else:
+        damage(first)
+    shown, error = run_info(run, capsys, 2)
+    assert shown[first.name].startswith(f"DAMAGED: {first} has ")
+    assert f"damaged in {run}: {first.name}; " in error
+
+
+def test_an_incomplete_checkpoint_is_named(make_run, capsys):
+    run = make_run()
+    (run / "checkpoints" / "step-0000004").mkdir()
+    (run / "checkpoints" / ".step-0000005").mkdir()  # as a kill leaves it
+    shown, error = run_info(run, capsys, 2)
+    assert "step-0000004 has no meta.json and is not counted" in shown["step-0000004"]
+    assert "step-0000005" not in error + " ".join(shown)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "code"), [("seed", 7, 2), ("ema", 0.5, 2), ("lr", 0.5, 0), (None, 0, 2)]
+)
+def test_settings_are_compared_with_those_of_the_checkpoint(make_run, key, value, code, capsys):
+    run = make_run()
+    card = json.loads((run / "config.json").read_text())
+    old = card["config"].get(key)
+    card["config"][key] = value
+    (run / "config.json").write_text(json.dumps(card) if key else "{")
+    shown, _ = run_info(run, capsys, code)
+    assert (f"{key} {old} before, {value} now" if key else "is missing") in shown["config.json"]
+    assert f"--resume {run}" in shown["config.json"] or code == 0
+    assert shown["model"] == "DiT-Ti/4"  # a lost config.json is replaced by the checkpoint's
+
+
+@pytest.mark.parametrize("name", ["checkpoints/step-0000003", "best"])
+def test_a_checkpoint_can_not_be_resumed(name, make_run, capsys):
+    run = make_run()
+    (run / "best").symlink_to("checkpoints/step-0000003")
+    assert main(["train", "--resume", str(run / name)]) == 2
+    assert f"a checkpoint of the run {run}; expected " in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents")
+    settings = dict(data="digits", vae="identity", image_size=8, shard_size=600)
+    return encode(EncodeConfig(out=out, **settings), Ranks())
+
+
+def test_latents(latents, capsys):
+    shown, _ = run_info(latents, capsys, 0)
+    assert shown["class names"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert (shown["latents of each"], shown["autoencoder"]) == ("3 x 8 x 8", "identity")
+    files = "3 shards with 1,797 images, and their labels, checksums verified"
+    assert shown["files"] == files
+
+
+def test_damaged_latents_are_named(latents, tmp_path, capsys):
+    out = shutil.copytree(latents, tmp_path / "out")
+    damage(out / "shard-00001.npy")
+    (out / "shard-00002.npy").unlink()
+    shown, error = run_info(out, capsys, 2)
+    assert shown["shard-00001.npy"].endswith("; 600 images")
+    assert shown["shard-00002.npy"] == "DAMAGED: missing; 597 images"
+    assert f"damaged in {out}: shard-00001.npy, shard-00002.npy; " in error
+    assert "--skip-damaged" in error
+    (out / "index.json").unlink()
+    assert "are unfinished" in run_info(out, capsys, 2)[1]

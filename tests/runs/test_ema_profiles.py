@@ -1,17 +1,12 @@
-"""Power-function averages: lengths and exponents, recursion and closed form, and what a fit of them promises."""
+"""Power-function averages: lengths and exponents, recursion and closed form, errors of fits."""
 
 import numpy as np
 import pytest
+from helpers.averages import step_weights
 
 from dit.runs.ema_profiles import beta, fit, gamma_of, inner_products, length_of
 
 LENGTHS = (0.01, 0.05, 0.1, 0.2, 0.288)
-
-
-def weights_of(gamma: float, end: int, steps: int) -> np.ndarray:
-    """What steps 1 … `steps` weigh in an average that ends at `end`, in closed form."""
-    k = np.minimum(np.arange(steps + 1), end) / end
-    return np.diff(k ** (gamma + 1))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -34,14 +29,14 @@ def test_length_is_the_deviation_of_the_profile(length):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_recursion_weighs_as_the_closed_form(length):
+def test_the_recursion_agrees_with_the_closed_form(length):
     gamma, values = gamma_of(length), np.random.default_rng(0).normal(size=300)
     average = np.nan  # the first step keeps nothing
     for step, value in enumerate(values, start=1):
         average = value + (beta(gamma, step) * (average - value) if step > 1 else 0)
     assert beta(gamma, 1) == 0
-    assert average == pytest.approx(weights_of(gamma, 300, 300) @ values, rel=1e-12)
-    assert weights_of(gamma, 300, 300).sum() == pytest.approx(1)
+    assert average == pytest.approx(step_weights(gamma, 300, 300) @ values, rel=1e-12)
+    assert step_weights(gamma, 300, 300).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("t", "u"), [(1.0, 1.0), (0.4, 1.0), (7.0, 2.0)])
@@ -60,7 +55,7 @@ def every(n: int, steps: int = 960) -> tuple[list[int], list[float]]:
     return [end for end in ends for _ in range(2)], [0.05, 0.1] * n
 
 
-def test_known_profiles_are_found_again():
+def test_known_profiles_are_reproduced():
     known = every(8)
     coefficients, errors = fit(*known, 960, [0.1, 0.05])
     assert errors.max() < 1e-7
@@ -78,21 +73,16 @@ def test_more_snapshots_fit_better_and_two_lengths_better_than_one():
 
 @pytest.mark.parametrize("target", [0.02, 0.04, 0.07, 0.15, 0.25])
 def test_error_is_that_of_the_profiles_and_bounds_that_of_weights(target):
-    """By Cauchy and Schwarz, for any trajectory, however far from zero it lies: the coefficients sum to 1."""
+    """By Cauchy and Schwarz, for any trajectory: the coefficients sum to 1."""
     (ends, lengths), steps = every(16), 960
     (coefficients,), (error,) = (part.T for part in fit(ends, lengths, steps, [target]))
     assert coefficients.sum() == pytest.approx(1, abs=1e-12)
-    known = np.array(
-        [
-            weights_of(gamma_of(length), end, steps)
-            for end, length in zip(ends, lengths, strict=True)
-        ]
-    )
-    wanted = weights_of(gamma_of(target), steps, steps)
+    pairs = zip(ends, lengths, strict=True)
+    known = np.array([step_weights(gamma_of(length), end, steps) for end, length in pairs])
+    wanted = step_weights(gamma_of(target), steps, steps)
     left = coefficients @ known - wanted
     norm = inner_products(steps, gamma_of(target), steps, gamma_of(target)) ** 0.5
-    assert np.linalg.norm(left) / norm == pytest.approx(
-        error, rel=0.02
-    )  # of steps instead of a continuum
+    # 2%: steps instead of a continuum
+    assert np.linalg.norm(left) / norm == pytest.approx(error, rel=0.02)
     walk = np.random.default_rng(1).normal(size=steps).cumsum()
     assert abs(left @ (walk + 1e6)) <= error * norm * np.linalg.norm(walk - walk.mean()) + 1e-6

@@ -1,4 +1,4 @@
-"""Averages of any length after training: tracked, stored, resumed exactly, made within the error that is told."""
+"""Post-hoc EMA: averages are stored, resumed exactly, and computed within the printed error."""
 
 import dataclasses
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROPORTIONAL
+from helpers.averages import step_weights
 from safetensors.torch import load_file
-from test_ema_profiles import weights_of
 
 from benchmarks import forked
 from dit.cli import main
@@ -19,15 +19,14 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs import posthoc_ema as posthoc
-from dit.runs.checkpoints import checkpoint_name, latest_checkpoint
+from dit.runs.checkpoints import latest_checkpoint
 from dit.runs.ema_profiles import gamma_of, inner_products
 from dit.runs.posthoc_ema import FOLDER, file_name, find_snapshots, mixtures
 from dit.runs.weights import read_header, read_weights, write_weights
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.sampling.protocol import protocol
-from dit.training import trainer
-from dit.training.ema import PowerEMA, snapshot_every
+from dit.training.ema import EMA, snapshot_every
 
 STEPS = 48
 TINY = TrainConfig(
@@ -58,21 +57,22 @@ def small():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, small):
     """A run (read it only), and its weights after every step, [steps, weights] in float64."""
-    seen, real = [], trainer.take_step
+    seen = []
+    update = EMA.update
 
-    def watched(session, batch, step):
-        real(session, batch, step)
-        seen.append(flat(session.state.network.state_dict()))
+    def record_weights(self, network, step):
+        seen.append(flat(network.state_dict()))
+        update(self, network, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "take_step", watched)
+        patch.setattr(EMA, "update", record_weights)
         out = train(dataclasses.replace(TINY, out=tmp_path_factory.mktemp("run") / "run"), Ranks())
     return out, torch.stack(seen)
 
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    """A run with snapshots of the lengths 0.1 and 0.2 alone."""
+    """A run with snapshots of two lengths, 0.1 and 0.2."""
     (tmp_path / "run" / FOLDER).mkdir(parents=True)
     for file in (trained[0] / FOLDER).glob("length-0.[12]-*"):
         (tmp_path / "run" / FOLDER / file.name).symlink_to(file)
@@ -83,12 +83,12 @@ def flat(state_dict: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([state_dict[name].flatten() for name in sorted(state_dict)]).double()
 
 
-def made(run: Path, *lengths: float, **more: object) -> list[Path]:
+def write_averages(run: Path, *lengths: float, **more: object) -> list[Path]:
     ema(EmaConfig(run=run, length=lengths, **more), Ranks())
     return sorted(run.glob("ema-length-*"))
 
 
-# -- tracked and stored --------------------------------------------------------------------------------------------
+# -- tracked and stored ----------------------------------------------------------------------------
 
 
 @pytest.mark.portable
@@ -100,18 +100,16 @@ def test_snapshots_are_averages_of_the_weights_after_each_step(trained):
     ]
     for snapshot in found:
         assert snapshot.file.name == file_name(snapshot.length, snapshot.step)
-        weighed = (
-            torch.tensor(weights_of(gamma_of(snapshot.length), snapshot.step, STEPS)) @ trajectory
-        )
+        weights = step_weights(gamma_of(snapshot.length), snapshot.step, STEPS)
+        average = torch.tensor(weights) @ trajectory
         # float32: each step's update of an average rounds twice, by half an eps
         rounding = snapshot.step * 2**-23 * trajectory.abs().max()
-        assert (flat(load_file(snapshot.file)) - weighed).abs().max() < rounding
+        assert (flat(load_file(snapshot.file)) - average).abs().max() < rounding
 
 
-def test_the_average_that_sampling_reads_stays_as_it_is(trained, tmp_path):
-    run = train(
-        dataclasses.replace(TINY, out=tmp_path / "run", ema_lengths=(), ema_every=None), Ranks()
-    )
+def test_the_exponential_average_does_not_change(trained, tmp_path):
+    config = dataclasses.replace(TINY, out=tmp_path / "run", ema_lengths=(), ema_every=None)
+    run = train(config, Ranks())
     with_lengths, without = (
         load_file(latest_checkpoint(r) / "ema-0.999.safetensors") for r in (trained[0], run)
     )
@@ -122,17 +120,19 @@ def test_the_average_that_sampling_reads_stays_as_it_is(trained, tmp_path):
 
 
 def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
-    """Killed at step 33, two snapshots after its checkpoint; those, and what a later step or half a write left, go."""
-    asked, real = dataclasses.replace(TINY, out=tmp_path / "run", resume="auto"), trainer.take_step
+    """Killed two snapshots after its checkpoint, which are removed like older leftovers."""
+    asked = dataclasses.replace(TINY, out=tmp_path / "run", resume="auto")
+    update = EMA.update
 
-    def killed(session, batch, step):
+    def kill(self, network, step):
         if step == 33:
             raise KeyboardInterrupt
-        real(session, batch, step)
+        update(self, network, step)
 
-    monkeypatch.setattr(trainer, "take_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(asked, Ranks())
+    with monkeypatch.context() as patch:
+        patch.setattr(EMA, "update", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train(asked, Ranks())
     folder = tmp_path / "run" / FOLDER
     for file in (
         folder / file_name(0.1, 30),
@@ -141,7 +141,6 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
         tmp_path / "run" / f"ema-{file_name(0.1, 30)}",
     ):
         file.write_bytes(b"stale")
-    monkeypatch.setattr(trainer, "take_step", real)
     train(asked, Ranks())
     whole, again = (
         {file.name: flat(load_file(file)) for file in f.glob(posthoc.ANY)}
@@ -155,25 +154,23 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
 
 def train_small(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = dict(depth=1, hidden_size=4, num_heads=1)
-    torch.optim.AdamW = PROPORTIONAL
     train(config, ranks)
 
 
 @pytest.mark.portable
-def test_ranks_with_shares_leave_whole_snapshots(tmp_path, monkeypatch):
-    """Those of one process, but for the order of sums."""
-    asked = dataclasses.replace(TINY, steps=4, lr=1.0, ema_lengths=(0.1,), compile=False)
+def test_ranks_with_shares_write_full_snapshots(tmp_path, monkeypatch):
+    """Those of one process, up to the order of summation."""
     monkeypatch.setattr(torch.optim, "AdamW", PROPORTIONAL)
-    train(dataclasses.replace(asked, out=tmp_path / "one"), Ranks())
-    train(dataclasses.replace(asked, out=tmp_path / "parts", grad_accum=4), Ranks())
-    forked.run(2, train_small, dataclasses.replace(asked, out=tmp_path / "two", parallel="fsdp"))
+    config = dataclasses.replace(TINY, steps=4, lr=1.0, ema_lengths=(0.1,), compile=False)
+    train(dataclasses.replace(config, out=tmp_path / "one"), Ranks())
+    train(dataclasses.replace(config, out=tmp_path / "parts", grad_accum=4), Ranks())
+    forked.run(2, train_small, dataclasses.replace(config, out=tmp_path / "two", parallel="fsdp"))
     one, parts, two = (find_snapshots(tmp_path / name) for name in ("one", "parts", "two"))
     assert [s.step for s in two] == [s.step for s in one] == [3, 4]
-    for whole, part, shared in zip(one, parts, two, strict=True):
-        expected = flat(load_file(whole.file))
-        rounding = (
-            flat(load_file(part.file)) - expected
-        ).norm()  # one process that sums in another order
+    for full, part, shared in zip(one, parts, two, strict=True):
+        expected = flat(load_file(full.file))
+        # what one process is off by that sums in another order
+        rounding = (flat(load_file(part.file)) - expected).norm()
         assert rounding < 1e-6 * expected.norm()
         assert (flat(load_file(shared.file)) - expected).norm() < 4 * rounding
 
@@ -194,7 +191,7 @@ def test_snapshots_come_a_32nd_of_the_steps_apart():
     assert snapshot_every(TrainConfig(), 6400) == 0
 
 
-def test_a_full_disk_leaves_no_half_snapshot(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_snapshot(tmp_path, monkeypatch):
     def full(file, *_):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -206,7 +203,7 @@ def test_a_full_disk_leaves_no_half_snapshot(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         (dict(ema_lengths=(0.3,)), "--ema-lengths 0.3"),
         (dict(ema_lengths=(0.0,)), "--ema-lengths 0"),
@@ -216,23 +213,21 @@ def test_a_full_disk_leaves_no_half_snapshot(tmp_path, monkeypatch):
         (dict(ema_every=0), "--ema-every 0"),
     ],
 )
-def test_settings_that_mean_nothing(wrong, says):
+def test_settings_without_meaning_are_refused(wrong, message):
     with pytest.raises(UserError) as error:
         dataclasses.replace(TINY, **wrong)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
-# -- made of snapshots ---------------------------------------------------------------------------------------------
+# -- sums of snapshots -----------------------------------------------------------------------------
 
 
-def test_a_length_is_what_tracking_it_would_have_given_within_the_error_that_is_told(
-    run, trained, capsys
-):
-    (file,) = made(run, 0.14)
+def test_a_length_is_that_of_tracking_it_within_the_printed_error(run, trained, capsys):
+    (file,) = write_averages(run, 0.14)
     home, trajectory = trained
     (mixture,) = mixtures(run, [0.14])
-    told = f"length 0.14 at step 48: error of the fit {100 * mixture.error:.2g}%, 32 snapshots of lengths 0.1, 0.2"
-    assert told in capsys.readouterr().out
+    fit = f"length 0.14 at step 48: error of the fit {100 * mixture.error:.2g}%"
+    assert f"{fit}, 32 snapshots of lengths 0.1, 0.2" in capsys.readouterr().out
     assert 1e-4 < mixture.error < 0.01
     reconstructed, tracked = (
         flat(load_file(file)),
@@ -249,7 +244,7 @@ def test_a_length_is_what_tracking_it_would_have_given_within_the_error_that_is_
 
 @pytest.mark.parametrize("step", [STEPS, 24])
 def test_a_tracked_length_is_the_snapshot(run, step):
-    files = made(run, 0.2, 0.1, step=step)
+    files = write_averages(run, 0.2, 0.1, step=step)
     for file, length in zip(files, (0.1, 0.2), strict=True):
         ours, tracked = load_file(file), load_file(run / FOLDER / file_name(length, step))
         assert ours.keys() == tracked.keys()
@@ -257,8 +252,8 @@ def test_a_tracked_length_is_the_snapshot(run, step):
         assert read_header(file)[1] == step
 
 
-def test_what_is_made_is_sampled_and_says_what_it_is(run):
-    (file,) = made(run, 0.14)
+def test_an_average_can_be_sampled_and_is_named(run):
+    (file,) = write_averages(run, 0.14)
     weights = read_weights(file)
     assert (weights.card.ema_length, weights.card.average, weights.step) == (
         0.14,
@@ -277,8 +272,7 @@ def test_what_is_made_is_sampled_and_says_what_it_is(run):
 
 
 def test_info_counts_snapshots(trained, run):
-    said = info(trained[0])
-    assert "lengths 0.1 0.14 0.2; 48 snapshots, the last at step 48" in said
+    assert "lengths 0.1 0.14 0.2; 48 snapshots, the last at step 48" in info(trained[0])
     assert "averages" not in info(latest_checkpoint(trained[0]))
 
 
@@ -327,19 +321,19 @@ def test_one_tensor_of_one_file_at_a_time(run, monkeypatch):
 )
 def test_mistakes(run, argv, parts, capsys):
     assert main(["ema", *argv.replace("RUN", str(run)).split()]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
     for part in parts:
-        assert part in said
+        assert part in printed
     assert not list(run.glob("ema-length-*"))
 
 
 def test_nothing_is_overwritten(run, tmp_path):
-    before = made(run, 0.14)[0].stat()
+    before = write_averages(run, 0.14)[0].stat()
     with pytest.raises(UserError, match="is there already"):
-        made(run, 0.15, 0.14)
+        write_averages(run, 0.15, 0.14)
     assert [file.stat() for file in run.glob("ema-length-*")] == [before]
-    made(run, 0.14, out=tmp_path / "more" / "x.safetensors")
+    write_averages(run, 0.14, out=tmp_path / "more" / "x.safetensors")
     assert read_header(tmp_path / "more" / "x.safetensors")[0].ema_length == 0.14
 
 
@@ -357,16 +351,5 @@ def test_a_snapshot_that_does_not_fit_is_named(run, damage):
         del weights["pos_embed"]
         write_weights(file, weights, card, step)
     with pytest.raises(UserError, match=file.name):
-        made(run, 0.14)
+        write_averages(run, 0.14)
     assert not list(run.glob("ema-length-*"))
-
-
-def test_profiles_leave_the_first_weights_behind():
-    network = torch.nn.Linear(2, 2)
-    average = PowerEMA(network, 0.1)
-    with torch.no_grad():
-        network.weight.add_(1)
-    average.update(network, step=1)
-    assert torch.equal(average.network.weight, network.weight)
-    assert not any(p.requires_grad for p in average.network.parameters())
-    assert checkpoint_name(1) in file_name(average.length, 1)

@@ -1,4 +1,4 @@
-"""A run as the version of commit 2257fc1 left it after 4 of 6 steps, with points and samples of a sweep: it goes on."""
+"""A run of commit 2257fc1 after 4 of 6 steps, with points and samples of a sweep, goes on."""
 
 import dataclasses
 import json
@@ -26,6 +26,7 @@ from dit.sampling import load as trained
 from dit.sampling.folder import sample_folder
 from dit.sampling.load import load_run
 from dit.training.monitoring import evaluation as scores
+from dit.training.monitoring.eval_protocol import eval_key
 from dit.training.monitoring.previews import sampler_settings
 from dit.utils.files import write_json
 
@@ -60,24 +61,20 @@ def go_on(home: Path) -> None:
 
 
 def test_info_knows_it():
-    told = info(OLD)
-    assert "DiT-Ti/4" in told
-    assert "checksums verified" in told
+    table = info(OLD)
+    assert "DiT-Ti/4" in table
+    assert "checksums verified" in table
 
 
 def test_its_eval_stays(home):
-    """`eval` as that version wrote it: from what scores.json says, so that it is the same on any machine."""
+    """Computed from scores.json, so that it is the same on any machine."""
     ((eval, record),) = json.loads((home / "scores.json").read_text()).items()
     card = ModelCard.read(home)
     features = record["features (digits-cnn)"]
     (extractor,) = load_extractors(["digits-cnn"], (), CPU)
     assert extractor.checksum == features["weights_sha256"]
-    made = object.__new__(scores.Scores)
-    made.session = type("Job", (), {"config": card.config})
-    made.settings = sampler_settings(card)
-    made.standard = type("Standard", (), {"digest": record["reference"]["sha256"]})
-    made.yardstick = type("Yardstick", (), {"extractor": extractor})
-    assert made._hash() == eval == "c4448e"
+    count, digest = card.config.eval_samples, record["reference"]["sha256"]
+    assert eval_key(count, sampler_settings(card), digest, extractor) == eval == "c4448e"
 
 
 def test_training_goes_on_and_its_best_checkpoint_stays(home, monkeypatch):
@@ -157,8 +154,8 @@ def test_runs_of_text_name_their_libraries_too(home):
     assert [*heard.versions] == [*names, "transformers", "tokenizers"]
 
 
-def test_only_what_makes_a_network_another_one_is_told(home):
+def test_records_of_a_network_have_only_what_is_not_default(home):
     spec = load_run(home, CPU).card.network
-    assert spec.told == json.loads((home / "config.json").read_text())["network"]
+    assert spec.summary == json.loads((home / "config.json").read_text())["network"]
     other = dataclasses.replace(spec, conditioning="text", text_width=64)
-    assert other.told == {**spec.told, "conditioning": "text", "text_width": 64}
+    assert other.summary == {**spec.summary, "conditioning": "text", "text_width": 64}

@@ -1,22 +1,21 @@
-"""Whether ranks hold everything (DDP) or shares (FSDP2): what --parallel says, or what there is memory for."""
+"""Choice between full copies on every rank (DDP) and shares (FSDP2)."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from dit.distributed.device import available_memory
+from dit.distributed.device import available_memory, uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.models.registry import parameters
 from dit.runs.card import ModelCard
-from dit.training.cost.memory import RESERVE, Memory, estimate
+from dit.training.cost.memory import RESERVE, Layout, Memory, simulated_step
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`ddp` or `fsdp`, and why."""
+    """`ddp` or `fsdp`, and the reason."""
 
     parallel: str
     why: str
@@ -31,53 +30,44 @@ ALONE = Choice("ddp", "one process")
 def choose(
     card: ModelCard, autoencoder: Autoencoder, encoder: TextEncoder | None, ranks: Ranks
 ) -> Choice:
-    """DDP where the rank with the least memory has room for it, else FSDP2, unless --parallel says which; alike on all
-    ranks."""
+    """Return the same choice on all ranks: unless --parallel says which, DDP where every rank has
+    the memory for it, else FSDP2."""
     asked = card.config.parallel
     if asked != "auto":
         return Choice(asked, f"as --parallel {asked} says")
     if ranks.world == 1:
         return ALONE
-    least = ranks.minimum(
-        torch.tensor(
-            float(available_memory(ranks.device)), dtype=torch.float64, device=ranks.device
-        )
-    ).item()
-    frozen, tokens = frozen_bytes(autoencoder, encoder), encoder.length if encoder else 0
-    need = ranks.on_main(lambda: memory(card, ranks, "ddp", tokens)).total + frozen
-    told = f"{gib(need)} GiB a rank of the {gib((1 - RESERVE) * least)} that training may have"
-    if need <= (1 - RESERVE) * least:
-        return Choice("ddp", f"for it needs {told}")
-    return Choice("fsdp", f"for ddp would need {told}")
+
+    memory_here = torch.tensor(float(available_memory(ranks.device)), dtype=torch.float64)
+    # the rank with the least memory decides, so that all choose alike
+    limit = (1 - RESERVE) * ranks.minimum(memory_here.to(ranks.device)).item()
+    tokens = encoder.length if encoder else 0
+    # counted once: the simulated step takes seconds
+    need = ranks.on_main(lambda: memory(card, ranks, "ddp", tokens)).total
+    need += frozen_bytes(autoencoder, encoder)
+
+    compared = f"{gib(need)} GiB per rank of the {gib(limit)} available to training"
+    if need <= limit:
+        return Choice("ddp", f"which needs {compared}")
+    return Choice("fsdp", f"as ddp would need {compared}")
 
 
 def memory(card: ModelCard, ranks: Ranks, parallel: str, text_tokens: int) -> Memory:
-    """What a rank needs of memory at the peak of a step."""
+    """Return what a rank needs at the peak of a step."""
     config = card.config
+    bf16 = uses_bf16(ranks.device, config.precision)
+    step = simulated_step(card, ranks.device, bf16, text_tokens)
     batch = config.global_batch_size // (ranks.world * config.grad_accum)
-    return estimate(
-        card.network,
-        batch,
-        ranks.device,
-        config.precision,
-        recompute=config.recompute,
-        grad_accum=config.grad_accum,
-        averages=1 + len(config.ema_lengths),
-        text_tokens=text_tokens,
-        parallel=parallel,
-        world=ranks.world,
-    )
+    return step.memory(batch, Layout(parallel, ranks.world, config.grad_accum))
 
 
 def frozen_bytes(autoencoder: Autoencoder, encoder: TextEncoder | None) -> int:
-    """Weights of networks that are not trained, in float32."""
-    networks: list[nn.Module | None] = [
-        getattr(autoencoder.codec, "network", None),
-        encoder.network if encoder else None,
-    ]
+    """Return the bytes of the networks that are not trained, in float32."""
+    # the codec of `identity` has no network
+    first_stage = getattr(autoencoder.codec, "network", None)
+    networks = [first_stage, encoder.network if encoder else None]
     return 4 * sum(parameters(network) for network in networks if network)
 
 
 def gib(size: float) -> str:
-    """Bytes in GiB."""
     return f"{size / 2**30:.2f}"

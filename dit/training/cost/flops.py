@@ -1,4 +1,4 @@
-"""How much arithmetic training is, and what share of the device's best that makes (MFU)."""
+"""FLOPs of training, and the share of the device's peak that they make (MFU)."""
 
 import re
 import time
@@ -32,14 +32,14 @@ DATA_SHEETS = {
     r"\bRTX 4090$": (165.2, 82.6),
     r"\bRTX 5090$": (209.5, 104.8),
 }
-"""TFLOP/s in bf16, on tensor cores without sparsity, and in fp32, without TF32; by the GPU's name."""
-PARTS = r"\bMIG\b|Laptop"  # names of less than the whole
-LARGE = {"cpu": 1024, "cuda": 8192}  # side of a matrix that keeps a device busy
-MOMENT = 0.3  # seconds of measuring
+"""By the GPU's name: TFLOP/s in bf16 on tensor cores without sparsity, and in fp32 without TF32."""
+PARTIAL_GPU = r"\bMIG\b|Laptop"  # names of GPUs that have less than the data sheet says
+LARGE = {"cpu": 1024, "cuda": 8192}  # of matrices that keep a device busy
+MEASURING = 0.3  # seconds
 
 
 class Peak(NamedTuple):
-    """FLOP/s that one device reaches at best, and how that is known."""
+    """FLOP/s that one device reaches at best, and the source of this figure."""
 
     flops: float
     source: str
@@ -47,12 +47,12 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class Meter:
-    """What training costs, and what there is to spend.
+    """FLOPs of training, to be compared with the devices' peak.
 
     Args:
         flops: to train on one image.
         peak: of one device.
-        devices: all ranks'.
+        devices: of all ranks.
     """
 
     flops: float
@@ -60,12 +60,12 @@ class Meter:
     devices: int
 
     def utilisation(self, img_per_s: float) -> float:
-        """Model FLOPs utilisation (2204.02311, appendix B): FLOP/s that the network needs over those there are."""
+        """Return the model FLOPs utilisation (2204.02311, appendix B): needed FLOP/s over peak."""
         return img_per_s * self.flops / (self.peak.flops * self.devices)
 
 
 def meter(session: TrainingSession) -> Meter:
-    """Of a run on these ranks; each of them gets rank 0's."""
+    """Return the meter of a run; all ranks use rank 0's peak."""
     tokens = session.captions.encoder.length if session.captions else 0
     bf16 = uses_bf16(session.ranks.device, session.config.precision)
     peak = session.ranks.on_main(lambda: peak_of(session.ranks.device, bf16))
@@ -73,47 +73,52 @@ def meter(session: TrainingSession) -> Meter:
 
 
 def training_flops(spec: NetworkSpec, text_tokens: int = 0) -> float:
-    """To train a network on one image: six for each multiply-add, two forward and four backward.
+    """Return the FLOPs to train on one image: six a multiply-add, two forward and four backward.
 
-    What activation checkpointing computes again is not counted, nor are autoencoder, text encoder and optimizer.
+    Not counted are what activation checkpointing computes again, the optimizer and frozen networks.
     """
     return 6.0 * multiply_adds(spec.model, text_tokens, **spec.sizes)
 
 
 def peak_of(device: torch.device, bf16: bool) -> Peak:
-    """From the data sheet of a GPU that is known, else measured."""
+    """Return the peak on a known GPU's data sheet, else measure it."""
     kind = "bf16" if bf16 else "fp32"
     if known := data_sheet(device_kind(device), bf16):
         return Peak(known, f"data sheet, dense {kind}")
+
     side = LARGE[device.type]
-    return Peak(
-        measured_rate(device, side, bf16), f"measured, {kind} products of {side} x {side} matrices"
-    )
+    source = f"measured, {kind} products of {side} x {side} matrices"
+    return Peak(measured_rate(device, side, bf16), source)
 
 
 def data_sheet(name: str, bf16: bool) -> float | None:
-    """FLOP/s of a GPU of this name, on its data sheet, if it is known and whole."""
-    found = next(
-        (rates for pattern, rates in DATA_SHEETS.items() if re.search(pattern, name)), None
-    )
-    return found[0 if bf16 else 1] * TERA if found and not re.search(PARTS, name) else None
+    """Return the FLOP/s of a known GPU; None for others, and for parts of a GPU."""
+    if re.search(PARTIAL_GPU, name):
+        return None
+    for pattern, (in_bf16, in_fp32) in DATA_SHEETS.items():
+        if re.search(pattern, name):
+            return TERA * (in_bf16 if bf16 else in_fp32)
+    return None
 
 
 @cache
 def measured_rate(device: torch.device, side: int, bf16: bool) -> float:
-    """FLOP/s of the fastest of the matrix products done in a moment, the first of which warms up; once a process."""
-    random = torch.Generator().manual_seed(0)  # training's own is not touched
-    matrix = torch.randn(side, side, generator=random).to(
-        device, torch.bfloat16 if bf16 else torch.float32
-    )
-    found, until = [_seconds(matrix), _seconds(matrix)], time.perf_counter() + MOMENT
+    """Return the FLOP/s of the fastest of the matrix products done in a moment."""
+    # a generator of its own leaves training's random stream alone
+    random = torch.Generator().manual_seed(0)
+    kind = torch.bfloat16 if bf16 else torch.float32
+    matrix = torch.randn(side, side, generator=random).to(device, kind)
+
+    # the first product warms up; the fastest one counts, as others share the device
+    seconds = [_seconds(matrix), _seconds(matrix)]
+    until = time.perf_counter() + MEASURING
     while time.perf_counter() < until:
-        found.append(_seconds(matrix))
-    return 2 * side**3 / min(found)
+        seconds.append(_seconds(matrix))
+    return 2 * side**3 / min(seconds)
 
 
 def _seconds(matrix: torch.Tensor) -> float:
-    """Of its product with itself."""
     begin = time.perf_counter()
-    (matrix @ matrix)[0, 0].item()  # waits for a GPU
+    # reading a number waits for a GPU
+    (matrix @ matrix)[0, 0].item()
     return time.perf_counter() - begin

@@ -1,161 +1,115 @@
-"""The command `dit plan`: which parallelism fits, and what a step costs."""
+"""Memory, communication and time of a training by number of GPUs, for `--dry-run --gpus`."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
-from dit.config import PlanConfig
-from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.dit import SIZES, DiT
-from dit.models.registry import blank_inputs, multiply_adds_of, split_name
-from dit.training.cost.cluster import Cluster, cluster
-from dit.training.cost.memory import RESERVE, Layout, Memory, Step
+from dit.models.registry import multiply_adds_of
+from dit.runs.card import ModelCard
+from dit.training.cost.cluster import Cluster, build_cluster
+from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, simulated_step
 from dit.training.cost.step_time import Seconds, Work, seconds, traffic
-from dit.utils.image_size import sides
 
-FACTOR, CHANNELS, CLASSES = 8, 4, 1000  # of the autoencoder, and of ImageNet
 MOST = 4096  # images at once that are tried
 GIB = 2**30
 
 
-def plan(config: PlanConfig, ranks: Ranks) -> None:
-    """Print the table."""
-    if ranks.main:
-        print(describe(config))
+class PlannedStep:
+    """A training step of any batch and layout, known from tensors without data.
 
+    Args:
+        frozen: bytes of networks that are not trained.
+    """
 
-# -- the network -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A network, known by tensors without data alone."""
-
-    config: PlanConfig
-    sizes: dict[str, Any]  # as `DiT` takes them
-    step: Step
-    courses: dict[bool, tuple[np.ndarray, np.ndarray]] = field(
-        default_factory=dict
-    )  # as far as asked for
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of a forward pass, for an image."""
-        with torch.device("meta"):
-            return multiply_adds_of(self.step.blank, self.step.inputs(1))
-
-    @property
-    def parameters(self) -> int:
-        """That are trained."""
-        return sum(p.numel() for p in self.step.blank.parameters() if p.requires_grad)
+    def __init__(self, card: ModelCard, text_tokens: int = 0, frozen: int = 0):
+        self.card = card
+        self.frozen = frozen
+        self.bf16 = card.config.precision != "fp32"
+        # whatever this machine has: the GPUs of --gpu are meant
+        device = torch.device("cuda")
+        self.step = simulated_step(card, device, self.bf16, text_tokens)
+        self._timelines: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def work(self) -> Work:
-        """What the equations need to know."""
-        again = float(self.config.recompute == "full")
+        network = self.step.meta_network
+        with torch.device("meta"):
+            flops = 2 * multiply_adds_of(network, self.step.inputs(1))
         return Work(
-            self.parameters,
-            self.sizes["depth"],
-            2 * self.multiply_adds,
-            again,
-            averages=self.config.averages,
+            parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            blocks=len(network.blocks),  # type: ignore[arg-type]
+            flops=flops,
+            again=float(self.card.config.recompute == "full"),
+            width=2 if self.bf16 else 4,
+            averages=self.step.averages,
         )
 
     def memory(self, batch: int, layout: Layout) -> Memory:
-        """At the peak of a step with so many images at once, which follows from those of two and three."""
-        if layout.keeps_gradients not in self.courses:
-            known = Layout("ddp", 2) if layout.keeps_gradients else Layout()
-            self.courses[layout.keeps_gradients] = (
-                self.step.course(2, known),
-                self.step.course(3, known),
-            )
-        two, three = self.courses[layout.keeps_gradients]
-        return self.step.peak(two + (batch - 2) * (three - two), layout, self.config.averages)
+        # Storages grow in proportion to the batch: all batches follow from those of two and three.
+        gradients = layout.keeps_gradients
+        # A step takes seconds to simulate, and bisection asks for many batches.
+        if gradients not in self._timelines:
+            like = Layout("ddp", 2) if gradients else Layout()
+            self._timelines[gradients] = self.step.timeline(2, like), self.step.timeline(3, like)
+        two, three = self._timelines[gradients]
+        return self.step.peak(two + (batch - 2) * (three - two), layout)
 
+    def fits(self, memory: Memory, cluster: Cluster) -> bool:
+        return memory.total + self.frozen <= (1 - RESERVE) * cluster.memory
 
-def planned(config: PlanConfig) -> Planned:
-    """The network that the flags name.
-
-    Raises:
-        UserError: no DiT, heads that do not divide its width, or an image that its patches do not.
-    """
-    size, patch = split_name(config.model)
-    given = {"depth": config.depth, "hidden_size": config.width, "num_heads": config.heads}
-    shape = SIZES[size] | {name: value for name, value in given.items() if value}
-    if shape["hidden_size"] % shape["num_heads"] or shape["hidden_size"] % 4:
-        raise UserError(
-            f"--width {shape['hidden_size']} with --heads {shape['num_heads']}",
-            "a width that is a multiple of 4 and of the heads",
-            "change one of them",
-        )
-    if any(side % FACTOR for side in sides(config.image_size)):
-        raise UserError(
-            f"--image-size {config.image_size}",
-            f"a multiple of {FACTOR * patch}",
-            "change --image-size",
-        )
-    height, width = (side // FACTOR for side in sides(config.image_size))
-    latents: dict[str, Any] = dict(input_size=(height, width), in_channels=CHANNELS)
-    sizes = dict(**latents, patch_size=patch, num_classes=CLASSES, learn_sigma=True, **shape)
-    step = Step(
-        partial(DiT, **sizes),
-        lambda n: blank_inputs(config.model, n, **latents),
-        torch.device("cuda"),
-        True,
-        config.recompute,
-    )
-    return Planned(config, sizes, step)
-
-
-# -- a layout of it --------------------------------------------------------------------------------------------------
+    def largest_batch(self, cluster: Cluster, layout: Layout) -> int:
+        """Return the most images at once that fit, by bisection."""
+        fits = 0
+        fails = MOST + 1
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            if self.fits(self.memory(middle, layout), cluster):
+                fits = middle
+            else:
+                fails = middle
+        return fits
 
 
 @dataclass(frozen=True)
 class Column:
-    """A network on a cluster, in one way."""
+    """A training on a cluster, in one layout."""
 
     work: Work
     cluster: Cluster
     layout: Layout
     batch: int  # images of a GPU at once
     memory: Memory
-    most: int  # images at once that a GPU has room for; 0: none
-
-    @property
-    def fits(self) -> bool:
-        """Whether a GPU has room for it."""
-        return self.memory.total <= room(self.cluster)
+    frozen: int  # bytes
+    fits: bool
+    most: int  # images at once that fit; 0: none
 
     @property
     def seconds(self) -> Seconds:
-        """Of a step."""
-        return seconds(
-            self.work, self.cluster, self.layout.parallel, self.batch, self.layout.grad_accum
-        )
+        layout = self.layout
+        return seconds(self.work, self.cluster, layout.parallel, self.batch, layout.grad_accum)
 
     @property
     def speed(self) -> float:
-        """Images a second, of all GPUs."""
         return self.batch * self.layout.grad_accum * self.cluster.gpus / self.seconds.step
 
     @property
     def mfu(self) -> float:
-        """Share of the GPUs' peak that goes into one forward and one backward pass."""
+        # one forward and one backward pass, as papers count it: recomputed work is not useful
         return 3 * self.work.flops * self.speed / (self.cluster.peak * self.cluster.gpus)
 
+    @property
+    def sent(self) -> float:
+        layout = self.layout
+        return traffic(self.work, self.cluster.gpus, layout.parallel, layout.grad_accum)
 
-def room(cluster: Cluster) -> float:
-    """Bytes of a GPU's memory that a step may have."""
-    return (1 - RESERVE) * cluster.memory
 
-
-def columns(config: PlanConfig, network: Planned) -> Iterable[Column]:
-    """Each number of GPUs, each way."""
+def build_columns(step: PlannedStep) -> Iterator[Column]:
+    """Yield a column for each number of GPUs and each layout, with the fewest micro-batches."""
+    config = step.card.config
+    work = step.work
     for gpus in config.gpus:
         if config.global_batch_size % gpus:
             raise UserError(
@@ -163,120 +117,87 @@ def columns(config: PlanConfig, network: Planned) -> Iterable[Column]:
                 f"a multiple of {gpus}",
                 "change --global-batch-size",
             )
-        for parallel in ways(config, gpus):
-            yield column(network, cluster(config, gpus), parallel)
+        cluster = build_cluster(config.gpu, gpus, step.bf16)
+        both = ("ddp", "fsdp") if gpus > 1 else ("ddp",)
+        for parallel in both if config.parallel == "auto" else (config.parallel,):
+            yield build_column(step, work, cluster, parallel)
 
 
-def ways(config: PlanConfig, gpus: int) -> tuple[str, ...]:
-    """Those that are asked for; one GPU has nobody to share with."""
-    if config.parallel != "auto":
-        return (config.parallel,)
-    return ("ddp", "fsdp") if gpus > 1 else ("ddp",)
-
-
-def column(network: Planned, cluster: Cluster, parallel: str) -> Column:
-    """With as few micro-batches as memory allows."""
-    share = network.config.global_batch_size // cluster.gpus
-    for accum in (n for n in range(1, share + 1) if share % n == 0):
+def build_column(step: PlannedStep, work: Work, cluster: Cluster, parallel: str) -> Column:
+    """Return the column whose micro-batches are as few as memory allows."""
+    share = step.card.config.global_batch_size // cluster.gpus
+    for accum in range(1, share + 1):
+        if share % accum:
+            continue
+        batch = share // accum
         layout = Layout(parallel, cluster.gpus, accum)
-        memory = network.memory(share // accum, layout)
-        if memory.total <= room(cluster):
+        memory = step.memory(batch, layout)
+        fits = step.fits(memory, cluster)
+        if fits:
             break
-    most = largest(network, cluster, Layout(parallel, cluster.gpus))
-    return Column(network.work, cluster, layout, share // accum, memory, most)
+
+    most = step.largest_batch(cluster, Layout(parallel, cluster.gpus))
+    return Column(work, cluster, layout, batch, memory, step.frozen, fits, most)
 
 
-def largest(network: Planned, cluster: Cluster, layout: Layout) -> int:
-    """The most images that fit at once, without accumulation."""
-    fits, fails = 0, MOST + 1
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        if network.memory(middle, layout).total <= room(cluster):
-            fits = middle
-        else:
-            fails = middle
-    return fits
+# -- the table -------------------------------------------------------------------------------------
 
 
-# -- the table -------------------------------------------------------------------------------------------------------
+def scaling_table(step: PlannedStep, images: int) -> str:
+    """Return the table with a column for each layout, for a training on so many images."""
+    columns = list(build_columns(step))
+    rows = [(name, [cell(column) for column in columns]) for name, cell in ROWS.items()]
+    if step.card.config.parallel == "auto":
+        rows.append(("quickest that fits", [quickest_mark(c, columns) for c in columns]))
+    rows.append((f"GPU-hours for {images:.4g} images", [gpu_hours(c, images) for c in columns]))
+
+    left = max(len(name) for name, _ in rows) + 1
+    lines = [name.ljust(left) + "".join(cell.rjust(10) for cell in cells) for name, cells in rows]
+    return "\n".join([gpu_line(step, columns[0].cluster), "", *lines])
 
 
-def describe(config: PlanConfig) -> str:
-    """Network, hardware, and a column for each layout.
-
-    Raises:
-        UserError: flags that do not go together.
-    """
-    network = planned(config)
-    shown = list(columns(config, network))
-    body = [(name, *(cell(column) for column in shown)) for name, cell in ROWS.items()]
-    if config.parallel == "auto":
-        body.append(("quickest that fits", *(chosen(column, shown) for column in shown)))
-    body.append(
-        (
-            f"GPU-hours for {config.images:.4g} images",
-            *(
-                f"{config.images / c.speed * c.cluster.gpus / 3600:,.0f}" if c.fits else "–"
-                for c in shown
-            ),
-        )
+def gpu_line(step: PlannedStep, cluster: Cluster) -> str:
+    """Return what is assumed of a GPU, in words."""
+    peak = f"{cluster.peak / 1e12:.0f} TFLOP/s in {'bf16' if step.bf16 else 'fp32'}"
+    memory = f"{cluster.memory / GIB:.0f} GiB"
+    links = f"{cluster.nvlink / 1e9:.0f} GB/s in a node, {cluster.network / 1e9:.0f} between"
+    return (
+        f"{'GPU':<10} {step.card.config.gpu}: {peak}, {cluster.efficiency:.0%} of it assumed; "
+        f"{memory}, {1 - RESERVE:.0%} of it used; {links}"
     )
-    first = max(len(row[0]) for row in body) + 1
-    lines = ["".join([row[0].ljust(first), *(cell.rjust(10) for cell in row[1:])]) for row in body]
-    return "\n".join([*head(config, network, shown[0].cluster), "", *lines])
 
 
-def head(config: PlanConfig, network: Planned, one: Cluster) -> list[str]:
-    """What is planned, in words."""
-    sizes, macs = network.sizes, network.multiply_adds
-    tokens = network.step.blank.pos_embed.shape[1]  # type: ignore[union-attr, index]
-    recompute = "" if config.recompute == "none" else f", --recompute {config.recompute}"
-    wires = f"{one.nvlink / 1e9:.0f} GB/s in a node, {one.network / 1e9:.0f} between"
-    return [
-        f"network   {config.model}: {network.parameters / 1e6:,.0f} M trained parameters, {sizes['depth']} blocks of "
-        f"{sizes['hidden_size']}, {tokens} tokens; {6 * macs / 1e9:,.0f} GFLOP to train on an image",
-        f"GPU       {config.gpu}: {one.peak / 1e12:.0f} TFLOP/s in bf16 of which {one.efficiency:.0%} are taken to be "
-        f"reached, {one.memory / GIB:.0f} GiB of which {1 - RESERVE:.0%} are used; {wires}",
-        f"step      {config.global_batch_size} images, bf16{recompute}",
-    ]
+def quickest_mark(column: Column, columns: list[Column]) -> str:
+    same = [c for c in columns if c.cluster.gpus == column.cluster.gpus and c.fits]
+    return "*" if same and min(same, key=lambda c: c.seconds.step) is column else ""
 
 
-def chosen(column: Column, shown: list[Column]) -> str:
-    """A mark for the quickest way that fits, of those on as many GPUs."""
-    rivals = [other for other in shown if other.cluster.gpus == column.cluster.gpus and other.fits]
-    return "*" if rivals and min(rivals, key=lambda other: other.seconds.step) is column else ""
+def gpu_hours(column: Column, images: int) -> str:
+    hours = images / column.speed * column.cluster.gpus / 3600
+    return f"{hours:,.0f}" if column.fits else "–"
 
 
-def part(name: str) -> Any:
-    """A row of memory, in GiB."""
+def in_gib(name: str) -> Callable[[Column], str]:
     return lambda column: f"{asdict(column.memory)[name] / GIB:.2f}"
 
 
-ROWS: dict[str, Any] = {
+ROWS: dict[str, Callable[[Column], str]] = {
     "GPUs": lambda c: str(c.cluster.gpus),
     "parallel": lambda c: c.layout.parallel,
     "images a GPU at once": lambda c: str(c.batch),
     "micro-batches": lambda c: str(c.layout.grad_accum),
-    "GiB: weights": part("weights"),
-    "  EMA": part("averages"),
-    "  AdamW": part("optimizer"),
-    "  gradients": part("gradients"),
-    "  weights in bf16": part("copies"),
-    "  activations": part("activations"),
-    "  backward pass": part("temporaries"),
-    "  exchange": part("exchange"),
-    "  in all": lambda c: f"{c.memory.total / GIB:.2f}",
+    **{f"GiB: {words}": in_gib(name) for name, words in PART_NAMES.items()},
+    "GiB: frozen networks": lambda c: f"{c.frozen / GIB:.2f}",
+    "GiB in all": lambda c: f"{(c.memory.total + c.frozen) / GIB:.2f}",
     "fits": lambda c: "yes" if c.fits else "no",
     "most images at once": lambda c: f"{c.most}{'+' * (c.most == MOST)}",
-    "GB sent a GPU": lambda c: (
-        f"{traffic(c.work, c.cluster.gpus, c.layout.parallel, c.layout.grad_accum) / 1e9:.2f}"
-    ),
+    "GB sent a GPU": lambda c: f"{c.sent / 1e9:.2f}",
     "ms: computing": lambda c: f"{1e3 * c.seconds.compute:.1f}",
-    "  AdamW and EMA": lambda c: f"{1e3 * c.seconds.update:.1f}",
-    "  communication": lambda c: f"{1e3 * c.seconds.communication:.1f}",
-    "  of it exposed": lambda c: f"{1e3 * c.seconds.exposed:.1f}",
-    "  step": lambda c: f"{1e3 * c.seconds.step:.1f}",
+    "ms: AdamW and EMA": lambda c: f"{1e3 * c.seconds.update:.1f}",
+    "ms: communication": lambda c: f"{1e3 * c.seconds.communication:.1f}",
+    "ms: of it exposed": lambda c: f"{1e3 * c.seconds.exposed:.1f}",
+    "ms a step": lambda c: f"{1e3 * c.seconds.step:.1f}",
     "images/s": lambda c: f"{c.speed:,.0f}",
     "MFU": lambda c: f"{c.mfu:.1%}",
 }
-"""What each column says."""
+"""The cells of each row."""

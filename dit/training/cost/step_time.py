@@ -8,89 +8,94 @@ from dataclasses import dataclass
 
 from dit.training.cost.cluster import Cluster
 
-BUCKET = 25 * 2**20  # bytes that DDP reduces at once
-UPDATE, EMA = (
-    40,
-    12,
-)  # bytes a parameter read and written by clipping (12) and AdamW (28), and by each average
-FLOAT = 4  # bytes of a gradient on its way
+BUCKET = 25 * 2**20  # bytes of gradients that DDP reduces at once
+UPDATE = 40  # bytes per parameter that clipping (12) and AdamW (28) read and write
+EMA = 12  # bytes per parameter that each average reads and writes
+FLOAT = 4  # bytes of a gradient in transit
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the network asks for."""
+    """What a network costs."""
 
     parameters: int  # that are trained
     blocks: int
-    flops: float  # of a forward pass, an image
+    flops: float  # of a forward pass for one image
     again: float = 0.0  # share of a forward pass that the backward pass computes again
-    width: int = 2  # bytes of a weight as FSDP gathers it
+    width: int = 2  # bytes of a weight that FSDP gathers
     averages: int = 1  # EMAs
 
     @property
     def updated(self) -> int:
-        """Bytes that clipping, optimizer and averages read and write."""
+        # of clipping, optimizer and averages, read and written
         return (UPDATE + EMA * self.averages) * self.parameters
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a step."""
+    """Seconds of a step, by part."""
 
     compute: float
     update: float  # of optimizer and EMA
     communication: float  # in all
-    exposed: float  # of it, what nothing hides
+    exposed: float  # part of communication that no computation hides
 
     @property
     def step(self) -> float:
-        """All of it."""
         return self.compute + self.update + self.exposed
 
 
 def seconds(work: Work, cluster: Cluster, parallel: str, batch: int, accum: int) -> Seconds:
-    """Of a step with `accum` micro-batches of `batch` images a GPU."""
+    """Return the time of a step with `accum` micro-batches of `batch` images a GPU."""
+    # docs/scaling.md: t_f, t_b and t_u
     forward = batch * work.flops / (cluster.peak * cluster.efficiency)
     backward = forward * (2 + work.again)
     share = cluster.gpus if parallel == "fsdp" else 1
     update = work.updated / share / cluster.hbm
-    cost = exposed_fsdp if parallel == "fsdp" else exposed_ddp
-    return Seconds(
-        accum * (forward + backward), update, *cost(work, cluster, forward, backward, accum)
-    )
+
+    communicate = exposed_fsdp if parallel == "fsdp" else exposed_ddp
+    spent, exposed = communicate(work, cluster, forward, backward, accum)
+    return Seconds(accum * (forward + backward), update, spent, exposed)
 
 
 def exposed_ddp(
     work: Work, cluster: Cluster, forward: float, backward: float, accum: int
 ) -> tuple[float, float]:
-    """Seconds of communication, and those exposed: buckets follow the last backward pass, the last one alone."""
+    """Return the seconds of DDP's communication, and those exposed."""
     size = FLOAT * work.parameters
     buckets = math.ceil(size / BUCKET)
     bucket = cluster.reduce(size / buckets)
     spent = buckets * bucket
+    # Buckets are reduced during the last backward pass. The last bucket is always exposed.
     return spent, max(spent - backward, bucket) if cluster.overlap else spent
 
 
 def exposed_fsdp(
     work: Work, cluster: Cluster, forward: float, backward: float, accum: int
 ) -> tuple[float, float]:
-    """The same: each block's weights come while the block before it computes, in both passes of every micro-batch, and
-    its gradients go after the last; for the first weights of a pass and the last gradients all wait."""
-    block, rest = work.parameters / work.blocks, work.blocks - 1
-    gather, scatter = cluster.gather(work.width * block), cluster.gather(FLOAT * block)
+    """Return the seconds of FSDP2's communication, and those exposed."""
+    block = work.parameters / work.blocks
+    gather = cluster.gather(work.width * block)
+    scatter = cluster.gather(FLOAT * block)
     spent = work.blocks * (2 * accum * gather + scatter)
     if not cluster.overlap:
         return spent, spent
-    ahead = max(0.0, gather - forward / work.blocks)
-    behind, last = (
-        max(0.0, moved - backward / work.blocks) for moved in (gather, gather + scatter)
-    )
-    return spent, accum * (2 * gather + rest * ahead) + rest * (
-        (accum - 1) * behind + last
-    ) + scatter
+
+    # In both passes of every micro-batch a block's weights arrive while the block before computes.
+    forward_block = forward / work.blocks
+    backward_block = backward / work.blocks
+    late_forward = max(0.0, gather - forward_block)
+    late_backward = max(0.0, gather - backward_block)
+    # After the last micro-batch gradients leave at the same time.
+    late_last = max(0.0, gather + scatter - backward_block)
+    rest = work.blocks - 1
+    # Nothing hides the first weights of a pass, nor the last gradients.
+    exposed = accum * (2 * gather + rest * late_forward)
+    exposed += rest * ((accum - 1) * late_backward + late_last)
+    return spent, exposed + scatter
 
 
 def traffic(work: Work, gpus: int, parallel: str, accum: int) -> float:
-    """Bytes that a GPU sends in a step."""
+    """Return the bytes that a GPU sends in a step."""
     per_parameter = 2 * FLOAT if parallel == "ddp" else 2 * work.width * accum + FLOAT
     return (gpus - 1) / gpus * work.parameters * per_parameter

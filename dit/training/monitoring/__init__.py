@@ -1,1 +1,1 @@
-"""What one watches: metrics, progress bar, trackers, previews, evaluation."""
+"""Monitoring of training: metrics, progress bar, trackers, previews, evaluation."""

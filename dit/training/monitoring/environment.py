@@ -1,4 +1,4 @@
-"""What a run was trained on, written down at each of its starts."""
+"""Hardware and versions of a run, recorded at each of its starts."""
 
 import resource
 import sys
@@ -14,31 +14,29 @@ from dit.utils.files import write_json
 
 
 def record_start(session: TrainingSession, meter: Meter) -> None:
-    """Append this start to machine.json; starts from a later step, which is done again, are dropped."""
-    write_json(
-        session.run / MACHINE,
-        [
-            *(one for one in read_starts(session.run) if one["step"] < session.start),
-            {
-                "step": session.start,
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "device": device_kind(session.ranks.device),
-                "ranks": session.ranks.world,
-                "parallel": session.parallel.parallel if session.ranks.world > 1 else None,
-                "threads": torch.get_num_threads(),
-                "arithmetic": compute_precision(session.ranks.device, session.config.precision),
-                "flops_per_image": meter.flops,
-                "peak_flops_per_rank": meter.peak.flops,
-                "peak_by": meter.peak.source,
-                "versions": library_versions("dit", "torch", "timm", "diffusers"),
-            },
-        ],
-    )
+    """Append this start to machine.json; later ones, whose steps are done again, are dropped."""
+    ranks = session.ranks
+    start = {
+        "step": session.start,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": device_kind(ranks.device),
+        "ranks": ranks.world,
+        "parallel": session.parallel.parallel if ranks.world > 1 else None,
+        "threads": torch.get_num_threads(),
+        "arithmetic": compute_precision(ranks.device, session.config.precision),
+        "flops_per_image": meter.flops,
+        "peak_flops_per_rank": meter.peak.flops,
+        "peak_by": meter.peak.source,
+        "versions": library_versions("dit", "torch", "timm", "diffusers"),
+    }
+    earlier = [other for other in read_starts(session.run) if other["step"] < session.start]
+    write_json(session.run / MACHINE, [*earlier, start])
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB that this process has held at most so far: of a GPU, else of the machine."""
+    """Return the GiB that this process had at most so far: of a GPU, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    # ru_maxrss is in bytes on macOS, in kB elsewhere
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

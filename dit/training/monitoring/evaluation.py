@@ -1,42 +1,29 @@
-"""Scores of the EMA as it learns: the same samples every time, against the same reference."""
+"""Scores of the EMA during training: the same seeds every time, against the same reference."""
 
 import dataclasses
-import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
-from dit.errors import NotFinite, UserError
+from dit.errors import UserError
 from dit.evaluation import references
 from dit.evaluation.extractors.base import Extractor
-from dit.evaluation.inputs.features import OnBatch, extract, gather, no_callback
-from dit.evaluation.inputs.images import ImageSet, from_array
+from dit.evaluation.inputs.features import OnBatch, extract, no_callback
 from dit.evaluation.metrics.compute import NAMES, score_names
-from dit.evaluation.protocol import protocol
-from dit.evaluation.references import (
-    PreparedReference,
-    Reference,
-    choose_extractors,
-    find_reference,
-)
-from dit.evaluation.samples import settings_in_use
 from dit.runs.checkpoints import find_best
-from dit.sampling.generate import generate
-from dit.sampling.pipeline import build_pipeline
+from dit.training.monitoring.eval_protocol import eval_key, read_protocols, record_protocol
+from dit.training.monitoring.eval_samples import sample_ema
 from dit.training.monitoring.metrics import EvalResult
-from dit.training.monitoring.previews import ema_run, sampler_settings
+from dit.training.monitoring.previews import sampler_settings
 from dit.training.session import TrainingSession
-from dit.utils.files import reraise_as_user_error, write_json
 from dit.utils.image_size import sides
 
 LOGGED = (
@@ -45,29 +32,24 @@ LOGGED = (
     "precision",
     "recall",
     "IS",
-)  # as Inception's are called; the first tells which is best
-RECORD = "scores.json"  # in a run: protocols by the `eval` of the scores made so
+)  # names for Inception; the first picks the best
 
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """What samples are compared with, and in the features of which network."""
+    """The reference that samples are compared with, and the network whose features are compared."""
 
-    reference: Reference
+    reference: references.Reference
     extractor: Extractor
 
     def prepare(self, session: TrainingSession) -> "Scores":
-        """Read the reference, for the scores of a run.
-
-        Raises:
-            UserError: an image can not be read, statistics are of another network, or scores.json is damaged.
-        """
+        """Read the reference for the scores of a run."""
         settings = sampler_settings(session.card)
-        precision: Literal["bf16", "fp32"] = (
-            "bf16" if uses_bf16(session.ranks.device, settings.precision) else "fp32"
-        )
+        bf16 = uses_bf16(session.ranks.device, settings.precision)
+        # `auto` is resolved here: scores in another precision do not compare
+        precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
         with _flags_of_training():
-            standard = references.prepare(
+            prepared = references.prepare(
                 self.reference,
                 [self.extractor],
                 [self.extractor.name],
@@ -76,175 +58,90 @@ class EvalTarget:
                 session.ranks,
                 cache=True,
             )
-        return Scores(session, self, standard, dataclasses.replace(settings, precision=precision))
+        return Scores(session, self, prepared, dataclasses.replace(settings, precision=precision))
 
 
 def choose_eval_target(config: TrainConfig, ranks: Ranks) -> EvalTarget:
-    """What the --eval flags ask for; no image is read.
-
-    Raises:
-        UserError: a mistake in these flags, or missing weights.
-    """
+    """Return what the --eval flags ask for; no image is read."""
     with _flags_of_training():
         name = config.eval_reference or config.data
-        reference = find_reference(
-            name, sides(config.image_size), crop=True
-        )  # as training sees them
+        # images are cropped as those that training sees
+        reference = references.find_reference(name, sides(config.image_size), crop=True)
         weights = () if config.eval_weights is None else (config.eval_weights,)
-        (extractor,) = choose_extractors(
+        (extractor,) = references.choose_extractors(
             (config.eval_extractor,), weights, reference.network, ranks
         )
     return EvalTarget(reference, extractor)
 
 
 class Scores:
-    """Scores at steps of a run, and the lowest distance so far, of those measured as now."""
+    """Scores at steps of a run, and the lowest comparable distance so far."""
 
     def __init__(
         self,
         session: TrainingSession,
-        yardstick: EvalTarget,
-        standard: PreparedReference,
+        target: EvalTarget,
+        prepared: references.PreparedReference,
         settings: SamplerConfig,
     ):
-        self.session, self.yardstick, self.standard, self.settings = (
-            session,
-            yardstick,
-            standard,
-            settings,
-        )
-        shown = dict(zip(NAMES, score_names(yardstick.extractor.name), strict=True))
-        self.names = [shown[name] for name in LOGGED]
-        self.eval = self._hash()
-        self.recorded = session.ranks.on_main(self._read_record)
+        self.session = session
+        self.target = target
+        self.prepared = prepared
+        self.settings = settings
+        names = dict(zip(NAMES, score_names(target.extractor.name), strict=True))
+        self.names = [names[name] for name in LOGGED]
+
+        count = session.config.eval_samples
+        self.eval = eval_key(count, settings, prepared.digest, target.extractor)
+        # a damaged scores.json is refused before training
+        session.ranks.on_main(lambda: read_protocols(session.run))
         best = session.ranks.on_main(lambda: find_best(session.run, self.eval))
         self.best = best.distance.value if best else None
 
-    def _hash(self) -> str:
-        """Six digits that scores share where they can be compared."""
-        samples = [self.session.config.eval_samples, settings_in_use(self.settings)]
-        extractor = self.yardstick.extractor
-        text = json.dumps([*samples, self.standard.digest, extractor.name, extractor.checksum])
-        return hashlib.sha256(text.encode()).hexdigest()[:6]
+    def measure(self, step: int, average: nn.Module, on_batch: OnBatch = no_callback) -> EvalResult:
+        """Return the scores of the EMA now, the same on all ranks.
 
-    def measure(self, step: int, average: nn.Module, heed: OnBatch = no_callback) -> EvalResult:
-        """Scores of the EMA now; the same on all ranks.
+        Early samples may not be finite: then there are no scores, and a warning. Nothing else
+        should compute meanwhile, because the feature network sets flags of the whole process.
 
-        Those that are not available are left out; all of them, with a warning, where samples are not finite, as early
-        ones may be. Nothing else should compute meanwhile, for the feature network sets flags of the whole process.
-        All ranks call `heed` before each batch, as often, and may be left by what it raises.
+        Args:
+            on_batch: called before each batch, as often on all ranks; it may raise to end this.
         """
-        ranks, images, extractor = (
-            self.session.ranks,
-            self._sample(step, average, heed),
-            self.yardstick.extractor,
-        )
+        ranks = self.session.ranks
+        images = sample_ema(self.session, self.settings, step, average, on_batch)
         if images is None:
+            warning = f"warning: no scores at step {step}: samples of the EMA are not finite"
             if ranks.main:
-                tqdm.write(
-                    f"warning: no scores at step {step}: samples of the EMA are not finite",
-                    file=sys.stderr,
-                )
+                tqdm.write(warning, file=sys.stderr)
             return EvalResult()
-        seen = extract(
-            images, [extractor], self.settings.batch_size, ranks, f"features at step {step}", heed
-        )
+
+        extractor = self.target.extractor
+        title = f"features at step {step}"
+        features = extract(images, [extractor], self.settings.batch_size, ranks, title, on_batch)
         scores = ranks.on_main(
-            lambda: references.score(seen, self.standard, [extractor.name], ranks.device)
+            lambda: references.score(features, self.prepared, [extractor.name], ranks.device)
         )
-        values = {name: value for name in self.names if (value := scores[name].value) is not None}
-        distance = values.get(self.names[0])
+        values = {name: scores[name].value for name in self.names}
+        available = {name: value for name, value in values.items() if value is not None}
+        distance = available.get(self.names[0])
+        # an equal distance does not lead: the earlier checkpoint stays the best
         leads = distance is not None and (self.best is None or distance < self.best)
-        self.best = distance if leads else self.best
-        ranks.on_main(lambda: self._record(images))
-        return EvalResult(values, self.eval, leads)
+        if leads:
+            self.best = distance
 
-    def _sample(self, step: int, average: nn.Module, heed: OnBatch) -> ImageSet | None:
-        """The same seeds and classes at every step, the classes evenly; None if an image is not finite.
-
-        Batches are the same on any number of ranks, and so is image i, bit for bit.
-        """
-        session, count = self.session, self.session.config.eval_samples
-        run = ema_run(session.card, average, session.autoencoder, session.captions)
-        plan = build_pipeline(run, self.settings)
-        indices = torch.arange(count)
-        labels = torch.tensor(session.card.ids)[indices * len(session.card.ids) // count]
-        batches = indices.split(self.settings.batch_size)
-        pixels = torch.zeros(count, 3, *run.image_size, dtype=torch.uint8)
-        failed = torch.zeros((), device=session.ranks.device)
-        world = session.ranks.world
-        for turn in range(session.ranks.rank, -(-len(batches) // world) * world, world):
-            heed()
-            try:
-                for mine in batches[turn : turn + 1]:
-                    pixels[mine] = generate(run, plan, self.settings, labels[mine], mine)
-            except NotFinite:
-                failed += 1
-        if session.ranks.total(failed):
-            return None
-        pixels = gather(pixels, session.ranks)
-        classes = (
-            None
-            if session.card.unconditional
-            else [session.card.class_name(label) for label in labels.tolist()]
+        target = self.target
+        digest = self.prepared.digest
+        ranks.on_main(
+            lambda: record_protocol(
+                self.session, self.eval, images, self.settings, target.reference, digest, extractor
+            )
         )
-        return from_array(pixels.permute(0, 2, 3, 1).numpy(), f"samples of step {step}", classes)
-
-    # -- how it was done -----------------------------------------------------------------------------------------
-
-    def _read_record(self) -> dict[str, Any]:
-        file = self.session.run / RECORD
-        if not file.exists():
-            return {}
-        with reraise_as_user_error(
-            file, "the protocols of scores that train.py wrote", f"remove {file}"
-        ):
-            return dict(json.loads(file.read_text()))
-
-    def _record(self, images: ImageSet) -> None:
-        """Write the protocol of these scores into scores.json, unless it is there."""
-        if self.eval in self.recorded:
-            return
-        shown = dataclasses.replace(images, name="the EMA, the same seeds at every step")
-        made = protocol(
-            shown,
-            "of other pixels at every step",
-            self._sampling(),
-            self.yardstick.reference,
-            self.standard.digest,
-            [self.yardstick.extractor],
-            self.session.ranks.device,
-        )
-        self.recorded[self.eval] = made
-        write_json(self.session.run / RECORD, self.recorded)
-
-    def _sampling(self) -> dict[str, Any]:
-        """What samples.json would say, but for the weights, which change."""
-        config, autoencoder = self.session.config, self.session.autoencoder
-        return {
-            **settings_in_use(self.settings),
-            **dict.fromkeys(("eta", "variance")),  # none of dpmpp_2m's business
-            "weights": "the EMA at every step",
-            "weights_sha256": "in meta.json of checkpoints",
-            "step": "as in metrics.jsonl",
-            "ema": config.ema,
-            "network": self.session.card.network.told,
-            "process": config.process,
-            "objective": config.objective,
-            "vae": autoencoder.name,
-            "vae_sha256": autoencoder.checksum,
-            "data": config.data,
-            **(
-                {"text_encoder_sha256": self.session.card.text_encoder_sha256}
-                if self.session.captions
-                else {}
-            ),
-        }
+        return EvalResult(available, self.eval, leads)
 
 
 @contextmanager
 def _flags_of_training() -> Iterator[None]:
-    """Name flags in messages as train.py has them."""
+    """Name flags in error messages as train.py does."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What training writes down: metrics.jsonl, and boards to watch it on."""
+"""The log of training, metrics.jsonl, and the trackers that show it."""
 
 import json
 import time
@@ -14,14 +14,20 @@ from dit.utils.files import flush, named, write_atomically
 
 Item = TypeVar("Item")
 
+GROUPS = {
+    **dict.fromkeys(("lr", "grad_norm", "update_ratio"), "optim"),
+    **dict.fromkeys(("img_per_s", "mfu", "data_wait", "memory_gib"), "speed"),
+}
+"""Groups of tags; other numbers are in `train`, scores in `eval`."""
+
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What the EMA scored at one step; nothing where it was not measured.
+    """Scores of the EMA at one step; empty where it was not measured.
 
     Args:
         scores: by name.
-        eval: the same where two were measured in the same way.
+        eval: equal for two results that were measured in the same way.
         leads: whether the distance is the lowest so far.
     """
 
@@ -31,111 +37,108 @@ class EvalResult:
 
     @property
     def distance(self) -> Distance | None:
-        """The score that tells which step is best."""
-        return next(
-            (Distance(*item, self.eval) for item in self.scores.items() if is_distance(item[0])),
-            None,
-        )
+        """Return the Fréchet distance, by which the best step is chosen."""
+        for name, value in self.scores.items():
+            if is_distance(name):
+                return Distance(name, value, self.eval)
+        return None
 
 
-class Board(Protocol):
-    """Where the log can be watched."""
+class Tracker(Protocol):
+    """A service or program that shows the log: numbers by `tag`, and sample grids (PIL images)."""
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Numbers by `tag`."""
+    def write(self, step: int, numbers: dict[str, float]) -> None: ...
 
-    def image(self, step: int, picture: Any) -> None:
-        """A sample grid, a PIL image."""
+    def image(self, step: int, picture: Any) -> None: ...
 
-    def close(self) -> None:
-        """Bring all of it there."""
+    def close(self) -> None: ...
 
 
 class MetricsLog:
-    """Appends a line per logged step; lines after `start`, of steps that a resumed run does again, are dropped.
+    """metrics.jsonl, one line per logged step.
 
     Args:
-        boards: to show the same numbers on.
+        start: lines after this step are dropped: the run does these steps again.
+        trackers: which show the same numbers.
     """
 
-    def __init__(self, run: Path, start: int, boards: Sequence[Board] = ()):
-        self.file, self.boards = run / "metrics.jsonl", boards
+    def __init__(self, run: Path, start: int, trackers: Sequence[Tracker] = ()):
+        self.file = run / "metrics.jsonl"
+        self.trackers = trackers
         kept = [line for line in read_metrics(self.file) if line["step"] <= start]
+        # a kill in the middle of this must not lose the log
         with write_atomically(self.file) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
             flush(beside)
 
-    def write(self, step: int, values: dict[str, float], found: EvalResult) -> None:
-        """One step's numbers."""
-        scored = {**found.scores, "eval": found.eval} if found.scores else {}
-        self._append({"step": step, **values, **scored})
+    def write(self, step: int, values: dict[str, float], result: EvalResult) -> None:
+        """Log the numbers of one step."""
+        scores = {**result.scores, "eval": result.eval} if result.scores else {}
+        self._append({"step": step, **values, **scores})
         numbers = {tag(name): value for name, value in values.items()}
-        scores = {score_tag(name): score for name, score in found.scores.items()}
-        for board in self.boards:
-            board.write(step, {**numbers, **scores})
+        numbers |= {score_tag(name): score for name, score in result.scores.items()}
+        for tracker in self.trackers:
+            tracker.write(step, numbers)
 
-    def event(self, step: int, what: dict[str, Any]) -> None:
-        """A line of its own for something that happened."""
-        self._append({"step": step, **what})
+    def event(self, step: int, entries: dict[str, Any]) -> None:
+        self._append({"step": step, **entries})
 
     def _append(self, line: dict[str, Any]) -> None:
+        # opened for each line: a kill loses at most the line that is being written
         with named(self.file), self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def image(self, step: int, picture: Any) -> None:
-        """A sample grid, a PIL image."""
-        for board in self.boards:
-            board.image(step, picture)
+        for tracker in self.trackers:
+            tracker.image(step, picture)
 
     def close(self) -> None:
-        """Nothing more will come."""
-        for board in self.boards:
-            board.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def tag(name: str) -> str:
-    """What a number of the log is called on a board, where tags are in groups."""
+    """Return the tag of a number: its group and its name."""
     return f"{GROUPS.get(name, 'train')}/{name}"
 
 
 def score_tag(name: str) -> str:
-    """What a score is called on a board: eval/FD[digits-cnn], for round brackets are TensorBoard's own around a run."""
+    """Return the tag of a score, such as eval/FD[digits-cnn]: TensorBoard puts runs in round
+    brackets."""
     return f"eval/{name}".replace("(", "[").replace(")", "]")
 
 
-GROUPS = {
-    **dict.fromkeys(("lr", "grad_norm", "update_ratio"), "optim"),
-    **dict.fromkeys(("img_per_s", "mfu", "data_wait", "memory_gib"), "speed"),
-}
-"""Of what is not the loss or a part of it; scores are in `eval`."""
-
-
 class Lap(NamedTuple):
-    """How training went between two looks at the watch."""
+    """Speed between two readings of a stopwatch."""
 
     steps_per_second: float
-    waiting: float  # share of the time in which the loop waited for its next batch
+    waiting: float  # share of the time spent waiting for the next batch
 
 
 class Stopwatch:
-    """Speed of training since it was last asked for, pictures, scores and checkpoints not counted."""
+    """Speed of training since the last reading, without previews, scores and checkpoints."""
 
     def __init__(self) -> None:
-        self.since, self.steps, self.waited = time.monotonic(), 0, 0.0
+        self.since = time.monotonic()
+        self.steps = 0
+        self.waited = 0.0
 
     def lap(self, steps: int) -> Lap:
-        """Up to step number `steps` of this start."""
+        """Return the speed up to step number `steps` since this start, and begin the next lap."""
         now = time.monotonic()
         seconds = now - self.since
         lap = Lap((steps - self.steps) / seconds, self.waited / seconds)
-        self.since, self.steps, self.waited = now, steps, 0.0
+        self.since = now
+        self.steps = steps
+        self.waited = 0.0
         return lap
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items; the time until each is there counts as waiting."""
+        """Yield the same items; the time until each is ready counts as waiting."""
         source = iter(items)
         while True:
             begin = time.monotonic()
+            # not `for`: the time that next() takes is what is measured
             try:
                 item = next(source)
             except StopIteration:
@@ -145,7 +148,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count."""
+        """Do not count the time of the block."""
         begin = time.monotonic()
         yield
         self.since += time.monotonic() - begin

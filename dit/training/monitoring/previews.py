@@ -1,4 +1,4 @@
-"""Pictures of a run as it learns: the same seeds and classes every time."""
+"""Previews: grids of samples of a run in training, with the same seeds and classes every time."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,32 +20,36 @@ from dit.utils import pictures
 
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
 CFG_SCALE = 1.5
-CLASSES, PER_CLASS = 10, 4
+CLASSES, PER_CLASS = 10, 4  # rows and columns of a grid
 
 
 def sampler_settings(card: ModelCard) -> SamplerConfig:
-    """How pictures and scores of a run in training are sampled: quickly, and guided a little."""
-    guided = (
-        card.config.label_dropout and not card.unconditional
-    )  # else there is no null class, or nothing else
+    """Return how a run in training is sampled: in few steps, with weak guidance if it can be
+    guided."""
+    # guidance needs a null class, which label dropout trains, and other classes
+    guided = card.config.label_dropout and not card.unconditional
     precision = card.config.precision
-    return replace(
-        SETTINGS,
-        precision="bf16" if precision == "fp8" else precision,  # averages have no float8 layers
-        cfg_scale=CFG_SCALE if guided else 1.0,
-    )
+    if precision == "fp8":
+        # averages have no float8 layers
+        precision = "bf16"
+    return replace(SETTINGS, precision=precision, cfg_scale=CFG_SCALE if guided else 1.0)
 
 
 def ema_run(
     card: ModelCard, average: nn.Module, autoencoder: Autoencoder, captions: Captions | None = None
 ) -> LoadedRun:
-    """The EMA of a run in training, ready to sample from; its weights are in no file yet."""
+    """Return the EMA of a run in training, ready to sample from."""
     denoise = build_denoiser(card.config, Captioned(average, captions) if captions else average)
-    return LoadedRun(Weights(Path(), card, 0, {}), denoise, autoencoder, autoencoder.device)
+    in_no_file = Weights(Path(), card, 0, {})
+    return LoadedRun(in_no_file, denoise, autoencoder, autoencoder.device)
 
 
 class Previews:
-    """Grids from the EMA in samples/, and the strip of them all; grids after `start` are of steps done again."""
+    """Grids from the EMA in samples/, and the strip of all of them.
+
+    Args:
+        start: grids after this step are removed: the run does these steps again.
+    """
 
     def __init__(
         self,
@@ -55,39 +59,39 @@ class Previews:
         start: int,
         captions: Captions | None = None,
     ):
-        self.folder, self.card, self.autoencoder, self.captions = (
-            run / "samples",
-            card,
-            autoencoder,
-            captions,
-        )
+        self.folder = run / "samples"
+        self.card = card
+        self.autoencoder = autoencoder
+        self.captions = captions
         for step, file in self.grids().items():
             if step > start:
                 file.unlink()
 
     def grids(self) -> dict[int, Path]:
-        """The grids drawn so far, by step."""
         return paths_by_step(self.folder, ".png")
 
     def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
         run = ema_run(self.card, average, self.autoencoder, self.captions)
-        rows = self.card.ids * CLASSES if self.card.unconditional else self.card.ids[:CLASSES]
         settings = sampler_settings(self.card)
-        images, _ = sample_grid(run, build_pipeline(run, settings), settings, rows, PER_CLASS)
-        names = None if self.card.unconditional else [self.card.class_name(i) for i in rows]
-        picture = pictures.grid(
-            images, names, PER_CLASS, pictures.fitting_scale(max(images.shape[-2:]))
-        )
+        labels = self.card.ids[:CLASSES]
+        names = [self.card.class_name(label) for label in labels]
+        if self.card.unconditional:
+            # as many rows, all of the null class
+            labels = self.card.ids * CLASSES
+        images, _ = sample_grid(run, build_pipeline(run, settings), settings, labels, PER_CLASS)
+
+        scale = pictures.fitting_scale(max(images.shape[-2:]))
+        shown = None if self.card.unconditional else names
+        picture = pictures.grid(images, shown, PER_CLASS, scale)
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"step-{step:07d}.png")
         return picture
 
     def finish(self) -> None:
-        """How the picture formed: samples/strip.png and samples/strip.gif."""
+        """Write samples/strip.png and samples/strip.gif: the grids over training."""
         if files := self.grids():
             grids = [Image.open(file) for file in files.values()]
-            pictures.strip(grids, [f"step {step}" for step in files]).save(
-                self.folder / "strip.png"
-            )
+            strip = pictures.strip(grids, [f"step {step}" for step in files])
+            strip.save(self.folder / "strip.png")
             pictures.gif(grids, self.folder / "strip.gif")

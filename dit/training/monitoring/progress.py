@@ -1,35 +1,38 @@
-"""The bar of training, and the plain lines in its place where nobody watches."""
+"""Progress of training on stderr: a bar in a terminal, plain lines elsewhere."""
 
 import sys
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
 from dit.runs.checkpoints import is_distance
 
 BAR = "{percentage:3.0f}%|{bar}| {desc}"
-SHOWN = {
+FORMATS = {
     "loss": "loss {:.4f}",
     "img_per_s": "{:,.4g} img/s",
     "mfu": "MFU {:.1%}",
     "memory_gib": "{:.2f} GiB",
 }
-"""Numbers of the log, as the bar has them."""
+"""Formats of the log's numbers in the bar."""
 
 
-class Bar:
-    """How far training is, on stderr: a bar in a terminal; elsewhere a line, free of control characters, as often as
-    there are numbers. tqdm draws it, as it does the bars of scoring, which come below it.
+class Bar(AbstractContextManager):
+    """A bar in a terminal; elsewhere a line without control characters for every line of the log.
+
+    tqdm draws it, so that the bars of scoring appear below it.
 
     Args:
         start: steps done before.
-        shown: whether it is seen at all, as on one of the ranks.
+        shown: whether it is visible: on one rank only.
     """
 
     def __init__(self, start: int, steps: int, shown: bool):
-        self.first, self.steps, self.shown = start + 1, steps, shown
-        self.began = 0.0  # when the first step was done, which compiles
+        self.first = start + 1
+        self.steps = steps
+        self.shown = shown
+        self.began = 0.0
         self.numbers: dict[str, str] = {}
         self.bar = tqdm(
             total=steps,
@@ -39,35 +42,30 @@ class Bar:
             disable=not shown or not sys.stderr.isatty(),
         )
 
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.close()
 
     def update(self, step: int, numbers: dict[str, float]) -> None:
-        """A step is done; `numbers` of the log and scores, where there are new ones."""
+        """Advance by one step; `numbers` are new ones of the log and new scores."""
         if step == self.first:
+            # The first step compiles the network: the speed is that of the steps after it.
             self.began = time.monotonic()
         self.numbers |= headline(numbers)
+        line = self.line(step)
         if self.bar.disable and self.shown and numbers:
-            print(self.line(step), file=sys.stderr, flush=True)
-        self.bar.set_description_str(self.line(step), refresh=False)
+            print(line, file=sys.stderr, flush=True)
+        # drawn once, by `update`, and not more often than tqdm allows
+        self.bar.set_description_str(line, refresh=False)
         self.bar.update()
 
     def line(self, step: int) -> str:
-        """Where training is, in words."""
+        """Return step, numbers and remaining time in words."""
         return "  ".join(
             [f"step {step:,}/{self.steps:,}", *self.numbers.values(), f"ETA {self.left(step)}"]
         )
 
     def left(self, step: int) -> str:
-        """Time until the last step at the speed of this start so far, pictures and checkpoints included."""
+        """Return the time until the last step, previews and checkpoints included."""
         if step == self.first:
             return "–"
         per_step = (time.monotonic() - self.began) / (step - self.first)
@@ -75,11 +73,9 @@ class Bar:
 
 
 def headline(numbers: dict[str, float]) -> dict[str, str]:
-    """Those of the numbers that the bar shows, in words."""
-    distances = {
-        name: f"{name} {value:.4g}" for name, value in numbers.items() if is_distance(name)
-    }
-    return {
-        **{name: form.format(numbers[name]) for name, form in SHOWN.items() if name in numbers},
-        **distances,
-    }
+    """Return the numbers that the bar shows, in words."""
+    shown = {name: form.format(numbers[name]) for name, form in FORMATS.items() if name in numbers}
+    for name, value in numbers.items():
+        if is_distance(name):
+            shown[name] = f"{name} {value:.4g}"
+    return shown

@@ -1,9 +1,8 @@
-"""What a run writes about itself as it goes; by rank 0."""
+"""What rank 0 writes about a run in training: log, trackers, pictures and curves."""
 
 import sys
-from typing import Any, Protocol
+from typing import Any
 
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -12,69 +11,64 @@ from dit.runs.metrics import read_metrics
 from dit.training.cost.flops import Meter
 from dit.training.monitoring.accuracy import AccuracyCurve
 from dit.training.monitoring.environment import record_start
-from dit.training.monitoring.metrics import Board, EvalResult, MetricsLog
+from dit.training.monitoring.metrics import EvalResult, MetricsLog, Tracker
 from dit.training.monitoring.previews import Previews
 from dit.training.monitoring.trackers import TensorBoard, Wandb
 from dit.training.session import TrainingSession
 from dit.utils.pictures import loss_curve
 
 
-class Progress(Protocol):
-    """How well the EMA does its task, as a picture."""
-
-    def draw(self, step: int, average: nn.Module) -> Image.Image:
-        """Write the picture of now, by the EMA."""
-
-    def finish(self) -> None:
-        """Write what there is to see of the whole run, if anything beside the last picture."""
-
-
 class Reporter:
-    """metrics.jsonl, boards, pictures and curves; what lies there of steps done again is dropped."""
+    """metrics.jsonl, trackers, pictures and curves; those of steps done again are dropped."""
 
     def __init__(self, session: TrainingSession, meter: Meter):
         self.run = session.run
-        boards: list[Board] = [TensorBoard(session.run, session.start)]
-        boards += [Wandb(session.run, session.card)] if session.config.wandb else []
-        self.log = MetricsLog(session.run, session.start, boards)
+        trackers: list[Tracker] = [TensorBoard(session.run, session.start)]
+        if session.config.wandb:
+            trackers.append(Wandb(session.run, session.card))
+        self.log = MetricsLog(session.run, session.start, trackers)
+        # a run that was finished before does not start again
         if not session.finished:
             record_start(session, meter)
-        self.progress: Progress = (
-            AccuracyCurve(session)
-            if is_classifier(session.config.model)
-            else Previews(
+
+        self.pictures: AccuracyCurve | Previews
+        if is_classifier(session.config.model):
+            self.pictures = AccuracyCurve(session)
+        else:
+            self.pictures = Previews(
                 session.run, session.card, session.autoencoder, session.start, session.captions
             )
-        )
 
-    def write(self, step: int, values: dict[str, float], found: EvalResult) -> None:
-        """A line of the log, where there is anything to tell, and the curve of scores that compare with this one."""
-        if values or found.scores:
-            self.log.write(step, values, found)
-        if found.scores:
+    def write(self, step: int, values: dict[str, float], result: EvalResult) -> None:
+        """Log numbers and scores, if any, and draw the curve of comparable scores."""
+        if values or result.scores:
+            self.log.write(step, values, result)
+        if result.scores:
+            # imported here: matplotlib is slow to load, and most runs have no scores
             from dit.report.figures import training_scores
 
-            alike = [line for line in read_metrics(self.log.file) if line.get("eval") == found.eval]
-            training_scores(alike, self.run / "scores.png")
+            lines = read_metrics(self.log.file)
+            comparable = [line for line in lines if line.get("eval") == result.eval]
+            training_scores(comparable, self.run / "scores.png")
 
-    def event(self, step: int, what: dict[str, Any]) -> None:
-        """Something that happened at a step, in the log and for those who watch."""
-        tqdm.write(
-            f"step {step}: " + ", ".join(f"{name} {value}" for name, value in what.items()),
-            file=sys.stderr,
-        )
-        self.log.event(step, what)
+    def event(self, step: int, entries: dict[str, Any]) -> None:
+        """Log and print an event."""
+        text = ", ".join(f"{name} {value}" for name, value in entries.items())
+        # through tqdm, which keeps the progress bar intact
+        tqdm.write(f"step {step}: {text}", file=sys.stderr)
+        self.log.event(step, entries)
 
     def draw(self, step: int, average: nn.Module) -> None:
-        """A grid of samples of the EMA, or how well it tells classes."""
-        self.log.image(step, self.progress.draw(step, average))
+        """Write a grid of samples of the EMA, or a classifier's accuracy."""
+        self.log.image(step, self.pictures.draw(step, average))
 
     def finish(self) -> None:
-        """The pictures of the whole run."""
-        self.progress.finish()
-        if lines := [line for line in read_metrics(self.log.file) if "loss" in line]:
+        """Write the pictures of all of the run."""
+        self.pictures.finish()
+        lines = [line for line in read_metrics(self.log.file) if "loss" in line]
+        if lines:
             loss_curve(lines, self.run / "loss.png")
 
     def close(self) -> None:
-        """However training ends: bring all of it to the boards."""
+        """Close the trackers, however training ends."""
         self.log.close()

@@ -1,4 +1,4 @@
-"""How far an optimizer step moved the weights."""
+"""The size of an optimizer step, relative to the weights."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,23 +11,26 @@ from dit.distributed.parallel import full_tensor
 
 @torch.no_grad()
 def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor:
-    """|w_t - w_(t-1)| / |w_t| of AdamW's last step, norms over all weights, [] on their device; 0 if it was left out.
+    """Return |w_t - w_(t-1)| / |w_t| of AdamW's last step, [], over all weights; 0 if it was
+    skipped.
 
-    The update, weight decay included, follows from the weights and moments that the step left, one tensor after the
-    other: no second copy of the weights is kept, and no step has to be watched.
+    The update, weight decay included, is recomputed from the weights and moments after the step,
+    one tensor at a time: no second copy of the weights is needed.
     """
-    moved, weights = zip(
-        *((update.norm(), weight.norm()) for update, weight in _last_step(optimizer)), strict=True
-    )
-    ratio = full_tensor(nn.utils.get_total_norm(moved)) / full_tensor(
-        nn.utils.get_total_norm(weights)
-    )
-    left_out = getattr(optimizer, "found_inf", torch.zeros_like(ratio))
-    return torch.where(left_out.bool(), 0, ratio)
+    updates = []
+    weights = []
+    for update, weight in _last_step(optimizer):
+        updates.append(update.norm())
+        weights.append(weight.norm())
+    norm = full_tensor(nn.utils.get_total_norm(weights))
+    ratio = full_tensor(nn.utils.get_total_norm(updates)) / norm
+    # fused AdamW does nothing where `found_inf` is set: SpikeGuard skips steps in this way
+    skipped = getattr(optimizer, "found_inf", torch.zeros_like(ratio))
+    return torch.where(skipped.bool(), 0, ratio)
 
 
 def _last_step(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each tensor of weights w that was trained, after what was subtracted from it."""
+    """Yield the update of each trained tensor, and the tensor."""
     for group in optimizer.param_groups:
         for weight in group["params"]:
             if weight in optimizer.state:
@@ -35,9 +38,15 @@ def _last_step(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tenso
 
 
 def _update(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    """Subtracted from w' to give w: d w' + lr u with d = lr decay, where w = (1 - d) w' - lr u (1711.05101)."""
-    (beta1, beta2), lr, count = group["betas"], group["lr"], state["step"].double()
+    """Return w' - w, where AdamW (1711.05101, algorithm 2) made w of w'.
+
+    With d = lr decay, w = (1 - d) w' - lr u, and so w' - w = (d w + lr u) / (1 - d).
+    """
+    beta1, beta2 = group["betas"]
+    lr = group["lr"]
+    count = state["step"].double()
     mean = state["exp_avg"] / (1 - beta1**count)
     deviation = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt()
-    step, decay = lr * mean / (deviation + group["eps"]), lr * group["weight_decay"]
+    step = lr * mean / (deviation + group["eps"])
+    decay = lr * group["weight_decay"]
     return (decay * weight + step) / (1 - decay)

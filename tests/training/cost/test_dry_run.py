@@ -1,22 +1,29 @@
-"""What --dry-run tells of each kind of network."""
+"""What --dry-run prints, and what it refuses."""
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from helpers.step_memory import step_memory
 
 from dit.commands.train import train
 from dit.config import TrainConfig
+from dit.config.presets import PRESETS
+from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import load_text_encoder
 from dit.errors import UserError
+from dit.latents.load import build_source
 from dit.models.registry import multiply_adds, parameters
 from dit.runs.card import ModelCard, NetworkSpec
+from dit.training.cost.assumed import load_or_assume_autoencoder
 from dit.training.cost.ddp_or_fsdp import frozen_bytes
-from dit.training.cost.dry_run import budget
-from dit.training.cost.memory import estimate
+from dit.training.cost.describe import describe_memory
+from dit.training.cost.memory import Layout
 
 TINY = TrainConfig(
     model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, dry_run=True
@@ -24,10 +31,11 @@ TINY = TrainConfig(
 CPU = torch.device("cpu")
 
 
-def told(capsys, **changes):
-    """The table as a mapping."""
-    train(dataclasses.replace(TINY, **changes), Ranks())
-    return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+def printed_rows(capsys, start=TINY, **changes):
+    """Return the table as a mapping."""
+    train(dataclasses.replace(start, dry_run=True, **changes), Ranks())
+    table = capsys.readouterr().out.partition("\n\n")[0]
+    return dict(line.split(maxsplit=1) for line in table.splitlines())
 
 
 def spec(model, **changes):
@@ -47,7 +55,7 @@ def spec(model, **changes):
     ],
 )
 def test_every_network_is_described(capsys, changes, structure):
-    rows = told(capsys, **changes)
+    rows = printed_rows(capsys, **changes)
     assert rows["model"].startswith(changes.get("model", "DiT-Ti/4"))
     assert rows["model"].endswith(f"parameters; {structure}")
     assert "10 classes" in rows["data"]
@@ -55,96 +63,135 @@ def test_every_network_is_described(capsys, changes, structure):
 
 
 def test_classifier_and_unconditional(capsys):
-    rows = told(capsys, model="Classifier-Ti/4", label_dropout=0.0)
-    assert rows["diffusion"] == "flow, tells the class of noised latents"
-    rows = told(capsys, num_classes=0)
+    rows = printed_rows(capsys, model="Classifier-Ti/4", label_dropout=0.0)
+    assert rows["diffusion"] == "flow, predicts the class of noised latents"
+    rows = printed_rows(capsys, num_classes=0)
     assert ", unconditional, " in rows["data"]
     assert rows["diffusion"] == "flow, predicts v"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({}, None),
-        (dict(steps=9, lr=1.0, keep=5, recompute="full"), None),
+        (dict(steps=9, lr=1.0, keep=5, recompute="full", gpus=(8,)), None),
         (dict(model="DiT-Ti/2"), "model DiT-Ti/4 there, DiT-Ti/2 now"),
-        (dict(seed=1), "seed 0 there"),
         (dict(global_batch_size=16), "global_batch_size 64 there"),
-        (dict(ema=0.5), "ema 0.999 there"),
-        (dict(ema_lengths=(0.1,)), "ema_lengths"),
-        (dict(process="linear"), "process flow there"),
         (dict(num_classes=12), "num_classes"),
-        (dict(image_size=16), "image_size"),
-        (dict(flip=True), "flip"),
-        (dict(time_shift=2.0), "time_shift"),
         (dict(conditioning="adaln"), "conditioning"),
         (dict(out=Path("elsewhere")), "with --out elsewhere"),
         (dict(steps=2), "--steps 2 for .*, which has done 3"),
         (dict(resume=None), "has checkpoints"),
     ],
 )
-def test_what_a_run_that_goes_on_refuses_is_refused(make_run, capsys, changes, said):
+def test_a_resumed_run_is_checked_as_in_training(make_run, capsys, changes, message):
     run = make_run()
-    going_on = dataclasses.replace(
-        ModelCard.read(run).config, out=run, resume=str(run), dry_run=True
-    )
-    if said is None:
-        assert "memory" in told(capsys, **{**vars(going_on), **changes})
+    resumed = dataclasses.replace(ModelCard.read(run).config, out=run, resume=str(run))
+    if message is None:
+        assert "memory" in printed_rows(capsys, resumed, **changes)
         return
     for dry_run in (True, False):
-        with pytest.raises(UserError, match=said):
-            train(dataclasses.replace(going_on, **{**changes, "dry_run": dry_run}), Ranks())
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(resumed, **changes, dry_run=dry_run), Ranks())
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (dict(model="DiT-Ti/2"), "has a network of model DiT-Ti/4, not DiT-Ti/2"),
-        (dict(process="linear"), "trained with process flow, not linear"),
         (dict(init=Path("nowhere")), "no checkpoint in nowhere"),
     ],
 )
-def test_weights_to_start_from_are_looked_at(make_run, capsys, changes, said):
+def test_initial_weights_are_checked(make_run, capsys, changes, message):
     init = make_run()
-    assert "memory" in told(capsys, init=init)
-    with pytest.raises(UserError, match=said):
-        told(capsys, **{"init": init, **changes})
+    assert "memory" in printed_rows(capsys, init=init)
+    with pytest.raises(UserError, match=message):
+        printed_rows(capsys, **{"init": init, **changes})
 
 
-def test_text_is_reckoned_with_its_encoder(capsys):
-    """8 tokens a caption, and the encoder's frozen weights."""
+def test_a_text_encoder_adds_tokens_and_frozen_weights(capsys):
     encoder = load_text_encoder("digits")
-    rows = told(capsys, conditioning="text")
+    rows = printed_rows(capsys, conditioning="text")
     network = spec("DiT-Ti/4", conditioning="text", text_width=64)
-    assert rows["compute"].startswith(
-        f"{multiply_adds(network.model, 8, **network.sizes) / 1e9:.3g} G"
-    )
-    need = estimate(network, 16, CPU, "auto", text_tokens=8)
-    assert (
-        f"about {(need.total + 4 * parameters(encoder.network)) / 2**30:.2f} GiB" in rows["memory"]
-    )
+    macs = multiply_adds(network.model, 8, **network.sizes)
+    assert rows["compute"].startswith(f"{macs / 1e9:.3g} G")
+    need = step_memory(network, 16, bf16=uses_bf16(CPU, "auto"), text_tokens=8).total
+    need += 4 * parameters(encoder.network)
+    assert f"about {need / 2**30:.2f} GiB" in rows["memory"]
 
 
-def test_memory_is_told_by_part(capsys):
-    rows = told(capsys, precision="fp32", grad_accum=2)
-    need = estimate(spec("DiT-Ti/4"), 8, CPU, "fp32", grad_accum=2)
-    assert f"weights {need.weights / 2**30:.2f}, EMA " in rows["memory"]
-    assert (
-        f"AdamW {need.optimizer / 2**30:.2f}, gradients {need.gradients / 2**30:.2f}"
-        in rows["memory"]
-    )
+def test_memory_is_printed_by_part(capsys):
+    rows = printed_rows(capsys, precision="fp32", grad_accum=2)
+    need = step_memory(spec("DiT-Ti/4"), 8, Layout(grad_accum=2))
+    parts = {"weights": need.weights, "AdamW": need.optimizer, "gradients": need.gradients}
+    for name, size in parts.items():
+        assert f" {name} {size / 2**30:.2f}" in rows["memory"]
     assert "bf16" not in rows["memory"]
 
 
 def test_frozen_networks_count():
-    need, network = (
-        estimate(spec("DiT-Ti/4"), 8, CPU, "fp32"),
-        torch.nn.Linear(2**14, 2**13, bias=False),
-    )
+    need = step_memory(spec("DiT-Ti/4"), 8)
+    network = torch.nn.Linear(2**14, 2**13, bias=False)
     coder = SimpleNamespace(codec=SimpleNamespace(network=network))
     assert frozen_bytes(coder, SimpleNamespace(network=network)) == 2**30
     assert frozen_bytes(SimpleNamespace(codec=object()), None) == 0
-    assert (
-        budget(need, 2**30)
-        == f"about {1 + need.total / 2**30:.2f}{budget(need, 0)[10:]}, frozen networks 1.00"
-    )
+    alone, more = describe_memory(need, 0), describe_memory(need, 2**30)
+    assert more == f"about {1 + need.total / 2**30:.2f}{alone[10:]}, frozen networks 1.00"
+
+
+# -- without data and network ----------------------------------------------------------------------
+
+IMAGENET = dataclasses.replace(PRESETS["imagenet-256"](), model="DiT-S/8", global_batch_size=8)
+
+
+@pytest.fixture
+def nothing_here(tmp_path, monkeypatch):
+    """Neither data nor a cached autoencoder, and no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
+
+
+def test_known_shapes_are_assumed(nothing_here, capsys):
+    rows = printed_rows(capsys, IMAGENET, latent_norm="data", epochs=1)
+    assumed = "imagenet: not found here; 1,281,167 images of ImageNet assumed, 1,000 classes"
+    assert rows["data"] == f"{assumed}, flips on"
+    assert rows["latents"].startswith("4x32x32 from 256x256 pixels, stabilityai/sd-vae-ft-ema")
+    assert rows["latents"].endswith("its weights are not here, their shapes are assumed")
+    assert "frozen networks 0.31" in rows["memory"]  # 83.7 M parameters
+    assert rows["schedule"].startswith("160146 steps of 8 images (1.0 epochs)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(vae="someone/another-vae"), "--vae someone/another-vae is neither a folder here nor"),
+        (dict(preset="digits"), "--data imagenet is neither `digits` nor a folder"),
+        (dict(image_size=100), "--image-size 100 with --vae stabilityai/sd-vae-ft-ema"),
+        (dict(gpus=(3,)), "--global-batch-size 8 on --gpus 3"),
+    ],
+)
+def test_unknown_shapes_and_mistakes_are_refused(nothing_here, capsys, changes, message):
+    with pytest.raises(UserError, match=message):
+        printed_rows(capsys, IMAGENET, **changes)
+
+
+def test_the_table_by_gpus_is_appended(nothing_here, capsys):
+    train(dataclasses.replace(IMAGENET, dry_run=True, gpus=(1, 8)), Ranks())
+    rows = capsys.readouterr().out.partition("\n\n")[2].splitlines()
+    assert rows[0].split() == ["GPUs", "1", "8", "8"]
+    assert rows[-1].startswith("GPU-hours for 3.2e+06 images")  # steps x batch
+
+
+def test_an_assumed_autoencoder_has_the_checksum_of_latents_that_are_here(nothing_here, tmp_path):
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    (folder / "encoding.json").write_text("{}")
+    entries = dict(shape=[4, 32, 32], classes=["a"], mean=[0], std=[1], captions=False)
+    entries |= dict(vae="x", checksum="5b", image_size=256, flips=False, fingerprint="")
+    entries |= dict(count=1, shard_size=1, shards=[dict(file="shard-00000.npy", count=1)])
+    (folder / "index.json").write_text(json.dumps(entries))
+    np.save(folder / "shard-00000.npy", np.zeros((1, 1, 8, 32, 32), np.float16))
+    np.save(folder / "labels.npy", np.zeros(1, np.int64))
+    config = dataclasses.replace(IMAGENET, data=str(folder))
+    autoencoder = load_or_assume_autoencoder(config, None, CPU)
+    assert build_source(config, autoencoder).shape == (4, 32, 32)

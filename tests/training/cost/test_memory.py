@@ -1,26 +1,31 @@
-"""The memory of a step, counted on tensors without data, is that of the same step on real ones."""
+"""Memory of a step: counted on tensors without data, it is that of the same step on real ones."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from test_trainer_steps import a_session
+from helpers.step_memory import CPU, step_memory
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from benchmarks.memory import session_of, stepper
 from dit.build import build_network
 from dit.distributed.device import available_memory, main_memory
+from dit.distributed.ranks import Ranks
 from dit.models.registry import blank_inputs, parameters
 from dit.runs.card import NetworkSpec
-from dit.training.batches import read_batch
-from dit.training.cost.memory import PARTS, Layout, Ledger, Step, enter, estimate, sharded
-from dit.training.trainer import take_step
+from dit.training.cost.ddp_or_fsdp import memory
+from dit.training.cost.memory import (
+    PARTS,
+    Layout,
+    Ledger,
+    SimulatedStep,
+    record_existing,
+    shard_bytes,
+)
 
 pytestmark = pytest.mark.usefixtures("small_networks")
-
-CPU = torch.device("cpu")
 
 
 def spec(model="DiT-Ti/2", **changes):
@@ -28,22 +33,17 @@ def spec(model="DiT-Ti/2", **changes):
     return NetworkSpec(model=model, **{**shape, **changes})
 
 
-def total(**settings):
-    return estimate(
-        **{**dict(spec=spec(), batch=8, device=CPU, precision="fp32"), **settings}
-    ).total
+# -- the count -------------------------------------------------------------------------------------
 
 
-# -- the count -------------------------------------------------------------------------------------------------------
-
-
-def watched(session):
-    """A step of the trainer on real tensors: bytes of each part at its peak, EMA aside."""
-    take_step(session, read_batch(session.stream, 0), 1)  # AdamW makes its moments
-    ledger, batch = Ledger(), read_batch(session.stream, 1)
-    enter(ledger, session.state.network, session.state.optimizer, [])
+def measured(session):
+    """Return the bytes of each part at the peak of a real step, without the EMA."""
+    step = stepper(session)
+    step()  # AdamW creates its moments
+    ledger = Ledger()
+    record_existing(ledger, session.state.network, session.state.optimizer, [])
     with ledger:
-        take_step(session, batch, 2)
+        step()
     return max(ledger.rows, key=sum)
 
 
@@ -54,31 +54,22 @@ def watched(session):
         dict(precision="bf16"),
         dict(precision="bf16", recompute="selective"),
         dict(precision="bf16", recompute="full"),
-        dict(precision="bf16", grad_accum=4),
-        dict(precision="fp32", grad_accum=2, recompute="full"),
+        dict(precision="bf16", batch=8, grad_accum=4),
+        dict(precision="fp32", batch=16, grad_accum=2, recompute="full"),
         dict(precision="bf16", conditioning="cross-attention"),
-        dict(precision="fp32", model="UNet-S", global_batch_size=4),
+        dict(precision="fp32", model="UNet-S", batch=4),
         dict(precision="bf16", model="Classifier-Ti/2", label_dropout=0.0),
     ],
     ids=lambda s: "-".join(map(str, s.values())),
 )
 def test_a_step_without_data_needs_what_the_trainer_needs(settings, tmp_path):
     """But for the loss, which is simpler here."""
-    session = a_session(
-        tmp_path, **{**dict(model="DiT-Ti/2", image_size=16, global_batch_size=32), **settings}
-    )
-    config = session.config
-    batch = config.global_batch_size // config.grad_accum
-    need = estimate(
-        session.card.network,
-        batch,
-        CPU,
-        config.precision,
-        recompute=config.recompute,
-        grad_accum=config.grad_accum,
-    )
+    flow = dict(process="flow", objective="v", time_sampling="logit-normal", learn_sigma=False)
+    settings = {**flow, "model": "DiT-Ti/2", "batch": 32, **settings}
+    session = session_of(settings, Ranks(), str(tmp_path), side=16)
+    need = memory(session.card, Ranks(), "ddp", 0)
     assert need.averages == 4 * parameters(session.state.network)
-    assert need.total - need.averages == pytest.approx(sum(watched(session)), rel=0.03)
+    assert need.total - need.averages == pytest.approx(sum(measured(session)), rel=0.03)
 
 
 def test_the_ledger_agrees_with_torch():
@@ -90,7 +81,7 @@ def test_the_ledger_agrees_with_torch():
         trained = copy.deepcopy(network)
         optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
         if isinstance(tracker, Ledger):
-            enter(tracker, trained, optimizer, inputs)
+            record_existing(tracker, trained, optimizer, inputs)
         else:
             tracker.track_external(trained, optimizer, *inputs)
         with tracker:
@@ -121,36 +112,29 @@ def test_a_storage_is_counted_once_and_until_it_is_gone():
     del d
 
 
-# -- what follows from it --------------------------------------------------------------------------------------------
+# -- what follows from it --------------------------------------------------------------------------
 
 
 def test_recomputing_and_bf16_need_less():
-    many = dict(batch=64, grad_accum=2)
-    none, selective, full = (
-        total(**many, recompute=mode) for mode in ("none", "selective", "full")
-    )
+    def total(**settings):
+        return step_memory(spec(), 64, Layout(grad_accum=2), **settings).total
+
+    none, selective, full = (total(recompute=mode) for mode in ("none", "selective", "full"))
     assert none > 1.2 * selective > 1.2 * full
-    assert total(**many, precision="bf16") < 0.8 * none
-
-
-def test_activations_grow_with_the_batch():
-    few, more, most = (total(batch=batch, precision="bf16") for batch in (32, 64, 128))
-    assert most - more == pytest.approx(2 * (more - few), rel=0.001)
+    assert total(bf16=True) < 0.8 * none
 
 
 def test_ddp_keeps_buckets_and_fsdp_shares_what_stays():
-    need = [
-        estimate(spec(), 8, CPU, "fp32", parallel=parallel, world=world)
-        for parallel, world in (("ddp", 1), ("ddp", 8), ("fsdp", 1), ("fsdp", 8))
-    ]
-    assert need[0] == need[2]
-    alone, ddp, _, fsdp = need
+    alone = step_memory(spec(), 8)
+    assert step_memory(spec(), 8, Layout("fsdp", 1)) == alone
+    ddp = step_memory(spec(), 8, Layout("ddp", 8))
     weights = 4 * sum(p.numel() for p in build_network(spec()).parameters() if p.requires_grad)
     assert ddp.gradients == weights > alone.gradients
-    assert dataclasses.replace(
-        ddp, gradients=0, activations=0, temporaries=0
-    ) == dataclasses.replace(alone, gradients=0, activations=0, temporaries=0)
-    share = sharded(build_network(spec()), 8)
+    kept = ("weights", "averages", "optimizer", "copies", "exchange")
+    assert [getattr(ddp, part) for part in kept] == [getattr(alone, part) for part in kept]
+
+    fsdp = step_memory(spec(), 8, Layout("fsdp", 8))
+    share = shard_bytes(build_network(spec()), 8)
     assert (fsdp.weights, fsdp.averages) == (share, share)
     assert fsdp.optimizer == int(alone.optimizer * share / alone.weights)
     assert fsdp.exchange > 0
@@ -158,35 +142,27 @@ def test_ddp_keeps_buckets_and_fsdp_shares_what_stays():
 
 @pytest.mark.parametrize("world", [1, 3, 8])
 def test_shares_are_those_of_fsdp(world):
-    """The first rank's, cut as `torch.chunk` cuts; frozen positions stay whole."""
+    """The first rank's, split as by `torch.chunk`; frozen positions stay full."""
     network = build_network(spec())
     parts = [p.chunk(world)[0] if p.requires_grad else p for p in network.parameters()]
-    assert sharded(network, world) == 4 * sum(p.numel() for p in parts)
+    assert shard_bytes(network, world) == 4 * sum(p.numel() for p in parts)
 
 
-def test_a_course_grows_in_proportion_to_the_batch():
+def test_storages_grow_in_proportion_to_the_batch():
     """So that the peak of any batch follows from those of two."""
-    step = Step(
-        lambda: build_network(spec()),
-        lambda n: blank_inputs("DiT-Ti/2", n, **spec().sizes),
-        CPU,
-        True,
-        "none",
-    )
-    two, three, six = (step.course(batch, Layout("ddp", 2)) for batch in (2, 3, 6))
+    step = SimulatedStep(spec(), CPU, bf16=True)
+    two, three, six = (step.timeline(batch, Layout("ddp", 2)) for batch in (2, 3, 6))
     assert np.array_equal(six, two + 4 * (three - two))
-    assert step.peak(six, Layout("ddp", 2), 1) == estimate(
-        spec(), 6, CPU, "bf16", parallel="ddp", world=2
-    )
+    assert step.peak(six, Layout("ddp", 2)) == step.memory(6, Layout("ddp", 2))
 
 
-# -- what there is ---------------------------------------------------------------------------------------------------
+# -- what there is ---------------------------------------------------------------------------------
 
 LIMIT = 10**6  # bytes, less than any machine has
 
 
 @pytest.mark.parametrize(
-    ("told", "file"),
+    ("groups", "file"),
     [
         ("0::/", "memory.max"),  # a container that sees its own group only
         ("4:memory:/\n0::/", "memory/memory.limit_in_bytes"),
@@ -198,10 +174,10 @@ LIMIT = 10**6  # bytes, less than any machine has
     ],
 )
 def test_a_container_or_a_job_may_have_less_memory_than_the_machine(
-    told, file, tmp_path, monkeypatch
+    groups, file, tmp_path, monkeypatch
 ):
     machine, group = main_memory(tmp_path), tmp_path / "sys/fs/cgroup" / file
-    for path, text in ((tmp_path / "proc/self/cgroup", told), (group, f"{LIMIT}\n")):
+    for path, text in ((tmp_path / "proc/self/cgroup", groups), (group, f"{LIMIT}\n")):
         path.parent.mkdir(parents=True)
         path.write_text(text)
     assert main_memory(tmp_path) == LIMIT < machine

@@ -1,8 +1,7 @@
-"""Scaling on paper: equations against closed forms, bytes against those of collectives, the table of `dit plan`."""
+"""Planning: equations against closed forms, bytes against collectives, the table of --gpus."""
 
 import dataclasses
 import json
-import math
 import re
 import shlex
 from pathlib import Path
@@ -12,30 +11,40 @@ import torch
 from conftest import ROOT
 
 from benchmarks import forked
-from benchmarks.memory import session_of
+from benchmarks.memory import session_of, stepper
 from benchmarks.scaling import Sent
 from dit.cli import main
-from dit.config import PlanConfig
+from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs.card import NetworkSpec
-from dit.training.batches import read_batch
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.training.cost import cluster as clusters
 from dit.training.cost.cluster import RING, START, TREE, Cluster
-from dit.training.cost.memory import estimate
-from dit.training.cost.planning import RESERVE, Planned, columns, describe, planned
+from dit.training.cost.memory import RESERVE, Layout, SimulatedStep
+from dit.training.cost.planning import PlannedStep, build_columns, scaling_table
 from dit.training.cost.step_time import Work, seconds, traffic
-from dit.training.trainer import take_step
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)
-TINY = PlanConfig(model="DiT-Ti/4", image_size=64, gpus=(2,), global_batch_size=64)
+TINY = TrainConfig(model="DiT-Ti/4", global_batch_size=64, dry_run=True, gpus=(2,))
 WORK = Work(parameters=10**9, blocks=40, flops=2e11)
 
 
 def machine(gpus: int = 8, **changes: object) -> Cluster:
-    return dataclasses.replace(
-        Cluster(gpus, peak=1e15, memory=2**36, hbm=1e12, nvlink=400e9, network=40e9), **changes
+    cluster = Cluster(gpus, peak=1e15, memory=2**36, hbm=1e12, nvlink=400e9, network=40e9)
+    return dataclasses.replace(cluster, **changes)
+
+
+def planned(side: int = 8, frozen: int = 0, **changes: object) -> PlannedStep:
+    config = dataclasses.replace(TINY, **changes)
+    spec = NetworkSpec(
+        model=config.model, input_size=side, in_channels=4, num_classes=1000, learn_sigma=True
     )
+    return PlannedStep(ModelCard(config=config, network=spec, classes=[]), frozen=frozen)
+
+
+def first_column(**changes: object):
+    return next(iter(build_columns(planned(**changes))))
 
 
 @pytest.fixture
@@ -43,29 +52,32 @@ def small(monkeypatch):
     monkeypatch.setitem(SIZES, "Ti", SMALL)
 
 
-# -- equations -------------------------------------------------------------------------------------------------------
+# -- equations -------------------------------------------------------------------------------------
 
 
 def test_rings_within_a_node_and_between():
     size = 8e9
     assert machine(1).gather(size) == machine(1).reduce(size) == 0
-    assert machine(8).gather(size) == pytest.approx(START + 7 * RING["node"] + 7 / 8 * size / 400e9)
-    assert machine(8).reduce(size) == pytest.approx(
-        START + 14 * TREE["node"] + 7 / 4 * size / 400e9
-    )
+    near = START + 7 * RING["node"] + 7 / 8 * size / 400e9
+    assert machine(8).gather(size) == pytest.approx(near)
     far = START + (64 - 8) * RING["node"] + 7 * RING["network"] + 63 / 64 * size / (8 * 40e9)
     assert machine(64).gather(size) == pytest.approx(far)
-    assert machine(64).reduce(0) == pytest.approx(
-        START + 2 * (7 * TREE["node"] + 3 * TREE["network"])
-    )
+
+
+def test_trees_within_a_node_and_between():
+    near = START + 14 * TREE["node"] + 7 / 4 * 8e9 / 400e9
+    assert machine(8).reduce(8e9) == pytest.approx(near)
+    far = START + 2 * (7 * TREE["node"] + 3 * TREE["network"])
+    assert machine(64).reduce(0) == pytest.approx(far)
 
 
 def test_a_step_of_one_gpu_is_work_over_speed():
-    spent = seconds(WORK, machine(1, efficiency=0.5), "ddp", batch=4, accum=3)
+    half = machine(1, efficiency=0.5)
+    spent = seconds(WORK, half, "ddp", batch=4, accum=3)
     assert spent.compute == pytest.approx(3 * 4 * 3 * 2e11 / 0.5e15)
     assert spent.update == pytest.approx(52e9 / 1e12)
     assert (spent.communication, spent.exposed) == (0, 0)
-    again = seconds(dataclasses.replace(WORK, again=1.0), machine(1, efficiency=0.5), "ddp", 4, 3)
+    again = seconds(dataclasses.replace(WORK, again=1.0), half, "ddp", 4, 3)
     assert again.compute == pytest.approx(4 / 3 * spent.compute)
 
 
@@ -75,166 +87,146 @@ def test_much_work_hides_communication_and_little_does_not(parallel):
     assert busy.communication == pytest.approx(idle.communication)
     assert 0 < busy.exposed < 0.1 * busy.communication
     assert 0.5 * idle.communication < idle.exposed <= idle.communication
-    open_ = seconds(WORK, machine(64, overlap=False), parallel, 10_000, 1)
-    assert open_.exposed == open_.communication == pytest.approx(busy.communication)
+    serial = seconds(WORK, machine(64, overlap=False), parallel, 10_000, 1)
+    assert serial.exposed == serial.communication == pytest.approx(busy.communication)
 
 
 def test_fsdp_shares_the_update_and_gathers_for_every_micro_batch():
-    ddp, fsdp, more = (
-        seconds(WORK, machine(8), way, 1, accum)
-        for way, accum in (("ddp", 1), ("fsdp", 1), ("fsdp", 4))
-    )
+    ddp = seconds(WORK, machine(8), "ddp", 1, accum=1)
+    fsdp, more = (seconds(WORK, machine(8), "fsdp", 1, accum) for accum in (1, 4))
     assert fsdp.update == pytest.approx(ddp.update / 8)
     gathers = 2 * WORK.blocks * machine(8).gather(2 * WORK.parameters / WORK.blocks)
     assert more.communication - fsdp.communication == pytest.approx(3 * gathers)
 
 
-# -- bytes -----------------------------------------------------------------------------------------------------------
+# -- bytes -----------------------------------------------------------------------------------------
 
 
 def send(ranks: Ranks, out: Path, precision: str, accum: int) -> None:
-    """A step of every way; what rank 0 sends."""
+    """Do a step with DDP and with FSDP2, and write down what rank 0 sends."""
     SIZES["Ti"] = SMALL
-    found = {}
+    sent_bytes = {}
     for way in ("ddp", "fsdp"):
-        settings = dict(
-            model="DiT-Ti/4", batch=2, precision=precision, parallel=way, grad_accum=accum
-        )
-        session = session_of(settings, ranks, str(out / way))
-        for step in (1, 2):  # DDP makes its buckets anew after the first
-            batch = read_batch(session.stream, step - 1)
-            with Sent(ranks.world) as sent:
-                take_step(session, batch, step)
-        found[way] = sent.bytes
+        settings = dict(model="DiT-Ti/4", batch=2, precision=precision, grad_accum=accum)
+        step = stepper(session_of({**settings, "parallel": way}, ranks, str(out / way)))
+        step()  # DDP rebuilds its buckets after the first
+        with Sent(ranks.world) as sent:
+            step()
+        sent_bytes[way] = sent.bytes
     if ranks.main:
-        (out / "sent.json").write_text(json.dumps(found))
+        (out / "sent.json").write_text(json.dumps(sent_bytes))
 
 
 @pytest.mark.parametrize(("world", "precision", "accum"), [(2, "fp32", 1), (4, "bf16", 2)])
 def test_bytes_are_those_that_ranks_send(world, precision, accum, tmp_path, small):
-    """DDP's exactly; FSDP2 keeps what lies outside the blocks from the forward to the backward pass."""
+    """DDP's exactly; FSDP2 gathers what lies outside the blocks once, for both passes."""
     forked.run(world, send, tmp_path, precision, accum)
     found = json.loads((tmp_path / "sent.json").read_text())
-    step = planned(dataclasses.replace(TINY, image_size=256)).step
-    trained = {name: p.numel() for name, p in step.blank.named_parameters() if p.requires_grad}
+    plan = planned(side=32, precision=precision)
+    parameters = plan.step.meta_network.named_parameters()
+    trained = {name: p.numel() for name, p in parameters if p.requires_grad}
     outside = sum(size for name, size in trained.items() if not name.startswith("blocks."))
-    work = Work(sum(trained.values()), 2, 0, width=4 if precision == "fp32" else 2)
-    assert found["ddp"] == traffic(work, world, "ddp", accum)
-    kept = (world - 1) / world * outside * work.width * accum
-    assert found["fsdp"] == pytest.approx(traffic(work, world, "fsdp", accum) - kept, rel=0.02)
+    assert plan.work.parameters == sum(trained.values())
+    assert found["ddp"] == traffic(plan.work, world, "ddp", accum)
+    kept = (world - 1) / world * outside * plan.work.width * accum
+    assert found["fsdp"] == pytest.approx(traffic(plan.work, world, "fsdp", accum) - kept, rel=0.02)
 
 
-# -- the plan --------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
-def the_column(**changes):
-    config = dataclasses.replace(TINY, **changes)
-    return next(iter(columns(config, planned(config))))
+@pytest.mark.parametrize(("parallel", "recompute"), [("ddp", "none"), ("fsdp", "full")])
+def test_memory_is_that_of_a_simulated_step(parallel, recompute, small):
+    found = first_column(parallel=parallel, recompute=recompute, ema_lengths=(0.1,))
+    cuda = torch.device("cuda")
+    step = SimulatedStep(planned().card.network, cuda, True, recompute, averages=2)
+    assert found.batch == 32
+    assert found.memory == step.memory(32, Layout(parallel, world=2))
 
 
-def test_memory_is_what_dry_run_tells(small):
-    spec = NetworkSpec(
-        model="DiT-Ti/4", input_size=8, in_channels=4, num_classes=1000, learn_sigma=True
-    )
-    for parallel, recompute in (("ddp", "none"), ("fsdp", "full")):
-        found = the_column(parallel=parallel, recompute=recompute, averages=2)
-        assert found.batch == 32
-        assert found.memory == estimate(
-            spec,
-            32,
-            torch.device("cuda"),
-            "bf16",
-            recompute=recompute,
-            averages=2,
-            parallel=parallel,
-            world=2,
-        )
+def test_micro_batches_shrink_until_they_fit(small, monkeypatch):
+    def with_memory(size: float):
+        monkeypatch.setitem(clusters.GPUS["h100"], "memory", size / (1 - RESERVE))
+        return first_column(parallel="ddp", global_batch_size=128)
 
+    states = first_column(parallel="ddp", global_batch_size=2).memory.total
+    ample = first_column(parallel="ddp", global_batch_size=128)
+    assert (ample.batch, ample.layout.grad_accum, ample.fits) == (64, 1, True)
 
-def test_batches_are_cut_until_they_fit(small):
-    whole = the_column(parallel="ddp", global_batch_size=128)
-    assert (whole.batch, whole.layout.grad_accum, whole.fits) == (64, 1, True)
-    states = the_column(parallel="ddp", global_batch_size=2).memory.total
-    budget = (states + 0.6 * (whole.memory.total - states)) / (1 - RESERVE) / 2**30
-    tight = the_column(parallel="ddp", global_batch_size=128, memory=budget)
+    tight = with_memory(states + 0.6 * (ample.memory.total - states))
     assert (tight.batch, tight.layout.grad_accum, tight.fits) == (32, 2, True)
     assert 32 <= tight.most < 64
-    hopeless = the_column(parallel="ddp", global_batch_size=128, memory=0.5 * states / 2**30)
+
+    hopeless = with_memory(0.5 * states)
     assert (hopeless.batch, hopeless.fits, hopeless.most) == (1, False, 0)
 
 
-def test_the_table_says_what_was_reckoned(small):
-    config = dataclasses.replace(TINY, gpus=(1, 8, 16), images=1e6)
-    lines = describe(config).splitlines()
-    rows = {line[:28].strip(): line[28:].split() for line in lines[4:]}
-    shown = list(columns(config, planned(config)))
+def test_the_table_has_what_was_computed(small):
+    step = planned(gpus=(1, 8, 16), frozen=2**30)
+    columns = list(build_columns(step))
+    lines = scaling_table(step, 10**6).splitlines()[2:]
+    rows = {line[:30].strip(): line[30:].split() for line in lines}
     assert rows["GPUs"] == ["1", "8", "8", "16", "16"]
     assert rows["parallel"] == ["ddp", "ddp", "fsdp", "ddp", "fsdp"]
     assert rows["images a GPU at once"] == ["64", "8", "8", "4", "4"]
-    assert rows["step"] == [f"{1e3 * c.seconds.step:.1f}" for c in shown]
-    assert rows["GPU-hours for 1e+06 images"] == [
-        f"{1e6 / c.speed * c.cluster.gpus / 3600:,.0f}" for c in shown
-    ]
+    assert rows["GiB: frozen networks"] == ["1.00"] * 5
+    assert rows["GiB in all"] == [f"{1 + c.memory.total / 2**30:.2f}" for c in columns]
+    assert rows["ms a step"] == [f"{1e3 * c.seconds.step:.1f}" for c in columns]
+    hours = [1e6 / c.speed * c.cluster.gpus / 3600 for c in columns]
+    assert rows["GPU-hours for 1e+06 images"] == [f"{h:,.0f}" for h in hours]
     assert rows["quickest that fits"].count("*") == 3
 
 
-def test_speed_and_share_of_the_peak_hang_together(small):
-    found = the_column(parallel="fsdp", efficiency=0.25)
+def test_speed_and_share_of_the_peak_agree(small):
+    found = first_column(parallel="fsdp")
     assert found.speed == pytest.approx(64 / found.seconds.step)
-    assert found.mfu == pytest.approx(0.25 * found.seconds.compute / found.seconds.step)
-
-
-def test_depth_width_and_heads_make_other_networks():
-    network: Planned = planned(PlanConfig(model="DiT-S/2", depth=3, width=96, heads=4))
-    assert len(network.step.blank.blocks) == network.work.blocks == 3
-    assert network.step.blank.pos_embed.shape == (1, 256, 96)
+    assert found.mfu == pytest.approx(0.4 * found.seconds.compute / found.seconds.step)
 
 
 @pytest.mark.parametrize(("size", "billions"), [("1B", 1.0), ("3B", 3.0), ("7B", 7.0)])
 def test_large_sizes_are_as_large_as_their_names(size, billions):
-    assert planned(PlanConfig(model=f"DiT-{size}/2")).parameters / 1e9 == pytest.approx(
-        billions, rel=0.05
-    )
+    work = planned(side=32, model=f"DiT-{size}/2").work
+    assert work.parameters / 1e9 == pytest.approx(billions, rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (dict(gpus=(12,), global_batch_size=24), "--gpus 12 with --gpus-per-node 8"),
+        (dict(gpus=(12,), global_batch_size=24), "--gpus 12; expected 8 or fewer"),
         (dict(gpus=(3,)), "--global-batch-size 64 on --gpus 3"),
-        (dict(model="UNet-S"), "'UNet-S'"),
-        (dict(width=100, heads=16), "--width 100 with --heads 16"),
-        (dict(image_size=100), "--image-size 100"),
+        (dict(gpus=(0,)), "--gpus (0,)"),
+        (dict(gpus=(8, 64), dry_run=False), "--gpus 8 64 without --dry-run"),
     ],
 )
 def test_mistakes_are_named(changes, named):
     with pytest.raises(UserError, match=re.escape(named)):
-        describe(dataclasses.replace(TINY, **changes))
+        list(build_columns(planned(**changes)))
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [dict(gpus=()), dict(gpus=(0,)), dict(efficiency=40), dict(memory=-1.0), dict(images=math.inf)],
+    ("flags", "named"), [("--gpu a100", "--gpu a100 without --gpus"), ("--gpus", "--gpus")]
 )
-def test_impossible_flags_are_refused(changes):
-    with pytest.raises(UserError):
-        dataclasses.replace(TINY, **changes)
+def test_flags_without_effect_are_refused(flags, named, capsys):
+    assert main(["train", "--dry-run", *flags.split()]) == 2
+    assert named in capsys.readouterr().err
 
 
-# -- docs ------------------------------------------------------------------------------------------------------------
+# -- docs ------------------------------------------------------------------------------------------
 
 
-def tables() -> list[tuple[str, str]]:
-    """Commands of docs/scaling.md, and what it says that they print."""
-    blocks = re.findall(
-        r"```\n\$ dit (plan [^\n]*)\n(.*?)\n```", (ROOT / "docs" / "scaling.md").read_text(), re.S
-    )
-    return [(command, text) for command, text in blocks]
+def doc_tables() -> list[tuple[str, str]]:
+    """Return the command for each table of docs/scaling.md, and the table."""
+    page = (ROOT / "docs" / "scaling.md").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^python train\.py (.*--gpus [^#\n]*)", page, re.M)
+    tables = re.findall(r"^### (DiT-\S+)\n\n```\n(.*?)\n```", page, re.M | re.S)
+    return [(command.replace("DiT-XL/2", model), table) for model, table in tables]
 
 
 @pytest.mark.slow
 def test_tables_of_the_docs_are_what_the_commands_print(capsys):
-    assert len(tables()) == 4
-    for command, text in tables():
-        assert main(shlex.split(command)) == 0
-        assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == text.splitlines()
+    assert len(doc_tables()) == 4
+    for command, table in doc_tables():
+        assert main(["train", *shlex.split(command)]) == 0
+        printed = capsys.readouterr().out
+        lines = [line.rstrip() for line in printed.partition("\n\n")[2].splitlines()]
+        assert lines == table.splitlines()

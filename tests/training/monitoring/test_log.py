@@ -1,4 +1,4 @@
-"""What training tells of itself: loss by time, the update, waiting, speed; the same after a resume and over ranks."""
+"""The log: loss by time, updates, waiting, speed; the same after a resume and over ranks."""
 
 import copy
 import dataclasses
@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import TINIEST, TINY, train_run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from benchmarks import forked
-from dit.commands.train import train
-from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
 from dit.runs.metrics import MACHINE, read_metrics
@@ -24,19 +23,6 @@ from dit.training.monitoring.metrics import Stopwatch, score_tag, tag
 from dit.training.monitoring.update_ratio import update_ratio
 from dit.training.running_means import BUCKETS, RunningMeans
 
-TINY = TrainConfig(
-    model="DiT-Ti/4",
-    vae="identity",
-    image_size=8,
-    global_batch_size=16,
-    steps=8,
-    warmup=2,
-    cooldown=0,
-    sample_every=0,
-    ckpt_every=0,
-    log_every=4,
-    precision="fp32",
-)
 WALL_CLOCK = {"img_per_s", "mfu", "data_wait", "memory_gib"}
 CPU = torch.device("cpu")
 
@@ -45,44 +31,40 @@ CPU = torch.device("cpu")
 def small_networks():
     """DiT-Ti is smaller in this file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "Ti", dict(depth=1, hidden_size=16, num_heads=1))
+        patch.setitem(SIZES, "Ti", TINIEST)
         yield
 
 
 def exact(run: Path) -> list[dict[str, float]]:
-    """The log without what a clock says."""
+    """Return the log without what is measured by a clock."""
     return [
         {name: value for name, value in line.items() if name not in WALL_CLOCK}
         for line in read_metrics(run / "metrics.jsonl")
     ]
 
 
-# -- sums ----------------------------------------------------------------------------------------------------------
+# -- sums ------------------------------------------------------------------------------------------
 
 
 def test_losses_fall_into_the_bucket_of_their_time():
-    window, taken, left_out = RunningMeans(("loss",), CPU), torch.zeros(()), torch.ones(())
+    window = RunningMeans(("loss",), CPU)
+    taken, skipped = torch.zeros(()), torch.ones(())
     times = torch.tensor([0.0, 0.19, 0.2, 0.99, 1.0]).double()
     window.add([torch.tensor(1.0)], taken)
     window.add_losses(times, torch.tensor([1.0, 3.0, 5.0, 7.0, 11.0]), taken)
-    window.add_losses(times, torch.full((5,), float("nan")), left_out)
-    assert window.compute_and_reset(Ranks()) == {
-        "loss": 1.0,
-        BUCKETS[0]: 2.0,
-        BUCKETS[1]: 5.0,
-        BUCKETS[4]: 9.0,
-    }
+    window.add_losses(times, torch.full((5,), float("nan")), skipped)
+    assert window.close(Ranks()) == {"loss": 1.0, BUCKETS[0]: 2.0, BUCKETS[1]: 5.0, BUCKETS[4]: 9.0}
     window.add([torch.tensor(2.0)], taken)
-    assert window.compute_and_reset(Ranks()) == {"loss": 2.0}
+    assert window.close(Ranks()) == {"loss": 2.0}
 
 
-def test_a_run_logs_all_of_it_and_losses_by_time_make_up_the_loss(tmp_path, monkeypatch):
+def test_losses_by_time_add_up_to_the_loss(tmp_path, monkeypatch):
     seen = []
     add = RunningMeans.add_losses
     monkeypatch.setattr(
         RunningMeans, "add_losses", lambda *given: (seen.append(given[1:3]), add(*given))
     )
-    run = train(dataclasses.replace(TINY, grad_accum=2, log_every=8, out=tmp_path / "run"), Ranks())
+    run = train_run(TINY, grad_accum=2, log_every=8, out=tmp_path / "run")
     (line,) = read_metrics(run / "metrics.jsonl")
     times, losses = (torch.cat(parts).double() for parts in zip(*seen, strict=True))
     assert line["loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
@@ -99,33 +81,31 @@ def test_a_run_logs_all_of_it_and_losses_by_time_make_up_the_loss(tmp_path, monk
 
 
 @pytest.mark.parametrize(("process", "objective"), [("flow", "v"), ("linear", "eps")])
-def test_half_a_window_goes_through_a_checkpoint(process, objective, tmp_path):
-    """As a kill after step 6 leaves it: the line of step 8 is half summed."""
+def test_a_partial_mean_survives_a_checkpoint(process, objective, tmp_path):
+    """After a kill at step 6 the mean that step 8 logs is half summed."""
     config = dataclasses.replace(
         TINY, ckpt_every=2, keep=9, resume="auto", process=process, objective=objective
     )
-    straight = train(dataclasses.replace(config, out=tmp_path / "straight"), Ranks())
-    again = train(dataclasses.replace(config, out=tmp_path / "again"), Ranks())
+    straight = train_run(config, out=tmp_path / "straight")
+    again = train_run(config, out=tmp_path / "again")
     shutil.rmtree(again / "checkpoints" / "step-0000008")
-    train(dataclasses.replace(config, out=again), Ranks())
+    train_run(config, out=again)
     assert exact(again) == exact(straight)
     assert {"update_ratio", *BUCKETS} <= exact(again)[-1].keys()
     assert [start["step"] for start in json.loads((again / MACHINE).read_text())] == [0, 6]
 
 
-def test_checkpoints_without_losses_by_time_go_on(tmp_path, monkeypatch):
-    config = dataclasses.replace(
-        TINY, steps=2, ckpt_every=2, resume="auto", log_every=3, out=tmp_path / "run"
-    )
-    tensors = checkpoint.State.tensors
+def test_checkpoints_without_losses_by_time_are_resumed(tmp_path, monkeypatch):
+    config = dataclasses.replace(TINY, resume="auto", out=tmp_path / "run")
+    all_tensors = checkpoint.State.tensors
+
+    def tensors_without_times(self):
+        return {k: v for k, v in all_tensors(self).items() if k != "window.by_time"}
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            checkpoint.State,
-            "tensors",
-            lambda self: {k: v for k, v in tensors(self).items() if k != "window.by_time"},
-        )
-        train(config, Ranks())
-    run = train(dataclasses.replace(config, steps=4, log_every=4), Ranks())
+        patch.setattr(checkpoint.State, "tensors", tensors_without_times)
+        train_run(config, steps=2, ckpt_every=2, log_every=3)
+    run = train_run(config, steps=4, log_every=4)
     assert set(BUCKETS) & read_metrics(run / "metrics.jsonl")[-1].keys()
 
 
@@ -145,15 +125,13 @@ def log_on_ranks(ranks, folder):
     window.add([torch.tensor(1.0 + ranks.rank)], taken)
     times = torch.tensor([0.1, 0.3 + 0.4 * ranks.rank]).double()
     window.add_losses(times, torch.tensor([1.0, 2.0]) + ranks.rank, taken)
-    window.average_over_ranks(ranks)  # as a checkpoint does
+    window.share(ranks)  # as a checkpoint does
     window.add_losses(torch.tensor([0.1, 0.1]).double(), torch.tensor([6.0, 6.0]), taken)
     sharded = ratio(init_device_mesh("cpu", (2,)))
-    (folder / f"{ranks.rank}").write_text(
-        json.dumps([window.compute_and_reset(ranks), ratio(None), sharded])
-    )
+    (folder / f"{ranks.rank}").write_text(json.dumps([window.close(ranks), ratio(None), sharded]))
 
 
-def test_ranks_add_up_their_losses_by_time_and_their_parts_of_the_weights(tmp_path):
+def test_ranks_add_up_losses_by_time_and_shares_of_weights(tmp_path):
     forked.run(2, log_on_ranks, tmp_path)
     expected = {"loss": 1.5, BUCKETS[0]: (1 + 2 + 4 * 6) / 6, BUCKETS[1]: 2.0, BUCKETS[3]: 3.0}
     for rank in range(2):
@@ -163,7 +141,7 @@ def test_ranks_add_up_their_losses_by_time_and_their_parts_of_the_weights(tmp_pa
         assert whole > 0.01
 
 
-# -- the update ----------------------------------------------------------------------------------------------------
+# -- the update ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
@@ -187,7 +165,7 @@ def test_the_ratio_is_that_of_the_weights_before_and_after(decay):
         )
 
 
-def test_a_step_that_is_left_out_moves_nothing():
+def test_a_skipped_step_moves_nothing():
     network = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(network.parameters(), 0.01, fused=True)
     optimizer.found_inf = torch.ones(())
@@ -196,10 +174,10 @@ def test_a_step_that_is_left_out_moves_nothing():
     assert update_ratio(optimizer) == 0
 
 
-# -- clocks --------------------------------------------------------------------------------------------------------
+# -- clocks ----------------------------------------------------------------------------------------
 
 
-def test_the_watch_tells_waiting_from_working(monkeypatch):
+def test_the_stopwatch_separates_waiting_from_working(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(metrics_log.time, "monotonic", lambda: now[0])
 
@@ -216,15 +194,6 @@ def test_the_watch_tells_waiting_from_working(monkeypatch):
     assert watch.lap(2) == (2 / 16, 4 / 16)
     now[0] += 1.0
     assert watch.lap(5) == (3.0, 0.0)
-
-
-def test_what_is_waited_for_may_fail():
-    def batches():
-        yield 1
-        raise ValueError("no more")
-
-    with pytest.raises(ValueError, match="no more"):
-        list(Stopwatch().waiting(batches()))
 
 
 def test_tags_are_in_groups():

@@ -1,4 +1,4 @@
-"""The bar of training, and the lines in its place."""
+"""The progress bar, and the lines where there is no terminal."""
 
 import io
 
@@ -11,7 +11,7 @@ NUMBERS = {"loss": 0.12345, "grad_norm": 1.0, "img_per_s": 212.3, "mfu": 0.412, 
 
 
 class Screen(io.StringIO):
-    """What a terminal, or a file, is sent."""
+    """A terminal or a file."""
 
     def __init__(self, terminal: bool):
         super().__init__()
@@ -22,7 +22,7 @@ class Screen(io.StringIO):
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, main: bool = True) -> str:
-    """Four steps, after 16 of 20, a second each, of which the second one is logged and the last one scored."""
+    """Return the output of steps 17 to 20, a second each: step 18 is logged, step 20 scored."""
     screen, clock = Screen(terminal), iter(range(100))
     monkeypatch.setattr(progress.sys, "stderr", screen)
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))

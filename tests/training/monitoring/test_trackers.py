@@ -1,4 +1,4 @@
-"""Where the log can be watched: TensorBoard's page, and Weights & Biases where asked for."""
+"""Trackers: TensorBoard, and Weights & Biases with --wandb."""
 
 import dataclasses
 import json
@@ -6,31 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.runs import TINIEST, TINY, train_run
 from PIL import Image
 
-from dit.commands.train import train
-from dit.config import TrainConfig
-from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.metrics import read_metrics
-from dit.training.monitoring import trackers as boards
+from dit.training.monitoring import trackers
 from dit.training.monitoring.trackers import LAYOUT, TensorBoard, require_wandb
 
-TINY = TrainConfig(
-    model="DiT-Ti/4",
-    vae="identity",
-    image_size=8,
-    global_batch_size=16,
-    steps=4,
-    warmup=2,
-    cooldown=0,
-    sample_every=2,
-    ckpt_every=2,
-    keep=9,
-    log_every=2,
-    precision="fp32",
-)
+TINY = dataclasses.replace(TINY, steps=4, sample_every=2, ckpt_every=2, keep=9, log_every=2)
 STUB = """
 import json
 from pathlib import Path
@@ -74,32 +59,30 @@ def init(**settings):
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
     """DiT-Ti is smaller in this file."""
-    monkeypatch.setitem(SIZES, "Ti", dict(depth=1, hidden_size=16, num_heads=1))
+    monkeypatch.setitem(SIZES, "Ti", TINIEST)
 
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """What a stand-in for wandb was asked, so far."""
+    """Return the calls of a stand-in for wandb so far."""
     (tmp_path / "site" / "wandb").mkdir(parents=True)
     (tmp_path / "site" / "wandb" / "__init__.py").write_text(STUB)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    yield lambda: [
-        json.loads(line)
-        for line in (tmp_path / "site" / "wandb" / "calls.jsonl").read_text().splitlines()
-    ]
+    log = tmp_path / "site" / "wandb" / "calls.jsonl"
+    yield lambda: [json.loads(line) for line in log.read_text().splitlines()]
     sys.modules.pop("wandb", None)
 
 
 def test_tensorboard_has_a_layout_whose_charts_find_their_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(dataclasses.replace(TINY, out=tmp_path / "run"), Ranks())
+    run = train_run(TINY, out=tmp_path / "run")
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
     groups = {name.split("/")[0] for name in board.Tags()["scalars"]}
     assert groups == {"train", "optim", "speed"}
-    assert board.Tags()["images"] == [boards.SAMPLES]
+    assert board.Tags()["images"] == [trackers.SAMPLES]
     assert "custom_scalars__config__" in board.Tags()["tensors"]
     charts = {
         title: [t.removeprefix("^").removesuffix("$") for t in tags]
@@ -128,8 +111,8 @@ def test_tensorboard_drops_what_is_done_again(tmp_path):
 
 def test_wandb_gets_the_log_and_pictures_and_the_same_run_again(calls, tmp_path):
     config = dataclasses.replace(TINY, out=tmp_path / "run", wandb="digits", resume="auto")
-    run = train(config, Ranks())
-    train(dataclasses.replace(config, steps=6), Ranks())
+    run = train_run(config)
+    train_run(config, steps=6)
     begun = [call for call in calls() if call["call"] == "init"]
     assert len(begun) == 2
     assert (
@@ -151,38 +134,33 @@ def test_wandb_gets_the_log_and_pictures_and_the_same_run_again(calls, tmp_path)
     assert calls()[1] == {"call": "define_metric", "name": "*", "step_metric": "step"}
 
 
-def test_wandb_may_be_named_when_a_run_goes_on_and_other_projects_have_other_ids(calls, tmp_path):
-    run = train(dataclasses.replace(TINY, out=tmp_path / "run", sample_every=0, steps=2), Ranks())
+def test_every_project_has_an_id_of_its_own(calls, tmp_path):
+    run = train_run(TINY, out=tmp_path / "run", sample_every=0, steps=2)
     for steps, project in ((4, "one"), (6, "two")):
-        train(
-            dataclasses.replace(
-                TINY, out=run, sample_every=0, steps=steps, wandb=project, resume="auto"
-            ),
-            Ranks(),
-        )
+        train_run(TINY, out=run, sample_every=0, steps=steps, wandb=project, resume="auto")
     one, two = (call["id"] for call in calls() if call["call"] == "init")
     assert one != two
     assert json.loads((run / "wandb.json").read_text()) == {"one": one, "two": two}
 
 
-def test_wandb_that_refuses_is_a_user_s_mistake(calls, tmp_path):
+def test_a_wandb_that_refuses_is_named(calls, tmp_path):
     with pytest.raises(
         UserError, match=r"--wandb closed does not start \(no login\).*WANDB_MODE=offline"
     ):
-        train(dataclasses.replace(TINY, out=tmp_path / "run", wandb="closed"), Ranks())
+        train_run(TINY, out=tmp_path / "run", wandb="closed")
 
 
-def test_wandb_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(boards.importlib.util, "find_spec", lambda name: None)
+def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
-        train(dataclasses.replace(TINY, out=tmp_path / "run", wandb="digits"), Ranks())
+        train_run(TINY, out=tmp_path / "run", wandb="digits")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="--wandb without a name"):
         require_wandb(" ")
     assert require_wandb(None) is None
 
 
-def test_nothing_of_wandb_without_the_flag(calls, tmp_path):
-    run = train(dataclasses.replace(TINY, out=tmp_path / "run", steps=2), Ranks())
+def test_wandb_is_not_used_without_the_flag(calls, tmp_path):
+    run = train_run(TINY, out=tmp_path / "run", steps=2)
     assert not Path(tmp_path / "site" / "wandb" / "calls.jsonl").exists()
     assert not (run / "wandb.json").exists()

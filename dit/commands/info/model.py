@@ -1,0 +1,97 @@
+"""A network and its training in words, from the model card."""
+
+import torch
+
+from dit.build import build_network
+from dit.models.registry import is_classifier, parameters, structure
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.utils.image_size import describe_size, sides
+
+Rows = list[tuple[str, str]]
+MOST_NAMES = 20  # of classes or captions
+
+
+def network_rows(spec: NetworkSpec) -> Rows:
+    """Return what a network is."""
+    with torch.device("meta"):
+        network = build_network(spec)
+    height, width = sides(spec.input_size)
+    order = " (channels, height, width)" if height != width else ""
+    rows = [
+        ("model", spec.model),
+        ("network", structure(network)),
+        ("parameters", f"{parameters(network):,}"),
+        ("latents", f"{spec.in_channels} x {height} x {width}{order}"),
+        ("classes", str(spec.num_classes or "none (unconditional)")),
+        ("learned variance", "yes" if spec.learn_sigma else "no"),
+    ]
+    return [row for row in rows if row[0] != "classes" or not spec.text_width]
+
+
+def card_rows(card: ModelCard) -> Rows:
+    """Return what a network is and how it was trained."""
+    config = card.config
+    rows = [
+        *network_rows(card.network),
+        ("images", describe_size(config.image_size)),
+        ("autoencoder", config.vae),
+        ("latents scaled by", _normalisation(card)),
+        ("data", config.data),
+    ]
+    if card.text_encoder_sha256:
+        rows.append(("text encoder", config.text_encoder or "digits"))
+    if not card.unconditional:
+        rows += _label_rows(card)
+    average = ("EMA decay", f"{config.ema:g}") if card.ema_length is None else ("EMA", card.average)
+    return [
+        *rows,
+        ("process", _process(card)),
+        ("objective", _objective(card)),
+        ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
+        (average[0], str(average[1])),
+        ("precision", config.precision),
+        ("seed", str(config.seed)),
+    ]
+
+
+def _label_rows(card: ModelCard) -> Rows:
+    dropout = f"{card.config.label_dropout:g}"
+    if card.network.text_width is None:
+        names = listed(card.classes, len(card.classes))
+        return [("class names", names), ("label dropout", dropout)]
+    # a card keeps only some of many captions
+    captions = listed(card.classes, card.network.num_classes)
+    return [("captions", captions), ("caption dropout", dropout)]
+
+
+def _normalisation(card: ModelCard) -> str:
+    if card.latent_mean is None or card.latent_std is None:
+        return "the autoencoder's constants"
+    mean, deviation = numbers(card.latent_mean), numbers(card.latent_std)
+    return f"mean {mean}, deviation {deviation}, measured on the data"
+
+
+def _process(card: ModelCard) -> str:
+    config = card.config
+    if config.process != "flow":
+        return f"DDPM, {config.process} betas"
+    return f"flow matching, {config.time_sampling} times shifted by {config.time_shift:g}"
+
+
+def _objective(card: ModelCard) -> str:
+    if is_classifier(card.network.model):
+        return "class of noised latents"
+    variance = ", learned variance" if card.config.learn_sigma else ""
+    return f"{card.config.objective} prediction{variance}"
+
+
+def numbers(values: list[float]) -> str:
+    """Return numbers with three digits."""
+    return " ".join(f"{value:.3g}" for value in values)
+
+
+def listed(names: list[str], count: int) -> str:
+    """Return the first names, and how many more of `count` there are."""
+    shown = ", ".join(names[:MOST_NAMES])
+    more = count - min(MOST_NAMES, len(names))
+    return shown if count <= MOST_NAMES else f"{shown}, … ({more:,} more)"

@@ -1,0 +1,117 @@
+"""A training in words, row by row: network, cost, data and schedule."""
+
+from dataclasses import asdict
+
+import torch
+
+from dit.build import build_network
+from dit.config import TrainConfig
+from dit.distributed.device import compute_precision
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.text import TextEncoder
+from dit.latents.store import Latents
+from dit.models.registry import is_classifier, multiply_adds, parameters, structure
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
+from dit.training.cost.ddp_or_fsdp import Choice, frozen_bytes, gib, memory
+from dit.training.cost.memory import PART_NAMES, Memory
+from dit.training.ema import snapshot_every
+from dit.training.lr_schedule import total_steps
+from dit.utils.image_size import describe_size
+
+
+def describe(
+    card: ModelCard,
+    source: Latents,
+    autoencoder: Autoencoder,
+    encoder: TextEncoder | None,
+    ranks: Ranks,
+    choice: Choice,
+) -> str:
+    """Return the table that --dry-run prints."""
+    config = card.config
+    spec = card.network
+    # without data: a network of billions of parameters needs no memory here
+    with torch.device("meta"):
+        network = build_network(spec)
+    tokens = encoder.length if encoder else 0
+    macs = multiply_adds(spec.model, tokens, **spec.sizes)
+    need = memory(card, ranks, choice.parallel, tokens)
+    steps = total_steps(config, len(source.labels))
+    micro = config.global_batch_size // (ranks.world * config.grad_accum)
+    precision = compute_precision(ranks.device, config.precision)
+    devices = f"{ranks.world} x {ranks.device.type}"
+
+    rows = {
+        "model": f"{spec.model}, {parameters(network):,} parameters; {structure(network)}",
+        # two FLOPs a multiply-add; the backward pass costs twice the forward pass
+        "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
+        f"{6 * macs / 1e9:.3g} GFLOP to train on it",
+        "memory": describe_memory(need, frozen_bytes(autoencoder, encoder)),
+        "parallel": str(choice) if ranks.world > 1 else "",
+        "data": describe_data(config, source, spec),
+        "latents": describe_latents(config, source, autoencoder),
+        "diffusion": f"{config.process}, {describe_task(config, spec)}",
+        "schedule": describe_schedule(config, steps, len(source.labels)),
+        "averages": describe_snapshots(config, steps, parameters(network)),
+        "hardware": f"{devices}, {precision}, {micro} images a rank at once",
+    }
+    return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
+
+
+def describe_memory(need: Memory, frozen: int) -> str:
+    """Return the parts that are not negligible, with the bytes of networks that are not trained."""
+    sizes = {PART_NAMES[name]: size for name, size in asdict(need).items()}
+    sizes["frozen networks"] = frozen
+    parts = [f"{name} {gib(size)}" for name, size in sizes.items() if size >= 2**30 / 200]
+    total = gib(need.total + frozen)
+    return f"about {total} GiB a rank at the peak of a step: {', '.join(parts)}"
+
+
+def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> str:
+    images = f"{len(source.labels):,} images"
+    if isinstance(source, AssumedImageNet):
+        images = f"not found here; {images} of ImageNet assumed"
+    classes = "unconditional"
+    if spec.num_classes:
+        classes = f"{spec.num_classes:,} {'captions' if spec.text_width else 'classes'}"
+    return f"{config.data}: {images}, {classes}, flips {'on' if source.flips else 'off'}"
+
+
+def describe_latents(config: TrainConfig, source: Latents, autoencoder: Autoencoder) -> str:
+    shape = "x".join(map(str, source.shape))
+    stage = f"{autoencoder.name} (factor {autoencoder.factor})"
+    if isinstance(autoencoder, AssumedAutoencoder):
+        stage += "; its weights are not here, their shapes are assumed"
+    return f"{shape} from {describe_size(config.image_size)}, {stage}"
+
+
+def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:
+    if is_classifier(spec.model):
+        return "predicts the class of noised latents"
+    variance = " and the variance" if spec.learn_sigma else ""
+    dropout = f", label dropout {config.label_dropout:g}" if spec.num_classes else ""
+    return f"predicts {config.objective}{variance}{dropout}"
+
+
+def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
+    epochs = steps * config.global_batch_size / size
+    decay = ""
+    if config.cooldown:
+        decay = f", then linearly to 0 over the last {config.cooldown * steps:.0f}"
+    return (
+        f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); "
+        f"AdamW, lr {config.lr:g} after {config.warmup} steps{decay}; EMA {config.ema:g}"
+    )
+
+
+def describe_snapshots(config: TrainConfig, steps: int, count: int) -> str:
+    """Return what --ema-lengths writes to the disk, for a network of `count` parameters."""
+    if not config.ema_lengths:
+        return ""
+    every = snapshot_every(config, steps)
+    files = -(-steps // every) * len(config.ema_lengths)
+    lengths = " ".join(f"{length:g}" for length in config.ema_lengths)
+    size = f"{4 * count * files / 1e9:.3g} GB in all"
+    return f"lengths {lengths}; every {every:,} steps a snapshot of each, {size}"
