@@ -112,6 +112,8 @@ class SampleConfig(SamplerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_words(self)
+        require_range(self, ("per_class",), lambda v: v > 0, "a number above 0")
+        require_range(self, ("num_samples",), lambda v: v is None or v > 0, "a number above 0")
         count = self.num_samples
         require_use(
             self,

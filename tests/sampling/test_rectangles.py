@@ -72,10 +72,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def images(run: LoadedRun, count: int = 4) -> torch.Tensor:
-    config = SamplerConfig(**QUICK)
-    return generate(
-        run, build_pipeline(run, config), config, torch.arange(count), torch.arange(count)
-    )
+    pipeline = build_pipeline(run, SamplerConfig(**QUICK))
+    return generate(pipeline, torch.arange(count), torch.arange(count))
 
 
 def test_a_run_of_rectangles_is_sampled_in_its_shape(run: Path, tmp_path: Path):
