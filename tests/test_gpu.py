@@ -14,11 +14,11 @@ from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, 
 from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
 from dit.runs.checkpoints import find_weights, latest_checkpoint, verify_checkpoint
+from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
-from dit.training.monitoring.metrics import read_metrics
 from dit.training.trainer import train
 
 pytestmark = [
@@ -48,7 +48,7 @@ def test_latents_are_those_of_the_cpu(run):
     for device in ("cpu", "cuda"):
         loaded = load_run(run, torch.device(device))
         plan = build_pipeline(loaded, config)
-        made.append(sample_latents(loaded, plan, config, indices, indices).cpu())
+        made.append(sample_latents(plan, indices, indices).cpu())
     assert (made[0] - made[1]).abs().max() < 1e-2 * made[0].abs().max()
 
 
@@ -89,7 +89,7 @@ def test_compiled_sampling_makes_the_same_images(settings, tiny_run, tmp_path):
         made.append(
             torch.cat(
                 [
-                    sample_latents(loaded, plan, one, mine, mine).cpu()
+                    sample_latents(plan, mine, mine).cpu()
                     for mine in torch.arange(5).split(config.batch_size)
                 ]
             )
@@ -117,9 +117,8 @@ def test_other_networks_train_compiled_and_sample(settings, tmp_path):
     out = train(dataclasses.replace(CONFIG, out=tmp_path / "run", steps=20, **settings), CUDA)
     assert len(read_metrics(out / "metrics.jsonl")) >= 2
     loaded, config = load_run(out, CUDA.device), SamplerConfig(steps=4, cfg_scale=2.0)
-    made = sample_latents(
-        loaded, build_pipeline(loaded, config), config, torch.arange(6), torch.arange(6)
-    )
+    plan = build_pipeline(loaded, config)
+    made = sample_latents(plan, torch.arange(6), torch.arange(6))
     assert made.isfinite().all()
     assert made.std() > 0.1
 
@@ -129,7 +128,7 @@ def test_classifier_guides_under_autocast(run, tmp_path):
     loaded, indices = load_run(run, CUDA.device), torch.arange(6)
     by_judge = dict(classifier=judge, classifier_scale=5.0)
     plain, guided, exact = (
-        sample_latents(loaded, build_pipeline(loaded, config), config, indices, indices)
+        sample_latents(build_pipeline(loaded, config), indices, indices)
         for config in (
             SamplerConfig(steps=4, precision="bf16"),
             SamplerConfig(steps=4, precision="bf16", **by_judge),

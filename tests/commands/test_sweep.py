@@ -204,10 +204,10 @@ def test_images_stay_where_that_is_asked_for(undrawn, tiny_run, tmp_path):
 def test_one_setting_that_comes_out_as_nan_stops_no_other(tiny_run, tmp_path, monkeypatch, capsys):
     made = sample_folder.generate
 
-    def unstable(run, plan, config, labels, indices):
-        if config.cfg_scale == 1.5 and 7 in indices:
+    def unstable(pipeline, labels, indices):
+        if pipeline.settings.cfg_scale == 1.5 and 7 in indices:
             raise NotFinite(7, 7)
-        return made(run, plan, config, labels, indices)
+        return made(pipeline, labels, indices)
 
     monkeypatch.setattr(sample_folder, "generate", unstable)
     asked = flags(

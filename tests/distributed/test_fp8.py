@@ -236,11 +236,7 @@ def test_checkpoints_go_on_in_any_precision_and_are_sampled_from(on_cpu, tmp_pat
     assert '"arithmetic": "fp8"' in (whole / "machine.json").read_text()
     loaded, config, index = load_run(whole, CPU), SamplerConfig(steps=2), torch.arange(2)
     assert not any(isinstance(module, Float8Linear) for module in loaded.denoise.network.modules())
-    assert (
-        sample_latents(loaded, build_pipeline(loaded, config), config, index, index)
-        .isfinite()
-        .all()
-    )
+    assert sample_latents(build_pipeline(loaded, config), index, index).isfinite().all()
 
 
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:

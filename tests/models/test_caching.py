@@ -82,7 +82,7 @@ def test_sampling_with_it_is_faster_work_of_its_own_and_leaves_no_trace(tiny_run
     run = load_run(tiny_run, torch.device("cpu"))
     cached = dataclasses.replace(PLAIN, block_cache=4)
     plain, plan = build_pipeline(run, PLAIN), build_pipeline(run, cached)
-    latents = [sample_latents(run, one, PLAIN, IDS, IDS) for one in (plan, plan, plain)]
+    latents = [sample_latents(one, IDS, IDS) for one in (plan, plan, plain)]
     assert torch.equal(latents[0], latents[1])
     assert not torch.equal(latents[0], latents[2])
     sample_folder(run, cached, [0], 2, tmp_path / "a", "png", Ranks())

@@ -254,7 +254,7 @@ def test_what_is_made_is_sampled_and_says_what_it_is(run):
     )
     assert weights.home == run
     loaded, setting = load_run(file, CPU), SamplerConfig(steps=2)
-    assert protocol(loaded, build_pipeline(loaded, setting), setting, [0])["ema"] == "length 0.14"
+    assert protocol(build_pipeline(loaded, setting, [0]))["ema"] == "length 0.14"
     assert "length 0.14" in info(file)
     assert main(["sample", "--run", str(file), "--steps", "2", "--per-class", "1"]) == 0
     assert (

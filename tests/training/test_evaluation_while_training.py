@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import forked
 from dit.commands.info import info
-from dit.config import SamplerConfig, TrainConfig
+from dit.config import TrainConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
@@ -39,7 +39,7 @@ from dit.runs.checkpoints import (
 )
 from dit.runs.metrics import read_metrics
 from dit.sampling.generate import generate
-from dit.sampling.load import LoadedRun, load_run
+from dit.sampling.load import load_run
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.training import batches
 from dit.training import checkpointing as checkpoint
@@ -187,7 +187,7 @@ def test_scores_are_those_of_the_ema_in_the_checkpoint(scored):
     labels = torch.arange(10).repeat_interleave(COUNT // 10)
     plan = build_pipeline(run, settings)
     (extractor,) = load_extractors(["digits-cnn"], (), torch.device("cpu"))
-    sides = (generate(run, plan, settings, labels, torch.arange(COUNT)), Digits(8).images)
+    sides = (generate(plan, labels, torch.arange(COUNT)), Digits(8).images)
     statistics = [fid_features_to_statistics(extractor(images).values.double()) for images in sides]
     expected = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     assert measured(scored)[10][FD] == pytest.approx(expected, rel=1e-3)
@@ -345,13 +345,7 @@ def test_samples_that_are_not_finite_cost_a_warning_only(tmp_path, weights, caps
 def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypatch):
     seen: list[tuple[int, int]] = []
 
-    def black(
-        run: LoadedRun,
-        plan: SamplingPipeline,
-        settings: SamplerConfig,
-        labels: Tensor,
-        indices: Tensor,
-    ) -> Tensor:
+    def black(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) -> Tensor:
         seen.extend(zip(indices.tolist(), labels.tolist(), strict=True))
         return torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
 

@@ -30,7 +30,8 @@ from dit.models.dit import SIZES
 from dit.runs.checkpoints import checkpoints, latest_checkpoint, verify_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import Weights, read_weights
-from dit.sampling.generate import sample_grid, sample_latents
+from dit.sampling.generate import sample_latents
+from dit.sampling.grid import sample_grid
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training import checkpointing as checkpoint
@@ -402,7 +403,7 @@ def preview(run: LoadedRun) -> np.ndarray:
         previews.SETTINGS, precision="fp32", cfg_scale=previews.CFG_SCALE
     )
     plan = build_pipeline(run, settings)
-    images, _ = sample_grid(run, plan, settings, range(10), previews.PER_CLASS)
+    images, _ = sample_grid(plan, previews.PER_CLASS)
     scale = pictures.fitting_scale(images.shape[-1])
     return np.asarray(pictures.grid(images, run.card.classes, previews.PER_CLASS, scale)).astype(
         int
@@ -556,7 +557,7 @@ def test_every_process_and_objective_trains_into_latents_of_sound_size(
     )
     settings = SamplerConfig(steps=100, precision="fp32")
     labels = torch.arange(30) % 10
-    latents = sample_latents(run, build_pipeline(run, settings), settings, labels, torch.arange(30))
+    latents = sample_latents(build_pipeline(run, settings), labels, torch.arange(30))
     data = session.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
     assert latents.isfinite().all()
     # a predicted eps errs most: its x0 at the start is 158 times its error, and cosine alphas then rise fast

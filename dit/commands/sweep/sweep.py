@@ -53,9 +53,9 @@ from dit.report.evaluation_page import number
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoints import find_weights
 from dit.sampling.generate import sample_latents
-from dit.sampling.guides import has_null_class
 from dit.sampling.load import LoadedRun, load_run, with_classifier_labels
-from dit.sampling.pipeline import build_pipeline, find_sampler
+from dit.sampling.pipeline import build_pipeline
+from dit.sampling.settings import find_sampler, has_null_class
 from dit.utils import pictures
 from dit.utils.files import make_folder, write_atomically, write_json
 from dit.utils.image_size import size_of
@@ -405,7 +405,7 @@ def count_evaluations(run: LoadedRun, setting: SamplerConfig) -> int:
     ]
     try:
         one = torch.zeros(1, dtype=torch.int64)
-        sample_latents(run, plan, setting, one, one)
+        sample_latents(plan, one, one)
     finally:
         for hook in hooks:
             hook.remove()

@@ -166,7 +166,7 @@ class Scores:
         """
         session, count = self.session, self.session.config.eval_samples
         run = ema_run(session.card, average, session.autoencoder, session.captions)
-        plan = build_pipeline(run, self.settings)
+        pipeline = build_pipeline(run, self.settings)
         indices = torch.arange(count)
         labels = torch.tensor(session.card.ids)[indices * len(session.card.ids) // count]
         batches = indices.split(self.settings.batch_size)
@@ -177,7 +177,7 @@ class Scores:
             heed()
             try:
                 for mine in batches[turn : turn + 1]:
-                    pixels[mine] = generate(run, plan, self.settings, labels[mine], mine)
+                    pixels[mine] = generate(pipeline, labels[mine], mine)
             except NotFinite:
                 failed += 1
         if session.ranks.total(failed):
