@@ -102,7 +102,7 @@ def test_small_batches_are_padded(count, rows):
 
 
 def test_outputs_of_cuda_graphs_are_copied(monkeypatch, tiny_run):
-    """Without a GPU: a fake compiler that, as CUDA graphs do, writes all results into one buffer."""
+    """Without a GPU: a fake compiler writes all results into one buffer, as CUDA graphs do."""
     buffer, modes = torch.zeros(10**5), []
 
     def compiler(network, dynamic, mode=None):

@@ -1,4 +1,7 @@
-"""Runs without classes, from the data to the report: a flat folder of images, and any data with --num-classes 0."""
+"""Runs without classes, from the data to the report.
+
+The data is a flat folder of images, or any data with --num-classes 0.
+"""
 
 import dataclasses
 import json
@@ -7,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.samples import pixels
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -14,15 +18,7 @@ from dit.commands.encode import encode
 from dit.commands.evaluate import evaluate
 from dit.commands.info import info
 from dit.commands.sample import sample
-from dit.commands.sweep.sweep import sweep
-from dit.config import (
-    EncodeConfig,
-    EvalConfig,
-    SampleConfig,
-    SamplerConfig,
-    SweepConfig,
-    TrainConfig,
-)
+from dit.config import EncodeConfig, EvalConfig, SampleConfig, SamplerConfig, TrainConfig
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
@@ -61,77 +57,58 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, rng = tmp_path_factory.mktemp("data") / "faces", np.random.default_rng(0)
     root.mkdir()
     for i in range(COUNT):
-        Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(
-            root / f"{i:02d}.png"
-        )
+        image = Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8))
+        image.save(root / f"{i:02d}.png")
     return root
 
 
 @pytest.fixture(scope="module")
 def run(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained on the flat folder, with scores."""
+    scored = dict(eval_every=2, eval_samples=6, eval_extractor="digits-cnn")
     out = tmp_path_factory.mktemp("runs") / "faces"
-    train(
-        dataclasses.replace(
-            TINY,
-            data=str(faces),
-            out=out,
-            eval_every=2,
-            eval_samples=6,
-            eval_extractor="digits-cnn",
-        ),
-        ALONE,
-    )
+    train(dataclasses.replace(TINY, data=str(faces), out=out, **scored), ALONE)
     return out
 
 
-def table(run: Path) -> torch.Tensor:
+def label_table(run: Path) -> torch.Tensor:
     return load_file(find_weights(run))["y_embedder.embedding_table.weight"]
 
 
 def test_a_flat_folder_trains_without_classes(run: Path):
     card = ModelCard.read(run)
-    assert (card.network.num_classes, card.classes, card.unconditional, card.ids) == (
-        0,
-        [],
-        True,
-        [0],
-    )
-    assert len(table(run)) == 1
+    assert (card.network.num_classes, card.classes) == (0, [])
+    assert (card.unconditional, card.ids) == (True, [0])
+    assert len(label_table(run)) == 1
     with Image.open(run / "samples" / "step-0000002.png") as picture:
-        assert picture.width == 4 + 4 * (
-            64 + 4
-        )  # four columns of 8 pixels, eight times enlarged, and no names
-    scores = json.loads((run / "scores.json").read_text())
-    assert [made["samples"]["labels"] for made in scores.values()] == ["none"]
-    assert [made["sampling"]["cfg_scale"] for made in scores.values()] == [1.0]
+        # four columns of 8 pixels, eight times enlarged, and no names
+        assert picture.width == 4 + 4 * (64 + 4)
+
+    (record,) = json.loads((run / "scores.json").read_text()).values()
+    assert record["samples"]["labels"] == "none"
+    assert record["sampling"]["cfg_scale"] == 1.0
     assert "FD(digits-cnn)" in read_metrics(run / "metrics.jsonl")[-1]
-    said = info(run)
-    assert "none (unconditional)" in said
-    assert "label dropout" not in said
+    text = info(run)
+    assert "none (unconditional)" in text
+    assert "label dropout" not in text
 
 
 def test_labels_are_the_null_id_whatever_the_data(faces: Path, tmp_path: Path):
-    for config in (
-        dataclasses.replace(TINY, data=str(faces)),
-        dataclasses.replace(TINY, num_classes=0),
-    ):
+    for settings in (dict(data=str(faces)), dict(num_classes=0)):
+        config = dataclasses.replace(TINY, **settings, label_dropout=0.0, out=tmp_path / "none")
         images = load_images(config.data, config.image_size)
         source = OnlineLatents(images, load_autoencoder("identity"), flips=False)
-        card = build_card(
-            dataclasses.replace(config, label_dropout=0.0, out=tmp_path / "none"), source
-        )
+        card = build_card(config, source)
         assert card.classes == []
         session = prepare(card, source, load_autoencoder("identity"), ALONE)
         assert draw_batch(session, 0).labels.tolist() == [0] * 4
 
 
-def test_classes_of_data_without_any_are_refused(faces: Path):
+def test_numbers_of_classes_that_the_data_does_not_have_are_refused(faces: Path):
     with pytest.raises(UserError, match="--num-classes 3 for data without classes"):
         train(dataclasses.replace(TINY, data=str(faces), num_classes=3), ALONE)
-    with pytest.raises(
-        UserError, match=r"--num-classes 3 for data with 10 classes; expected 10 or more, or 0"
-    ):
+    message = r"--num-classes 3 for data with 10 classes; expected 10 or more, or 0"
+    with pytest.raises(UserError, match=message):
         train(dataclasses.replace(TINY, num_classes=3), ALONE)
 
 
@@ -141,88 +118,54 @@ def test_a_grid_has_no_names(run: Path, tmp_path: Path):
         assert picture.size == (4 + 8 * (64 + 4), 4 + 2 * (64 + 4))
 
 
-def test_folders_have_no_labels_and_go_on(run: Path, tmp_path: Path):
-    loaded, config = load_run(run, ALONE.device), SamplerConfig(batch_size=3, **QUICK)
-    found = {}
-    for format in ("png", "npz"):
-        for count in (4, 5, 5):
-            out = sample_folder(
-                loaded,
-                config,
-                class_ids(None, loaded.card),
-                count,
-                tmp_path / format,
-                format,
-                ALONE,
-            )
-        found[format] = out
-    assert [f.name for f in sorted(found["png"].iterdir())] == [
-        *(f"{i:06d}.png" for i in range(5)),
-        "samples.json",
-    ]
-    assert json.loads((found["png"] / "samples.json").read_text())["classes"] == []
-    with np.load(found["npz"] / "samples.npz") as archive:
-        assert archive.files == ["arr_0"]
-        pixels = np.stack([np.array(Image.open(f)) for f in sorted(found["png"].glob("*.png"))])
-        np.testing.assert_array_equal(archive["arr_0"], pixels)
-
-
 def test_choosing_classes_is_refused(run: Path):
     with pytest.raises(UserError, match="--classes 0 for a run without classes"):
         sample(SampleConfig(run=run, classes="0", **QUICK), ALONE)
 
 
+def test_folders_have_no_labels_and_can_grow(run: Path, tmp_path: Path):
+    loaded, config = load_run(run, ALONE.device), SamplerConfig(batch_size=3, **QUICK)
+    ids = class_ids(None, loaded.card)
+    for format in ("png", "npz"):
+        for count in (4, 5, 5):
+            sample_folder(loaded, config, ids, count, tmp_path / format, format, ALONE)
+
+    png, npz = tmp_path / "png", tmp_path / "npz"
+    names = [f"{i:06d}.png" for i in range(5)]
+    assert sorted(f.name for f in png.iterdir()) == [*names, "samples.json"]
+    assert json.loads((png / "samples.json").read_text())["classes"] == []
+    with np.load(npz / "samples.npz") as archive:
+        assert archive.files == ["arr_0"]
+    assert torch.equal(pixels(npz), pixels(png))
+
+
 def test_a_report_has_no_classes(run: Path, tmp_path: Path):
     config = EvalConfig(run=run, num_samples=6, extractor=("digits-cnn",), bootstrap=0, **QUICK)
     for reference in (None, "digits"):
-        out = evaluate(
-            dataclasses.replace(config, reference=reference, out=tmp_path / str(reference)), ALONE
-        )
+        asked = dataclasses.replace(config, reference=reference, out=tmp_path / str(reference))
+        out = evaluate(asked, ALONE)
         report = json.loads((out / "report.json").read_text())
         assert (report["classes"], report["digits_recognised"]) == ([], None)
         assert report["protocol"]["samples"]["labels"] == "none"
         assert "recognised" not in (out / "report.md").read_text()
 
 
-def test_a_sweep_keeps_what_it_was_told_to_keep(run: Path, tmp_path: Path):
-    config = SweepConfig(
-        run=run,
-        cfg_scale="1",
-        steps="1,2",
-        num_samples=4,
-        extractor=("digits-cnn",),
-        bootstrap=0,
-        precision="fp32",
-        out=tmp_path,
-    )
-    sweep(dataclasses.replace(config, keep_samples=True), ALONE)
-    kept = sorted(tmp_path.glob("samples-*/*.png"))
-    assert len(kept) == 8
-    for point in (tmp_path / "points").glob("*.json"):
-        point.unlink()
-    sweep(config, ALONE)
-    assert sorted(tmp_path.glob("samples-*/*.png")) == kept
-
-
 def test_encoded_folders_train_too(faces: Path, run: Path, tmp_path: Path):
-    stored = encode(
-        EncodeConfig(data=str(faces), out=tmp_path / "latents", vae="identity", image_size=8), ALONE
-    )
+    config = EncodeConfig(data=str(faces), out=tmp_path / "latents", vae="identity", image_size=8)
+    stored = encode(config, ALONE)
     assert LatentStore(stored).classes == []
     trained = train(dataclasses.replace(TINY, data=str(stored), out=tmp_path / "run"), ALONE)
     losses = [read_metrics(r / "metrics.jsonl")[-1]["loss"] for r in (trained, run)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # stored in half precision
 
 
-def test_the_null_label_goes_from_runs_with_classes_to_those_without_and_back(
+def test_the_null_label_is_kept_when_classes_are_added_or_dropped(
     faces: Path, run: Path, tmp_path: Path
 ):
-    """One step at a learning rate of nothing leaves weights as they were started."""
+    """A step at a learning rate of nearly 0 leaves the initial weights."""
     still = dataclasses.replace(TINY, steps=1, lr=1e-30, sample_every=0)
-    there = train(dataclasses.replace(still, init=run, out=tmp_path / "classes"), ALONE)
-    assert torch.equal(table(there)[-1], table(run)[0])
-    assert len(table(there)) == 11
-    back = train(
-        dataclasses.replace(still, data=str(faces), init=there, out=tmp_path / "none"), ALONE
-    )
-    assert torch.equal(table(back), table(run))
+    classes = train(dataclasses.replace(still, init=run, out=tmp_path / "classes"), ALONE)
+    assert torch.equal(label_table(classes)[-1], label_table(run)[0])
+    assert len(label_table(classes)) == 11
+    none = dataclasses.replace(still, data=str(faces), init=classes, out=tmp_path / "none")
+    assert torch.equal(label_table(train(none, ALONE)), label_table(run))
