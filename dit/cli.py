@@ -174,6 +174,7 @@ class Interrupt:
 @contextmanager
 def _interrupts() -> Iterator[None]:
     """Install an `Interrupt`, unless Ctrl-C is ignored or handled, or outside the main thread."""
+    # a shell starts background work with Ctrl-C ignored, which must stay so
     main_thread = threading.current_thread() is threading.main_thread()
     if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -195,6 +196,7 @@ def _call(target: str, config: Any) -> None:
 
 def _report(error: UserError) -> int:
     """Print a mistake once, however many ranks made it."""
+    # torch may not be imported yet
     rank = int(os.environ.get("RANK", 0))
     if rank:
         # torchrun ends this rank meanwhile if rank 0 made the same mistake
@@ -218,6 +220,7 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     default = _train_default(dict(typed)) if kind is TrainConfig else None
     flags = _with_help_texts(kind)
 
+    # tyro prints its errors in a box and exits
     errors = io.StringIO()
     try:
         with redirect_stderr(errors):
@@ -233,6 +236,7 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
             raise
         raise _mistake(kind, dict(typed), _unframe(errors.getvalue()), prog) from None
 
+    # the class itself, not the subclass with help texts
     config = kind(**_values(given))
     if isinstance(config, TrainConfig):
         require_typed(config, {flag.removeprefix("--").replace("-", "_") for flag, _ in typed})

@@ -114,6 +114,7 @@ def choose(run: LoadedRun, config: NllConfig) -> Plan:
         if config.variance != "auto":
             given = f"--variance {config.variance} with --method ode"
             raise UserError(given, "--method vlb", "drop --variance")
+        # the ODE has a density under any process
         times = ode_times(process, config.steps or ODE_STEPS)
         probes = None if config.exact else config.probes
         return Plan("ode", times, ("density",), probes=probes, exact=config.exact)
@@ -158,6 +159,7 @@ def _variance(variance: str, learn_sigma: bool) -> str:
 def open_data(run: LoadedRun, data: str) -> Latents:
     """Open images as the run saw them in training, but never mirrored."""
     network, config = run.denoise.network, run.card.config
+    # a run on bundled captions has no --text-encoder of its own; other data needs it
     encoder = network.captions.encoder.name if isinstance(network, Captioned) else None
     skip = config.skip_damaged and holds_latents(Path(data))
     config = dataclasses.replace(
@@ -307,6 +309,7 @@ def require_finite(bits: Tensor, chosen: np.ndarray) -> None:
 
 def summary(bits: Tensor, plan: Plan) -> dict[str, Any]:
     """Return the mean over images, its standard error (None for one), and the mean parts."""
+    # of the mean over images, taken as independent
     each = bits.sum(1)
     error = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else None
     return {

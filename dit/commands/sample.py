@@ -65,6 +65,7 @@ def _check_flags(config: SampleConfig) -> None:
 def _sample_grid(run: LoadedRun, config: SampleConfig, classes: list[int], ranks: Ranks) -> Path:
     if config.classes is None and not config.prompt:
         classes = spread(classes, GRID_CLASSES)
+    # compiled code pads every batch to this size
     count = len(classes) * config.per_class
     config = replace(config, batch_size=min(config.batch_size, count))
 
@@ -87,6 +88,7 @@ def _sample_grid(run: LoadedRun, config: SampleConfig, classes: list[int], ranks
 def _default_out(pipeline: SamplingPipeline, per_class: int) -> Path:
     """Return a name with the main settings and six digits of the hash of all settings."""
     run, settings = pipeline.run, pipeline.settings
+    # a grid replaces another only if it is the same picture
     record = {**protocol(pipeline), "per_class": per_class}
     del record["versions"]
     digits = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:6]

@@ -137,6 +137,7 @@ def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
         )
     source = build_source(replace(config, flip=False), run.autoencoder)
     order = np.random.default_rng(seed).permutation(len(source.labels))
+    # the order repeats if there are fewer images than labels
     indices = np.resize(order, len(labels))
 
     if run.card.classes and source.classes:
@@ -161,6 +162,7 @@ def backward(pipeline: SamplingPipeline, labels: Tensor) -> list[Moment]:
     """Return all steps of sampling; the last has the latents of the images of sample.py."""
     size = pipeline.settings.batch_size
     batches = zip(labels.split(size), torch.arange(len(labels)).split(size), strict=True)
+    # the same batches as sample.py, for the same images
     traces = [_sample_batch(pipeline, y, i) for y, i in batches]
 
     moments = []
@@ -199,6 +201,7 @@ def record_moments(denoise: Denoise, trace: list[Moment]) -> Denoise:
 def attention_query(run: LoadedRun, config: ShowConfig) -> AttentionQuery | None:
     """Return the layers and the token of the flags; None for networks that are no DiT."""
     network = without_captions(run.denoise.network)
+    # a U-Net attends at several resolutions, not from patch to patch
     if not isinstance(network, DiT):
         return None
 
@@ -251,6 +254,7 @@ def word_attention(
     """
     with text_maps(query.network, query.layers) as maps:
         _denoise_first(pipeline, labels, moment)
+    # [T, S]: each patch has weights over the words, drawn as one image for each word
     mean = torch.stack([maps[layer][0] for layer in query.layers]).mean(0)
     return mean.T.unflatten(-1, query.tokens(pipeline.run))
 
@@ -317,6 +321,7 @@ class Story:
         """Write NAME + what as .png and, with the time over each frame, as .gif."""
         file = f"{self.name}{what}"
         times = [heading.replace("\n", "   ") for heading in self.headings(self.frames)]
+        # a GIF has no other place for the time
         titled = [
             pictures.strip([frame], [time]) for frame, time in zip(frames, times, strict=True)
         ]

@@ -187,7 +187,8 @@ class TrainConfig:
         require_sides(self)
         require_lengths("--ema-lengths", self.ema_lengths)
         _require_generator(self)
-        _require_matching_flags(self)
+        _require_process(self)
+        _require_network(self)
         _require_text(self)
 
 
@@ -206,18 +207,11 @@ RANGES: dict[tuple[str, ...], Range] = {
 """Ranges of the flags of TrainConfig."""
 
 
-def _require_matching_flags(config: TrainConfig) -> None:
-    flow, dit = config.process == "flow", config.model.startswith("DiT-")
-    unet, vlb = config.model.startswith("UNet-"), config.loss == "vlb"
-    model = f"with --model {config.model}"
+def _require_process(config: TrainConfig) -> None:
+    """Refuse what flow matching, or the variational bound, cannot do."""
+    flow, vlb = config.process == "flow", config.loss == "vlb"
     require_none_of(
         [
-            (
-                config.ema_every and not config.ema_lengths,
-                f"{flag_of(config, 'ema_every')} without --ema-lengths",
-                "lengths to store",
-                "pass --ema-lengths 0.05 0.1, or drop --ema-every",
-            ),
             # v = d_alpha x0 + d_sigma eps: at t = 1 of a flow, x_t = eps has no information on x0
             (
                 flow and config.objective == "eps",
@@ -238,18 +232,6 @@ def _require_matching_flags(config: TrainConfig) -> None:
                 "it has a loss for each of 1000 steps: pass --time-sampling logit-normal",
             ),
             (
-                config.unet_attention is not None and not unet,
-                f"{flag_of(config, 'unet_attention')} {model}",
-                "a UNet with it",
-                "pass --model UNet-S, or drop --unet-attention",
-            ),
-            (
-                config.precision == "fp8" and not dit,
-                f"--precision fp8 {model}",
-                "a DiT with it",
-                "pass --precision bf16, or --model DiT-S/2",
-            ),
-            (
                 vlb and not config.learn_sigma,
                 f"--process {config.process} with --loss vlb and without --learn-sigma",
                 "--process linear or cosine and --learn-sigma with --loss vlb",
@@ -260,6 +242,34 @@ def _require_matching_flags(config: TrainConfig) -> None:
                 f"--loss vlb with {flag_of(config, 'min_snr_gamma')}",
                 "one of the two",
                 "the bound has its own weights: drop --min-snr-gamma, or pass --loss simple",
+            ),
+        ]
+    )
+
+
+def _require_network(config: TrainConfig) -> None:
+    """Refuse flags of another network, and snapshots of no average."""
+    model = f"with --model {config.model}"
+    require_none_of(
+        [
+            (
+                config.unet_attention is not None and not config.model.startswith("UNet-"),
+                f"{flag_of(config, 'unet_attention')} {model}",
+                "a UNet with it",
+                "pass --model UNet-S, or drop --unet-attention",
+            ),
+            # only a DiT's blocks have float8 layers
+            (
+                config.precision == "fp8" and not config.model.startswith("DiT-"),
+                f"--precision fp8 {model}",
+                "a DiT with it",
+                "pass --precision bf16, or --model DiT-S/2",
+            ),
+            (
+                config.ema_every and not config.ema_lengths,
+                f"{flag_of(config, 'ema_every')} without --ema-lengths",
+                "lengths to store",
+                "pass --ema-lengths 0.05 0.1, or drop --ema-every",
             ),
         ]
     )

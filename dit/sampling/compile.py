@@ -43,6 +43,7 @@ def compile_network(
         device: Where it runs.
         rows: Size of the largest batch.
     """
+    # large batches keep a GPU busy without a graph, whose buffers they would multiply
     if device.type == "cpu" or rows > GRAPH_ROWS:
         return torch.compile(network, dynamic=False)
     graph = torch.compile(network, dynamic=False, mode="reduce-overhead")

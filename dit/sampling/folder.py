@@ -47,20 +47,15 @@ def sample_folder(
     An interrupted folder, or one with fewer images, is completed. Rank r makes the images
     i % world == r. If one rank fails, all ranks raise its error.
 
-    Args:
-        run: What to sample from.
-        config: Sampler flags.
-        classes: Class ids; an unconditional run has no labels.
-        num_samples: Number of images in the end.
-        out: A new or empty folder, or one that this function filled.
-        format: `png`: 000000.png, …, and labels.csv when all are done. `npz`: samples.npz in ADM's
-            layout (arr_0 uint8 [N, H, W, 3], arr_1 int64 [N]), collected from parts.
-        ranks: All processes.
+    `png`: 000000.png, …, and labels.csv when all are done. `npz`: samples.npz in ADM's layout
+    (arr_0 uint8 [N, H, W, 3], arr_1 int64 [N]), collected from parts. An unconditional run has no
+    labels.
     """
     names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
     labels = [classes[i % len(classes)] for i in range(num_samples)]
     folder = (PngFolder if format == "png" else NpzFolder)(out, labels, names)
     done = ranks.on_main(lambda: _find_done(folder))
+    # the missing images by rank; any number of ranks can continue a folder
     shares = [
         [i for i in range(rank, num_samples, ranks.world) if i not in done]
         for rank in range(ranks.world)
@@ -71,6 +66,8 @@ def sample_folder(
     config = replace(config, batch_size=min(config.batch_size, largest))
     pipeline = build_pipeline(run, config, classes)
     settings = {**protocol(pipeline), "format": format}
+
+    # refused here: other settings, or more images
 
     ranks.on_main(lambda: _claim(folder, settings, done))
     _fill(folder, pipeline, shares, ranks)
@@ -104,6 +101,7 @@ def _fill(
             if len(images):
                 writing = writer.submit(folder.write, indices.tolist(), images)
 
+            # all ranks leave together: one that waits for another would hang
             ranks.agree(failed_write or error)
             bar.update(before + made - bar.n)
         ranks.agree(_error_of(writing))
@@ -117,6 +115,7 @@ def _batches(
     Every rank gets the same number of batches, if need be empty ones.
     """
     longest = max(map(len, shares))
+    # `agree` is called after each batch, so as often on every rank
     for end in range(size, longest + size, size):
         mine = shares[ranks.rank][end - size : end]
         made = sum(min(end, len(share)) for share in shares)
@@ -189,6 +188,7 @@ def _claim(folder: "SampleFolder", settings: dict[str, Any], done: set[int]) -> 
     if record.exists():
         _require_same(record, json.loads(json.dumps(settings)))  # JSON has lists for tuples
 
+    # what an interrupted write has left
     for path in out.rglob(".*"):
         if TEMPORARY.fullmatch(path.name):
             path.unlink()
@@ -300,6 +300,7 @@ class NpzFolder:
             np.savez(opened, indices=np.array(indices), images=pixels)
 
     def finish(self) -> None:
+        # a complete archive stays: only its parts were left by an interruption
         if self._archived() < len(self.labels):
             arrays: dict[str, Any] = {"arr_0": self._collect()}
             if self.names:
@@ -333,6 +334,7 @@ class NpzFolder:
         """Return all images, uint8 [N, H, W, 3]."""
         images = np.empty(0)
         pieces: list[tuple[Path, str, Any]] = []
+        # a folder that has grown
         if archived := self._archived():
             pieces.append((self.out / ARCHIVE, "arr_0", slice(0, archived)))
         for part in self._parts():

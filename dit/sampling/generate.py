@@ -24,6 +24,7 @@ class ImageNoise:
         self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
+        # on the CPU, as generators of other devices give other numbers
         draws = [stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams]
         noise = pinned(torch.from_numpy(np.stack(draws)), self.device)
         return noise.to(self.device, non_blocking=True)
@@ -34,6 +35,7 @@ def generate(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) -> Ten
     """Return images, uint8 [N, 3, H, W] on the CPU, of class ids [N] and image indices [N]."""
     images = []
     size = pipeline.settings.batch_size
+    # decoded batch by batch: pixels in float32 take more memory than the network
     for y, i in zip(labels.split(size), indices.split(size), strict=True):
         latents = sample_latents(pipeline, y, i)
         require_finite(latents, y, i)

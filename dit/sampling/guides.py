@@ -32,6 +32,7 @@ def build_guidance(
     process, objective = denoise.process, denoise.objective
     num_classes = card.network.num_classes
 
+    # the weak prediction is that of the null class (2207.12598) or of a weaker network (2406.02507)
     guided = cfg(
         denoise,
         process,
@@ -46,6 +47,7 @@ def build_guidance(
         guided = ignoring_labels(guided, null_label=0)
     if classifier is None:
         return guided
+    # 2105.05233, algorithm 2, on top of the guidance above
     scale = settings.classifier_scale
     return classifier_guidance(guided, process, objective, classifier.gradient, scale)
 
@@ -56,6 +58,7 @@ def load_guide(run: LoadedRun, path: Path) -> LoadedRun:
     with _naming(flag):
         guide = load_run(path, run.device, run.image_size if run.trained_size else None)
 
+    # both must mean the same caption by an id, with --prompt too
     ours, theirs = run.denoise.network, guide.denoise.network
     if isinstance(ours, Captioned) and isinstance(theirs, Captioned):
         guide = with_captions(guide, theirs.network, ours.captions)
@@ -99,6 +102,7 @@ def require_compatible(flag: str, theirs: ModelCard, run: LoadedRun, num_classes
         "text encoder": (theirs.text_encoder_sha256, ours.text_encoder_sha256),
         "number of classes": (theirs.network.num_classes, num_classes),
     }
+    # the same number of classes in another order would guide to the wrong one
     if mismatch := class_mismatch(theirs, ours):
         label, their_name, our_name = mismatch
         facts[f"class {label}"] = repr(their_name), repr(our_name)

@@ -99,6 +99,7 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Load
     denoise = build_denoiser(weights.card.config, network)
     run = LoadedRun(weights, denoise, _load_autoencoder(weights, device), device)
 
+    # with its captions, a network of text takes ids like all others
     if weights.card.config.conditioning == "text":
         encoder = _load_encoder(weights, device)
         run = with_captions(run, network, Captions(weights.card.classes, "", encoder))
@@ -166,6 +167,7 @@ def prompted(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> Load
 
 def with_captions(run: LoadedRun, network: Callable[..., Tensor], captions: Captions) -> LoadedRun:
     """Return the run with these captions as its classes; the data may have had more."""
+    # the last text is that of the null class
     *classes, _ = captions.texts
     spec = replace(run.card.network, num_classes=len(classes))
     run = _with_card(run, replace(run.card, classes=classes, network=spec))
@@ -176,6 +178,7 @@ def with_classifier_labels(run: LoadedRun, classifier: Path | None) -> LoadedRun
     """Give a run without classes the class names of the classifier that guides it."""
     if classifier is None or run.card.network.num_classes:
         return run
+    # 2105.05233 guides unconditional models too; the names are in the header of its weights
     card, _ = read_header(find_weights(classifier))
     classes = [card.class_name(i) for i in range(card.network.num_classes)]
     return _with_card(run, replace(run.card, classes=classes))
@@ -192,6 +195,7 @@ def class_ids(text: str | None, card: ModelCard) -> list[int]:
             "drop --classes",
         )
     ids = text.split(",")
+    # a network without classes has those of the classifier that guides it
     num_classes = card.network.num_classes or len(card.classes)
     if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
         raise UserError(
@@ -231,6 +235,7 @@ def _load_as_trained(
         given = f"{error.given}; {weights.path} was trained with it"
         raise UserError(given, error.expected, do) from error
 
+    # another autoencoder or encoder would give wrong images without an error
     if checksum and network.checksum != checksum:
         raise UserError(
             f"{flag} {name} with SHA-256 {str(network.checksum)[:8]}",

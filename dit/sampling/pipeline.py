@@ -103,6 +103,7 @@ def build_pipeline(
     if classifier:
         networks.append(classifier.network)
 
+    # samplers get one denoiser and do not know what guides it
     guided = build_guidance(denoise, run.card, settings, weaker, classifier)
     if settings.compile:
         guided = pad_batches(guided, settings.batch_size)
@@ -120,8 +121,10 @@ def build_pipeline(
 
 def choose_sampler(settings: SamplerConfig) -> samplers.Sampler:
     """Return the sampler with the options that it alone has."""
+    # 2006.11239, algorithm 2
     if settings.sampler == "ddpm":
         return partial(samplers.ddpm, variance=settings.variance)
+    # 2010.02502, equation 16
     if settings.sampler == "ddim":
         return partial(samplers.ddim, eta=settings.eta)
     return getattr(samplers, settings.sampler)
@@ -140,6 +143,7 @@ def prepare_for_inference(run: LoadedRun, settings: SamplerConfig) -> Denoiser:
     def compiled(part: Callable[..., Any]) -> Callable[..., Any]:
         return compile_network(part, run.device, rows) if settings.compile else part
 
+    # 2406.01125, section 3.2: middle blocks change the tokens alike at neighbouring times
     if settings.block_cache:
         all_blocks = compiled(partial(full, network))
         outer_blocks = compiled(partial(short, network))
@@ -147,6 +151,7 @@ def prepare_for_inference(run: LoadedRun, settings: SamplerConfig) -> Denoiser:
     else:
         network = compiled(network)
 
+    # captions are encoded outside of the compiled code
     if isinstance(run.denoise.network, Captioned):
         network = replace(run.denoise.network, network=network)
     return replace(run.denoise, network=network)

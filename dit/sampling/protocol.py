@@ -18,6 +18,9 @@ def protocol(pipeline: SamplingPipeline) -> dict[str, Any]:
     """
     run, settings = pipeline.run, pipeline.settings
     weights, card = run.weights, run.card
+
+    # a key that is newer than samples.json itself is there only if it is not at its default:
+    # folders of earlier versions must still match
     return {
         "weights": weights.path.name,
         "weights_sha256": sha256(weights.path),
@@ -53,6 +56,7 @@ def _guides(pipeline: SamplingPipeline) -> dict[str, Any]:
     """Describe the other networks that guide, by content and not by path."""
     settings = pipeline.settings
     entries: dict[str, Any] = {}
+    # no paths: the same network elsewhere makes the same images
     if settings.guide:
         entries |= _network("guide", settings.guide)
     if settings.classifier:

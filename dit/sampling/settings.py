@@ -43,6 +43,7 @@ def validate(config: SamplerConfig, card: ModelCard) -> None:
 def _validate_times(config: SamplerConfig, card: ModelCard) -> None:
     process = build_process(card.config)
     steps = find_steps(config, card)
+    # `start` is 1000 for linear betas; cosine sampling starts later, see DDPM.times
     if isinstance(process, DDPM) and steps > process.start:
         raise UserError(
             f"--steps {steps}",
@@ -67,6 +68,7 @@ def _validate_guidance(config: SamplerConfig, card: ModelCard) -> None:
             f"at most {spec.in_channels} latent channels",
             "pass fewer, or drop it to guide all",
         )
+    # cfg extrapolates from the null class, which only label dropout trains
     if config.cfg_scale != 1 and not config.guide and not has_null_class(card):
         why = "trained with --label-dropout 0" if spec.num_classes else "without classes"
         raise UserError(
@@ -78,6 +80,7 @@ def _validate_guidance(config: SamplerConfig, card: ModelCard) -> None:
 
 def resolve(config: SamplerConfig, run: LoadedRun) -> SamplerConfig:
     """Return the settings with a value for everything that was `auto` or left to the run."""
+    # a learned variance lies between small and large (2102.09672, equation 15)
     variance: Any = config.variance
     if variance == "auto":
         variance = "learned" if run.denoise.learn_sigma else "small"
