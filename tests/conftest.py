@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from dit.utils.files import sha256, write_json
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, int] = dict(depth=2, hidden_size=64, num_heads=2)  # what DiT-Ti may be
 TINY: dict[str, Any] = dict(vae="identity", image_size=8, model="DiT-Ti/4")
+# AdamW first moves a weight by lr g / (|g| + eps): with the usual eps, the rounding of a gradient
+# near 0 becomes a whole step. With an eps far above all gradients, steps are in proportion to them.
+PROPORTIONAL = partial(torch.optim.AdamW, eps=1.0)
 DIGITS = [str(i) for i in range(10)]
 
 

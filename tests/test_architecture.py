@@ -1,6 +1,5 @@
-"""Imports go down only, and importing the package stays cheap."""
+"""Imports go down only, files stay small rooms, and importing the package stays cheap."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -16,39 +15,97 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "scripts"))
 import measure_house  # noqa: E402
 
+FLOORS = [
+    {"errors", "__init__"},
+    {"utils", "models", "diffusion", "config"},
+    {"data", "distributed", "runs"},
+    {"encoders"},
+    {"latents", "build"},
+    {"sampling"},
+    {"evaluation"},
+    {"report"},
+    {"training"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+"""Rooms of the package, lowest first: a room imports rooms of lower floors only."""
 
-def imported(file: Path) -> set[str]:
-    """Modules of the package that a file imports, as `dit.a.b`."""
-    nodes = list(ast.walk(ast.parse(file.read_text())))
-    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    for node in (n for n in nodes if isinstance(n, ast.ImportFrom)):
-        names |= (
-            {f"dit.{a.name}" for a in node.names} if node.module == "dit" else {node.module or ""}
-        )
-    return {name for name in names if name.startswith("dit.")}
+LOOSE = {"cli", "build", "errors"}
+MOST_IMPORTS = 15
+WIDE: dict[str, tuple[int, str]] = {}
+"""Files that import more than 15 others of ours: how many, and why."""
+
+READING_ORDER = [
+    "models/dit.py",
+    "diffusion/process.py",
+    "diffusion/objective.py",
+    "training/step.py",
+    "diffusion/samplers.py",
+    "sampling/generate.py",
+]
 
 
-def test_rooms_import_each_other_in_no_circle():
+def all_imports() -> dict[str, set[str]]:
+    """Return which modules of the package each of its files imports, as `dit.a.b`."""
     files = sorted((ROOT / "dit").rglob("*.py"))
     modules = measure_house.modules_of(files)
-    imports = {
+    return {
         measure_house.module_name(file): measure_house.our_imports(file, modules) for file in files
     }
-    assert len(measure_house.floors(imports)) > 1  # raises where there is a circle
+
+
+IMPORTS = all_imports()
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_rooms_import_lower_floors_only():
+    climbing = [
+        f"{here} -> {there}"
+        for here, there in measure_house.arrows(IMPORTS)
+        if floor_of(there) >= floor_of(here)
+    ]
+    assert climbing == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    left = dict(IMPORTS)
+    while free := [name for name, used in left.items() if not used & left.keys()]:
+        for name in free:
+            del left[name]
+    assert sorted(left) == []
+
+
+def test_only_three_files_are_loose():
+    loose = {file.stem for file in (ROOT / "dit").glob("*.py")}
+    assert loose - {"__init__", "__main__"} == LOOSE
+
+
+def test_files_import_few_others():
+    allowed = {name: WIDE.get(name, (MOST_IMPORTS, ""))[0] for name in IMPORTS}
+    assert [name for name, used in IMPORTS.items() if len(used) > allowed[name]] == []
+
+
+def test_the_method_reads_in_under_800_lines():
+    lines = {name: len((ROOT / "dit" / name).read_text().splitlines()) for name in READING_ORDER}
+    assert sum(lines.values()) < 800, lines
 
 
 def test_networks_know_nothing_of_the_package_but_errors():
-    for file in (ROOT / "dit" / "models").glob("*.py"):
-        assert {name.split(".")[1] for name in imported(file)} <= {"models", "errors"}
+    used = {
+        name for file, names in IMPORTS.items() if file.startswith("dit.models") for name in names
+    }
+    assert {measure_house.room(name) for name in used} <= {"models", "errors"}
 
 
 def test_ranks_are_known_only_above():
-    below = [
-        f
-        for part in ("models", "diffusion", "data", "latents")
-        for f in (ROOT / "dit" / part).glob("*.py")
-    ]
-    below.remove(ROOT / "dit" / "latents" / "load.py")  # rank 0 looks for damaged shards there
+    folders = ("models", "diffusion", "data", "latents")
+    below = [file for folder in folders for file in (ROOT / "dit" / folder).glob("*.py")]
+    # rank 0 looks for damaged shards there
+    below.remove(ROOT / "dit" / "latents" / "load.py")
     assert not [
         f for f in below if "Ranks" in f.read_text() or "torch.distributed" in f.read_text()
     ]
@@ -61,11 +118,11 @@ def test_entry_points_are_short(script):
 
 def test_import_brings_no_heavy_library():
     heavy = (
-        "['diffusers', 'torch_fidelity', 'sklearn', 'matplotlib', 'tensorboard', 'torchmetrics', 'transformers',"
-        " 'datasets', 'webdataset', 'pandas', 'torchao']"
-    )
-    imports = "import sys, dit.sampling.pipeline, dit.training.trainer, dit.sampling.generate"
-    code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
+        "diffusers torch_fidelity sklearn matplotlib tensorboard torchmetrics transformers datasets "
+        "webdataset pandas torchao"
+    ).split()
+    modules = "dit.sampling.pipeline, dit.training.trainer, dit.sampling.generate"
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
@@ -84,6 +141,5 @@ def test_training_without_scores_imports_no_code_of_evaluation():
 
 def train_and_look_for_evaluation():
     train(TrainConfig(model="DiT-Ti/4", vae="identity", image_size=8, dry_run=True), Ranks())
-    assert not [
-        name for name in sys.modules if name.startswith(("dit.evaluation", "torch_fidelity"))
-    ]
+    evaluation = ("dit.evaluation", "torch_fidelity")
+    assert not [name for name in sys.modules if name.startswith(evaluation)]

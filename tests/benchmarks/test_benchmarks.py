@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import ceilings, levers, record, sampling_rate, training_speed
+from benchmarks import ceilings, record, sampling_rate, training_speed
 from benchmarks.arguments import pattern
 from benchmarks.kernels import kind_of
 
@@ -86,8 +86,6 @@ def test_calls_in_a_row_fill_a_while_on_a_gpu_alone(monkeypatch):
         (sampling_rate, ["--only", "("], "a regular expression expected"),
         (sampling_rate, ["--rounds", "0"], "a number above 0 expected"),
         (training_speed, ["--batch", "-2"], "a number above 0 expected"),
-        (levers, ["--batch", "0"], "a number above 0 expected"),
-        (levers, ["--models", "DiT-Q/2"], "invalid choice"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(module, flags, told, monkeypatch, capsys):

@@ -46,6 +46,7 @@ def ddpm(make_run):
     return make_run("ddpm", **DDPM)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("settings", [{}, DDPM], ids=["flow", "ddpm"])
 def test_bits_do_not_depend_on_the_batch(settings, make_run):
     run = make_run(**settings)
@@ -61,6 +62,7 @@ class Share(Ranks):
         return values
 
 
+@pytest.mark.portable
 def test_ranks_measure_what_one_process_measures(tiny_run):
     alone, *shares = (bits_of(tiny_run, ranks) for ranks in (Ranks(), Share(0, 2), Share(1, 2)))
     assert (alone - sum(shares)).abs().max() < 1e-4

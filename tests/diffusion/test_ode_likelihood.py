@@ -89,6 +89,7 @@ def test_density_under_a_ddpm_is_the_exact_one(name, std):
     assert errors.abs().max() < 0.03
 
 
+@pytest.mark.portable
 def test_the_error_falls_with_the_square_of_the_step():
     x = 0.5 * torch.randn(16, 1, 2, 2, generator=seeded(), dtype=torch.float64)
     exact = Normal(0.0, 0.5).log_prob(x).sum((1, 2, 3))

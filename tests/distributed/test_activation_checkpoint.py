@@ -110,6 +110,7 @@ def test_a_copy_runs_its_own_blocks():
     assert torch.equal(gradients(network, inputs)["blocks.0.mlp.fc1.weight"], expected)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(("mode", "precision"), [("selective", "bf16"), ("full", "fp32")])
 def test_compiled_gradients_are_those_of_eager(mode, precision):
     network, inputs = made(spec())

@@ -119,6 +119,7 @@ def test_store_describes_itself(finished, autoencoder):
     )
 
 
+@pytest.mark.portable
 def test_sources_agree(finished, data, autoencoder):
     images = ImageFolder(data, 32)
     sources = [
@@ -473,6 +474,7 @@ def encode_on_ranks(ranks, config):
     encode(config, ranks)
 
 
+@pytest.mark.portable
 def test_two_ranks_make_the_same_store(cfg, finished):
     forked.run(2, encode_on_ranks, cfg)
     one, two = LatentStore(finished), LatentStore(cfg.out)

@@ -27,6 +27,7 @@ X = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
 T, Y = torch.tensor([1.0, 700.0]), torch.tensor([0, 5])
 
 
+@pytest.mark.portable
 def test_maps_are_softmax_of_queries_and_keys(network):
     """Softmax(q k^T / sqrt(d)) (1706.03762, equation 1) from what the block's own qkv says."""
     said = {}
@@ -53,6 +54,7 @@ def test_maps_are_softmax_of_queries_and_keys(network):
         assert found.std() > 0.01, "the same everywhere"
 
 
+@pytest.mark.portable
 def test_looking_changes_nothing(network):
     before = network(X, T, Y)
     fused = [block.attn.fused_attn for block in network.blocks]
@@ -74,7 +76,8 @@ def test_an_error_while_looking_leaves_the_network_as_it_was(network):
     assert not network.blocks[0].attn.attn_drop._forward_hooks
 
 
-def test_maps_of_text_make_what_its_attention_says():
+@pytest.mark.portable
+def test_maps_of_text_make_what_its_attention_says(monkeypatch):
     """With one head the mean over heads is all that attention knows: its output is made of the map and the values."""
     torch.manual_seed(0)
     network = DiT(
@@ -91,16 +94,18 @@ def test_maps_of_text_make_what_its_attention_says():
     for parameter in network.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
+    network.double()  # sums in any order agree to 1e-12
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # maps are of float32 otherwise
     attention, said = network.blocks[1].text_attn, {}
-    text = torch.randn(2, 9, 7)
+    text = torch.randn(2, 9, 7).double()
     text[1, 5:] = 0  # padding
     attention.kv.register_forward_hook(lambda m, a, out: said.__setitem__("kv", out))
     attention.register_forward_hook(lambda m, a, out: said.__setitem__("out", out))
     with torch.no_grad(), text_maps(network, [1]) as maps:
-        network(X[..., :4], T, text)
+        network(X[..., :4].double(), T, text)
     assert maps[1].shape == (2, 4, 9)
     assert not maps[1][1, :, 5:].any()
-    assert (maps[1].sum(-1) - 1).abs().max() < 1e-6
+    assert (maps[1].sum(-1) - 1).abs().max() < 1e-12
     assert (
         attention.proj(maps[1] @ said["kv"].chunk(2, dim=-1)[1]) - said["out"]
-    ).abs().max() < 1e-5
+    ).abs().max() < 1e-12

@@ -148,6 +148,7 @@ def test_the_order_of_tokens_of_a_condition_does_not_matter(conditioning):
     assert (block(x, Condition(vector, tokens[:, :4])) - said).abs().max() > 1e-4
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("fused", [True, False])
 def test_padded_text_is_as_the_text_alone(fused):
     """Each caption's own length: zeros behind it change nothing; without any mask they do."""

@@ -126,6 +126,7 @@ def test_training_mode_changes_nothing():
     assert torch.equal(network.train()(*inputs()), network.eval()(*inputs()))
 
 
+@pytest.mark.portable
 def test_images_of_a_batch_do_not_mix():
     network, (x, t, y) = perturbed(), inputs()
     alone = torch.cat([network(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PROPORTIONAL
 from safetensors.torch import load_file
 from test_ema_profiles import weights_of
 
@@ -90,6 +91,7 @@ def made(run: Path, *lengths: float, **more: object) -> list[Path]:
 # -- tracked and stored --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.portable
 def test_snapshots_are_averages_of_the_weights_after_each_step(trained):
     run, trajectory = trained
     found = find_snapshots(run)
@@ -101,7 +103,9 @@ def test_snapshots_are_averages_of_the_weights_after_each_step(trained):
         weighed = (
             torch.tensor(weights_of(gamma_of(snapshot.length), snapshot.step, STEPS)) @ trajectory
         )
-        assert (flat(load_file(snapshot.file)) - weighed).abs().max() < 1e-6
+        # float32: each step's update of an average rounds twice, by half an eps
+        rounding = snapshot.step * 2**-23 * trajectory.abs().max()
+        assert (flat(load_file(snapshot.file)) - weighed).abs().max() < rounding
 
 
 def test_the_average_that_sampling_reads_stays_as_it_is(trained, tmp_path):
@@ -151,18 +155,27 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
 
 def train_small(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = dict(depth=1, hidden_size=4, num_heads=1)
+    torch.optim.AdamW = PROPORTIONAL
     train(config, ranks)
 
 
-def test_ranks_with_shares_leave_whole_snapshots(tmp_path):
+@pytest.mark.portable
+def test_ranks_with_shares_leave_whole_snapshots(tmp_path, monkeypatch):
     """Those of one process, but for the order of sums."""
-    asked = dataclasses.replace(TINY, steps=4, ema_lengths=(0.1,), compile=False)
+    asked = dataclasses.replace(TINY, steps=4, lr=1.0, ema_lengths=(0.1,), compile=False)
+    monkeypatch.setattr(torch.optim, "AdamW", PROPORTIONAL)
     train(dataclasses.replace(asked, out=tmp_path / "one"), Ranks())
+    train(dataclasses.replace(asked, out=tmp_path / "parts", grad_accum=4), Ranks())
     forked.run(2, train_small, dataclasses.replace(asked, out=tmp_path / "two", parallel="fsdp"))
-    one, two = (find_snapshots(tmp_path / name) for name in ("one", "two"))
+    one, parts, two = (find_snapshots(tmp_path / name) for name in ("one", "parts", "two"))
     assert [s.step for s in two] == [s.step for s in one] == [3, 4]
-    for ours, theirs in zip(one, two, strict=True):
-        assert (flat(load_file(ours.file)) - flat(load_file(theirs.file))).abs().max() < 1e-5
+    for whole, part, shared in zip(one, parts, two, strict=True):
+        expected = flat(load_file(whole.file))
+        rounding = (
+            flat(load_file(part.file)) - expected
+        ).norm()  # one process that sums in another order
+        assert rounding < 1e-6 * expected.norm()
+        assert (flat(load_file(shared.file)) - expected).norm() < 4 * rounding
 
 
 def test_lengths_stay_those_of_the_run_and_every_may_change(trained, tmp_path):

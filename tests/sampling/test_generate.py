@@ -51,6 +51,7 @@ def test_noise_of_an_image_depends_on_seed_and_index_alone():
     assert abs(first.std() - 1) < 0.02
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("sampler", ["heun", "ddpm"])
 def test_images_do_not_depend_on_batch_size(run: LoadedRun, sampler: str):
     config = dataclasses.replace(QUICK, sampler=sampler)

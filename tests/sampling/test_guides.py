@@ -65,6 +65,7 @@ def refused(path, **settings):
 # -- what they change ------------------------------------------------------------------------------
 
 
+@pytest.mark.portable
 def test_a_run_as_its_own_guide_changes_nothing(tiny_run, make_run):
     """2406.02507, equation 3, with both networks the same, at any scale; another one changes it."""
     run = load_run(tiny_run, CPU)
@@ -113,6 +114,7 @@ def test_a_classifier_makes_its_class_likelier(tiny_run, classifier):
     assert (likelihoods[1] < likelihoods[2]).all()
 
 
+@pytest.mark.portable
 def test_both_kinds_of_guidance_at_once_in_any_batch(tiny_run, classifier):
     run = load_run(tiny_run, CPU)
     by_classifier = dict(classifier=classifier, classifier_scale=3.0)

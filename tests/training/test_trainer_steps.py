@@ -134,6 +134,7 @@ class Alone(Ranks):
         return values
 
 
+@pytest.mark.portable
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, weights):
     """Without clipping, which would hide a wrong scale."""
     whole, parts = (
@@ -145,6 +146,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, weights):
     assert torch.allclose(parts.state.window.sums, whole.state.window.sums, rtol=1e-5)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("clip", [0.0, 1e-2])
 def test_accumulation_over_steps_moves_weights_moments_and_average_as_whole_batches_do(
     clip, tmp_path, weights, monkeypatch
@@ -167,6 +169,7 @@ def test_accumulation_over_steps_moves_weights_moments_and_average_as_whole_batc
         assert (values(parts) - expected).norm() < 1e-4 * moved.norm()
 
 
+@pytest.mark.portable
 def test_clipping_bounds_the_gradient_and_the_log_has_its_norm_before(tmp_path, weights):
     clipped, free = (do_step(a_session(tmp_path, init=weights, clip=clip)) for clip in (1e-3, 0.0))
     assert first_moment(clipped).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
@@ -356,6 +359,7 @@ def state(checkpoint: Path, what: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{what}."): v for k, v in tensors.items() if k.startswith(f"{what}.")}
 
 
+@pytest.mark.portable
 def test_ema_in_the_checkpoint_follows_the_trained_weights(run, weights):
     expected = read_weights(next(weights.glob("checkpoints/*/*.safetensors"))).state_dict
     for step, folder in enumerate(checkpoints(run), start=1):
@@ -366,7 +370,11 @@ def test_ema_in_the_checkpoint_follows_the_trained_weights(run, weights):
             read_weights(folder / "ema-0.999.safetensors").state_dict,
         ):
             assert ema.keys() == expected.keys()
-            assert max((ema[k] - v).abs().max() for k, v in expected.items()) < 1e-6
+            for name, values in expected.items():
+                rounding = (
+                    4 * 2**-24 * values.abs().max()
+                )  # of a step: twice half an eps, here and there
+                assert (ema[name] - values).abs().max() <= step * rounding, name
     assert step == 4
     assert max((trained[k] - v).abs().max() for k, v in expected.items()) > 1e-4
 

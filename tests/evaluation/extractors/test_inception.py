@@ -84,6 +84,7 @@ def test_shapes_and_record(extractor, random_weights, images):
     assert extractor.checksum == sha256(random_weights)
 
 
+@pytest.mark.portable
 def test_features_are_bitwise_those_of_torch_fidelity(extractor, stock, images):
     outputs, (features, logits) = extractor(images), stock(images)
     assert torch.equal(outputs.values, features)
@@ -91,6 +92,7 @@ def test_features_are_bitwise_those_of_torch_fidelity(extractor, stock, images):
     assert (features[0] - features[1]).abs().max() > 0.01  # they do depend on the image
 
 
+@pytest.mark.portable
 def test_spatial_features_are_those_of_a_walk_through_the_network(extractor, stock, images):
     """TensorFlow's `mixed_6/conv` is the seventh mixed block's first branch; its layers here by hand."""
     from torch_fidelity.interpolate_compat_tensorflow import (

@@ -119,6 +119,7 @@ def layers(n, seed=0):
 # -- against torch-fidelity --------------------------------------------------------------------------------------
 
 
+@pytest.mark.portable
 def test_scores_equal_calculate_metrics_of_torch_fidelity(halves, doubled, scores):
     import torch_fidelity
 

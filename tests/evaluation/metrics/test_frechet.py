@@ -64,6 +64,7 @@ def test_is_the_same_from_published_moments():
     assert frechet(fit(a), published) == pytest.approx(frechet(fit(a), fit(b)), rel=1e-12)
 
 
+@pytest.mark.portable
 def test_ill_conditioned_covariances_keep_their_digits():
     """Eigenvalues over 12 decades; where both have the same directions the distance is known."""
     one, other = np.logspace(-12, 0, WIDTH), np.logspace(-12, 0, WIDTH)[::-1].copy()
@@ -72,6 +73,7 @@ def test_ill_conditioned_covariances_keep_their_digits():
     assert frechet(a, b) == pytest.approx(known, rel=1e-9)
 
 
+@pytest.mark.portable
 def test_ill_conditioned_covariances_equal_the_other_ways_as_far_as_those_go():
     (a, s), (b, t) = (
         with_covariance(np.logspace(-12, 0, WIDTH)),
@@ -82,6 +84,7 @@ def test_ill_conditioned_covariances_equal_the_other_ways_as_far_as_those_go():
     assert frechet(a, b) == pytest.approx(by_sqrtm(one, other), rel=1e-6)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(("few", "many"), [(5, 300), (5, 7), (WIDTH, WIDTH + 1)])
 def test_fewer_images_than_features(few, many):
     a, b = mixed(few), mixed(many, seed=1)
@@ -92,6 +95,7 @@ def test_fewer_images_than_features(few, many):
     )
 
 
+@pytest.mark.portable
 def test_rows_and_covariance_are_the_same_gaussian():
     """The small factor of few images against their covariance, whose eigenvalues of 0 are known to round-off only."""
     few, other = mixed(5), fit(mixed(300, seed=1))
@@ -100,6 +104,7 @@ def test_rows_and_covariance_are_the_same_gaussian():
     assert frechet(fit(few), other) == pytest.approx(frechet(whole, other), rel=1e-7)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("count", [3, WIDTH, WIDTH + 1, 500])
 def test_distance_to_itself_is_zero(count):
     one = fit(mixed(count))
@@ -165,6 +170,7 @@ def test_values_are_left_as_they_are():
 # -- published moments -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.portable
 def test_negative_round_off_counts_as_zero():
     """A covariance rounded to float32 has small negative eigenvalues."""
     values, other = mixed(6), fit(mixed(300, seed=1))

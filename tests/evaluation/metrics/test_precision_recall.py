@@ -56,6 +56,7 @@ def test_manifold_is_the_definition(count, shift):
     assert count == 6 or 0 < expected["coverage"] < 1
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("double", [False, True])
 def test_equals_torch_fidelity(double):
     from torch_fidelity.metric_prc import prc_features_to_metric
@@ -117,6 +118,7 @@ def test_features_are_left_as_they_are():
     assert torch.equal(points, before)
 
 
+@pytest.mark.portable
 def test_nearest_is_the_nearest():
     queries, points = normal(40, seed=1), normal(70)
     found, index = nearest(queries, points)
