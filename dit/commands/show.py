@@ -141,7 +141,8 @@ def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
     indices = np.resize(order, len(labels))
 
     if run.card.classes and source.classes:
-        members = {label: order[source.labels[order] == label] for label in set(labels.tolist())}
+        shuffled = source.labels[order]
+        members = {label: order[shuffled == label] for label in set(labels.tolist())}
         for label, images in members.items():
             if not len(images):
                 raise UserError(
@@ -161,7 +162,8 @@ def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
 def backward(pipeline: SamplingPipeline, labels: Tensor) -> list[Moment]:
     """Return all steps of sampling; the last has the latents of the images of sample.py."""
     size = pipeline.settings.batch_size
-    batches = zip(labels.split(size), torch.arange(len(labels)).split(size), strict=True)
+    indices = torch.arange(len(labels))
+    batches = zip(labels.split(size), indices.split(size), strict=True)
     # the same batches as sample.py, for the same images
     traces = [_sample_batch(pipeline, y, i) for y, i in batches]
 
@@ -255,7 +257,8 @@ def word_attention(
     with text_maps(query.network, query.layers) as maps:
         _denoise_first(pipeline, labels, moment)
     # [T, S]: each patch has weights over the words, drawn as one image for each word
-    mean = torch.stack([maps[layer][0] for layer in query.layers]).mean(0)
+    layers = [maps[layer][0] for layer in query.layers]
+    mean = torch.stack(layers).mean(0)
     return mean.T.unflatten(-1, query.tokens(pipeline.run))
 
 
@@ -315,7 +318,8 @@ class Story:
 
     def stack(self, column: Callable[[Moment], Tensor]) -> Tensor:
         """Return all columns of a sheet, row by row, uint8 [rows * columns, 3, H, W]."""
-        return torch.stack([column(moment) for moment in self.columns], dim=1).flatten(0, 1)
+        columns = [column(moment) for moment in self.columns]
+        return torch.stack(columns, dim=1).flatten(0, 1)
 
     def save(self, what: str, sheet: Image.Image, frames: list[Image.Image]) -> None:
         """Write NAME + what as .png and, with the time over each frame, as .gif."""
@@ -338,11 +342,14 @@ def _draw_latents(story: Story) -> None:
     names = [run.card.class_name(int(label)) if run.card.classes else "" for label in labels]
 
     def column(moment: Moment) -> Tensor:  # [2 N, 3, H, W]
-        decode = run.autoencoder.decode
-        return torch.stack([decode(moment.x_t), decode(moment.x0)], dim=1).flatten(0, 1).cpu()
+        noisy = run.autoencoder.decode(moment.x_t)
+        predicted = run.autoencoder.decode(moment.x0)
+        return torch.stack([noisy, predicted], dim=1).flatten(0, 1).cpu()
 
     def frame(moment: Moment) -> Image.Image:
-        images = column(moment).unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+        # all noisy images in one row, all predictions in the other
+        pairs = column(moment).unflatten(0, (-1, 2))
+        images = pairs.transpose(0, 1).flatten(0, 1)
         rows = [NOISY, PREDICTED]
         return pictures.grid(images, rows, len(labels), story.scale, headings=names)
 
@@ -385,7 +392,8 @@ def _heatmaps(story: Story, moment: Moment, weights: Tensor) -> Tensor:
     """Return the first image as predicted, then under each of the weights [K, rows, columns]."""
     image = story.run.autoencoder.decode(moment.x0[:1]).cpu()
     image = pictures.enlarge(image, (story.scale, story.scale))
-    return torch.cat([image, pictures.heat(image.expand(len(weights), -1, -1, -1), weights)])
+    copies = image.expand(len(weights), -1, -1, -1)
+    return torch.cat([image, pictures.heat(copies, weights)])
 
 
 def _draw_maps(
@@ -393,8 +401,11 @@ def _draw_maps(
 ) -> None:
     headings = story.headings(story.columns)
     sheet = pictures.grid(story.stack(column), rows, len(story.columns), headings=headings)
-    frames = [pictures.grid(column(m), None, len(rows), headings=rows) for m in story.frames]
-    story.save(what, sheet, frames)
+
+    def frame(moment: Moment) -> Image.Image:
+        return pictures.grid(column(moment), None, len(rows), headings=rows)
+
+    story.save(what, sheet, [frame(moment) for moment in story.frames])
 
 
 # -- flags ---------------------------------------------------------------------------------------
@@ -450,4 +461,5 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
     """Return at most so many items, evenly spaced from the first to the last."""
     if len(items) <= most:
         return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    last = len(items) - 1
+    return [items[round(i * last / (most - 1))] for i in range(most)]

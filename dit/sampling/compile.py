@@ -62,8 +62,8 @@ def pad_batches(denoise: Denoise, size: int) -> Denoise:
     def padded(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
         count = len(x_t)
         missing = max(size - count, 0)
-        x_t = torch.cat([x_t, x_t[:1].expand(missing, *x_t.shape[1:])])
-        y = torch.cat([y, y[:1].expand(missing, *y.shape[1:])])
+        x_t = torch.cat([x_t, x_t[:1].expand(missing, -1, -1, -1)])
+        y = torch.cat([y, y[:1].expand(missing)])
         return denoise(x_t, t, y).rows(slice(count))
 
     return padded

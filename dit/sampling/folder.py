@@ -51,7 +51,9 @@ def sample_folder(
     (arr_0 uint8 [N, H, W, 3], arr_1 int64 [N]), collected from parts. An unconditional run has no
     labels.
     """
-    names = {} if run.card.unconditional else {c: run.card.class_name(c) for c in classes}
+    names: dict[int, str] = {}
+    if not run.card.unconditional:
+        names = {c: run.card.class_name(c) for c in classes}
     labels = [classes[i % len(classes)] for i in range(num_samples)]
     folder = (PngFolder if format == "png" else NpzFolder)(out, labels, names)
     done = ranks.on_main(lambda: _find_done(folder))
@@ -267,7 +269,8 @@ def _png_name(index: int) -> str:
 
 def _write_png(file: Path, image: Tensor) -> None:
     with write_atomically(file) as path:
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, format="PNG")
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(pixels).save(path, format="PNG")
 
 
 def _is_intact(png: Path) -> bool:

@@ -58,7 +58,7 @@ def sample_latents(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) 
 
 def require_finite(latents: Tensor, labels: Tensor, indices: Tensor) -> None:
     """Raise NotFinite for the first image [B] whose latents have NaN or infinity."""
-    finite = latents.flatten(1).isfinite().all(dim=1).cpu()
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
+    bad = ~latents.flatten(1).isfinite().all(dim=1).cpu()
+    if bad.any():
+        first = int(bad.nonzero()[0])
         raise NotFinite(int(indices[first]), int(labels[first]))

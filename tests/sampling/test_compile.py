@@ -91,9 +91,9 @@ def test_small_batches_are_padded(count, rows):
 
     def denoise(x_t, t, y):
         sizes.append((len(x_t), len(y)))
-        return Prediction(x_t * t, x_t, x_t + y[:, None], None)
+        return Prediction(x_t * t, x_t, x_t + y.view(-1, 1, 1, 1), None)
 
-    x, t, y = torch.randn(count, 3), torch.tensor(0.5), torch.arange(count)
+    x, t, y = torch.randn(count, 3, 1, 1), torch.tensor(0.5), torch.arange(count)
     padded = pad_batches(denoise, 4)(x, t, y)
     for found, expected in zip(padded, denoise(x, t, y), strict=True):
         assert (found is None) == (expected is None)

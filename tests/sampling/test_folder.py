@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import torchrun
+from helpers import forked
 from helpers.rank_threads import errors_on_two_ranks
 from helpers.samples import CLASSES, QUICK, fill, largest_difference, pixels
 
-from benchmarks import forked
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
 from dit.sampling import folder as module
