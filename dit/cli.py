@@ -51,19 +51,9 @@ from dit.errors import PeerLost, UserError, did_you_mean
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
 
-SPACE = "a writable place with free space", "free some space or choose another path"
-KIND = (
-    "a folder where a file is, or a file where a folder is",
-    "move what lies there away or choose another path",
-)
-NAME = "a name that the file system takes", "choose a shorter path"
-DISK_ERRORS = {
-    errno.ENAMETOOLONG: NAME,
-    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), KIND),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), SPACE),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EFBIG), SPACE),
-}
-"""What was expected and what to do, by the error number of the file system."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+BAD_PATH = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 TYPES = {int: "whole number", float: "number", Path: "path"}
 MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
@@ -152,9 +142,10 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in (*NO_SPACE, *NO_ACCESS, *BAD_PATH):
             raise
-        return _report(UserError(str(error), *DISK_ERRORS[error.errno]))
+        do = "free some space, or choose another path"
+        return _report(UserError(str(error), "a path that can be written", do))
     return 0
 
 

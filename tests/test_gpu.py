@@ -124,15 +124,17 @@ def test_other_networks_train_compiled_and_sample(settings, tmp_path):
 
 
 def test_classifier_guides_under_autocast(run, tmp_path):
-    judge = train_classifier(ClassifierConfig(run=run, out=tmp_path / "judge", steps=20), CUDA)
+    classifier = train_classifier(
+        ClassifierConfig(run=run, out=tmp_path / "classifier", steps=20), CUDA
+    )
     loaded, indices = load_run(run, CUDA.device), torch.arange(6)
-    by_judge = dict(classifier=judge, classifier_scale=5.0)
+    by_classifier = dict(classifier=classifier, classifier_scale=5.0)
     plain, guided, exact = (
         sample_latents(build_pipeline(loaded, config), indices, indices)
         for config in (
             SamplerConfig(steps=4, precision="bf16"),
-            SamplerConfig(steps=4, precision="bf16", **by_judge),
-            SamplerConfig(steps=4, precision="fp32", **by_judge),
+            SamplerConfig(steps=4, precision="bf16", **by_classifier),
+            SamplerConfig(steps=4, precision="fp32", **by_classifier),
         )
     )
     assert guided.dtype == plain.dtype == torch.float32
@@ -187,6 +189,6 @@ def test_float8_training_learns_as_bf16_does(settings, run, tmp_path):
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_memory_is_what_dry_run_tells(recompute):
+def test_memory_is_what_dry_run_prints(recompute):
     found = measure(dict(model="DiT-B/2", batch=32, precision="bf16", recompute=recompute), CUDA)
     assert abs(found["error"]) < BOUND

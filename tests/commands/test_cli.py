@@ -60,10 +60,6 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train --image-size", "--image-size without a value; expected one number"),
         ("train --lr -1", "--lr -1.0; expected a number above 0"),
         ("train word", "word"),
-        # empty values
-        ("train --data=", "--data is empty; expected a value; check the variable of the shell"),
-        ("train --resume auto --out= --steps 9", "--out is empty"),
-        ("evaluate --weights=", "--weights is empty"),
         # missing arguments
         ("sample", "of dit sample are missing; expected dit sample --run RUN; see dit sample --h"),
         ("show --steps 4 forward", "expected dit show DIRECTION RUN; see dit show --help"),
@@ -110,6 +106,7 @@ def test_mistakes_get_one_line(command: str, part: str, capsys: pytest.CaptureFi
     [
         (["info", ""], "an argument"),
         (["train", "--vae", " "], "--vae"),
+        (["train", "--resume", "auto", "--out=", "--steps", "9"], "--out"),
         (["evaluate", "--weights", "a", ""], "--weights"),
     ],
 )
@@ -229,7 +226,6 @@ def test_flags_become_a_configuration():
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_preset_gives_the_defaults(name: str):
     assert parse(TrainConfig, ["--preset", name], "train.py") == PRESETS[name]()
-    assert PRESETS[name]().preset == name
     changed = parse(TrainConfig, [f"--preset={name}", "--steps", "7"], "train.py")
     assert changed.steps == 7
     assert changed.model == PRESETS[name]().model
@@ -286,23 +282,13 @@ def test_a_dropped_interrupt_still_stops_training(monkeypatch: pytest.MonkeyPatc
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize(
-    ("number", "do"),
-    [
-        (errno.ENOSPC, "free some space"),
-        (errno.ENAMETOOLONG, "a shorter path"),
-        (errno.EISDIR, "move what lies there"),
-        (errno.EEXIST, "move what lies there"),
-        (errno.ENOTDIR, "move what lies there"),
-    ],
-)
-def test_a_file_system_that_refuses(
-    number: int, do: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.ENOTDIR])
+def test_errors_of_the_file_system_are_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert ending(monkeypatch, OSError(number, os.strerror(number), "/x/y")) == 2
     error = capsys.readouterr().err
-    assert f"{os.strerror(number)}: '/x/y'; expected " in error
-    assert do in error
+    assert f"{os.strerror(number)}: '/x/y'; expected a path that can be written" in error
 
 
 def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path):
