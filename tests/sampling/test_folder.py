@@ -216,6 +216,7 @@ def test_folders_of_something_else_are_refused(run: LoadedRun, tmp_path: Path, m
 # -- ranks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # threads fill a folder together below
 def test_two_ranks_make_the_same_images(run: LoadedRun, tiny_run: Path, tmp_path: Path):
     alone, both = fill(run, tmp_path / "alone", 7), tmp_path / "both"
     flags = "--sampler=heun --precision=fp32 --cfg-scale=2 --steps=3 --seed=5 --batch-size=3"

@@ -160,12 +160,6 @@ def test_one_number_and_the_same_twice_are_one_size(tmp_path: Path):
 # -- sampled at another size -----------------------------------------------------------------------
 
 
-def test_the_size_of_training_makes_the_same_images_bit_for_bit(run: Path):
-    same = load_run(run, ALONE.device, (HIGH, WIDE))
-    assert same.trained_size is None
-    assert torch.equal(images(same), images(load_run(run, ALONE.device)))
-
-
 @pytest.mark.parametrize("size", [8, 16, (12, 8), (8, 24)])
 def test_another_size_than_trained(tiny_run: Path, size, tmp_path: Path):
     loaded = load_run(tiny_run, ALONE.device, size)
