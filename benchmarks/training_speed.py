@@ -34,7 +34,6 @@ from benchmarks.ceilings import calls_of, ceilings, seconds, tf32, told
 from benchmarks.kernels import kernels
 from benchmarks.memory import session_of, stepper
 from benchmarks.record import record, rows_told
-from dit.commands.convert import diffusers_config
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM, Denoiser
 from dit.distributed.device import autocast
@@ -42,6 +41,7 @@ from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
 from dit.models.registry import create_model
 from dit.runs.card import NetworkSpec
+from dit.runs.formats.diffusers import diffusers_config
 from dit.training.cost.flops import training_flops
 from dit.training.ema import EMA
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from dit.build import build_network
-from dit.commands.convert import read_release
 from dit.config import InfoConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
@@ -23,6 +22,7 @@ from dit.runs.checkpoints import (
     incomplete_checkpoints,
     verify_checkpoint,
 )
+from dit.runs.formats.release import read_release
 from dit.runs.metrics import read_metrics
 from dit.runs.posthoc_ema import snapshot_steps
 from dit.runs.weights import WEIGHTS, Weights, read_weights

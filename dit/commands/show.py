@@ -92,7 +92,7 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
         print(f"no picture of attention: {model} does not attend from patch to patch")
         return
     _draw_attention(story, query)
-    if query.network.conditioning == "text":
+    if run.card.network.conditioning == "text":
         _draw_words(story, query)
 
 

@@ -1,4 +1,4 @@
-"""From what a data set says of each image, a number, a name or a caption, to classes."""
+"""Classes from the labels that a data set stores: numbers, names or captions."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,90 +10,88 @@ import numpy as np
 
 from dit.errors import UserError
 
-MOST_CLASSES = 10**7
-Value = int | str
+MAX_CLASSES = 10**7
+Label = int | str
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which part of a sample is the image, and which its class or caption: by their usual names unless given."""
+    """Which parts of a sample are its image and its label; None: those of the usual names."""
 
-    captions: bool = False  # whether classes are captions
+    captions: bool = False  # whether labels are captions
     image: str | None = None
     label: str | None = None
 
 
+# The fingerprint of a stream contains the repr of this class: a new name or field changes it, and
+# `dit encode` would refuse to continue.
 @dataclass(frozen=True)
 class Labels:
-    """What the values of a data set's samples stand for.
+    """The meaning of a data set's labels.
 
     Args:
         captions: they are captions; else numbers or names of classes.
-        names: of the classes 0, 1, …, where the data set tells them.
+        names: of the classes 0, 1, …, where the data set has them.
     """
 
     captions: bool
     names: list[str] | None = None
 
-    def check(self, value: Any, where: str) -> Value:
-        """The value of one sample.
+    def check(self, label: Any, where: str) -> Label:
+        """Return the label of one sample, stripped; refuse what is none.
 
-        Raises:
-            UserError: it is none; `where` says whose it is.
+        Args:
+            where: the sample, for the error message.
         """
+        text = label.strip() if isinstance(label, str) else ""
+        if text and (self.captions or self.names is None):
+            return text
         if self.captions:
-            if not isinstance(value, str) or not value.strip():
-                raise UserError(
-                    f"caption {value!r} of {where}",
-                    "a text that is not empty",
-                    "mend it, or leave it out",
-                )
-            return value.strip()
-        if isinstance(value, str) and value.strip() and self.names is None:
-            return value.strip()
-        most = MOST_CLASSES if self.names is None else len(self.names)
-        if isinstance(value, Integral) and 0 <= int(value) < most:
-            return int(value)
-        expected = f"a number from 0 to {most - 1}" + ("" if self.names else ", or a name")
+            raise UserError(
+                f"caption {label!r} of {where}",
+                "a text that is not empty",
+                "correct it, or remove the sample",
+            )
+        limit = MAX_CLASSES if self.names is None else len(self.names)
+        if isinstance(label, Integral) and 0 <= int(label) < limit:
+            return int(label)
+        expected = f"a number from 0 to {limit - 1}" + ("" if self.names else ", or a name")
         raise UserError(
-            f"class {value!r} of {where}", expected, "mend it, or choose another --label-column"
+            f"class {label!r} of {where}", expected, "correct it, or choose another --label-column"
         )
 
-    def classes(self, values: Iterable[Value]) -> list[str]:
-        """All classes: those named, numbers up to the highest found, names in alphabetical order, or captions.
-
-        Raises:
-            UserError: numbers and names are mixed.
-        """
+    def classes(self, labels: Iterable[Label]) -> list[str]:
+        """Return the classes: known names, numbers up to the highest, sorted names, or captions."""
         if self.names is not None:
             return self.names
-        found = set(values)
+        distinct = set(labels)
         if self.captions:
-            return by_hash(found)  # type: ignore[arg-type]
-        if len(kinds := {type(value) for value in found}) > 1:
-            example = [next(value for value in found if type(value) is kind) for kind in kinds]
+            return sort_captions(distinct)  # type: ignore[arg-type]
+
+        examples = {type(label): label for label in distinct}
+        if len(examples) > 1:
             raise UserError(
-                f"classes are both numbers and names: {example[0]!r}, {example[1]!r}",
+                f"classes are both numbers and names: {examples[int]!r}, {examples[str]!r}",
                 "one or the other",
-                "mend them, or choose another --label-column",
+                "correct them, or choose another --label-column",
             )
-        if str in kinds:
-            return sorted(found)  # type: ignore[arg-type]
-        return [str(number) for number in range(max(found) + 1)]  # type: ignore[operator]
+        if str in examples:
+            return sorted(distinct)  # type: ignore[arg-type]
+        # also classes below the highest without images
+        return [str(number) for number in range(max(distinct) + 1)]  # type: ignore[operator]
 
-    def number(self, values: Iterable[Value], classes: list[str]) -> np.ndarray:
-        """int64 [n]: which of the classes each value is."""
+    def to_ids(self, labels: Iterable[Label], classes: list[str]) -> np.ndarray:
+        """Return the class of each label, int64 [n]."""
         ids = {name: i for i, name in enumerate(classes)}
-        return np.fromiter(
-            (ids[value] if isinstance(value, str) else value for value in values), np.int64
-        )
+        numbers = (ids[label] if isinstance(label, str) else label for label in labels)
+        return np.fromiter(numbers, np.int64)
 
 
-def by_hash(captions: Iterable[str]) -> list[str]:
-    """Distinct captions in the order of their SHA-256, so that the first of them are a fair sample of all."""
-    return sorted(set(captions), key=sha256)
+def sort_captions(captions: Iterable[str]) -> list[str]:
+    """Return distinct captions by their SHA-256: the first of them are a fair sample of all."""
+    return sorted(set(captions), key=text_sha256)
 
 
-def sha256(text: str) -> str:
-    """Of a text, in hexadecimal."""
+def text_sha256(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()

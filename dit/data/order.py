@@ -3,22 +3,20 @@
 import numpy as np
 import torch
 
-ROUNDS = (
-    6  # four make a Feistel network a pseudo-random permutation; two more for halves of few bits
-)
+# Four rounds make a Feistel network a pseudo-random permutation; two more for halves of few bits.
+ROUNDS = 6
 
 
 def batch_indices(step: int, size: int, global_batch: int, seed: int) -> np.ndarray:
-    """Which samples step `step` trains on; every pass over the data has its own order.
+    """Return the samples of step `step`; every epoch has its own order.
 
-    Position p = step * global_batch + i of the endless stream takes sample perm_{p // size}(p % size), so batches
-    run on from one pass into the next and each pass holds every sample once. Memory is O(global_batch).
+    Position p = step * global_batch + i of the endless stream is sample perm_{p // size}(p % size).
+    A batch may span two epochs; an epoch holds every sample once. Memory is O(global_batch).
 
     Args:
         step: steps done so far.
         size: samples in the data set, at least 1.
         global_batch: samples per step, over all ranks; ranks take slices.
-        seed: another seed, other orders.
 
     Returns:
         [global_batch] int64.
@@ -26,7 +24,7 @@ def batch_indices(step: int, size: int, global_batch: int, seed: int) -> np.ndar
     start = step * global_batch
     indices = np.empty(global_batch, np.int64)
     done = 0
-    while done < global_batch:  # one turn per pass that the batch touches
+    while done < global_batch:  # one iteration per epoch in the batch
         epoch, offset = divmod(start + done, size)
         count = min(size - offset, global_batch - done)
         indices[done : done + count] = permute(np.arange(offset, offset + count), size, seed, epoch)
@@ -35,14 +33,16 @@ def batch_indices(step: int, size: int, global_batch: int, seed: int) -> np.ndar
 
 
 def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
-    """A keyed bijection of range(size), at the given positions: int64 [B] -> int64 [B].
+    """Apply a keyed bijection of range(size) to positions: int64 [B] -> int64 [B].
 
-    A balanced Feistel network permutes the smallest even number of bits that holds `size`; values outside the
-    range walk on along their cycle until they fall into it (Black and Rogaway 2002), four turns on average at most.
+    A balanced Feistel network permutes the smallest even number of bits that holds `size`.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64)
     values = positions.astype(np.uint64)
+
+    # cycle walking (Black and Rogaway 2002): permute values outside the range again until they
+    # are inside, at most four times on average
     outside = np.arange(len(values))
     while len(outside):
         values[outside] = _feistel(values[outside], half, keys)
@@ -52,7 +52,8 @@ def permute(positions: np.ndarray, size: int, *key: int) -> np.ndarray:
 
 def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
     """Permute uint64 values of 2 * half bits."""
-    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    bits = np.uint64(half)
+    mask = np.uint64((1 << half) - 1)
     left, right = values >> bits, values & mask
     for key in keys:
         left, right = right, left ^ (_mix(right + key) & mask)
@@ -60,17 +61,15 @@ def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): each bit of the output depends on all of the input."""
+    """Apply SplitMix64's finaliser (Steele, Lea and Flood 2014), which mixes all bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each (seed, *stream), such as (seed, step, purpose) or (seed, image).
-
-    Numbers are hashed, for neighbouring seeds of torch's generators are not independent and its CPU generator
-    reads 32 bits of its seed alone; two streams in 2**32 meet. The length of the stream counts too.
-    """
+    """Return an independent generator for each (seed, *stream), such as (seed, step, purpose)."""
+    # Hashed: neighbouring seeds of torch's generators are not independent, and its CPU generator
+    # reads only 32 bits of a seed, so that two of 2**32 streams are equal.
     words = np.random.SeedSequence([len(stream), seed, *stream]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(words[0]))

@@ -4,11 +4,10 @@ from glob import glob, has_magic
 from pathlib import Path
 
 
-def named_files(pattern: str) -> list[Path]:
-    """The files that `a-{000..003}.tar`, `folder/*.parquet` or a plain path stands for; none where it is of no file.
+def expand_pattern(pattern: str) -> list[Path]:
+    """Return the files that `a-{000..003}.tar`, `folder/*.parquet` or a plain path names.
 
-    Braces keep their order, and what they stand for need not be there; wildcards give what is there, in alphabetical
-    order.
+    Braces keep their order, and their files need not exist. Wildcards give existing files, sorted.
     """
     from braceexpand import braceexpand
 
@@ -19,12 +18,15 @@ def named_files(pattern: str) -> list[Path]:
         return []
     try:
         names = list(braceexpand(str(path)))
-    except ValueError:  # braces that do not match
+    except ValueError:  # unbalanced braces
         return []
-    found = [sorted(glob(name)) if has_magic(name) else [name] for name in names]
-    return [Path(name) for some in found for name in some]
+
+    files: list[str] = []
+    for name in names:
+        files += sorted(glob(name)) if has_magic(name) else [name]
+    return [Path(name) for name in files]
 
 
 def is_pattern(text: str) -> bool:
-    """Whether it has braces or wildcards."""
+    """Return whether a text has braces or wildcards."""
     return "{" in text or has_magic(text)

@@ -1,44 +1,40 @@
 """Training losses. All randomness comes in as tensors, so that a loss is a function."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dit.diffusion.likelihood import variational_bound
-from dit.diffusion.process import Denoiser, Prediction, add_noise, target
+from dit.diffusion.process import Denoiser, add_noise, target
 from dit.diffusion.weighting import min_snr
 
 
 class Loss(NamedTuple):
-    """Of each image [B]; `terms` name its parts, each [B] and without gradient."""
+    """The loss of each image [B] and its parts by name, each [B] and without gradient."""
 
     each: Tensor
     terms: dict[str, Tensor]
 
     @property
     def total(self) -> Tensor:
-        """What training descends, []."""
+        """The mean over images, []."""
         return self.each.mean()
 
     def weighted(self, weights: Tensor) -> "Loss":
-        """Each image's loss, and the terms of it, times its weight [B]."""
+        """Multiply each image's loss and terms by its weight [B]."""
         weights = weights.to(self.each, non_blocking=True)
-        return Loss(
-            weights * self.each, {name: weights * term for name, term in self.terms.items()}
-        )
+        terms = {name: weights * term for name, term in self.terms.items()}
+        return Loss(weights * self.each, terms)
 
 
-class LossFunction(Protocol):
-    """Any loss of noised data, its network bound to it."""
-
-    def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Loss:
-        """Latents [B, C, H, W], class ids [B], times [B], standard normal noise [B, C, H, W]."""
-        ...
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Loss]
+"""(x0 [B, C, H, W], class ids [B], times [B], noise [B, C, H, W]) -> loss, of some network."""
 
 
 def drop_labels(y: Tensor, drop: Tensor, null_label: int) -> Tensor:
-    """Class ids [B] with those under `drop` [B] (bool) replaced by the null class (2207.12598, algorithm 1)."""
+    """Replace class ids [B] where `drop` [B] by the null class (2207.12598, algorithm 1)."""
     return torch.where(drop, null_label, y)
 
 
@@ -50,42 +46,35 @@ def diffusion_loss(
     eps: Tensor,
     min_snr_gamma: float | None = None,
 ) -> Loss:
-    """Squared error of the network's quantity; with a learned variance, plus its variational bound (2102.09672).
+    """Return the squared error (2006.11239, equation 14; 2210.02747, equation 23 for flows).
 
-    Args:
-        denoise: network and process.
-        x0: latents [B, C, H, W].
-        y: class ids [B], dropped ones already null.
-        t: times [B], float64.
-        eps: standard normal noise [B, C, H, W].
-        min_snr_gamma: clamp of the min-SNR weighting (2303.09556); unweighted unless given.
+    With a learned variance, the variational bound is added (2102.09672, equation 16). Latents x0
+    and noise eps are [B, C, H, W], class ids y [B] with dropped ones already null, times t [B].
     """
     x_t = add_noise(denoise.process, x0, eps, t)
-    said = denoise(x_t, t, y)
-    error = said.out - target(denoise.process, denoise.objective, x0, eps, t)
+    prediction = denoise(x_t, t, y)
+    error = prediction.out - target(denoise.process, denoise.objective, x0, eps, t)
     mse = error.square().flatten(1).mean(1)
-    weight = (
-        1.0
-        if min_snr_gamma is None
-        else min_snr(denoise.process, denoise.objective, t, min_snr_gamma).to(mse)
-    )
-    if said.var_fraction is None:
-        return Loss(weight * mse, {"mse": mse.detach()})
-    vb = variational_bound(denoise.process, x0, x_t, t, Prediction(said.x0.detach(), *said[1:]))
-    return Loss(weight * mse + vb, {"mse": mse.detach(), "vb": vb.detach()})
+
+    each, terms = mse, {"mse": mse.detach()}
+    if min_snr_gamma is not None:
+        each = min_snr(denoise.process, denoise.objective, t, min_snr_gamma).to(mse) * mse
+    if prediction.var_fraction is not None:
+        # the bound trains the variance alone: its gradient does not reach the mean (section 3.1)
+        prediction = prediction._replace(x0=prediction.x0.detach())
+        vb = variational_bound(denoise.process, x0, x_t, t, prediction)
+        each, terms["vb"] = each + vb, vb.detach()
+    return Loss(each, terms)
 
 
 def variational_loss(denoise: Denoiser, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor) -> Loss:
-    """The variational bound alone, which trains the mean too (2102.09672, L_vlb), in bits per dimension.
-
-    One term stands for the sum over all times, so that the loss estimates the whole bound (but for the prior's part,
-    which nothing trains). Arguments as those of `diffusion_loss`.
-    """
+    """Return the bound alone, which trains the mean too (2102.09672, L_vlb), in bits/dim."""
     x_t = add_noise(denoise.process, x0, eps, t)
     vb = variational_bound(denoise.process, x0, x_t, t, denoise(x_t, t, y))
+    # one term stands for the sum over all times; the prior's part has nothing to train
     return Loss(denoise.process.end * vb, {"vb": vb.detach()})
 
 
 def loss_terms(learn_sigma: bool) -> tuple[str, ...]:
-    """Names of the terms of `diffusion_loss`."""
+    """Return the names of the terms of `diffusion_loss`."""
     return ("mse", "vb") if learn_sigma else ("mse",)

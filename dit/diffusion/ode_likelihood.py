@@ -1,8 +1,9 @@
-"""How likely data is: the variational bound of a DDPM chain, and the density of the probability-flow ODE."""
+"""The density of data under the probability-flow ODE."""
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,83 +21,82 @@ def ode_log_density(
     probes: Iterable[Tensor],
     tick: Tick = lambda images: None,
 ) -> Tensor:
-    """log p(x0) in nats, float64 [B], of the probability-flow ODE (2011.13456, equation 39; 2210.02747, appendix C).
+    """Return log p(x0) in nats, float64 [B] (2011.13456, equation 39; 2210.02747, appendix C).
 
-    Heun steps of dx/da = v, with `a` the arc of the process, from data to noise, together with the divergence of v:
-    log p(x0) = log N(x_end) + integral of div v.
+    log p(x0) = log N(x_end) + the integral of div v da, along dx/da = v with a = `process.arc`.
 
     Args:
         denoise: network and process; gradients go through it.
         process: any.
         x0: images [B, C, H, W], dequantised.
         y: class ids [B].
-        times: [steps + 1], ascending from 0, as `ode_times` gives.
-        probes: each [B, C, H, W], the same ones each time they are gone through; see `divergence`.
+        times: [steps + 1], ascending from 0, as `ode_times` returns.
+        probes: each [B, C, H, W], the same in each iteration over them; see `divergence`.
         tick: called after each step.
     """
-    x, change = x0, torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    for t, s, width in zip(times[:-1], times[1:], process.arc(times).diff().tolist(), strict=True):
+    x = x0
+    integral = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    widths = process.arc(times).diff().tolist()
+
+    # Heun's steps, of x and of the integral alike
+    for (t, s), width in zip(pairwise(times), widths, strict=True):
         v_t, div_t = velocity(denoise, process, x, t, y, probes)
         v_s, div_s = velocity(denoise, process, x + width * v_t, s, y, probes)
         x = x + width * (v_t + v_s) / 2
-        change += width * (div_t + div_s) / 2
+        integral += width * (div_t + div_s) / 2
         tick(len(x0))
-    return change - 0.5 * (x.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    return integral - 0.5 * (x.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 def velocity(
     denoise: Denoise, process: Process, x: Tensor, t: Tensor, y: Tensor, probes: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """v [B, C, H, W] and its divergence, float64 [B].
-
-    At t = 0 no network is asked, for there x_t says nothing of the noise: v = d_alpha x.
-    """
+    """Return v [B, C, H, W] and its divergence, float64 [B]."""
     if t == 0:
+        # x_t contains no noise, which could not be predicted: E[v | x] = d_alpha x
         d_alpha = float(process.coefficients(t).d_alpha)
-        return d_alpha * x, torch.full(
-            (len(x),), d_alpha * x[0].numel(), dtype=torch.float64, device=x.device
-        )
+        trace = d_alpha * x[0].numel()
+        return d_alpha * x, torch.full((len(x),), trace, dtype=torch.float64, device=x.device)
+
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        said = denoise(x, t, y)
-        v = target(process, "v", said.x0, said.eps, t)
+        prediction = denoise(x, t, y)
+        v = target(process, "v", prediction.x0, prediction.eps, t)
         return v.detach(), divergence(v, x, probes)
 
 
 def divergence(v: Tensor, x: Tensor, probes: Iterable[Tensor]) -> Tensor:
-    """Mean over probes of e (dv/dx) e, float64 [B]: Hutchinson's estimate with Rademacher vectors (1810.01367).
+    """Return the mean over probes e of e (dv/dx) e, float64 [B] (Hutchinson; 1810.01367).
 
-    Exact with `UnitProbes`. No image's v may depend on another image.
+    Unbiased with Rademacher vectors, exact with `UnitProbes`; images must not depend on each other.
     """
-    products = [
-        (torch.autograd.grad(v, x, e, retain_graph=True)[0].double() * e).flatten(1).sum(1)
-        for e in probes
-    ]
+    products = []
+    for e in probes:
+        (vjp,) = torch.autograd.grad(v, x, e, retain_graph=True)
+        products.append((vjp.double() * e).flatten(1).sum(1))
     return torch.stack(products).mean(0)
 
 
 @dataclass(frozen=True)
 class UnitProbes:
-    """All unit vectors times sqrt(D), each made when asked for: their mean product is the exact divergence."""
+    """All D unit vectors times sqrt(D), one at a time: D x D numbers would not fit in memory."""
 
     x: Tensor  # [B, C, H, W]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """D vectors, each [B, C, H, W]."""
         dims = self.x[0].numel()
-        for place in range(dims):
+        for index in range(dims):
+            # a mean over D probes is to be a sum: hence sqrt(D)
             unit = torch.zeros_like(self.x)
-            unit.flatten(1)[:, place] = math.sqrt(dims)
+            unit.flatten(1)[:, index] = math.sqrt(dims)
             yield unit
 
 
 def ode_times(process: Process, steps: int) -> Tensor:
-    """Times from 0 to the process's start whose arcs grow as cubes: fine near data, where v varies most.
-
-    A DDPM has whole times only, of which the nearest are taken, each once: somewhat fewer than `steps` at most.
-    """
+    """Return ascending times whose arcs grow as cubes: v varies most near the data."""
     cubes = torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** 3
     if not isinstance(process, DDPM):
         return process.end * cubes
+    # a DDPM has integer times only: the nearest ones, each once, so that there may be fewer steps
     arcs = process.arc(torch.arange(process.start + 1))
     return (arcs - arcs[-1] * cubes[:, None]).abs().argmin(1).unique().double()

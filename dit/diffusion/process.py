@@ -1,11 +1,11 @@
-"""Noise processes: x_t = alpha(t) x0 + sigma(t) eps, with t = 0 at the data.
+"""Noise processes, x_t = alpha(t) x0 + sigma(t) eps with t = 0 at the data, and the denoiser.
 
-Every process has a tangent (d_alpha, d_sigma) with alpha d_sigma - sigma d_alpha = 1, which defines the velocity
-v = d_alpha x0 + d_sigma eps and inverts alike for all: x0 = d_sigma x_t - sigma v, eps = -d_alpha x_t + alpha v.
-Times are float64, on CPU and without dimensions while sampling, [B] while training.
+Every process has a tangent (d_alpha, d_sigma) with alpha d_sigma - sigma d_alpha = 1. It defines
+the velocity v = d_alpha x0 + d_sigma eps, and inverts in the same way for all processes:
+x0 = d_sigma x_t - sigma v and eps = -d_alpha x_t + alpha v.
+Times are float64 on the CPU: [] while sampling, [B] while training.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -13,9 +13,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dit.diffusion.schedules import LEAST_SIGNAL, cosine_betas, linear_betas, spaced
+
 
 class Coefficients(NamedTuple):
-    """Of the process at some times, each in the times' shape."""
+    """Coefficients of a process, each in the shape of the times."""
 
     alpha: Tensor
     sigma: Tensor
@@ -27,39 +29,28 @@ class Process(Protocol):
     """What samplers and losses need to know of a noise process."""
 
     end: float  # the time of pure noise
-    slope: str  # what is constant while x0 and eps are: the derivative that ODE solvers average
+    slope: str  # eps or v: what is constant along an exact step, and ODE solvers average
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """Coefficients at times `t`, float64."""
+        """Return the coefficients at times t, float64."""
 
     def arc(self, t: Tensor) -> Tensor:
-        """How far along its curve (alpha, sigma) the process is: the tangent is the curve's derivative by it."""
+        """Return the parameter a(t) by which (d_alpha, d_sigma) is the derivative of the curve."""
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Times as the network's embedding gets them, about 0 … 1000."""
+        """Return times as the network's embedding takes them, about 0 … 1000."""
 
     def sample_time(self, n: int, generator: torch.Generator) -> Tensor:
-        """Training times [n], float64."""
+        """Draw training times [n], float64."""
 
     def times(self, steps: int, spacing: str = "uniform") -> Tensor:
-        """Sampling times [steps + 1], from `end` down to 0, float64."""
-
-
-def spaced(start: float, points: int, spacing: str) -> Tensor:
-    """Points [n] from `start` down to 0: `uniform`, or by `cosine` denser at both ends, as quantiles of Beta(1/2, 1/2)
-    are (after 2407.12173, with exponents 1/2), float64."""
-    if spacing == "uniform":
-        return torch.linspace(start, 0, points, dtype=torch.float64)
-    return start * torch.linspace(math.pi / 2, 0, points, dtype=torch.float64).sin() ** 2
-
-
-LEAST_SIGNAL = {"linear": 0.0, "cosine": 0.03}  # alpha from which sampling may begin
+        """Return sampling times [steps + 1], from pure noise down to 0, float64."""
 
 
 class DDPM:
-    """Discrete variance-preserving diffusion: t counts noising steps, 0 … 1000.
+    """Discrete variance-preserving diffusion (2006.11239): t counts noising steps, 0 … 1000.
 
-    `linear`: beta from 1e-4 to 0.02 (2006.11239, section 4). `cosine`: 2102.09672, equation 17.
+    `linear`: beta from 1e-4 to 0.02 (section 4). `cosine`: 2102.09672, equation 17.
     """
 
     slope = "eps"  # of x / alpha against sigma / alpha
@@ -72,47 +63,44 @@ class DDPM:
         self.start = int((self.alpha >= LEAST_SIGNAL[schedule]).sum()) - 1
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        alpha, sigma = self.alpha[t.long().cpu()], self.sigma[t.long().cpu()]
+        alpha = self.alpha[t.long().cpu()]
+        sigma = self.sigma[t.long().cpu()]
         return Coefficients(alpha, sigma, -sigma, alpha)
 
     def arc(self, t: Tensor) -> Tensor:
         alpha, sigma, *_ = self.coefficients(t)
-        return torch.atan2(sigma, alpha)  # the angle of the unit circle
+        return torch.atan2(sigma, alpha)  # the angle on the unit circle
 
     def network_time(self, t: Tensor) -> Tensor:
-        return t - 1  # published networks count the least noisy step as 0
+        return t - 1  # published networks count from 0, the least noisy step
 
     def sample_time(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(1, int(self.end) + 1, (n,), generator=generator).double()
 
     def times(self, steps: int, spacing: str = "uniform") -> Tensor:
-        """Whole numbers spaced from `start`, both ends included, as the DiT release respaces (250 of 1000).
-
-        `start` is 1000 for linear betas. The cosine's last alphas are so small (5e-5) that x0 from a predicted eps is
-        off by 20,000 times the error of eps; papers clip x0 there, which latents do not allow. So cosine sampling
-        starts at 980, where pure noise and noised data can still hardly be told apart (alpha 0.03).
-        """
-        last = torch.zeros(1, dtype=torch.float64)
-        return torch.cat([1 + spaced(self.start - 1, steps, spacing).round(), last])
+        # integers from `start` to 1, both included, as the DiT release respaces; then 0
+        noisy = 1 + spaced(self.start - 1, steps, spacing).round()
+        return torch.cat([noisy, torch.zeros(1, dtype=torch.float64)])
 
 
 class Flow:
-    """Flow matching on straight lines (2210.02747, 2209.03003): alpha = 1 - t, sigma = t, v = eps - x0.
+    """Flow matching on straight lines (2210.02747, 2209.03003): alpha = 1 - t, sigma = t.
 
     Args:
-        time_sampling: density of training times, `uniform` or `logit-normal` (2403.03206, section 3.1).
-        shift: moves times towards noise, t -> s t / (1 + (s - 1) t) (2403.03206, equation 23).
+        time_sampling: density of training times, uniform or logit-normal (2403.03206, section 3.1).
+        shift: moves times towards noise (2403.03206, equation 23).
     """
 
     end = 1.0
     slope = "v"  # of x against t
 
     def __init__(self, time_sampling: str = "uniform", shift: float = 1.0):
-        self.time_sampling, self.shift = time_sampling, shift
+        self.time_sampling = time_sampling
+        self.shift = shift
 
     def coefficients(self, t: Tensor) -> Coefficients:
         t = t.double()
-        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+        return Coefficients(1 - t, t, -torch.ones_like(t), torch.ones_like(t))  # v = eps - x0
 
     def arc(self, t: Tensor) -> Tensor:
         return t.double()
@@ -132,110 +120,50 @@ class Flow:
         return self.shift * t / (1 + (self.shift - 1) * t)
 
 
-def linear_betas(steps: int) -> Tensor:
-    """Betas [steps] of 2006.11239, scaled so that fewer steps end in the same noise."""
-    return torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
-
-
-def cosine_betas(steps: int) -> Tensor:
-    """Betas [steps] of 2102.09672, equation 17, clipped at 0.999."""
-    f = (
-        torch.cos(
-            (torch.linspace(0, 1, steps + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
-        )
-        ** 2
-    )
-    return (1 - f[1:] / f[:-1]).clamp(max=0.999)
-
-
-class Posterior(NamedTuple):
-    """q(x_s | x_t, x0), a Gaussian, with the two variances between which a learned one lies."""
-
-    mean: Tensor
-    var_min: Tensor  # the true posterior's, "fixed small"
-    var_max: Tensor  # of the forward step from s to t, "fixed large"
-
-
-def posterior(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Posterior:
-    """Of any time s < t (2006.11239, equations 6 and 7; 2102.09672, section 3.2); images [B, ...], times [] or [B].
-
-    As both times are free, respacing 1000 steps to 250 is a choice of times.
-    """
-    at_t, at_s = process.coefficients(t), process.coefficients(s)
-    step = at_t.alpha / at_s.alpha  # of the forward step s -> t
-    var_max = at_t.sigma**2 - step**2 * at_s.sigma**2
-    var_min = var_max * at_s.sigma**2 / at_t.sigma**2
-    to_x_t = step * at_s.sigma**2 / at_t.sigma**2
-    to_x0 = at_s.alpha * var_max / at_t.sigma**2
-    mean = like(to_x_t, x_t) * x_t + like(to_x0, x_t) * x0
-    return Posterior(mean, like(var_min, x_t), like(var_max, x_t))
-
-
-def like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient [] or [B] in the precision of `x` [B, ...], shaped to multiply it.
-
-    One of [B] goes to the device of `x`; one of all images stays on the CPU, where kernels take it as an argument.
-    """
-    if coefficient.ndim == 0:
-        return coefficient.to(x.dtype)
-    return coefficient.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
-
-
-def network_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
-    """Times [] or [B] as the network gets them for images `x` [B, ...]: [B], in their precision."""
-    time = process.network_time(t)
-    if time.ndim == 0:
-        return x.new_full((len(x),), float(time))
-    return time.to(x.device, x.dtype, non_blocking=True)
-
-
 def add_noise(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """x_t = alpha(t) x0 + sigma(t) eps."""
+    """Return x_t = alpha(t) x0 + sigma(t) eps (2006.11239, equation 4)."""
     at = process.coefficients(t)
     return like(at.alpha, x0) * x0 + like(at.sigma, x0) * eps
 
 
-class Prediction(NamedTuple):
-    """Of one denoising; all in the shape of x_t."""
+class Posterior(NamedTuple):
+    """The Gaussian q(x_s | x_t, x0), with the two variances between which a learned one lies."""
 
-    x0: Tensor
-    eps: Tensor
-    out: Tensor  # the network's own quantity: eps, x0 or v
-    var_fraction: Tensor | None  # 0 = smallest, 1 = largest posterior variance, on a log scale
-
-    def rows(self, part: slice) -> "Prediction":
-        """Of some images of the batch."""
-        variance = None if self.var_fraction is None else self.var_fraction[part]
-        return Prediction(self.x0[part], self.eps[part], self.out[part], variance)
+    mean: Tensor
+    var_min: Tensor  # "fixed small": that of the true posterior
+    var_max: Tensor  # "fixed large": that of the forward step from s to t
 
 
-class Denoise(Protocol):
-    """Anything that denoises: a `Denoiser`, or guidance around one."""
+def posterior(process: Process, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Posterior:
+    """Return q(x_s | x_t, x0) for any s < t (2006.11239, equations 6 and 7).
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        """Noisy latents [B, C, H, W], times [] or [B], class ids [B]."""
+    Images are [B, ...]; times [] or [B]. Respacing 1000 steps to 250 is a choice of times.
+    """
+    at_t, at_s = process.coefficients(t), process.coefficients(s)
+    alpha_ts = at_t.alpha / at_s.alpha  # sqrt(1 - beta) of the forward step s -> t
+    var_max = at_t.sigma**2 - alpha_ts**2 * at_s.sigma**2  # beta of that step
+    var_min = var_max * at_s.sigma**2 / at_t.sigma**2
+
+    from_x_t = alpha_ts * at_s.sigma**2 / at_t.sigma**2
+    from_x0 = at_s.alpha * var_max / at_t.sigma**2
+    mean = like(from_x_t, x_t) * x_t + like(from_x0, x_t) * x0
+    return Posterior(mean, like(var_min, x_t), like(var_max, x_t))
 
 
-@dataclass(frozen=True)
-class Denoiser:
-    """Reads a network's output as a prediction of `objective`: eps, x0 or v."""
-
-    network: Callable[[Tensor, Tensor, Tensor], Tensor]
-    process: Process
-    objective: str
-    learn_sigma: bool = False
-
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        out = self.network(x_t, network_times(self.process, t, x_t), y).to(x_t.dtype)
-        out, var = out.chunk(2, dim=1) if self.learn_sigma else (out, None)
-        x0, eps = to_x0_eps(self.process, self.objective, out, x_t, t)
-        return Prediction(x0, eps, out, None if var is None else (var + 1) / 2)
+def target(process: Process, objective: str, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Return the quantity that a network of this objective predicts: eps, x0 or v."""
+    if objective == "eps":
+        return eps
+    if objective == "x0":
+        return x0
+    at = process.coefficients(t)
+    return like(at.d_alpha, x0) * x0 + like(at.d_sigma, x0) * eps
 
 
 def to_x0_eps(
     process: Process, objective: str, out: Tensor, x_t: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Data and noise from a prediction of either, or of v (2202.00512, appendix D, for any process)."""
+    """Return data and noise from a prediction of eps, x0 or v (2202.00512, appendix D)."""
     alpha, sigma, d_alpha, d_sigma = (like(c, x_t) for c in process.coefficients(t))
     if objective == "eps":
         return (x_t - sigma * out) / alpha, out
@@ -244,9 +172,54 @@ def to_x0_eps(
     return d_sigma * x_t - sigma * out, -d_alpha * x_t + alpha * out
 
 
-def target(process: Process, objective: str, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """What the network should have said."""
-    at = process.coefficients(t)
-    return {"eps": eps, "x0": x0, "v": like(at.d_alpha, x0) * x0 + like(at.d_sigma, x0) * eps}[
-        objective
-    ]
+class Prediction(NamedTuple):
+    """What a denoiser predicts from x_t, all in the shape of x_t."""
+
+    x0: Tensor
+    eps: Tensor
+    out: Tensor  # the network's own quantity: eps, x0 or v
+    var_fraction: Tensor | None  # of the log variance: 0 = var_min, 1 = var_max of the posterior
+
+    def rows(self, part: slice) -> "Prediction":
+        """Return the prediction for some images of the batch."""
+        variance = None if self.var_fraction is None else self.var_fraction[part]
+        return Prediction(self.x0[part], self.eps[part], self.out[part], variance)
+
+
+# (x_t [B, C, H, W], t [] or [B], y [B]) -> prediction: a `Denoiser`, or guidance around one
+Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network whose output is a prediction of `objective`: eps, x0 or v."""
+
+    network: Callable[[Tensor, Tensor, Tensor], Tensor]
+    process: Process
+    objective: str
+    learn_sigma: bool = False
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
+        out = self.network(x_t, network_times(self.process, t, x_t), y).to(x_t.dtype)
+        fraction = None
+        if self.learn_sigma:
+            out, var = out.chunk(2, dim=1)
+            fraction = (var + 1) / 2  # from -1 … 1 (2102.09672, equation 15)
+        x0, eps = to_x0_eps(self.process, self.objective, out, x_t, t)
+        return Prediction(x0, eps, out, fraction)
+
+
+def network_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
+    """Return times [] or [B] as the network takes them: [B], in the precision of x [B, ...]."""
+    time = process.network_time(t)
+    if time.ndim == 0:
+        return x.new_full((len(x),), float(time))
+    return time.to(x.device, x.dtype, non_blocking=True)
+
+
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient [] or [B] to multiply x [B, ...], in the precision of x."""
+    # one for all images stays on the CPU: kernels take it as a number
+    if coefficient.ndim == 0:
+        return coefficient.to(x.dtype)
+    return coefficient.to(x.device, x.dtype, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,1 +1,1 @@
-"""Frozen networks around the DiT: autoencoders (pixels and latents) and text encoders."""
+"""Frozen networks around the DiT: autoencoders (pixels <-> latents) and text encoders."""

@@ -1,4 +1,4 @@
-"""Pixels <-> latents, by an autoencoder that is loaded and never trained."""
+"""Pixels <-> latents, by a frozen autoencoder."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,19 +18,20 @@ from dit.utils.image_size import Size, sides, size_flag
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBFOLDERS = ("vae", "vqvae")  # of pipelines
-DECODED = 16  # images at once
 KINDS = ("AutoencoderKL", "VQModel")  # of diffusers
+DECODE_BATCH = 16  # images: decoders take much memory
+DEFAULT_SCALING = 0.18215  # diffusers' default, that of Stable Diffusion
 
 
 class Codec(Protocol):
-    """What an autoencoder computes, before any normalisation."""
+    """The computation of an autoencoder, without normalisation of latents."""
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, C, h, w] of z for pixels [B, 3, H, W] in [-1, 1]."""
+        """Return mean and deviation [B, C, h, w] of z for pixels [B, 3, H, W] in [-1, 1]."""
         ...
 
     def pixels(self, z: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, 3, H, W], about in [-1, 1]."""
+        """Decode [B, C, h, w] to [B, 3, H, W], about in [-1, 1]."""
         ...
 
 
@@ -38,11 +39,9 @@ class IdentityCodec:
     """z is the pixels: for diffusion in pixel space."""
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The pixels themselves, with deviation 0."""
         return pixels, torch.zeros_like(pixels)
 
     def pixels(self, z: Tensor) -> Tensor:
-        """z unchanged."""
         return z
 
 
@@ -53,31 +52,28 @@ class KLCodec:
         self.network = network.eval().requires_grad_(False)
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder says of the pixels."""
         dist = self.network.encode(pixels).latent_dist
         return dist.mean, dist.std
 
     def pixels(self, z: Tensor) -> Tensor:
-        """The decoder's image of z."""
         return self.network.decode(z).sample
 
 
 class VQCodec:
-    """diffusers' VQModel: z is the encoder's vector, not yet rounded to the codebook; the decoder rounds.
+    """diffusers' VQModel: z is the encoder's vector before quantisation; the decoder quantises.
 
-    So diffusion may miss an entry by a little without any loss (2112.10752, section 3.1).
+    So a small error of diffusion is without effect (2112.10752, section 3.1).
     """
 
     def __init__(self, network: Any):
         self.network = network.eval().requires_grad_(False)
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder says of the pixels, with deviation 0."""
         z = self.network.encode(pixels).latents
         return z, torch.zeros_like(z)
 
     def pixels(self, z: Tensor) -> Tensor:
-        """The decoder's image of the entries of the codebook that are nearest to z."""
+        # diffusers' decode quantises first
         return self.network.decode(z).sample
 
     @property
@@ -87,13 +83,13 @@ class VQCodec:
 
 
 def codec_of(network: Any) -> KLCodec | VQCodec:
-    """What an AutoencoderKL or a VQModel computes; freezes it."""
-    return (VQCodec if type(network).__name__ == "VQModel" else KLCodec)(network)
+    """Wrap an AutoencoderKL or a VQModel, and freeze it."""
+    return VQCodec(network) if type(network).__name__ == "VQModel" else KLCodec(network)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Autoencoder:
-    """A frozen first stage in float32. Moments are what is stored; latents are what diffusion sees.
+    """A frozen first stage in float32. `dit encode` stores moments; diffusion works on latents.
 
     Attributes:
         factor: pixels per latent, along a side.
@@ -112,24 +108,29 @@ class Autoencoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the autoencoder lives; `encode`, `draw` and `decode` bring their arguments there."""
+        """The autoencoder's device, to which `encode`, `draw` and `decode` move their arguments."""
         return self.shift.device
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> moments float32 [B, 2C, h, w]: mean of z, then its deviation, unnormalised."""
+        """Encode uint8 [B, 3, H, W] to moments float32 [B, 2C, h, w]: mean, then deviation of z."""
         pixels = images.to(self.device).float() / 127.5 - 1
         return torch.cat(self.codec.posterior(pixels), dim=1)
 
     def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """Normalised latents [B, C, h, w] from moments [B, 2C, h, w] and standard normal noise [B, C, h, w]."""
+        """Sample normalised latents [B, C, h, w].
+
+        Args:
+            moments: [B, 2C, h, w].
+            noise: standard normal [B, C, h, w].
+        """
         mean, std = moments.to(self.device).float().chunk(2, dim=1)
         return (mean + std * noise.to(self.device) - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, C, h, w] -> uint8 [B, 3, H, W]; a few at once, for decoders take much memory."""
-        return torch.cat([self._decode(few) for few in latents.split(DECODED)])
+        """Decode normalised latents [B, C, h, w] to uint8 [B, 3, H, W], a few at a time."""
+        return torch.cat([self._decode(part) for part in latents.split(DECODE_BATCH)])
 
     def _decode(self, latents: Tensor) -> Tensor:
         pixels = self.codec.pixels(latents.to(self.device).float() / self.scale + self.shift)
@@ -138,26 +139,18 @@ class Autoencoder:
     def with_statistics(
         self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
     ) -> "Autoencoder":
-        """The same autoencoder, its latents normalised by these statistics of z, per channel [C].
-
-        Raises:
-            UserError: a channel that never varies, which no scale brings to unit deviation.
-        """
-        shift, deviation = _per_channel(mean, self.device), _per_channel(std, self.device)
+        """Return this autoencoder with latents normalised by statistics of z, per channel [C]."""
+        deviation = _per_channel(std, self.device)
         if not (deviation > 0).all():
             raise UserError(
                 f"deviations {deviation.flatten().tolist()} of the latents' channels",
                 "all above 0",
                 "check that the images are not all alike, or pass --latent-norm vae",
             )
-        return replace(self, shift=shift, scale=1 / deviation)
+        return replace(self, shift=_per_channel(mean, self.device), scale=1 / deviation)
 
     def latent_shape(self, image_size: Size) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of images of this size.
-
-        Raises:
-            UserError: the factor does not divide the image size.
-        """
+        """Return (C, h, w) of the latents of images of this size; refuse one that does not fit."""
         height, width = sides(image_size)
         if height % self.factor or width % self.factor:
             raise UserError(
@@ -172,15 +165,14 @@ def _per_channel(values: Sequence[float] | Tensor, device: torch.device) -> Tens
     return torch.as_tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
 
 
+# -- loading ---------------------------------------------------------------------------------------
+
+
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
-    """Load `digits` (bundled), `identity` (pixels), a local folder in diffusers' layout, or a hub name.
+    """Load `digits` (bundled), `identity` (pixels), a folder in diffusers' layout, or a hub name.
 
-    A folder may hold the autoencoder itself or, as pipelines do, a `vae/` or `vqvae/` subfolder. Only safetensors are
-    read.
-
-    Raises:
-        UserError: no such folder, files missing or damaged, neither an AutoencoderKL nor a VQModel, or the hub out of
-            reach.
+    A folder may hold the autoencoder itself or, as pipelines do, a `vae/` or `vqvae/` subfolder.
+    Only safetensors are read.
     """
     device = torch.device(device)
     if name == "identity":
@@ -189,36 +181,36 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
             name=name, codec=IdentityCodec(), factor=1, channels=3, shift=0 * one, scale=one
         )
     folder = _locate(name)
-    config, weights = _read_config(folder), folder / WEIGHTS
+    config = _read_config(folder)
     network = _read_network(folder, config["_class_name"])
+    network = network.to(device, memory_format=torch.channels_last)  # faster convolutions
+
+    # one value for all channels, or one for each
     mean, std = _statistics(config)
     channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
     return Autoencoder(
         name=name,
-        codec=codec_of(
-            network.to(device, memory_format=torch.channels_last)
-        ),  # as convolutions like it
+        codec=codec_of(network),
         factor=2 ** (len(network.config.block_out_channels) - 1),
         channels=channels,
         shift=_per_channel(mean, device).expand(channels, 1, 1),
         scale=1 / _per_channel(std, device).expand(channels, 1, 1),
-        checksum=sha256(weights),
+        checksum=sha256(folder / WEIGHTS),
     )
 
 
 def _statistics(config: dict[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of z by which the autoencoder's author normalises, per channel or one for all."""
+    """Return the mean and deviation of z in a config, per channel or one for all."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         return mean, std
     scaling = config.get("scaling_factor")
-    return [config.get("shift_factor") or 0.0], [
-        1 / (0.18215 if scaling is None else scaling)
-    ]  # diffusers' default
+    scaling = DEFAULT_SCALING if scaling is None else scaling
+    return [config.get("shift_factor") or 0.0], [1 / scaling]
 
 
 def _locate(name: str) -> Path:
-    """The folder that holds config.json, downloaded if need be."""
+    """Return the folder that holds config.json, downloaded if necessary."""
     if name == "digits":
         return BUNDLED
     files = (CONFIG, WEIGHTS)
@@ -240,16 +232,17 @@ def _locate(name: str) -> Path:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder / CONFIG} can not be read ({error})", "a JSON file", "copy it again"
+            f"{file} can not be read ({error})", "a JSON file", "copy it again"
         ) from error
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
     if kind not in KINDS or channels != 3:
         raise UserError(
-            f"{folder / CONFIG} describes {kind} with {channels} image channels",
+            f"{file} describes {kind} with {channels} image channels",
             f"an {' or a '.join(KINDS)} with 3 image channels",
             "choose another --vae",
         )
@@ -257,10 +250,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_network(folder: Path, kind: str) -> Any:
-    """The float32 network in `folder`; never a pickle, never a weight left at its random start."""
+    """Return the float32 network in `folder`; never unpickle, never keep a random weight."""
     import diffusers
 
-    if not (folder / WEIGHTS).is_file():
+    file = folder / WEIGHTS
+    if not file.is_file():
         raise UserError(
             f"no {WEIGHTS} in {folder}",
             "weights in safetensors format",
@@ -275,15 +269,16 @@ def _read_network(folder: Path, kind: str) -> Any:
                 torch_dtype=torch.float32,
                 output_loading_info=True,
             )
-    except Exception as error:  # safetensors', diffusers' and torch's kinds of damage
+    except Exception as error:  # of safetensors, diffusers and torch
         raise UserError(
-            f"{folder / WEIGHTS} can not be loaded ({' '.join(str(error).split())[:200]})",
+            f"{file} can not be loaded ({' '.join(str(error).split())[:200]})",
             "intact weights of the network in its config.json",
             "copy them again",
         ) from error
-    if info["missing_keys"]:
+    missing = info["missing_keys"]
+    if missing:
         raise UserError(
-            f"{folder / WEIGHTS} lacks {len(info['missing_keys'])} weights, as {info['missing_keys'][0]}",
+            f"{file} lacks {len(missing)} weights, as {missing[0]}",
             "all weights of the network in its config.json",
             "copy it again",
         )
@@ -292,7 +287,7 @@ def _read_network(folder: Path, kind: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' warning that a VQModel has no use for the statistics beside its settings: we do."""
+    # diffusers warns that a VQModel ignores the latent statistics in its config; we use them
     from diffusers.utils import logging
 
     before = logging.get_verbosity()

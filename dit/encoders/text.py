@@ -1,12 +1,9 @@
-"""Captions as a condition: a frozen Hugging Face text encoder, and the network that hears of captions by their ids.
+"""Captions as a condition: a frozen Hugging Face text encoder, and a network of caption ids.
 
-Everything between data and network, from batches to guidance and samplers, knows of class ids only; what an id says is
-looked up around the network (`Captioned`), at the last moment.
-
-The bundled encoder of digits' captions is made by `python -m dit.encoders.text --out dit/assets/digits-text`.
+Batches, guidance and samplers pass class ids only. `Captioned` wraps the network and replaces ids
+by embeddings.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,22 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit.data.captions import DIGIT_CAPTIONS
 from dit.errors import UserError
 from dit.utils.files import sha256
 from dit.utils.hub import find_folder
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "digits-text"
-PATTERNS = (
-    "*.json",
-    "model*.safetensors",
-    "*.txt",
-    "*.model",
-)  # a tokenizer may be any of the last two
-MOST_TOKENS = 77  # CLIP's length, and long enough for a caption
+PATTERNS = ("*.json", "model*.safetensors", "*.txt", "*.model")  # the last two: tokenizers
+MAX_TOKENS = 77  # CLIP's length, and long enough for a caption
 CLIP = ("clip", "clip_text_model")
 BATCH = 256  # captions that are encoded at once
-MOST_KEPT = 2**26  # numbers that `Captions` keeps: 256 MB
+MAX_CACHED = 2**26  # numbers that `Captions` keeps in memory: 256 MB
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -44,9 +35,9 @@ class TextEncoder:
 
     Attributes:
         length: L, tokens of every caption: longer ones are cut off, shorter ones padded.
-        sees_padding: whether padded places keep the encoder's states, as in Stable Diffusion, whose CLIP carries the
-            whole caption on into them; else they are zero, and the encoder does not attend to them.
-        checksum: SHA-256 of weights, and of vocabulary and rules of the tokenizer.
+        sees_padding: whether padding keeps the encoder's states, as in Stable Diffusion, whose CLIP
+            also encodes the caption in them; else it is masked, and its embeddings are zero.
+        checksum: SHA-256 of the weights, and of the tokenizer's vocabulary and rules.
     """
 
     name: str
@@ -58,7 +49,7 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder lives, and its embeddings."""
+        """The device of the encoder and its embeddings."""
         return self.network.device
 
     @cached_property
@@ -67,7 +58,8 @@ class TextEncoder:
         return self.encode([""]).shape[-1]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """float32 [n, L, E]; never an inference tensor, so that what is kept of it serves training too."""
+        """Embed texts: float32 [n, L, E]."""
+        # never an inference tensor: cached embeddings are used in training too
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -88,19 +80,17 @@ class TextEncoder:
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         if self.sees_padding:
             return self.network(input_ids=ids).last_hidden_state.float()
-        return (
-            self.network(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-            * mask[..., None]
-        )
+        states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states.float() * mask[..., None]
 
 
 class Captions:
-    """Caption ids to embeddings.
+    """Embeddings of caption ids: a small set is encoded once, a large one on access.
 
     Args:
         texts: the caption of each id.
-        null: the caption of all other ids: empty, or what guidance is to lead away from.
-        encoder: of the captions; a small set of them is encoded once, a large one as it is asked for.
+        null: the caption of all other ids: empty, or a negative prompt.
+        encoder: of the captions.
     """
 
     def __init__(self, texts: Sequence[str], null: str, encoder: TextEncoder):
@@ -108,19 +98,20 @@ class Captions:
         self._last: tuple[list[int], Tensor] | None = None
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """int64 [B] -> float32 [B, L, E], on the encoder's device."""
+        """Look up int64 [B] -> float32 [B, L, E], on the encoder's device."""
+        # ids beyond the captions are the null class
         rows = ids.to(self.encoder.device).clamp(max=len(self.texts) - 1)
-        if len(self.texts) * self.encoder.length * self.encoder.width <= MOST_KEPT:
+        if len(self.texts) * self.encoder.length * self.encoder.width <= MAX_CACHED:
             return self._table[rows]
-        wanted, places = rows.unique(return_inverse=True)
-        return self._encoded(wanted.tolist())[places]
+        distinct, inverse = rows.unique(return_inverse=True)
+        return self._encoded(distinct.tolist())[inverse]
 
     @cached_property
     def _table(self) -> Tensor:  # [n + 1, L, E]
         return self.encoder.encode(self.texts)
 
     def _encoded(self, ids: list[int]) -> Tensor:
-        """Those of the last call are kept: the steps of a sampler ask for the same ones again and again."""
+        # keep the last ones: all steps of a sampler need the same captions
         if self._last is None or self._last[0] != ids:
             self._last = ids, self.encoder.encode([self.texts[i] for i in ids])
         return self._last[1]
@@ -128,26 +119,23 @@ class Captions:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A network of text as one of class ids."""
+    """A text-conditioned network as one of caption ids."""
 
     network: Network
     captions: Captions
 
     def __call__(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Noisy latents [B, C, H, W], times [B], caption ids [B] -> [B, C or 2C, H, W]."""
+        """Run the network: latents [B, C, H, W], times [B], ids [B] -> [B, C or 2C, H, W]."""
         return self.network(x, t, self.captions(ids))
 
 
-# -- loading -----------------------------------------------------------------------------------------------------
+# -- loading ---------------------------------------------------------------------------------------
 
 
 def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEncoder:
-    """Load `digits` (bundled), a local folder in the hub's layout, or a hub name; of CLIP its text half.
+    """Load `digits` (bundled), a folder in the hub's layout, or a hub name; of CLIP the text half.
 
-    Only safetensors are read, and no code that lies beside them is run.
-
-    Raises:
-        UserError: no such folder, files missing or damaged, no text encoder, or the hub out of reach.
+    Only safetensors are read, and no code beside them is run.
     """
     folder = _locate(name)
     weights = sorted(folder.glob("model*.safetensors"))
@@ -162,15 +150,16 @@ def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
             network, tokenizer, kind = _read(folder)
     except UserError:
         raise
-    except Exception as error:  # transformers', tokenizers' and safetensors' kinds of damage
+    except Exception as error:  # of transformers, tokenizers and safetensors
         raise _unusable(name, error) from error
-    positions = getattr(network.config, "max_position_embeddings", None) or MOST_TOKENS
+
+    positions = getattr(network.config, "max_position_embeddings", None) or MAX_TOKENS
     digests = "\n".join([*map(sha256, weights), _rules(tokenizer)])
     encoder = TextEncoder(
         name=name,
         network=network.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,
-        length=min(tokenizer.model_max_length, positions, MOST_TOKENS),
+        length=min(tokenizer.model_max_length, positions, MAX_TOKENS),
         sees_padding=kind in CLIP,
         checksum=hashlib.sha256(digests.encode()).hexdigest(),
     )
@@ -182,26 +171,25 @@ def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
 
 
 def _rules(tokenizer: Any) -> str:
-    """All that makes tokens of a text, but for padding and truncation, which each call sets anew."""
+    """Return the tokenizer's vocabulary and rules, without what each call sets."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return json.dumps(sorted(tokenizer.get_vocab().items()))
-    return json.dumps(
-        {**json.loads(backend.to_str()), "padding": None, "truncation": None}, sort_keys=True
-    )
+    rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    return json.dumps(rules, sort_keys=True)
 
 
 def _unusable(name: str, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return UserError(
-        f"--text-encoder {name} can not be used ({type(error).__name__}: "
-        f"{' '.join(str(error).split())[:200]})",
+        f"--text-encoder {name} can not be used ({reason})",
         "intact files of a text encoder and of its tokenizer",
         "copy them again, or choose another --text-encoder",
     )
 
 
 def _locate(name: str) -> Path:
-    """The folder that holds config.json, downloaded if need be."""
+    """Return the folder that holds config.json, downloaded if necessary."""
     if name == "digits":
         return BUNDLED
     path = find_folder(
@@ -223,10 +211,11 @@ def _locate(name: str) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports on the parts of a checkpoint that are not loaded."""
+    # transformers reports parts of a checkpoint that are not loaded, such as CLIP's image half
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -238,7 +227,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(folder: Path) -> tuple[Any, Any, str]:
-    """Encoder, tokenizer and kind of model; never a pickle, never a weight left at its random start."""
+    """Return encoder, tokenizer and kind; never unpickle, never keep a random weight."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModel, T5EncoderModel
 
     kind: str = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
@@ -250,9 +239,8 @@ def _read(folder: Path) -> tuple[Any, Any, str]:
         trust_remote_code=False,
         output_loading_info=True,
     )
-    missing = sorted(
-        key for key in info["missing_keys"] if "pooler" not in key
-    )  # that one is of no use here
+    # the pooler, which many checkpoints lack, is not used
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise UserError(
             f"the weights in {folder} lack {len(missing)} tensors, as {missing[0]}",
@@ -260,73 +248,11 @@ def _read(folder: Path) -> tuple[Any, Any, str]:
             "copy them again",
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # tokenizers of language models often have no padding of their own
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if kind not in CLIP and model.config.is_encoder_decoder:
+    if kind in CLIP:
+        return model, tokenizer, kind
+    if model.config.is_encoder_decoder:
         return model.get_encoder(), tokenizer, kind
-    return model if kind in CLIP else getattr(model, "text_model", model), tokenizer, kind
-
-
-# -- the bundled encoder -----------------------------------------------------------------------------------------
-
-
-def write_digits_encoder(out: Path) -> None:
-    """A CLIP text encoder with random weights, 2 layers of width 64, that knows the words of digits' captions.
-
-    Random features tell captions apart, which is all that a network needs that learns what they mean. Words that are
-    not in any caption all are the token <unk>.
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
-
-    special = ["<pad>", "<unk>", "<start>", "<end>"]
-    words = special + list(
-        dict.fromkeys(word for caption in DIGIT_CAPTIONS for word in caption.split())
-    )
-    tokens = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokens.normalizer, tokens.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokens.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
-    )
-    length = 8
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokens,
-        model_max_length=length,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<start>",
-        eos_token="<end>",
-    )
-    torch.manual_seed(0)
-    network = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=length,
-            pad_token_id=0,
-            bos_token_id=2,
-            eos_token_id=3,
-        )
-    )
-    network.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    for file in out.iterdir():
-        file.chmod(0o644)  # safetensors keeps its files private
-
-
-def main() -> None:
-    """Write the bundled encoder."""
-    parser = argparse.ArgumentParser(description="Make the text encoder of digits' captions.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    out = parser.parse_args().out
-    write_digits_encoder(out)
-    print(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e3:.0f} kB")
-
-
-if __name__ == "__main__":
-    main()
+    return getattr(model, "text_model", model), tokenizer, kind

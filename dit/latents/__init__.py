@@ -1,1 +1,1 @@
-"""Pixels to latents and back, and latents at rest."""
+"""Latents of images: computed when needed, or stored by `dit encode`."""

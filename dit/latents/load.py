@@ -1,4 +1,4 @@
-"""What to train on: stored latents, digits in memory, or images encoded as they come."""
+"""The latents to train on: stored, digits in memory, or images encoded on access."""
 
 import sys
 from functools import partial
@@ -20,10 +20,8 @@ from dit.utils.image_size import sides, size_flag
 def build_source(
     config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks | None = None
 ) -> Latents:
-    """The latents to train on: stored ones, digits encoded now, or other images encoded as they come."""
-    autoencoder.latent_shape(
-        config.image_size
-    )  # tells of a size that does not fit before anything is encoded
+    """Open stored latents, encode digits, or wrap other images to be encoded on access."""
+    autoencoder.latent_shape(config.image_size)  # refuses a size before anything is encoded
     if holds_latents(Path(config.data)):
         return open_store(config, autoencoder, ranks or Ranks())
     if config.skip_damaged:
@@ -32,9 +30,8 @@ def build_source(
             "a folder of latents with it",
             "drop --skip-damaged",
         )
-    images = load_images(
-        config.data, config.image_size, Columns(captions=config.conditioning == "text")
-    )
+    columns = Columns(captions=config.conditioning == "text")
+    images = load_images(config.data, config.image_size, columns)
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)
@@ -42,71 +39,67 @@ def build_source(
 
 
 def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> LatentStore:
-    """Stored latents, if they are what this configuration would encode; without damaged shards, if it says so.
+    """Open stored latents; refuse them if this configuration would encode others."""
+    skipped: list[str] = []
+    if config.skip_damaged:
+        skipped = ranks.on_main(partial(list_damaged, config.data))
+    store = LatentStore(config.data, skipped)
 
-    Raises:
-        UserError: encoded by another autoencoder, at another size, or without the flips asked for.
-    """
-    store = LatentStore(
-        config.data,
-        ranks.on_main(partial(find_damaged, config.data)) if config.skip_damaged else (),
-    )
-    again = (
-        "encode again: dit encode --data IMAGES --out OTHER "
-        f"--vae {shell_quote(config.vae)} {size_flag(config.image_size)}"
-    )
+    data = f"--data {config.data}"
+    vae, size = f"--vae {shell_quote(config.vae)}", size_flag(config.image_size)
+    again = f"encode again: dit encode --data IMAGES --out OTHER {vae} {size}"
+    # checksums, not names: the same autoencoder may be in another folder
     if store.checksum != autoencoder.checksum:
-        theirs, ours = (
-            f"(SHA-256 {str(checksum)[:8]})" for checksum in (store.checksum, autoencoder.checksum)
-        )
+        theirs = f"(SHA-256 {str(store.checksum)[:8]})"
+        ours = f"(SHA-256 {str(autoencoder.checksum)[:8]})"
         raise UserError(
-            f"--data {config.data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
+            f"{data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
             "the autoencoder of the latents",
             f"pass --vae {shell_quote(store.vae)}, or {again}",
         )
     if sides(store.image_size) != sides(config.image_size):
+        stored = size_flag(store.image_size)
         raise UserError(
-            f"--data {config.data} was encoded with {size_flag(store.image_size)}, not "
-            f"{size_flag(config.image_size)}",
+            f"{data} was encoded with {stored}, not {size}",
             "the size of the latents",
-            f"pass {size_flag(store.image_size)}",
+            f"pass {stored}",
         )
-    text = config.conditioning == "text"
-    if store.captions != text and (text or config.num_classes != 0):
-        kind, flag = ("captions", "--captions") if text else ("classes", "no --captions")
-        raise UserError(
-            f"--conditioning {config.conditioning} with --data {config.data}, encoded with"
-            f"{'' if store.captions else 'out'} --captions",
-            f"latents with {kind}",
-            f"encode again with {flag}, or pass --conditioning {'adaln-zero' if text else 'text'}",
-        )
+    _check_labels(config, store)
     if config.flip and not store.flips:
         raise UserError(
-            f"--flip with --data {config.data}, which holds no mirrored images",
+            f"--flip with {data}, which holds no mirrored images",
             "latents with flips",
             f"drop --flip, or {again} --flip",
         )
     return store
 
 
-def find_damaged(root: str) -> list[str]:
-    """Names of the damaged shards of stored latents; tells of each.
+def _check_labels(config: TrainConfig, store: LatentStore) -> None:
+    """Refuse classes for a network of text, and captions for one of classes."""
+    text = config.conditioning == "text"
+    unconditional = not text and config.num_classes == 0
+    if store.captions == text or unconditional:
+        return
+    kind, flag = ("captions", "--captions") if text else ("classes", "no --captions")
+    encoded = "with" if store.captions else "without"
+    raise UserError(
+        f"--conditioning {config.conditioning} with --data {config.data}, "
+        f"encoded {encoded} --captions",
+        f"latents with {kind}",
+        f"encode again with {flag}, or pass --conditioning {'adaln-zero' if text else 'text'}",
+    )
 
-    Raises:
-        UserError: the labels are damaged, without which no shard is of use.
-    """
+
+def list_damaged(root: str) -> list[str]:
+    """Return the names of the damaged shards of stored latents, and print them."""
     damaged = damaged_shards(root)
     for damage in damaged:
-        if damage.file == LABELS:
-            raise UserError(
-                f"{Path(root) / LABELS} is damaged ({damage.reason})", "intact labels", AGAIN
-            )
-        print(
-            f"left out: {damage.file}, {damage.images:,} images ({damage.reason})", file=sys.stderr
-        )
+        if damage.file == LABELS:  # without labels no shard is of use
+            labels = f"{Path(root) / LABELS} is damaged ({damage.reason})"
+            raise UserError(labels, "intact labels", AGAIN)
+        images = f"{damage.images:,} images ({damage.reason})"
+        print(f"skipped: {damage.file}, {images}", file=sys.stderr)
     if damaged:
-        print(
-            f"left out in all: {len(damaged)} damaged shards with {sum(d.images for d in damaged):,} images",
-            file=sys.stderr,
-        )
+        images = f"{sum(damage.images for damage in damaged):,} images"
+        print(f"skipped in all: {len(damaged)} damaged shards with {images}", file=sys.stderr)
     return [damage.file for damage in damaged]

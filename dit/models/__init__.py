@@ -1,1 +1,1 @@
-"""Networks: `forward(x_t, t, y) -> output`; they know nothing of diffusion, files or ranks."""
+"""Networks: forward(x_t, t, y) -> output. They import nothing of diffusion, files or ranks."""

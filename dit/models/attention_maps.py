@@ -1,53 +1,48 @@
-"""What the tokens of a DiT look at."""
+"""Record the attention weights of a DiT while it runs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from dit.models.dit import DiT
 
+Maps = dict[int, Tensor]
+
 
 @contextmanager
-def attention_maps(network: DiT, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Watch some blocks while the network runs: softmax(q k^T / sqrt(d)), mean over the heads, [B, T, T] of each layer.
+def attention_maps(network: DiT, layers: Sequence[int]) -> Iterator[Maps]:
+    """Record softmax(q k^T / sqrt(d)), mean over heads: [B, T, T] of each layer, at each call."""
 
-    Fused attention never has these weights in memory, so the blocks that are watched compute them the long way.
-    """
-    maps: dict[int, Tensor] = {}
-    with ExitStack() as after:
+    def keep(layer: int, module: object, inputs: object, weights: Tensor) -> None:
+        maps[layer] = weights.float().mean(dim=1)  # [B, heads, T, T] -> [B, T, T]
+
+    maps: Maps = {}
+    with ExitStack() as restore:
         for layer in layers:
             attention: Any = network.blocks[layer].attn
-
-            def keep(
-                module: object, inputs: object, weights: Tensor, layer: int = layer
-            ) -> None:  # [B, heads, T, T]
-                maps[layer] = weights.float().mean(dim=1)
-
-            after.callback(setattr, attention, "fused_attn", attention.fused_attn)
+            # fused attention never has these weights in memory
+            restore.callback(setattr, attention, "fused_attn", attention.fused_attn)
             attention.fused_attn = False
-            after.callback(attention.attn_drop.register_forward_hook(keep).remove)
+            hook = attention.attn_drop.register_forward_hook(partial(keep, layer))
+            restore.callback(hook.remove)
         yield maps
 
 
 @contextmanager
-def text_maps(network: DiT, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """The same of the cross-attention to text, with S tokens: [B, T, S] of each layer."""
-    maps: dict[int, Tensor] = {}
-    with ExitStack() as after:
+def text_maps(network: DiT, layers: Sequence[int]) -> Iterator[Maps]:
+    """Record the same of the cross-attention to S text tokens: [B, T, S] of each layer."""
+
+    def keep(layer: int, module: Any, inputs: tuple[Tensor, ...], output: object) -> None:
+        x, tokens, mask = inputs
+        q, k, _ = module.heads(x, tokens)
+        maps[layer] = module.weights(q.float(), k.float(), mask).mean(dim=1)
+
+    maps: Maps = {}
+    with ExitStack() as restore:
         for layer in layers:
             attention: Any = network.blocks[layer].text_attn
-
-            def keep(
-                module: Any,
-                inputs: tuple[Tensor, Tensor, Tensor],
-                output: object,
-                layer: int = layer,
-            ) -> None:
-                x, tokens, mask = inputs
-                q, k, _ = module.heads(x, tokens)
-                maps[layer] = module.weights(q.float(), k.float(), mask).mean(dim=1)
-
-            after.callback(attention.register_forward_hook(keep).remove)
+            restore.callback(attention.register_forward_hook(partial(keep, layer)).remove)
         yield maps

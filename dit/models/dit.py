@@ -1,4 +1,11 @@
-"""The Diffusion Transformer (arXiv 2212.09748) with the state-dict names and shapes of its original release."""
+"""The Diffusion Transformer, DiT (2212.09748), with the state-dict names and shapes of its release.
+
+    noisy latents x [B, C, H, W] -> patches -> tokens [B, T, D] -> blocks -> final layer
+    times t [B], class ids y [B] -> embeddings -> condition ---------^------------^
+    final layer -> patches -> prediction [B, C or 2C, H, W]
+
+B images; T tokens, one a patch; D features of a token; p the side of a patch: T = H/p * W/p.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,89 +17,74 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.embeddings import LabelEmbedder, TimestepEmbedder, position_embedding
+from dit.models.embeddings import LabelEmbedder, TimestepEmbedder, position_embedding, text_mask
+
+PATCHES = (1, 2, 4, 8)
+SIZES: dict[str, dict[str, Any]] = {
+    "Ti": dict(depth=6, hidden_size=256, num_heads=4),
+    "S": dict(depth=12, hidden_size=384, num_heads=6),
+    "B": dict(depth=12, hidden_size=768, num_heads=12),
+    "L": dict(depth=24, hidden_size=1024, num_heads=16),
+    "XL": dict(depth=28, hidden_size=1152, num_heads=16),
+    # the paper's table 1 has S to XL
+    "1B": dict(depth=24, hidden_size=1536, num_heads=12),
+    "3B": dict(depth=32, hidden_size=2304, num_heads=18),
+    "7B": dict(depth=40, hidden_size=3072, num_heads=24),
+}
 
 
 class Condition(NamedTuple):
-    """Time and class, or time and text; a block takes the part that it is made for."""
+    """Embedded time and class, or time and text; each kind of block reads the part it needs."""
 
-    vector: Tensor  # [B, D]
-    tokens: Tensor  # [B, S, D]
-    mask: Tensor | None = None  # bool [B, S], tokens that count; unless given, all
+    vector: Tensor  # [B, D]: time + class, or time alone
+    tokens: Tensor  # [B, S, D]: time and class, or text
+    mask: Tensor | None = None  # bool [B, S]: false at padding
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
 
 
 class Block(nn.Module):
-    """A plain ViT block: of a condition it hears what stands among its tokens (in-context)."""
+    """The layers that all kinds of block share; `forward` maps tokens [B, T, D] to [B, T, D]."""
 
-    affine = True  # norms have a scale and shift of their own
+    affine = True  # whether the norms learn a scale and a shift
+    in_context = False  # whether the condition's tokens are appended to those of the image
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
+        gelu: Any = partial(nn.GELU, approximate="tanh")
         self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
         self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
-        gelu: Any = partial(nn.GELU, approximate="tanh")
         self.mlp = Mlp(hidden_size, 4 * hidden_size, act_layer=gelu)
 
-    def forward(
-        self, x: Tensor, c: Condition
-    ) -> Tensor:  # [B, T, D] -> [B, T, D], as in all blocks
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
-
-class AdaLNBlock(Block):
-    """Shift and scale of both norms are regressed from the condition's vector (adaLN)."""
+class DiTBlock(Block):
+    """A block with adaLN-Zero: the condition gives shift, scale and gate (section 3.2)."""
 
     affine = False
-    regressed = 4
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__(hidden_size, num_heads)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), nn.Linear(hidden_size, self.regressed * hidden_size)
-        )
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
-        shift1, scale1, shift2, scale2 = self.adaLN_modulation(c.vector)[:, None].chunk(4, dim=-1)
-        x = x + self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + self.mlp(modulate(self.norm2(x), shift2, scale2))
+        modulation = self.adaLN_modulation(c.vector)[:, None]  # [B, 1, 6D]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
 
-
-class DiTBlock(AdaLNBlock):
-    """So is a gate on attention and MLP, which starts at zero (adaLN-Zero): a fresh block is the identity."""
-
-    regressed = 6
-
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c.vector)[
-            :, None
-        ].chunk(6, dim=-1)
+        # gates start at zero, so that a fresh block is the identity
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches, after one more normalisation."""
-
-    affine = True
+    """Tokens [B, T, D] to patches [B, T, p * p * C], after a last adaptive norm."""
 
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
         super().__init__()
-        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
+        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
-
-    def forward(self, x: Tensor, c: Condition) -> Tensor:  # [B, T, D] -> [B, T, p * p * C]
-        return self.linear(self.norm_final(x))
-
-
-class AdaLNFinalLayer(FinalLayer):
-    """That normalisation is adaptive too."""
-
-    affine = False
-
-    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
-        super().__init__(hidden_size, patch_size, out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
@@ -100,22 +92,21 @@ class AdaLNFinalLayer(FinalLayer):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The adaptive part of adaptive layer norm."""
-    return x * (1 + scale) + shift
+# Ends of the names of parameters that start at zero. With adaLN-Zero a fresh block is thereby the
+# identity; with any conditioning the output of a fresh network is zero.
+ZERO = (
+    ".bias",
+    ".adaLN_modulation.1.weight",
+    ".text_attn.proj.weight",
+    "final_layer.linear.weight",
+    "head.weight",
+)
 
 
 class PatchTransformer(nn.Module):
-    """The entrance of a transformer on latents; blocks and exit are its heirs', who call `init_weights` at the end.
+    """What DiT and the noisy classifier share: embeddings of patches, positions and times.
 
-    Args:
-        input_size: of the latent: height and width, or one number for both.
-        patch_size: height and width of a patch.
-        in_channels: channels of the latent.
-        hidden_size: features of a token.
-
-    Raises:
-        UserError: a patch that does not divide the latent.
+    A subclass adds blocks and last layer, and calls `init_weights` at the end.
     """
 
     def __init__(
@@ -131,32 +122,35 @@ class PatchTransformer(nn.Module):
         self.grid = self._grid(input_size)
         self.x_embedder = PatchEmbed(None, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
-        self.pos_embed = nn.Parameter(
-            position_embedding(hidden_size, self.grid)[None], requires_grad=False
-        )
+        positions = position_embedding(hidden_size, self.grid)
+        self.pos_embed = nn.Parameter(positions[None], requires_grad=False)
+
+    def embed_patches(self, x: Tensor) -> Tensor:
+        """Map noisy latents [B, C, H, W] to tokens [B, T, D]."""
+        return self.x_embedder(x) + self.pos_embed
 
     def init_weights(self) -> None:
-        """All initial weights (2212.09748, section 3.2 and the release); each parameter falls under one rule."""
+        """Set all initial weights, each by one rule (section 3.2 and the release)."""
         for name, parameter in self.named_parameters():
-            if name.endswith(
-                ZERO
-            ):  # adaLN-Zero: a fresh block is the identity, a fresh network says zero
+            if name.endswith(ZERO):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 1:
-                nn.init.ones_(parameter)  # scale of a norm that is not adaptive
+                # the scale of an affine norm
+                nn.init.ones_(parameter)
             elif name.startswith(("t_embedder.", "y_embedder.")):
                 nn.init.normal_(parameter, std=0.02)
             elif name != "pos_embed":
-                nn.init.xavier_uniform_(
-                    parameter.flatten(1)
-                )  # flat, so that the patch convolution counts as linear
+                # flattened, the patch convolution counts as a linear layer
+                nn.init.xavier_uniform_(parameter.flatten(1))
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """Noisy latents [B, C, H, W] -> patches in their positions [B, T, D]."""
-        return self.x_embedder(x) + self.pos_embed
+    def resize(self, input_size: int | tuple[int, int]) -> None:
+        """Accept latents of another size, over which the grid of training is stretched."""
+        features = self.pos_embed.shape[-1]
+        positions = position_embedding(features, self._grid(input_size), self.grid)
+        self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed), requires_grad=False)
 
     def _grid(self, input_size: int | tuple[int, int]) -> tuple[int, int]:
-        """Tokens along each axis."""
+        """Return the number of tokens along height and width."""
         height, width = to_2tuple(input_size)
         if height % self.patch_size or width % self.patch_size:
             raise UserError(
@@ -166,47 +160,21 @@ class PatchTransformer(nn.Module):
             )
         return height // self.patch_size, width // self.patch_size
 
-    def resize(self, input_size: int | tuple[int, int]) -> None:
-        """Take latents of another size: the positions of training are stretched over them."""
-        positions = position_embedding(self.pos_embed.shape[-1], self._grid(input_size), self.grid)
-        self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed), requires_grad=False)
-
-
-ZERO = (
-    ".bias",
-    ".adaLN_modulation.1.weight",
-    ".text_attn.proj.weight",
-    "final_layer.linear.weight",
-    "head.weight",
-)
-
-SIZES: dict[str, dict[str, Any]] = {
-    "Ti": dict(depth=6, hidden_size=256, num_heads=4),
-    "S": dict(depth=12, hidden_size=384, num_heads=6),
-    "B": dict(depth=12, hidden_size=768, num_heads=12),
-    "L": dict(depth=24, hidden_size=1024, num_heads=16),
-    "XL": dict(depth=28, hidden_size=1152, num_heads=16),
-    "1B": dict(depth=24, hidden_size=1536, num_heads=12),  # from here on not the paper's
-    "3B": dict(depth=32, hidden_size=2304, num_heads=18),
-    "7B": dict(depth=40, hidden_size=3072, num_heads=24),
-}
-PATCHES = (1, 2, 4, 8)
-
 
 class DiT(PatchTransformer):
-    """Patches of a noisy latent, through blocks that hear of time and class, to a prediction of the latent's shape.
+    """The network: noisy latents, times and conditions to a prediction in the latents' shape.
 
     Args:
-        input_size: of the latent: height and width, or one number for both.
+        input_size: of the latents: height and width, or one number for both.
         patch_size: height and width of a patch.
-        in_channels: channels of the latent.
+        in_channels: channels of the latents.
         hidden_size: features of a token.
         depth: number of blocks.
-        num_heads: attention heads.
+        num_heads: attention heads of a block.
         num_classes: classes; one more embedding is the null class, id `num_classes`.
         learn_sigma: twice the output channels, the second half for the variance.
-        conditioning: how blocks hear of time and class, or of time and text (`blocks.CONDITIONINGS`).
-        text_width: features of a token of text, with `conditioning="text"`.
+        block, final_layer: how the network is conditioned; adaLN-Zero unless given.
+        text_width: features of a text token, for a network of text instead of classes.
     """
 
     def __init__(
@@ -220,7 +188,8 @@ class DiT(PatchTransformer):
         num_heads: int,
         num_classes: int,
         learn_sigma: bool = False,
-        conditioning: str = "adaln-zero",
+        block: type[Block] = DiTBlock,
+        final_layer: type[nn.Module] = FinalLayer,
         text_width: int | None = None,
     ):
         super().__init__(
@@ -229,51 +198,46 @@ class DiT(PatchTransformer):
             in_channels=in_channels,
             hidden_size=hidden_size,
         )
-        assert (conditioning == "text") == (text_width is not None)
-        from dit.models.conditioning import CONDITIONINGS
+        self.text_width = text_width
+        self.in_context = block.in_context
+        out_channels = 2 * in_channels if learn_sigma else in_channels
 
-        block, final_layer = CONDITIONINGS[conditioning]
-        self.conditioning = conditioning
-        self.y_embedder = (
-            nn.Linear(text_width, hidden_size)
-            if text_width
-            else LabelEmbedder(num_classes, hidden_size)
-        )
+        if text_width:
+            self.y_embedder: nn.Module = nn.Linear(text_width, hidden_size)
+        else:
+            self.y_embedder = LabelEmbedder(num_classes, hidden_size)
         self.blocks = nn.ModuleList(block(hidden_size, num_heads) for _ in range(depth))
-        self.final_layer = final_layer(
-            hidden_size, patch_size, in_channels * (2 if learn_sigma else 1)
-        )
+        self.final_layer = final_layer(hidden_size, patch_size, out_channels)
         self.init_weights()
 
-    def condition(self, t: Tensor, y: Tensor) -> Condition:
-        """Times and class ids, or times and text, as vectors and as sequences of tokens."""
-        time, told = self.t_embedder(t), self.y_embedder(y)
-        if self.conditioning == "text":
-            return Condition(time, told, words(y))
-        return Condition(time + told, torch.stack([time, told], dim=1))
-
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Noisy latents [B, C, H, W], times [B], class ids [B] or text [B, L, text_width] -> [B, C or 2C, H, W]."""
-        tokens, c = self.enter(x, t, y)
+        """Predict [B, C or 2C, H, W] from latents, times [B] and class ids [B] or text."""
+        tokens, c = self.embed(x, t, y)
         for block in self.blocks:
             tokens = block(tokens, c)
-        return self.leave(tokens, c, x)
+        return self.unpatchify(tokens, c, x)
 
-    def enter(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Condition]:
-        """What the blocks get: patches of x [B, T, D], in-context with the condition's tokens; and the condition."""
-        tokens, c = self.tokens(x), self.condition(t, y)
-        if self.conditioning == "in-context":
-            tokens = torch.cat([tokens, c.tokens], dim=1)  # [B, T + 2, D]
+    def embed(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Condition]:
+        """Return what the blocks read: tokens [B, T, D] and the condition."""
+        tokens = self.embed_patches(x)
+        c = self.condition(t, y)
+        if self.in_context:
+            # [B, T + 2, D]: `unpatchify` drops the two again
+            tokens = torch.cat([tokens, c.tokens], dim=1)
         return tokens, c
 
-    def leave(self, tokens: Tensor, c: Condition, x: Tensor) -> Tensor:
-        """What the last block gives, as the prediction for x: [B, C or 2C, H, W]."""
+    def condition(self, t: Tensor, y: Tensor) -> Condition:
+        """Embed times [B] and class ids [B], or times and text [B, S, text_width]."""
+        time = self.t_embedder(t)
+        label = self.y_embedder(y)
+        if self.text_width:
+            return Condition(time, label, text_mask(y))
+        # adaLN reads the sum, in-context and cross-attention read the two
+        return Condition(time + label, torch.stack([time, label], dim=1))
+
+    def unpatchify(self, tokens: Tensor, c: Condition, x: Tensor) -> Tensor:
+        """Map the last block's tokens to patches, and these to latents of the size of x."""
         p = self.patch_size
         h, w = x.shape[-2] // p, x.shape[-1] // p
         patches = self.final_layer(tokens[:, : h * w], c)  # [B, T, p * p * C]
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
-
-
-def words(text: Tensor) -> Tensor:
-    """Tokens of text [B, L, E] that count, bool [B, L]: all but those of zeros, which are padding, and the first."""
-    return text.any(dim=-1) | (torch.arange(text.shape[1], device=text.device) == 0)

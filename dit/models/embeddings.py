@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class TimestepEmbedder(nn.Module):
-    """Times to vectors: sinusoids of 256 frequencies, then two linear layers."""
+    """Times [B] to vectors [B, D]: sinusoids of 256 frequencies, then two linear layers."""
 
     def __init__(self, hidden_size: int, num_frequencies: int = 256):
         super().__init__()
@@ -17,27 +17,36 @@ class TimestepEmbedder(nn.Module):
             nn.Linear(num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
-    def forward(self, t: Tensor) -> Tensor:  # [B] -> [B, D]
-        return self.mlp(sinusoids(t, self.num_frequencies).to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
+    def forward(self, t: Tensor) -> Tensor:
+        waves = sinusoids(t, self.num_frequencies)
+        # sinusoids are at least float32, the weights may be bfloat16
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
 
 
 class LabelEmbedder(nn.Module):
-    """Class ids to vectors; the id `num_classes` is the null class of classifier-free guidance."""
+    """Class ids [B] to vectors [B, D]; id `num_classes` is the null class of guidance."""
 
     def __init__(self, num_classes: int, hidden_size: int):
         super().__init__()
         self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
 
-    def forward(self, y: Tensor) -> Tensor:  # [B] -> [B, D]
+    def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)
 
 
+def text_mask(text: Tensor) -> Tensor:
+    """Return which tokens of text [B, S, E] count, bool [B, S]: those of zeros are padding."""
+    # the first always counts: attention to no token at all is undefined
+    first = torch.arange(text.shape[1], device=text.device) == 0
+    return text.any(dim=-1) | first
+
+
 def sinusoids(position: Tensor, size: int) -> Tensor:
-    """Cosines and sines at geometric frequencies 1 … 1/10000: [N] -> [N, size], in at least float32."""
-    half, dtype = size // 2, torch.promote_types(position.dtype, torch.float32)
-    frequencies = torch.exp(
-        -math.log(10000) * torch.arange(half, dtype=dtype, device=position.device) / half
-    )
+    """Return cosines and sines at frequencies from 1 to 1/10000: [N] -> [N, size]."""
+    half = size // 2
+    dtype = torch.promote_types(position.dtype, torch.float32)
+    exponents = torch.arange(half, dtype=dtype, device=position.device)
+    frequencies = torch.exp(-math.log(10000) * exponents / half)
     angles = position[:, None].to(dtype) * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -45,22 +54,20 @@ def sinusoids(position: Tensor, size: int) -> Tensor:
 def position_embedding(
     hidden_size: int, grid: tuple[int, int], trained: tuple[int, int] | None = None
 ) -> Tensor:
-    """Fixed 2-D sin-cos positions: [h * w, D]; half of the features tell the column, half the row.
+    """Return fixed 2-D sin-cos positions [h * w, D]: half the features for columns, half for rows.
 
     Args:
         grid: (h, w), tokens along each axis.
-        trained: the grid that a network learned on, which is stretched over this one: both have the same edges.
+        trained: the grid of training, stretched over this one so that both have the same edges.
     """
-    rows, columns = (
-        _axis(size, old, hidden_size // 2) for size, old in zip(grid, trained or grid, strict=True)
-    )
-    rows, columns = rows[:, None].expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)
+    trained = trained or grid
+    rows = _axis(grid[0], trained[0], hidden_size // 2)[:, None].expand(-1, grid[1], -1)
+    columns = _axis(grid[1], trained[1], hidden_size // 2).expand(grid[0], -1, -1)
     return rearrange(torch.cat([columns, rows], dim=-1), "h w d -> (h w) d").float()
 
 
 def _axis(size: int, trained: int, features: int) -> Tensor:
-    """[size, features] for the middles of `size` tokens on an axis that was `trained` tokens long."""
-    middles = (torch.arange(size, dtype=torch.float64) + 0.5) * (trained / size) - 0.5
-    return sinusoids(middles, features).roll(
-        features // 2, dims=-1
-    )  # sines first here, cosines first for times
+    """Embed the centres of `size` tokens, in units of the `trained` ones: [size, features]."""
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (trained / size) - 0.5
+    # the release has sines first for positions, cosines first for times
+    return sinusoids(centres, features).roll(features // 2, dims=-1)

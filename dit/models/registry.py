@@ -1,4 +1,4 @@
-"""Networks by name. They are forward(x, t, y) -> output of x's shape; classifiers are forward(x, t) -> logits."""
+"""Networks by name: forward(x, t, y) -> prediction; of classifiers forward(x, t) -> logits."""
 
 from typing import Any
 
@@ -9,43 +9,13 @@ from torch import Tensor, nn
 from dit.errors import UserError, did_you_mean
 from dit.models import classifier, unet
 from dit.models.classifier import Classifier
+from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import PATCHES, SIZES, DiT, PatchTransformer
 from dit.models.unet import UNet
 
 DIT_NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]
 NAMES = [*DIT_NAMES, *unet.NAMES, *classifier.NAMES]
-
-
-def check_name(name: str, conditioning: str = "adaln-zero") -> None:
-    """Whether a network has this name and hears of its condition in this way.
-
-    Raises:
-        UserError: none has, with the nearest names of networks that draw images; or only a DiT has the choice.
-    """
-    if name not in NAMES:
-        kinds = f"{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
-        raise UserError(
-            f"unknown model {name!r}",
-            f"DiT-{kinds} or UNet-{{{','.join(unet.SIZES)}}}",
-            did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"),
-        )
-    if conditioning != "adaln-zero" and name not in DIT_NAMES:
-        raise UserError(
-            f"--conditioning {conditioning} with --model {name}",
-            "a DiT with --conditioning",
-            f"drop --conditioning, or pass --model {DIT_NAMES[1]}",
-        )
-
-
-def is_classifier(name: str) -> bool:
-    """Whether a network of this name says classes, not images."""
-    return name in classifier.NAMES
-
-
-def side_multiple(name: str) -> int:
-    """What both sides of the latents must be multiples of, for the network of this name."""
-    family, _, size = name.partition("-")
-    return unet.side_multiple(size) if family == "UNet" else int(size.partition("/")[2])
+DIT_PATTERN = f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
 
 
 def create_model(
@@ -59,20 +29,20 @@ def create_model(
     text_width: int | None = None,
     unet_attention: tuple[int, ...] | None = None,
 ) -> nn.Module:
-    """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`; a classifier has no variance to learn.
-
-    Raises:
-        UserError: unknown name, or one that does not go with the conditioning, the size, the number of classes or the
-            levels to attend at.
-    """
+    """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
     check_name(name, conditioning)
-    family, _, size = name.partition("-")
+    assert (conditioning == "text") == (text_width is not None)
+    family, size, patch = _parts(name)
     shape: dict[str, Any] = dict(
         input_size=input_size, in_channels=in_channels, num_classes=num_classes
     )
+
     if family == "UNet":
-        own = {} if unet_attention is None else {"attention_sides": unet_attention}
-        network = UNet(**shape, learn_sigma=learn_sigma, **{**unet.SIZES[size], **own})
+        options = dict(unet.SIZES[size])
+        if unet_attention is not None:
+            options["attention_sides"] = unet_attention
+        network = UNet(**shape, learn_sigma=learn_sigma, **options)
+        # which sides there are depends on the size of the latents
         if not set(unet_attention or ()) <= set(network.sides):
             raise UserError(
                 f"--unet-attention {' '.join(map(str, unet_attention or ()))} with --model {name}",
@@ -80,47 +50,95 @@ def create_model(
                 "change --unet-attention",
             )
         return network
-    size, _, patch = size.partition("/")
+
     shape |= dict(patch_size=int(patch), **SIZES[size])
     if family == "Classifier":
         return Classifier(**shape)
-    return DiT(**shape, learn_sigma=learn_sigma, conditioning=conditioning, text_width=text_width)
+
+    block, final_layer = CONDITIONINGS[conditioning]
+    return DiT(
+        **shape,
+        learn_sigma=learn_sigma,
+        block=block,
+        final_layer=final_layer,
+        text_width=text_width,
+    )
+
+
+def check_name(name: str, conditioning: str = "adaln-zero") -> None:
+    """Refuse unknown names, and a choice of conditioning for networks that are no DiT."""
+    if name not in NAMES:
+        raise UserError(
+            f"unknown model {name!r}",
+            f"{DIT_PATTERN} or UNet-{{{','.join(unet.SIZES)}}}",
+            did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"),
+        )
+    if conditioning != "adaln-zero" and name not in DIT_NAMES:
+        raise UserError(
+            f"--conditioning {conditioning} with --model {name}",
+            "a DiT with --conditioning",
+            f"drop --conditioning, or pass --model {DIT_NAMES[1]}",
+        )
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """Split `DiT-S/4` into DiT, S and 4; `UNet-S` into UNet, S and nothing."""
+    family, _, rest = name.partition("-")
+    size, _, patch = rest.partition("/")
+    return family, size, patch
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """Return size and patch of a DiT's name: `DiT-S/4` -> (`S`, 4)."""
+    if name not in DIT_NAMES:
+        raise UserError(f"unknown model {name!r}", DIT_PATTERN, did_you_mean(name, DIT_NAMES))
+    _, size, patch = _parts(name)
+    return size, int(patch)
+
+
+def is_classifier(name: str) -> bool:
+    """Return whether a network of this name predicts classes."""
+    return name in classifier.NAMES
+
+
+def side_multiple(name: str) -> int:
+    """Return what both sides of the latents must be multiples of."""
+    family, size, patch = _parts(name)
+    return unet.side_multiple(size) if family == "UNet" else int(patch)
 
 
 def structure(network: nn.Module) -> str:
-    """What a network is made of, in words."""
+    """Describe a network that `create_model` returned."""
     if isinstance(network, UNet):
         return f"U-Net of {network.halvings + 1} levels"
+
     assert isinstance(network, PatchTransformer)
-    kind = (
-        f"Diffusion Transformer, {network.conditioning} conditioning"
-        if isinstance(network, DiT)
-        else "classifier"
-    )
-    (height, width), patch = network.grid, network.patch_size
-    return f"{kind}, {height * width} tokens of {patch} x {patch} latents"
+    kind = "classifier"
+    if isinstance(network, DiT):
+        of_block = {block: name for name, (block, _) in CONDITIONINGS.items()}
+        kind = f"Diffusion Transformer, {of_block[type(network.blocks[0])]} conditioning"  # type: ignore[index]
+    height, width = network.grid
+    return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 
 
 def parameters(network: nn.Module) -> int:
-    """Number of parameters, fixed positions included."""
+    """Return the number of parameters, fixed positions included."""
     return sum(p.numel() for p in network.parameters())
 
 
 def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
-    """Multiply-adds of one forward pass for one image (what papers call "Gflops"); real FLOPs are twice that.
+    """Return multiply-adds of a forward pass for one image, which papers call "Gflops".
 
-    Args:
-        text_tokens: of a caption, for a network of text.
-        sizes: as `create_model` takes them.
+    Real FLOPs are twice that. `sizes` are those of `create_model`.
     """
+    # nothing is allocated or computed on the meta device
     with torch.device("meta"):
-        return multiply_adds_of(
-            create_model(name, **sizes), blank_inputs(name, 1, text_tokens, **sizes)
-        )
+        network = create_model(name, **sizes)
+        return multiply_adds_of(network, blank_inputs(name, 1, text_tokens, **sizes))
 
 
 def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Of one forward pass of a network on these inputs."""
+    """Return multiply-adds of a forward pass on these inputs."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -129,29 +147,11 @@ def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 
 def blank_inputs(name: str, batch: int, text_tokens: int = 0, **sizes: Any) -> tuple[Tensor, ...]:
-    """What a network made by `create_model(name, **sizes)` takes, as zeros; of text so many tokens."""
-    x, t = (
-        torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"])),
-        torch.zeros(batch),
-    )
+    """Return inputs of zeros for the network `create_model(name, **sizes)`."""
+    x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
+    t = torch.zeros(batch)
     if is_classifier(name):
         return x, t
     if width := sizes.get("text_width"):
         return x, t, torch.zeros(batch, text_tokens, width)
     return x, t, torch.zeros(batch, dtype=torch.long)
-
-
-def split_name(name: str) -> tuple[str, int]:
-    """Size and patch of a name: `DiT-S/4` -> (`S`, 4).
-
-    Raises:
-        UserError: no DiT, with the nearest names.
-    """
-    if name not in DIT_NAMES:
-        raise UserError(
-            f"unknown model {name!r}",
-            f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}",
-            did_you_mean(name, DIT_NAMES),
-        )
-    size, patch = name.removeprefix("DiT-").split("/")
-    return size, int(patch)

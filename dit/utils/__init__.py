@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of diffusion: files, hub downloads, pictures, image sizes."""
+"""Helpers independent of diffusion: files, hub downloads, figures, image sizes."""

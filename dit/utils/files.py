@@ -1,4 +1,4 @@
-"""Files: hashes, and writing so that a half-written file is never seen."""
+"""Files: hashes, checks of output paths, and atomic writing."""
 
 import hashlib
 import json
@@ -12,16 +12,17 @@ from typing import Any
 
 from dit.errors import UserError
 
+FOLDER, PLACE = "a folder, new or existing", "a writable place"
 LOCK = ".lock"  # in folders that one process at a time may write to
 
 
 def shell_quote(name: object) -> str:
-    """A path or name as one types it in a shell."""
+    """Quote a path or name for a shell."""
     return shlex.quote(str(name))
 
 
 def sha256(file: Path) -> str:
-    """Of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):
@@ -29,9 +30,12 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
+# -- writing ---------------------------------------------------------------------------------------
+
+
 @contextmanager
 def named(file: Path) -> Iterator[None]:
-    """Let an error of the system name `file`, where it names none: the system does so only where a file is opened."""
+    """Add `file` to system errors without a file name: only opening a file sets one."""
     try:
         yield
     except OSError as error:
@@ -41,100 +45,82 @@ def named(file: Path) -> Iterator[None]:
 
 @contextmanager
 def write_atomically(file: Path) -> Iterator[Path]:
-    """A name beside `file` to write to; it takes the place of `file` when the block ends well."""
+    """Yield a temporary path beside `file`; it replaces `file` if the block succeeds."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with named(file):
-            yield beside
-            os.replace(beside, file)
+            yield temporary
+            os.replace(temporary, file)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Write readable, strict JSON (NaN is an error), atomically."""
+    with write_atomically(file) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk, to outlast a power failure."""
-    opened = os.open(path, os.O_RDONLY)
+    """Sync a file, or the names in a folder, to the disk, to survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
+
+
+# -- output paths ----------------------------------------------------------------------------------
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for results, and those above it.
-
-    Raises:
-        UserError: a file is in the way, or the place is not writable.
-    """
+    """Create a folder for results, and its parents."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError(
-            f"--out {folder} is a file", "a folder, new or existing", "pass another --out"
-        ) from None
+        raise _bad_out(f"{folder} is a file", FOLDER) from None
     except OSError as error:
-        raise UserError(
-            f"--out {folder} can not be made ({error.strerror})",
-            "a writable place",
-            "pass another --out",
-        ) from None
+        raise _bad_out(f"{folder} can not be made ({error.strerror})", PLACE) from None
 
 
 def require_free_space(folder: Path) -> None:
-    """Make sure that `make_folder` will succeed, before that has cost any work; nothing is made.
-
-    Raises:
-        UserError: a file is in the way, or the place is not writable.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(
-            f"--out {folder} is a file"
-            if there == folder
-            else f"--out {folder} lies in {there}, a file",
-            "a folder, new or existing",
-            "pass another --out",
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"--out {folder} can not be written to", "a writable place", "pass another --out"
-        )
+    """Check that `make_folder` will succeed, before costly work; create nothing."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        file = "is a file" if existing == folder else f"lies in {existing}, a file"
+        raise _bad_out(f"{folder} {file}", FOLDER)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _bad_out(f"{folder} can not be written to", PLACE)
 
 
 def require_writable(file: Path, kind: str) -> None:
-    """Make sure that `--out FILE` can be written, before that has cost any work.
+    """Check that `--out FILE` can be written, before costly work.
 
     Args:
-        kind: what it ends in, such as .json.
-
-    Raises:
-        UserError: a folder is in the way, or the place is not writable.
+        kind: its extension, such as .json.
     """
     if file.is_dir():
-        raise UserError(
-            f"--out {file} is a folder", f"a {kind} file", f"pass --out {file}/NAME{kind}"
-        )
+        do = f"pass --out {file}/NAME{kind}"
+        raise UserError(f"--out {file} is a folder", f"a {kind} file", do)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=file.parent).close()
     except OSError as error:
-        raise UserError(
-            f"--out {file} can not be written ({error.strerror})",
-            f"a {kind} file in a writable place",
-            "pass another --out",
-        ) from None
+        given = f"{file} can not be written ({error.strerror})"
+        raise _bad_out(given, f"a {kind} file in {PLACE}") from None
 
 
-def write_json(file: Path, values: Any) -> None:
-    """Readable, strict JSON (NaN is an error), written whole or not at all."""
-    with write_atomically(file) as beside:
-        beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+def _bad_out(given: str, expected: str) -> UserError:
+    return UserError(f"--out {given}", expected, "pass another --out")
+
+
+# -- reading ---------------------------------------------------------------------------------------
 
 
 @contextmanager
 def reraise_as_user_error(file: Path, expected: str, do: str) -> Iterator[None]:
-    """Say of any failure to read and understand `file` that it is damaged."""
+    """Turn any failure to read or parse `file` into a UserError."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

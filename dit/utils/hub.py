@@ -1,11 +1,11 @@
-"""Models by name: a folder here, or files of the Hugging Face hub."""
+"""Networks by name: local folders, or files of the Hugging Face hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from dit.errors import UserError
 
-BUNDLED = ("digits", "identity")  # names that are of no folder, even where one is called so
+BUNDLED = ("digits", "identity")  # never names of folders
 
 
 def find_folder(
@@ -16,15 +16,12 @@ def find_folder(
     patterns: Sequence[str],
     ignored: Sequence[str] = (),
 ) -> Path:
-    """The folder that a flag names, downloaded if need be.
+    """Return the folder that a flag names, downloaded if necessary.
 
     Args:
-        known: what else the flag takes, in words.
-        files: what a folder has to hold, in words.
-        patterns: of the files to download, but for those `ignored`.
-
-    Raises:
-        UserError: no such folder and no name of the hub's kind, or the hub out of reach.
+        known: the other values of the flag, for messages.
+        files: the files of such a folder, for messages.
+        patterns: of the files to download, except those `ignored`.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -37,7 +34,7 @@ def find_folder(
 
 
 def absolute_if_local(name: str) -> str:
-    """The name of a network as it holds in any directory: a folder's is its absolute path."""
+    """Return the name of a network, of a local folder its absolute path."""
     path = Path(name).expanduser()
     return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name
 
@@ -45,20 +42,18 @@ def absolute_if_local(name: str) -> str:
 def _download(
     flag: str, name: str, files: str, patterns: Sequence[str], ignored: Sequence[str]
 ) -> Path:
-    """The hub's files in the local cache; asks the network only for what is not there."""
+    """Return the hub's files in the local cache, downloaded if they are not there."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignored))
         )
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds, those of its HTTP library among them
+    except Exception as error:  # of many kinds, also of the HTTP library
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{flag} {name} is neither a folder here nor to be had from the hub ({reason})",
+            f"{flag} {name} is neither a local folder nor available from the hub ({reason})",
             f"a folder {name} or network access",
-            f"copy {files} into a local folder and pass {flag} FOLDER, or fill the hub's cache on a "
-            "connected machine and set HF_HOME to it",
+            f"copy {files} into a local folder and pass {flag} FOLDER, or fill the hub's cache "
+            "on a connected machine and set HF_HOME to it",
         ) from error

@@ -1,4 +1,4 @@
-"""Pictures of a run: labelled grids, the strip and film of how a picture forms, the loss curve."""
+"""Figures: labelled grids of images, strips and GIFs of them, and the loss curve."""
 
 import math
 from bisect import bisect_left
@@ -11,21 +11,22 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, PALE, MARK = (255, 255, 255), (40, 44, 52), (120, 126, 138), (64, 224, 208)
-GAP, BREAK = 4, 10  # pixels between cells, and more between groups of rows
-WIDEST_NAME = 160  # pixels of a row's name, where its images are small
-CAPTION_HEIGHT = 60  # most pixels of a caption below an image
-HEAT = 0.8  # how much of a map of weights hides the image below it
+GAP = 4  # pixels between cells
+BREAK = 10  # further pixels between groups of rows
+WIDEST_NAME = 160  # pixels of a row's label, where its images are small
+CAPTION_HEIGHT = 60  # maximum pixels of a caption below an image
+HEAT = 0.8  # opacity of a heat map on its image
 
 Item = TypeVar("Item")
 
 
 def fitting_scale(size: int, target: int = 64) -> int:
-    """The integer enlargement that brings images of `size` pixels nearest to `target` from below."""
+    """Return the largest integer scale at which images of `size` pixels stay within `target`."""
     return max(1, target // size)
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of the items, evenly spaced."""
+    """Return at most so many of the items, evenly spaced."""
     count = min(most, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
@@ -39,64 +40,65 @@ def grid(
     headings: Sequence[str] | None = None,
     together: int = 0,
 ) -> Image.Image:
-    """Images in rows, each enlarged `scale` times without smoothing.
+    """Arrange images in rows, each enlarged `scale` times without smoothing.
 
     Args:
         images: [N, 3, H, W] uint8, filled in row by row.
         labels: one for each row (written to its left), or one for each image (written below it).
         headings: one for each column, of one line or several.
-        together: so many rows at a time stand apart from the next, the first of them named in black; 0: all alike.
+        together: rows in a group; its first label is black, the others gray. 0: no groups.
     """
     rows = math.ceil(len(images) / columns)
     by_row = labels is not None and len(labels) == rows
-    assert labels is None or by_row or len(labels) == len(images), (
-        "one label a row, or one an image"
-    )
+    assert labels is None or len(labels) in (rows, len(images)), "one label a row, or one an image"
+
+    # texts that fit their cells
     height, width = images.shape[-2] * scale, images.shape[-1] * scale
+    box = (max(2 * width, WIDEST_NAME), height) if by_row else (width, CAPTION_HEIGHT)
+    font = _label_font(labels or [], *box, max(11, min(16, height // 4)))
+    texts = [_fit(label, *box, font) for label in labels or []]
     small = _fitting_font(headings or [], width)
-    room = (max(2 * width, WIDEST_NAME), height) if by_row else (width, CAPTION_HEIGHT)
-    font = _label_font(labels or [], *room, max(11, min(16, height // 4)))
-    texts = [_fit(label, *room, font) for label in labels or []]
-    names = texts if by_row else []
-    left = GAP + (_widest(names, font) + 2 * GAP if names else 0)
-    heads = [
-        "\n".join(_fit(line, width, CAPTION_HEIGHT, small) for line in h.splitlines())
-        for h in headings or []
-    ]
-    top = GAP + max((_line_height(small) * len(head.splitlines()) for head in heads), default=0)
-    caption = (
-        0
-        if by_row
-        else _line_height(font) * max((len(text.splitlines()) for text in texts), default=0)
-    )
+    heads = [_fit_lines(heading, width, small) for heading in headings or []]
+
+    # positions of the cells
+    left = GAP + (_widest(texts, font) + 2 * GAP if by_row else 0)
+    top = GAP + _text_height(heads, small)
+    caption = 0 if by_row else _text_height(texts, font)
     xs = [left + column * (width + GAP) for column in range(columns)]
-    ys = [
-        top + row * (height + caption + GAP) + row // (together or rows) * BREAK
-        for row in range(rows)
-    ]
+    ys = [top + row * (height + caption + GAP) for row in range(rows)]
+    if together:
+        ys = [y + row // together * BREAK for row, y in enumerate(ys)]
+
     sheet = Image.new("RGB", (xs[-1] + width + GAP, ys[-1] + height + caption + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, image in enumerate(images):
         x, y = xs[i % columns], ys[i // columns]
-        sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
-        if labels and caption:
+        sheet.paste(_to_pil(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        if caption:
             draw.text(
                 (x + width // 2, y + height), texts[i], INK, font, anchor="ma", align="center"
             )
-    for row, name in enumerate(names):
-        ink = PALE if together and row % together else INK
-        draw.text(
-            (left - 2 * GAP, ys[row] + height // 2), name, ink, font, anchor="rm", align="right"
-        )
-    for x, heading in zip(xs, heads, strict=False):
-        draw.multiline_text(
-            (x + width // 2, GAP), heading, INK, small, anchor="ma", align="center", spacing=GAP
-        )
+    if by_row:
+        _draw_row_labels(draw, texts, font, left, [y + height // 2 for y in ys], together)
+    _draw_headings(draw, heads, small, [x + width // 2 for x in xs])
     return sheet
 
 
+def _draw_headings(draw: Any, texts: Sequence[str], font: Any, xs: Sequence[int]) -> None:
+    for x, text in zip(xs, texts, strict=False):
+        draw.multiline_text((x, GAP), text, INK, font, anchor="ma", align="center", spacing=GAP)
+
+
+def _draw_row_labels(
+    draw: Any, texts: Sequence[str], font: Any, left: int, ys: Sequence[int], together: int
+) -> None:
+    for row, text in enumerate(texts):
+        ink = PALE if together and row % together else INK
+        draw.text((left - 2 * GAP, ys[row]), text, ink, font, anchor="rm", align="right")
+
+
 def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weights of tokens as colours over the gray images: each image's smallest is black, its largest is brightest.
+    """Overlay gray images with weights of tokens, each image's scaled from black to brightest.
 
     Args:
         images: [N, 3, H, W] uint8.
@@ -110,56 +112,52 @@ def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     weights = weights.float().cpu()
     low, high = weights.amin((1, 2), keepdim=True), weights.amax((1, 2), keepdim=True)
     weights = (weights - low) / (high - low).clamp(min=torch.finfo().tiny)
-    colours = (
-        torch.from_numpy(colormaps["inferno"](weights.numpy())[..., :3]).permute(0, 3, 1, 2) * 255
-    )
+    rgb = colormaps["inferno"](weights.numpy())[..., :3]
+    colours = torch.from_numpy(rgb).permute(0, 3, 1, 2) * 255
+
     factors = images.shape[-2] // weights.shape[1], images.shape[-1] // weights.shape[2]
     gray = images.float().mean(1, keepdim=True)
     return (gray * (1 - HEAT) + enlarge(colours, factors) * HEAT).round().to(torch.uint8)
 
 
 def outline(images: torch.Tensor, cell: tuple[int, int], cells: tuple[int, int]) -> torch.Tensor:
-    """The images [N, 3, H, W] with a frame around one of their `cells`, rows and columns."""
-    tall, wide = images.shape[-2] // cells[0], images.shape[-1] // cells[1]
-    thick = max(1, min(3, tall // 3, wide // 3))
-    (top, bottom), (left, right) = (
-        (i * size, (i + 1) * size) for i, size in zip(cell, (tall, wide), strict=True)
-    )
+    """Frame the cell (row, column) of images [N, 3, H, W] that have `cells` (rows, columns)."""
+    height, width = images.shape[-2] // cells[0], images.shape[-1] // cells[1]
+    thick = max(1, min(3, height // 3, width // 3))
+    top, left = cell[0] * height, cell[1] * width
+
     frame = torch.zeros(images.shape[-2:], dtype=torch.bool)
-    frame[top:bottom, left:right] = True
-    frame[top + thick : bottom - thick, left + thick : right - thick] = False
+    frame[top : top + height, left : left + width] = True
+    frame[top + thick : top + height - thick, left + thick : left + width - thick] = False
     return torch.where(frame, torch.tensor(MARK, dtype=torch.uint8).view(3, 1, 1), images)
 
 
 def enlarge(images: torch.Tensor, factors: tuple[int, int]) -> torch.Tensor:
-    """Pixels [..., H, W] repeated down and across."""
+    """Repeat pixels [..., H, W] down and across."""
     return images.repeat_interleave(factors[0], -2).repeat_interleave(factors[1], -1)
 
 
 def strip(grids: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Grids side by side, first to last, each under its caption."""
+    """Arrange grids side by side, each under its caption."""
     font = _font(15)
     top = _line_height(font) + GAP
     width = sum(g.width for g in grids) + GAP * (len(grids) + 1)
     sheet = Image.new("RGB", (width, top + max(g.height for g in grids) + GAP), PAPER)
-    draw, x = ImageDraw.Draw(sheet), GAP
+    draw = ImageDraw.Draw(sheet)
+    x = GAP
     for picture, caption in zip(grids, captions, strict=True):
-        draw.text(
-            (x + picture.width // 2, GAP),
-            _fit(caption, picture.width, 0, font),
-            INK,
-            font,
-            anchor="ma",
-        )
+        text = _fit(caption, picture.width, 0, font)
+        draw.text((x + picture.width // 2, GAP), text, INK, font, anchor="ma")
         sheet.paste(picture, (x, top))
         x += picture.width + GAP
     return sheet
 
 
 def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> None:
-    """An endless film of `frames`; the last one stays for four times as long."""
+    """Write an endless GIF; its last frame stays four times as long as the others."""
     durations = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
     size = (max(f.width for f in frames), max(f.height for f in frames))
+    # all frames of a GIF have one size
     padded = [_pad(f, size) for f in frames]
     padded[0].save(
         out, save_all=True, append_images=padded[1:], duration=durations, loop=0, format="GIF"
@@ -167,39 +165,41 @@ def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> No
 
 
 def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
-    """Draw training loss (raw and smoothed) over steps, with the learning rate behind it.
+    """Plot training loss (raw and smoothed) and learning rate over steps, as a PNG.
 
     Args:
-        lines: of a run's log; those with `step`, `loss` and `lr` are drawn.
-        out: the PNG to write.
+        lines: of a run's log; those with `step`, `loss` and `lr` are plotted.
     """
     from matplotlib.figure import Figure
 
     lines = [line for line in lines if "loss" in line]
-    steps, losses = [int(line["step"]) for line in lines], [line["loss"] for line in lines]
+    steps = [int(line["step"]) for line in lines]
+    losses = [line["loss"] for line in lines]
+
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     axis = figure.add_subplot(xlabel="step", ylabel="loss")
-    marker = "o" if len(lines) == 1 else None  # a line of one point would not be seen
+    marker = "o" if len(lines) == 1 else None  # a line of one point is invisible
     axis.plot(steps, losses, color="#9db7d5", linewidth=1, label="loss", marker=marker)
     axis.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed", marker=marker)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    _draw_lr(axis, steps, [line["lr"] for line in lines])
+    _plot_lr(axis, steps, [line["lr"] for line in lines])
     figure.savefig(out)
 
 
-def _draw_lr(axis: Any, steps: Sequence[int], rates: Sequence[float]) -> None:
-    behind = axis.twinx()
-    behind.plot(steps, rates, color="#c98b4b", linewidth=1, alpha=0.5)
-    behind.set_ylabel("learning rate", color="#c98b4b", alpha=0.8)
-    behind.tick_params(colors="#c98b4b")
-    behind.set_ylim(bottom=0)
-    behind.spines[["top", "right", "left"]].set_visible(False)
+def _plot_lr(axis: Any, steps: Sequence[int], rates: Sequence[float]) -> None:
+    twin = axis.twinx()
+    twin.plot(steps, rates, color="#c98b4b", linewidth=1, alpha=0.5)
+    twin.set_ylabel("learning rate", color="#c98b4b", alpha=0.8)
+    twin.tick_params(colors="#c98b4b")
+    twin.set_ylim(bottom=0)
+    twin.spines[["top", "right", "left"]].set_visible(False)
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential average over about a thirtieth of the values, without bias at the start."""
+    """Return exponential averages over about 1/30 of the values, without bias at the start."""
+    # dividing by the sum of weights removes the bias, as in Adam
     keep = 1 - 1 / max(1.0, len(values) / 30)
     total = weight = 0.0
     out = []
@@ -209,7 +209,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return out
 
 
-def _picture(image: torch.Tensor) -> Image.Image:
+def _to_pil(image: torch.Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
@@ -221,61 +221,66 @@ def _pad(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 @cache
 def _font(size: int) -> Any:
-    """DejaVu Sans, which has accents, Greek and Cyrillic and comes with matplotlib; Pillow's own has English alone."""
+    # DejaVu Sans, which matplotlib ships, has accents, Greek and Cyrillic; Pillow's font has not
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _fitting_font(texts: Sequence[str], width: int) -> Any:
-    """The largest font in which every line of the texts is at most `width` pixels wide, if it can be read at all."""
+    """Return the largest readable font in which no line is wider than `width` pixels."""
     lines = [line for text in texts for line in text.splitlines()]
-    fitting = (
-        size for size in range(14, 8, -1) if not lines or _widest(lines, _font(size)) <= width
-    )
+    fitting = (size for size in range(14, 8, -1) if _widest(lines, _font(size)) <= width)
     return _font(next(fitting, 8))
 
 
 def _label_font(labels: Sequence[str], width: int, height: int, size: int) -> Any:
-    """The largest font up to `size` in which all labels are whole, if it can be read at all."""
-    fitting = (
-        font
-        for font in map(_font, range(size, 8, -1))
-        if all(_holds(t, width, height, font) for t in labels)
-    )
-    return next(fitting, _font(min(size, 9)))
+    """Return the largest readable font up to `size` in which all labels fit unshortened."""
+    for font in map(_font, range(size, 8, -1)):
+        if all(_fits(label, width, height, font) for label in labels):
+            return font
+    return _font(min(size, 9))
 
 
 def _line_height(font: Any) -> int:
     return math.ceil(font.getbbox("Ag")[3]) + GAP
 
 
+def _text_height(texts: Sequence[str], font: Any) -> int:
+    return _line_height(font) * max((len(text.splitlines()) for text in texts), default=0)
+
+
 def _widest(texts: Sequence[str], font: Any) -> int:
-    return math.ceil(
-        max((font.getlength(line) for text in texts for line in text.splitlines()), default=0)
-    )
+    lines = [line for text in texts for line in text.splitlines()]
+    return math.ceil(max(map(font.getlength, lines), default=0))
+
+
+def _fit_lines(text: str, width: int, font: Any) -> str:
+    return "\n".join(_fit(line, width, CAPTION_HEIGHT, font) for line in text.splitlines())
 
 
 def _fit(text: str, width: int, height: int, font: Any) -> str:
-    """`text` in lines that `width` x `height` pixels hold, or one; if it is too long its middle goes."""
+    """Break `text` into lines within `width` x `height` pixels, shortened if it is too long."""
 
-    def without(count: int) -> str:  # characters of the middle: captions of a set begin alike
+    # remove characters from the middle: captions of a set often begin alike
+    def shortened(count: int) -> str:
         kept = len(text) - count
         return f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}" if count else text
 
-    cut = bisect_left(
-        range(len(text)), True, key=lambda count: _holds(without(count), width, height, font)
-    )
-    return "\n".join(_lines(without(cut), width, font))
+    def is_short(count: int) -> bool:
+        return _fits(shortened(count), width, height, font)
+
+    cut = bisect_left(range(len(text)), True, key=is_short)
+    return "\n".join(_break_lines(shortened(cut), width, font))
 
 
-def _holds(text: str, width: int, height: int, font: Any) -> bool:
-    lines = _lines(text, width, font)
+def _fits(text: str, width: int, height: int, font: Any) -> bool:
+    lines = _break_lines(text, width, font)
     return _widest(lines, font) <= width and len(lines) <= max(1, height // _line_height(font))
 
 
-def _lines(text: str, width: int, font: Any) -> list[str]:
-    """Words on lines of `width` pixels, but for longer ones."""
+def _break_lines(text: str, width: int, font: Any) -> list[str]:
+    """Put words on lines of `width` pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split(" "):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -49,7 +49,7 @@ def asked(run, **more):
 
 
 def test_it_learns_for_the_run_and_guides_it(make_run, capsys):
-    """On the run's own latents: its statistics are those of the run, even where the data would give others."""
+    """It reads latents with the statistics of the run, even where the data would give others."""
     run = make_run(process="cosine", latent_norm="data", time_shift=2.0, flip=False)
     out = train_classifier(asked(run, steps=40, lr=3e-3), Ranks())
     assert out == run / "classifier"
@@ -63,17 +63,15 @@ def test_it_learns_for_the_run_and_guides_it(make_run, capsys):
     assert log[-1]["loss"] < log[0]["loss"]
     assert Image.open(out / "accuracy.png").size[0] > 500
     assert not (out / "samples").exists()
-    said = capsys.readouterr().out
-    assert f"accuracy    {out / 'accuracy.png'}" in said
-    command = said.splitlines()[-1]
+    output = capsys.readouterr().out
+    assert f"accuracy    {out / 'accuracy.png'}" in output
+    *others, last = output.splitlines()
     assert (
-        command
-        == f"next        python sample.py --run {run} --classifier {out} --classifier-scale 2"
+        last == f"next        python sample.py --run {run} --classifier {out} --classifier-scale 2"
     )
-    assert "next" not in said.removesuffix(command + "\n")
-    sample(
-        SampleConfig(run=run, classifier=out, classifier_scale=2.0, steps=2, per_class=1), Ranks()
-    )
+    assert not any("next" in line for line in others)
+    guided = SampleConfig(run=run, classifier=out, classifier_scale=2.0, steps=2, per_class=1)
+    sample(guided, Ranks())
 
 
 def test_stopped_and_resumed_is_as_in_one_go(make_run, tmp_path):
@@ -92,14 +90,14 @@ def test_stopped_and_resumed_is_as_in_one_go(make_run, tmp_path):
     assert other.card.latent_mean == [0.5] * 3  # the run's, not those of the data
 
 
-def test_run_without_classes_is_told_those_of_the_data(make_run):
+def test_run_without_classes_gets_those_of_the_data(make_run):
     run = make_run(num_classes=0)
     out = train_classifier(asked(run, steps=2), Ranks())
     assert ModelCard.read(out).classes == [str(i) for i in range(10)]
 
 
 @pytest.mark.parametrize(
-    ("settings", "model", "says"),
+    ("settings", "model", "message"),
     [
         (
             dict(model="Classifier-Ti/4", label_dropout=0.0),
@@ -110,11 +108,11 @@ def test_run_without_classes_is_told_those_of_the_data(make_run):
         (dict(), "Classifier-S/3", "--model Classifier-S/3; expected Classifier-"),
     ],
 )
-def test_refused(make_run, settings, model, says):
+def test_refused(make_run, settings, model, message):
     run = make_run(**settings)
     with pytest.raises(UserError) as error:
         train_classifier(asked(run, model=model), Ranks())
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert not (run / "classifier").exists()
 
 
@@ -140,13 +138,11 @@ def test_runs_on_captions_have_no_classes(make_run):
         dict(min_snr_gamma=5.0),
     ],
 )
-def test_what_a_classifier_does_not_do_is_refused(settings):
+def test_settings_of_other_networks_are_refused(settings):
     with pytest.raises(UserError) as error:
         TrainConfig(**{**dict(model="Classifier-Ti/2", label_dropout=0.0), **settings})
-    assert "--model Classifier-Ti/2 is a classifier; expected a network that draws images" in str(
-        error.value
-    )
-    assert "\n" not in str(error.value)
+    message = "--model Classifier-Ti/2 is a classifier; expected a network that draws images"
+    assert message in str(error.value)
 
 
 def test_other_data_has_the_classes_of_the_run(make_run, tmp_path):
@@ -163,13 +159,12 @@ def test_other_data_has_the_classes_of_the_run(make_run, tmp_path):
         train_classifier(asked(run, data=str(tmp_path / "other")), Ranks())
 
 
-def test_data_without_classes_are_refused_in_the_words_of_the_command(make_run, tmp_path):
+def test_data_without_classes_are_refused(make_run, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     with pytest.raises(UserError) as error:
         train_classifier(asked(make_run(), data=str(tmp_path)), Ranks())
-    assert f"--data {tmp_path} has no classes, the run has 10; expected the same classes" in str(
-        error.value
-    )
+    message = f"--data {tmp_path} has no classes, the run has 10; expected the same classes"
+    assert message in str(error.value)
     assert "--num-classes" not in str(error.value)
     with pytest.raises(
         UserError, match=f"Classifier-Ti/4 with --data {tmp_path}, which has no classes; expected"
@@ -211,8 +206,8 @@ def curve_of(tmp_path, network, process):
 
 
 @pytest.mark.parametrize("process", ["flow", "linear", "cosine"])
-def test_accuracy_curve_of_classifiers_that_are_known(tmp_path, process):
-    """One that always names digit 3; one that knows all data by heart, and the times that it is asked for."""
+def test_accuracy_curve_of_known_classifiers(tmp_path, process):
+    """One that always predicts digit 3; one that has stored all data, with its input times."""
     three = torch.nn.functional.one_hot(torch.tensor(3), 10).float()
     curve, source, autoencoder = curve_of(
         tmp_path / "a", lambda x, t: three.expand(len(x), -1), process
@@ -223,14 +218,14 @@ def test_accuracy_curve_of_classifiers_that_are_known(tmp_path, process):
     moments = source.read(chosen, np.zeros(500, bool))
     known, times = autoencoder.draw(moments, torch.zeros_like(moments[:, :3])).flatten(1), []
 
-    def by_heart(x, t):
+    def nearest_image(x, t):
         times.append(t.unique().item())
         nearest = (x.flatten(1) @ torch.nn.functional.normalize(known).T).argmax(1)
         return torch.nn.functional.one_hot(
             torch.as_tensor(source.labels[chosen])[nearest], 10
         ).float()
 
-    curve, *_ = curve_of(tmp_path / "b", by_heart, process)
+    curve, *_ = curve_of(tmp_path / "b", nearest_image, process)
     assert curve[0] == 1
     assert curve[1] < 0.25
     first = 0 if process == "flow" else 99

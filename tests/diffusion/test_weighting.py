@@ -1,4 +1,4 @@
-"""Times drawn where the loss is large: equation 18 by hand, unbiased, calmer, and exact to resume."""
+"""Loss-aware times: equation 18 by hand, unbiased, calmer gradients, exact to resume."""
 
 import dataclasses
 
@@ -30,14 +30,14 @@ def seeded(seed=0):
 
 
 def filled(*last):
-    """Times whose losses are known: one list of `MEMORY` each."""
+    """A sampler whose times have seen these losses."""
     times = LossAwareSampler(len(last))
     for t, losses in enumerate(last, start=1):
         times.update(torch.full((len(losses),), float(t)), torch.tensor(losses))
     return times
 
 
-# -- the distribution ------------------------------------------------------------------------------------------------
+# -- the distribution ------------------------------------------------------------------------------
 
 
 def test_equation_18_by_hand():
@@ -49,9 +49,8 @@ def test_equation_18_by_hand():
 
 def test_only_the_last_ten_losses_count():
     times = filled([100.0] * 3 + [1.0] * MEMORY, [50.0] + [3.0] * MEMORY)
-    assert times.probabilities().tolist() == pytest.approx(
-        [0.25 + 0.25 * UNIFORM, 0.75 - 0.25 * UNIFORM]
-    )
+    expected = [0.25 + 0.25 * UNIFORM, 0.75 - 0.25 * UNIFORM]
+    assert times.probabilities().tolist() == pytest.approx(expected)
 
 
 def test_uniform_until_every_time_has_ten_losses():
@@ -63,7 +62,7 @@ def test_uniform_until_every_time_has_ten_losses():
     assert times.probabilities()[0].item() == pytest.approx(5 / 6, abs=1e-3)
 
 
-def test_a_loss_that_is_not_finite_is_not_remembered():
+def test_losses_that_are_not_finite_are_not_stored():
     times = filled([1.0] * 10, [1.0] * 10)
     times.update(torch.tensor([1.0, 2.0]), torch.tensor([float("nan"), float("inf")]))
     assert torch.equal(times.history, torch.ones(2, 10, dtype=torch.float64))
@@ -81,7 +80,7 @@ def test_the_weighted_mean_is_that_of_uniform_times():
     assert (estimate.mean() - values.mean()).abs() < 4 * estimate.std() / len(t) ** 0.5
 
 
-# -- in training -----------------------------------------------------------------------------------------------------
+# -- in training -----------------------------------------------------------------------------------
 
 AWARE = TrainConfig(
     model="DiT-Ti/4",
@@ -115,7 +114,7 @@ def warm(times):
     times.counts[:] = MEMORY
 
 
-def test_a_step_draws_weighs_and_remembers(tmp_path):
+def test_a_step_draws_times_weighs_and_stores_losses(tmp_path):
     session, seen = a_session(tmp_path / "run", grad_accum=2), []
     warm(session.state.times)
 
@@ -140,7 +139,7 @@ def test_a_step_draws_weighs_and_remembers(tmp_path):
 
 
 def test_the_gradient_of_the_bound_is_calmer(tmp_path):
-    """The variance of one image's gradient, computed over all times of a short chain, for one fixed network."""
+    """The variance of one image's gradient over all times of a short chain, for a fixed network."""
     process, session, draws = DDPM(steps=100), a_session(tmp_path / "run"), seeded()
     trained = [p for p in session.network.parameters() if p.requires_grad]
     loss, _ = build_loss(session.config, session.network, process)
@@ -195,7 +194,7 @@ def test_two_and_two_steps_are_four(tmp_path):
     assert len(logs[0]) == 4
 
 
-def test_what_it_remembers_is_in_the_checkpoint(tmp_path):
+def test_stored_losses_are_in_the_checkpoint(tmp_path):
     run = train(dataclasses.replace(AWARE, out=tmp_path / "run"), Ranks())
     session = a_session(run, resume=str(run))
     assert session.start == 4
@@ -218,7 +217,8 @@ import torch
 from dit.distributed.ranks import ranks
 
 with ranks() as group:
-    rows = group.gather(torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64) + 10 * group.rank)
+    mine = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64) + 10 * group.rank
+    rows = group.gather(mine)
     assert rows.tolist() == [[1, 2], [3, 4], [11, 12], [13, 14]], rows
 """
 
@@ -245,7 +245,7 @@ def test_ranks_gather_in_order(tmp_path):
         (dict(min_snr_gamma=5.0), ("--loss vlb", "--min-snr-gamma 5")),
     ],
 )
-def test_what_does_not_fit_is_refused(flags, named):
+def test_incompatible_settings_are_refused(flags, named):
     with pytest.raises(UserError) as error:
         dataclasses.replace(AWARE, **flags)
     assert all(name in error.value.given for name in named)

@@ -2,14 +2,16 @@ import json
 
 import pytest
 import torch
+from helpers.autoencoders import save_tiny
 from huggingface_hub import constants
 
 from dit.commands.train_vae.networks import create_network
 from dit.config import VaeConfig
 from dit.data.images import Digits
-from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder, sha256
+from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder
 from dit.errors import UserError
 from dit.latents.online import MemoryLatents
+from dit.utils.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +22,6 @@ def images():
 @pytest.fixture(scope="module")
 def bundled():
     return load_autoencoder("digits")
-
-
-def save_tiny(folder, kind="kl", **config):
-    cfg = VaeConfig(kind=kind, out=folder, channels=(8, 8), latent_channels=2, image_size=16)
-    network = create_network(cfg.resolved())
-    network.register_to_config(**config)
-    network.save_pretrained(folder)
-    return folder
 
 
 def psnr(a, b):
@@ -46,10 +40,10 @@ def test_bundled_reconstructs_digits(bundled, images):
     assert psnr(decoded, images) > 35
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=0.05, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.05, rtol=0)
-    assert psnr(bundled.decode(latents + 0.1 * noise.flip(0)), images) > 30  # not brittle
+    assert psnr(bundled.decode(latents + 0.1 * noise.flip(0)), images) > 30  # robust
 
 
-def test_bundled_is_small_frozen_and_known(bundled):
+def test_bundled_is_small_and_frozen(bundled):
     assert (BUNDLED / WEIGHTS).stat().st_size < 2e6
     assert bundled.checksum == sha256(BUNDLED / WEIGHTS)
     network = bundled.codec.network
@@ -75,7 +69,7 @@ def test_identity_is_exact(images):
     assert torch.equal(identity.decode(identity.draw(moments, torch.randn_like(mean))), images)
 
 
-def test_with_statistics_normalises_and_decodes_alike(bundled, images):
+def test_with_statistics_normalises_and_decodes_the_same(bundled, images):
     source = MemoryLatents(bundled.encode(images)[:, None], torch.zeros(257).numpy(), [])
     other = bundled.with_statistics(*(3 * value for value in source.statistics()))
     moments = bundled.encode(images)
@@ -84,9 +78,8 @@ def test_with_statistics_normalises_and_decodes_alike(bundled, images):
     assert not torch.allclose(a, b, atol=0.1)
     assert (other.decode(b).int() - bundled.decode(a).int()).abs().max() <= 1
     exact = bundled.with_statistics(*source.statistics())
-    latents = exact.draw(
-        moments, torch.randn(257, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    )
+    noise = torch.randn(257, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    latents = exact.draw(moments, noise)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.01, rtol=0)
 
 
@@ -107,7 +100,7 @@ def test_with_statistics_refuses_a_constant_channel(bundled):
         ),
     ],
 )
-def test_local_folder_brings_its_own_normalisation(tmp_path, config, shift, scale):
+def test_a_folder_has_its_own_normalisation(tmp_path, config, shift, scale):
     tiny = load_autoencoder(str(save_tiny(tmp_path, **config)))
     assert (tiny.factor, tiny.channels) == (2, 2)
     moments = torch.cat([torch.full((1, 2, 8, 8), 3.0), torch.zeros(1, 2, 8, 8)], 1)
@@ -116,17 +109,16 @@ def test_local_folder_brings_its_own_normalisation(tmp_path, config, shift, scal
     assert tiny.decode(torch.zeros(1, 2, 8, 8)).shape == (1, 3, 16, 16)
 
 
-def test_pipeline_folder_holds_it_in_vae(tmp_path):
+def test_a_pipeline_has_it_in_its_subfolder(tmp_path):
     save_tiny(tmp_path / "vae")
     images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     direct, nested = load_autoencoder(str(tmp_path / "vae")), load_autoencoder(str(tmp_path))
     assert torch.equal(direct.encode(images), nested.encode(images))
 
 
-def test_vq_encodes_before_and_decodes_after_rounding(tmp_path, capfd):
-    folder = save_tiny(
-        tmp_path / "vqvae", kind="vq", latents_mean=[1.0, 2.0], latents_std=[0.5, 4.0]
-    )
+def test_vq_encodes_before_and_decodes_after_quantisation(tmp_path, capfd):
+    statistics = dict(latents_mean=[1.0, 2.0], latents_std=[0.5, 4.0])
+    folder = save_tiny(tmp_path / "vqvae", kind="vq", **statistics)
     vq = load_autoencoder(str(tmp_path))
     assert "ignored" not in capfd.readouterr().err  # diffusers' word on the statistics
     assert (vq.factor, vq.channels, vq.checksum) == (2, 2, sha256(folder / WEIGHTS))
@@ -139,26 +131,17 @@ def test_vq_encodes_before_and_decodes_after_rounding(tmp_path, capfd):
     network = vq.codec.network
     with torch.no_grad():
         whole = network(images.float() / 127.5 - 1).sample
-    assert torch.equal(
-        vq.decode((z - vq.shift) * vq.scale), ((whole + 1) * 127.5).round().clamp(0, 255).byte()
-    )
-    entries = vq.codec.codebook[
-        torch.cdist(z.movedim(1, -1).flatten(0, 2), vq.codec.codebook).argmin(1)
-    ]
-    rounded = entries.view(2, 8, 8, 2).movedim(-1, 1)
-    expected = network.decode(rounded, force_not_quantize=True).sample
+    decoded = vq.decode((z - vq.shift) * vq.scale)
+    assert torch.equal(decoded, ((whole + 1) * 127.5).round().clamp(0, 255).byte())
+    distances = torch.cdist(z.movedim(1, -1).flatten(0, 2), vq.codec.codebook)
+    entries = vq.codec.codebook[distances.argmin(1)].view(2, 8, 8, 2).movedim(-1, 1)
+    expected = network.decode(entries, force_not_quantize=True).sample
     torch.testing.assert_close(vq.codec.pixels(z), expected, atol=1e-4, rtol=0)
 
 
-def test_vq_of_narrow_entries_has_their_width(tmp_path):
-    cfg = VaeConfig(
-        kind="vq",
-        out=tmp_path,
-        channels=(8, 8),
-        latent_channels=4,
-        codebook_dim=3,
-        codebook_size=16,
-    )
+def test_vq_latents_have_the_width_of_the_entries(tmp_path):
+    sizes = dict(channels=(8, 8), latent_channels=4, codebook_dim=3, codebook_size=16)
+    cfg = VaeConfig(kind="vq", out=tmp_path, **sizes)
     create_network(cfg.resolved()).save_pretrained(tmp_path)
     vq = load_autoencoder(str(tmp_path))
     assert vq.latent_shape(16) == (3, 8, 8)
@@ -187,13 +170,12 @@ def test_bad_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"pickled \.bin weights are not read"):
         load_autoencoder(str(folder))
     (folder / CONFIG).write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
-    with pytest.raises(
-        UserError, match=r"describes AutoencoderTiny .* an AutoencoderKL or a VQModel"
-    ):
+    message = r"describes AutoencoderTiny .* an AutoencoderKL or a VQModel"
+    with pytest.raises(UserError, match=message):
         load_autoencoder(str(folder))
 
 
-def test_missing_weights_are_never_left_random(tmp_path):
+def test_missing_weights_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = save_tiny(tmp_path)
@@ -204,7 +186,7 @@ def test_missing_weights_are_never_left_random(tmp_path):
         load_autoencoder(str(folder))
 
 
-def test_offline_hub_says_where_to_put_the_files(monkeypatch):
+def test_an_unreachable_hub_names_the_files_to_copy(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:
         load_autoencoder("nobody/no-such-vae")

@@ -2,6 +2,7 @@ import copy
 import csv
 import json
 import socket
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, Copies
+from helpers.image_data import write_captioned
 from huggingface_hub import constants
 from PIL import Image
-from test_captions import write_images
 
 from dit.build import build_network
 from dit.commands.nll import choose, conditioned, measure, nll, open_data
@@ -23,7 +24,7 @@ from dit.diffusion.guidance import cfg
 from dit.distributed.ranks import Ranks
 from dit.encoders import text
 from dit.encoders.autoencoder import load_autoencoder
-from dit.encoders.text import BUNDLED, Captions, load_text_encoder, write_digits_encoder
+from dit.encoders.text import BUNDLED, Captions, load_text_encoder
 from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
@@ -35,6 +36,9 @@ from dit.sampling.pipeline import build_pipeline
 from dit.training.finetune import initialise
 from dit.training.prepare import build_card
 from dit.training.trainer import train
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+from write_digits_text_encoder import write_digits_encoder
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TEXTS = ["a red square", "green", "a square that is very red and not green at all", ""]
@@ -50,14 +54,13 @@ def no_network(monkeypatch):
 
 
 def tokenizer():
-    """Of a few words."""
+    """Return a tokenizer of a few words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<unk>", "<end>", *sorted(set(" ".join(TEXTS).split()) - {"very"})]
-    tokens = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
+    ids = {word: i for i, word in enumerate(words)}
+    tokens = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens.post_processor = processors.TemplateProcessing(
         single="$A <end>", special_tokens=[("<end>", 2)]
@@ -72,43 +75,28 @@ def tokenizer():
 
 
 def network(kind):
-    """A tiny one with random weights."""
+    """Return a tiny network with random weights."""
     import transformers as hf
 
     torch.manual_seed(1)
-    sizes = dict(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        pad_token_id=0,
-    )
-    clip = dict(**sizes, max_position_embeddings=LENGTH, eos_token_id=2, bos_token_id=2)
-    eyes = dict(
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=8,
-    )
-    makers = {
+    common = dict(hidden_size=8, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2)
+    words = dict(vocab_size=16, pad_token_id=0)
+    bert = dict(**common, **words, max_position_embeddings=LENGTH)
+    clip = dict(**bert, eos_token_id=2, bos_token_id=2)
+    t5 = dict(**words, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    vision = dict(**common, image_size=8, patch_size=8)
+    create = {
         "clip text": lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**clip)),
-        "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=clip, vision_config=eyes)),
-        "t5": lambda: hf.T5EncoderModel(
-            hf.T5Config(
-                vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, pad_token_id=0
-            )
-        ),
-        "bert": lambda: hf.BertModel(hf.BertConfig(**sizes, max_position_embeddings=LENGTH)),
-        "vit": lambda: hf.ViTModel(hf.ViTConfig(**eyes)),
+        "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=clip, vision_config=vision)),
+        "t5": lambda: hf.T5EncoderModel(hf.T5Config(**t5)),
+        "bert": lambda: hf.BertModel(hf.BertConfig(**bert)),
+        "vit": lambda: hf.ViTModel(hf.ViTConfig(**vision)),
     }
-    return makers[kind]().eval()
+    return create[kind]().eval()
 
 
 def write_encoder(folder, kind="clip text"):
-    """A folder as it lies on the hub."""
+    """Write an encoder as a folder of the hub."""
     network(kind).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
@@ -124,7 +112,7 @@ def digits_encoder():
     return load_text_encoder("digits")
 
 
-# -- the encoder -------------------------------------------------------------------------------------------------
+# -- the encoder -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["clip text", "clip", "t5", "bert"])
@@ -133,7 +121,7 @@ def test_embeddings_are_those_of_transformers(tmp_path, kind):
     tokens = tokenizer()(TEXTS, padding="max_length", truncation=True, return_tensors="pt")
     ids, mask, model = tokens.input_ids, tokens.attention_mask, network(kind)
     with torch.no_grad():
-        if kind.startswith("clip"):  # as Stable Diffusion: padded places count
+        if kind.startswith("clip"):  # as Stable Diffusion: padding is encoded
             expected = getattr(model, "text_model", model)(input_ids=ids).last_hidden_state
         else:  # each text on its own, without padding
             expected = torch.zeros(len(TEXTS), LENGTH, 8)
@@ -162,53 +150,38 @@ def test_bundled_is_small_and_made_by_its_command(tmp_path, digits_encoder):
     assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 500e3
 
 
-def test_bundled_tells_digits_apart(digits_encoder):
-    found = digits_encoder.encode([*DIGIT_CAPTIONS, "", "A SEVEN", "a handwritten seven"])
-    distance = torch.cdist(found.flatten(1), found.flatten(1))
-    assert (
-        distance[:11, :11][~torch.eye(11, dtype=torch.bool)].min() > 0.3 * distance[:11, :11].max()
-    )
+def test_bundled_embeddings_of_digits_differ(digits_encoder):
+    embeddings = digits_encoder.encode([*DIGIT_CAPTIONS, "", "A SEVEN", "a handwritten seven"])
+    distance = torch.cdist(embeddings.flatten(1), embeddings.flatten(1))
+    captions = distance[:11, :11]
+    assert captions[~torch.eye(11, dtype=torch.bool)].min() > 0.3 * captions.max()
     assert distance[11, 7] == 0
-    assert distance[12].argsort()[1] in (7, 11)  # an unknown word leaves it a seven
+    assert distance[12].argsort()[1] in (7, 11)  # an unknown word changes little
 
 
-def test_checksum_knows_weights_words_and_rules(tmp_path, folder):
-    first, again = (
-        load_text_encoder(str(folder)),
-        load_text_encoder(str(write_encoder(tmp_path / "again"))),
-    )
-    assert first.checksum == again.checksum
-    file = tmp_path / "again" / "tokenizer.json"
+def test_checksum_covers_vocabulary_and_rules_but_not_truncation(tmp_path, folder):
+    first = load_text_encoder(str(folder)).checksum
+    file = write_encoder(tmp_path) / "tokenizer.json"
+    assert load_text_encoder(str(tmp_path)).checksum == first
     written = file.read_text()
+
+    def checksum(content):
+        file.write_text(content)
+        return load_text_encoder(str(tmp_path)).checksum
+
     rules = {
         "normalizer": {"type": "Lowercase"},
         "post_processor": None,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
     }
-    changed = [
-        written.replace('"green"', '"brown"'),
-        *(json.dumps({**json.loads(written), name: rule}) for name, rule in rules.items()),
-    ]
-    for content in changed:
-        file.write_text(content)
-        assert load_text_encoder(str(tmp_path / "again")).checksum != first.checksum
-    file.write_text(
-        json.dumps(
-            {
-                **json.loads(written),
-                "truncation": {
-                    "direction": "Right",
-                    "max_length": 3,
-                    "strategy": "LongestFirst",
-                    "stride": 0,
-                },
-            }
-        )
-    )  # is set by each call
-    assert load_text_encoder(str(tmp_path / "again")).checksum == first.checksum
+    assert checksum(written.replace('"green"', '"brown"')) != first
+    for name, rule in rules.items():
+        assert checksum(json.dumps({**json.loads(written), name: rule})) != first
+    truncation = dict(direction="Right", max_length=3, strategy="LongestFirst", stride=0)
+    assert checksum(json.dumps({**json.loads(written), "truncation": truncation})) == first
 
 
-def test_neither_autocast_nor_inference_mode_reaches_the_embeddings(digits_encoder):
+def test_embeddings_do_not_depend_on_autocast_or_inference_mode(digits_encoder):
     plain = digits_encoder.encode(TEXTS)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         inside = digits_encoder.encode(TEXTS)
@@ -231,7 +204,7 @@ def test_bad_folders_are_named(tmp_path):
         load_text_encoder(str(tmp_path))
 
 
-def test_missing_weights_are_never_left_random(tmp_path):
+def test_missing_weights_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     file = write_encoder(tmp_path) / "model.safetensors"
@@ -242,47 +215,45 @@ def test_missing_weights_are_never_left_random(tmp_path):
         load_text_encoder(str(tmp_path))
 
 
-def test_what_reads_no_text_is_refused(tmp_path):
+def test_a_network_of_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="can not be used"):
         load_text_encoder(str(write_encoder(tmp_path, "vit")))
 
 
-def test_offline_hub_says_where_to_put_the_files(monkeypatch):
+def test_an_unreachable_hub_names_the_files_to_copy(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:
         load_text_encoder("nobody/no-such-encoder")
+    message = str(error.value)
+    flag = "--text-encoder"
     for part in (
-        "--text-encoder nobody/no-such-encoder",
-        "--text-encoder FOLDER",
+        f"{flag} nobody/no-such-encoder",
+        f"{flag} FOLDER",
         "HF_HOME",
         "model.safetensors",
     ):
-        assert part in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
+        assert part in message
+    assert len(message.splitlines()) == 1
 
 
-# -- captions by their ids ---------------------------------------------------------------------------------------
+# -- captions by their ids -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept", [2**26, 0])
-def test_ids_stand_for_captions_and_those_beyond_for_the_null(digits_encoder, monkeypatch, kept):
-    monkeypatch.setattr(text, "MOST_KEPT", kept)
+@pytest.mark.parametrize("cached", [2**26, 0])
+def test_ids_are_captions_and_larger_ones_the_null_caption(digits_encoder, monkeypatch, cached):
+    monkeypatch.setattr(text, "MAX_CACHED", cached)
     captions = Captions(["a one", "a two"], "a nine", digits_encoder)
-    found = captions(torch.tensor([1, 0, 1, 2, 99]))
+    embeddings = captions(torch.tensor([1, 0, 1, 2, 99]))
     expected = digits_encoder.encode(["a two", "a one", "a two", "a nine", "a nine"])
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(embeddings, expected, atol=1e-6, rtol=0)
 
 
 def test_few_captions_are_looked_up_on_the_device(digits_encoder, monkeypatch):
-    """Of many, their ids are asked for: which of them to encode is known on the CPU alone."""
-    monkeypatch.setattr(
-        torch, "autocast", lambda *_, **__: nullcontext()
-    )  # it knows no such device
+    # the meta device has no autocast
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     away = replace(digits_encoder, network=copy.deepcopy(digits_encoder.network).to("meta"))
-    captions, ids = (
-        Captions(DIGIT_CAPTIONS, "", away),
-        torch.empty(3, dtype=torch.long, device="meta"),
-    )
+    captions = Captions(DIGIT_CAPTIONS, "", away)
+    ids = torch.empty(3, dtype=torch.long, device="meta")
     captions(ids)  # encodes them all
     with Copies() as copies:
         found = captions(ids)
@@ -290,44 +261,39 @@ def test_few_captions_are_looked_up_on_the_device(digits_encoder, monkeypatch):
     assert not copies.found
 
 
-@pytest.mark.parametrize("kept", [2**26, 0])
-def test_the_same_captions_are_encoded_once(digits_encoder, monkeypatch, kept):
-    monkeypatch.setattr(text, "MOST_KEPT", kept)
-    captions, calls, ids = (
-        Captions(["a one", "a two"], "", digits_encoder),
-        [],
-        torch.tensor([0, 1]),
-    )
-    digits_encoder.width  # noqa: B018 - is found by encoding too
-    monkeypatch.setattr(
-        text.TextEncoder,
-        "_encode",
-        lambda self, texts: calls.append(texts) or torch.zeros(9, 8, 64),
-    )
-    captions(ids)
-    captions(ids)
+@pytest.mark.parametrize("cached", [2**26, 0])
+def test_the_same_captions_are_encoded_once(digits_encoder, monkeypatch, cached):
+    monkeypatch.setattr(text, "MAX_CACHED", cached)
+    captions = Captions(["a one", "a two"], "", digits_encoder)
+    digits_encoder.width  # noqa: B018 - encodes a text too
+    calls = []
+
+    def encode(self, texts):
+        calls.append(texts)
+        return torch.zeros(9, 8, 64)
+
+    monkeypatch.setattr(text.TextEncoder, "_encode", encode)
+    for _ in range(2):
+        captions(torch.tensor([0, 1]))
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("kept", [2**26, 0])
-def test_what_sampling_kept_serves_training(digits_encoder, monkeypatch, kept):
-    monkeypatch.setattr(text, "MOST_KEPT", kept)
-    captions, ids, linear = (
-        Captions(["a one"], "", digits_encoder),
-        torch.tensor([0, 1]),
-        torch.nn.Linear(64, 1),
-    )
+@pytest.mark.parametrize("cached", [2**26, 0])
+def test_embeddings_cached_in_inference_mode_can_be_trained_on(digits_encoder, monkeypatch, cached):
+    monkeypatch.setattr(text, "MAX_CACHED", cached)
+    captions, ids = Captions(["a one"], "", digits_encoder), torch.tensor([0, 1])
+    linear = torch.nn.Linear(64, 1)
     with torch.inference_mode():
         captions(ids)
     linear(captions(ids)).sum().backward()
     torch.testing.assert_close(linear.weight.grad[0], captions(ids).sum((0, 1)))
 
 
-# -- runs --------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 
 def write_text_run(root: Path, classes=DIGIT_CAPTIONS) -> Path:
-    """A file of weights of an untrained network that is not zero."""
+    """Write weights of an untrained network whose output is not zero."""
     config = TrainConfig(vae="identity", image_size=8, model="DiT-Ti/4", conditioning="text")
     spec = NetworkSpec(
         model=config.model,
@@ -359,51 +325,45 @@ def run(tmp_path_factory):
     return load_run(write_text_run(tmp_path_factory.mktemp("run")), torch.device("cpu"))
 
 
-def pictures(run, prompts=None, negative="", ids=(0,), **settings):
+def images_of(run, prompts=None, negative="", ids=(0,), **settings):
     config = SamplerConfig(steps=3, precision="fp32", **settings)
     run = run if prompts is None else prompted(run, prompts, negative)
     pipeline = build_pipeline(run, config)
     return generate(pipeline, torch.tensor(ids), torch.arange(len(ids))).int()
 
 
-def test_a_prompt_is_drawn_as_the_class_of_that_caption(run):
-    by_class, by_prompt = (
-        pictures(run, ids=(7, 3)),
-        pictures(run, ["a seven", "a three"], ids=(0, 1)),
-    )
+def test_a_prompt_gives_the_images_of_the_class_with_that_caption(run):
+    by_class = images_of(run, ids=(7, 3))
+    by_prompt = images_of(run, ["a seven", "a three"], ids=(0, 1))
     assert (by_class - by_prompt).abs().max() <= 1
-    assert (by_class - pictures(run, ["a one", "a two"], ids=(0, 1))).abs().max() > 1
+    assert (by_class - images_of(run, ["a one", "a two"], ids=(0, 1))).abs().max() > 1
 
 
-def test_more_prompts_than_the_data_had_captions(run):
-    """Ids count the prompts: the eleventh is not the null prompt of ten captions."""
-    many = pictures(run, [*DIGIT_CAPTIONS, "seven seven", "one one"], ids=(10,), cfg_scale=3.0)
-    alone = pictures(run, ["seven seven"], cfg_scale=3.0)
+def test_there_may_be_more_prompts_than_captions(run):
+    # ids are of prompts: the eleventh is not the null prompt of ten captions
+    many = images_of(run, [*DIGIT_CAPTIONS, "seven seven", "one one"], ids=(10,), cfg_scale=3.0)
+    alone = images_of(run, ["seven seven"], cfg_scale=3.0)
     assert (many - alone).abs().max() <= 1
 
 
 def test_guidance_from_a_prompt_to_another_is_that_of_swapped_prompts(run):
-    swapped = pictures(run, ["a one"])
-    assert (pictures(run, ["a seven"], "a one", cfg_scale=0.0) - swapped).abs().max() <= 1
-    empty = pictures(run, ["a seven"], cfg_scale=0.0)
+    swapped = images_of(run, ["a one"])
+    assert (images_of(run, ["a seven"], "a one", cfg_scale=0.0) - swapped).abs().max() <= 1
+    empty = images_of(run, ["a seven"], cfg_scale=0.0)
     assert (empty - swapped).abs().max() > 1
-    assert (empty - pictures(run, [""])).abs().max() <= 1
+    assert (empty - images_of(run, [""])).abs().max() <= 1
 
 
-def test_guidance_with_swapped_prompts_extrapolates_to_the_other_side(run):
-    x, t, ids = (
-        torch.randn(2, 3, 8, 8),
-        torch.tensor(0.5, dtype=torch.float64),
-        torch.tensor([0, 0]),
-    )
-    pairs = {
-        pair: prompted(run, [pair[0]], pair[1]) for pair in (("a one", "a two"), ("a two", "a one"))
-    }
-    forth, back = (
-        cfg(r.denoise, r.denoise.process, 3.0, r.card.network.num_classes)(x, t, ids).out
-        for r in pairs.values()
-    )
-    one, two = (r.denoise(x, t, ids).out for r in pairs.values())
+def test_guidance_with_swapped_prompts_extrapolates_both_ways(run):
+    x, ids = torch.randn(2, 3, 8, 8), torch.tensor([0, 0])
+    t = torch.tensor(0.5, dtype=torch.float64)
+    runs = prompted(run, ["a one"], "a two"), prompted(run, ["a two"], "a one")
+
+    def guided(r):
+        return cfg(r.denoise, r.denoise.process, 3.0, r.card.network.num_classes)(x, t, ids).out
+
+    forth, back = map(guided, runs)
+    one, two = (r.denoise(x, t, ids).out for r in runs)
     torch.testing.assert_close(forth, two + 3 * (one - two), atol=1e-4, rtol=0)
     torch.testing.assert_close(forth + back, one + two, atol=1e-4, rtol=0)
 
@@ -417,44 +377,30 @@ def test_captioned_is_the_network_of_embeddings(run, digits_encoder):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_folder_of_prompts_records_them(run, tmp_path):
-    sample(
-        SampleConfig(
-            run=run.weights.path,
-            prompt=("a seven", "one, two"),
-            negative_prompt="a one",
-            cfg_scale=2.0,
-            steps=2,
-            num_samples=3,
-            out=tmp_path / "out",
-        ),
-        Ranks(),
+def test_a_folder_of_samples_records_the_prompts(run, tmp_path):
+    config = SampleConfig(
+        run=run.weights.path,
+        prompt=("a seven", "one, two"),
+        negative_prompt="a one",
+        cfg_scale=2.0,
+        steps=2,
+        num_samples=3,
+        out=tmp_path / "out",
     )
+    sample(config, Ranks())
     with (tmp_path / "out" / "labels.csv").open() as table:
         assert [row["class"] for row in csv.DictReader(table)] == ["a seven", "one, two", "a seven"]
     record = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert (record["prompts"], record["negative_prompt"]) == (["a seven", "one, two"], "a one")
     assert {"transformers", "tokenizers"} < {*record["versions"]}
-    assert (record["text_encoder"], record["text_encoder_sha256"]) == (
-        "digits",
-        run.card.text_encoder_sha256,
-    )
+    assert record["text_encoder"] == "digits"
+    assert record["text_encoder_sha256"] == run.card.text_encoder_sha256
     with pytest.raises(UserError, match="negative_prompt"):
-        sample(
-            SampleConfig(
-                run=run.weights.path,
-                prompt=("a seven", "one, two"),
-                cfg_scale=2.0,
-                steps=2,
-                num_samples=3,
-                out=tmp_path / "out",
-            ),
-            Ranks(),
-        )
+        sample(replace(config, negative_prompt=""), Ranks())
 
 
-def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
-    """The bits of a caption do not depend on its id, and any caption has some."""
+def test_nll_accepts_captions_unknown_in_training(run, tmp_path):
+    # the bits of a caption do not depend on its id
     lines = []
     for name, caption in (("a.png", "a seven"), ("b.png", "nine white herons")):
         Image.new("RGB", (8, 8), "white").save(tmp_path / name)
@@ -462,28 +408,26 @@ def test_likelihood_reads_captions_that_training_had_not(run, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     config = NllConfig(run=run.weights.path, data=str(tmp_path), steps=3, precision="fp32")
     source = open_data(run, str(tmp_path))
-    heard, labels = conditioned(run, source, str(tmp_path))
-    assert [heard.card.class_name(i) for i in labels] == ["a seven", "nine white herons"]
+    with_captions, labels = conditioned(run, source, str(tmp_path))
+    assert [with_captions.card.class_name(i) for i in labels] == ["a seven", "nine white herons"]
 
     def bits(run, labels):
         return measure(run, choose(run, config), config, source, labels, np.arange(2), Ranks())
 
-    seven, heron = bits(heard, labels)
+    seven, heron = bits(with_captions, labels)
     known, _ = bits(run, np.array([7, 7]))
     assert (seven - known).abs().max() < 1e-4
     assert (heron - bits(run, np.array([7, 7]))[1]).abs().max() > 1e-3
-    told = json.loads(nll(config, Ranks()).read_text())["protocol"]
-    assert {"transformers", "tokenizers"} < {*told["versions"]}
+    protocol = json.loads(nll(config, Ranks()).read_text())["protocol"]
+    assert {"transformers", "tokenizers"} < {*protocol["versions"]}
 
 
 def test_grids_of_other_prompts_have_other_names(run):
     flags = dict(run=run.weights.path, per_class=1, steps=1)
-    found = {
-        sample(SampleConfig(prompt=prompt, **flags), Ranks())
-        for prompt in (None, ("a one",), ("a two",))
-    }
-    assert len(found) == 3
-    assert all(file.is_file() for file in found)
+    prompts = (None, ("a one",), ("a two",))
+    files = {sample(SampleConfig(prompt=prompt, **flags), Ranks()) for prompt in prompts}
+    assert len(files) == 3
+    assert all(file.is_file() for file in files)
 
 
 def test_a_prompt_for_a_run_of_classes_is_refused(tiny_run):
@@ -498,16 +442,13 @@ def test_a_prompt_for_a_run_of_classes_is_refused(tiny_run):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            {"conditioning": "text", "data": "x"},
-            "--conditioning text without --text-encoder for --data x",
-        ),
+        ({"conditioning": "text", "data": "x"}, "text without --text-encoder for --data x"),
         ({"text_encoder": "digits"}, "--conditioning adaln-zero with --text-encoder digits"),
         ({"conditioning": "text", "num_classes": 10}, "--conditioning text with --num-classes 10"),
         ({"conditioning": "text", "model": "UNet-S"}, "--conditioning text with --model UNet-S"),
     ],
 )
-def test_flags_of_training_that_do_not_fit_are_refused(flags, message):
+def test_training_flags_that_do_not_fit_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         TrainConfig(**flags)
 
@@ -519,76 +460,54 @@ def test_flags_of_training_that_do_not_fit_are_refused(flags, message):
         ({"prompt": ()}, "--prompt; expected captions of one word or more"),
         ({"prompt": ("a one", " ")}, "--prompt ''; expected captions of one word or more"),
         (
-            {"negative_prompt": "a one"},
-            "--negative-prompt 'a one' with --cfg-scale 1; expected a run with --conditioning",
+            {"negative_prompt": "x"},
+            "--negative-prompt 'x' with --cfg-scale 1; expected a run with --conditioning",
         ),
         (
-            {"negative_prompt": "a one", "cfg_scale": 2.0, "guide": Path("g")},
-            "--negative-prompt 'a one' with --guide g",
+            {"negative_prompt": "x", "cfg_scale": 2.0, "guide": Path("g")},
+            "--negative-prompt 'x' with --guide g",
         ),
     ],
 )
-def test_flags_of_sampling_that_do_not_fit_are_refused(flags, message):
+def test_sampling_flags_that_do_not_fit_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         SampleConfig(run=Path("run"), **flags)
 
 
-# -- training ----------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
-def settings(tmp_path, folder, **flags):
+def settings(tmp_path, folder, **changes):
     data = tmp_path / "data"
     if not data.exists():
-        write_images(data)
-    return TrainConfig(
-        **dict(
-            data=str(data),
-            conditioning="text",
-            text_encoder=str(folder),
-            vae="identity",
-            image_size=8,
-            model="DiT-Ti/4",
-            global_batch_size=2,
-            steps=2,
-            warmup=1,
-            cooldown=0.0,
-            ckpt_every=0,
-            sample_every=2,
-            log_every=1,
-            precision="fp32",
-            ema=0.5,
-        )
-        | flags
-    )
+        write_captioned(data)
+    model = dict(conditioning="text", text_encoder=str(folder), vae="identity", model="DiT-Ti/4")
+    steps = dict(global_batch_size=2, steps=2, warmup=1, cooldown=0.0, ckpt_every=0, log_every=1)
+    run = dict(data=str(data), image_size=8, precision="fp32", ema=0.5, sample_every=0)
+    return TrainConfig(**model | steps | run | changes)
 
 
-def test_training_goes_on_as_if_never_stopped_and_draws_prompts(tmp_path, folder):
-    whole = train(settings(tmp_path, folder, out=tmp_path / "whole"), Ranks())
-    parts = train(
-        settings(tmp_path, folder, out=tmp_path / "parts", steps=1, sample_every=0), Ranks()
-    )
-    moved = write_encoder(tmp_path / "moved")  # the same encoder in another place
-    train(settings(tmp_path, moved, resume=str(parts), out=parts, sample_every=0), Ranks())
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, folder):
+    whole = train(settings(tmp_path, folder, out=tmp_path / "whole", sample_every=2), Ranks())
+    parts = train(settings(tmp_path, folder, out=tmp_path / "parts", steps=1), Ranks())
+    moved = write_encoder(tmp_path / "moved")  # the same encoder in another folder
+    train(settings(tmp_path, moved, resume=str(parts), out=parts), Ranks())
     first, second = (load_run(path, torch.device("cpu")) for path in (whole, parts))
     for name, tensor in first.weights.state_dict.items():
         assert torch.equal(tensor, second.weights.state_dict[name]), name
     assert any("text_attn" in name for name in first.weights.state_dict)
     assert set(first.card.classes) == {"a green square", "a red square"}
     assert (first.card.network.num_classes, first.card.network.text_width) == (2, 8)
-    grid = sample(
-        SampleConfig(run=whole, prompt=("a red square", "green"), per_class=2, steps=2), Ranks()
-    )
-    assert grid.is_file()
+    prompts = SampleConfig(run=whole, prompt=("a red square", "green"), per_class=2, steps=2)
+    assert sample(prompts, Ranks()).is_file()
     assert (whole / "samples" / "step-0000002.png").is_file()
 
 
-def test_an_encoder_is_found_from_anywhere_and_told_of_where_it_is_not(
-    tmp_path, folder, monkeypatch
-):
+def test_a_run_records_the_absolute_path_of_its_encoder(tmp_path, monkeypatch):
     encoder = write_encoder(tmp_path / "encoder")
-    asked = settings(tmp_path, "encoder", steps=1, out=tmp_path / "run", sample_every=0)
+    config = settings(tmp_path, "encoder", steps=1, out=tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    run = train(asked, Ranks())
+    run = train(config, Ranks())
     monkeypatch.chdir("/")
     cpu = torch.device("cpu")
     assert load_run(run, cpu).card.config.text_encoder == str(encoder)
@@ -601,22 +520,21 @@ def test_an_encoder_is_found_from_anywhere_and_told_of_where_it_is_not(
     assert load_run(run, cpu).card.classes
 
 
-def test_another_encoder_is_refused(tmp_path, folder):
+def test_another_encoder_is_refused(tmp_path):
     own = write_encoder(tmp_path / "encoder")
-    run = train(settings(tmp_path, own, steps=1, out=tmp_path / "run", sample_every=0), Ranks())
+    run = train(settings(tmp_path, own, steps=1, out=tmp_path / "run"), Ranks())
     torch.manual_seed(5)
     changed = network("clip text")
     torch.nn.init.normal_(next(changed.parameters()))
     changed.save_pretrained(own)
-    with pytest.raises(
-        UserError, match=r"--text-encoder .* with SHA-256 .* the one that the run was trained with"
-    ):
+    message = r"--text-encoder .* with SHA-256 .* the one that the run was trained with"
+    with pytest.raises(UserError, match=message):
         load_run(run, torch.device("cpu"))
     with pytest.raises(UserError, match="text_encoder_sha256"):
         train(settings(tmp_path, own, out=run, resume=str(run)), Ranks())
 
 
-def test_init_takes_other_captions_but_no_other_encoder(tmp_path, folder):
+def test_init_accepts_other_captions_but_no_other_encoder(tmp_path):
     config = TrainConfig(vae="identity", image_size=8, model="DiT-Ti/4", conditioning="text")
     weights = write_text_run(tmp_path / "old")
     spec, encoder = read_weights(weights).card.network, load_text_encoder("digits")
@@ -630,47 +548,43 @@ def test_init_takes_other_captions_but_no_other_encoder(tmp_path, folder):
     initialise(fresh, card, weights)
     for name, tensor in read_weights(weights).state_dict.items():
         assert torch.equal(fresh.state_dict()[name], tensor), name
-    with pytest.raises(
-        UserError, match=r"--init .* --text-encoder digits, which is not --text-encoder other"
-    ):
-        initialise(
-            fresh,
-            replace(card, config=replace(config, text_encoder="other"), text_encoder_sha256="1"),
-            weights,
-        )
+    config = replace(config, text_encoder="other")
+    other = replace(card, config=config, text_encoder_sha256="1")
+    message = r"--init .* --text-encoder digits, which is not --text-encoder other"
+    with pytest.raises(UserError, match=message):
+        initialise(fresh, other, weights)
 
 
-def test_what_blocks_remember_is_of_one_batch(tmp_path, monkeypatch):
+def test_cached_blocks_are_those_of_one_batch(tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "Ti", SMALL | dict(depth=3))  # one block in the middle
     run = load_run(write_text_run(tmp_path), torch.device("cpu"))
-    alone, together = (pictures(run, ids=(0, 1), block_cache=2, batch_size=size) for size in (1, 2))
+    alone, together = (
+        images_of(run, ids=(0, 1), block_cache=2, batch_size=size) for size in (1, 2)
+    )
     assert (alone - together).abs().max() <= 1
-    assert not torch.equal(together, pictures(run, ids=(0, 1)))
+    assert not torch.equal(together, images_of(run, ids=(0, 1)))
 
 
-def test_a_guide_hears_the_same_prompts(run, tmp_path):
-    same = write_text_run(
-        tmp_path / "guide", DIGIT_CAPTIONS[::-1]
-    )  # whose own ids say something else
+def test_a_guide_gets_the_same_prompts(run, tmp_path):
+    # the guide's own ids are of other captions
+    same = write_text_run(tmp_path / "guide", DIGIT_CAPTIONS[::-1])
     config = dict(guide=same, cfg_scale=2.0)
-    assert (pictures(run, ["a seven"], **config) - pictures(run, ["a seven"])).abs().max() <= 1
+    assert (images_of(run, ["a seven"], **config) - images_of(run, ["a seven"])).abs().max() <= 1
 
 
-def test_a_guide_that_hears_something_else_is_refused(run, tiny_run):
-    """Whichever of the two it is that hears captions."""
+def test_a_guide_of_another_conditioning_is_refused(run, tiny_run):
     classes = load_run(tiny_run, torch.device("cpu"))
     pairs = (
         (classes, run.weights.path, "captions, .* has classes"),
         (run, tiny_run, "classes, .* has captions"),
     )
-    for ours, theirs, said in pairs:
-        with pytest.raises(
-            UserError, match=f"--guide {theirs} has conditions that are {said}; expected the same"
-        ):
-            pictures(ours, guide=theirs, cfg_scale=2.0)
+    for ours, theirs, kinds in pairs:
+        message = f"--guide {theirs} has conditions that are {kinds}; expected the same"
+        with pytest.raises(UserError, match=message):
+            images_of(ours, guide=theirs, cfg_scale=2.0)
 
 
-def test_a_run_remembers_at_most_so_many_captions(tmp_path, folder, monkeypatch):
+def test_a_run_records_a_limited_number_of_captions(tmp_path, folder, monkeypatch):
     monkeypatch.setattr("dit.training.prepare.MOST_CAPTIONS", 1)
     config = settings(tmp_path, folder)
     encoder = load_text_encoder(str(folder))
@@ -686,14 +600,14 @@ def test_a_run_remembers_at_most_so_many_captions(tmp_path, folder, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_network_of_text_draws_the_digits_that_it_is_asked_for(tmp_path):
+def test_a_text_network_samples_the_prompted_digits(tmp_path):
     from dit.commands.evaluate import evaluate
     from dit.config import EvalConfig
 
     run = train(TrainConfig(conditioning="text", out=tmp_path / "run", sample_every=0), Ranks())
-    out = evaluate(
-        EvalConfig(run=run, num_samples=500, cfg_scale=1.5, bootstrap=0, out=tmp_path / "report"),
-        Ranks(),
+    config = EvalConfig(
+        run=run, num_samples=500, cfg_scale=1.5, bootstrap=0, out=tmp_path / "report"
     )
+    out = evaluate(config, Ranks())
     report = json.loads((out / "report.json").read_text())
     assert report["digits_recognised"]["found"]["accuracy"] > 0.9

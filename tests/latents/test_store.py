@@ -29,27 +29,17 @@ from dit.latents.store import Damage, LatentStore, damaged_shards
 COUNT = 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """20 smooth pictures of two classes."""
+    """20 smooth images of two classes."""
     root = tmp_path_factory.mktemp("data")
     for name in ("ant", "bee"):
         (root / name).mkdir()
         for i in range(COUNT // 2):
-            small = np.random.default_rng([i, len(name), ord(name[0])]).integers(
-                0, 256, (4, 4, 3), np.uint8
-            )
-            Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(
-                root / name / f"{i}.png"
-            )
+            rng = np.random.default_rng([i, len(name), ord(name[0])])
+            small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+            large = small.resize((32, 32), Image.Resampling.BICUBIC)
+            large.save(root / name / f"{i}.png")
     return root
 
 
@@ -58,29 +48,28 @@ def autoencoder():
     return load_autoencoder("digits")
 
 
+def encode_config(data, out):
+    return EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6)
+
+
 @pytest.fixture
 def cfg(data, tmp_path):
-    return EncodeConfig(
-        data=str(data), out=tmp_path / "latents", image_size=32, batch_size=4, shard_size=6
-    )
+    return encode_config(data, tmp_path / "latents")
 
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished")
-    return encode(
-        EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6), Ranks()
-    )
+    return encode(encode_config(data, tmp_path_factory.mktemp("finished")), Ranks())
+
+
+@pytest.fixture
+def out(finished, tmp_path):
+    """A copy of the finished latents, to damage."""
+    return shutil.copytree(finished, tmp_path / "copy")
 
 
 def everything(source, flip):
     return source.read(np.arange(COUNT), np.full(COUNT, flip)).float()
-
-
-def copy_of(finished, tmp_path):
-    for path in finished.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -91,18 +80,17 @@ def test_stored_moments_are_those_of_the_image_or_its_mirror(finished, data, aut
     torch.testing.assert_close(stored, direct, rtol=1e-3, atol=1e-4)  # float16 keeps 11 bits
 
 
-def test_read_takes_any_order_across_shards(finished, autoencoder):
+def test_samples_can_be_read_in_any_order(finished, autoencoder):
     latents = LatentStore(finished)
-    whole = torch.from_numpy(
-        np.concatenate([np.load(finished / f"shard-0000{k}.npy") for k in range(4)])
-    )
+    parts = [np.load(finished / f"shard-0000{k}.npy") for k in range(4)]
+    stored = torch.from_numpy(np.concatenate(parts))
     indices = np.random.default_rng(0).integers(0, COUNT, 50)
     flip = np.random.default_rng(1).random(50) < 0.5
-    found = latents.read(indices, flip)
-    assert found.dtype == torch.float16  # as on the disk: the device makes float32 of it
-    assert torch.equal(found, whole[torch.from_numpy(indices), torch.from_numpy(flip).long()])
+    moments = latents.read(indices, flip)
+    assert moments.dtype == torch.float16  # as on the disk; the device converts it
+    assert torch.equal(moments, stored[torch.from_numpy(indices), torch.from_numpy(flip).long()])
     noise = torch.randn(50, *latents.shape, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(autoencoder.draw(found, noise), autoencoder.draw(found.float(), noise))
+    assert torch.equal(autoencoder.draw(moments, noise), autoencoder.draw(moments.float(), noise))
 
 
 def test_store_describes_itself(finished, autoencoder):
@@ -112,11 +100,8 @@ def test_store_describes_itself(finished, autoencoder):
     assert latents.classes == ["ant", "bee"]
     np.testing.assert_array_equal(latents.labels, [0] * 10 + [1] * 10)
     assert latents.flips is True
-    assert (latents.vae, latents.checksum, latents.image_size) == (
-        "digits",
-        autoencoder.checksum,
-        32,
-    )
+    assert (latents.vae, latents.image_size) == ("digits", 32)
+    assert latents.checksum == autoencoder.checksum
 
 
 @pytest.mark.portable
@@ -137,11 +122,10 @@ def test_sources_agree(finished, data, autoencoder):
         torch.testing.assert_close(source.statistics(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_statistics_are_those_of_drawn_latents():
+def test_statistics_are_those_of_sampled_latents():
     generator = torch.Generator().manual_seed(0)
-    mean = (
-        torch.randn(500, 2, 4, 4, generator=generator) * torch.tensor([1.0, 3.0])[:, None, None] + 5
-    )
+    scale = torch.tensor([1.0, 3.0])[:, None, None]
+    mean = torch.randn(500, 2, 4, 4, generator=generator) * scale + 5
     std = torch.rand(500, 2, 4, 4, generator=generator)
     drawn = mean + std * torch.randn(500, 2, 4, 4, generator=generator)
     measured = MomentSums.of(torch.cat([mean, std], 1)).statistics()
@@ -155,23 +139,19 @@ def test_without_flips_one_view_is_stored(cfg):
     assert np.load(cfg.out / "shard-00000.npy", mmap_mode="r").shape == (6, 1, 8, 8, 8)
 
 
-def test_rerun_makes_only_what_is_missing_or_damaged(finished, tmp_path, cfg):
-    out = copy_of(finished, tmp_path)
-    whole = everything(LatentStore(out), True)
+def test_a_rerun_replaces_only_missing_and_damaged_shards(out, cfg):
+    intact = everything(LatentStore(out), True)
     (out / "shard-00001.npy").unlink()
-    damaged = bytearray((out / "shard-00002.npy").read_bytes())
-    damaged[-100] ^= 255
-    (out / "shard-00002.npy").write_bytes(damaged)
+    flip_a_bit(out / "shard-00002.npy")
     (out / "index.json").unlink()
-    kept = {k: (out / f"shard-0000{k}.npy").stat().st_mtime_ns for k in range(4) if k != 1}
+
+    def times():
+        return [(out / f"shard-0000{k}.npy").stat().st_mtime_ns for k in (0, 2, 3)]
+
+    before = times()
     encode(replace(cfg, out=out), Ranks())
-    made = {
-        k
-        for k, time_ns in kept.items()
-        if (out / f"shard-0000{k}.npy").stat().st_mtime_ns != time_ns
-    }
-    assert made == {2}
-    assert torch.equal(everything(LatentStore(out), True), whole)
+    assert [new != old for new, old in zip(times(), before, strict=True)] == [False, True, False]
+    assert torch.equal(everything(LatentStore(out), True), intact)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +165,7 @@ def test_rerun_makes_only_what_is_missing_or_damaged(finished, tmp_path, cfg):
     ],
 )
 def test_another_encoding_is_refused(finished, data, change, message):
-    same = EncodeConfig(data=str(data), out=finished, image_size=32, batch_size=4, shard_size=6)
+    same = encode_config(data, finished)
     before = (finished / "index.json").read_bytes()
     with pytest.raises(UserError, match=message):
         encode(replace(same, **change), Ranks())
@@ -197,13 +177,11 @@ def test_other_files_of_the_same_number_are_refused(finished, data, tmp_path):
         target = tmp_path / path.parent.name / f"other-{path.name}"
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes())
-    cfg = EncodeConfig(data=str(tmp_path), out=finished, image_size=32, batch_size=4, shard_size=6)
     with pytest.raises(UserError, match="fingerprint"):
-        encode(cfg, Ranks())
+        encode(encode_config(tmp_path, finished), Ranks())
 
 
-def test_damage_is_named(finished, tmp_path):
-    out = copy_of(finished, tmp_path)
+def test_damage_is_named(out):
     shard = out / "shard-00002.npy"
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
@@ -216,10 +194,10 @@ def test_damage_is_named(finished, tmp_path):
     with pytest.raises(UserError, match=r"shard-00002\.npy holds float16 \[2, 2, 8, 8, 8\]"):
         LatentStore(out)
     with pytest.raises(UserError, match="is not a folder of latents"):
-        LatentStore(tmp_path / "none")
+        LatentStore(out / "none")
 
 
-def test_full_disk_is_foreseen(cfg, monkeypatch):
+def test_too_little_disk_space_is_refused(cfg, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="latents need"):
@@ -235,9 +213,8 @@ def test_unreadable_images_are_named_before_anything_is_written(cfg, data, tmp_p
         (root / name).write_bytes(content[: len(content) * 2 // 3])
     (root / "bee" / "9.png").write_bytes(b"no image")
     cfg = replace(cfg, data=str(root))
-    with pytest.raises(
-        UserError, match=r"4 of 21 images .*ant/3\.png, .*8\.png, .*9\.png, .*cut\.jpg .* or delete"
-    ):
+    message = r"4 of 21 images .*ant/3\.png, .*8\.png, .*9\.png, .*cut\.jpg .* or delete"
+    with pytest.raises(UserError, match=message):
         encode(cfg, Ranks())
     assert [path.name for path in cfg.out.iterdir()] == [".lock"]
     for name in ("ant/3.png", "bee/8.png", "bee/9.png", "bee/cut.jpg"):
@@ -249,17 +226,13 @@ def test_unreadable_images_are_named_before_anything_is_written(cfg, data, tmp_p
         encode(cfg, Ranks())
 
 
-def test_changed_files_of_an_unfinished_folder_are_told(finished, data, tmp_path):
-    root = tmp_path / "data"
-    shutil.copytree(data, root)
+def test_images_must_not_change_before_latents_are_finished(out, data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
     (root / "ant" / "3.png").unlink()
-    (tmp_path / "out").mkdir()
-    out = copy_of(finished, tmp_path / "out")
     (out / "index.json").unlink()
-    with pytest.raises(
-        UserError, match=r"image files changed .*\(20 then, 19 now\).*choose another --out"
-    ):
-        encode(EncodeConfig(data=str(root), out=out, image_size=32, shard_size=6), Ranks())
+    message = r"image files changed .*\(20 then, 19 now\).*choose another --out"
+    with pytest.raises(UserError, match=message):
+        encode(encode_config(root, out), Ranks())
 
 
 def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
@@ -276,17 +249,16 @@ def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
 
 def test_bad_settings_leave_no_folder(cfg):
     for name in ("image_size", "batch_size", "shard_size"):
-        with pytest.raises(
-            UserError, match=f"--{name.replace('_', '-')} 0; expected (a number|numbers) above 0"
-        ):
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(UserError, match=f"{flag} 0; expected (a number|numbers) above 0"):
             replace(cfg, **{name: 0})
     with pytest.raises(UserError, match="--image-size 33"):
         encode(replace(cfg, image_size=33), Ranks())
     assert not cfg.out.exists()
 
 
-def test_the_end_tells_the_next_command(cfg, capsys):
-    for _ in range(2):  # the second time nothing is left to do
+def test_encode_prints_the_next_command(cfg, capsys):
+    for _ in range(2):  # the second time it is complete
         encode(cfg, Ranks())
         assert capsys.readouterr().out == (
             f"20 latents 4 x 8 x 8 in {cfg.out}; next: "
@@ -294,7 +266,7 @@ def test_the_end_tells_the_next_command(cfg, capsys):
         )
 
 
-def test_two_processes_do_not_share_a_folder(cfg):
+def test_two_processes_can_not_encode_into_one_folder(cfg):
     cfg.out.mkdir()
     with (cfg.out / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -304,13 +276,12 @@ def test_two_processes_do_not_share_a_folder(cfg):
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
-def test_damaged_json_is_named_and_mended(finished, data, tmp_path, content):
-    out = copy_of(finished, tmp_path)
+def test_damaged_json_is_named_and_replaced(finished, data, out, content):
     for name in ("shard-00000.json", "index.json"):
         (out / name).write_text(content)
     with pytest.raises(UserError, match=r"index\.json is damaged .*run dit encode again"):
         LatentStore(out)
-    cfg = EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6)
+    cfg = encode_config(data, out)
     encode(cfg, Ranks())
     assert torch.equal(everything(LatentStore(out), True), everything(LatentStore(finished), True))
     (out / "encoding.json").write_text(content)
@@ -318,16 +289,15 @@ def test_damaged_json_is_named_and_mended(finished, data, tmp_path, content):
         encode(cfg, Ranks())
 
 
-def test_labels_beyond_the_classes_are_refused(finished, tmp_path):
-    out = copy_of(finished, tmp_path)
+def test_labels_beyond_the_classes_are_refused(out):
     np.save(out / "labels.npy", np.arange(COUNT))
-    latents = LatentStore(out)  # looks at no label: there may be billions
+    latents = LatentStore(out)  # reads no label: there may be billions
     assert len(latents.read(np.array([0, 1]), np.zeros(2, bool))) == 2
     with pytest.raises(UserError, match=r"labels\.npy holds labels 1 to 19; expected 0 to 1"):
         latents.read(np.array([1, 19]), np.zeros(2, bool))
 
 
-# -- damage ------------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 def flip_a_bit(file):
@@ -336,25 +306,23 @@ def flip_a_bit(file):
     file.write_bytes(content)
 
 
-def test_damaged_shards_are_found_by_their_checksum(finished, tmp_path):
-    out = copy_of(finished, tmp_path)
+def test_damaged_shards_have_another_checksum(out):
     assert damaged_shards(out) == []
     flip_a_bit(out / "shard-00001.npy")
-    LatentStore(out)  # a bit is not seen by opening
+    LatentStore(out)  # does not detect a flipped bit
     (out / "shard-00003.npy").unlink()
     flip_a_bit(out / "labels.npy")
-    found = {damage.file: damage for damage in damaged_shards(out)}
-    assert found.keys() == {"shard-00001.npy", "shard-00003.npy", "labels.npy"}
-    assert found["shard-00003.npy"] == Damage("shard-00003.npy", 2, "missing")
-    assert "SHA-256" in found["shard-00001.npy"].reason
-    with pytest.raises(
-        UserError, match=r"shard-00003\.npy is missing .*run dit encode again.*--skip-damaged"
-    ):
+    damaged = {damage.file: damage for damage in damaged_shards(out)}
+    assert damaged.keys() == {"shard-00001.npy", "shard-00003.npy", "labels.npy"}
+    assert damaged["shard-00003.npy"] == Damage("shard-00003.npy", 2, "missing")
+    assert "SHA-256" in damaged["shard-00001.npy"].reason
+    message = r"shard-00003\.npy is missing .*run dit encode again.*--skip-damaged"
+    with pytest.raises(UserError, match=message):
         LatentStore(out)
 
 
 @pytest.mark.parametrize(
-    "lost",
+    "skipped",
     [
         ["shard-00000.npy"],
         ["shard-00001.npy"],
@@ -362,16 +330,15 @@ def test_damaged_shards_are_found_by_their_checksum(finished, tmp_path):
         ["shard-00002.npy", "shard-00000.npy"],
     ],
 )
-def test_a_store_without_shards_is_that_of_the_remaining_images(finished, tmp_path, lost):
-    out, whole = copy_of(finished, tmp_path), LatentStore(finished)
-    for name in lost:
+def test_skipped_shards_leave_the_other_images(finished, out, skipped):
+    for name in skipped:
         (out / name).unlink()
-    kept = np.array([i for i in range(COUNT) if f"shard-{i // 6:05d}.npy" not in lost])
-    rest = LatentStore(out, lost)
-    np.testing.assert_array_equal(rest.labels, whole.labels[kept])
+    every, rest = LatentStore(finished), LatentStore(out, skipped)
+    kept = np.array([i for i in range(COUNT) if f"shard-{i // 6:05d}.npy" not in skipped])
+    np.testing.assert_array_equal(rest.labels, every.labels[kept])
     for flip in (False, True):
-        every = rest.read(np.arange(len(kept)), np.full(len(kept), flip))
-        assert torch.equal(every, whole.read(kept, np.full(len(kept), flip)))
+        flips = np.full(len(kept), flip)
+        assert torch.equal(rest.read(np.arange(len(kept)), flips), every.read(kept, flips))
     with pytest.raises(UserError, match=r"all shards of .* are damaged"):
         LatentStore(out, [f"shard-0000{k}.npy" for k in range(4)])
 
@@ -385,7 +352,7 @@ def open_shards():
 def test_no_more_shards_are_open_than_allowed(finished, monkeypatch):
     latents = LatentStore(finished)
     expected = everything(latents, True)
-    monkeypatch.setattr(store, "MOST_OPEN", 2)
+    monkeypatch.setattr(store, "MAX_OPEN", 2)
     del latents
     gc.collect()
     before, few = open_shards(), LatentStore(finished)
@@ -397,8 +364,7 @@ def test_no_more_shards_are_open_than_allowed(finished, monkeypatch):
     assert open_shards() == before
 
 
-def test_a_shard_that_shrinks_while_it_is_read_is_named(finished, tmp_path):
-    out = copy_of(finished, tmp_path)
+def test_a_shard_that_shrinks_while_it_is_read_is_named(out):
     latents = LatentStore(out)
     os.truncate(out / "shard-00000.npy", 5000)
     with pytest.raises(UserError, match=r"shard-00000\.npy breaks off before byte"):
@@ -412,14 +378,13 @@ def test_a_disk_that_fails_is_named(finished, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fail)
-    with pytest.raises(
-        UserError, match=r"shard-00000\.npy can not be read before byte .*\(Input/output error\)"
-    ):
+    message = r"shard-00000\.npy can not be read before byte .*\(Input/output error\)"
+    with pytest.raises(UserError, match=message):
         latents.read(np.arange(1), np.zeros(1, bool))
 
 
-def test_a_billion_latents_cost_no_memory(finished, tmp_path):
-    """Files with holes: a store of 10^9 images of which nothing was ever written."""
+def test_a_billion_latents_need_no_memory(finished, tmp_path):
+    # sparse files: a store of 10^9 images that need no disk space
     size = 10**9
     index = json.loads((finished / "index.json").read_text())
     names = [f"shard-{k:05d}.npy" for k in range(4)]
@@ -431,13 +396,12 @@ def test_a_billion_latents_cost_no_memory(finished, tmp_path):
         "shards": [{"file": name, "count": size // 4, "sha256": ""} for name in names],
     }
     (tmp_path / "index.json").write_text(json.dumps(index))
-    for name, dtype, shape in [("labels.npy", "<i8", (size,))] + [
-        (n, "<f2", (size // 4, 1, 2, 1, 1)) for n in names
-    ]:
+    shard = ("<f2", (size // 4, 1, 2, 1, 1))
+    arrays = {"labels.npy": ("<i8", (size,)), **dict.fromkeys(names, shard)}
+    for name, (dtype, shape) in arrays.items():
+        header = {"descr": dtype, "fortran_order": False, "shape": shape}
         with (tmp_path / name).open("wb") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": dtype, "fortran_order": False, "shape": shape}
-            )
+            np.lib.format.write_array_header_1_0(file, header)
             file.truncate(file.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
     tracemalloc.start()
     latents = LatentStore(tmp_path)
@@ -450,19 +414,17 @@ def test_a_billion_latents_cost_no_memory(finished, tmp_path):
     assert peak < 2**20
 
 
-def test_training_leaves_damaged_shards_out_if_asked(finished, tmp_path, capsys, monkeypatch):
-    out = copy_of(finished, tmp_path)
+def test_training_can_skip_damaged_shards(out, autoencoder, capsys):
     config = TrainConfig(data=str(out), image_size=32, skip_damaged=True)
-    autoencoder = load_autoencoder("digits")
     assert len(build_source(config, autoencoder).labels) == COUNT
-    assert "left out" not in capsys.readouterr().err
+    assert "skipped" not in capsys.readouterr().err
     flip_a_bit(out / "shard-00001.npy")
     (out / "shard-00003.npy").unlink()
     source = build_source(config, autoencoder)
     np.testing.assert_array_equal(source.labels, [0] * 6 + [1] * 6)
-    said = capsys.readouterr().err
-    assert "left out: shard-00003.npy, 2 images (missing)" in said
-    assert "left out in all: 2 damaged shards with 8 images" in said
+    printed = capsys.readouterr().err
+    assert "skipped: shard-00003.npy, 2 images (missing)" in printed
+    assert "skipped in all: 2 damaged shards with 8 images" in printed
     flip_a_bit(out / "labels.npy")
     with pytest.raises(UserError, match=r"labels\.npy is damaged"):
         build_source(config, autoencoder)

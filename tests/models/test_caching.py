@@ -1,4 +1,4 @@
-"""Feature caching: what is reused, when, and that nothing stays behind."""
+"""Feature caching: what is reused, when, and that no change outlives its images."""
 
 import dataclasses
 from functools import partial
@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import random_weights
+from helpers.networks import inputs, perturbed_dit
 
 from dit.build import build_network
 from dit.config import SamplerConfig
@@ -24,65 +25,54 @@ PLAIN = SamplerConfig(steps=6, cfg_scale=2.0, precision="fp32", sampler="euler")
 IDS = torch.arange(3)
 
 
-@pytest.fixture
-def network():
-    made = build_network(SPEC)
-    made.load_state_dict(random_weights(SPEC))
-    return made.eval()
-
-
-def test_middle_blocks_compute_in_one_of_so_many_calls_and_repeat_their_change(network):
-    blocks, computed = network.blocks, []
-    for i, block in enumerate(blocks):
-        block.register_forward_hook(lambda module, given, out, i=i: computed.append(i))
-    x, t, y = torch.randn(2, 3, 8, 8), torch.full((2,), 0.5), torch.arange(2)
-    last = len(blocks) - 1
+@torch.no_grad()
+def test_middle_blocks_compute_in_one_of_so_many_calls():
+    network, computed = perturbed_dit(depth=4), []
+    for i, block in enumerate(network.blocks):
+        block.register_forward_hook(lambda module, args, out, i=i: computed.append(i))
     cached = Cached(partial(full, network), partial(short, network), 3)
-    with torch.no_grad():
-        for n in range(7):
-            computed.clear()
-            cached(x, t, y)
-            assert computed == (list(range(last + 1)) if n % 3 == 0 else [0, last])
+    x, t, y = inputs()
+    for n in range(7):
         computed.clear()
-        cached(x[:1], t[:1], y[:1])  # another batch: nothing that is remembered fits
-        cached.forget()
-        cached(x[:1], t[:1], y[:1])
-        assert len(computed) == 2 * (last + 1)
+        cached(x, t, y)
+        assert computed == ([0, 1, 2, 3] if n % 3 == 0 else [0, 3])
+
+    computed.clear()
+    cached(x[:1], t[:1], y[:1])  # another batch size, which the stored change does not fit
+    cached.forget()
+    cached(x[:1], t[:1], y[:1])
+    assert computed == [0, 1, 2, 3] * 2
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_all_blocks_say_what_the_network_says_and_their_change_says_it_again(conditioning):
-    spec = dataclasses.replace(
-        SPEC, conditioning=conditioning, text_width=5 if conditioning == "text" else None
-    )
-    network = build_network(spec)
-    network.load_state_dict(random_weights(spec))
-    x, t, y = torch.randn(2, 3, 8, 8), torch.rand(2), torch.arange(2)
-    y = torch.randn(2, 4, 5) if conditioning == "text" else y
-    with torch.no_grad():
-        out, change = full(network, x, t, y)
-        assert torch.equal(out, network(x, t, y))
-        torch.testing.assert_close(short(network, x, t, y, change), out)
-        assert not torch.allclose(short(network, x, t, y, 2 * change), out)
+def test_all_blocks_give_the_output_and_their_change_repeats_it(conditioning):
+    network, (x, t, y) = perturbed_dit(conditioning, depth=4), inputs(conditioning)
+    out, change = full(network, x, t, y)
+    assert torch.equal(out, network(x, t, y))
+    torch.testing.assert_close(short(network, x, t, y, change), out)
+    assert not torch.allclose(short(network, x, t, y, 2 * change), out)
 
 
-def test_the_change_of_one_time_is_nearly_that_of_another(network):
+@torch.no_grad()
+def test_the_change_of_one_time_is_nearly_that_of_another():
+    network = build_network(SPEC)
+    network.load_state_dict(random_weights(SPEC))
     torch.manual_seed(0)
     x, y = torch.randn(2, 3, 8, 8), torch.arange(2)
-    near, far = torch.full((2,), 0.51), torch.full((2,), 0.9)
-    with torch.no_grad():
-        plain = [network(x, t, y) for t in (near, far)]
-        _, change = full(network, x, torch.full((2,), 0.5), y)
-        found = [short(network, x, t, y, change) for t in (near, far)]
-    errors = [(a - b).abs().max() for a, b in zip(plain, found, strict=True)]
+    _, change = full(network, x, torch.full((2,), 0.5), y)
+    errors = []
+    for time in (0.51, 0.9):
+        t = torch.full((2,), time)
+        errors.append((network(x, t, y) - short(network, x, t, y, change)).abs().max())
     assert 0 < errors[0] < errors[1]
 
 
-def test_sampling_with_it_is_faster_work_of_its_own_and_leaves_no_trace(tiny_run, tmp_path):
+def test_sampling_is_repeatable_and_in_the_protocol(tiny_run, tmp_path):
     run = load_run(tiny_run, torch.device("cpu"))
     cached = dataclasses.replace(PLAIN, block_cache=4)
-    plain, plan = build_pipeline(run, PLAIN), build_pipeline(run, cached)
-    latents = [sample_latents(one, IDS, IDS) for one in (plan, plan, plain)]
+    plain, pipeline = build_pipeline(run, PLAIN), build_pipeline(run, cached)
+    latents = [sample_latents(one, IDS, IDS) for one in (pipeline, pipeline, plain)]
     assert torch.equal(latents[0], latents[1])
     assert not torch.equal(latents[0], latents[2])
     sample_folder(run, cached, [0], 2, tmp_path / "a", "png", Ranks())

@@ -1,21 +1,21 @@
-"""Against diffusers, on the maximum error: forward processes, posteriors, whole trajectories, the network.
+"""Against diffusers, on the maximum error: processes, posteriors, full trajectories, the network.
 
-diffusers computes in float32. Here its modules see a torch and a numpy in which float32 means float64, so that
-differences are the algorithms' own and the tolerance can be 1e-9.
+diffusers computes in float32. Here its modules get a torch and a numpy in which float32 means
+float64, so that differences are the algorithms' own and the tolerance can be 1e-9.
 """
 
 import importlib
-from itertools import count
 
 import numpy as np
 import pytest
 import torch
+from helpers.diffusion import Toy, noises, normal
 
 from dit.build import build_network
-from dit.commands import convert
 from dit.diffusion import samplers
 from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
 from dit.runs.card import NetworkSpec
+from dit.runs.formats.diffusers import diffusers_config, from_diffusers, to_diffusers
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -42,39 +42,17 @@ class Double:
 def make(monkeypatch):
     """make("DDPM", …): diffusers' DDPMScheduler in float64."""
 
-    def made(name, **options):
+    def scheduler(name, **options):
         cls = getattr(diffusers, f"{name}Scheduler")
         module = importlib.import_module(cls.__module__)
         monkeypatch.setattr(module, "torch", Double(torch))
         monkeypatch.setattr(module, "np", Double(np))
         if hasattr(module, "randn_tensor"):
-            draws = noises()
+            draws = noises(SHAPE)
             monkeypatch.setattr(module, "randn_tensor", lambda *args, **kw: draws())
         return cls(**options)
 
-    return made
-
-
-def normal(seed, *shape):
-    return torch.randn(
-        *(shape or SHAPE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-
-
-def noises(seed=100):
-    seeds = count(seed)
-    return lambda: normal(next(seeds))
-
-
-def network(learn_sigma=False):
-    """Nonlinear in everything; t as the network gets it."""
-
-    def forward(x, t, y):
-        at = (t / 500 + y).view(-1, 1, 1, 1)
-        out = torch.sin(2 * x + at) + 0.3 * x.flip(1)
-        return torch.cat([out, torch.cos(3 * x - at)], dim=1) if learn_sigma else out
-
-    return forward
+    return scheduler
 
 
 def trajectory(scheduler, x, net, time_of=float, scale=lambda x, i: x, **options):
@@ -87,35 +65,33 @@ def trajectory(scheduler, x, net, time_of=float, scale=lambda x, i: x, **options
     return states
 
 
-def ours(sampler, process, objective, x, times, learn_sigma=False, **options):
+def our_states(sampler, process, objective, x, times, learn_sigma=False, **options):
     """Every state of our sampler, from runs over ever longer parts of the times."""
-    denoise = Denoiser(network(learn_sigma), process, objective, learn_sigma)
+    denoise = Denoiser(Toy(learn_sigma), process, objective, learn_sigma)
     return [
-        sampler(denoise, process, x, Y, times[: i + 2], noises(), **options)
+        sampler(denoise, process, x, Y, times[: i + 2], noises(SHAPE), **options)
         for i in range(len(times) - 1)
     ]
 
 
-def furthest(one, other):
-    assert len(one) == len(other)
-    return max(
-        ((a - b).abs().max() / a.abs().max().clamp(min=1)).item()
-        for a, b in zip(one, other, strict=True)
-    )
+def max_error(one, other):
+    errors = [
+        (a - b).abs().max() / a.abs().max().clamp(min=1) for a, b in zip(one, other, strict=True)
+    ]
+    return max(error.item() for error in errors)
 
 
-def whole(times):
-    """Our times, 1 … 1000, as diffusers' timesteps, 0 … 999."""
+def timesteps(times):
+    """Our times, 1 … 1000, as diffusers counts them: 0 … 999."""
     return [int(t) - 1 for t in times[:-1]]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_forward_process(make, schedule):
     scheduler, process = make("DDPM", **SCHEDULES[schedule]), DDPM(schedule)
-    x0, eps, t = normal(1, 1000, 2), normal(2, 1000, 2), torch.arange(1000)
-    assert (
-        scheduler.add_noise(x0, eps, t) - add_noise(process, x0, eps, t + 1.0)
-    ).abs().max() < 1e-9
+    x0, eps, t = normal(1000, 2, seed=1), normal(1000, 2, seed=2), torch.arange(1000)
+    theirs = scheduler.add_noise(x0, eps, t)
+    assert (theirs - add_noise(process, x0, eps, t + 1.0)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -124,22 +100,17 @@ def test_posterior(make, schedule, steps):
     process = DDPM(schedule)
     times = process.times(min(steps, process.start))
     scheduler = make("DDPM", prediction_type="sample", clip_sample=False, **SCHEDULES[schedule])
-    scheduler.set_timesteps(timesteps=whole(times))
-    x_t, x0 = normal(1), normal(2)
+    scheduler.set_timesteps(timesteps=timesteps(times))
+    x_t, x0 = normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
     for t, s in zip(times[:-1], times[1:], strict=True):
         found = posterior(process, x_t, x0, t, s)
-        small, large = (
-            scheduler._get_variance(int(t) - 1, variance_type=kind)
-            for kind in ("fixed_small", "fixed_large")
-        )
-        assert (found.var_min - small).abs().max() < 1e-12
-        assert (found.var_max - large).abs().max() < 1e-12
-    draw = noises()
-    assert (
-        scheduler.step(x0, int(times[0]) - 1, x_t).prev_sample
-        - posterior(process, x_t, x0, *times[:2]).mean
-        - posterior(process, x_t, x0, *times[:2]).var_min.sqrt() * draw()
-    ).abs().max() < 1e-9
+        for ours, kind in ((found.var_min, "fixed_small"), (found.var_max, "fixed_large")):
+            theirs = scheduler._get_variance(int(t) - 1, variance_type=kind)
+            assert (ours - theirs).abs().max() < 1e-12
+    draw = noises(SHAPE)
+    first = posterior(process, x_t, x0, *times[:2])
+    step = scheduler.step(x0, int(times[0]) - 1, x_t).prev_sample
+    assert (step - first.mean - first.var_min.sqrt() * draw()).abs().max() < 1e-9
 
 
 OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -149,7 +120,7 @@ OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ddpm(make, schedule, objective, variance):
-    process, x = DDPM(schedule), normal(0)
+    process, x = DDPM(schedule), normal(*SHAPE, seed=0)
     times = process.times(12)
     scheduler = make(
         "DDPM",
@@ -158,28 +129,30 @@ def test_ddpm(make, schedule, objective, variance):
         clip_sample=False,
         **SCHEDULES[schedule],
     )
-    scheduler.set_timesteps(timesteps=whole(times))
-    found = ours(samplers.ddpm, process, objective, x, times, variance=variance)
-    assert furthest(found, trajectory(scheduler, x, network())) < 1e-9
+    scheduler.set_timesteps(timesteps=timesteps(times))
+    found = our_states(samplers.ddpm, process, objective, x, times, variance=variance)
+    assert max_error(found, trajectory(scheduler, x, Toy())) < 1e-9
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ddpm_with_learned_variance(make, schedule):
-    process, x = DDPM(schedule), normal(0)
+    process, x = DDPM(schedule), normal(*SHAPE, seed=0)
     times = process.times(12)
     scheduler = make(
         "DDPM", variance_type="learned_range", clip_sample=False, **SCHEDULES[schedule]
     )
-    scheduler.set_timesteps(timesteps=whole(times))
-    found = ours(samplers.ddpm, process, "eps", x, times, learn_sigma=True, variance="learned")
-    assert furthest(found, trajectory(scheduler, x, network(True))) < 1e-9
+    scheduler.set_timesteps(timesteps=timesteps(times))
+    found = our_states(
+        samplers.ddpm, process, "eps", x, times, learn_sigma=True, variance="learned"
+    )
+    assert max_error(found, trajectory(scheduler, x, Toy(True))) < 1e-9
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(make, schedule, objective, eta):
-    process, x = DDPM(schedule), normal(0)
+    process, x = DDPM(schedule), normal(*SHAPE, seed=0)
     scheduler = make(
         "DDIM",
         prediction_type=OBJECTIVES[objective],
@@ -189,28 +162,28 @@ def test_ddim(make, schedule, objective, eta):
     )
     scheduler.set_timesteps(10)
     times = torch.tensor([*(scheduler.timesteps + 1), 0], dtype=torch.float64)  # 901, 801, … 1, 0
-    found = ours(samplers.ddim, process, objective, x, times, eta=eta)
-    assert furthest(found, trajectory(scheduler, x, network(), eta=eta)) < 1e-9
+    found = our_states(samplers.ddim, process, objective, x, times, eta=eta)
+    assert max_error(found, trajectory(scheduler, x, Toy(), eta=eta)) < 1e-9
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("steps", [4, 20])
 def test_dpmpp_2m(make, schedule, objective, steps):
-    process, x = DDPM(schedule), normal(0)
+    process, x = DDPM(schedule), normal(*SHAPE, seed=0)
     times = process.times(steps)
     scheduler = make(
         "DPMSolverMultistep", prediction_type=OBJECTIVES[objective], **SCHEDULES[schedule]
     )
-    scheduler.set_timesteps(timesteps=whole(times))
-    found = ours(samplers.dpmpp_2m, process, objective, x, times)
-    # at the cosine's end alpha is 5e-5 and diffusers' 1 / sqrt(sigma^2 + 1) there is exact to 1e-8 only
-    assert furthest(found, trajectory(scheduler, x, network())) < 1e-7
+    scheduler.set_timesteps(timesteps=timesteps(times))
+    found = our_states(samplers.dpmpp_2m, process, objective, x, times)
+    # at the cosine's end alpha is 5e-5, and diffusers' 1 / sqrt(sigma^2 + 1) exact to 1e-8 only
+    assert max_error(found, trajectory(scheduler, x, Toy())) < 1e-7
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_dpmpp_2m_for_flows(make, shift):
-    process, x = Flow(shift=shift), normal(0)
+    process, x = Flow(shift=shift), normal(*SHAPE, seed=0)
     scheduler = make(
         "DPMSolverMultistep",
         prediction_type="flow_prediction",
@@ -220,56 +193,55 @@ def test_dpmpp_2m_for_flows(make, shift):
     scheduler.set_timesteps(10)
     times = scheduler.sigmas.double()  # from 0.999, as diffusers starts
     moments = iter(times)
-    found = ours(samplers.dpmpp_2m, process, "v", x, times)
-    assert (
-        furthest(found, trajectory(scheduler, x, network(), lambda _: 1000 * next(moments))) < 1e-9
-    )
+    found = our_states(samplers.dpmpp_2m, process, "v", x, times)
+    states = trajectory(scheduler, x, Toy(), lambda _: 1000 * next(moments))
+    assert max_error(found, states) < 1e-9
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 4, 25])
 def test_euler_for_flows(make, shift, steps):
-    process, x = Flow(shift=shift), normal(0)
+    process, x = Flow(shift=shift), normal(*SHAPE, seed=0)
     scheduler = make("FlowMatchEulerDiscrete", shift=shift)
     scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
     times = process.times(steps)
     assert (scheduler.sigmas - times).abs().max() < 1e-12
-    found = ours(samplers.euler, process, "v", x, times)
-    assert furthest(found, trajectory(scheduler, x, network())) < 1e-9
+    found = our_states(samplers.euler, process, "v", x, times)
+    assert max_error(found, trajectory(scheduler, x, Toy())) < 1e-9
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_heun_for_flows(make, shift):
-    process, x = Flow(shift=shift), normal(0)
+    process, x = Flow(shift=shift), normal(*SHAPE, seed=0)
     scheduler = make("FlowMatchHeunDiscrete", shift=shift)
     scheduler.set_timesteps(10)
     times = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:-1:2], scheduler.sigmas[-1:]])
-    found = ours(samplers.heun, process, "v", x, times)
-    states = trajectory(scheduler, x, network())
-    assert furthest(found, [*states[1:-1:2], states[-1]]) < 1e-9
+    found = our_states(samplers.heun, process, "v", x, times)
+    states = trajectory(scheduler, x, Toy())
+    assert max_error(found, [*states[1:-1:2], states[-1]]) < 1e-9
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_heun(make, schedule, objective):
     """diffusers' state is x / alpha (2206.00364's variance-exploding form)."""
-    process, x = DDPM(schedule), normal(0)
+    process, x = DDPM(schedule), normal(*SHAPE, seed=0)
     times = process.times(10)
     alpha = process.coefficients(times).alpha
     scheduler = make("HeunDiscrete", prediction_type=OBJECTIVES[objective], **SCHEDULES[schedule])
-    scheduler.set_timesteps(timesteps=whole(times))
-    found = ours(samplers.heun, process, objective, x, times)
+    scheduler.set_timesteps(timesteps=timesteps(times))
+    found = our_states(samplers.heun, process, objective, x, times)
 
     def scale(x, i):  # the network's input at call i; the second call of a step is at its end
         return x * alpha[(i + 1) // 2]
 
-    states = trajectory(scheduler, x / alpha[0], network(), scale=scale)
+    states = trajectory(scheduler, x / alpha[0], Toy(), scale=scale)
     ends = [state * a for state, a in zip([*states[1:-1:2], states[-1]], alpha[1:], strict=True)]
-    assert furthest(found, ends) < 1e-8  # at the cosine's end, x / alpha is 20,000 times x
+    assert max_error(found, ends) < 1e-8  # at the cosine's end, x / alpha is 20,000 times x
 
 
 def release_frequencies(model):
-    """diffusers' DiT embeds times at 10000^(-i/127), the release's at 10000^(-i/128): give it the release's."""
+    """Set the release's time frequencies 10000^(-i/128); diffusers has 10000^(-i/127)."""
     for block in model.transformer_blocks:
         assert block.norm1.emb.time_proj.downscale_freq_shift == 1
         block.norm1.emb.time_proj.downscale_freq_shift = 0
@@ -286,21 +258,18 @@ def test_network(learn_sigma):
         for parameter in net.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    model = diffusers.DiTTransformer2DModel(**convert.diffusers_config(spec)).eval()
-    model.load_state_dict(convert.to_diffusers(net.state_dict(), spec), strict=True)
+    model = diffusers.DiTTransformer2DModel(**diffusers_config(spec)).eval()
+    model.load_state_dict(to_diffusers(net.state_dict(), spec), strict=True)
     x, t, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 500, 999]), torch.tensor([0, 3, 4, 5])
     release_frequencies(model)
     with torch.no_grad():
         theirs, found = model(x, t, y).sample, net(x, t.float(), y)
         assert found.std() > 0.1
         assert (theirs - found).abs().max() < 1e-5 * found.abs().max()  # float32
-        theirs, found = (
-            model.double()(x.double(), t, y).sample,
-            net.double()(x.double(), t.float(), y),
-        )
-        assert (
-            theirs - found
-        ).abs().max() < 1e-6 * found.abs().max()  # both embed times in float32
+        theirs = model.double()(x.double(), t, y).sample
+        found = net.double()(x.double(), t.float(), y)
+        # both embed times in float32
+        assert (theirs - found).abs().max() < 1e-6 * found.abs().max()
 
 
 def test_import_back_from_diffusers():
@@ -308,7 +277,7 @@ def test_import_back_from_diffusers():
         model="DiT-Ti/4", input_size=16, in_channels=3, num_classes=5, learn_sigma=True
     )
     torch.manual_seed(0)
-    model = diffusers.DiTTransformer2DModel(**convert.diffusers_config(spec)).eval()
+    model = diffusers.DiTTransformer2DModel(**diffusers_config(spec)).eval()
     shared = {
         name.removeprefix("transformer_blocks.0."): tensor
         for name, tensor in model.state_dict().items()
@@ -318,7 +287,7 @@ def test_import_back_from_diffusers():
             {k: v for k, v in shared.items() if k.startswith("norm1.emb.")}, strict=False
         )
     net = build_network(spec).eval()
-    net.load_state_dict(convert.from_diffusers(model.state_dict(), spec), strict=True)
+    net.load_state_dict(from_diffusers(model.state_dict(), spec), strict=True)
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([3, 700]), torch.tensor([1, 5])
     release_frequencies(model)
     with torch.no_grad():

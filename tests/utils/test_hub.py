@@ -12,24 +12,27 @@ FILES = dict(
 )
 
 
-def test_a_folder_here_comes_before_the_hub(tmp_path, monkeypatch):
+def test_a_local_folder_precedes_the_hub(tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", pytest.fail)
     assert find_folder("--vae", "owner/name", **FILES).samefile(tmp_path / "owner" / "name")
 
 
-def test_the_hub_is_asked_for_the_wanted_files(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *a, **k: asked.append((a, k)) or str(tmp_path)
-    )
+def test_only_the_given_patterns_are_downloaded(tmp_path, monkeypatch):
+    calls = []
+
+    def download(*args, **settings):
+        calls.append((*args, settings))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert find_folder("--vae", "owner/name", **FILES) == tmp_path
-    assert asked == [(("owner/name",), {"allow_patterns": ["*.json"], "ignore_patterns": ["*/*"]})]
+    assert calls == [("owner/name", {"allow_patterns": ["*.json"], "ignore_patterns": ["*/*"]})]
 
 
 @pytest.mark.parametrize("name", ["/no/where", "./there", "~/there", "digit", "a/b/c"])
-def test_what_can_be_no_name_of_the_hub_is_not_asked_for(name, monkeypatch):
+def test_paths_are_not_looked_up_on_the_hub(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", pytest.fail)
     with pytest.raises(UserError) as error:
         find_folder("--vae", name, **FILES)
@@ -37,7 +40,7 @@ def test_what_can_be_no_name_of_the_hub_is_not_asked_for(name, monkeypatch):
     assert error.value.expected == "`digits`, a folder, or a hub name OWNER/NAME"
 
 
-def test_out_of_reach_tells_flag_files_and_cause(monkeypatch):
+def test_an_unreachable_hub_gives_flag_files_and_cause(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no\nroute")
 

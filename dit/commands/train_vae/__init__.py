@@ -1,1 +1,1 @@
-"""Training of first stages: the autoencoders between whose latents and pixels diffusion goes to and fro."""
+"""The command `dit train-vae`: training of first stages, the autoencoders of latent diffusion."""

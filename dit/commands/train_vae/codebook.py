@@ -1,31 +1,31 @@
-"""The codebook of a VQ first stage: which entries latents are rounded to, and how many of them are in use."""
+"""The codebook of a VQ first stage: quantisation, and how many entries are in use."""
 
 import torch
 from torch import Tensor
 
 
 def nearest_entries(codebook: Tensor, z: Tensor) -> Tensor:
-    """Index [B, h, w] of the entry of `codebook` [K, C] nearest to each vector of z [B, C, h, w]."""
+    """Return the index [B, h, w] of the entry of `codebook` [K, C] nearest to z [B, C, h, w]."""
     rows = z.detach().movedim(1, -1)  # [B, h, w, C]
     return torch.cdist(rows.flatten(0, -2), codebook.detach()).argmin(1).view(rows.shape[:-1])
 
 
-def usage(entries: Tensor, size: int) -> Tensor:
-    """How often each of `size` entries occurs, [K]."""
+def count_usage(entries: Tensor, size: int) -> Tensor:
+    """Return how often each of `size` entries occurs, [K]."""
     return torch.bincount(entries.flatten(), minlength=size)
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of how often entries are used, `counts` [K]: as many equally used ones tell as much."""
+    """Return exp of the entropy of usage `counts` [K]: so many entries, if used equally often."""
     share = counts.double() / counts.sum()
     return torch.special.entr(share).sum().exp()
 
 
 @torch.no_grad()
-def restart(codebook: Tensor, dead: Tensor, z: Tensor, generator: torch.Generator) -> None:
-    """Move the entries [K, C] that are `dead` [K] onto random vectors of z [B, C, h, w], in place.
+def restart_entries(codebook: Tensor, dead: Tensor, z: Tensor, generator: torch.Generator) -> None:
+    """Move `dead` [K] entries of a codebook [K, C] in place, to random vectors of z [B, C, h, w].
 
-    An entry that is nearest to nothing gets no gradient and would stay so (2005.00341, section 3.1).
+    An unused entry gets no gradient and would stay unused (2005.00341, section 3.1).
     """
     rows = z.movedim(1, -1).flatten(0, -2)
     chosen = torch.randint(len(rows), (int(dead.sum()),), generator=generator).to(rows.device)

@@ -1,4 +1,4 @@
-"""Untrained first stages, what they say of a batch, and how they are kept."""
+"""The networks of first stages: untrained ones, their latents' size, and how they are saved."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,9 @@ from dit.utils.image_size import sides, size_flag
 
 
 def create_network(cfg: VaeConfig) -> Any:
-    """diffusers' AutoencoderKL or VQModel, untrained, without attention: it takes images of any size.
+    """Create diffusers' AutoencoderKL or VQModel, untrained, without attention.
 
-    Args:
-        cfg: resolved.
+    Without attention it accepts images of any size.
     """
     from diffusers import AutoencoderKL, VQModel
 
@@ -40,16 +39,13 @@ def create_network(cfg: VaeConfig) -> Any:
 
 
 def latent_sides(cfg: VaeConfig) -> tuple[int, int]:
-    """Height and width of the latents.
-
-    Raises:
-        UserError: the factor does not divide the image size.
-    """
+    """Return height and width of the latents; refuse an image size that does not fit."""
     factor = 2 ** (len(cfg.channels) - 1)
     height, width = sides(cfg.image_size)
     if height % factor or width % factor:
+        channels = f"{len(cfg.channels)} --channels, which shrink it by {factor}"
         raise UserError(
-            f"{size_flag(cfg.image_size)} with {len(cfg.channels)} --channels, which shrink it by {factor}",
+            f"{size_flag(cfg.image_size)} with {channels}",
             f"a multiple of {factor}",
             "change one of them",
         )
@@ -57,16 +53,13 @@ def latent_sides(cfg: VaeConfig) -> tuple[int, int]:
 
 
 def save(network: Any, out: Path, mean: Tensor, std: Tensor) -> None:
-    """Write it in diffusers' layout with these statistics [C] of its latents.
-
-    config.json comes last: a folder that has it is whole.
-    """
+    """Write a network in diffusers' layout, with statistics [C] of its latents."""
     from safetensors.torch import save as to_bytes
 
     network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
-    }
-    with write_atomically(out / WEIGHTS) as beside:
-        beside.write_bytes(to_bytes(state, {"format": "pt"}))
+    state = network.state_dict()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with write_atomically(out / WEIGHTS) as temporary:
+        temporary.write_bytes(to_bytes(tensors, {"format": "pt"}))
+    # written last: a folder with a config.json is complete
     write_json(out / CONFIG, json.loads(network.to_json_string()))

@@ -1,25 +1,59 @@
-"""How well a first stage brings back images that it has not seen."""
+"""Reconstruction quality of a first stage on held-out images, and statistics of its latents."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dit.commands.train_vae.codebook import nearest_entries, perplexity, usage
+from dit.commands.train_vae.batches import to_unit
+from dit.commands.train_vae.codebook import count_usage, nearest_entries, perplexity
+from dit.config import VaeConfig
 from dit.data.images import Images
-from dit.encoders.autoencoder import Autoencoder, VQCodec
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder, VQCodec, codec_of
+from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
+from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.metrics.compute import score_names
 from dit.evaluation.metrics.frechet import fit, frechet
-from dit.latents.moments import decode_batches
+from dit.evaluation.references import choose_extractors
+from dit.latents.moments import MomentSums, decode_batches
 from dit.utils.image_size import sides
 
 SSIM_WINDOW = 11  # pixels
-NOISE = 0.1  # deviations of the latents, to tell how brittle they are
+NOISE = 0.1  # in deviations of the latents: measures how robust the decoder is
 
+# By name; a text is the reason why there is no number. Higher is better for PSNR (dB) and SSIM,
+# lower for rFD.
 Scores = dict[str, float | str]
-"""By name; text says why there is no number. Higher is better for PSNR (dB) and SSIM, lower for rFD."""
+Pairs = Iterator[tuple[Tensor, Tensor]]  # uint8 images [B, 3, H, W], moments [B, 2C, h, w]
+
+
+def choose_extractor(cfg: VaeConfig, ranks: Ranks) -> Extractor | str:
+    """Return the feature network of rFD, or the reason why the default one is not available."""
+    default = DIGITS_CNN if cfg.data == "digits" else "inception"
+    weights = [cfg.weights] if cfg.weights else []
+    try:
+        return choose_extractors([cfg.extractor], weights, default, ranks)[0]
+    except UserError as error:
+        if cfg.extractor != "auto" or cfg.weights:
+            raise
+        return error.given
+
+
+@torch.no_grad()
+def latent_statistics(
+    network: Any, images: Images, indices: np.ndarray, batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Freeze a network; return mean [C] and deviation [C] of z over the images at `indices`."""
+    codec = codec_of(network)
+
+    def sums_of(batch: Tensor) -> MomentSums:
+        return MomentSums.of(torch.cat(codec.posterior(to_unit(batch).to(device)), dim=1).cpu())
+
+    return MomentSums.total(map(sums_of, decode_batches(images, indices, batch_size))).statistics()
 
 
 def measure(
@@ -30,100 +64,92 @@ def measure(
     batch_size: int,
     seed: int,
 ) -> Scores:
-    """The quality of reconstructions, as uint8, of the images at `indices`, at least 2.
+    """Score reconstructions, as uint8, of the images at `indices`, at least 2.
 
     Args:
-        extractor: whose features the Fréchet distance between images and reconstructions is of, or why there is none.
+        extractor: the features of the Fréchet distance, or the reason why there is none.
         seed: of the noise on latents.
     """
 
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+    def pairs() -> Pairs:
         for batch in decode_batches(images, indices, batch_size):
             yield batch, autoencoder.encode(batch).cpu()
 
-    scores = {
-        **_likeness(autoencoder, pairs(), sides(images.image_size)),
-        **_distance(autoencoder, pairs(), extractor),
-    }
+    scores = _similarity(autoencoder, pairs(), min(sides(images.image_size)))
+    scores |= _distance(autoencoder, pairs(), extractor)
     if isinstance(autoencoder.codec, VQCodec):
-        return {**scores, **_codebook(autoencoder.codec, pairs())}
-    return {**scores, **_posterior(autoencoder, pairs(), seed)}
+        return scores | _codebook_usage(autoencoder.codec, pairs())
+    return scores | _robustness(autoencoder, pairs(), seed)
 
 
 def reconstruct(autoencoder: Autoencoder, moments: Tensor) -> Tensor:
-    """uint8 images [B, 3, H, W] on the CPU from the means in moments [B, 2C, h, w]."""
+    """Decode the means in moments [B, 2C, h, w] to uint8 [B, 3, H, W] on the CPU."""
     noise = torch.zeros_like(moments.chunk(2, dim=1)[0])
     return autoencoder.decode(autoencoder.draw(moments, noise)).cpu()
 
 
-def _likeness(
-    autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], size: tuple[int, int]
-) -> Scores:
+def _similarity(autoencoder: Autoencoder, pairs: Pairs, smallest_side: int) -> Scores:
     from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-    psnr, ssim = (
-        PeakSignalNoiseRatio(data_range=255.0),
-        StructuralSimilarityIndexMeasure(data_range=255.0),
-    )
-    large = min(size) >= SSIM_WINDOW
+    psnr = PeakSignalNoiseRatio(data_range=255.0)
+    ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
+    has_ssim = smallest_side >= SSIM_WINDOW
     for images, moments in pairs:
-        ours, real = reconstruct(autoencoder, moments).float(), images.float()
-        psnr.update(ours, real)
-        if large:
-            ssim.update(ours, real)
-    no_ssim = f"not available (its window has {SSIM_WINDOW} pixels, the images {min(size)})"
-    return {
-        "PSNR": float(psnr.compute()),
-        "SSIM": float(torch.as_tensor(ssim.compute())) if large else no_ssim,
-    }
+        output, real = reconstruct(autoencoder, moments).float(), images.float()
+        psnr.update(output, real)
+        if has_ssim:
+            ssim.update(output, real)
+
+    scores: Scores = {"PSNR": float(psnr.compute())}
+    scores["SSIM"] = (
+        float(torch.as_tensor(ssim.compute()))
+        if has_ssim
+        else f"not available (its window has {SSIM_WINDOW} pixels, the images {smallest_side})"
+    )
+    return scores
 
 
-def _distance(
-    autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], extractor: Extractor | str
-) -> Scores:
+def _distance(autoencoder: Autoencoder, pairs: Pairs, extractor: Extractor | str) -> Scores:
     if isinstance(extractor, str):
         return {"rFD": f"not available ({extractor})"}
-    found = [
-        (extractor(images).values, extractor(reconstruct(autoencoder, moments)).values)
-        for images, moments in pairs
-    ]
-    real, ours = (fit(torch.cat(values)) for values in zip(*found, strict=True))
-    return {f"r{score_names(extractor.name)[0]}": frechet(real, ours)}
+    real, output = [], []
+    for images, moments in pairs:
+        real.append(extractor(images).values)
+        output.append(extractor(reconstruct(autoencoder, moments)).values)
+    name = f"r{score_names(extractor.name)[0]}"
+    return {name: frechet(fit(torch.cat(real)), fit(torch.cat(output)))}
 
 
-def _posterior(
-    autoencoder: Autoencoder, pairs: Iterator[tuple[Tensor, Tensor]], seed: int
-) -> Scores:
-    """Reconstructions of latents drawn, and drawn and disturbed; the posterior's deviation in those of the latents."""
+def _robustness(autoencoder: Autoencoder, pairs: Pairs, seed: int) -> Scores:
+    """Score decoding of sampled and of noisy latents; return the posterior's deviation."""
     from torchmetrics.image import PeakSignalNoiseRatio
 
     generator = torch.Generator().manual_seed(seed)
-    drawn, noisy = PeakSignalNoiseRatio(data_range=255.0), PeakSignalNoiseRatio(data_range=255.0)
-    shares = []
+    sampled = PeakSignalNoiseRatio(data_range=255.0)
+    noisy = PeakSignalNoiseRatio(data_range=255.0)
+    deviations = []
     for images, moments in pairs:
+        # noise on the CPU: the same numbers on every device
         std = moments.chunk(2, dim=1)[1]
         z = autoencoder.draw(moments, torch.randn(std.shape, generator=generator))
-        disturbed = z + NOISE * torch.randn(std.shape, generator=generator).to(z)
-        for psnr, latents in ((drawn, z), (noisy, disturbed)):
-            psnr.update(autoencoder.decode(latents).cpu().float(), images.float())
-        shares.append((std * autoencoder.scale.cpu()).flatten(1).mean(1))
+        sampled.update(autoencoder.decode(z).cpu().float(), images.float())
+        z = z + NOISE * torch.randn(std.shape, generator=generator).to(z)
+        noisy.update(autoencoder.decode(z).cpu().float(), images.float())
+        deviations.append((std * autoencoder.scale.cpu()).flatten(1).mean(1))
     return {
-        "PSNR drawn": float(drawn.compute()),
+        "PSNR drawn": float(sampled.compute()),
         f"PSNR drawn + {NOISE} deviations": float(noisy.compute()),
-        "posterior deviation": float(torch.cat(shares).mean()),
+        "posterior deviation": float(torch.cat(deviations).mean()),
     }
 
 
-def _codebook(codec: VQCodec, pairs: Iterator[tuple[Tensor, Tensor]]) -> Scores:
-    """Share of the entries that the images use, and how many equally used ones would tell as much."""
+def _codebook_usage(codec: VQCodec, pairs: Pairs) -> Scores:
+    """Return the share of entries in use, and their perplexity."""
     codebook = codec.codebook.cpu()
-    counts = sum(
-        (
-            usage(nearest_entries(codebook, moments.chunk(2, dim=1)[0]), len(codebook))
-            for _, moments in pairs
-        ),
-        torch.zeros(len(codebook), dtype=torch.int64),
-    )
+    counts = torch.zeros(len(codebook), dtype=torch.int64)
+    for _, moments in pairs:
+        entries = nearest_entries(codebook, moments.chunk(2, dim=1)[0])
+        counts += count_usage(entries, len(codebook))
     return {
         "codebook usage": float((counts > 0).double().mean()),
         "codebook perplexity": float(perplexity(counts)),

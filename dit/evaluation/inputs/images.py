@@ -15,16 +15,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.data.images import (
+from dit.data.image_files import (
     EXTENSIONS,
     READ_ERRORS,
-    ImageFolder,
-    Images,
     center_crop,
     image_files,
     is_image,
     read_rgb,
 )
+from dit.data.images import ImageFolder, Images
 from dit.errors import UserError
 from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.utils.files import sha256

@@ -1,0 +1,65 @@
+"""The images of a first stage: split, order and augmentation."""
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit.commands.train_vae.networks import latent_sides
+from dit.config import VaeConfig
+from dit.data.images import Images
+from dit.errors import UserError
+from dit.latents.moments import reading_threads
+
+MAX_HELD_OUT = 5000  # images
+
+
+def split(cfg: VaeConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return random indices of the images to train on, and of those held out."""
+    if count < 3:
+        raise UserError(
+            f"{count} images in --data {cfg.data}", "3 or more, for 2 are held out", "add images"
+        )
+    held_out = min(count - 1, max(2, min(MAX_HELD_OUT, round(cfg.held_out * count))))
+    order = np.random.default_rng(cfg.seed).permutation(count)
+    return order[held_out:], order[:held_out]
+
+
+def batches(
+    images: Images, indices: np.ndarray, cfg: VaeConfig
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield pixels [B, 3, H, W] in [-1, 1] and standard normal noise [B, C, h, w], without end."""
+    # one generator in one thread: the random numbers do not depend on timing
+    generator = torch.Generator().manual_seed(cfg.seed)
+    latents = (cfg.batch_size, cfg.latent_channels, *latent_sides(cfg))
+    with reading_threads() as readers, ThreadPoolExecutor(1) as ahead:
+
+        def prepare() -> tuple[Tensor, Tensor]:
+            chosen = torch.randint(len(indices), (cfg.batch_size,), generator=generator).numpy()
+            pixels = list(readers.map(images.__getitem__, indices[chosen].tolist()))
+            x = random_shift(to_unit(torch.stack(pixels)), cfg.shift, generator)
+            return x, torch.randn(latents, generator=generator)
+
+        following = ahead.submit(prepare)
+        while True:
+            current, following = following.result(), ahead.submit(prepare)
+            yield current
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Scale uint8 to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def random_shift(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Move each image of [B, C, H, W] by up to `limit` pixels both ways; edges are repeated."""
+    b, _, height, width = x.shape
+    padded = F.pad(x, (limit,) * 4, mode="replicate").permute(0, 2, 3, 1)
+    down, right = torch.randint(2 * limit + 1, (2, b, 1), generator=generator)
+    rows = down + torch.arange(height)  # [B, H]
+    columns = right + torch.arange(width)  # [B, W]
+    images = torch.arange(b)[:, None, None]
+    return padded[images, rows[:, :, None], columns[:, None]].movedim(3, 1)

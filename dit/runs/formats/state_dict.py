@@ -1,0 +1,55 @@
+"""The tensors of a network of this package: their shapes, and checks of a state dict."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dit.errors import UserError
+from dit.models.registry import create_model
+from dit.runs.card import NetworkSpec
+
+StateDict = dict[str, Tensor]
+
+
+def expected_shapes(spec: NetworkSpec) -> dict[str, torch.Size]:
+    """Return the shape of every tensor of a network."""
+    with torch.device("meta"):
+        network = create_model(
+            spec.model,
+            input_size=spec.input_size,
+            in_channels=spec.in_channels,
+            num_classes=spec.num_classes,
+            learn_sigma=spec.learn_sigma,
+        )
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def check_shapes(state_dict: StateDict, spec: NetworkSpec) -> None:
+    """Refuse a state dict with missing, unknown or misshapen tensors."""
+    shapes = expected_shapes(spec)
+    check_names(shapes, state_dict)
+    for name, shape in shapes.items():
+        given = state_dict[name].shape
+        if given != shape:
+            raise not_a_dit(f"{name} is {list(given)} where {spec.model} has {list(shape)}")
+
+
+def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
+    """Refuse missing and unknown names of tensors."""
+    expected = dict.fromkeys(expected)
+    given = dict.fromkeys(given)
+    if missing := [name for name in expected if name not in given]:
+        raise not_a_dit(f"no {_first_names(missing)} among the tensors")
+    if unknown := [name for name in given if name not in expected]:
+        raise not_a_dit(f"unknown {_first_names(unknown)}")
+
+
+def not_a_dit(given: str) -> UserError:
+    """Return the error for tensors that are not those of a DiT."""
+    return UserError(given, "the tensors of a DiT", "check that the file is a DiT's and complete")
+
+
+def _first_names(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
