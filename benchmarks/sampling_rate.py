@@ -164,7 +164,7 @@ def time_sampling(run: LoadedRun, variant: Variant, batch: int, rounds: int) -> 
     indices = torch.arange(batch)
     with tf32(variant.precision == "tf32"):
         first, *took = [
-            seconds(lambda: sample_latents(run, part, config, indices, indices), run.device)
+            seconds(lambda: sample_latents(part, indices, indices), run.device)
             for _ in range(rounds + 1)
         ]
 

@@ -1,51 +1,32 @@
-"""Mistakes the user can mend."""
+"""Errors that are shown as one line, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Shown as one line, without a traceback; the command ends with exit code 2.
+    """A mistake that the user can correct; the command ends with exit code 2.
 
     Args:
-        given: what was found, with its value.
-        expected: what would have been right.
-        do: the next thing to try.
+        given: What was found, with its value.
+        expected: What would have been right.
+        do: What to try next.
     """
 
     def __init__(self, given: str, expected: str, do: str):
         self.given, self.expected, self.do = given, expected, do
-        super().__init__(given, expected, do)  # so that it can go from rank to rank
+        super().__init__(given, expected, do)  # what pickle makes it from on another rank
 
     def __str__(self) -> str:
         return f"{self.given}; expected {self.expected}; {self.do}"
 
 
-class PeerLost(Exception):
-    """Another rank has ended, so that this one can not go on; shown as one line, and torchrun may start all again."""
-
-
-def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """For an error's last part: "did you mean A or B?", of the known names that hold `name` or are much like it.
-
-    Args:
-        otherwise: what to say where there are none; a list of all names unless given.
-    """
-    known = list(known)
-    holding = [one for one in known if name and name.lower() in one.lower()]
-    close = holding or difflib.get_close_matches(name, known, cutoff=0.65)
-    return (
-        f"did you mean {' or '.join(close[:3])}?"
-        if close
-        else otherwise or f"choose one of {', '.join(known)}"
-    )
-
-
 class NotFinite(UserError):
-    """An image came out as NaN or infinite.
+    """An image with NaN or infinity.
 
     Args:
-        image: its index in the set; `label`: its class.
+        image: Index of the image.
+        label: Its class id.
     """
 
     def __init__(self, image: int, label: int):
@@ -54,4 +35,24 @@ class NotFinite(UserError):
             "finite latents from the sampler",
             "try --precision fp32, a lower --cfg-scale or an earlier checkpoint",
         )
-        self.image, self.args = image, (image, label)  # what it is made from again on another rank
+        self.image, self.args = image, (image, label)
+
+
+class PeerLost(Exception):
+    """The end of another rank, without which this one cannot go on; torchrun may restart all."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """Return the last part of an error, "did you mean A or B?", with the known names like `name`.
+
+    Args:
+        name: What was given.
+        known: All names.
+        otherwise: The text if none is like it; a list of all names unless given.
+    """
+    known = list(known)
+    close = [one for one in known if name and name.lower() in one.lower()]
+    close = close or difflib.get_close_matches(name, known, cutoff=0.65)
+    if close:
+        return f"did you mean {' or '.join(close[:3])}?"
+    return otherwise or f"choose one of {', '.join(known)}"

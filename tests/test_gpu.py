@@ -15,11 +15,11 @@ from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, 
 from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
 from dit.runs.checkpoints import find_weights, latest_checkpoint, verify_checkpoint
+from dit.runs.metrics import read_metrics
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
-from dit.training.monitoring.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +48,7 @@ def test_latents_are_those_of_the_cpu(run):
     for device in ("cpu", "cuda"):
         loaded = load_run(run, torch.device(device))
         plan = build_pipeline(loaded, config)
-        made.append(sample_latents(loaded, plan, config, indices, indices).cpu())
+        made.append(sample_latents(plan, indices, indices).cpu())
     assert (made[0] - made[1]).abs().max() < 1e-2 * made[0].abs().max()
 
 
@@ -89,7 +89,7 @@ def test_compiled_sampling_makes_the_same_images(settings, tiny_run, tmp_path):
         made.append(
             torch.cat(
                 [
-                    sample_latents(loaded, plan, one, mine, mine).cpu()
+                    sample_latents(plan, mine, mine).cpu()
                     for mine in torch.arange(5).split(config.batch_size)
                 ]
             )
@@ -117,23 +117,24 @@ def test_other_networks_train_compiled_and_sample(settings, tmp_path):
     out = train(dataclasses.replace(CONFIG, out=tmp_path / "run", steps=20, **settings), CUDA)
     assert len(read_metrics(out / "metrics.jsonl")) >= 2
     loaded, config = load_run(out, CUDA.device), SamplerConfig(steps=4, cfg_scale=2.0)
-    made = sample_latents(
-        loaded, build_pipeline(loaded, config), config, torch.arange(6), torch.arange(6)
-    )
+    plan = build_pipeline(loaded, config)
+    made = sample_latents(plan, torch.arange(6), torch.arange(6))
     assert made.isfinite().all()
     assert made.std() > 0.1
 
 
 def test_classifier_guides_under_autocast(run, tmp_path):
-    judge = train_classifier(ClassifierConfig(run=run, out=tmp_path / "judge", steps=20), CUDA)
+    classifier = train_classifier(
+        ClassifierConfig(run=run, out=tmp_path / "classifier", steps=20), CUDA
+    )
     loaded, indices = load_run(run, CUDA.device), torch.arange(6)
-    by_judge = dict(classifier=judge, classifier_scale=5.0)
+    by_classifier = dict(classifier=classifier, classifier_scale=5.0)
     plain, guided, exact = (
-        sample_latents(loaded, build_pipeline(loaded, config), config, indices, indices)
+        sample_latents(build_pipeline(loaded, config), indices, indices)
         for config in (
             SamplerConfig(steps=4, precision="bf16"),
-            SamplerConfig(steps=4, precision="bf16", **by_judge),
-            SamplerConfig(steps=4, precision="fp32", **by_judge),
+            SamplerConfig(steps=4, precision="bf16", **by_classifier),
+            SamplerConfig(steps=4, precision="fp32", **by_classifier),
         )
     )
     assert guided.dtype == plain.dtype == torch.float32
@@ -188,6 +189,6 @@ def test_float8_training_learns_as_bf16_does(settings, run, tmp_path):
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_memory_is_what_dry_run_tells(recompute):
+def test_memory_is_what_dry_run_prints(recompute):
     found = measure(dict(model="DiT-B/2", batch=32, precision="bf16", recompute=recompute), CUDA)
     assert abs(found["error"]) < BOUND

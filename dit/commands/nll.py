@@ -1,4 +1,4 @@
-"""`dit nll`: how many bits a pixel model needs for an image."""
+"""`dit nll`: the bits that a pixel model needs for an image."""
 
 import dataclasses
 import hashlib
@@ -28,50 +28,60 @@ from dit.sampling.generate import ImageNoise
 from dit.sampling.load import LoadedRun, load_run, with_captions
 from dit.utils.files import require_writable, sha256, write_json
 
-LEVEL = 127.5  # pixel levels in a unit of pixels in [-1, 1]
+LEVEL = 127.5  # pixel levels per unit of pixels in [-1, 1]
 ODE_STEPS = 50
 
 
 def nll(config: NllConfig, ranks: Ranks) -> Path:
-    """Measure, print and write the bits per dimension of images given their classes; returns the JSON file.
+    """Measure, print and write the bits per dimension of images given their classes.
+
+    Returns:
+        The JSON file.
 
     Raises:
-        UserError: not a pixel model, flags that do not fit it, other classes, or a likelihood that is not finite.
+        UserError: Not a pixel model, flags or classes that do not fit it, or NaN.
     """
     run = load_run(config.run, ranks.device)
     plan = choose(run, config)
     out = config.out or run.home / "nll.json"
     ranks.on_main(lambda: require_writable(out, ".json"))
+
     data = config.data or run.card.config.data
     source = open_data(run, data)
     run, labels = conditioned(run, source, data)
-    chosen = (
-        np.linspace(0, len(labels) - 1, min(config.num_images, len(labels)))
-        .round()
-        .astype(np.int64)
-    )
-    bits = measure(run, plan, config, source, labels, chosen, ranks)  # [N, parts]
-    require_finite(bits, chosen)
+    count = min(config.num_images, len(labels))
+    indices = np.linspace(0, len(labels) - 1, count).round().astype(np.int64)
+
+    bits = measure(run, plan, config, source, labels, indices, ranks)  # [N, parts]
+    require_finite(bits, indices)
     if ranks.main:
         result = summary(bits, plan)
-        told = {"data": data, "images": len(chosen), "pixels_sha256": pixels_sha256(source, chosen)}
-        write_json(out, {**result, "protocol": {**protocol(run, plan, config), **told}})
-        print(f"{sentence(result, len(chosen))}\n{out}")
+        record = {
+            **protocol(run, plan, config),
+            "data": data,
+            "images": count,
+            "pixels_sha256": pixels_sha256(source, indices),
+        }
+        write_json(out, {**result, "protocol": record})
+        print(f"{sentence(result, count)}\n{out}")
     ranks.barrier()
     return out
 
 
+# -- the method ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A way to measure.
+    """How to measure, with nothing left to choose.
 
     Args:
         method: vlb or ode.
-        times: of its steps.
-        parts: what the bits are a sum of.
-        variance: vlb's: small, large or learned.
-        probes: ode's random vectors for the divergence of an image.
-        exact: all unit vectors instead.
+        times: Of the chain or the ODE, float64 [steps + 1].
+        parts: Names of the terms of the bits.
+        variance: For vlb: small, large or learned.
+        probes: For ode: random vectors that estimate the divergence of an image.
+        exact: For ode: all unit vectors instead.
     """
 
     method: str
@@ -83,16 +93,12 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of its steps."""
+        """Number of steps."""
         return len(self.times) - 1
 
 
 def choose(run: LoadedRun, config: NllConfig) -> Plan:
-    """Resolve `auto`, and refuse what does not fit the run.
-
-    Raises:
-        UserError: a run behind an autoencoder, or flags that the method or the network can not serve.
-    """
+    """Check the flags against the run, and resolve them."""
     card, process = run.card, run.denoise.process
     if card.config.vae != "identity":
         raise UserError(
@@ -100,22 +106,19 @@ def choose(run: LoadedRun, config: NllConfig) -> Plan:
             "a run with --vae identity",
             "train one: that autoencoder gives no likelihood of pixels",
         )
-    method = (
-        config.method if config.method != "auto" else "vlb" if isinstance(process, DDPM) else "ode"
-    )
+    method = config.method
+    if method == "auto":
+        method = "vlb" if isinstance(process, DDPM) else "ode"
+
     if method == "ode":
         if config.variance != "auto":
-            raise UserError(
-                f"--variance {config.variance} with --method ode", "--method vlb", "drop --variance"
-            )
+            given = f"--variance {config.variance} with --method ode"
+            raise UserError(given, "--method vlb", "drop --variance")
+        # the ODE has a density under any process
         times = ode_times(process, config.steps or ODE_STEPS)
-        return Plan(
-            "ode",
-            times,
-            ("density",),
-            probes=None if config.exact else config.probes,
-            exact=config.exact,
-        )
+        probes = None if config.exact else config.probes
+        return Plan("ode", times, ("density",), probes=probes, exact=config.exact)
+
     if not isinstance(process, DDPM):
         raise UserError(
             f"--method vlb for {config.run}, a {card.config.process}",
@@ -123,54 +126,52 @@ def choose(run: LoadedRun, config: NllConfig) -> Plan:
             "pass --method ode",
         )
     if config.exact or config.probes != 1:
-        raise UserError(
-            f"{'--exact' if config.exact else f'--probes {config.probes}'} with --method vlb",
-            "--method ode",
-            "the bound needs no divergence: drop it",
-        )
+        flag = "--exact" if config.exact else f"--probes {config.probes}"
+        given = f"{flag} with --method vlb"
+        raise UserError(given, "--method ode", "the bound needs no divergence: drop it")
     steps = config.steps or int(process.end)
     if not 2 <= steps <= process.end:
-        raise UserError(
-            f"--steps {steps} with --method vlb", f"2 to {int(process.end)}", "change --steps"
-        )
-    variance = (
-        config.variance
-        if config.variance != "auto"
-        else "learned"
-        if run.denoise.learn_sigma
-        else "large"
+        given = f"--steps {steps} with --method vlb"
+        raise UserError(given, f"2 to {int(process.end)}", "change --steps")
+    return Plan(
+        "vlb",
+        chain(process, steps),
+        ("prior", "steps", "decoder"),
+        variance=_variance(config.variance, run.denoise.learn_sigma),
     )
-    if variance == "learned" and not run.denoise.learn_sigma:
+
+
+def _variance(variance: str, learn_sigma: bool) -> str:
+    if variance == "auto":
+        return "learned" if learn_sigma else "large"
+    if variance == "learned" and not learn_sigma:
         raise UserError(
             "--variance learned",
             "a network trained with --learn-sigma",
             "pass --variance small or large",
         )
-    return Plan("vlb", chain(process, steps), ("prior", "steps", "decoder"), variance=variance)
+    return variance
+
+
+# -- the data ------------------------------------------------------------------------------------
 
 
 def open_data(run: LoadedRun, data: str) -> Latents:
-    """Images, as the run would see them in training, but never mirrored.
-
-    Raises:
-        UserError: as `build_source` does.
-    """
-    network = run.denoise.network
+    """Open images as the run saw them in training, but never mirrored."""
+    network, config = run.denoise.network, run.card.config
+    # a run on bundled captions has no --text-encoder of its own; other data needs it
     encoder = network.captions.encoder.name if isinstance(network, Captioned) else None
-    skip = run.card.config.skip_damaged and holds_latents(Path(data))
+    skip = config.skip_damaged and holds_latents(Path(data))
     config = dataclasses.replace(
-        run.card.config, data=data, flip=False, text_encoder=encoder, skip_damaged=skip
+        config, data=data, flip=False, text_encoder=encoder, skip_damaged=skip
     )
     return build_source(config, run.autoencoder)
 
 
 def conditioned(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, np.ndarray]:
-    """The run, and its class ids of the data's images, int64 [N]; classes are told by their names.
+    """Return the run and its class ids of the images, int64 [N]; classes are matched by name.
 
-    A run of text reads any caption: its ids become those of the data's captions.
-
-    Raises:
-        UserError: a class that the run does not know, or no classes where the run has some.
+    A text run takes any caption: its ids become those of the data's captions.
     """
     card, network = run.card, run.denoise.network
     if isinstance(network, Captioned):
@@ -180,6 +181,7 @@ def conditioned(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, 
         return run, np.zeros_like(source.labels)
     if source.classes == card.classes:
         return run, source.labels
+
     unknown = [name for name in source.classes if name not in card.classes]
     if unknown or not source.classes:
         raise UserError(
@@ -187,25 +189,26 @@ def conditioned(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, 
             f"classes of the run: {', '.join(card.classes[:5])} …",
             "name the subfolders as the run's classes (see `dit info RUN`)",
         )
-    return run, np.array([card.classes.index(name) for name in source.classes])[source.labels]
+    ids = np.array([card.classes.index(name) for name in source.classes])
+    return run, ids[source.labels]
 
 
-def levels_of(source: Latents, indices: np.ndarray) -> Tensor:
-    """Pixels 0 … 255 of images [B], as float32 [B, 3, H, W]."""
+def read_levels(source: Latents, indices: np.ndarray) -> Tensor:
+    """Return pixels 0 … 255 of images [B], as float32 [B, 3, H, W]."""
     moments = source.read(indices, np.zeros(len(indices), bool))
     return (moments[:, :3].float() + 1).mul(LEVEL).round()
 
 
 def pixels_sha256(source: Latents, indices: np.ndarray) -> str:
-    """SHA-256 over those of the images in order, each of uint8 [3, H, W]: as reports tell of samples."""
-    whole = hashlib.sha256()
+    """Return one hash over the hashes of the images, uint8 [3, H, W], as reports have it."""
+    total = hashlib.sha256()
     for i in indices:
-        whole.update(
-            hashlib.sha256(
-                levels_of(source, np.array([i])).to(torch.uint8).numpy().tobytes()
-            ).digest()
-        )
-    return whole.hexdigest()
+        pixels = read_levels(source, np.array([i])).to(torch.uint8)
+        total.update(hashlib.sha256(pixels.numpy().tobytes()).digest())
+    return total.hexdigest()
+
+
+# -- measuring -----------------------------------------------------------------------------------
 
 
 def measure(
@@ -217,26 +220,29 @@ def measure(
     chosen: np.ndarray,
     ranks: Ranks,
 ) -> Tensor:
-    """Bits per dimension of the chosen images, by parts: float64 [N, parts], the same on every rank."""
+    """Return bits per dimension of the chosen images, float64 [N, parts], alike on every rank."""
     table = torch.zeros(len(chosen), len(plan.parts), dtype=torch.float64, device=ranks.device)
     mine = range(ranks.rank, len(chosen), ranks.world)
-    with tqdm(
+    bar = tqdm(
         total=len(mine) * plan.steps,
         unit="img-step",
         unit_scale=True,
         desc="nll",
         disable=not ranks.main,
         leave=None,
-    ) as bar:
+    )
+    with bar:
         for start in range(0, len(mine), config.batch_size):
             rows = list(mine[start : start + config.batch_size])
             indices = chosen[rows]
-            levels = levels_of(source, indices)
-            noise = ImageNoise(config.seed, indices.tolist(), run.latent_shape, run.device)
+            levels = read_levels(source, indices).to(run.device)
             y = torch.as_tensor(labels[indices], device=run.device)
+            noise = ImageNoise(config.seed, indices.tolist(), run.latent_shape, run.device)
+
             with autocast(run.device, config.precision):
-                parts = METHODS[plan.method](run, plan, levels.to(run.device), y, noise, bar.update)
+                parts = METHODS[plan.method](run, plan, levels, y, noise, bar.update)
             table[rows] = torch.stack(list(parts), dim=1).double()
+    # each rank has zeros in the rows of the others
     return ranks.total(table)
 
 
@@ -244,7 +250,16 @@ def measure(
 def bits_of_chain(
     run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick
 ) -> Sequence[Tensor]:
-    """The variational bound: prior, steps and decoder, each [B]; levels 0 … 255 are [B, 3, H, W]."""
+    """Return the variational bound as prior, steps and decoder, each [B].
+
+    Args:
+        run: A pixel model.
+        plan: Of method vlb.
+        levels: Pixels 0 … 255, [B, 3, H, W].
+        y: Class ids [B].
+        noise: Of these images.
+        tick: Called with the number of images after each step.
+    """
     scaling = Levels(run.autoencoder.shift, run.autoencoder.scale)
     x0 = (levels / LEVEL - 1 - scaling.shift) * scaling.scale
     assert plan.variance
@@ -256,29 +271,29 @@ def bits_of_chain(
 def bits_of_ode(
     run: LoadedRun, plan: Plan, levels: Tensor, y: Tensor, noise: ImageNoise, tick: Tick
 ) -> Sequence[Tensor]:
-    """-log2 of the ODE's density times the volume of a level, [B]: each level is spread evenly over its width.
+    """Return -log2 of the ODE's density times the volume of a level, [B].
 
-    On average over that spread a bound on the bits of the levels themselves (1511.01844, section 3.1).
+    Each level is spread evenly over its width (uniform dequantisation). On average over that
+    spread this is a bound on the bits of the levels themselves (1511.01844, section 3.1).
     """
     shift, scale = run.autoencoder.shift, run.autoencoder.scale
-    within = torch.special.ndtr(noise()) - 0.5
-    x0 = ((levels + within) / LEVEL - 1 - shift) * scale
+    # Φ of a normal draw is uniform in (0, 1)
+    within_level = torch.special.ndtr(noise()) - 0.5
+    x0 = ((levels + within_level) / LEVEL - 1 - shift) * scale
+
+    # Hutchinson's estimator with signs (1810.01367), or the trace itself
     probes = UnitProbes(x0) if plan.exact else [noise().sign() for _ in range(plan.probes or 0)]
-    dims = x0[0].numel()
-    volume = math.log(LEVEL) - scale.double().log().mean()  # of a level in x, per dimension: -log
     nats = -ode_log_density(run.denoise, run.denoise.process, x0, y, plan.times, probes, tick)
-    return ((nats / dims + volume) / math.log(2),)
+    # -log of the width of a level in x, per dimension
+    volume = math.log(LEVEL) - scale.double().log().mean()
+    return ((nats / x0[0].numel() + volume) / math.log(2),)
 
 
 METHODS = {"vlb": bits_of_chain, "ode": bits_of_ode}
 
 
 def require_finite(bits: Tensor, chosen: np.ndarray) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        UserError: naming the first image that has them.
-    """
+    """Refuse NaN and infinity, and name the first image that has them."""
     bad = (~bits.isfinite().all(1)).nonzero()
     if len(bad):
         raise UserError(
@@ -289,8 +304,12 @@ def require_finite(bits: Tensor, chosen: np.ndarray) -> None:
         )
 
 
+# -- the report ----------------------------------------------------------------------------------
+
+
 def summary(bits: Tensor, plan: Plan) -> dict[str, Any]:
-    """Mean over images, its standard error (None of one image), and the means of the parts."""
+    """Return the mean over images, its standard error (None for one), and the mean parts."""
+    # of the mean over images, taken as independent
     each = bits.sum(1)
     error = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else None
     return {
@@ -301,18 +320,17 @@ def summary(bits: Tensor, plan: Plan) -> dict[str, Any]:
 
 
 def sentence(result: dict[str, Any], images: int) -> str:
-    """The result in one line."""
+    """Return the result in one line."""
     error = "" if result["standard_error"] is None else f" ± {result['standard_error']:.4f}"
-    parts = result["parts"]
-    told = ", ".join(f"{name} {value:.4f}" for name, value in parts.items())
-    bound, how = (
-        (" at most", f": {told}") if len(parts) > 1 else ("", ", by the probability-flow ODE")
-    )
-    return f"{result['bits_per_dim']:.4f}{error} bits/dim{bound} ({images} images{how})"
+    bound, method = "", ", by the probability-flow ODE"
+    if len(result["parts"]) > 1:
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in result["parts"].items())
+        bound, method = " at most", f": {parts}"
+    return f"{result['bits_per_dim']:.4f}{error} bits/dim{bound} ({images} images{method})"
 
 
 def protocol(run: LoadedRun, plan: Plan, config: NllConfig) -> dict[str, Any]:
-    """All that the numbers depend on, but for the data, as plain JSON values."""
+    """Return all that the numbers depend on, but the data, as plain JSON values."""
     weights = run.weights
     return {
         "weights": weights.path.name,

@@ -1,7 +1,7 @@
-"""Pictures of how a run noises its data and denoises it again: what it sees, what it predicts, where it looks."""
+"""`dit show`: pictures of noising and denoising, with the predictions and the attention maps."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,16 +21,16 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
-from dit.sampling.generate import ImageNoise, check_finite, sample_latents
-from dit.sampling.load import LoadedRun, class_ids, load_to_sample, prompted
+from dit.sampling.generate import ImageNoise, require_finite, sample_latents
+from dit.sampling.load import LoadedRun, class_ids, load_to_sample, prompted, without_captions
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.utils import pictures
 from dit.utils.files import make_folder, write_atomically
 
-CELL = 96  # pixels that small images are enlarged to, about
-LAYERS = 4  # whose attention is drawn, unless --layers asks for others
-FRAMES, MOST_FRAMES = 25, 100  # of a film: of one that noises, about; of any
-FILM = 5000  # milliseconds of a film, about
+CELL = 96  # pixels to which small images are enlarged, about
+LAYERS = 4  # attention maps, unless --layers is given
+FORWARD_FRAMES, MOST_FRAMES = 25, 100
+FILM = 5000  # length of a film in milliseconds, about
 MOST_WORDS = 12  # of a caption
 NOISY, PREDICTED = "xₜ", "predicted x₀"
 
@@ -39,185 +39,185 @@ Times = int | list[float]  # how many, or which: 0 is data, 1 is noise
 
 
 class Moment(NamedTuple):
-    """Latents on their way, and the data that the network takes them for."""
+    """Latents at one time, and the data that the network predicts from them."""
 
     t: Tensor  # []
     x_t: Tensor  # [N, C, h, w]
     x0: Tensor  # [N, C, h, w]
 
 
+class AttentionQuery(NamedTuple):
+    """The layers and the token whose attention is drawn."""
+
+    network: DiT
+    layers: list[int]
+    token: tuple[int, int]  # row and column
+
+    def tokens(self, run: LoadedRun) -> tuple[int, int]:
+        """Return rows and columns of tokens in an image."""
+        _, height, width = run.latent_shape
+        return height // self.network.patch_size, width // self.network.patch_size
+
+
 def show(config: ShowConfig, ranks: Ranks) -> Path:
-    """Draw `forward` or `backward` as PNG and GIF, and the network's attention on the way; the folder they are in.
+    """Draw `forward` or `backward` as PNG and GIF, with attention maps; return their folder.
 
     Raises:
-        UserError: flags that do not fit the run, or no data for `forward`; see also `load_to_sample`.
+        UserError: Flags that do not fit the run, or no data for `forward`.
     """
     run = load_to_sample(config.run, ranks.device, config)
-    run = prompted(run, config.prompt) if config.prompt else run
+    if config.prompt:
+        run = prompted(run, config.prompt)
     out = config.out or run.home / "show"
     ranks.on_main(lambda: _show(run, config, out))
     return out
 
 
 def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
-    plan, labels, times = (
-        build_pipeline(run, config),
-        _labels(run, config),
-        parse_times(config.times),
-    )
-    gaze = choose_gaze(run, config)
+    pipeline = build_pipeline(run, config)
+    labels, times = _labels(run, config), parse_times(config.times)
+    query = attention_query(run, config)
     make_folder(out)
-    ahead = config.direction == "forward"
-    moments = (
-        forward(run, plan, config, labels, times) if ahead else backward(run, plan, config, labels)
-    )
-    chosen, film = choose(moments, times, plan.process), evenly(moments, MOST_FRAMES)
-    _draw_way(run, labels, chosen, film, out / config.direction)
-    if gaze is None:
-        print(
-            f"no picture of attention: {run.card.network.model} does not attend from patch to patch"
-        )
+
+    if config.direction == "forward":
+        moments = forward(pipeline, labels, times)
+    else:
+        moments = backward(pipeline, labels)
+    columns = select_moments(moments, times, pipeline.process)
+    story = Story(pipeline, labels, columns, evenly(moments, MOST_FRAMES), out / config.direction)
+
+    _draw_latents(story)
+    if query is None:
+        model = run.card.network.model
+        print(f"no picture of attention: {model} does not attend from patch to patch")
         return
-    _draw_attention(run, config, gaze, labels, chosen, film, out / f"{config.direction}-attention")
+    _draw_attention(story, query)
     if run.card.network.conditioning == "text":
-        _draw_words(run, config, gaze, labels, chosen, film, out / f"{config.direction}-words")
+        _draw_words(story, query)
 
 
-# -- the two ways ------------------------------------------------------------------------------------------------
+# -- the two directions --------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def forward(
-    run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, times: Times
-) -> list[Moment]:
-    """Images of the run's own data under more and more of the same noise, with guidance as in sampling.
+def forward(pipeline: SamplingPipeline, labels: Tensor, times: Times) -> list[Moment]:
+    """Noise images of the run's own data, the same noise at all times, and predict x0 from each.
 
-    A number of times is spread from 0 to where sampling begins, with others between them for the film.
-
-    Raises:
-        UserError: the data is not there any more, or has no images of a class.
+    A number of times is spread from 0 to the start of sampling, with more between for the film.
     """
-    process, x0 = plan.process, own_latents(run, labels, config.seed)
-    eps = ImageNoise(config.seed, range(len(x0)), run.latent_shape, run.device)()
+    run, settings, process = pipeline.run, pipeline.settings, pipeline.process
+    x0 = training_latents(run, labels, settings.seed)
+    eps = ImageNoise(settings.seed, range(len(x0)), run.latent_shape, run.device)()
+    labels = labels.to(run.device)
+
     if isinstance(times, int):
-        between = max(1, round(FRAMES / (times - 1)))
+        frames_between = max(1, round(FORWARD_FRAMES / (times - 1)))
+        frames = (times - 1) * frames_between + 1
         end = float(process.times(1)[0]) / process.end
-        times = torch.linspace(0, end, (times - 1) * between + 1, dtype=torch.float64).tolist()
+        times = torch.linspace(0, end, frames, dtype=torch.float64).tolist()
+
     moments = []
-    for part in times:
-        t = torch.tensor(part * process.end, dtype=torch.float64)
-        t = t.round() if process.end > 1 else t  # DDPM counts steps
+    for time in times:
+        t = torch.tensor(time * process.end, dtype=torch.float64)
+        t = t.round() if process.end > 1 else t  # a DDPM has whole times
         x_t = add_noise(process, x0, eps, t)
-        with autocast(run.device, config.precision), plan.one_batch():
-            moments.append(Moment(t, x_t, plan.denoise(x_t, t, labels.to(run.device)).x0))
+        with autocast(run.device, settings.precision), pipeline.one_batch():
+            moments.append(Moment(t, x_t, pipeline.denoise(x_t, t, labels).x0))
     return moments
 
 
-def own_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
-    """Latents [N, C, h, w] of images that the run was trained on, one of each label [N], chosen by the seed.
-
-    Raises:
-        UserError: the data is not there any more, or has no images of a class.
-    """
+def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
+    """Return latents [N, C, h, w] of images of the run's own data, one of each label [N]."""
     config = run.card.config
     if not data_exists(config.data):
         raise UserError(
             f"the data of {run.home}, {config.data}, is not there",
             "what it was trained on",
-            "bring it back, or look at `dit show backward`, which needs no data",
+            "bring it back, or use `dit show backward`, which needs no data",
         )
     source = build_source(replace(config, flip=False), run.autoencoder)
     order = np.random.default_rng(seed).permutation(len(source.labels))
+    # the order repeats if there are fewer images than labels
     indices = np.resize(order, len(labels))
+
     if run.card.classes and source.classes:
-        members = {label: order[source.labels[order] == label] for label in set(labels.tolist())}
-        empty = [label for label, found in members.items() if not len(found)]
-        if empty:
-            raise UserError(
-                f"no image of class {empty[0]} in {config.data}",
-                "a class that the data has",
-                "pass other --classes",
-            )
-        turns = {label: cycle(found) for label, found in members.items()}
+        shuffled = source.labels[order]
+        members = {label: order[shuffled == label] for label in set(labels.tolist())}
+        for label, images in members.items():
+            if not len(images):
+                raise UserError(
+                    f"no image of class {label} in {config.data}",
+                    "a class that the data has",
+                    "pass other --classes",
+                )
+        turns = {label: cycle(images) for label, images in members.items()}
         indices = np.array([next(turns[label]) for label in labels.tolist()])
+
+    # the mean of the posterior: zeros for its noise
     moments = source.read(indices, np.zeros(len(indices), bool))
     return run.autoencoder.draw(moments, torch.zeros(len(indices), *run.latent_shape))
 
 
 @torch.inference_mode()
-def backward(
-    run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor
-) -> list[Moment]:
-    """All steps of sampling; the last moment holds the latents of the images that sample.py makes."""
-    batches = zip(
-        labels.split(config.batch_size),
-        torch.arange(len(labels)).split(config.batch_size),
-        strict=True,
-    )
-    traces = [_sampled(run, plan, config, *batch) for batch in batches]
-    return [
-        Moment(parts[0].t, torch.cat([m.x_t for m in parts]), torch.cat([m.x0 for m in parts]))
-        for parts in zip(*traces, strict=True)
-    ]
+def backward(pipeline: SamplingPipeline, labels: Tensor) -> list[Moment]:
+    """Return all steps of sampling; the last has the latents of the images of sample.py."""
+    size = pipeline.settings.batch_size
+    indices = torch.arange(len(labels))
+    batches = zip(labels.split(size), indices.split(size), strict=True)
+    # the same batches as sample.py, for the same images
+    traces = [_sample_batch(pipeline, y, i) for y, i in batches]
+
+    moments = []
+    for parts in zip(*traces, strict=True):
+        x_t = torch.cat([part.x_t for part in parts])
+        x0 = torch.cat([part.x0 for part in parts])
+        moments.append(Moment(parts[0].t, x_t, x0))
+    return moments
 
 
-def _sampled(
-    run: LoadedRun, plan: SamplingPipeline, config: ShowConfig, labels: Tensor, indices: Tensor
-) -> list[Moment]:
+def _sample_batch(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) -> list[Moment]:
     trace: list[Moment] = []
-    plan = replace(plan, denoise=recorded(plan.denoise, trace))
-    latents = sample_latents(run, plan, config, labels, indices)
-    check_finite(latents, labels, indices)
-    return [*trace, Moment(plan.times[-1], latents, latents)]
+    recording = replace(pipeline, denoise=record_moments(pipeline.denoise, trace))
+    latents = sample_latents(recording, labels, indices)
+    require_finite(latents, labels, indices)
+    return [*trace, Moment(pipeline.times[-1], latents, latents)]
 
 
-def recorded(denoise: Denoise, trace: list[Moment]) -> Denoise:
-    """A map of denoisers, as guidance is: the same predictions, written down as the sampler asks for them.
-
-    Where a sampler asks twice at a time, as heun does, the place that it goes on from is the second.
-    """
+def record_moments(denoise: Denoise, trace: list[Moment]) -> Denoise:
+    """Return the same denoiser, which also appends its inputs and predictions to `trace`."""
 
     def recording(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        said = denoise(x_t, t, y)
+        prediction = denoise(x_t, t, y)
+        # heun calls twice at a time; it goes on from the second
         if trace and trace[-1].t == t:
             trace.pop()
-        trace.append(Moment(t, x_t, said.x0))
-        return said
+        trace.append(Moment(t, x_t, prediction.x0))
+        return prediction
 
     return recording
 
 
-# -- attention ---------------------------------------------------------------------------------------------------
+# -- attention -----------------------------------------------------------------------------------
 
 
-class Gaze(NamedTuple):
-    """Where to look into a network, and from where in the image."""
-
-    network: DiT
-    layers: list[int]
-    token: tuple[int, int]  # row and column
-
-
-def choose_gaze(run: LoadedRun, config: ShowConfig) -> Gaze | None:
-    """Layers and token that `config` asks for; nothing for networks that are no DiT.
-
-    Raises:
-        UserError: layers or a token that the network does not have.
-    """
-    network = run.denoise.network
-    network = network.network if isinstance(network, Captioned) else network
+def attention_query(run: LoadedRun, config: ShowConfig) -> AttentionQuery | None:
+    """Return the layers and the token of the flags; None for networks that are no DiT."""
+    network = without_captions(run.denoise.network)
+    # a U-Net attends at several resolutions, not from patch to patch
     if not isinstance(network, DiT):
         return None
+
     depth = len(network.blocks)
-    layers = (
-        parse_layers(config.layers) if config.layers is not None else evenly(range(depth), LAYERS)
-    )
+    layers = evenly(range(depth), LAYERS)
+    if config.layers is not None:
+        layers = parse_layers(config.layers)
     if not layers or max(layers) >= depth:
         raise UserError(
             f"--layers {config.layers} with {run.card.network.model}",
             f"layers from 0 to {depth - 1}, separated by commas",
             "pass other --layers",
         )
+
     height, width = (side // network.patch_size for side in run.latent_shape[1:])
     row, column = config.token or (height // 2, width // 2)
     if row >= height or column >= width:
@@ -226,179 +226,193 @@ def choose_gaze(run: LoadedRun, config: ShowConfig) -> Gaze | None:
             f"a row from 0 to {height - 1} and a column from 0 to {width - 1}",
             "pass another --token",
         )
-    return Gaze(network, layers, (row, column))
+    return AttentionQuery(network, layers, (row, column))
 
 
 @torch.inference_mode()
-def look(run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, moment: Moment) -> Tensor:
-    """How much the chosen token of the first image attends to each, [layers, rows, columns], without guidance."""
-    rows, columns = _grid(run, gaze)
-    query = gaze.token[0] * columns + gaze.token[1]
-    with attention_maps(gaze.network, gaze.layers) as maps, autocast(run.device, config.precision):
-        run.denoise(moment.x_t[:1], moment.t, labels[:1].to(run.device))
-    image = [
-        maps[layer][0, query, : rows * columns] for layer in gaze.layers
-    ]  # in-context tokens come after it
+def patch_attention(
+    pipeline: SamplingPipeline, query: AttentionQuery, labels: Tensor, moment: Moment
+) -> Tensor:
+    """Return the attention of the token to all patches of the first image, without guidance.
+
+    The shape is [layers, rows, columns].
+    """
+    rows, columns = query.tokens(pipeline.run)
+    token = query.token[0] * columns + query.token[1]
+    with attention_maps(query.network, query.layers) as maps:
+        _denoise_first(pipeline, labels, moment)
+    # in-context tokens come after those of the image
+    image = [maps[layer][0, token, : rows * columns] for layer in query.layers]
     return torch.stack(image).unflatten(-1, (rows, columns))
 
 
 @torch.inference_mode()
-def read(run: LoadedRun, config: ShowConfig, gaze: Gaze, labels: Tensor, moment: Moment) -> Tensor:
-    """How much each token of the first image attends to those of its caption, mean over layers, [S, rows, columns]."""
-    with text_maps(gaze.network, gaze.layers) as maps, autocast(run.device, config.precision):
+def word_attention(
+    pipeline: SamplingPipeline, query: AttentionQuery, labels: Tensor, moment: Moment
+) -> Tensor:
+    """Return the attention of all patches of the first image to its caption, mean over layers.
+
+    The shape is [S, rows, columns], with S tokens in the caption.
+    """
+    with text_maps(query.network, query.layers) as maps:
+        _denoise_first(pipeline, labels, moment)
+    # [T, S]: each patch has weights over the words, drawn as one image for each word
+    layers = [maps[layer][0] for layer in query.layers]
+    mean = torch.stack(layers).mean(0)
+    return mean.T.unflatten(-1, query.tokens(pipeline.run))
+
+
+def _denoise_first(pipeline: SamplingPipeline, labels: Tensor, moment: Moment) -> None:
+    run = pipeline.run
+    with autocast(run.device, pipeline.settings.precision):
         run.denoise(moment.x_t[:1], moment.t, labels[:1].to(run.device))
-    return (
-        torch.stack([maps[layer][0] for layer in gaze.layers])
-        .mean(0)
-        .T.unflatten(-1, _grid(run, gaze))
-    )
 
 
-def words(run: LoadedRun, label: int) -> dict[int, str]:
-    """The tokens of a caption by their place, without those that only mark its start and end."""
+def caption_words(run: LoadedRun, label: int) -> dict[int, str]:
+    """Return the tokens of a caption by position, without those that mark its start and end."""
     captioned = run.denoise.network
     assert isinstance(captioned, Captioned)
-    tokenizer = captioned.captions.encoder.tokenizer
-    ids = tokenizer(
-        captioned.captions.texts[label],
-        truncation=True,
-        max_length=captioned.captions.encoder.length,
-    )["input_ids"]
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    there = [
-        (place, token)
-        for place, token in enumerate(tokens)
-        if ids[place] not in tokenizer.all_special_ids
-    ]
-    return {place: token.removesuffix("</w>").lstrip("▁Ġ") for place, token in there[:MOST_WORDS]}
+    encoder = captioned.captions.encoder
+    tokenizer, text = encoder.tokenizer, captioned.captions.texts[label]
+
+    ids = tokenizer(text, truncation=True, max_length=encoder.length)["input_ids"]
+    words: dict[int, str] = {}
+    for position, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
+        if ids[position] not in tokenizer.all_special_ids and len(words) < MOST_WORDS:
+            # marks of CLIP's, T5's and GPT's tokenizers for where a word ends or begins
+            words[position] = token.removesuffix("</w>").lstrip("▁Ġ")
+    return words
 
 
-def _grid(run: LoadedRun, gaze: Gaze) -> tuple[int, int]:
-    _, height, width = run.latent_shape
-    return height // gaze.network.patch_size, width // gaze.network.patch_size
+# -- pictures ------------------------------------------------------------------------------------
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Story:
+    """What all pictures of one command share: columns of the sheets, frames of the films."""
+
+    pipeline: SamplingPipeline
+    labels: Tensor
+    columns: list[Moment]
+    frames: list[Moment]
+    name: Path  # of the files, without their endings
+
+    @property
+    def run(self) -> LoadedRun:
+        """The run."""
+        return self.pipeline.run
+
+    @property
+    def scale(self) -> int:
+        """How many times an image is enlarged."""
+        return pictures.fitting_scale(max(self.run.image_size), CELL)
+
+    def headings(self, moments: Sequence[Moment]) -> list[str]:
+        """Return time, alpha and sigma of each moment, in two lines."""
+        process, headings = self.pipeline.process, []
+        for moment in moments:
+            at = process.coefficients(moment.t)
+            time = f"{float(moment.t):.0f}" if process.end > 1 else f"{float(moment.t):.2f}"
+            headings.append(f"t = {time}\nα {float(at.alpha):.2f}  σ {float(at.sigma):.2f}")
+        return headings
+
+    def stack(self, column: Callable[[Moment], Tensor]) -> Tensor:
+        """Return all columns of a sheet, row by row, uint8 [rows * columns, 3, H, W]."""
+        columns = [column(moment) for moment in self.columns]
+        return torch.stack(columns, dim=1).flatten(0, 1)
+
+    def save(self, what: str, sheet: Image.Image, frames: list[Image.Image]) -> None:
+        """Write NAME + what as .png and, with the time over each frame, as .gif."""
+        file = f"{self.name}{what}"
+        times = [heading.replace("\n", "   ") for heading in self.headings(self.frames)]
+        # a GIF has no other place for the time
+        titled = [
+            pictures.strip([frame], [time]) for frame, time in zip(frames, times, strict=True)
+        ]
+        with write_atomically(Path(f"{file}.png")) as path:
+            sheet.save(path, format="PNG")
+        with write_atomically(Path(f"{file}.gif")) as path:
+            pictures.gif(titled, path, min(500, max(40, FILM // len(frames))))
+        print(f"{file}.png\n{file}.gif")
 
 
-def _draw_way(
-    run: LoadedRun, labels: Tensor, chosen: list[Moment], film: list[Moment], name: Path
-) -> None:
-    """Two rows for each image: the latents on their way, and what the network takes them for."""
+def _draw_latents(story: Story) -> None:
+    """Draw two rows for each image: decoded x_t, and the x0 that the network predicts from it."""
+    run, labels = story.run, story.labels
+    names = [run.card.class_name(int(label)) if run.card.classes else "" for label in labels]
 
     def column(moment: Moment) -> Tensor:  # [2 N, 3, H, W]
-        pair = torch.stack(
-            [run.autoencoder.decode(moment.x_t), run.autoencoder.decode(moment.x0)], dim=1
-        )
-        return pair.flatten(0, 1).cpu()
+        noisy = run.autoencoder.decode(moment.x_t)
+        predicted = run.autoencoder.decode(moment.x0)
+        return torch.stack([noisy, predicted], dim=1).flatten(0, 1).cpu()
 
     def frame(moment: Moment) -> Image.Image:
-        images = column(moment).unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
-        return pictures.grid(images, [NOISY, PREDICTED], len(labels), _scale(run), headings=names)
+        # all noisy images in one row, all predictions in the other
+        pairs = column(moment).unflatten(0, (-1, 2))
+        images = pairs.transpose(0, 1).flatten(0, 1)
+        rows = [NOISY, PREDICTED]
+        return pictures.grid(images, rows, len(labels), story.scale, headings=names)
 
-    names = [run.card.class_name(int(label)) if run.card.classes else "" for label in labels]
-    images = torch.stack([column(moment) for moment in chosen], dim=1).flatten(0, 1)
     rows = [row for name in names for row in (name or NOISY, PREDICTED)]
     sheet = pictures.grid(
-        images, rows, len(chosen), _scale(run), headings=_headings(run, chosen), together=2
+        story.stack(column),
+        rows,
+        len(story.columns),
+        story.scale,
+        headings=story.headings(story.columns),
+        together=2,
     )
-    _save(run, name, sheet, film, [frame(moment) for moment in film])
+    story.save("", sheet, [frame(moment) for moment in story.frames])
 
 
-def _draw_attention(
-    run: LoadedRun,
-    config: ShowConfig,
-    gaze: Gaze,
-    labels: Tensor,
-    chosen: list[Moment],
-    film: list[Moment],
-    name: Path,
-) -> None:
-    """A row for each layer: what the outlined token of the first image looks at, over what the network predicts."""
+def _draw_attention(story: Story, query: AttentionQuery) -> None:
+    """Draw a row for each layer: the attention of the outlined token, over the predicted image."""
 
     def column(moment: Moment) -> Tensor:  # [1 + layers, 3, H, W]
-        images = _heated(run, moment, look(run, config, gaze, labels, moment))
-        return pictures.outline(images, gaze.token, _grid(run, gaze))
+        weights = patch_attention(story.pipeline, query, story.labels, moment)
+        tokens = query.tokens(story.run)
+        return pictures.outline(_heatmaps(story, moment, weights), query.token, tokens)
 
-    rows = [PREDICTED, *(f"layer {layer}" for layer in gaze.layers)]
-    _draw_rows(run, column, rows, chosen, film, name)
+    rows = [PREDICTED, *(f"layer {layer}" for layer in query.layers)]
+    _draw_maps(story, "-attention", column, rows)
 
 
-def _draw_words(
-    run: LoadedRun,
-    config: ShowConfig,
-    gaze: Gaze,
-    labels: Tensor,
-    chosen: list[Moment],
-    film: list[Moment],
-    name: Path,
-) -> None:
-    """A row for each word of the first image's caption: where in the image it is looked up."""
-    caption = words(run, int(labels[0]))
+def _draw_words(story: Story, query: AttentionQuery) -> None:
+    """Draw a row for each word of the first caption: which patches attend to it."""
+    words = caption_words(story.run, int(story.labels[0]))
 
     def column(moment: Moment) -> Tensor:  # [1 + words, 3, H, W]
-        return _heated(run, moment, read(run, config, gaze, labels, moment)[list(caption)])
+        weights = word_attention(story.pipeline, query, story.labels, moment)
+        return _heatmaps(story, moment, weights[list(words)])
 
-    _draw_rows(run, column, [PREDICTED, *caption.values()], chosen, film, name)
-
-
-def _heated(run: LoadedRun, moment: Moment, weights: Tensor) -> Tensor:
-    """What is predicted of the first image, and each of the weights [K, rows, columns] over it: [1 + K, 3, H, W]."""
-    factor = _scale(run)
-    image = pictures.enlarge(run.autoencoder.decode(moment.x0[:1]).cpu(), (factor, factor))
-    return torch.cat([image, pictures.heat(image.expand(len(weights), -1, -1, -1), weights)])
+    _draw_maps(story, "-words", column, [PREDICTED, *words.values()])
 
 
-def _draw_rows(
-    run: LoadedRun,
-    column: Callable[[Moment], Tensor],
-    rows: list[str],
-    chosen: list[Moment],
-    film: list[Moment],
-    name: Path,
+def _heatmaps(story: Story, moment: Moment, weights: Tensor) -> Tensor:
+    """Return the first image as predicted, then under each of the weights [K, rows, columns]."""
+    image = story.run.autoencoder.decode(moment.x0[:1]).cpu()
+    image = pictures.enlarge(image, (story.scale, story.scale))
+    copies = image.expand(len(weights), -1, -1, -1)
+    return torch.cat([image, pictures.heat(copies, weights)])
+
+
+def _draw_maps(
+    story: Story, what: str, column: Callable[[Moment], Tensor], rows: list[str]
 ) -> None:
-    images = torch.stack([column(moment) for moment in chosen], dim=1).flatten(0, 1)
-    sheet = pictures.grid(images, rows, len(chosen), headings=_headings(run, chosen))
-    _save(
-        run,
-        name,
-        sheet,
-        film,
-        [pictures.grid(column(moment), None, len(rows), headings=rows) for moment in film],
-    )
+    headings = story.headings(story.columns)
+    sheet = pictures.grid(story.stack(column), rows, len(story.columns), headings=headings)
+
+    def frame(moment: Moment) -> Image.Image:
+        return pictures.grid(column(moment), None, len(rows), headings=rows)
+
+    story.save(what, sheet, [frame(moment) for moment in story.frames])
 
 
-def _save(
-    run: LoadedRun, name: Path, sheet: Image.Image, film: list[Moment], frames: list[Image.Image]
-) -> None:
-    """NAME.png and NAME.gif, where each frame tells its time."""
-    times = [heading.replace("\n", "   ") for heading in _headings(run, film)]
-    titled = [pictures.strip([frame], [time]) for frame, time in zip(frames, times, strict=True)]
-    with write_atomically(name.with_suffix(".png")) as beside:
-        sheet.save(beside, format="PNG")
-    with write_atomically(name.with_suffix(".gif")) as beside:
-        pictures.gif(titled, beside, min(500, max(40, FILM // len(film))))
-    print(f"{name}.png\n{name}.gif")
-
-
-def _scale(run: LoadedRun) -> int:
-    return pictures.fitting_scale(max(run.image_size), CELL)
-
-
-def _headings(run: LoadedRun, moments: Sequence[Moment]) -> list[str]:
-    process, headings = run.denoise.process, []
-    for moment in moments:
-        at = process.coefficients(moment.t)
-        time = f"{float(moment.t):.0f}" if process.end > 1 else f"{float(moment.t):.2f}"
-        headings.append(f"t = {time}\nα {float(at.alpha):.2f}  σ {float(at.sigma):.2f}")
-    return headings
-
-
-# -- flags -------------------------------------------------------------------------------------------------------
+# -- flags ---------------------------------------------------------------------------------------
 
 
 def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
-    """Class ids [N]: those of --classes in turn, or some of all."""
+    """Return class ids [N]: those of --classes in turn, or some of all."""
     classes = class_ids(config.classes, run.card)
     if config.classes is None:
         classes = pictures.spread(classes, config.num_images)
@@ -406,11 +420,7 @@ def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
 
 
 def parse_times(text: str) -> Times:
-    """How many times, such as `8`; or which, such as `0.2,0.5`, where 0 is data and 1 is noise.
-
-    Raises:
-        UserError: neither.
-    """
+    """Return a number of times, such as `8`, or the times, such as `0.2,0.5`."""
     if text.isdecimal() and int(text) > 1:
         return int(text)
     try:
@@ -428,24 +438,28 @@ def parse_times(text: str) -> Times:
 
 
 def parse_layers(text: str) -> list[int]:
-    """Layers such as `0,5`; none where the text is something else."""
+    """Return layers such as `0,5`; none if the text is something else."""
     parts = text.split(",")
-    return [int(part) for part in parts] if all(part.strip().isdecimal() for part in parts) else []
+    if not all(part.strip().isdecimal() for part in parts):
+        return []
+    return [int(part) for part in parts]
 
 
-def choose(moments: Sequence[Moment], times: Times, process: Process) -> list[Moment]:
-    """So many moments, the first and the last among them, or those nearest to the times, without doubles."""
+def select_moments(moments: Sequence[Moment], times: Times, process: Process) -> list[Moment]:
+    """Return a number of moments, evenly spaced, or those nearest to the times, each once."""
     if isinstance(times, int):
         return evenly(moments, times)
-    near = [
-        min(range(len(moments)), key=lambda i: abs(float(moments[i].t) / process.end - time))
-        for time in times
-    ]
-    return [moments[i] for i in dict.fromkeys(near)]
+
+    def nearest(time: float) -> int:
+        distances = [abs(float(moment.t) / process.end - time) for moment in moments]
+        return distances.index(min(distances))
+
+    return [moments[i] for i in dict.fromkeys(map(nearest, times))]
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many of the items, evenly spaced from the first to the last."""
+    """Return at most so many items, evenly spaced from the first to the last."""
     if len(items) <= most:
         return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    last = len(items) - 1
+    return [items[round(i * last / (most - 1))] for i in range(most)]

@@ -59,4 +59,3 @@ def choose_eval_target(config: TrainConfig, ranks: Ranks) -> "EvalTarget | None"
     from dit.training.monitoring import evaluation
 
     return evaluation.choose_eval_target(config, ranks)
-

@@ -1,6 +1,6 @@
-"""What a user can choose: frozen dataclasses, the one source for flags, `--help`, JSON and docs.
+"""What a user can choose: frozen dataclasses, the one source of flags, `--help`, JSON and docs.
 
-The string under a field is its help text. Defaults are the digits example, small enough for a laptop.
+The string under a field is its help text. The defaults are those of the digits preset.
 """
 
 from dit.config.evaluation import (

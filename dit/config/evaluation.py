@@ -7,31 +7,43 @@ from typing import Literal
 from tyro.conf import Positional
 
 from dit.config.sampling import SamplerConfig
-from dit.config.validation import NO_CLASSIFIER, require_range, require_sides, require_use
+from dit.config.validation import (
+    NO_CLASSIFIER,
+    NOT_EMPTY,
+    POSITIVE,
+    POSITIVE_OR_NONE,
+    SEED,
+    TWO_OR_MORE,
+    require_range,
+    require_sides,
+    require_use,
+)
 from dit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """What samples are compared with, and how."""
+    """What to compare samples with, and how."""
 
     reference: str | None = None
-    """`digits`, a folder of images, tar shards, a data set of Hugging Face, or an .npz file of images or statistics;
-    the run's own data unless given."""
+    """`digits`, a folder of images, tar shards, a data set of Hugging Face, or an .npz file of
+    images or statistics; the run's own data unless given."""
     crop: bool | None = None
-    """Crop the reference's images to the samples' size as ADM does; unless given, only the run's own data."""
+    """Crop the reference's images to the samples' size as ADM does; unless given, only the run's
+    own data."""
     extractor: tuple[str, ...] = ("auto",)
-    """Feature networks, one or several: inception, dinov2, digits-cnn, MODULE:CLASS, or a name registered with
-    torch-fidelity; auto: digits-cnn for digits, else inception."""
+    """Feature networks, one or several: inception, dinov2, digits-cnn, MODULE:CLASS, or a name
+    registered with torch-fidelity; auto: digits-cnn for digits, else inception."""
     weights: tuple[str, ...] = ()
-    """Local weights of the feature network, where they can not be downloaded: FILE, or NAME=FILE for several."""
+    """Local weights of the feature network, where they cannot be downloaded: FILE, or NAME=FILE for
+    several."""
     bootstrap: int = 50
-    """How often the samples are drawn again to tell how sure a Fréchet distance is; 0: not at all."""
+    """Bootstrap replicates for the confidence interval of a Fréchet distance; 0: no interval."""
     cache: bool = True
-    """Keep features of references in ~/.cache/dit (or $DIT_CACHE), named by content, for the next time."""
+    """Keep features of references in ~/.cache/dit (or $DIT_CACHE), named by content."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("extractor",), lambda v: len(v) > 0, "one name or more")
+        require_range(self, ("extractor",), *NOT_EMPTY)
         require_range(self, ("bootstrap",), lambda v: v == 0 or v >= 10, "0, or 10 or more")
 
 
@@ -46,43 +58,46 @@ class EvalConfig(SamplerConfig, ScoringConfig):
     num_samples: int | None = None
     """Images to sample from the run; unless given, as many as the reference has, at most 50,000."""
     train_data: str | None = None
-    """Images that samples may have been copied from: `digits` or a folder, cropped to the samples' size; unless given,
-    the reference, if it is the run's own data."""
+    """Images that samples may be copies of: `digits` or a folder, cropped to the samples' size;
+    unless given, the reference, if it is the run's own data."""
     out: Path | None = None
-    """Folder of the report; unless given, evaluation/ in the run or SAMPLES-evaluation beside the samples."""
+    """Folder of the report; unless given, evaluation/ in the run, or SAMPLES-evaluation beside the
+    samples."""
 
     def __post_init__(self) -> None:
         SamplerConfig.__post_init__(self)
         ScoringConfig.__post_init__(self)
-        require_range(self, ("num_samples",), lambda v: v is None or v > 1, "2 or more")
+        require_range(self, ("num_samples",), *TWO_OR_MORE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ScoringConfig):
-    """Score a grid of sampling settings on one run, with the same seeds in each; continues where it was interrupted."""
+    """Score a grid of sampling settings on one run with the same seeds; continue if interrupted."""
 
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     cfg_scale: str | None = None
-    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with its end; unless given,
-    1:4:0.5, and 1 with --classifier or where nothing else guides."""
+    """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with
+    its end; unless given, 1:4:0.5, or 1 with --classifier or without a null class."""
     interval: str = "0-1"
-    """Intervals of time to guide in, LOW-HIGH, such as 0-1,0.2-0.8: 0 is data, 1 is noise (2404.07724)."""
+    """Intervals of time to guide in, LOW-HIGH, such as 0-1,0.2-0.8: 0 is data, 1 is noise
+    (2404.07724)."""
     steps: str | None = None
     """Sampling steps, a list or a range; unless given, the sampler's own number."""
     sampler: str = "auto"
     """Samplers, a list such as ddim,dpmpp_2m; auto as in sample.py."""
     ema_length: str | None = None
-    """Lengths of the EMA (sigma_rel), a list or a range such as 0.02:0.1:0.02, made of the snapshots of a run with
-    --ema-lengths as `dit ema` does; unless given, the run's own EMA."""
+    """Lengths of the EMA (sigma_rel), a list or a range such as 0.02:0.1:0.02, for a run with
+    --ema-lengths, as `dit ema` makes them; unless given, the run's own EMA."""
     cfg_channels: int | None = None
-    """Guide only the first channels; 3 is what the original DiT release does; all unless given."""
+    """Guide only the first channels, as in sample.py."""
     guide: Path | None = None
     """Autoguidance by a weaker run, as in sample.py, at every --cfg-scale but 1."""
     classifier: Path | None = None
     """Classifier guidance by a run of `dit train-classifier`, as in sample.py."""
     classifier_scale: str | None = None
-    """With --classifier: weights of its gradient, a list or a range such as 0:4:1; 0 is none, 1 unless given."""
+    """With --classifier: weights of its gradient, a list or a range such as 0:4:1; 0: none, 1
+    unless given."""
     eta: float = 0.0
     """DDIM's noise: 0 is deterministic, 1 is ancestral."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
@@ -90,9 +105,9 @@ class SweepConfig(ScoringConfig):
     num_samples: int = 1000
     """Images for each setting."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or height and width, of the images where it is not that of training, as in sample.py."""
+    """Side, or height and width, of the images, as in sample.py."""
     seed: int = 0
-    """Image i is made from (seed, i) in every setting, so that settings differ by themselves and not by luck."""
+    """Image i depends on (seed, i) in every setting, so that no setting is luckier than another."""
     batch_size: int = 64
     """Images per network call and rank."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -106,25 +121,25 @@ class SweepConfig(ScoringConfig):
         super().__post_init__()
         require_use(self, ("classifier_scale",), self.classifier is not None, *NO_CLASSIFIER)
         require_sides(self)
-        require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        require_range(self, ("batch_size",), *POSITIVE)
         require_range(self, ("eta",), lambda v: 0 <= v <= 1, "a number from 0 to 1")
-        require_range(self, ("cfg_channels",), lambda v: v is None or v > 0, "a number above 0")
-        require_range(self, ("num_samples",), lambda v: v > 1, "2 or more")
-        require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
+        require_range(self, ("cfg_channels",), *POSITIVE_OR_NONE)
+        require_range(self, ("num_samples",), *TWO_OR_MORE)
+        require_range(self, ("seed",), *SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatsConfig:
-    """Write the statistics of a data set's features, to be a reference for ever after."""
+    """Write the statistics of a data set's features, to use them as a reference."""
 
     data: str
-    """`digits`, a folder of images (flat or one subfolder per class), tar shards, a data set of Hugging Face, or an
-    .npz file of images."""
+    """`digits`, a folder of images (flat or one subfolder per class), tar shards, a data set of
+    Hugging Face, or an .npz file of images."""
     out: Path
     """The .npz file to write."""
     image_size: int | tuple[int, int] | None = None
-    """Crop images to this side, or height and width, as ADM does; unless given, they are taken as they are
-    (digits: 32)."""
+    """Crop images to this side, or height and width, as ADM does; unless given, no crop (digits:
+    32)."""
     extractor: tuple[str, ...] = ("auto",)
     """Feature networks, as in evaluate.py."""
     weights: tuple[str, ...] = ()
@@ -135,14 +150,14 @@ class StatsConfig:
     """Keep features in ~/.cache/dit (or $DIT_CACHE), named by content."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("batch_size",), lambda v: v > 0, "a number above 0")
+        require_range(self, ("batch_size",), *POSITIVE)
         require_sides(self)
-        require_range(self, ("extractor",), lambda v: len(v) > 0, "one name or more")
+        require_range(self, ("extractor",), *NOT_EMPTY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Tell whether the scores of two reports may be compared; exit code 1 if not, or if it can't be told."""
+    """Check whether scores of two reports may be compared; exit code 1 if not, or if unknown."""
 
     a: Positional[Path]
     """report.json of one evaluation, or its folder."""
@@ -152,42 +167,40 @@ class CompareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NllConfig:
-    """Measure how likely images are under a pixel model (--vae identity), in bits per dimension."""
+    """Measure the likelihood of images under a pixel model (--vae identity), in bits/dim."""
 
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     data: str | None = None
-    """Images to measure: `digits`, a folder, or latents of `dit encode --vae identity`; the run's own data unless
-    given."""
+    """Images to measure: `digits`, a folder, or latents of `dit encode --vae identity`; the run's
+    own data unless given."""
     num_images: int = 100
-    """How many of them, evenly spread."""
+    """Number of images, evenly spread over the data."""
     method: Literal["auto", "vlb", "ode"] = "auto"
-    """vlb: the variational bound of a DDPM (2006.11239); ode: the density of the probability-flow ODE (2011.13456);
-    auto: vlb for DDPM processes, ode for flow matching."""
+    """vlb: the variational bound of a DDPM (2006.11239); ode: the density of the probability-flow
+    ODE (2011.13456); auto: vlb for DDPM processes, ode for flow matching."""
     steps: int | None = None
-    """Steps of the chain, or of the ODE, which calls the network twice in each; unless given, all 1000, or 50."""
+    """Steps of the chain, all 1000 unless given; or of the ODE, with two network calls each, 50
+    unless given."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
-    """Variance of the model's steps, for vlb; auto: learned where the network has it, else large."""
+    """For vlb: variance of the steps; auto: learned where the network has it, else large."""
     probes: int = 1
     """Random vectors to estimate an image's divergence with, for ode (1810.01367)."""
     exact: bool = False
-    """Compute the divergence instead, for ode: as many gradients a step as the image has values."""
+    """For ode: compute the divergence itself, with one gradient per pixel value and step."""
     seed: int = 0
-    """Noise of image i is made from (seed, i) alone, whatever the batch size or the number of ranks."""
+    """Noise of image i depends on (seed, i) alone, whatever the batch size or number of ranks."""
     batch_size: int = 64
     """Images per network call and rank."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Arithmetic of the network; bf16 is quicker and off by a little."""
+    """Arithmetic of the network; bf16 is faster and less exact."""
     out: Path | None = None
     """The JSON file to write; unless given, nll.json in the run."""
 
     def __post_init__(self) -> None:
-        require_range(
-            self, ("num_images", "probes", "batch_size"), lambda v: v > 0, "a number above 0"
-        )
-        require_range(self, ("steps",), lambda v: v is None or v > 0, "a number above 0")
-        require_range(self, ("seed",), lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
+        require_range(self, ("num_images", "probes", "batch_size"), *POSITIVE)
+        require_range(self, ("steps",), *POSITIVE_OR_NONE)
+        require_range(self, ("seed",), *SEED)
         if self.exact and self.probes != 1:
-            raise UserError(
-                f"--exact with --probes {self.probes}", "one of the two", "drop --probes"
-            )
+            given = f"--exact with --probes {self.probes}"
+            raise UserError(given, "one of the two", "drop --probes")

@@ -1,4 +1,7 @@
-"""Named configurations. Each function says what it costs and what to expect."""
+"""Named configurations, the door of the package: what each costs and what it scores.
+
+Scores without a source were measured with this package, see docs/performance.md.
+"""
 
 from collections.abc import Callable
 
@@ -6,15 +9,22 @@ from dit.config import TrainConfig
 
 
 def digits() -> TrainConfig:
-    """Handwritten digits at 32 px with the bundled autoencoder: two minutes on two CPU cores."""
+    """Handwritten digits at 32 px: DiT-Ti/2 by flow matching, with the bundled autoencoder.
+
+    Cost: 560 steps of 64 images, 163 seconds on two threads of an AMD EPYC.
+    Score: 98.8% of 500 samples are recognised as their class (real digits: 98.6%), with a Fréchet
+    distance in digits-cnn of 0.904 (real vs. real: 0.66 to 0.89). dpmpp_2m, 25 steps, CFG 1.5.
+    """
     return TrainConfig(preset="digits")
 
 
 def imagenet_256() -> TrainConfig:
-    """The recipe of 2212.09748 for ImageNet at 256 px; pass --data with encoded latents or an image folder.
+    """ImageNet at 256 px by the recipe of 2212.09748; pass --data with latents or an image folder.
 
-    DiT-XL/2 costs 712 GFLOP per training image, 1.0e8 images for the 400K-step FIDs of the paper (XL/2 19.5, S/2 and
-    B/4 68.4 without guidance) and 1.8e9 for its final 9.62, 2.27 with CFG 1.5.
+    Cost: DiT-XL/2 takes 712 GFLOP per training image, 7.3e19 FLOP for the 1.0e8 images of this
+    preset. The paper's 7M steps are 1.8e9 images.
+    Score: published FID-50K after 400K steps without guidance: XL/2 19.5, S/2 and B/4 68.4. After
+    7M steps XL/2 has 9.62, and 2.27 with CFG 1.5. Not reproduced with this package yet.
     """
     return TrainConfig(
         preset="imagenet-256",
@@ -41,11 +51,14 @@ def imagenet_256() -> TrainConfig:
 
 
 def imagenet_256_flow() -> TrainConfig:
-    """Flow matching on normalised latents for ImageNet at 256 px; cost per image as `imagenet-256`.
+    """ImageNet at 256 px by flow matching, with what fast-converging recipes share.
 
-    What the fast-converging recipes share (SiT, LightningDiT): velocity prediction, logit-normal times, latents of unit
-    variance per channel, a larger batch and learning rate. Published with these levers and more: 5.14 after 64 epochs
-    without guidance (LightningDiT-XL/1, another autoencoder). Not measured here.
+    These are velocity prediction, logit-normal times, latents of unit variance per channel, a
+    larger batch and a larger learning rate (SiT 2401.08740, LightningDiT 2501.01423).
+
+    Cost: as `imagenet-256`, 1.0e8 images.
+    Score: not measured. Published FID-50K without guidance: SiT-XL/2 8.30 after 1,400 epochs;
+    LightningDiT-XL/1 5.14 after 64, with another autoencoder and other blocks.
     """
     return TrainConfig(
         preset="imagenet-256-flow",

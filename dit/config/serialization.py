@@ -1,4 +1,4 @@
-"""Configurations as plain JSON values, there and back."""
+"""Configurations to and from plain JSON values."""
 
 import dataclasses
 import json
@@ -11,16 +11,12 @@ Config = TypeVar("Config")
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON values."""
+    """Return a configuration as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def from_json(cls: type[Config], values: dict[str, Any]) -> Config:
-    """The inverse of `to_json`.
-
-    Raises:
-        UserError: a key that `cls` does not have.
-    """
+    """Return the configuration of `to_json`; refuse keys that `cls` does not have."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:

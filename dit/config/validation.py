@@ -1,11 +1,22 @@
-"""What several configurations refuse."""
+"""Rules that several configurations share."""
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dit.errors import UserError
+
+Range = tuple[Callable[[Any], bool], str]
+"""Whether a value is allowed, and what is, in words."""
+
+POSITIVE: Range = (lambda v: v > 0, "a number above 0")
+POSITIVE_OR_NONE: Range = (lambda v: v is None or v > 0, "a number above 0")
+NOT_NEGATIVE: Range = (lambda v: v >= 0, "0 or more")
+NOT_NEGATIVE_OR_NONE: Range = (lambda v: v is None or v >= 0, "0 or more")
+TWO_OR_MORE: Range = (lambda v: v is None or v > 1, "2 or more")
+SEED: Range = (lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
+NOT_EMPTY: Range = (lambda v: len(v) > 0, "one name or more")
 
 NOTHING_GUIDED = (
     "with --cfg-scale 1",
@@ -19,12 +30,21 @@ NO_CLASSIFIER = (
     "a classifier",
     "pass --classifier RUN, a run of `dit train-classifier`",
 )
-MEAN = (
-    12**-0.5
-)  # deviation of a uniform distribution: relative length of the plain mean of all steps
+MEAN = 12**-0.5  # deviation of a uniform distribution: relative length of the mean of all steps
 
 
-def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str) -> None:
+def flag_of(config: Any, name: str) -> str:
+    """Return a field as it is typed, such as `--image-size 30 48`."""
+    value = getattr(config, name)
+    values = value if isinstance(value, tuple) else (value,)
+    words = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    return " ".join(["--" + name.replace("_", "-"), *words])
+
+
+def require_range(
+    config: Any, names: Iterable[str], holds: Callable[[Any], bool], expected: str
+) -> None:
+    """Refuse values outside a range, and infinity."""
     for name in names:
         value = getattr(config, name)
         if not holds(value) or value in (math.inf, -math.inf):
@@ -32,28 +52,34 @@ def require_range(config: Any, names: tuple[str, ...], holds: Any, expected: str
             raise UserError(f"{flag} {value}", expected, f"change {flag}")
 
 
+def require_none_of(conflicts: Iterable[tuple[object, str, str, str]]) -> None:
+    """Raise UserError for the first conflict (holds, given, expected, do) that holds."""
+    for holds, given, expected, do in conflicts:
+        if holds:
+            raise UserError(given, expected, do)
+
+
 def require_use(
-    config: Any, names: tuple[str, ...], used: bool, given: str, expected: str, do: str
+    config: Any, names: Iterable[str], used: bool, given: str, expected: str, do: str = ""
 ) -> None:
-    """Refuse values other than the default where nothing would read them: `FLAG VALUE GIVEN; expected …`."""
+    """Refuse values other than the default where nothing would read them."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     changed = [name for name in names if getattr(config, name) != defaults[name]]
     require_none(config, () if used else changed, given, expected, do)
 
 
-def require_none(config: Any, names: Iterable[str], given: str, expected: str, do: str) -> None:
+def require_none(
+    config: Any, names: Iterable[str], given: str, expected: str, do: str = ""
+) -> None:
     """Refuse these settings, which nothing would read."""
     for name in names:
-        flag, value = "--" + name.replace("_", "-"), getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
-        raise UserError(
-            f"{flag} {shown} {given}", f"{expected} with {flag}", f"{do}, or drop {flag}"
-        )
+        flag = "--" + name.replace("_", "-")
+        drop = f"{do}, or drop {flag}" if do else f"drop {flag}"
+        raise UserError(f"{flag_of(config, name)} {given}", f"{expected} with {flag}", drop)
 
 
 def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
-    """Refuse what is no length of a power-function average, and the same one twice."""
+    """Refuse lengths outside the range of power-function averages, and doubles."""
     for length in lengths:
         if not 0 < length < MEAN:
             raise UserError(
@@ -61,23 +87,21 @@ def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
                 f"lengths above 0 and below {MEAN:.4f}, that of a plain mean",
                 f"change {flag}: 0.05 and 0.1 are usual",
             )
-    if len({f"{length:g}" for length in lengths}) < len(lengths):
-        raise UserError(
-            f"{flag} {' '.join(f'{length:g}' for length in lengths)}",
-            "each length once",
-            "drop one",
-        )
+    shown = [f"{length:g}" for length in lengths]
+    if len(set(shown)) < len(shown):
+        raise UserError(f"{flag} {' '.join(shown)}", "each length once", "drop one")
 
 
 def require_sides(config: Any) -> None:
+    """Refuse image sizes of 0 or less."""
     size = config.image_size
-    if size is not None and min(size if isinstance(size, tuple) else (size,)) <= 0:
-        given = " ".join(map(str, size if isinstance(size, tuple) else (size,)))
-        raise UserError(f"--image-size {given}", "numbers above 0", "change --image-size")
+    sides = size if isinstance(size, tuple) else (size,)
+    if size is not None and min(sides) <= 0:
+        raise UserError(flag_of(config, "image_size"), "numbers above 0", "change --image-size")
 
 
 def require_words(config: Any) -> None:
-    """Refuse prompts that say nothing."""
+    """Refuse empty prompts."""
     if config.prompt is not None and not (config.prompt and all(map(str.strip, config.prompt))):
         raise UserError(
             "--prompt" + " ''" * ("" in map(str.strip, config.prompt)),

@@ -1,4 +1,4 @@
-"""A network as sampling calls it: rounded once, compiled where asked for."""
+"""Faster calls of a network while sampling: weights rounded once, torch.compile, full batches."""
 
 import copy
 from collections.abc import Callable
@@ -10,56 +10,60 @@ from torch import Tensor, nn
 from dit.diffusion.process import Denoise, Prediction
 from dit.distributed.device import uses_bf16
 
-GRAPHED = 16  # rows of a call up to which a GPU waits for its orders, which a CUDA graph gives all at once
+GRAPH_ROWS = 16  # up to this many rows a GPU waits for kernel launches, which a CUDA graph saves
 
 
-def ready(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """A twin that shares its tensors with the network, but for weights that autocast would round in every call.
+def round_weights(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """Return a copy whose linear layers are bfloat16 where that is the precision.
 
-    Those of linear layers are bfloat16 where that is the precision: the same numbers come out, to the
-    bit, and less memory is read.
+    Autocast would round them in every call; the results are the same to the bit, and less memory
+    is read. All other tensors are shared with the network.
     """
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    rounded = {}
+    tensors: dict[int, Tensor] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensors[id(tensor)] = tensor
+
     if uses_bf16(device, precision):
-        layers = (module for module in network.modules() if isinstance(module, nn.Linear))
-        rounded = {
-            id(p): nn.Parameter(p.bfloat16(), requires_grad=False)
-            for m in layers
-            for p in m.parameters()
-        }
-    return copy.deepcopy(network, shared | rounded)
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear):
+                for p in layer.parameters():
+                    tensors[id(p)] = nn.Parameter(p.bfloat16(), requires_grad=False)
+
+    # deepcopy takes what its memo already has, so only the modules are copied
+    return copy.deepcopy(network, tensors)
 
 
-def compiled(network: Callable[..., Any], device: torch.device, rows: int) -> Callable[..., Any]:
-    """A network, or a function of tensors, under torch.compile, for each size of calls by itself; on a GPU as a CUDA
-    graph where calls are small.
+def compile_network(
+    network: Callable[..., Any], device: torch.device, rows: int
+) -> Callable[..., Any]:
+    """Compile a function of tensors for each batch size; on a GPU as a CUDA graph if small.
 
     Args:
-        network: gives a tensor, or a tuple of them.
-        rows: of the largest call.
+        network: Returns a tensor or a tuple of tensors.
+        device: Where it runs.
+        rows: Size of the largest batch.
     """
-    if device.type == "cpu" or rows > GRAPHED:
+    # large batches keep a GPU busy without a graph, whose buffers they would multiply
+    if device.type == "cpu" or rows > GRAPH_ROWS:
         return torch.compile(network, dynamic=False)
     graph = torch.compile(network, dynamic=False, mode="reduce-overhead")
 
     def call(*inputs: Tensor) -> Any:
-        out = graph(*inputs)  # the next call writes into the same memory
-        return out.clone() if isinstance(out, Tensor) else tuple(one.clone() for one in out)
+        # the next call of the graph writes into the same memory
+        out = graph(*inputs)
+        return out.clone() if isinstance(out, Tensor) else tuple(part.clone() for part in out)
 
     return call
 
 
-def filled(denoise: Denoise, size: int) -> Denoise:
-    """Smaller batches are filled up with their first image, and what comes of that is left out: for networks that are
-    compiled for every size by itself."""
+def pad_batches(denoise: Denoise, size: int) -> Denoise:
+    """Fill smaller batches with their first image, so that one compiled size serves all."""
 
-    def same(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
+    def padded(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
         count = len(x_t)
-        more = max(size - count, 0)
-        x_t, y = (
-            torch.cat([v, v[:1].expand(more, *v.shape[1:])]) for v in (x_t, y)
-        )  # none: all batches are alike
+        missing = max(size - count, 0)
+        x_t = torch.cat([x_t, x_t[:1].expand(missing, -1, -1, -1)])
+        y = torch.cat([y, y[:1].expand(missing)])
         return denoise(x_t, t, y).rows(slice(count))
 
-    return same
+    return padded

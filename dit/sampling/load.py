@@ -1,4 +1,4 @@
-"""A trained network, ready to sample from."""
+"""Load a trained network, ready to sample from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from dit.config import SamplerConfig
 from dit.diffusion.process import Denoiser
 from dit.distributed.device import library_versions
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
-from dit.encoders.text import Captioned, Captions, TextEncoder
+from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
 from dit.models.registry import is_classifier
 from dit.runs.card import ModelCard
@@ -31,16 +31,19 @@ from dit.utils.files import shell_quote
 from dit.utils.image_size import Size, sides, size_of
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
-TEXT_LIBRARIES = ("transformers", "tokenizers")  # encoder, and what cuts captions into its tokens
+TEXT_LIBRARIES = ("transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network, ready to sample from.
+    """A trained network with its process and autoencoder.
 
     Args:
-        weights: with a card that tells the size at which is sampled.
-        trained_size: of images, where the network was trained at another one.
+        weights: EMA weights; the card has the size at which to sample.
+        denoise: Network and process.
+        autoencoder: With the latent statistics of the run.
+        device: Of all networks.
+        trained_size: Size of the training images, if the network was resized to another.
     """
 
     weights: Weights
@@ -51,7 +54,7 @@ class LoadedRun:
 
     @property
     def card(self) -> ModelCard:
-        """What the network is."""
+        """Settings, shapes and class names of the network."""
         return self.weights.card
 
     @property
@@ -67,26 +70,23 @@ class LoadedRun:
 
     @property
     def versions(self) -> dict[str, str | None]:
-        """Of the libraries that its images depend on."""
-        return library_versions(
-            *LIBRARIES, *(TEXT_LIBRARIES if isinstance(self.denoise.network, Captioned) else ())
-        )
+        """Versions of the libraries that the images depend on."""
+        captioned = isinstance(self.denoise.network, Captioned)
+        return library_versions(*LIBRARIES, *(TEXT_LIBRARIES if captioned else ()))
 
     @property
     def home(self) -> Path:
-        """The run directory that the weights lie in, or the folder of weights that lie alone."""
+        """The run directory of the weights, or the folder of a lone weights file."""
         return self.weights.home
 
 
 def load_run(path: Path, device: torch.device, size: Size | None = None) -> LoadedRun:
-    """The EMA of a run directory, a checkpoint directory or a weights file.
+    """Load the EMA of a run directory, a checkpoint directory or a weights file.
 
     Args:
-        size: of the images to sample, where it is not that of training; the network is resized to it.
-
-    Raises:
-        UserError: missing, damaged, a classifier, its autoencoder is missing, or a size that autoencoder or patches do
-            not divide.
+        path: Any of the three.
+        device: Where to put the networks.
+        size: Image size to sample at; that of training unless given.
     """
     weights = read_weights(find_weights(path))
     if is_classifier(weights.card.network.model):
@@ -96,29 +96,37 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Load
             "pass it as --classifier",
         )
     network = load_network(weights, device)
-    denoise, autoencoder = (
-        build_denoiser(weights.card.config, network),
-        _load_autoencoder(weights, device),
-    )
-    run = LoadedRun(weights, denoise, autoencoder, device)
-    if encoder := _load_encoder(weights, device):
+    denoise = build_denoiser(weights.card.config, network)
+    run = LoadedRun(weights, denoise, _load_autoencoder(weights, device), device)
+
+    # with its captions, a network of text takes ids like all others
+    if weights.card.config.conditioning == "text":
+        encoder = _load_encoder(weights, device)
         run = with_captions(run, network, Captions(weights.card.classes, "", encoder))
-    return run if size is None or sides(size) == run.image_size else _resized(run, network, size)
+    if size is None or sides(size) == run.image_size:
+        return run
+    return _resize(run, network, size)
 
 
 def load_network(weights: Weights, device: torch.device) -> nn.Module:
-    """A trained network, frozen.
-
-    Raises:
-        UserError: tensors missing, unknown or of other shapes.
-    """
+    """Return the trained network, frozen."""
     with device:
         network = build_network(weights.card.network)
     load_weights(network, weights.state_dict, weights.path)
     return network.eval().requires_grad_(False)
 
 
-def _resized(run: LoadedRun, network: Any, size: Size) -> LoadedRun:
+def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> LoadedRun:
+    """Load a run at the size and with the class names that the sampler flags ask for."""
+    return with_classifier_labels(load_run(path, device, config.image_size), config.classifier)
+
+
+def without_captions(network: Callable[..., Tensor]) -> Any:
+    """Return the network itself, which takes embeddings where the run has captions."""
+    return network.network if isinstance(network, Captioned) else network
+
+
+def _resize(run: LoadedRun, network: Any, size: Size) -> LoadedRun:
     _, *latent = run.autoencoder.latent_shape(size)
     card = replace(
         run.card,
@@ -126,113 +134,58 @@ def _resized(run: LoadedRun, network: Any, size: Size) -> LoadedRun:
         network=replace(run.card.network, input_size=size_of(*latent)),
     )
     require_size(size, card.network, card.config.vae)
+
+    # interpolates the position embeddings
     network.resize(tuple(latent))
-    return replace(
-        run, weights=replace(run.weights, card=card), trained_size=size_of(*run.image_size)
-    )
+    return replace(_with_card(run, card), trained_size=size_of(*run.image_size))
+
+
+def _with_card(run: LoadedRun, card: ModelCard) -> LoadedRun:
+    return replace(run, weights=replace(run.weights, card=card))
+
+
+# -- classes and captions ------------------------------------------------------------------------
 
 
 def prompted(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> LoadedRun:
-    """A run of text whose classes are these prompts, and whose null class is the negative prompt.
+    """Return a text run whose classes are the prompts and whose null class is the negative one."""
+    network = run.denoise.network
+    if isinstance(network, Captioned):
+        captions = Captions(prompts or run.card.classes, negative, network.captions.encoder)
+        return with_captions(run, network.network, captions)
 
-    Raises:
-        UserError: not a run of text.
-    """
-    captioned = run.denoise.network
-    if not isinstance(captioned, Captioned):
-        what, instead = (
-            (f"--prompt {prompts[0]!r}", "pass --classes instead")
-            if prompts
-            else (f"--negative-prompt {negative!r}", "drop it: guidance leads away from no class")
-        )
-        raise UserError(
-            f"{what} for {run.weights.path}, trained with --conditioning {run.card.network.conditioning}",
-            "a run with --conditioning text",
-            instead,
-        )
-    captions = Captions(prompts or run.card.classes, negative, captioned.captions.encoder)
-    return with_captions(run, captioned.network, captions)
+    flag, do = f"--negative-prompt {negative!r}", "drop it: guidance leads away from no class"
+    if prompts:
+        flag, do = f"--prompt {prompts[0]!r}", "pass --classes instead"
+    conditioning = run.card.network.conditioning
+    raise UserError(
+        f"{flag} for {run.weights.path}, trained with --conditioning {conditioning}",
+        "a run with --conditioning text",
+        do,
+    )
 
 
 def with_captions(run: LoadedRun, network: Callable[..., Tensor], captions: Captions) -> LoadedRun:
-    """Ids are those of these captions, of which data may have had more."""
+    """Return the run with these captions as its classes; the data may have had more."""
+    # the last text is that of the null class
     *classes, _ = captions.texts
-    card = replace(
-        run.card, classes=classes, network=replace(run.card.network, num_classes=len(classes))
-    )
-    return replace(
-        run,
-        weights=replace(run.weights, card=card),
-        denoise=replace(run.denoise, network=Captioned(network, captions)),
-    )
-
-
-def _load_autoencoder(weights: Weights, device: torch.device) -> Autoencoder:
-    """The autoencoder that a run was trained with, with the run's own normalisation."""
-    card = weights.card
-    load = partial(load_autoencoder, card.config.vae, device)
-    return with_data_statistics(
-        _as_trained("--vae", card.config.vae, weights, load, card.vae_sha256), card
-    )
-
-
-def _load_encoder(weights: Weights, device: torch.device) -> TextEncoder | None:
-    """The text encoder that a run was trained with; none for runs without captions."""
-    config = weights.card.config
-    load = partial(build_text_encoder, config, device)
-    return _as_trained(
-        "--text-encoder", config.text_encoder, weights, load, weights.card.text_encoder_sha256
-    )
-
-
-def _as_trained(
-    flag: str, place: str | None, weights: Weights, load: Callable[[], Any], checksum: str | None
-) -> Any:
-    """What `load` finds, with the checksum that is known of it.
-
-    Raises:
-        UserError: it is not where it was, or is another one.
-    """
-    do = f"put it back at {place}, or a link to where it is now (ln -s NOW {shell_quote(place)})"
-    try:
-        found = load()
-    except UserError as error:
-        raise UserError(
-            f"{error.given}; {weights.path} was trained with it", error.expected, do
-        ) from error
-    if checksum and found.checksum != checksum:
-        raise UserError(
-            f"{flag} {place} with SHA-256 {str(found.checksum)[:8]}",
-            f"{checksum[:8]}, the one that the run was trained with",
-            do,
-        )
-    return found
-
-
-def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> LoadedRun:
-    """A run at the size that the flags ask for, and with the classes of the classifier where it has none.
-
-    Raises:
-        UserError: as `load_run` does, or no weights of a classifier.
-    """
-    return with_classifier_labels(load_run(path, device, config.image_size), config.classifier)
+    spec = replace(run.card.network, num_classes=len(classes))
+    run = _with_card(run, replace(run.card, classes=classes, network=spec))
+    return replace(run, denoise=replace(run.denoise, network=Captioned(network, captions)))
 
 
 def with_classifier_labels(run: LoadedRun, classifier: Path | None) -> LoadedRun:
-    """A run without classes that a classifier guides has the classifier's; any other is as it was."""
+    """Give a run without classes the class names of the classifier that guides it."""
     if classifier is None or run.card.network.num_classes:
         return run
-    judge, _ = read_header(find_weights(classifier))
-    classes = [judge.class_name(i) for i in range(judge.network.num_classes)]
-    return replace(run, weights=replace(run.weights, card=replace(run.card, classes=classes)))
+    # 2105.05233 guides unconditional models too; the names are in the header of its weights
+    card, _ = read_header(find_weights(classifier))
+    classes = [card.class_name(i) for i in range(card.network.num_classes)]
+    return _with_card(run, replace(run.card, classes=classes))
 
 
 def class_ids(text: str | None, card: ModelCard) -> list[int]:
-    """Class ids from a flag such as `0,1,2`; for None all that the network was trained on.
-
-    Raises:
-        UserError: not numbers, or out of range.
-    """
+    """Return the class ids of a flag such as `0,1,2`; for None, all classes of the data."""
     if text is None:
         return card.ids
     if card.unconditional:
@@ -241,7 +194,9 @@ def class_ids(text: str | None, card: ModelCard) -> list[int]:
             "a run that was trained with classes",
             "drop --classes",
         )
-    ids, num_classes = text.split(","), card.network.num_classes or len(card.classes)
+    ids = text.split(",")
+    # a network without classes has those of the classifier that guides it
+    num_classes = card.network.num_classes or len(card.classes)
     if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
         raise UserError(
             f"--classes {text}",
@@ -249,3 +204,42 @@ def class_ids(text: str | None, card: ModelCard) -> list[int]:
             "see `dit info RUN` for the classes of a run",
         )
     return [int(i) for i in ids]
+
+
+# -- networks beside the run's own ---------------------------------------------------------------
+
+
+def _load_autoencoder(weights: Weights, device: torch.device) -> Autoencoder:
+    """Load the autoencoder of training, with the run's latent statistics."""
+    card = weights.card
+    load = partial(load_autoencoder, card.config.vae, device)
+    autoencoder = _load_as_trained("--vae", card.config.vae, card.vae_sha256, weights, load)
+    return with_data_statistics(autoencoder, card)
+
+
+def _load_encoder(weights: Weights, device: torch.device) -> Any:
+    """Load the text encoder of training."""
+    config, checksum = weights.card.config, weights.card.text_encoder_sha256
+    load = partial(build_text_encoder, config, device)
+    return _load_as_trained("--text-encoder", config.text_encoder, checksum, weights, load)
+
+
+def _load_as_trained(
+    flag: str, name: str | None, checksum: str | None, weights: Weights, load: Callable[[], Any]
+) -> Any:
+    """Return what `load` loads; refuse it if the checksum is not that of training."""
+    do = f"put it back at {name}, or a link to where it is now (ln -s NOW {shell_quote(name)})"
+    try:
+        network = load()
+    except UserError as error:
+        given = f"{error.given}; {weights.path} was trained with it"
+        raise UserError(given, error.expected, do) from error
+
+    # another autoencoder or encoder would give wrong images without an error
+    if checksum and network.checksum != checksum:
+        raise UserError(
+            f"{flag} {name} with SHA-256 {str(network.checksum)[:8]}",
+            f"{checksum[:8]}, the one that the run was trained with",
+            do,
+        )
+    return network

@@ -1,150 +1,157 @@
-"""How a run is sampled: sampler, times and guidance, as the flags ask."""
+"""The sampling pipeline: a run, its guidance and all settings, resolved at one place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dit.config import SamplerConfig
-from dit.config.validation import NOT_DDPM, require_use
 from dit.diffusion import samplers
-from dit.diffusion.process import DDPM, Denoise, Prediction, Process
+from dit.diffusion.process import Denoise, Denoiser, Prediction, Process
 from dit.encoders.text import Captioned
-from dit.errors import UserError
 from dit.models.caching import Cached, full, short
-from dit.runs.card import ModelCard
-from dit.sampling.compile import compiled, filled, ready
+from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
-from dit.sampling.load import LoadedRun
+from dit.sampling.load import LoadedRun, without_captions
+from dit.sampling.settings import find_steps, resolve, validate
 
 
 @dataclass(frozen=True)
 class SamplingPipeline:
-    """A sampler with its guidance and times: what `generate` runs on each batch.
+    """A run, its guidance and all settings of sampling; nothing is left to choose.
 
     Args:
-        networks: those that it calls; the run's own is the first.
+        run: Network, autoencoder and device.
+        settings: Resolved flags: no `auto`, and a value for steps, size and compile.
+        classes: Class ids; image i has class classes[i % len(classes)].
+        denoise: The run's denoiser, guided, cached and compiled as the settings ask.
+        sampler: A function of dit.diffusion.samplers with its options.
+        times: Float64 [steps + 1], descending to 0.
+        networks: All networks that `denoise` calls; the first is the run's own.
     """
 
+    run: LoadedRun
+    settings: SamplerConfig
+    classes: tuple[int, ...]
     denoise: Denoise
-    process: Process
     sampler: samplers.Sampler
-    name: str
-    times: torch.Tensor
+    times: Tensor
     networks: tuple[Callable[..., Tensor], ...]
 
     @property
+    def process(self) -> Process:
+        """The noise process of the run."""
+        return self.run.denoise.process
+
+    @property
     def steps(self) -> int:
-        """Number of its steps."""
+        """Number of sampling steps."""
         return len(self.times) - 1
 
     @contextmanager
     def one_batch(self) -> Iterator[None]:
-        """What the network remembers from one time to the next, if anything, is forgotten at the end."""
-        network = self.networks[0]
-        inner = network.network if isinstance(network, Captioned) else network
+        """Empty the block cache when the block ends, so that no batch sees another's features."""
+        network = without_captions(self.networks[0])
         try:
             yield
         finally:
-            if isinstance(inner, Cached):
-                inner.forget()
+            if isinstance(network, Cached):
+                network.forget()
 
-    def counting(self, tick: Callable[[float], object]) -> "SamplingPipeline":
-        """The plan, telling at each call of the denoiser how many images that is worth, of all that make one image.
+    def with_progress(self, callback: Callable[[float], object]) -> "SamplingPipeline":
+        """Return a pipeline that calls `callback` with the worth in images of each denoiser call.
 
-        Nothing waits for the device: a call counts once it is on its way.
+        It does not wait for the device: a call counts once it has been launched.
         """
-        calls = 2 * self.steps - 1 if self.name == "heun" else self.steps
+        # heun calls the denoiser twice in each step but the last
+        calls = 2 * self.steps - 1 if self.settings.sampler == "heun" else self.steps
 
         def counted(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-            said = self.denoise(x_t, t, y)
-            tick(len(x_t) / calls)
-            return said
+            prediction = self.denoise(x_t, t, y)
+            callback(len(x_t) / calls)
+            return prediction
 
         return replace(self, denoise=counted)
 
 
-def build_pipeline(run: LoadedRun, config: SamplerConfig) -> SamplingPipeline:
-    """Choose sampler, steps and guidance; `auto` is resolved here.
+def build_pipeline(
+    run: LoadedRun, config: SamplerConfig, classes: Sequence[int] | None = None
+) -> SamplingPipeline:
+    """Check the flags against the run, resolve them, and load and prepare all networks.
 
-    Raises:
-        UserError: a sampler, variance or guidance that the network can not serve.
+    Args:
+        run: What to sample from.
+        config: Flags, `auto` among them.
+        classes: Class ids to sample; all that the run was trained on unless given.
     """
-    card, denoise = run.card, run.denoise
-    name = find_sampler(config.sampler, card)
-    require_use(config, ("variance",), name == "ddpm", f"with --sampler {name}", *NOT_DDPM)
-    variance = (
-        config.variance
-        if config.variance != "auto"
-        else "learned"
-        if denoise.learn_sigma
-        else "small"
+    validate(config, run.card)
+    settings = resolve(config, run)
+
+    # before anything is compiled: these may not fit the run
+    guide = load_guide(run, settings.guide) if settings.guide else None
+    classifier = load_classifier(run, settings.classifier) if settings.classifier else None
+
+    denoise = prepare_for_inference(run, settings)
+    networks: list[Callable[..., Tensor]] = [denoise.network]
+    weaker = None
+    if guide:
+        weaker = prepare_for_inference(guide, replace(settings, block_cache=None))
+        networks.append(weaker.network)
+    if classifier:
+        networks.append(classifier.network)
+
+    # samplers get one denoiser and do not know what guides it
+    guided = build_guidance(denoise, run.card, settings, weaker, classifier)
+    if settings.compile:
+        guided = pad_batches(guided, settings.batch_size)
+
+    return SamplingPipeline(
+        run=run,
+        settings=settings,
+        classes=tuple(run.card.ids if classes is None else classes),
+        denoise=guided,
+        sampler=choose_sampler(settings),
+        times=denoise.process.times(find_steps(settings, run.card), settings.spacing),
+        networks=tuple(networks),
     )
-    if variance == "learned" and not denoise.learn_sigma:
-        raise UserError(
-            "--variance learned",
-            "a network trained with --learn-sigma",
-            "pass --variance small or large",
-        )
-    steps = config.steps or (250 if name == "ddpm" else 25)
-    if isinstance(denoise.process, DDPM) and steps > denoise.process.start:
-        raise UserError(
-            f"--steps {steps}",
-            f"at most {denoise.process.start} with {card.config.process} betas",
-            "pass fewer --steps",
-        )
-    times = denoise.process.times(steps, config.spacing)
-    if (times.diff() == 0).any():
-        raise UserError(
-            f"--spacing {config.spacing} with --steps {steps}",
-            "few enough to each have their own times",
-            "pass fewer --steps, or --spacing uniform",
-        )
-    if config.block_cache and not card.network.model.startswith("DiT"):
-        raise UserError(
-            f"--block-cache {config.block_cache} for a {card.network.model}",
-            "a DiT, whose blocks are alike",
-            "drop --block-cache",
-        )
-    guide = load_guide(run, config.guide) if config.guide else None
-    run = _readied(run, config, config.block_cache)
-    guide = _readied(guide, config) if guide else None
-    denoise = run.denoise
-    judge = load_classifier(run, config.classifier) if config.classifier else None
-    guided = build_guidance(run, config, guide, judge)
-    if config.compile:
-        guided = filled(guided, config.batch_size)
-    options: dict[str, dict[str, float | str]] = {
-        "ddpm": dict(variance=variance),
-        "ddim": dict(eta=config.eta),
-    }
-    sampler = partial(getattr(samplers, name), **options.get(name, {}))
-    networks = tuple(one.network for one in (denoise, guide and guide.denoise, judge) if one)
-    return SamplingPipeline(guided, denoise.process, sampler, name, times, networks)
 
 
-def find_sampler(name: str, card: ModelCard) -> str:
-    """The sampler of that name, or the one that `auto` stands for."""
-    return name if name != "auto" else "dpmpp_2m" if card.config.process == "flow" else "ddpm"
+def choose_sampler(settings: SamplerConfig) -> samplers.Sampler:
+    """Return the sampler with the options that it alone has."""
+    # 2006.11239, algorithm 2
+    if settings.sampler == "ddpm":
+        return partial(samplers.ddpm, variance=settings.variance)
+    # 2010.02502, equation 16
+    if settings.sampler == "ddim":
+        return partial(samplers.ddim, eta=settings.eta)
+    return getattr(samplers, settings.sampler)
 
 
-def _readied(run: LoadedRun, config: SamplerConfig, every: int | None = None) -> LoadedRun:
-    """The run with its network as sampling calls it; its middle blocks compute in one of `every` calls, or always."""
-    captioned = run.denoise.network if isinstance(run.denoise.network, Captioned) else None
-    plain: Any = captioned.network if captioned else run.denoise.network
-    network: Any = ready(plain, run.device, config.precision)
-    halves = 2 if config.cfg_scale != 1 and not config.guide else 1
+def prepare_for_inference(run: LoadedRun, settings: SamplerConfig) -> Denoiser:
+    """Return the run's denoiser with its weights rounded once, cached and compiled if asked."""
+    network: Any = round_weights(
+        without_captions(run.denoise.network), run.device, settings.precision
+    )
 
-    def called(part: Callable[..., Any]) -> Callable[..., Any]:
-        return compiled(part, run.device, halves * config.batch_size) if config.compile else part
+    # classifier-free guidance puts the conditional and the null-class rows into one call
+    halves = 2 if settings.cfg_scale != 1 and not settings.guide else 1
+    rows = halves * settings.batch_size
 
-    if every:
-        network = Cached(called(partial(full, network)), called(partial(short, network)), every)
+    def compiled(part: Callable[..., Any]) -> Callable[..., Any]:
+        return compile_network(part, run.device, rows) if settings.compile else part
+
+    # 2406.01125, section 3.2: middle blocks change the tokens alike at neighbouring times
+    if settings.block_cache:
+        all_blocks = compiled(partial(full, network))
+        outer_blocks = compiled(partial(short, network))
+        network = Cached(all_blocks, outer_blocks, settings.block_cache)
     else:
-        network = called(network)
-    network = replace(captioned, network=network) if captioned else network
-    return replace(run, denoise=replace(run.denoise, network=network))
+        network = compiled(network)
+
+    # captions are encoded outside of the compiled code
+    if isinstance(run.denoise.network, Captioned):
+        network = replace(run.denoise.network, network=network)
+    return replace(run.denoise, network=network)

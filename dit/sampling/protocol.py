@@ -1,26 +1,26 @@
-"""How a sample was made: settings, networks and versions, as samples.json keeps them."""
+"""The protocol of a sample: settings, networks and versions, as samples.json keeps them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dit.config import SamplerConfig
-from dit.distributed.device import compute_precision
 from dit.encoders.text import Captioned
 from dit.runs.checkpoints import find_weights
 from dit.runs.weights import read_header
-from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 
 
-def protocol(
-    run: LoadedRun, plan: SamplingPipeline, config: SamplerConfig, classes: Sequence[int]
-) -> dict[str, Any]:
-    """All that the images depend on, as plain JSON values; what two sets of images must share to be one."""
+def protocol(pipeline: SamplingPipeline) -> dict[str, Any]:
+    """Return all that the images depend on, as plain JSON values.
+
+    Two sets of images with the same protocol may be one set.
+    """
+    run, settings = pipeline.run, pipeline.settings
     weights, card = run.weights, run.card
-    options: dict[str, Any] = getattr(plan.sampler, "keywords", {})
+
+    # a key that is newer than samples.json itself is there only if it is not at its default:
+    # folders of earlier versions must still match
     return {
         "weights": weights.path.name,
         "weights_sha256": sha256(weights.path),
@@ -34,48 +34,53 @@ def protocol(
         **({"trained_size": run.trained_size} if run.trained_size else {}),
         "process": card.config.process,
         "objective": card.config.objective,
-        "sampler": plan.name,
-        "steps": plan.steps,
-        **({"spacing": config.spacing} if config.spacing != "uniform" else {}),
-        "cfg_scale": config.cfg_scale,
-        "cfg_interval": list(config.cfg_interval),
-        "cfg_channels": config.cfg_channels,
-        **(_network("guide", config.guide) if config.guide else {}),
-        **(
-            {
-                **_network("classifier", config.classifier),
-                "classifier_scale": config.classifier_scale,
-            }
-            if config.classifier
-            else {}
-        ),
-        **({"block_cache": config.block_cache} if config.block_cache else {}),
-        "eta": options.get("eta"),  # none of another sampler's business
-        "variance": options.get("variance"),
-        "seed": config.seed,
-        "precision": compute_precision(run.device, config.precision),
-        "classes": [] if card.unconditional else list(classes),
-        **_text(run, classes),
+        "sampler": settings.sampler,
+        "steps": pipeline.steps,
+        **({"spacing": settings.spacing} if settings.spacing != "uniform" else {}),
+        "cfg_scale": settings.cfg_scale,
+        "cfg_interval": list(settings.cfg_interval),
+        "cfg_channels": settings.cfg_channels,
+        **_guides(pipeline),
+        **({"block_cache": settings.block_cache} if settings.block_cache else {}),
+        "eta": settings.eta if settings.sampler == "ddim" else None,
+        "variance": settings.variance if settings.sampler == "ddpm" else None,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "classes": [] if card.unconditional else list(pipeline.classes),
+        **_captions(pipeline),
         "versions": run.versions,
     }
 
 
+def _guides(pipeline: SamplingPipeline) -> dict[str, Any]:
+    """Describe the other networks that guide, by content and not by path."""
+    settings = pipeline.settings
+    entries: dict[str, Any] = {}
+    # no paths: the same network elsewhere makes the same images
+    if settings.guide:
+        entries |= _network("guide", settings.guide)
+    if settings.classifier:
+        entries |= _network("classifier", settings.classifier)
+        entries["classifier_scale"] = settings.classifier_scale
+    return entries
+
+
 def _network(role: str, path: Path) -> dict[str, Any]:
-    """Another network that guides: what it is, wherever it lies."""
     file = find_weights(path)
     card, step = read_header(file)
     return {role: f"{card.network.model} at step {step}", f"{role}_sha256": sha256(file)}
 
 
-def _text(run: LoadedRun, classes: Sequence[int]) -> dict[str, Any]:
-    """What else the images of a text run depend on; nothing for other runs."""
+def _captions(pipeline: SamplingPipeline) -> dict[str, Any]:
+    """Describe prompts and text encoder; nothing for runs without captions."""
+    run = pipeline.run
     network = run.denoise.network
     if not isinstance(network, Captioned):
         return {}
     *_, null = network.captions.texts
     encoder = network.captions.encoder
     return {
-        "prompts": [run.card.class_name(c) for c in classes],
+        "prompts": [run.card.class_name(c) for c in pipeline.classes],
         "negative_prompt": null,
         "text_encoder": encoder.name,
         "text_encoder_sha256": encoder.checksum,

@@ -201,8 +201,8 @@ def test_checkpoints_continue_in_any_precision_and_are_sampled_from(on_cpu, tmp_
 
     loaded, settings, index = load_run(undisturbed, CPU), SamplerConfig(steps=2), torch.arange(2)
     assert not has_float8(loaded.denoise.network)
-    plan = build_pipeline(loaded, settings)
-    assert sample_latents(loaded, plan, settings, index, index).isfinite().all()
+    pipeline = build_pipeline(loaded, settings)
+    assert sample_latents(pipeline, index, index).isfinite().all()
 
 
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:

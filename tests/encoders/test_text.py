@@ -328,9 +328,8 @@ def run(tmp_path_factory):
 def images_of(run, prompts=None, negative="", ids=(0,), **settings):
     config = SamplerConfig(steps=3, precision="fp32", **settings)
     run = run if prompts is None else prompted(run, prompts, negative)
-    return generate(
-        run, build_pipeline(run, config), config, torch.tensor(ids), torch.arange(len(ids))
-    ).int()
+    pipeline = build_pipeline(run, config)
+    return generate(pipeline, torch.tensor(ids), torch.arange(len(ids))).int()
 
 
 def test_a_prompt_gives_the_images_of_the_class_with_that_caption(run):

@@ -72,7 +72,7 @@ def test_sampling_is_repeatable_and_in_the_protocol(tiny_run, tmp_path):
     run = load_run(tiny_run, torch.device("cpu"))
     cached = dataclasses.replace(PLAIN, block_cache=4)
     plain, pipeline = build_pipeline(run, PLAIN), build_pipeline(run, cached)
-    latents = [sample_latents(run, one, PLAIN, IDS, IDS) for one in (pipeline, pipeline, plain)]
+    latents = [sample_latents(one, IDS, IDS) for one in (pipeline, pipeline, plain)]
     assert torch.equal(latents[0], latents[1])
     assert not torch.equal(latents[0], latents[2])
     sample_folder(run, cached, [0], 2, tmp_path / "a", "png", Ranks())

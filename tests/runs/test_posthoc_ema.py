@@ -262,7 +262,7 @@ def test_an_average_can_be_sampled_and_is_named(run):
     )
     assert weights.home == run
     loaded, setting = load_run(file, CPU), SamplerConfig(steps=2)
-    assert protocol(loaded, build_pipeline(loaded, setting), setting, [0])["ema"] == "length 0.14"
+    assert protocol(build_pipeline(loaded, setting, [0]))["ema"] == "length 0.14"
     assert "length 0.14" in info(file)
     assert main(["sample", "--run", str(file), "--steps", "2", "--per-class", "1"]) == 0
     assert (

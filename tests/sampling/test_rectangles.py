@@ -1,4 +1,4 @@
-"""Images that are wider than high, and sizes that a run was not trained at, from the data to the report."""
+"""Rectangular images, and sizes that a run was not trained at, from the data to the report."""
 
 import dataclasses
 import json
@@ -51,6 +51,7 @@ TINY = TrainConfig(
     precision="fp32",
 )
 QUICK = dict(steps=2, precision="fp32")
+SAMPLER = SamplerConfig(**QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +73,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def images(run: LoadedRun, count: int = 4) -> torch.Tensor:
-    config = SamplerConfig(**QUICK)
-    return generate(
-        run, build_pipeline(run, config), config, torch.arange(count), torch.arange(count)
-    )
+    indices = torch.arange(count)
+    return generate(build_pipeline(run, SAMPLER), indices, indices)
+
+
+# -- trained on rectangles -------------------------------------------------------------------------
 
 
 def test_a_run_of_rectangles_is_sampled_in_its_shape(run: Path, tmp_path: Path):
     card = ModelCard.read(run)
     assert (card.config.image_size, card.network.input_size) == ((HIGH, WIDE), (HIGH, WIDE))
-    loaded, config = load_run(run, ALONE.device), SamplerConfig(**QUICK)
-    for _ in range(2):  # the second time nothing is missing
-        png = sample_folder(loaded, config, [1, 7], 3, tmp_path / "png", "png", ALONE)
-        npz = sample_folder(loaded, config, [1, 7], 3, tmp_path / "npz", "npz", ALONE)
+    loaded = load_run(run, ALONE.device)
+    png = sample_folder(loaded, SAMPLER, [1, 7], 3, tmp_path / "png", "png", ALONE)
+    npz = sample_folder(loaded, SAMPLER, [1, 7], 3, tmp_path / "npz", "npz", ALONE)
     with Image.open(png / "000000.png") as first:
         assert first.size == (WIDE, HIGH)
     assert np.load(npz / "samples.npz")["arr_0"].shape == (3, HIGH, WIDE, 3)
@@ -96,78 +97,54 @@ def test_a_run_of_rectangles_is_sampled_in_its_shape(run: Path, tmp_path: Path):
 def test_digits_in_rectangles_are_scored_by_class(run: Path, tmp_path: Path):
     out = evaluate(EvalConfig(run=run, num_samples=20, bootstrap=0, out=tmp_path, **QUICK), ALONE)
     report = json.loads((out / "report.json").read_text())
-    assert (
-        report["protocol"]["samples"]["size"]
-        == report["protocol"]["reference"]["size"]
-        == f"{WIDE}x{HIGH}"
-    )
+    for images in ("samples", "reference"):
+        assert report["protocol"][images]["size"] == f"{WIDE}x{HIGH}"
     assert len(report["classes"]) == 10
     assert report["digits_recognised"]["found"]["count"] == 20
 
 
-def test_folders_are_encoded_trained_and_scored_in_rectangles(photos: Path, tmp_path: Path, capsys):
-    asked = EncodeConfig(
+def test_folders_are_encoded_in_rectangles(photos: Path, tmp_path: Path, capsys):
+    config = EncodeConfig(
         data=str(photos), out=tmp_path / "latents", vae="identity", image_size=(HIGH, WIDE)
     )
-    stored = encode(asked, ALONE)
+    stored = encode(config, ALONE)
     assert f"--image-size {HIGH} {WIDE}\n" in capsys.readouterr().out
     before = (stored / "shard-00000.npy").stat().st_mtime_ns
-    encode(asked, ALONE)
+    encode(config, ALONE)
     assert (stored / "shard-00000.npy").stat().st_mtime_ns == before
     assert LatentStore(stored).shape == (3, HIGH, WIDE)
+
+    turned = dict(image_size=(WIDE, HIGH))
     with pytest.raises(UserError, match=r"image_size \[8, 16\], not \[16, 8\]"):
-        encode(dataclasses.replace(asked, image_size=(WIDE, HIGH)), ALONE)
+        encode(dataclasses.replace(config, **turned), ALONE)
     with pytest.raises(UserError, match="encoded with --image-size 8 16, not --image-size 16 8"):
-        train(dataclasses.replace(TINY, data=str(stored), image_size=(WIDE, HIGH)), ALONE)
-    out = train(
-        dataclasses.replace(
-            TINY,
-            data=str(photos),
-            eval_every=2,
-            eval_samples=4,
-            eval_extractor="digits-cnn",
-            steps=2,
-            out=tmp_path / "run",
-        ),
-        ALONE,
-    )
-    assert out
+        train(dataclasses.replace(TINY, data=str(stored), **turned), ALONE)
+
+
+def test_folders_are_trained_on_and_scored_in_rectangles(photos: Path, tmp_path: Path):
+    scored = dict(eval_every=2, eval_samples=4, eval_extractor="digits-cnn")
+    config = dataclasses.replace(TINY, data=str(photos), out=tmp_path / "run", **scored)
+    run, network = train(config, ALONE), ("digits-cnn",)
     asked = EvalConfig(
-        run=out,
-        num_samples=4,
-        extractor=("digits-cnn",),
-        bootstrap=0,
-        out=tmp_path / "scores",
-        **QUICK,
+        run=run, num_samples=4, extractor=network, bootstrap=0, out=tmp_path / "scores", **QUICK
     )
     report = json.loads((evaluate(asked, ALONE) / "report.json").read_text())
     assert report["protocol"]["reference"]["crop"] == "ADM's, to 16x8"
-    statistics = stats(
-        StatsConfig(
-            data=str(photos),
-            out=tmp_path / "s.npz",
-            image_size=(HIGH, WIDE),
-            extractor=("digits-cnn",),
-        ),
-        ALONE,
+
+    of_photos = StatsConfig(
+        data=str(photos), out=tmp_path / "s.npz", image_size=(HIGH, WIDE), extractor=network
     )
-    evaluate(dataclasses.replace(asked, reference=str(statistics)), ALONE)
-    with pytest.raises(
-        UserError,
-        match=r"samples of 8x16 pixels \(width x height\) and statistics of 16x8 .*"
-        r"dit stats --image-size 16 8$",
-    ):
-        evaluate(
-            dataclasses.replace(asked, reference=str(statistics), image_size=(WIDE, HIGH)), ALONE
-        )
+    asked = dataclasses.replace(asked, reference=str(stats(of_photos, ALONE)))
+    evaluate(asked, ALONE)
+    message = r"samples of 8x16 pixels \(width x height\) and statistics of 16x8 .*"
+    with pytest.raises(UserError, match=message + r"dit stats --image-size 16 8$"):
+        evaluate(dataclasses.replace(asked, image_size=(WIDE, HIGH)), ALONE)
 
 
 def test_a_patch_or_factor_that_divides_one_side_only_is_refused(tmp_path: Path):
     asked = dataclasses.replace(TINY, out=tmp_path / "run")
-    with pytest.raises(
-        UserError,
-        match=r"--image-size 8 18 with DiT-Ti/4 .*a multiple of 4; pass --image-size 8 16",
-    ):
+    message = r"--image-size 8 18 with DiT-Ti/4 .*a multiple of 4; pass --image-size 8 16"
+    with pytest.raises(UserError, match=message):
         train(dataclasses.replace(asked, image_size=(HIGH, 18)), ALONE)
     with pytest.raises(UserError, match="--image-size 32 50 with --vae digits, which shrinks by 4"):
         train(dataclasses.replace(asked, vae="digits", image_size=(32, 50)), ALONE)
@@ -180,75 +157,54 @@ def test_one_number_and_the_same_twice_are_one_size(tmp_path: Path):
     train(dataclasses.replace(asked, image_size=HIGH, steps=3, resume=str(tmp_path)), ALONE)
 
 
-def test_the_size_of_training_makes_the_same_images_bit_for_bit(run: Path):
-    ours = load_run(run, ALONE.device, (HIGH, WIDE))
-    assert ours.trained_size is None
-    assert torch.equal(images(ours), images(load_run(run, ALONE.device)))
+# -- sampled at another size -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [16, (12, 8), (8, 24)])
+@pytest.mark.parametrize("size", [8, 16, (12, 8), (8, 24)])
 def test_another_size_than_trained(tiny_run: Path, size, tmp_path: Path):
     loaded = load_run(tiny_run, ALONE.device, size)
-    high, wide = loaded.image_size
-    assert images(loaded).shape == (4, 3, high, wide)
-    assert loaded.trained_size == 8
-    out = sample_folder(loaded, SamplerConfig(**QUICK), [0], 2, tmp_path / "other", "npz", ALONE)
+    height, width = loaded.image_size
+    assert images(loaded).shape == (4, 3, height, width)
+    assert loaded.trained_size == (None if size == 8 else 8)
+    out = sample_folder(loaded, SAMPLER, [0], 2, tmp_path / "out", "npz", ALONE)
     record = json.loads((out / "samples.json").read_text())
-    assert (record["image_size"], record["trained_size"]) == (
-        size if isinstance(size, int) else list(size),
-        8,
-    )
-    same = load_run(tiny_run, ALONE.device, 8)
-    out = sample_folder(same, SamplerConfig(**QUICK), [0], 1, tmp_path / "8", "npz", ALONE)
-    assert "trained_size" not in json.loads((out / "samples.json").read_text())
+    assert record["image_size"] == (size if isinstance(size, int) else list(size))
+    assert record.get("trained_size") == loaded.trained_size
 
 
 def test_a_resized_network_is_that_of_its_size_but_for_the_positions(tiny_run: Path):
-    """A network built at 16 px, with the weights of one trained at 8 and positions stretched, says the same."""
+    """A network built at 16 px with the weights of the resized one has the same outputs."""
     loaded = load_run(tiny_run, ALONE.device, 16)
     built = build_network(loaded.card.network)
+    fresh = {name: tensor.clone() for name, tensor in built.state_dict().items()}
     state = loaded.denoise.network.state_dict()
     built.load_state_dict(state)
-    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9]), torch.tensor([1, 5])
+    inputs = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9]), torch.tensor([1, 5])
     with torch.no_grad():
         torch.testing.assert_close(
-            built.eval()(x, t, y), loaded.denoise.network(x, t, y), rtol=0, atol=0
+            built.eval()(*inputs), loaded.denoise.network(*inputs), rtol=0, atol=0
         )
-    own = build_network(loaded.card.network).state_dict()
-    assert [name for name in own if own[name].shape != state[name].shape] == []
-    assert not torch.allclose(own["pos_embed"], state["pos_embed"])
+    assert not torch.allclose(fresh["pos_embed"], state["pos_embed"])
 
 
 def test_every_command_samples_at_another_size(tiny_run: Path, tmp_path: Path):
-    grid = sample(
-        SampleConfig(
-            run=tiny_run, image_size=(8, 16), classes="1,2", out=tmp_path / "g.png", **QUICK
-        ),
-        ALONE,
+    config = SampleConfig(
+        run=tiny_run, image_size=(8, 16), classes="1,2", out=tmp_path / "g.png", **QUICK
     )
-    with Image.open(grid) as picture:
+    with Image.open(sample(config, ALONE)) as picture:
         assert picture.height == 4 + 2 * (4 * 8 + 4)
+
     asked = EvalConfig(
         run=tiny_run, image_size=16, num_samples=10, bootstrap=0, out=tmp_path / "e", **QUICK
     )
     protocol = json.loads((evaluate(asked, ALONE) / "report.json").read_text())["protocol"]
     assert (protocol["samples"]["size"], protocol["sampling"]["trained_size"]) == ("16x16", 8)
-    evaluate(dataclasses.replace(asked, image_size=8), ALONE)
-    evaluate(dataclasses.replace(asked, image_size=None), ALONE)
+    for size in (8, None):
+        evaluate(dataclasses.replace(asked, image_size=size), ALONE)
     assert len(list((tmp_path / "e").glob("samples-*"))) == 2  # 8 is the size of training
-    out = sweep(
-        SweepConfig(
-            run=tiny_run,
-            image_size=(16, 8),
-            cfg_scale="1",
-            steps="1",
-            num_samples=10,
-            bootstrap=0,
-            precision="fp32",
-            out=tmp_path / "s",
-        ),
-        ALONE,
-    )
+
+    grid = dict(cfg_scale="1", steps="1", num_samples=10, bootstrap=0, precision="fp32")
+    out = sweep(SweepConfig(run=tiny_run, image_size=(16, 8), out=tmp_path / "s", **grid), ALONE)
     assert "--image-size 16 8" in (out / "sweep.html").read_text()
 
 
@@ -259,8 +215,7 @@ def test_sizes_that_do_not_fit_are_refused_before_anything_is_sampled(
         sample(SampleConfig(run=tiny_run, image_size=(16, 18), out=tmp_path / "g.png"), ALONE)
     factor = load_autoencoder("digits").factor
     latents = make_run(vae="digits", image_size=8 * factor)
-    with pytest.raises(
-        UserError, match=f"--image-size 30 with --vae digits, which shrinks by {factor}"
-    ):
+    message = f"--image-size 30 with --vae digits, which shrinks by {factor}"
+    with pytest.raises(UserError, match=message):
         load_run(latents, ALONE.device, 30)
     assert list(tmp_path.glob("*.png")) == []

@@ -41,11 +41,11 @@ from dit.runs.checkpoints import (
 from dit.runs.metrics import read_metrics
 from dit.sampling.generate import generate
 from dit.sampling.load import load_run
-from dit.sampling.pipeline import build_pipeline
+from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.training import batches, checkpointing
 from dit.training.batches import Batch, read_batch
 from dit.training.checkpointing import tidy
-from dit.training.monitoring import evaluation
+from dit.training.monitoring import eval_samples, evaluation
 from dit.training.monitoring.metrics import EvalResult, MetricsLog
 from dit.training.monitoring.previews import sampler_settings
 from dit.training.resilience.preemption import Stop
@@ -128,7 +128,7 @@ def prescribe(monkeypatch: pytest.MonkeyPatch, *distances: float) -> None:
 
 def train_interrupted(ranks: Ranks, config: TrainConfig) -> None:
     """Train; rank 1 gets a signal when it samples its second batch, of thousands."""
-    sampled, quick = [], evaluation.generate
+    sampled, quick = [], eval_samples.generate
 
     def slow(*given: object) -> Tensor:
         sampled.append(given)
@@ -138,7 +138,7 @@ def train_interrupted(ranks: Ranks, config: TrainConfig) -> None:
         return quick(*given)
 
     SIZES["Ti"] = dict(depth=1, hidden_size=32, num_heads=1)
-    evaluation.generate = slow
+    eval_samples.generate = slow
     train(config, ranks)
 
 
@@ -169,8 +169,7 @@ def test_scores_are_those_of_the_ema_in_the_checkpoint(scored):
     settings = dataclasses.replace(sampler_settings(loaded.card), batch_size=COUNT)
     assert settings.cfg_scale > 1
     labels = torch.arange(10).repeat_interleave(COUNT // 10)
-    plan = build_pipeline(loaded, settings)
-    samples = generate(loaded, plan, settings, labels, torch.arange(COUNT))
+    samples = generate(build_pipeline(loaded, settings), labels, torch.arange(COUNT))
 
     (extractor,) = load_extractors(["digits-cnn"], (), CPU)
     statistics = [
@@ -295,11 +294,11 @@ def test_samples_that_are_not_finite_only_cause_a_warning(tmp_path, weights, cap
 def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypatch):
     seen: list[tuple[int, int]] = []
 
-    def black(run, plan, settings, labels: Tensor, indices: Tensor) -> Tensor:
+    def black(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) -> Tensor:
         seen.extend(zip(indices.tolist(), labels.tolist(), strict=True))
         return torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
 
-    monkeypatch.setattr(evaluation, "generate", black)
+    monkeypatch.setattr(eval_samples, "generate", black)
     for count in (5, 20):
         session = a_session(tmp_path / str(count), SCORED, init=weights, eval_samples=count)
         scores_of(session).measure(1, session.average())

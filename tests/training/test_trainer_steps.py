@@ -33,7 +33,8 @@ from dit.models.dit import SIZES
 from dit.runs.checkpoints import checkpoint_step, checkpoints, latest_checkpoint, verify_checkpoint
 from dit.runs.metrics import read_metrics
 from dit.runs.weights import Weights, read_weights
-from dit.sampling.generate import sample_grid, sample_latents
+from dit.sampling.generate import sample_latents
+from dit.sampling.grid import sample_grid
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training import checkpointing
@@ -315,8 +316,8 @@ def preview(loaded: LoadedRun) -> np.ndarray:
     settings = dataclasses.replace(
         previews.SETTINGS, precision="fp32", cfg_scale=previews.CFG_SCALE
     )
-    plan = build_pipeline(loaded, settings)
-    images, _ = sample_grid(loaded, plan, settings, range(10), previews.PER_CLASS)
+    pipeline = build_pipeline(loaded, settings)
+    images, _ = sample_grid(pipeline, previews.PER_CLASS)
     scale = pictures.fitting_scale(images.shape[-1])
     picture = pictures.grid(images, loaded.card.classes, previews.PER_CLASS, scale)
     return np.asarray(picture).astype(int)
@@ -439,8 +440,8 @@ def test_every_process_and_objective_trains_into_latents_of_plausible_size(
     weights = Weights(session.run, session.card, STEPS, {})
     loaded = LoadedRun(weights, denoise, session.autoencoder, session.ranks.device)
     settings = SamplerConfig(steps=100, precision="fp32")
-    plan, indices = build_pipeline(loaded, settings), torch.arange(30)
-    latents = sample_latents(loaded, plan, settings, indices % 10, indices)
+    labels = torch.arange(30) % 10
+    latents = sample_latents(build_pipeline(loaded, settings), labels, torch.arange(30))
     data = session.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
     assert latents.isfinite().all()
     # A predicted eps errs most: its x0 at the start is 158 times its error, and cosine alphas then

@@ -30,7 +30,7 @@ def count_evaluations(run: LoadedRun, setting: SamplerConfig) -> int:
         )
     try:
         one = torch.zeros(1, dtype=torch.int64)
-        sample_latents(run, pipeline, setting, one, one)
+        sample_latents(pipeline, one, one)
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,9 +13,9 @@ from dit.config import SamplerConfig, SweepConfig
 from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.runs import posthoc_ema
 from dit.runs.checkpoints import find_weights
-from dit.sampling.guides import has_null_class
 from dit.sampling.load import LoadedRun, with_classifier_labels
-from dit.sampling.pipeline import build_pipeline, find_sampler
+from dit.sampling.pipeline import build_pipeline
+from dit.sampling.settings import find_sampler, has_null_class
 from dit.utils.image_size import size_of
 
 

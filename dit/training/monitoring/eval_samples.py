@@ -42,7 +42,7 @@ def sample_ema(
         on_batch()
         try:
             for batch in batches[first + ranks.rank : first + ranks.rank + 1]:
-                pixels[batch] = generate(run, pipeline, settings, labels[batch], batch)
+                pixels[batch] = generate(pipeline, labels[batch], batch)
         except NotFinite:
             # not raised: the other ranks would wait for this one in the next collective
             failed += 1

@@ -13,7 +13,7 @@ from dit.encoders.text import Captioned, Captions
 from dit.runs.card import ModelCard
 from dit.runs.checkpoints import paths_by_step
 from dit.runs.weights import Weights
-from dit.sampling.generate import sample_grid
+from dit.sampling.grid import draw_grid
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
 from dit.utils import pictures
@@ -73,17 +73,9 @@ class Previews:
     def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
         run = ema_run(self.card, average, self.autoencoder, self.captions)
-        settings = sampler_settings(self.card)
-        labels = self.card.ids[:CLASSES]
-        names = [self.card.class_name(label) for label in labels]
-        if self.card.unconditional:
-            # as many rows, all of the null class
-            labels = self.card.ids * CLASSES
-        images, _ = sample_grid(run, build_pipeline(run, settings), settings, labels, PER_CLASS)
-
-        scale = pictures.fitting_scale(max(images.shape[-2:]))
-        shown = None if self.card.unconditional else names
-        picture = pictures.grid(images, shown, PER_CLASS, scale)
+        rows = self.card.ids * CLASSES if self.card.unconditional else self.card.ids[:CLASSES]
+        pipeline = build_pipeline(run, sampler_settings(self.card), rows)
+        picture = draw_grid(pipeline, PER_CLASS)
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"step-{step:07d}.png")
         return picture

@@ -53,7 +53,12 @@ def test_losses_fall_into_the_bucket_of_their_time():
     window.add([torch.tensor(1.0)], taken)
     window.add_losses(times, torch.tensor([1.0, 3.0, 5.0, 7.0, 11.0]), taken)
     window.add_losses(times, torch.full((5,), float("nan")), skipped)
-    assert window.compute_and_reset(Ranks()) == {"loss": 1.0, BUCKETS[0]: 2.0, BUCKETS[1]: 5.0, BUCKETS[4]: 9.0}
+    assert window.compute_and_reset(Ranks()) == {
+        "loss": 1.0,
+        BUCKETS[0]: 2.0,
+        BUCKETS[1]: 5.0,
+        BUCKETS[4]: 9.0,
+    }
     window.add([torch.tensor(2.0)], taken)
     assert window.compute_and_reset(Ranks()) == {"loss": 2.0}
 
@@ -128,7 +133,9 @@ def log_on_ranks(ranks, folder):
     window.average_over_ranks(ranks)  # as a checkpoint does
     window.add_losses(torch.tensor([0.1, 0.1]).double(), torch.tensor([6.0, 6.0]), taken)
     sharded = ratio(init_device_mesh("cpu", (2,)))
-    (folder / f"{ranks.rank}").write_text(json.dumps([window.compute_and_reset(ranks), ratio(None), sharded]))
+    (folder / f"{ranks.rank}").write_text(
+        json.dumps([window.compute_and_reset(ranks), ratio(None), sharded])
+    )
 
 
 def test_ranks_add_up_losses_by_time_and_shares_of_weights(tmp_path):
