@@ -198,7 +198,7 @@ def measure(settings: dict[str, Any], joined: Ranks) -> dict[str, Any]:
     before = reset_peak(joined.device)
     predicted = take_steps(settings, joined)
     needed = torch.tensor(float(peak(joined.device) - before), device=joined.device)
-    most = joined.maximum(needed).item()
+    most = joined.max(needed).item()
 
     parts = {name: round(size / 2**20, 1) for name, size in asdict(predicted).items()}
     return {

@@ -76,7 +76,7 @@ def timed(work: Callable[[], Any], rounds: int, joined: Ranks) -> float:
         begin = time.perf_counter()
         work()
         took.append(
-            joined.maximum(torch.tensor(time.perf_counter() - begin, dtype=torch.float64)).item()
+            joined.max(torch.tensor(time.perf_counter() - begin, dtype=torch.float64)).item()
         )
     return statistics.median(took[1:])
 

@@ -91,7 +91,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     autoencoder.latent_shape(cfg.image_size)  # refuses a size before the folder is created
     ranks.on_main(lambda: shards.check_folder(cfg.out, encoder.encoding))
 
-    with ranks.alone_in(cfg.out):
+    with ranks.lock_folder(cfg.out):
         if isinstance(images, DatasetStream):
             number = encode_stream(encoder, images)
         else:
@@ -144,7 +144,7 @@ def complete_shards(encoder: Encoder, number: int) -> set[int]:
     complete = torch.zeros(number, device=ranks.device)
     for shard in range(ranks.rank, number, ranks.world):
         complete[shard] = shards.is_complete(encoder.config.out, shard)
-    return set(ranks.total(complete).nonzero().flatten().tolist())
+    return set(ranks.sum(complete).nonzero().flatten().tolist())
 
 
 # -- images with random access ---------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _check_images(images: ImageFiles, root: Path, own: list[int], ranks: Ranks) 
                 damaged[index] = bool(damage)
                 bar.update()
 
-    indices = ranks.total(damaged).nonzero().flatten().tolist()
+    indices = ranks.sum(damaged).nonzero().flatten().tolist()
     if not indices:
         return
     names = ", ".join(map(images.name, indices[:5])) + (", …" if len(indices) > 5 else "")
@@ -223,7 +223,7 @@ def encode_stream(encoder: Encoder, stream: DatasetStream) -> int:
     the next one. The first shard that is not full is the last.
     """
     cfg, ranks = encoder.config, encoder.ranks
-    complete = complete_shards(encoder, ranks.share(shards.count_begun(cfg.out)))
+    complete = complete_shards(encoder, ranks.broadcast(shards.count_begun(cfg.out)))
     ranks.on_main(lambda: shards.claim(cfg.out, encoder.encoding))
 
     reader, position = None, None

@@ -76,7 +76,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     assert samples
     found = extract(samples, extractors, cfg.batch_size, ranks, "features of samples")
     comparison = Comparison(samples, settings, found, reference, prepared, scoring, training)
-    with ranks.whole_machine():
+    with ranks.all_cores():
         ranks.on_main(lambda: _write_report(comparison, cfg, out, ranks))
     return out
 

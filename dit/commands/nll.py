@@ -243,7 +243,7 @@ def measure(
                 parts = METHODS[plan.method](run, plan, levels, y, noise, bar.update)
             table[rows] = torch.stack(list(parts), dim=1).double()
     # each rank has zeros in the rows of the others
-    return ranks.total(table)
+    return ranks.sum(table)
 
 
 @torch.inference_mode()

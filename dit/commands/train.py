@@ -40,7 +40,7 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     target = choose_eval_target(config, ranks)
     session = prepare(inputs, resolve(inputs, ranks), ranks)
     scores = target.prepare(session) if target else None
-    with ranks.alone_in(session.run), stop_on_signals(ranks) as stop:
+    with ranks.lock_folder(session.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             if not session.finished:
                 print_header(session)

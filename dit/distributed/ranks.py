@@ -49,7 +49,7 @@ class Ranks:
         if self.world > 1:
             dist.barrier(self.group)
 
-    def share(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return rank 0's `value`, on every rank."""
         if self.world == 1:
             return value
@@ -57,7 +57,7 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def collect(self, value: Value) -> list[Value]:
+    def gather_objects(self, value: Value) -> list[Value]:
         """Return each rank's `value`, on every rank."""
         if self.world == 1:
             return [value]
@@ -65,20 +65,20 @@ class Ranks:
         dist.all_gather_object(box, value, group=self.group)
         return box
 
-    def agree(self, error: BaseException | None) -> None:
+    def raise_together(self, error: BaseException | None) -> None:
         """Raise on all ranks if any has an error: its own, or the first of another."""
-        errors = self.collect(error and _sendable_error(error))
+        errors = self.gather_objects(error and _sendable_error(error))
         failed = [one for one in errors if one is not None]
         if failed:
             raise error or failed[0]
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum `values` over ranks in place; return them."""
         if self.world > 1:
             dist.all_reduce(values, group=self.group)
         return values
 
-    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+    def max(self, values: torch.Tensor) -> torch.Tensor:
         """Replace `values` by their largest over ranks; return them."""
         if self.world > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
@@ -86,18 +86,18 @@ class Ranks:
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a value over ranks; the value itself stays."""
-        return self.total(value.clone()) / self.world
+        return self.sum(value.clone()) / self.world
 
-    def minimum(self, values: torch.Tensor) -> torch.Tensor:
+    def min(self, values: torch.Tensor) -> torch.Tensor:
         """Return the smallest of `values` over ranks."""
-        return -self.maximum(-values)
+        return -self.max(-values)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Return `values` [n, ...] of all ranks, in their order: [world * n, ...]."""
         # Each rank fills its own row; the others are 0 there.
         rows = values.new_zeros(self.world, *values.shape)
         rows[self.rank] = values
-        return self.total(rows).flatten(0, 1)
+        return self.sum(rows).flatten(0, 1)
 
     def on_main(self, work: Callable[[], Value]) -> Value:
         """Run `work` on rank 0; return its result, or raise its error, on every rank."""
@@ -107,7 +107,7 @@ class Ranks:
                 value = work()
             except Exception as raised:
                 error = raised
-        value, sent = self.share((value, error and _sendable_error(error)))
+        value, sent = self.broadcast((value, error and _sendable_error(error)))
         if sent:
             raise error or sent
         return value  # type: ignore[return-value]
@@ -124,10 +124,10 @@ class Ranks:
         generation, value = self.generation, None
         if self.main and self.store.check([key]):
             generation, value = self.store.get(key).decode().split(" ", 1)
-        return self.share(None if generation == self.generation else value)
+        return self.broadcast(None if generation == self.generation else value)
 
     @contextmanager
-    def whole_machine(self) -> Iterator[None]:
+    def all_cores(self) -> Iterator[None]:
         """Give rank 0 all cores while the others wait: torchrun leaves each rank one thread."""
         threads = torch.get_num_threads()
         if self.main and self.world > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
@@ -138,7 +138,7 @@ class Ranks:
             torch.set_num_threads(threads)
 
     @contextmanager
-    def alone_in(self, folder: Path) -> Iterator[None]:
+    def lock_folder(self, folder: Path) -> Iterator[None]:
         """Lock a folder against other processes; the lock ends with the process."""
         make_folder(folder)
         with (folder / LOCK).open("w") as file:

@@ -166,7 +166,7 @@ def prepare(
                 ranges = metrics.compute_floor(found[name], count, name, ranks.device)
                 prepared.real_vs_real.update(_comparable(ranges, reference))
 
-    with ranks.whole_machine():
+    with ranks.all_cores():
         ranks.on_main(fill)
     return prepared
 

@@ -104,9 +104,9 @@ def _fill(
                 writing = writer.submit(folder.write, indices.tolist(), images)
 
             # all ranks leave together: one that waits for another would hang
-            ranks.agree(failed_write or error)
+            ranks.raise_together(failed_write or error)
             bar.update(before + made - bar.n)
-        ranks.agree(_error_of(writing))
+        ranks.raise_together(_error_of(writing))
 
 
 def _batches(

@@ -66,8 +66,8 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
     """
     _check_flags(config)
     # Rank 0 decides, since another machine may see the file system a moment later.
-    run = ranks.share(config.out or _next_free(config))
-    last = ranks.share(latest_checkpoint(run))
+    run = ranks.broadcast(config.out or _next_free(config))
+    last = ranks.broadcast(latest_checkpoint(run))
     if last is None and config.resume not in (None, "auto"):
         raise UserError(
             f"--resume {run}: no checkpoint there",

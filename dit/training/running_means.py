@@ -52,13 +52,13 @@ class RunningMeans:
     def average_over_ranks(self, ranks: Ranks) -> None:
         """Give all ranks the same sums, since a checkpoint holds them once."""
         for sums in (self.sums, self.by_time):
-            ranks.total(sums).div_(ranks.world)
+            ranks.sum(sums).div_(ranks.world)
 
     def compute_and_reset(self, ranks: Ranks) -> dict[str, float]:
         """Return means over steps and ranks, and over the images of each bucket that has any."""
         # Copies, since the sums stay on the device, where the next step adds to them.
-        *sums, steps = ranks.total(self.sums.clone()).tolist()
-        losses, counts = ranks.total(self.by_time.clone()).tolist()
+        *sums, steps = ranks.sum(self.sums.clone()).tolist()
+        losses, counts = ranks.sum(self.by_time.clone()).tolist()
         self.sums.zero_()
         self.by_time.zero_()
 

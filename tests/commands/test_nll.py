@@ -58,7 +58,7 @@ def test_bits_do_not_depend_on_the_batch(settings, make_run):
 class Share(Ranks):
     """One of two ranks, whose sums are its own."""
 
-    def total(self, values):
+    def sum(self, values):
         return values
 
 

@@ -244,7 +244,7 @@ def test_a_mistake_is_shared_with_every_rank(tiny_run: Path):
     shared = []
 
     class Two(Ranks):
-        def share(self, value):
+        def broadcast(self, value):
             shared.append(value)
             return value
 

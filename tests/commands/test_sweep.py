@@ -672,5 +672,8 @@ def test_results_of_other_numbers_of_images_stay(done, tiny_run, sampled):
 
 
 def test_one_sweep_at_a_time_in_a_folder(tiny_run, tmp_path):
-    with Ranks().alone_in(tmp_path), pytest.raises(UserError, match="another process is at work"):
+    with (
+        Ranks().lock_folder(tmp_path),
+        pytest.raises(UserError, match="another process is at work"),
+    ):
         run_sweep(tiny_run, out=tmp_path)

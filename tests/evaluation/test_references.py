@@ -207,7 +207,7 @@ class OneOfTwo(Ranks):
     def barrier(self):
         pass
 
-    def share(self, value):
+    def broadcast(self, value):
         if self.main:
             OneOfTwo.box = value
         return OneOfTwo.box

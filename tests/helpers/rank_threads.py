@@ -22,10 +22,10 @@ class ThreadRank(Ranks):
     def barrier(self) -> None:
         self.meeting.wait()
 
-    def share(self, value: Any) -> Any:
-        return self.collect(value)[0]
+    def broadcast(self, value: Any) -> Any:
+        return self.gather_objects(value)[0]
 
-    def collect(self, value: Any) -> list[Any]:
+    def gather_objects(self, value: Any) -> list[Any]:
         self.box[self.rank] = pickle.dumps(value)
         self.meeting.wait()
         both = [pickle.loads(self.box[0]), pickle.loads(self.box[1])]

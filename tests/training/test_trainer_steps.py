@@ -59,7 +59,7 @@ def weights(tmp_path_factory, small_networks):
 class WithoutPeers(Ranks):
     """A rank that does not communicate."""
 
-    def total(self, values):
+    def sum(self, values):
         return values
 
 

@@ -188,7 +188,7 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
 
 
 def test_one_process_a_run_directory(tmp_path):
-    with Ranks().alone_in(tmp_path / "run"), pytest.raises(UserError, match="another process"):
+    with Ranks().lock_folder(tmp_path / "run"), pytest.raises(UserError, match="another process"):
         run(tmp_path / "run")
 
 

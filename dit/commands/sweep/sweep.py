@@ -45,7 +45,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     ranks.on_main(lambda: make_folder(out))
     ranks.on_main(lambda: results.check_count(out, cfg.num_samples))
 
-    with ranks.alone_in(out):
+    with ranks.lock_folder(out):
         prepared = prepare(
             reference, extractors, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache
         )

@@ -49,7 +49,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
     check_out(cfg)
     learner = Learner.create(cfg, ranks.device)
 
-    with ranks.alone_in(cfg.out):
+    with ranks.lock_folder(cfg.out):
         seconds = fit(learner, images, training, cfg)
         draw_loss(cfg.out)
 

@@ -49,7 +49,9 @@ def extract_cached(
         return extract(images, extractors, batch_size, ranks, title)
 
     contents = ranks.on_main(images.contents)
-    paths = ranks.share({e.name: folder / f"{_key(contents, e)}.safetensors" for e in extractors})
+    paths = ranks.broadcast(
+        {e.name: folder / f"{_key(contents, e)}.safetensors" for e in extractors}
+    )
     # An entry counts only if all ranks can read it, for they extract together.
     entries = {name: _read_on_all_ranks(path, ranks) for name, path in paths.items()}
     found = {name: entry for name, entry in entries.items() if entry}
@@ -100,7 +102,7 @@ def _key(contents: str, extractor: Extractor) -> str:
 def _read_on_all_ranks(path: Path, ranks: Ranks) -> Entry | None:
     """Return the entry if all ranks can read it, else None on all of them."""
     entry = _read(path, remove=ranks.main)
-    readers = ranks.total(torch.tensor(float(entry is not None), device=ranks.device))
+    readers = ranks.sum(torch.tensor(float(entry is not None), device=ranks.device))
     return entry if readers == ranks.world else None
 
 

@@ -101,7 +101,7 @@ def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
     """Add up the parts of all ranks in `buffer` on the CPU, each zero elsewhere: exact."""
     if ranks.world > 1:
         for rows in buffer.split(ROWS):
-            rows.copy_(ranks.total(rows.to(ranks.device)))
+            rows.copy_(ranks.sum(rows.to(ranks.device)))
     return buffer
 
 

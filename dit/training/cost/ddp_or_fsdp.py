@@ -40,7 +40,7 @@ def choose(
 
     memory_here = torch.tensor(float(available_memory(ranks.device)), dtype=torch.float64)
     # the rank with the least memory decides, so that all choose alike
-    limit = (1 - RESERVE) * ranks.minimum(memory_here.to(ranks.device)).item()
+    limit = (1 - RESERVE) * ranks.min(memory_here.to(ranks.device)).item()
     tokens = encoder.length if encoder else 0
     # counted once: the simulated step takes seconds
     need = ranks.on_main(lambda: memory(card, ranks, "ddp", tokens)).total

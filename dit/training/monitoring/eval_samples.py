@@ -46,7 +46,7 @@ def sample_ema(
         except NotFinite:
             # not raised: the other ranks would wait for this one in the next collective
             failed += 1
-    if ranks.total(failed):
+    if ranks.sum(failed):
         return None
 
     images = gather(pixels, ranks).permute(0, 2, 3, 1).numpy()

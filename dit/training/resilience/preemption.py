@@ -52,7 +52,7 @@ class Stop:
 
     def on_batch(self) -> None:
         """Raise `Preempted` on all ranks if any got a signal; all ranks call it, as often."""
-        if self.ranks.maximum(torch.tensor(float(self.asked))):
+        if self.ranks.max(torch.tensor(float(self.asked))):
             raise Preempted
 
     @contextmanager

@@ -60,7 +60,7 @@ def rollback(session: TrainingSession, divergence: Diverged) -> TrainingSession:
     Raises:
         UserError: there is no checkpoint, or the run rolled back to this one too often.
     """
-    checkpoint = session.ranks.share(latest_checkpoint(session.run))
+    checkpoint = session.ranks.broadcast(latest_checkpoint(session.run))
     next_position = session.position(divergence.step + 1)
     if checkpoint is None:
         raise divergence_error(session, divergence.reason)

@@ -56,7 +56,7 @@ def test_nan_in_features_names_the_image():
 class OneOfTwo(Ranks):
     """A rank whose sums over ranks are its own part alone."""
 
-    def total(self, values):
+    def sum(self, values):
         return values
 
 
