@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from dit.training.cost.flops import LARGE
+from dit.training.cost.flops import MATRIX_SIDE
 
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**32}  # more than any cache holds
 REPEATS = 9
@@ -18,7 +18,7 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
 
     A copied byte counts twice: it is read and written.
     """
-    side = LARGE[device.type]
+    side = MATRIX_SIDE[device.type]
     matrix = torch.randn(side, side, device=device)
     bf16 = matrix.bfloat16()
     flops = 2 * side**3

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.arguments import experiment_parser, typed_command
 from benchmarks.experiments import Lab
 from benchmarks.record import record
-from dit.models.registry import create_model, multiply_adds, parameters
+from dit.models.registry import count_parameters, create_model, multiply_adds
 from dit.runs.metrics import read_metrics
 
 VARIANTS = ("in-context", "cross-attention", "adaln", "adaln-zero")
@@ -35,7 +35,7 @@ def ablate(lab: Lab) -> dict[str, dict[str, Any]]:
         run = lab.trained(name, f"--conditioning {name} {flags}")
         lines = read_metrics(run / "metrics.jsonl")
         results[name] = {
-            "parameters": parameters(create_model("DiT-Ti/2", conditioning=name, **SHAPE)),
+            "parameters": count_parameters(create_model("DiT-Ti/2", conditioning=name, **SHAPE)),
             "multiply_adds": multiply_adds("DiT-Ti/2", conditioning=name, **SHAPE),
             "loss": [(line["step"], line["loss"]) for line in lines if "loss" in line],
             "distance": [(line["step"], line[DISTANCE]) for line in lines if DISTANCE in line],

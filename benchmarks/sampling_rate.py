@@ -37,7 +37,7 @@ from benchmarks.training_speed import Diffusers
 from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import Autoencoder, codec_of
+from dit.encoders.autoencoder import Autoencoder, build_codec
 from dit.models.registry import multiply_adds
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import LoadedRun
@@ -136,7 +136,7 @@ def build_decoder(device: torch.device, tiny: bool) -> Autoencoder:
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
     one = torch.ones(4, 1, 1, device=device)
-    codec = codec_of(network.to(device, memory_format=torch.channels_last))
+    codec = build_codec(network.to(device, memory_format=torch.channels_last))
     return Autoencoder(
         name="as Stable Diffusion's", codec=codec, factor=8, channels=4, shift=0 * one, scale=one
     )

@@ -18,15 +18,15 @@ from dit.evaluation.references import (
     Reference,
     choose_extractors,
     find_reference,
-    prepare,
+    prepare_reference,
 )
-from dit.evaluation.samples import recorded_settings, sampled
+from dit.evaluation.samples import recorded_settings, sample_to_folder
 from dit.report.contact_sheets import draw_grid
 from dit.report.evaluation_page import to_text, write_report
-from dit.report.findings import Comparison, build_report
+from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
-from dit.utils.files import make_folder
+from dit.utils.files import create_folder
 
 MOST_SAMPLES = 50_000
 SAMPLER_FLAGS = [field.name for field in dataclasses.fields(SamplerConfig)]
@@ -59,10 +59,12 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     if not isinstance(originals, str):
         extractors.append(pixel_extractor(ranks.device))
     out = cfg.out or (run.home / "evaluation" if run else _default_folder(cfg.samples))
-    ranks.on_main(lambda: make_folder(out))
+    ranks.on_main(lambda: create_folder(out))
 
     names = [extractor.name for extractor in scoring]
-    prepared = prepare(reference, extractors, names, count, cfg.batch_size, ranks, cfg.cache)
+    prepared = prepare_reference(
+        reference, extractors, names, count, cfg.batch_size, ranks, cfg.cache
+    )
     training: TrainingImages | str
     if isinstance(originals, str):
         training = originals
@@ -71,11 +73,11 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     else:
         training = extract_training_images(originals, extractors, cfg.batch_size, ranks, cfg.cache)
     if run:
-        folder = sampled(run, sampler, count, out, ranks)
+        folder = sample_to_folder(run, sampler, count, out, ranks)
         samples, settings = read_images(folder), recorded_settings(folder)
     assert samples
     found = extract(samples, extractors, cfg.batch_size, ranks, "features of samples")
-    comparison = Comparison(samples, settings, found, reference, prepared, scoring, training)
+    comparison = EvaluationInputs(samples, settings, found, reference, prepared, scoring, training)
     with ranks.all_cores():
         ranks.on_main(lambda: _write_report(comparison, cfg, out, ranks))
     return out
@@ -169,7 +171,7 @@ def _default_folder(samples: Path | None) -> Path:
     return samples.resolve().with_name(f"{samples.stem}-evaluation")
 
 
-def _write_report(comparison: Comparison, cfg: EvalConfig, out: Path, ranks: Ranks) -> None:
+def _write_report(comparison: EvaluationInputs, cfg: EvalConfig, out: Path, ranks: Ranks) -> None:
     title = f"Evaluation of {cfg.run or cfg.samples}"
     report = build_report(comparison, cfg.run, title, cfg.bootstrap, ranks.device)
     draw_grid(comparison.samples).save(out / "grid.png")

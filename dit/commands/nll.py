@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import NllConfig
-from dit.diffusion.likelihood import Levels, Tick, chain, variational_bound_of_chain
+from dit.diffusion.likelihood import Levels, Tick, bound_of_chain, chain_times
 from dit.diffusion.ode_likelihood import UnitProbes, ode_log_density, ode_times
 from dit.diffusion.process import DDPM
 from dit.distributed.device import autocast, compute_precision, device_kind
@@ -26,7 +26,7 @@ from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.sampling.generate import ImageNoise
 from dit.sampling.load import LoadedRun, load_run, with_captions
-from dit.utils.files import require_writable, sha256, write_json
+from dit.utils.files import require_writable_file, sha256, write_json
 
 LEVEL = 127.5  # pixel levels per unit of pixels in [-1, 1]
 ODE_STEPS = 50
@@ -42,13 +42,13 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
         UserError: Not a pixel model, flags or classes that do not fit it, or NaN.
     """
     run = load_run(config.run, ranks.device)
-    plan = choose(run, config)
+    plan = make_plan(run, config)
     out = config.out or run.home / "nll.json"
-    ranks.on_main(lambda: require_writable(out, ".json"))
+    ranks.on_main(lambda: require_writable_file(out, ".json"))
 
     data = config.data or run.card.config.data
     source = open_data(run, data)
-    run, labels = conditioned(run, source, data)
+    run, labels = match_classes(run, source, data)
     count = min(config.num_images, len(labels))
     indices = np.linspace(0, len(labels) - 1, count).round().astype(np.int64)
 
@@ -97,7 +97,7 @@ class Plan:
         return len(self.times) - 1
 
 
-def choose(run: LoadedRun, config: NllConfig) -> Plan:
+def make_plan(run: LoadedRun, config: NllConfig) -> Plan:
     """Check the flags against the run, and resolve them."""
     card, process = run.card, run.denoise.process
     if card.config.vae != "identity":
@@ -135,7 +135,7 @@ def choose(run: LoadedRun, config: NllConfig) -> Plan:
         raise UserError(given, f"2 to {int(process.end)}", "change --steps")
     return Plan(
         "vlb",
-        chain(process, steps),
+        chain_times(process, steps),
         ("prior", "steps", "decoder"),
         variance=_variance(config.variance, run.denoise.learn_sigma),
     )
@@ -168,7 +168,7 @@ def open_data(run: LoadedRun, data: str) -> Latents:
     return build_source(config, run.autoencoder)
 
 
-def conditioned(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, np.ndarray]:
+def match_classes(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, np.ndarray]:
     """Return the run and its class ids of the images, int64 [N]; classes are matched by name.
 
     A text run takes any caption: its ids become those of the data's captions.
@@ -263,7 +263,7 @@ def bits_of_chain(
     scaling = Levels(run.autoencoder.shift, run.autoencoder.scale)
     x0 = (levels / LEVEL - 1 - scaling.shift) * scaling.scale
     assert plan.variance
-    return variational_bound_of_chain(
+    return bound_of_chain(
         run.denoise, run.denoise.process, x0, y, plan.times, noise, scaling, plan.variance, tick
     )
 

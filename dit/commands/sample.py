@@ -10,10 +10,10 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.sampling.folder import progress_callback, sample_folder, sampling_bar
 from dit.sampling.grid import draw_grid
-from dit.sampling.load import LoadedRun, class_ids, load_to_sample, prompted
+from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
-from dit.utils.files import require_writable, shell_quote, write_atomically
+from dit.utils.files import require_writable_file, shell_quote, write_atomically
 from dit.utils.image_size import format_size
 from dit.utils.pictures import spread
 
@@ -29,7 +29,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     _check_flags(config)
     run = load_to_sample(config.run, ranks.device, config)
     if config.prompt or config.negative_prompt:
-        run = prompted(run, config.prompt or (), config.negative_prompt)
+        run = with_prompts(run, config.prompt or (), config.negative_prompt)
     classes = class_ids(config.classes, run.card)
 
     if config.num_samples is None:
@@ -71,7 +71,7 @@ def _sample_grid(run: LoadedRun, config: SampleConfig, classes: list[int], ranks
 
     pipeline = build_pipeline(run, config, classes)
     out = config.out or _default_out(pipeline, config.per_class)
-    ranks.on_main(lambda: require_writable(out, ".png"))
+    ranks.on_main(lambda: require_writable_file(out, ".png"))
 
     if ranks.main:
         with sampling_bar(count, 0, ranks) as bar:

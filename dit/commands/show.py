@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit.config import ShowConfig
-from dit.data.sources import data_exists
+from dit.data.sources import dataset_exists
 from dit.diffusion.process import Denoise, Prediction, Process, add_noise
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
@@ -22,10 +22,10 @@ from dit.latents.load import build_source
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
 from dit.sampling.generate import ImageNoise, require_finite, sample_latents
-from dit.sampling.load import LoadedRun, class_ids, load_to_sample, prompted, without_captions
+from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts, without_captions
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.utils import pictures
-from dit.utils.files import make_folder, write_atomically
+from dit.utils.files import create_folder, write_atomically
 
 CELL = 96  # pixels to which small images are enlarged, about
 LAYERS = 4  # attention maps, unless --layers is given
@@ -67,7 +67,7 @@ def show(config: ShowConfig, ranks: Ranks) -> Path:
     """
     run = load_to_sample(config.run, ranks.device, config)
     if config.prompt:
-        run = prompted(run, config.prompt)
+        run = with_prompts(run, config.prompt)
     out = config.out or run.home / "show"
     ranks.on_main(lambda: _show(run, config, out))
     return out
@@ -77,7 +77,7 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
     pipeline = build_pipeline(run, config)
     labels, times = _labels(run, config), parse_times(config.times)
     query = attention_query(run, config)
-    make_folder(out)
+    create_folder(out)
 
     if config.direction == "forward":
         moments = forward(pipeline, labels, times)
@@ -129,7 +129,7 @@ def forward(pipeline: SamplingPipeline, labels: Tensor, times: Times) -> list[Mo
 def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
     """Return latents [N, C, h, w] of images of the run's own data, one of each label [N]."""
     config = run.card.config
-    if not data_exists(config.data):
+    if not dataset_exists(config.data):
         raise UserError(
             f"the data of {run.home}, {config.data}, is not there",
             "what it was trained on",

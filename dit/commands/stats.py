@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import StatsConfig
-from dit.data.sources import is_packed, load_images
+from dit.data.sources import is_tar_or_hub_dataset, load_images
 from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -84,7 +84,7 @@ def _read(config: StatsConfig) -> ImageSet:
         raise UserError(
             f"{config.data} holds latents", "images", "pass the folder of images that was encoded"
         )
-    if not is_packed(config.data):
+    if not is_tar_or_hub_dataset(config.data):
         return read_images(path, config.image_size)
     if config.image_size is None:
         raise UserError(

@@ -13,12 +13,12 @@ from dit.config.evaluation import (
 )
 from dit.config.first_stage import EncodeConfig, VaeConfig
 from dit.config.runs import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
-from dit.config.sampling import PACE, SampleConfig, SamplerConfig, ShowConfig
+from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import from_json, to_json
 from dit.config.training import ClassifierConfig, TrainConfig, require_typed
 
 __all__ = [
-    "PACE",
+    "PERFORMANCE_FLAGS",
     "ClassifierConfig",
     "CompareConfig",
     "ConvertConfig",

@@ -23,7 +23,7 @@ from dit.config.validation import (
     require_words,
 )
 
-PACE = ("batch_size", "compile")  # settings that images do not depend on
+PERFORMANCE_FLAGS = ("batch_size", "compile")  # settings that images do not depend on
 
 
 @dataclass(frozen=True, kw_only=True)

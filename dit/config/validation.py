@@ -30,7 +30,9 @@ NO_CLASSIFIER = (
     "a classifier",
     "pass --classifier RUN, a run of `dit train-classifier`",
 )
-MEAN = 12**-0.5  # deviation of a uniform distribution: relative length of the mean of all steps
+PLAIN_MEAN_LENGTH = (
+    12**-0.5
+)  # deviation of a uniform distribution: relative length of the mean of all steps
 
 
 def flag_of(config: Any, name: str) -> str:
@@ -81,10 +83,10 @@ def require_none(
 def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
     """Refuse lengths outside the range of power-function averages, and doubles."""
     for length in lengths:
-        if not 0 < length < MEAN:
+        if not 0 < length < PLAIN_MEAN_LENGTH:
             raise UserError(
                 f"{flag} {length:g}",
-                f"lengths above 0 and below {MEAN:.4f}, that of a plain mean",
+                f"lengths above 0 and below {PLAIN_MEAN_LENGTH:.4f}, that of a plain mean",
                 f"change {flag}: 0.05 and 0.1 are usual",
             )
     shown = [f"{length:g}" for length in lengths]

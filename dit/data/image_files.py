@@ -74,7 +74,7 @@ def find_classes(root: Path) -> list[str]:
     return []
 
 
-def image_files(root: Path, name: str) -> list[str]:
+def list_image_files(root: Path, name: str) -> list[str]:
     """Return the image files of class folder `root/name`, sorted; of `root` if `name` is empty."""
     with os.scandir(root / name) as scan:
         entries = list(scan)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit.data.image_files import find_classes, find_damage, image_files, read_pixels
+from dit.data.image_files import find_classes, find_damage, list_image_files, read_pixels
 from dit.errors import UserError
 from dit.utils.image_size import Size, sides, size_flag
 
@@ -138,7 +138,7 @@ class ImageFolder(ImageFiles):
         self.image_size = image_size
         self.classes = find_classes(self.root)
 
-        files = [image_files(self.root, name) for name in self.classes or [""]]
+        files = [list_image_files(self.root, name) for name in self.classes or [""]]
         counts = [len(names) for names in files]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int64), counts)
         self._files = [name for names in files for name in names]

@@ -82,7 +82,7 @@ def find_tars(data: str) -> list[Path]:
     return files
 
 
-def is_packed(data: str) -> bool:
+def is_tar_or_hub_dataset(data: str) -> bool:
     """Return whether `--data` names tar shards or a data set of Hugging Face."""
     if data == "digits":
         return False
@@ -92,7 +92,7 @@ def is_packed(data: str) -> bool:
     return files[0].suffix == ".tar" if files else bool(find_tars(data))
 
 
-def data_exists(data: str) -> bool:
+def dataset_exists(data: str) -> bool:
     """Return whether `--data` still exists, so far as that is known without a network."""
     if data == "digits" or data.startswith(HUB):
         return True

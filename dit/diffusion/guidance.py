@@ -108,6 +108,6 @@ def with_objective(denoise: Denoise, process: Process, objective: str) -> Denois
     return converted
 
 
-def ignoring_labels(denoise: Denoise, null_label: int) -> Denoise:
+def unconditional(denoise: Denoise, null_label: int) -> Denoise:
     """Return a denoiser that always gets the null class."""
     return lambda x_t, t, y: denoise(x_t, t, torch.full_like(y, null_label))

@@ -96,7 +96,7 @@ class Levels(NamedTuple):
         return (self.pixels(x).clamp(-1, 1) - self.shift) * self.scale
 
 
-def variational_bound_of_chain(
+def bound_of_chain(
     denoise: Denoise,
     process: Process,
     x0: Tensor,
@@ -151,7 +151,7 @@ def variational_bound_of_chain(
     return Bound(bits_per_dim(prior), bits_per_dim(steps), bits_per_dim(decoder))
 
 
-def chain(process: DDPM, steps: int) -> Tensor:
+def chain_times(process: DDPM, steps: int) -> Tensor:
     """Return times [steps + 1] of the DDPM chain, or of an evenly spaced part of it, down to 0."""
     noisy = 1 + torch.linspace(process.end - 1, 0, steps).round()
     return torch.cat([noisy, torch.zeros(1)]).double()

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dit.errors import UserError
-from dit.utils.files import LOCK, make_folder
+from dit.utils.files import LOCK, create_folder
 
 Value = TypeVar("Value")
 
@@ -140,7 +140,7 @@ class Ranks:
     @contextmanager
     def lock_folder(self, folder: Path) -> Iterator[None]:
         """Lock a folder against other processes; the lock ends with the process."""
-        make_folder(folder)
+        create_folder(folder)
         with (folder / LOCK).open("w") as file:
 
             def lock() -> None:

@@ -82,7 +82,7 @@ class VQCodec:
         return self.network.quantize.embedding.weight
 
 
-def codec_of(network: Any) -> KLCodec | VQCodec:
+def build_codec(network: Any) -> KLCodec | VQCodec:
     """Wrap an AutoencoderKL or a VQModel, and freeze it."""
     return VQCodec(network) if type(network).__name__ == "VQModel" else KLCodec(network)
 
@@ -190,7 +190,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
     return Autoencoder(
         name=name,
-        codec=codec_of(network),
+        codec=build_codec(network),
         factor=2 ** (len(network.config.block_out_channels) - 1),
         channels=channels,
         shift=_per_channel(mean, device).expand(channels, 1, 1),

@@ -14,7 +14,7 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics import precision_recall as neighbours
 from dit.evaluation.references import Reference
-from dit.evaluation.samples import without_classes
+from dit.evaluation.samples import is_unconditional
 from dit.utils.image_size import Size, format_size, sides
 
 UNKNOWN = "unknown"
@@ -31,7 +31,7 @@ SAMPLING = (
 Section = dict[str, Any]
 
 
-def protocol(
+def build_protocol(
     samples: ImageSet,
     digest: str,
     settings: Section,
@@ -53,7 +53,7 @@ def protocol(
             "source": samples.name,
             "count": len(samples),
             "size": format_size(samples.size),
-            "labels": "none" if without_classes(settings) else balance(samples.labels),
+            "labels": "none" if is_unconditional(settings) else describe_balance(samples.labels),
             "pixels_sha256": digest,
         },
         "sampling": _sampling(settings),
@@ -122,7 +122,7 @@ def _scores() -> Section:
     }
 
 
-def balance(labels: Sequence[str] | None) -> str:
+def describe_balance(labels: Sequence[str] | None) -> str:
     """Return the number of images per class, in words."""
     if labels is None:
         return UNKNOWN

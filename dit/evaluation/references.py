@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dit.data.sources import is_packed, load_images
+from dit.data.sources import is_tar_or_hub_dataset, load_images
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
@@ -18,7 +18,7 @@ from dit.evaluation.inputs.features import Extracted, Features
 from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
 from dit.evaluation.metrics import compute as metrics
-from dit.evaluation.metrics.compute import Range, Score, Target
+from dit.evaluation.metrics.compute import RealVsReal, Score, Target
 from dit.evaluation.metrics.frechet import from_moments
 from dit.latents.shards import holds_latents
 from dit.utils.image_size import Size, describe_size, format_size, size_flag, size_of
@@ -65,7 +65,7 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
             "images, or an .npz file",
             "pass --reference with the folder of images that was encoded",
         )
-    if name == "digits" or is_packed(name):
+    if name == "digits" or is_tar_or_hub_dataset(name):
         images = from_data(load_images(name, side), name)
         return Reference(name, images, None, None if name == "digits" else side)
 
@@ -116,11 +116,11 @@ class PreparedReference:
     """
 
     targets: dict[str, Target]
-    real_vs_real: dict[str, Range]
+    real_vs_real: dict[str, RealVsReal]
     digest: str
 
 
-def prepare(
+def prepare_reference(
     reference: Reference,
     extractors: Sequence[Extractor],
     scoring: Sequence[str],
@@ -163,7 +163,7 @@ def prepare(
             )
         for name in scoring:
             if count is not None and name in found:
-                ranges = metrics.compute_floor(found[name], count, name, ranks.device)
+                ranges = metrics.compute_real_vs_real(found[name], count, name, ranks.device)
                 prepared.real_vs_real.update(_comparable(ranges, reference))
 
     with ranks.all_cores():
@@ -171,7 +171,7 @@ def prepare(
     return prepared
 
 
-def _comparable(ranges: dict[str, Range], reference: Reference) -> dict[str, Range]:
+def _comparable(ranges: dict[str, RealVsReal], reference: Reference) -> dict[str, RealVsReal]:
     """Drop Fréchet distances where the reference has statistics, which are of other images."""
     if not reference.statistics:
         return ranges
@@ -198,7 +198,7 @@ def _target(
     return Target(values, gaussian, spatial, missing, statistics.count)
 
 
-def score(
+def score_samples(
     samples: Extracted, prepared: PreparedReference, scoring: Sequence[str], device: torch.device
 ) -> dict[str, Score]:
     """Return all scores of samples by name, network by network; on rank 0."""

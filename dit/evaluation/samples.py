@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dit.config import PACE, SamplerConfig
+from dit.config import PERFORMANCE_FLAGS, SamplerConfig
 from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -23,7 +23,9 @@ OPTIONAL = (
 )
 
 
-def sampled(run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks: Ranks) -> Path:
+def sample_to_folder(
+    run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks: Ranks
+) -> Path:
     """Sample all classes in turn into `out`/samples-HASH, and continue where it was interrupted."""
     folder = out / f"samples-{settings_key(run, config, count)}"
     return sample_folder(run, config, run.card.ids, count, folder, "png", ranks)
@@ -45,7 +47,7 @@ def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
         guide=config.guide and sha256(find_weights(config.guide)),
         classifier=config.classifier and sha256(find_weights(config.classifier)),
     )
-    return {name: value for name, value in asked.items() if name not in PACE}
+    return {name: value for name, value in asked.items() if name not in PERFORMANCE_FLAGS}
 
 
 def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
     }
 
 
-def without_classes(settings: dict[str, Any]) -> bool:
+def is_unconditional(settings: dict[str, Any]) -> bool:
     """Return whether the images have no classes, according to samples.json."""
     network = settings.get("network")
     return (

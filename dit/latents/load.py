@@ -11,8 +11,8 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
 from dit.latents.online import MemoryLatents, OnlineLatents
-from dit.latents.shards import AGAIN, LABELS, holds_latents
-from dit.latents.store import Latents, LatentStore, damaged_shards
+from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
+from dit.latents.store import Latents, LatentStore, find_damaged_shards
 from dit.utils.files import shell_quote
 from dit.utils.image_size import sides, size_flag
 
@@ -92,11 +92,11 @@ def _check_labels(config: TrainConfig, store: LatentStore) -> None:
 
 def list_damaged(root: str) -> list[str]:
     """Return the names of the damaged shards of stored latents, and print them."""
-    damaged = damaged_shards(root)
+    damaged = find_damaged_shards(root)
     for damage in damaged:
         if damage.file == LABELS:  # without labels no shard is of use
             labels = f"{Path(root) / LABELS} is damaged ({damage.reason})"
-            raise UserError(labels, "intact labels", AGAIN)
+            raise UserError(labels, "intact labels", ENCODE_AGAIN)
         images = f"{damage.images:,} images ({damage.reason})"
         print(f"skipped: {damage.file}, {images}", file=sys.stderr)
     if damaged:

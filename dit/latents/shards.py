@@ -26,7 +26,7 @@ from dit.utils.image_size import Size, sides, size_of
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 LISTED_KEYS = ("file", "count", "sha256")  # of a note, that index.json repeats
 NOTE_KEYS = {*LISTED_KEYS, "values", "first", "second"}
-AGAIN = "run dit encode again: it replaces damaged files"
+ENCODE_AGAIN = "run dit encode again: it replaces damaged files"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +241,7 @@ def read_note(root: Path, shard: int) -> dict[str, Any]:
     return read_json(_note_path(root, shard))
 
 
-def read_json(path: Path, do: str = AGAIN) -> dict[str, Any]:
+def read_json(path: Path, do: str = ENCODE_AGAIN) -> dict[str, Any]:
     """Return the object in a JSON file; `do` advises where it is damaged."""
     try:
         values = json.loads(path.read_text())

@@ -16,13 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.errors import UserError
-from dit.latents.shards import AGAIN, INDEX, LABELS, Encoding, holds_latents, read_json
+from dit.latents.shards import ENCODE_AGAIN, INDEX, LABELS, Encoding, holds_latents, read_json
 from dit.utils.files import sha256
 from dit.utils.image_size import sides, size_of
 
 MAX_OPEN = 256  # shards at a time: systems allow about a thousand files
 HEADER = 128  # bytes of a shard before its numbers, as the .npy format has it
-DAMAGED = f"{AGAIN}; or pass --skip-damaged to train.py, to skip it"
+DAMAGED = f"{ENCODE_AGAIN}; or pass --skip-damaged to train.py, to skip it"
 
 
 class Latents(Protocol):
@@ -48,7 +48,7 @@ class LatentStore:
     """Latents written by `dit encode`, read from disk; memory for one batch, whatever their number.
 
     Opening compares sizes, not checksums, for which all files would have to be read: a flipped bit
-    is not detected. `damaged_shards` and a rerun of `dit encode` compare SHA-256.
+    is not detected. `find_damaged_shards` and a rerun of `dit encode` compare SHA-256.
 
     Args:
         skipped: names of shards to skip; samples are then counted over those that remain.
@@ -72,7 +72,7 @@ class LatentStore:
 
         shards = [shard for shard in index["shards"] if shard["file"] not in skipped]
         if not shards:
-            raise UserError(f"all shards of {root} are damaged", "one that is not", AGAIN)
+            raise UserError(f"all shards of {root} are damaged", "one that is not", ENCODE_AGAIN)
         channels, height, width = self.shape
         self._view = (2 if self.flips else 1, 2 * channels, height, width)  # of an image's moments
         # check all sizes now: a missing shard must not stop training in the middle
@@ -119,7 +119,7 @@ class LatentStore:
             raise UserError(
                 f"{self.root / LABELS} holds labels {labels.min()} to {labels.max()}",
                 f"0 to {last}",
-                AGAIN,
+                ENCODE_AGAIN,
             )
 
 
@@ -175,7 +175,7 @@ class Damage:
     reason: str
 
 
-def damaged_shards(root: str | Path, quiet: bool = False) -> list[Damage]:
+def find_damaged_shards(root: str | Path, quiet: bool = False) -> list[Damage]:
     """Return the files of a store whose SHA-256 differs from that in its index; all are read."""
     root = Path(root)
     index = read_index(root)
@@ -222,7 +222,9 @@ def read_index(root: Path) -> dict[str, Any]:
         missing = sorted(required - index.keys())
         if missing:
             raise UserError(
-                f"{root / INDEX} is damaged (no {missing[0]})", f"{len(required)} entries", AGAIN
+                f"{root / INDEX} is damaged (no {missing[0]})",
+                f"{len(required)} entries",
+                ENCODE_AGAIN,
             )
         return index
     if holds_latents(root):
@@ -245,7 +247,9 @@ def _check_size(path: Path, shape: tuple[int, ...]) -> Path:
     return path
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: str, do: str = AGAIN) -> np.ndarray:
+def _open_array(
+    path: Path, shape: tuple[int, ...], dtype: str, do: str = ENCODE_AGAIN
+) -> np.ndarray:
     """Return a memory map of an .npy file that must have this shape."""
     try:
         array = np.load(path, mmap_mode="r")

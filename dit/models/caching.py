@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dit.models.dit import DiT
 
 
-def full(network: DiT, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def run_all_blocks(network: DiT, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Run all blocks: return the output and the middle blocks' change of the tokens [B, T, D]."""
     first, *middle, last = network.blocks
     tokens, c = network.embed(x, t, y)
@@ -22,14 +22,14 @@ def full(network: DiT, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return network.unpatchify(last(after, c), c, x), after - before
 
 
-def short(network: DiT, x: Tensor, t: Tensor, y: Tensor, change: Tensor) -> Tensor:
+def run_outer_blocks(network: DiT, x: Tensor, t: Tensor, y: Tensor, change: Tensor) -> Tensor:
     """Run the first and the last block only, and add a change [B, T, D] between them."""
     first, *_, last = network.blocks
     tokens, c = network.embed(x, t, y)
     return network.unpatchify(last(first(tokens, c) + change, c), c, x)
 
 
-class Cached(nn.Module):
+class CachedNetwork(nn.Module):
     """A network that computes its middle blocks in one of `every` calls only.
 
     Args:

@@ -94,7 +94,7 @@ class FinalLayer(nn.Module):
 
 # Ends of the names of parameters that start at zero. With adaLN-Zero a fresh block is thereby the
 # identity; with any conditioning the output of a fresh network is zero.
-ZERO = (
+ZERO_INIT = (
     ".bias",
     ".adaLN_modulation.1.weight",
     ".text_attn.proj.weight",
@@ -132,7 +132,7 @@ class PatchTransformer(nn.Module):
     def init_weights(self) -> None:
         """Set all initial weights, each by one rule (section 3.2 and the release)."""
         for name, parameter in self.named_parameters():
-            if name.endswith(ZERO):
+            if name.endswith(ZERO_INIT):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 1:
                 # the scale of an affine norm

@@ -107,7 +107,7 @@ def side_multiple(name: str) -> int:
     return unet.side_multiple(size) if family == "UNet" else int(patch)
 
 
-def structure(network: nn.Module) -> str:
+def describe_network(network: nn.Module) -> str:
     """Describe a network that `create_model` returned."""
     if isinstance(network, UNet):
         return f"U-Net of {network.halvings + 1} levels"
@@ -121,7 +121,7 @@ def structure(network: nn.Module) -> str:
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 
 
-def parameters(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
     """Return the number of parameters, fixed positions included."""
     return sum(p.numel() for p in network.parameters())
 
@@ -134,7 +134,7 @@ def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
     # nothing is allocated or computed on the meta device
     with torch.device("meta"):
         network = create_model(name, **sizes)
-        return multiply_adds_of(network, blank_inputs(name, 1, text_tokens, **sizes))
+        return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, **sizes))
 
 
 def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -146,7 +146,7 @@ def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def blank_inputs(name: str, batch: int, text_tokens: int = 0, **sizes: Any) -> tuple[Tensor, ...]:
+def zero_inputs(name: str, batch: int, text_tokens: int = 0, **sizes: Any) -> tuple[Tensor, ...]:
     """Return inputs of zeros for the network `create_model(name, **sizes)`."""
     x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
     t = torch.zeros(batch)

@@ -5,8 +5,8 @@ from typing import Any
 
 from dit.data.captions import DIGIT_CAPTIONS
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.metrics.per_class import svm_accuracy, svm_floor
-from dit.evaluation.samples import without_classes
+from dit.evaluation.metrics.per_class import svm_accuracy, svm_real_vs_real
+from dit.evaluation.samples import is_unconditional
 from dit.report.evaluation_page import Digits
 
 
@@ -19,7 +19,7 @@ def label_by_digit(samples: ImageSet) -> ImageSet:
 
 def recognise(samples: ImageSet, settings: dict[str, Any]) -> Digits | None:
     """Return the share of samples that show the digit of their label; None without classes."""
-    if without_classes(settings):
+    if is_unconditional(settings):
         return None
     if samples.labels is None:
         return Digits(reason="the samples have no labels (labels.csv, class folders, or arr_1)")
@@ -29,4 +29,4 @@ def recognise(samples: ImageSet, settings: dict[str, Any]) -> Digits | None:
 
     images = samples.stack(range(len(samples)))
     labels = [int(label) for label in samples.labels]
-    return Digits(svm_accuracy(images, labels), svm_floor())
+    return Digits(svm_accuracy(images, labels), svm_real_vs_real())

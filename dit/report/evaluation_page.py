@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from dit.evaluation.metrics.bootstrap import Extrapolation
-from dit.evaluation.metrics.compute import Range, Score
+from dit.evaluation.metrics.compute import RealVsReal, Score
 from dit.evaluation.metrics.per_class import ClassRow, Recognition
 from dit.evaluation.protocol import UNKNOWN
 from dit.report.page import Page, Section, software_subtitle
@@ -91,7 +91,7 @@ class Report:
 
     title: str
     scores: dict[str, Score]
-    real_vs_real: dict[str, Range]
+    real_vs_real: dict[str, RealVsReal]
     protocol: dict[str, dict[str, Any]]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     digits: Digits | None = None
@@ -216,13 +216,13 @@ def _score_row(report: Report, score: Score) -> Row:
     )
 
 
-def real_range(report: Report, name: str) -> Range | None:
+def real_range(report: Report, name: str) -> RealVsReal | None:
     """Return what real images score; for digits it is one number."""
     if name != RECOGNISED:
         return report.real_vs_real.get(name)
     real = report.digits and report.digits.real
     share = real.accuracy if real else 0.0
-    return Range(share, share, share, 0, real.count, None) if real else None
+    return RealVsReal(share, share, share, 0, real.count, None) if real else None
 
 
 def digits_score(digits: Digits) -> Score:
@@ -237,7 +237,7 @@ def _plus_minus(deviation: float | None) -> str:
     return "" if deviation is None else f"± {deviation:,.{decimals(deviation)}f}"
 
 
-def real_count(real: Range) -> str:
+def real_count(real: RealVsReal) -> str:
     """Return how many real images were scored against others, and how often."""
     count = f"N = {real.samples:,}"
     return f"{count}, {counted(real.splits, 'split')}" if real.splits else count
@@ -251,7 +251,7 @@ def _axis(
     value: float,
     direction: str,
     interval: tuple[float, float] | None,
-    real: Range | None,
+    real: RealVsReal | None,
     label: str,
 ) -> Axis:
     """Return a score on a line from 0, or the lowest mark, to 1 for shares, or the highest."""

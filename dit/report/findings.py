@@ -15,10 +15,21 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics import bootstrap
 from dit.evaluation.metrics.bootstrap import Extrapolation
 from dit.evaluation.metrics.compute import Score, score_names
-from dit.evaluation.metrics.memorisation import PIXELS, SHARE, Memorisation, TrainingImages, check
-from dit.evaluation.metrics.per_class import ClassRow, Labelled, class_rows, classifier_accuracy
-from dit.evaluation.protocol import protocol
-from dit.evaluation.references import PreparedReference, Reference, score
+from dit.evaluation.metrics.memorisation import (
+    NEAR_COPY_SHARE,
+    PIXELS,
+    Memorisation,
+    TrainingImages,
+    find_near_copies,
+)
+from dit.evaluation.metrics.per_class import (
+    ClassRow,
+    LabelledFeatures,
+    class_rows,
+    classifier_accuracy,
+)
+from dit.evaluation.protocol import build_protocol
+from dit.evaluation.references import PreparedReference, Reference, score_samples
 from dit.report import contact_sheets, evaluation_page, figures
 from dit.report.digits import label_by_digit, recognise
 from dit.report.evaluation_page import Digits, NearCopies, Report
@@ -26,7 +37,7 @@ from dit.report.run_curves import training_figures
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EvaluationInputs:
     """What a report is computed from; features and targets on rank 0.
 
     Args:
@@ -44,7 +55,7 @@ class Comparison:
 
 
 def build_report(
-    given: Comparison, run: Path | None, title: str, resamples: int, device: torch.device
+    given: EvaluationInputs, run: Path | None, title: str, resamples: int, device: torch.device
 ) -> Report:
     """Compute scores and everything beside them from features, and draw the figures.
 
@@ -59,9 +70,9 @@ def build_report(
         digits = recognise(given.samples, given.settings)
 
     names = [extractor.name for extractor in given.extractors]
-    scores = score(given.features, given.prepared, names, device)
+    scores = score_samples(given.features, given.prepared, names, device)
     limits, intervals = _uncertainty(given, scores, resamples)
-    record = protocol(
+    record = build_protocol(
         given.samples,
         given.features.digest,
         given.settings,
@@ -102,7 +113,7 @@ def _notes_on_weights(extractors: list[Extractor]) -> list[str]:
 
 
 def _uncertainty(
-    given: Comparison, scores: dict[str, Score], resamples: int
+    given: EvaluationInputs, scores: dict[str, Score], resamples: int
 ) -> tuple[dict[str, Extrapolation], dict[str, tuple[float, float]]]:
     """Return extrapolation and interval of every network's Fréchet distance, by its name."""
     limits: dict[str, Extrapolation] = {}
@@ -118,11 +129,11 @@ def _uncertainty(
         limits[name] = bootstrap.extrapolate(values, target)
         if resamples:
             replicates = bootstrap.bootstrap(values, target, resamples)
-            intervals[name] = bootstrap.interval(value, replicates)
+            intervals[name] = bootstrap.ci95(value, replicates)
     return limits, intervals
 
 
-def _class_rows(given: Comparison, digits: Digits | None) -> list[ClassRow]:
+def _class_rows(given: EvaluationInputs, digits: Digits | None) -> list[ClassRow]:
     """Return class by class scores in the features of the first network, where labels are known."""
     labels = given.samples.labels
     if labels is None:
@@ -133,17 +144,17 @@ def _class_rows(given: Comparison, digits: Digits | None) -> list[ClassRow]:
     real = given.prepared.targets[extractor.name].values
     reference = None
     if real is not None and images and images.labels:
-        reference = Labelled(real, images.labels)
+        reference = LabelledFeatures(real, images.labels)
 
     accuracies: dict[str, float] = {}
     if digits and digits.samples:
         accuracies = digits.samples.per_class
     elif features.logits is not None and extractor.class_names:
         accuracies = classifier_accuracy(features.logits, labels, extractor.class_names)
-    return class_rows(Labelled(features.values, labels), reference, accuracies)
+    return class_rows(LabelledFeatures(features.values, labels), reference, accuracies)
 
 
-def _find_copies(given: Comparison, device: torch.device) -> Memorisation | str:
+def _find_copies(given: EvaluationInputs, device: torch.device) -> Memorisation | str:
     """Find the nearest training images by pixels and in features of the first network."""
     if isinstance(given.training, str):
         return given.training
@@ -153,7 +164,7 @@ def _find_copies(given: Comparison, device: torch.device) -> Memorisation | str:
     values = {name: given.training.values[name] for name in names}
     _, rows = contact_sheets.by_class(given.samples)
     shown = [i for row in rows for i in row]
-    return check(samples, shown, TrainingImages(given.training.images, values), device)
+    return find_near_copies(samples, shown, TrainingImages(given.training.images, values), device)
 
 
 def _near_copies(memorisation: Memorisation) -> list[NearCopies]:
@@ -163,13 +174,13 @@ def _near_copies(memorisation: Memorisation) -> list[NearCopies]:
         len(memorisation.training),
     )
     return [
-        NearCopies(like.near_copies, SHARE, checked, against, count, like.by)
+        NearCopies(like.near_copies, NEAR_COPY_SHARE, checked, against, count, like.by)
         for like in memorisation.likenesses
     ]
 
 
 def _figures(
-    given: Comparison,
+    given: EvaluationInputs,
     limits: dict[str, Extrapolation],
     copies: Memorisation | str,
     run: Path | None,

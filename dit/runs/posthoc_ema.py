@@ -13,13 +13,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dit.config.validation import MEAN
+from dit.config.validation import PLAIN_MEAN_LENGTH
 from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.checkpoints import checkpoint_name, checksum_entry
 from dit.runs.ema_profiles import fit
 from dit.runs.weights import read_header, write_weights
-from dit.utils.files import flush, reraise_as_user_error, shell_quote, write_atomically, write_json
+from dit.utils.files import (
+    reraise_as_user_error,
+    shell_quote,
+    sync_to_disk,
+    write_atomically,
+    write_json,
+)
 
 FOLDER = "ema"  # of snapshots, in a run
 RECORD = Path(FOLDER) / "meta.json"  # their sizes and checksums
@@ -110,8 +116,8 @@ def write_snapshot(
     try:
         with write_atomically(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
-            flush(beside)
-        flush(file.parent)
+            sync_to_disk(beside)
+        sync_to_disk(file.parent)
         # listed last: a kill in between leaves a complete file without a checksum
         files = {**recorded_snapshots(run), file.name: checksum_entry(file)}
         write_json(run / RECORD, {"files": files})
@@ -220,7 +226,9 @@ def _fit(
 
 def _bad_fit(run: Path, used: list[Snapshot], end: int, length: float, error: float) -> UserError:
     """Return the error for a length, with the range of lengths that fit well."""
-    tried = np.array([*np.geomspace(SHORTEST, 0.999 * MEAN, 100), *(s.length for s in used)])
+    tried = np.array(
+        [*np.geomspace(SHORTEST, 0.999 * PLAIN_MEAN_LENGTH, 100), *(s.length for s in used)]
+    )
     # never empty: lengths that were tracked fit without error
     good = tried[_fit(used, end, tried)[1] <= WORST]
     return UserError(

@@ -24,7 +24,7 @@ from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
-from dit.utils.files import make_folder, reraise_as_user_error, write_atomically, write_json
+from dit.utils.files import create_folder, reraise_as_user_error, write_atomically, write_json
 
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 TEMPORARY = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
@@ -186,7 +186,7 @@ def _claim(folder: "SampleFolder", settings: dict[str, Any], done: set[int]) -> 
     """Write samples.json, unless the folder has other settings or more images."""
     out, num_samples = folder.out, len(folder.labels)
     record = out / RECORD
-    make_folder(out)
+    create_folder(out)
     if record.exists():
         _require_same(record, json.loads(json.dumps(settings)))  # JSON has lists for tuples
 

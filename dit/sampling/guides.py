@@ -7,7 +7,7 @@ from typing import Any
 
 from dit.config import SamplerConfig
 from dit.diffusion.classifier import NoisyClassifier
-from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, with_objective
+from dit.diffusion.guidance import cfg, classifier_guidance, unconditional, with_objective
 from dit.diffusion.process import Denoise, Denoiser
 from dit.encoders.autoencoder import load_autoencoder
 from dit.encoders.text import Captioned
@@ -44,7 +44,7 @@ def build_guidance(
     )
     if not num_classes:
         # labels, if there are any, are the classifier's
-        guided = ignoring_labels(guided, null_label=0)
+        guided = unconditional(guided, null_label=0)
     if classifier is None:
         return guided
     # 2105.05233, algorithm 2, on top of the guidance above

@@ -147,7 +147,7 @@ def _with_card(run: LoadedRun, card: ModelCard) -> LoadedRun:
 # -- classes and captions ------------------------------------------------------------------------
 
 
-def prompted(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> LoadedRun:
+def with_prompts(run: LoadedRun, prompts: Sequence[str], negative: str = "") -> LoadedRun:
     """Return a text run whose classes are the prompts and whose null class is the negative one."""
     network = run.denoise.network
     if isinstance(network, Captioned):

@@ -12,7 +12,7 @@ from dit.config import SamplerConfig
 from dit.diffusion import samplers
 from dit.diffusion.process import Denoise, Denoiser, Prediction, Process
 from dit.encoders.text import Captioned
-from dit.models.caching import Cached, full, short
+from dit.models.caching import CachedNetwork, run_all_blocks, run_outer_blocks
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
 from dit.sampling.load import LoadedRun, without_captions
@@ -58,7 +58,7 @@ class SamplingPipeline:
         try:
             yield
         finally:
-            if isinstance(network, Cached):
+            if isinstance(network, CachedNetwork):
                 network.forget()
 
     def with_progress(self, callback: Callable[[float], object]) -> "SamplingPipeline":
@@ -145,9 +145,9 @@ def prepare_for_inference(run: LoadedRun, settings: SamplerConfig) -> Denoiser:
 
     # 2406.01125, section 3.2: middle blocks change the tokens alike at neighbouring times
     if settings.block_cache:
-        all_blocks = compiled(partial(full, network))
-        outer_blocks = compiled(partial(short, network))
-        network = Cached(all_blocks, outer_blocks, settings.block_cache)
+        all_blocks = compiled(partial(run_all_blocks, network))
+        outer_blocks = compiled(partial(run_outer_blocks, network))
+        network = CachedNetwork(all_blocks, outer_blocks, settings.block_cache)
     else:
         network = compiled(network)
 

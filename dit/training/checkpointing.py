@@ -39,7 +39,7 @@ from dit.runs.checkpoints import (
 )
 from dit.runs.weights import write_weights
 from dit.training.state import State
-from dit.utils.files import flush, shell_quote, write_atomically, write_json
+from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
 
 OPTIONAL = ("guard.", "window")  # tensors that start fresh where a checkpoint has none that fit
 
@@ -124,7 +124,7 @@ class Saver:
                 _write_meta(hidden, step, distance)
                 shutil.rmtree(final, ignore_errors=True)
                 hidden.rename(final)
-                flush(final.parent)
+                sync_to_disk(final.parent)
                 tidy(self.run, self.card.config)
 
         self.ranks.on_main(lambda: _make_folder(final))
@@ -206,7 +206,7 @@ def _write_meta(folder: Path, step: int, distance: Distance | None) -> None:
     meta["files"] = {str(file.relative_to(folder)): checksum_entry(file) for file in files}
     write_json(folder / "meta.json", meta)
     for path in (*files, folder / "meta.json", folder / "state", folder):
-        flush(path)
+        sync_to_disk(path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dit.distributed.device import autocast, choose_attention
 from dit.distributed.float8 import convert_to_float8
 from dit.distributed.parallel import shard, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
-from dit.models.registry import blank_inputs
+from dit.models.registry import zero_inputs
 from dit.runs.card import ModelCard
 from dit.training.ema import EMA, PowerEMA
 from dit.training.finetune import initialise
@@ -68,5 +68,5 @@ def _blank_micro_batch(
     card: ModelCard, plan: TrainingPlan, ranks: Ranks, text_tokens: int
 ) -> tuple[Tensor, ...]:
     spec = card.network
-    inputs = blank_inputs(spec.model, plan.micro_batch, text_tokens, **spec.sizes)
+    inputs = zero_inputs(spec.model, plan.micro_batch, text_tokens, **spec.sizes)
     return tuple(part.to(ranks.device) for part in inputs)

@@ -21,7 +21,7 @@ from dit.runs.checkpoints import (
 )
 from dit.runs.weights import WEIGHTS
 from dit.training.lr_schedule import total_steps
-from dit.utils.files import require_free_space, shell_quote, write_json
+from dit.utils.files import require_creatable_folder, shell_quote, write_json
 from dit.utils.image_size import sides
 
 MAY_CHANGE = {
@@ -80,7 +80,7 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
             "a new directory",
             f"pass --resume {shell_quote(run)} to continue it, or another --out",
         )
-    ranks.on_main(partial(require_free_space, run))
+    ranks.on_main(partial(require_creatable_folder, run))
     if last is None:
         ranks.on_main(partial(_require_no_other_files, run))
     return run, last

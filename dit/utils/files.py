@@ -34,7 +34,7 @@ def sha256(file: Path) -> str:
 
 
 @contextmanager
-def named(file: Path) -> Iterator[None]:
+def name_file_in_errors(file: Path) -> Iterator[None]:
     """Add `file` to system errors without a file name: only opening a file sets one."""
     try:
         yield
@@ -49,7 +49,7 @@ def write_atomically(file: Path) -> Iterator[Path]:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with named(file):
+        with name_file_in_errors(file):
             yield temporary
             os.replace(temporary, file)
     finally:
@@ -62,7 +62,7 @@ def write_json(file: Path, values: Any) -> None:
         temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def flush(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Sync a file, or the names in a folder, to the disk, to survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -74,7 +74,7 @@ def flush(path: Path) -> None:
 # -- output paths ----------------------------------------------------------------------------------
 
 
-def make_folder(folder: Path) -> None:
+def create_folder(folder: Path) -> None:
     """Create a folder for results, and its parents."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +84,8 @@ def make_folder(folder: Path) -> None:
         raise _bad_out(f"{folder} can not be made ({error.strerror})", PLACE) from None
 
 
-def require_free_space(folder: Path) -> None:
-    """Check that `make_folder` will succeed, before costly work; create nothing."""
+def require_creatable_folder(folder: Path) -> None:
+    """Check that `create_folder` will succeed, before costly work; create nothing."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         file = "is a file" if existing == folder else f"lies in {existing}, a file"
@@ -94,7 +94,7 @@ def require_free_space(folder: Path) -> None:
         raise _bad_out(f"{folder} can not be written to", PLACE)
 
 
-def require_writable(file: Path, kind: str) -> None:
+def require_writable_file(file: Path, kind: str) -> None:
     """Check that `--out FILE` can be written, before costly work.
 
     Args:

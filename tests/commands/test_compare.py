@@ -17,7 +17,7 @@ from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.metrics.compute import Score
-from dit.evaluation.protocol import protocol
+from dit.evaluation.protocol import build_protocol
 from dit.evaluation.references import Reference
 from dit.report import evaluation_page as report
 from dit.report.entry_kinds import ASIDE, ASIDE_ENTRIES, MEASURED, NEEDED, SAMPLED
@@ -346,7 +346,7 @@ def test_entries_are_those_that_an_evaluation_writes():
         Extractor(lambda pixels: None, name, "file", HASH, "none", cpu, (4, 0, 0))
         for name in ("digits-cnn", "inception-v3-compat")
     ]
-    record = protocol(images, HASH, {}, Reference("real", images, None), HASH, networks, cpu)
+    record = build_protocol(images, HASH, {}, Reference("real", images, None), HASH, networks, cpu)
     names = {f"{s.split(' (')[0]}/{entry}" for s, entries in record.items() for entry in entries}
     of_samples_json = {"sampling/classes", "sampling/format", "sampling/num_samples"}
     assert {*NEEDED, *ASIDE_ENTRIES} - names == of_samples_json

@@ -244,7 +244,7 @@ def test_flags_that_contradict(samples, tmp_path):
 
 
 def test_mistakes_with_samples(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "prepare", lambda *given: pytest.fail("too late"))
+    monkeypatch.setattr(module, "prepare_reference", lambda *given: pytest.fail("too late"))
     (tmp_path / "file").write_text("")
     np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
     flags = dict(samples=samples, reference="digits")

@@ -17,7 +17,7 @@ from dit.config import EncodeConfig, VaeConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED, WEIGHTS
 from dit.errors import UserError
-from dit.models.registry import create_model, parameters
+from dit.models.registry import count_parameters, create_model
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.card import ModelCard
 from dit.runs.checkpoints import find_weights
@@ -61,7 +61,7 @@ def test_run(make_run, capsys):
     shape = dict(input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
     expected = {
         "model": "DiT-Ti/4",
-        "parameters": f"{parameters(create_model('DiT-Ti/4', **shape)):,}",
+        "parameters": f"{count_parameters(create_model('DiT-Ti/4', **shape)):,}",
         "latents": "3 x 8 x 8",
         "images": "8x8 pixels",
         "class names": "0, 1, 2, 3, 4, 5, 6, 7, 8, 9",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dit.cli import main
 from dit.commands import nll as likelihood
-from dit.commands.nll import choose, measure, nll
+from dit.commands.nll import make_plan, measure, nll
 from dit.config import NllConfig
 from dit.data.images import Digits
 from dit.diffusion.ode_likelihood import ode_log_density
@@ -37,7 +37,7 @@ def bits_of(run, ranks=None, **flags):
     config = NllConfig(run=loaded.home, **{"num_images": 6, "steps": 4, **flags})
     source = build_source(dataclasses.replace(loaded.card.config, flip=False), loaded.autoencoder)
     chosen = np.linspace(0, 1796, config.num_images).round().astype(int)
-    plan = choose(loaded, config)
+    plan = make_plan(loaded, config)
     return measure(loaded, plan, config, source, source.labels, chosen, ranks or Ranks())
 
 
@@ -154,12 +154,12 @@ def test_classes_of_other_data_are_matched_by_name(tiny_run, tmp_path):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), "gray").save(folder / name / "a.png")
     run, data = load_run(tiny_run, CPU), str(folder)
-    same, labels = likelihood.conditioned(run, likelihood.open_data(run, data), data)
+    same, labels = likelihood.match_classes(run, likelihood.open_data(run, data), data)
     assert same is run
     assert labels.tolist() == [3, 7]
     (folder / "3").rename(folder / "heron")
     with pytest.raises(UserError, match="heron"):
-        likelihood.conditioned(run, likelihood.open_data(run, data), data)
+        likelihood.match_classes(run, likelihood.open_data(run, data), data)
 
 
 def test_nan_is_named():
@@ -184,7 +184,7 @@ def test_nan_is_named():
 def test_flags_that_do_not_fit(settings, flags, named, make_run):
     config = NllConfig(run=make_run(**settings), **flags)
     with pytest.raises(UserError) as error:
-        choose(load_run(config.run, CPU), config)
+        make_plan(load_run(config.run, CPU), config)
     assert named in error.value.given
 
 

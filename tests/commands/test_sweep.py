@@ -62,7 +62,7 @@ def sampled(monkeypatch):
         calls.append(config)
         return real(run, config, *more)
 
-    monkeypatch.setattr(score_point, "sampled", counted)
+    monkeypatch.setattr(score_point, "sample_to_folder", counted)
     return calls
 
 
@@ -242,7 +242,7 @@ def test_a_setting_of_nan_stops_no_other(tiny_run, tmp_path, monkeypatch, capsys
     assert (out / "images-by-cfg-scale.png").exists()
     assert found["protocol"]["samples"]["count"] == COUNT
 
-    monkeypatch.setattr(score_point, "sampled", pytest.fail)  # it is not tried again
+    monkeypatch.setattr(score_point, "sample_to_folder", pytest.fail)  # it is not tried again
     monkeypatch.setattr(results, "draw", lambda sweep: {})
     run_sweep(tiny_run, out=out, **more)
     assert read(out) == found
@@ -251,7 +251,7 @@ def test_a_setting_of_nan_stops_no_other(tiny_run, tmp_path, monkeypatch, capsys
 def test_nothing_is_resampled_without_a_distance(undrawn, tiny_run, tmp_path, monkeypatch):
     reason, name = "the arithmetic failed", "FD(digits-cnn)"
     failed = {name: Score(name, None, "lower", COUNT, reason=reason)}
-    monkeypatch.setattr(score_point, "score", lambda *_: failed)
+    monkeypatch.setattr(score_point, "score_samples", lambda *_: failed)
     monkeypatch.setattr(score_point, "bootstrap", pytest.fail)
     out = run_sweep(tiny_run, out=tmp_path / "sweep", **ONE)
     assert read(out)["summary"] == ["No setting has a distance: the arithmetic failed."]

@@ -5,7 +5,7 @@ import torch
 from helpers.diffusion import normal, seeded, time, toy
 
 from dit.diffusion.classifier import TERMS, NoisyClassifier, classifier_loss
-from dit.diffusion.guidance import cfg, classifier_guidance, ignoring_labels, with_objective
+from dit.diffusion.guidance import cfg, classifier_guidance, unconditional, with_objective
 from dit.diffusion.process import DDPM, Denoiser, Flow, target
 from dit.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun
 
@@ -110,7 +110,7 @@ def test_sampling_calls_the_network_once_a_step():
 def test_a_guide_replaces_the_null_class(process):
     """2406.02507: guided by itself at the null class, a denoiser is guided as by that class."""
     denoise, weak = toy(process, "v"), toy(process, "v", learn_sigma=True)
-    itself = ignoring_labels(denoise, NULL)
+    itself = unconditional(denoise, NULL)
     assert difference(guided(denoise, 3.0, guide=itself), guided(denoise, 3.0)) == 0
     halved = lambda x, t, y: weak(x / 2, t, y)  # noqa: E731
     prediction = guided(denoise, 3.0, guide=halved)
@@ -164,14 +164,14 @@ def mixture(process, objective="v"):
     return Denoiser(network, process, objective)
 
 
-def unconditional(process, objective="v"):
-    return ignoring_labels(mixture(process, objective), ALL)
+def unconditional_mixture(process, objective="v"):
+    return unconditional(mixture(process, objective), ALL)
 
 
 def by_classifier(process, objective, scale, inner=None):
     """Guidance by the exact classifier of the mixture."""
     classifier = NoisyClassifier(lambda x, t: log_joint(process, x, time_of(process, t)), process)
-    inner = inner or unconditional(process, objective)
+    inner = inner or unconditional_mixture(process, objective)
     return classifier_guidance(inner, process, objective, classifier.gradient, scale)
 
 
@@ -183,7 +183,9 @@ def test_bayes(process, objective, part):
     t = at(process, part)
     prediction = by_classifier(process, objective, 1.0)(POINTS, t, CLASS)
     assert difference(prediction, mixture(process, objective)(POINTS, t, CLASS)) < 1e-9
-    assert difference(prediction, unconditional(process, objective)(POINTS, t, CLASS)) > 1e-3
+    assert (
+        difference(prediction, unconditional_mixture(process, objective)(POINTS, t, CLASS)) > 1e-3
+    )
 
 
 @both_processes
@@ -194,9 +196,9 @@ def test_classifier_free_guidance_is_guidance_by_the_implicit_classifier(process
     sigma = process.coefficients(t).sigma
 
     def implicit(x, t, y):
-        return -(denoise(x, t, y).eps - unconditional(process)(x, t, y).eps) / sigma
+        return -(denoise(x, t, y).eps - unconditional_mixture(process)(x, t, y).eps) / sigma
 
-    around = classifier_guidance(unconditional(process), process, "v", implicit, scale)
+    around = classifier_guidance(unconditional_mixture(process), process, "v", implicit, scale)
     free = cfg(denoise, process, scale, ALL)
     assert difference(around(POINTS, t, CLASS), free(POINTS, t, CLASS)) < 1e-9
 
@@ -227,7 +229,7 @@ def test_samples_concentrate_on_the_class_as_the_scale_grows(process, sampler):
 def test_pure_noise_is_not_guided():
     t = at(Flow(), 1.0)
     prediction = by_classifier(Flow(), "v", 5.0)(POINTS, t, CLASS)
-    assert difference(prediction, unconditional(Flow())(POINTS, t, CLASS)) == 0
+    assert difference(prediction, unconditional_mixture(Flow())(POINTS, t, CLASS)) == 0
 
 
 def test_scale_0_calls_no_classifier():

@@ -7,7 +7,7 @@ import torch
 from helpers.diffusion import PROCESSES, normal, seeded
 from torch.distributions import Normal, kl_divergence
 
-from dit.diffusion.likelihood import Levels, chain, variational_bound, variational_bound_of_chain
+from dit.diffusion.likelihood import Levels, bound_of_chain, chain_times, variational_bound
 from dit.diffusion.ode_likelihood import UnitProbes, divergence, ode_log_density, ode_times
 from dit.diffusion.process import DDPM, Denoiser, Flow, Prediction, add_noise, like, posterior
 
@@ -152,7 +152,7 @@ def bound(denoise, process, x0, times, variance, levels=PIXELS, draws=None):
         return draws[-1]
 
     y = torch.zeros(len(x0))
-    return variational_bound_of_chain(denoise, process, x0, y, times, noise, levels, variance)
+    return bound_of_chain(denoise, process, x0, y, times, noise, levels, variance)
 
 
 def total(parts):
@@ -175,12 +175,14 @@ def assert_just_above(bounds, exact, margin):
 def test_the_bound_approaches_the_exact_bits_from_above(process):
     x0, denoise = levels_of_a_gaussian(100, 0.2), gaussian(process, 0.0, 0.2)
     exact = bits(Normal(0.0, 0.2), x0)
-    learned = total(bound(denoise, process, x0, chain(process, 1000), "learned"))
+    learned = total(bound(denoise, process, x0, chain_times(process, 1000), "learned"))
     assert_just_above(learned, exact, 0.06)
 
     gaps = {}
     for variance in ("small", "large"):
-        bounds = [bound(denoise, process, x0, chain(process, n), variance) for n in (10, 50, 1000)]
+        bounds = [
+            bound(denoise, process, x0, chain_times(process, n), variance) for n in (10, 50, 1000)
+        ]
         gaps[variance] = [(total(one) - exact).mean() for one in bounds]
     small, large = gaps["small"], gaps["large"]
     assert small[0] > small[1] > small[2] > 0.5
@@ -189,7 +191,9 @@ def test_the_bound_approaches_the_exact_bits_from_above(process):
 
 def test_the_prior_counts_what_noised_data_still_contain():
     process, x0 = DDPM(), levels_of_a_gaussian(4, 0.3)
-    found = bound(gaussian(process, 0.0, 0.3), process, x0, chain(process, 100), "large").prior
+    found = bound(
+        gaussian(process, 0.0, 0.3), process, x0, chain_times(process, 100), "large"
+    ).prior
     last = Normal(process.alpha[1000] * x0, process.sigma[1000])
     expected = kl_divergence(last, Normal(0.0, 1.0)).mean((1, 2, 3)) / math.log(2)
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
@@ -215,7 +219,7 @@ def test_the_last_step_has_the_learned_variance():
 def test_the_whole_chain_is_the_sum_of_training_terms():
     """With a learned variance, the terms of which --loss vlb draws one."""
     process, draws = DDPM(steps=20), []
-    x0, times = levels_of_a_gaussian(5, 0.2), chain(process, 20)
+    x0, times = levels_of_a_gaussian(5, 0.2), chain_times(process, 20)
     network = lambda x, t, y: torch.cat([0.8 * x, torch.cos(x)], 1)  # noqa: E731
     denoise = Denoiser(network, process, "eps", learn_sigma=True)
     found = bound(denoise, process, x0, times, "learned", draws=draws)
@@ -235,7 +239,7 @@ def test_a_bound_in_scaled_pixels_is_that_of_the_pixels():
     process, std, scale = DDPM(), 0.2, 2.5
     x0 = levels_of_a_gaussian(50, std)
     levels = Levels(torch.full((3, 1, 1), 0.1).double(), torch.full((3, 1, 1), scale).double())
-    denoise, times = gaussian(process, -0.1 * scale, std * scale), chain(process, 1000)
+    denoise, times = gaussian(process, -0.1 * scale, std * scale), chain_times(process, 1000)
     found = total(bound(denoise, process, (x0 - 0.1) * scale, times, "learned", levels))
     assert_just_above(found, bits(Normal(0.0, std), x0), 0.06)
 
@@ -249,5 +253,5 @@ def test_uniform_levels_need_eight_bits():
         return Prediction((weights * PIXEL_LEVELS).sum(-1), x_t, x_t, None)
 
     x0 = PIXEL_LEVELS[torch.randint(0, 256, (8, 3, 4, 4), generator=seeded())]
-    found = total(bound(denoise, process, x0, chain(process, 1000), "large")).mean().item()
+    found = total(bound(denoise, process, x0, chain_times(process, 1000), "large")).mean().item()
     assert 8 - 0.02 < found < 8.2

@@ -17,7 +17,7 @@ from dit.commands.train import train
 from dit.distributed.activation_checkpoint import activation_checkpointing
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
-from dit.models.registry import blank_inputs
+from dit.models.registry import zero_inputs
 from dit.runs.card import NetworkSpec
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ KINDS = [
 def made(kind: NetworkSpec) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """A network whose every weight has a gradient, and a batch for it."""
     torch.manual_seed(0)
-    network, (x, t, *y) = build_network(kind), blank_inputs(kind.model, 3, 8, **kind.sizes)
+    network, (x, t, *y) = build_network(kind), zero_inputs(kind.model, 3, 8, **kind.sizes)
     for parameter in network.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.1)

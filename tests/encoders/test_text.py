@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from dit.build import build_network
-from dit.commands.nll import choose, conditioned, measure, nll, open_data
+from dit.commands.nll import make_plan, match_classes, measure, nll, open_data
 from dit.commands.sample import sample
 from dit.commands.train import train
 from dit.config import NllConfig, SampleConfig, SamplerConfig, TrainConfig
@@ -32,7 +32,7 @@ from dit.models.dit import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import generate
-from dit.sampling.load import class_ids, load_run, prompted
+from dit.sampling.load import class_ids, load_run, with_prompts
 from dit.sampling.pipeline import build_pipeline
 from dit.training.card import build_card
 from dit.training.finetune import initialise
@@ -327,7 +327,7 @@ def run(tmp_path_factory):
 
 def images_of(run, prompts=None, negative="", ids=(0,), **settings):
     config = SamplerConfig(steps=3, precision="fp32", **settings)
-    run = run if prompts is None else prompted(run, prompts, negative)
+    run = run if prompts is None else with_prompts(run, prompts, negative)
     pipeline = build_pipeline(run, config)
     return generate(pipeline, torch.tensor(ids), torch.arange(len(ids))).int()
 
@@ -357,7 +357,7 @@ def test_guidance_from_a_prompt_to_another_is_that_of_swapped_prompts(run):
 def test_guidance_with_swapped_prompts_extrapolates_both_ways(run):
     x, ids = torch.randn(2, 3, 8, 8), torch.tensor([0, 0])
     t = torch.tensor(0.5, dtype=torch.float64)
-    runs = prompted(run, ["a one"], "a two"), prompted(run, ["a two"], "a one")
+    runs = with_prompts(run, ["a one"], "a two"), with_prompts(run, ["a two"], "a one")
 
     def guided(r):
         return cfg(r.denoise, r.denoise.process, 3.0, r.card.network.num_classes)(x, t, ids).out
@@ -408,11 +408,11 @@ def test_nll_accepts_captions_unknown_in_training(run, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     config = NllConfig(run=run.weights.path, data=str(tmp_path), steps=3, precision="fp32")
     source = open_data(run, str(tmp_path))
-    with_captions, labels = conditioned(run, source, str(tmp_path))
+    with_captions, labels = match_classes(run, source, str(tmp_path))
     assert [with_captions.card.class_name(i) for i in labels] == ["a seven", "nine white herons"]
 
     def bits(run, labels):
-        return measure(run, choose(run, config), config, source, labels, np.arange(2), Ranks())
+        return measure(run, make_plan(run, config), config, source, labels, np.arange(2), Ranks())
 
     seven, heron = bits(with_captions, labels)
     known, _ = bits(run, np.array([7, 7]))

@@ -41,7 +41,7 @@ def recorded(size=8, settings=None, name="digits", crop=False, labels=None, extr
     reference = find_reference(name, (size, size), crop)
     extractors = extractors or [extractor()]
     given = (samples, "5" * 64, settings or {}, reference, REFERENCE_SHA, extractors, CPU)
-    return module.protocol(*given, **more)
+    return module.build_protocol(*given, **more)
 
 
 # -- reference -------------------------------------------------------------------------------------
@@ -97,8 +97,8 @@ def test_samples():
         "labels": "2 classes, 1 to 2 images each",
         "pixels_sha256": "5" * 64,
     }
-    assert module.balance(None) == "unknown"
-    assert module.balance(["a", "b", "c"] * 4) == "3 classes, 4 images each"
+    assert module.describe_balance(None) == "unknown"
+    assert module.describe_balance(["a", "b", "c"] * 4) == "3 classes, 4 images each"
 
 
 def test_settings_that_were_not_recorded_are_unknown():
@@ -140,7 +140,11 @@ def test_constants_are_the_published_ones_and_recorded():
     assert metrics.SEED == DEFAULTS["rng_seed"] == bootstrap.SEED == 2020
     assert metrics.IS_SPLITS == DEFAULTS["isc_splits"] == 10
     assert neighbours.NEIGHBOURS == DEFAULTS["prc_neighborhood"] == 3
-    assert (metrics.FLOOR_SPLITS, bootstrap.PARTS, memorisation.SHARE) == (5, 5, 0.01)
+    assert (metrics.REAL_VS_REAL_SPLITS, bootstrap.PARTS, memorisation.NEAR_COPY_SHARE) == (
+        5,
+        5,
+        0.01,
+    )
     assert recorded(resamples=37)["scores"] == {
         "KID": "100 subsets of 1000 images, or of half the smaller set",
         "neighbours (precision, recall)": 3,

@@ -13,7 +13,7 @@ from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.inputs.statistics import Moments, Statistics
 from dit.evaluation.metrics.frechet import fit, frechet, from_moments
-from dit.evaluation.references import Reference, prepare, score
+from dit.evaluation.references import Reference, prepare_reference, score_samples
 
 COUNTED = 5000  # images of the statistics, according to their file
 
@@ -60,7 +60,7 @@ def statistics(tmp_path):
 
 def prepared(reference, *networks, count=10, scoring=None, ranks=None):
     names = [network.name for network in networks] if scoring is None else scoring
-    return prepare(reference, networks, names, count, 4, ranks or Ranks(), False)
+    return prepare_reference(reference, networks, names, count, 4, ranks or Ranks(), False)
 
 
 def features(given, *networks):
@@ -105,7 +105,7 @@ def test_gaussians_are_those_of_the_file_also_with_images(statistics, beside):
 def test_scores_use_the_file_for_distances_and_the_images_for_the_rest(statistics):
     samples, network, real = features(images(30, 2), narrow()), narrow(), images(40, 1)
     both, file, pictures = (
-        score(samples, prepared(Reference("x", *given), network), ["narrow"], CPU)
+        score_samples(samples, prepared(Reference("x", *given), network), ["narrow"], CPU)
         for given in ((real, statistics), (None, statistics), (real, None))
     )
     for name, layer, pair in (
@@ -231,6 +231,6 @@ def test_features_of_another_kind_of_device_are_not_taken_from_the_cache(tmp_pat
     for kind in ("cpu", "cpu", "Some GPU"):
         monkeypatch.setattr(cache, "device_kind", lambda device, kind=kind: kind)
         network = narrow()
-        prepare(of_images(9), [network], ["narrow"], None, 4, Ranks(), True)
+        prepare_reference(of_images(9), [network], ["narrow"], None, 4, Ranks(), True)
         seen.append(network.network.seen)
     assert seen == [9, 0, 9]

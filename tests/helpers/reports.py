@@ -3,7 +3,7 @@
 import torch
 
 from dit.evaluation.metrics.bootstrap import Extrapolation
-from dit.evaluation.metrics.compute import Range, Score
+from dit.evaluation.metrics.compute import RealVsReal, Score
 from dit.evaluation.metrics.per_class import ClassRow, Recognition
 from dit.report import evaluation_page as report
 from dit.report import figures
@@ -27,7 +27,7 @@ def make(**more):
             KID: Score(KID, None, "lower", 3, 1797, reason=MISSING),
             IS: Score(IS, 8.5, "higher", 1000, deviation=0.1, note="2 splits"),
         },
-        real_vs_real={FD: Range(0.52, 0.55, 0.61, 5, 898, 899)},
+        real_vs_real={FD: RealVsReal(0.52, 0.55, 0.61, 5, 898, 899)},
         protocol={
             "sampling": {
                 "sampler": "heun",
@@ -112,7 +112,7 @@ def rich():
     return make(
         title="Evaluation of runs/017-imagenet-256-DiT-XL-2/checkpoints/step-0400000 <not & a tag>",
         scores=scores,
-        real_vs_real={name: Range(*ends, 5, 25_000, 25_000) for name, ends in ranges.items()},
+        real_vs_real={name: RealVsReal(*ends, 5, 25_000, 25_000) for name, ends in ranges.items()},
         protocol=protocol,
         intervals={"FID": (3.88, 4.02), "precision": (0.82, 0.83)},
         digits=report.Digits(

@@ -24,7 +24,7 @@ from dit.latents.load import build_source
 from dit.latents.moments import MomentSums, decode_batches
 from dit.latents.online import MemoryLatents, OnlineLatents
 from dit.latents.shards import holds_latents
-from dit.latents.store import Damage, LatentStore, damaged_shards
+from dit.latents.store import Damage, LatentStore, find_damaged_shards
 
 COUNT = 20
 
@@ -307,12 +307,12 @@ def flip_a_bit(file):
 
 
 def test_damaged_shards_have_another_checksum(out):
-    assert damaged_shards(out) == []
+    assert find_damaged_shards(out) == []
     flip_a_bit(out / "shard-00001.npy")
     LatentStore(out)  # does not detect a flipped bit
     (out / "shard-00003.npy").unlink()
     flip_a_bit(out / "labels.npy")
-    damaged = {damage.file: damage for damage in damaged_shards(out)}
+    damaged = {damage.file: damage for damage in find_damaged_shards(out)}
     assert damaged.keys() == {"shard-00001.npy", "shard-00003.npy", "labels.npy"}
     assert damaged["shard-00003.npy"] == Damage("shard-00003.npy", 2, "missing")
     assert "SHA-256" in damaged["shard-00001.npy"].reason

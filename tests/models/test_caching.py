@@ -12,7 +12,7 @@ from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.caching import Cached, full, short
+from dit.models.caching import CachedNetwork, run_all_blocks, run_outer_blocks
 from dit.models.conditioning import CONDITIONINGS
 from dit.runs.card import NetworkSpec
 from dit.sampling.folder import sample_folder
@@ -30,7 +30,7 @@ def test_middle_blocks_compute_in_one_of_so_many_calls():
     network, computed = perturbed_dit(depth=4), []
     for i, block in enumerate(network.blocks):
         block.register_forward_hook(lambda module, args, out, i=i: computed.append(i))
-    cached = Cached(partial(full, network), partial(short, network), 3)
+    cached = CachedNetwork(partial(run_all_blocks, network), partial(run_outer_blocks, network), 3)
     x, t, y = inputs()
     for n in range(7):
         computed.clear()
@@ -48,10 +48,10 @@ def test_middle_blocks_compute_in_one_of_so_many_calls():
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_all_blocks_give_the_output_and_their_change_repeats_it(conditioning):
     network, (x, t, y) = perturbed_dit(conditioning, depth=4), inputs(conditioning)
-    out, change = full(network, x, t, y)
+    out, change = run_all_blocks(network, x, t, y)
     assert torch.equal(out, network(x, t, y))
-    torch.testing.assert_close(short(network, x, t, y, change), out)
-    assert not torch.allclose(short(network, x, t, y, 2 * change), out)
+    torch.testing.assert_close(run_outer_blocks(network, x, t, y, change), out)
+    assert not torch.allclose(run_outer_blocks(network, x, t, y, 2 * change), out)
 
 
 @torch.no_grad()
@@ -60,11 +60,11 @@ def test_the_change_of_one_time_is_nearly_that_of_another():
     network.load_state_dict(random_weights(SPEC))
     torch.manual_seed(0)
     x, y = torch.randn(2, 3, 8, 8), torch.arange(2)
-    _, change = full(network, x, torch.full((2,), 0.5), y)
+    _, change = run_all_blocks(network, x, torch.full((2,), 0.5), y)
     errors = []
     for time in (0.51, 0.9):
         t = torch.full((2,), time)
-        errors.append((network(x, t, y) - short(network, x, t, y, change)).abs().max())
+        errors.append((network(x, t, y) - run_outer_blocks(network, x, t, y, change)).abs().max())
     assert 0 < errors[0] < errors[1]
 
 

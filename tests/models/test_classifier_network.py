@@ -6,7 +6,7 @@ from helpers.networks import TRUNK, changed_images, fresh_dit, inputs, perturb, 
 
 from dit.errors import UserError
 from dit.models.classifier import Classifier
-from dit.models.registry import create_model, is_classifier, parameters
+from dit.models.registry import count_parameters, create_model, is_classifier
 
 
 def fresh(**changes):
@@ -78,6 +78,6 @@ def test_by_name():
     with torch.device("meta"):
         network, dit = (create_model(f"{kind}-S/2", **shape) for kind in ("Classifier", "DiT"))
     assert isinstance(network, Classifier)
-    assert parameters(network.blocks) == parameters(dit.blocks)
+    assert count_parameters(network.blocks) == count_parameters(dit.blocks)
     names = ("Classifier-S/2", "DiT-S/2", "UNet-S")
     assert [is_classifier(name) for name in names] == [True, False, False]

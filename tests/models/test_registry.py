@@ -5,7 +5,7 @@ import torch
 from helpers.networks import IMAGENET
 
 from dit.errors import UserError
-from dit.models.registry import check_name, create_model, multiply_adds, parameters, structure
+from dit.models.registry import check_name, count_parameters, create_model, describe, multiply_adds
 
 # 2212.09748: table 4 for the multiply-adds (at patch 8, 4, 2), appendix for the parameters (at 2).
 PAPER = {
@@ -31,7 +31,7 @@ def on_meta(name, **options):
 def test_parameters_and_multiply_adds_are_those_of_the_paper(size):
     millions, gflops = PAPER[size]
     # 130.5 M is printed as 130, 32.96 as 33
-    assert parameters(on_meta(f"DiT-{size}/2")) / 1e6 == pytest.approx(millions, abs=0.52)
+    assert count_parameters(on_meta(f"DiT-{size}/2")) / 1e6 == pytest.approx(millions, abs=0.52)
     counted = [multiply_adds(f"DiT-{size}/{patch}", **IMAGENET) / 1e9 for patch in (8, 4, 2)]
     # printed with two decimals, not always rounded to the nearest; activations add some 0.02 %
     assert counted == [pytest.approx(printed, rel=2.5e-4, abs=0.0065) for printed in gflops]
@@ -41,13 +41,13 @@ def test_parameters_and_multiply_adds_are_those_of_the_paper(size):
 def test_cost_of_other_conditionings_is_that_of_the_paper(conditioning):
     gflops, millions = OTHER_CONDITIONINGS[conditioning]
     network = on_meta("DiT-XL/2", conditioning=conditioning)
-    assert parameters(network) / 1e6 == pytest.approx(millions, abs=0.8)
+    assert count_parameters(network) / 1e6 == pytest.approx(millions, abs=0.8)
     counted = multiply_adds("DiT-XL/2", conditioning=conditioning, **IMAGENET)
     assert counted / 1e9 == pytest.approx(gflops, rel=2.5e-4)
 
 
 def test_xl_has_the_size_of_the_published_checkpoint():
-    assert parameters(on_meta("DiT-XL/2")) == 675_129_632
+    assert count_parameters(on_meta("DiT-XL/2")) == 675_129_632
 
 
 def test_multiply_adds_at_512_pixels():
@@ -84,13 +84,13 @@ def test_only_a_dit_has_a_choice_of_conditioning(name):
 def test_networks_are_described():
     shape = dict(input_size=(8, 16), in_channels=4, num_classes=10)
     names = ("DiT-Ti/2", "UNet-S", "Classifier-Ti/4")
-    assert [structure(create_model(name, **shape)) for name in names] == [
+    assert [describe(create_model(name, **shape)) for name in names] == [
         "Diffusion Transformer, adaln-zero conditioning, 32 tokens of 2 x 2 latents",
         "U-Net of 3 levels",
         "classifier, 8 tokens of 4 x 4 latents",
     ]
     in_context = create_model("DiT-Ti/2", conditioning="in-context", **shape)
-    assert "in-context conditioning" in structure(in_context)
+    assert "in-context conditioning" in describe(in_context)
 
 
 def test_patch_that_does_not_divide():

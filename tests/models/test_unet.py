@@ -10,7 +10,7 @@ from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.registry import create_model, multiply_adds, parameters
+from dit.models.registry import count_parameters, create_model, multiply_adds
 from dit.models.unet import UNet
 from dit.runs.card import ModelCard
 from dit.sampling.load import load_run
@@ -59,7 +59,7 @@ def test_b_is_the_network_of_ddpm():
     """2006.11239, appendix B: 35.7 M parameters for CIFAR-10, and one label embedding here."""
     with torch.device("meta"):
         network = create_model("UNet-B", input_size=32, in_channels=3, num_classes=0)
-    assert parameters(network) == 35_746_307 + 4 * 128  # google/ddpm-cifar10-32
+    assert count_parameters(network) == 35_746_307 + 4 * 128  # google/ddpm-cifar10-32
     assert [i for i, has in enumerate(with_attention(network)) if has] == [1, 4 + 2]
 
 

@@ -15,10 +15,10 @@ from dit.evaluation.inputs.statistics import Moments, Statistics
 from dit.evaluation.metrics.bootstrap import bootstrap
 from dit.evaluation.metrics.frechet import fit, frechet
 from dit.evaluation.metrics.memorisation import PIXELS, TrainingImages, pixel_extractor
-from dit.evaluation.references import Reference, prepare
+from dit.evaluation.references import Reference, prepare_reference
 from dit.report import findings
 from dit.report.digits import label_by_digit, recognise
-from dit.report.findings import Comparison, build_report
+from dit.report.findings import EvaluationInputs, build_report
 
 CPU = torch.device("cpu")
 COUNT, RESAMPLES = 120, 8
@@ -66,12 +66,14 @@ def compare(
     samples = from_array(pixels(COUNT, 1) if array is None else array, "samples", labels)
     reference = reference or Reference("real", REAL, None)
     names = [extractor.name for extractor in extractors]
-    prepared = prepare(reference, every, names, count, 16, Ranks(), False)
+    prepared = prepare_reference(reference, every, names, count, 16, Ranks(), False)
     features = extract(samples, every, 16, Ranks(), "features of samples")
     if training == "reference":
         values = {name: target.values for name, target in prepared.targets.items()}
         training = TrainingImages(REAL, values)
-    return Comparison(samples, settings or {}, features, reference, prepared, extractors, training)
+    return EvaluationInputs(
+        samples, settings or {}, features, reference, prepared, extractors, training
+    )
 
 
 def report(comparison, resamples=0):

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from dit.config import SamplerConfig
 from dit.diffusion.process import Prediction
 from dit.distributed.device import autocast
-from dit.models.caching import Cached, full, short
+from dit.models.caching import CachedNetwork, run_all_blocks, run_outer_blocks
 from dit.models.dit import SIZES
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.generate import sample_latents
@@ -118,13 +118,13 @@ def test_outputs_of_cuda_graphs_are_copied(monkeypatch, tiny_run):
 
     monkeypatch.setattr(torch, "compile", compiler)
     network = load_run(tiny_run, CPU).denoise.network
-    eager = [partial(full, network), partial(short, network)]
+    eager = [partial(run_all_blocks, network), partial(run_outer_blocks, network)]
     graphs = [compile_network(call, torch.device("cuda"), rows=2) for call in eager]
     x, t, y = torch.randn(4, 2, 3, 8, 8), torch.rand(4, 2), torch.arange(2)
 
     outputs = []
     for calls in (eager, graphs):
-        cached = Cached(*calls, every=3)
+        cached = CachedNetwork(*calls, every=3)
         outputs.append(torch.stack([cached(x[i], t[i], y) for i in range(4)]))
     assert torch.equal(*outputs)
     compile_network(network, torch.device("cuda"), rows=64)

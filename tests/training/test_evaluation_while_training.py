@@ -120,7 +120,7 @@ def prescribe(monkeypatch: pytest.MonkeyPatch, *distances: float) -> None:
         }
         return {**found, FD: Score(FD, next(coming), "lower", COUNT)}
 
-    monkeypatch.setattr(evaluation.references, "score", score)
+    monkeypatch.setattr(evaluation.references, "score_samples", score)
 
 
 # -- signals ---------------------------------------------------------------------------------------

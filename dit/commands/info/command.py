@@ -16,8 +16,8 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
 from dit.latents.shards import holds_latents
-from dit.latents.store import DAMAGED, damaged_shards, read_index
-from dit.models.registry import parameters
+from dit.latents.store import DAMAGED, find_damaged_shards, read_index
+from dit.models.registry import count_parameters
 from dit.runs import checkpoints as runs
 from dit.runs.card import ModelCard
 from dit.runs.formats.release import read_release
@@ -236,7 +236,7 @@ def _latents(root: Path) -> Findings:
         ("mean and deviation", f"{numbers(index['mean'])}; {numbers(index['std'])}"),
     ]
     findings = Findings(rows)
-    for damage in damaged_shards(root):
+    for damage in find_damaged_shards(root):
         findings.damaged.append(damage.file)
         rows.append((damage.file, f"DAMAGED: {damage.reason}; {damage.images:,} images"))
     if not findings.damaged:
@@ -260,7 +260,7 @@ def _first_stage(folder: Path) -> Findings:
     rows = [
         ("first stage", str(folder)),
         ("kind", kind),
-        ("parameters", f"{parameters(codec.network):,}"),
+        ("parameters", f"{count_parameters(codec.network):,}"),
         ("factor", f"{autoencoder.factor} pixels a latent, along a side"),
         ("latent channels", str(autoencoder.channels)),
         ("latents scaled by", f"mean {mean}, deviation {deviation}"),

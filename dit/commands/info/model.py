@@ -3,7 +3,7 @@
 import torch
 
 from dit.build import build_network
-from dit.models.registry import is_classifier, parameters, structure
+from dit.models.registry import count_parameters, describe, is_classifier
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import describe_size, sides
 
@@ -19,8 +19,8 @@ def network_rows(spec: NetworkSpec) -> Rows:
     order = " (channels, height, width)" if height != width else ""
     rows = [
         ("model", spec.model),
-        ("network", structure(network)),
-        ("parameters", f"{parameters(network):,}"),
+        ("network", describe(network)),
+        ("parameters", f"{count_parameters(network):,}"),
         ("latents", f"{spec.in_channels} x {height} x {width}{order}"),
         ("classes", str(spec.num_classes or "none (unconditional)")),
         ("learned variance", "yes" if spec.learn_sigma else "no"),

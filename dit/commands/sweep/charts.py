@@ -10,7 +10,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from dit.commands.sweep.points import AXES, Point, Setting, picture_file, words
 from dit.commands.sweep.ranking import Ranking
-from dit.evaluation.metrics.compute import Range
+from dit.evaluation.metrics.compute import RealVsReal
 from dit.report import figures
 from dit.report.score_names import parse
 from dit.report.text import arrow, number
@@ -38,7 +38,10 @@ def varied(points: Sequence[Point]) -> list[str]:
 
 
 def over_scale(
-    points: Sequence[Point], ranking: Ranking, real: Mapping[str, Range], scale: str = "cfg-scale"
+    points: Sequence[Point],
+    ranking: Ranking,
+    real: Mapping[str, RealVsReal],
+    scale: str = "cfg-scale",
 ) -> Image.Image | None:
     """Draw the distance and shares of the manifolds over a scale; None where it does not vary.
 
@@ -72,7 +75,7 @@ def over_scale(
 
 
 def over_evaluations(
-    points: Sequence[Point], ranking: Ranking, real: Mapping[str, Range]
+    points: Sequence[Point], ranking: Ranking, real: Mapping[str, RealVsReal]
 ) -> Image.Image | None:
     """Draw the distance over network calls an image, with the frontier.
 
@@ -181,7 +184,7 @@ def lines_of(
 
 
 def _draw_distances(
-    axis: Any, lines: Mapping[str, Sequence[Point]], real: Mapping[str, Range], x: Number
+    axis: Any, lines: Mapping[str, Sequence[Point]], real: Mapping[str, RealVsReal], x: Number
 ) -> None:
     """Draw lines, the best in colour and with their intervals, over the band of real images."""
     known = [[p for p in line if p.first.value is not None] for line in lines.values()]
@@ -208,7 +211,7 @@ def _draw_shares(
     axis: Any,
     lines: Mapping[str, Sequence[Point]],
     name: str,
-    real: Mapping[str, Range],
+    real: Mapping[str, RealVsReal],
     scale: Callable[[Setting], float],
 ) -> None:
     """Draw one of precision, recall, density and coverage."""
@@ -220,7 +223,7 @@ def _draw_shares(
             figures.draw_line(axis, i, label, marks)
 
 
-def _draw_band(axis: Any, real: Range | None) -> None:
+def _draw_band(axis: Any, real: RealVsReal | None) -> None:
     if real:
         style = {"color": REAL, "alpha": 0.45, "linewidth": 0, "zorder": 0}
         axis.axhspan(real.low, real.high, label="real vs. real", **style)

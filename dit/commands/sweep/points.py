@@ -14,7 +14,7 @@ from PIL import Image
 from dit.config import SamplerConfig, from_json, to_json
 from dit.distributed.device import device_kind, library_versions
 from dit.evaluation.extractors.base import Extractor
-from dit.evaluation.metrics.bootstrap import interval
+from dit.evaluation.metrics.bootstrap import ci95
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import image_settings
 from dit.sampling.load import LoadedRun, with_classifier_labels
@@ -65,7 +65,7 @@ class Point:
         """The 95% interval of the distance, where it is known."""
         if self.first.value is None or not self.replicates:
             return None
-        return interval(self.distance, self.replicates)
+        return ci95(self.distance, self.replicates)
 
     def value(self, name: str) -> float | None:
         return self.scores[name].value if name in self.scores else None

@@ -11,9 +11,9 @@ from typing import Any
 from dit.commands.sweep import charts
 from dit.commands.sweep.points import Point, classifier_scale, describe, value_text
 from dit.commands.sweep.ranking import Ranking
-from dit.config import PACE, SamplerConfig, SweepConfig, to_json
+from dit.config import PERFORMANCE_FLAGS, SamplerConfig, SweepConfig, to_json
 from dit.errors import UserError
-from dit.evaluation.metrics.compute import Range
+from dit.evaluation.metrics.compute import RealVsReal
 from dit.evaluation.protocol import UNKNOWN
 from dit.report.evaluation_page import real_count
 from dit.report.page import Highlight, Page, Section, software_subtitle
@@ -54,7 +54,7 @@ class Sweep:
     cfg: SweepConfig
     points: list[Point]
     ranking: Ranking
-    real_vs_real: dict[str, Range]
+    real_vs_real: dict[str, RealVsReal]
     out: Path
     weights: Mapping[float | None, Path] = field(default_factory=dict)
 
@@ -201,7 +201,7 @@ def _listed(items: Sequence[str]) -> str:
     return "; ".join(items[:LISTED]) + more
 
 
-def _real_text(real: Range) -> str:
+def _real_text(real: RealVsReal) -> str:
     return f"{span(real.low, real.high)} ({real_count(real)})"
 
 
@@ -248,7 +248,7 @@ def command(sweep: Sweep) -> str:
     parts = ["dit", "sample", "--run", str(sweep.weights.get(setting.ema_length, sweep.cfg.run))]
     for flag in dataclasses.fields(SamplerConfig):
         value = getattr(setting, flag.name)
-        if flag.name in ALWAYS or (value != flag.default and flag.name not in PACE):
+        if flag.name in ALWAYS or (value != flag.default and flag.name not in PERFORMANCE_FLAGS):
             values = value if isinstance(value, tuple) else [value]
             parts.append("--" + flag.name.replace("_", "-"))
             parts += [f"{v:g}" if isinstance(v, float) else str(v) for v in values]

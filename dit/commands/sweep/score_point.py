@@ -18,9 +18,9 @@ from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.bootstrap import bootstrap
 from dit.evaluation.metrics.compute import Score, score_names
-from dit.evaluation.protocol import protocol
-from dit.evaluation.references import PreparedReference, Reference, score
-from dit.evaluation.samples import recorded_settings, sampled, settings_key
+from dit.evaluation.protocol import build_protocol
+from dit.evaluation.references import PreparedReference, Reference, score_samples
+from dit.evaluation.samples import recorded_settings, sample_to_folder, settings_key
 from dit.report.contact_sheets import draw_first
 from dit.sampling.load import LoadedRun, load_run, with_classifier_labels
 
@@ -58,7 +58,7 @@ def score_point(context: SweepContext, key: str, setting: Setting) -> Point:
     keep = cfg.keep_samples or len([*folder.glob("*.png")]) == cfg.num_samples
     try:
         labelled = with_classifier_labels(run, setting.classifier)
-        sampled(labelled, setting, cfg.num_samples, context.out, ranks)
+        sample_to_folder(labelled, setting, cfg.num_samples, context.out, ranks)
         seconds = time.monotonic() - start if is_new else None
         samples = read_images(folder)
         features = extract(
@@ -86,14 +86,14 @@ def _write_scored(
 ) -> Point:
     prepared, resamples = context.prepared, context.cfg.bootstrap
     names, device = [extractor.name for extractor in context.extractors], context.ranks.device
-    scores = score(features, prepared, names, device)
+    scores = score_samples(features, prepared, names, device)
     replicates: list[float] = []
     if resamples and next(iter(scores.values())).value is not None:
         gaussian = prepared.targets[names[0]].gaussian
         assert gaussian
         replicates = bootstrap(features.networks[names[0]].values, gaussian, resamples)
 
-    record = protocol(
+    record = build_protocol(
         samples,
         features.digest,
         recorded_settings(Path(samples.name)),

@@ -19,11 +19,11 @@ from dit.evaluation.references import (
     Reference,
     choose_extractors,
     find_reference,
-    prepare,
+    prepare_reference,
 )
 from dit.report.text import number
 from dit.sampling.load import LoadedRun, load_run
-from dit.utils.files import make_folder
+from dit.utils.files import create_folder
 
 
 def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
@@ -42,11 +42,11 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     extractors = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     names = [extractor.name for extractor in extractors]
     out = cfg.out or run.home / "sweep"
-    ranks.on_main(lambda: make_folder(out))
+    ranks.on_main(lambda: create_folder(out))
     ranks.on_main(lambda: results.check_count(out, cfg.num_samples))
 
     with ranks.lock_folder(out):
-        prepared = prepare(
+        prepared = prepare_reference(
             reference, extractors, names, cfg.num_samples, cfg.batch_size, ranks, cfg.cache
         )
         # only now is it known what the reference has

@@ -12,7 +12,7 @@ from dit.commands.train_vae.codebook import count_usage, nearest_entries, perple
 from dit.config import VaeConfig
 from dit.data.images import Images
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import Autoencoder, VQCodec, codec_of
+from dit.encoders.autoencoder import Autoencoder, VQCodec, build_codec
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.load import DIGITS_CNN
@@ -48,7 +48,7 @@ def latent_statistics(
     network: Any, images: Images, indices: np.ndarray, batch_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Freeze a network; return mean [C] and deviation [C] of z over the images at `indices`."""
-    codec = codec_of(network)
+    codec = build_codec(network)
 
     def sums_of(batch: Tensor) -> MomentSums:
         return MomentSums.of(torch.cat(codec.posterior(to_unit(batch).to(device)), dim=1).cpu())

@@ -19,8 +19,8 @@ from dit.data.image_files import (
     EXTENSIONS,
     READ_ERRORS,
     center_crop,
-    image_files,
     is_image,
+    list_image_files,
     read_rgb,
 )
 from dit.data.images import ImageFolder, Images
@@ -148,7 +148,7 @@ def _read_folder(root: Path, crop: Size | None) -> ImageSet:
     if len(archives) == 1 and not inside:
         return _read_npz(archives[0], crop)
 
-    paths = [folder / name for folder in folders for name in image_files(root, folder.name)]
+    paths = [folder / name for folder in folders for name in list_image_files(root, folder.name)]
     if paths:
         return _from_files(root, paths, [path.parent.name for path in paths], crop)
 

@@ -33,7 +33,7 @@ def bootstrap(values: Tensor, target: Gaussian, count: int) -> list[float]:
     return replicates
 
 
-def interval(value: float, replicates: Sequence[float]) -> tuple[float, float]:
+def ci95(value: float, replicates: Sequence[float]) -> tuple[float, float]:
     """Return the 95% interval of a distance, from the deviation of its bootstrap replicates.
 
     It covers the mean score of other N samples of the same model. It does not cover the bias of N

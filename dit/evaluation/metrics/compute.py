@@ -26,7 +26,7 @@ KID_SUBSETS, KID_SUBSET_SIZE, KID_LEAST = 100, 1000, 20
 PRC_REFERENCE = 10_000  # reference images of precision, recall, density and coverage, as in ADM
 IS_SPLIT = 5_000  # images in one split of the Inception score, as in ADM
 IS_SPLITS = 10  # as in torch-fidelity, of shuffled images
-FLOOR_SPLITS = 5  # random splits of real images
+REAL_VS_REAL_SPLITS = 5  # random splits of real images
 SEED = 2020  # of subsets and shuffling; torch-fidelity's own
 JSON_KEYS = {"direction": "better"}  # attribute -> key in report.json, where they differ
 
@@ -64,7 +64,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Range:
+class RealVsReal:
     """One score over random splits of real images: `samples` of them against `reference` others."""
 
     low: float
@@ -145,9 +145,9 @@ def compute_scores(
 # -- real against real -----------------------------------------------------------------------------
 
 
-def compute_floor(
+def compute_real_vs_real(
     reference: Features, count: int, extractor: str, device: torch.device
-) -> dict[str, Range]:
+) -> dict[str, RealVsReal]:
     """Score `count` real images, at most half of the reference, against the rest, in random splits.
 
     Scores that are not available are skipped. With `count` = M of M images this compares M / 2
@@ -159,7 +159,9 @@ def compute_floor(
 
     generator = np.random.default_rng(SEED)
     splits: list[dict[str, Score]] = []
-    for _ in tqdm(range(FLOOR_SPLITS), desc=f"real vs. real ({extractor})", unit="split", delay=2):
+    for _ in tqdm(
+        range(REAL_VS_REAL_SPLITS), desc=f"real vs. real ({extractor})", unit="split", delay=2
+    ):
         chosen = torch.zeros(len(reference), dtype=torch.bool)
         chosen[generator.permutation(len(reference))[:count]] = True
         splits.append(_split_scores(reference, chosen, extractor, device))
@@ -191,14 +193,14 @@ def _split_scores(
     return scores
 
 
-def _range(scores: Sequence[Score]) -> Range | None:
+def _range(scores: Sequence[Score]) -> RealVsReal | None:
     """Summarise one score over all splits; None if any split has no value."""
     values = [score.value for score in scores if score.value is not None]
     if len(values) < len(scores):
         return None
     first = scores[0]
     mean = float(np.mean(values))
-    return Range(min(values), mean, max(values), len(values), first.samples, first.reference)
+    return RealVsReal(min(values), mean, max(values), len(values), first.samples, first.reference)
 
 
 # -- single scores ---------------------------------------------------------------------------------

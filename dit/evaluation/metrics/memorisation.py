@@ -14,7 +14,7 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics.precision_recall import nearest
 
 PIXELS, SIDE = "pixels", 16
-SHARE = 0.01  # of real images that are as near to another real one as a near-copy
+NEAR_COPY_SHARE = 0.01  # of real images that are as near to another real one as a near-copy
 MOST_SAMPLES, MOST_REAL = 10_000, 2_000  # numbers of images checked, evenly spaced
 
 
@@ -88,7 +88,7 @@ class Memorisation:
     likenesses: list[Likeness]
 
 
-def check(
+def find_near_copies(
     samples: dict[str, Tensor], shown: Sequence[int], training: TrainingImages, device: torch.device
 ) -> Memorisation:
     """Find the nearest training image of all samples, or of many and those in pictures.
@@ -114,7 +114,7 @@ def likeness(samples: Tensor, training: Tensor, by: str, device: torch.device) -
     # What is near is measured among real images, each without itself.
     real = evenly(len(training), MOST_REAL)
     real_distances, _ = nearest(training[real], training, device, skip=real)
-    return Likeness(by, indices, distances, float(real_distances.quantile(SHARE)))
+    return Likeness(by, indices, distances, float(real_distances.quantile(NEAR_COPY_SHARE)))
 
 
 def evenly(count: int, most: int) -> Tensor:

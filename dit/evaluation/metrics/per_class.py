@@ -36,7 +36,7 @@ def svm_accuracy(images: Tensor, labels: Sequence[int]) -> Recognition:
     return _recognition(predicted, np.asarray(labels))
 
 
-def svm_floor() -> Recognition:
+def svm_real_vs_real() -> Recognition:
     """Classify real digits: each half by an SVM trained on the other half."""
     from sklearn.datasets import load_digits
 
@@ -81,7 +81,7 @@ def classifier_accuracy(
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledFeatures:
     """Features [N, D] and the class of each."""
 
     values: Tensor
@@ -108,7 +108,7 @@ class ClassRow:
 
 
 def class_rows(
-    samples: Labelled, reference: Labelled | None, recognised: dict[str, float]
+    samples: LabelledFeatures, reference: LabelledFeatures | None, recognised: dict[str, float]
 ) -> list[ClassRow]:
     """Return a row for every class of the samples, in the order of numbers or of the alphabet.
 
@@ -138,7 +138,7 @@ def _real_vs_real(values: Tensor, indices: list[int], count: int) -> float:
     return frechet(fit(values[one]), fit(values[rest]))
 
 
-def _indices_by_class(images: Labelled) -> dict[str, list[int]]:
+def _indices_by_class(images: LabelledFeatures) -> dict[str, list[int]]:
     indices: dict[str, list[int]] = {}
     for i, label in enumerate(images.labels):
         indices.setdefault(label, []).append(i)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dit.config import TrainConfig
-from dit.data.sources import data_exists
+from dit.data.sources import dataset_exists
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import WEIGHTS, Autoencoder, codec_of, load_autoencoder
+from dit.encoders.autoencoder import WEIGHTS, Autoencoder, build_codec, load_autoencoder
 from dit.latents.load import build_source
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents, read_index
@@ -62,7 +62,7 @@ def load_or_assume_source(
         before: card of the run that is resumed or guided, whose classes the data have.
     """
     assumable = config.preset.startswith("imagenet") and config.conditioning != "text"
-    if data_exists(config.data) or not assumable:
+    if dataset_exists(config.data) or not assumable:
         return build_source(config, autoencoder, ranks)
 
     names = before.classes if before else [str(i) for i in range(CLASSES)]
@@ -88,7 +88,7 @@ def load_or_assume_autoencoder(
         network = AutoencoderKL(**SD_VAE)
     return AssumedAutoencoder(
         name=config.vae,
-        codec=codec_of(network),
+        codec=build_codec(network),
         factor=8,
         channels=4,
         shift=torch.zeros(4, 1, 1),

@@ -8,7 +8,7 @@ from dit.distributed.device import available_memory, uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
-from dit.models.registry import parameters
+from dit.models.registry import count_parameters
 from dit.runs.card import ModelCard
 from dit.training.cost.memory import RESERVE, Layout, Memory, simulated_step
 
@@ -66,7 +66,7 @@ def frozen_bytes(autoencoder: Autoencoder, encoder: TextEncoder | None) -> int:
     # the codec of `identity` has no network
     first_stage = getattr(autoencoder.codec, "network", None)
     networks = [first_stage, encoder.network if encoder else None]
-    return 4 * sum(parameters(network) for network in networks if network)
+    return 4 * sum(count_parameters(network) for network in networks if network)
 
 
 def gib(size: float) -> str:

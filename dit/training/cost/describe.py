@@ -11,7 +11,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
 from dit.latents.store import Latents
-from dit.models.registry import is_classifier, multiply_adds, parameters, structure
+from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
 from dit.training.cost.ddp_or_fsdp import Choice, frozen_bytes, gib, memory
@@ -44,7 +44,7 @@ def describe(
     devices = f"{ranks.world} x {ranks.device.type}"
 
     rows = {
-        "model": f"{spec.model}, {parameters(network):,} parameters; {structure(network)}",
+        "model": f"{spec.model}, {count_parameters(network):,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
         f"{6 * macs / 1e9:.3g} GFLOP to train on it",
@@ -54,7 +54,7 @@ def describe(
         "latents": describe_latents(config, source, autoencoder),
         "diffusion": f"{config.process}, {describe_task(config, spec)}",
         "schedule": describe_schedule(config, steps, len(source.labels)),
-        "averages": describe_snapshots(config, steps, parameters(network)),
+        "averages": describe_snapshots(config, steps, count_parameters(network)),
         "hardware": f"{devices}, {precision}, {micro} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)

@@ -34,7 +34,7 @@ DATA_SHEETS = {
 }
 """By the GPU's name: TFLOP/s in bf16 on tensor cores without sparsity, and in fp32 without TF32."""
 PARTIAL_GPU = r"\bMIG\b|Laptop"  # names of GPUs that have less than the data sheet says
-LARGE = {"cpu": 1024, "cuda": 8192}  # of matrices that keep a device busy
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}  # of matrices that keep a device busy
 MEASURING = 0.3  # seconds
 
 
@@ -86,7 +86,7 @@ def peak_of(device: torch.device, bf16: bool) -> Peak:
     if known := data_sheet(device_kind(device), bf16):
         return Peak(known, f"data sheet, dense {kind}")
 
-    side = LARGE[device.type]
+    side = MATRIX_SIDE[device.type]
     source = f"measured, {kind} products of {side} x {side} matrices"
     return Peak(measured_rate(device, side, bf16), source)
 

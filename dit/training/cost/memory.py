@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from dit.build import build_network
 from dit.distributed.activation_checkpoint import activation_checkpointing
 from dit.distributed.device import autocast, choose_attention
-from dit.models.registry import blank_inputs
+from dit.models.registry import zero_inputs
 from dit.runs.card import ModelCard, NetworkSpec
 
 PART_NAMES = {
@@ -106,7 +106,7 @@ class SimulatedStep:
         return self.peak(self.timeline(batch, layout), layout)
 
     def inputs(self, images: int) -> tuple[Tensor, ...]:
-        return blank_inputs(self.spec.model, images, self.text_tokens, **self.spec.sizes)
+        return zero_inputs(self.spec.model, images, self.text_tokens, **self.spec.sizes)
 
     def timeline(self, batch: int, layout: Layout) -> np.ndarray:
         """Return the bytes of each of PARTS over time, [allocations, parts]."""

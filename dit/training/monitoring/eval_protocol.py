@@ -9,7 +9,7 @@ from typing import Any
 from dit.config import SamplerConfig
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.protocol import protocol
+from dit.evaluation.protocol import build_protocol
 from dit.evaluation.references import Reference
 from dit.evaluation.samples import settings_in_use
 from dit.training.session import TrainingSession
@@ -48,7 +48,7 @@ def record_protocol(
     protocols = read_protocols(session.run)
     if key in protocols:
         return
-    protocols[key] = protocol(
+    protocols[key] = build_protocol(
         dataclasses.replace(images, name="the EMA, the same seeds at every step"),
         "of other pixels at every step",
         _sampling(session, settings),

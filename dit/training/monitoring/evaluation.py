@@ -49,7 +49,7 @@ class EvalTarget:
         # `auto` is resolved here: scores in another precision do not compare
         precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"
         with _flags_of_training():
-            prepared = references.prepare(
+            prepared = references.prepare_reference(
                 self.reference,
                 [self.extractor],
                 [self.extractor.name],
@@ -119,7 +119,9 @@ class Scores:
         title = f"features at step {step}"
         features = extract(images, [extractor], self.settings.batch_size, ranks, title, on_batch)
         scores = ranks.on_main(
-            lambda: references.score(features, self.prepared, [extractor.name], ranks.device)
+            lambda: references.score_samples(
+                features, self.prepared, [extractor.name], ranks.device
+            )
         )
         values = {name: scores[name].value for name in self.names}
         available = {name: value for name, value in values.items() if value is not None}

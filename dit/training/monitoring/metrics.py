@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dit.runs.checkpoints import Distance, is_distance
 from dit.runs.metrics import read_metrics
-from dit.utils.files import flush, named, write_atomically
+from dit.utils.files import name_file_in_errors, sync_to_disk, write_atomically
 
 Item = TypeVar("Item")
 
@@ -69,7 +69,7 @@ class MetricsLog:
         # a kill in the middle of this must not lose the log
         with write_atomically(self.file) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            flush(beside)
+            sync_to_disk(beside)
 
     def write(self, step: int, values: dict[str, float], result: EvalResult) -> None:
         """Log the numbers of one step."""
@@ -85,7 +85,7 @@ class MetricsLog:
 
     def _append(self, line: dict[str, Any]) -> None:
         # opened for each line: a kill loses at most the line that is being written
-        with named(self.file), self.file.open("a") as file:
+        with name_file_in_errors(self.file), self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def image(self, step: int, picture: Any) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit.evaluation.metrics.bootstrap import SEED, bootstrap, extrapolate, interval
+from dit.evaluation.metrics.bootstrap import SEED, bootstrap, ci95, extrapolate
 from dit.evaluation.metrics.frechet import Gaussian, fit, frechet
 
 WIDTH = 6
@@ -50,7 +50,7 @@ def test_interval_covers_the_mean_score_of_other_samples(shift, scale):
     values = [frechet(fit(v), TARGET) for v in sets]
     expected = statistics.fmean(values)
     intervals = [
-        interval(value, bootstrap(v, TARGET, 30)) for v, value in zip(sets, values, strict=True)
+        ci95(value, bootstrap(v, TARGET, 30)) for v, value in zip(sets, values, strict=True)
     ]
     assert 0.88 <= statistics.fmean(low <= expected <= high for low, high in intervals) <= 0.99
 
@@ -59,13 +59,13 @@ def test_replicates_are_biased_and_the_interval_is_not_centred_on_them():
     values = normal(60, shift=0.1)
     value, replicates = frechet(fit(values), TARGET), bootstrap(values, TARGET, 50)
     assert statistics.fmean(replicates) > value * 1.3
-    low, high = interval(value, replicates)
+    low, high = ci95(value, replicates)
     assert low <= value <= high
     assert high - value == pytest.approx(1.96 * statistics.stdev(replicates))
 
 
 def test_an_interval_is_not_negative():
-    assert interval(0.1, [0.0, 1.0, 2.0]) == (0.0, pytest.approx(2.06))
+    assert ci95(0.1, [0.0, 1.0, 2.0]) == (0.0, pytest.approx(2.06))
 
 
 # -- FID-infinity ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import (
     Score,
     Target,
-    compute_floor,
+    compute_real_vs_real,
     compute_scores,
     score_names,
 )
@@ -243,8 +243,8 @@ def test_arithmetic_that_fails_is_a_reason(value):
 
 def test_real_vs_real_is_scored_at_the_number_of_samples(features, scores):
     real, _ = features
-    few = compute_floor(real, 100, "digits-cnn", CPU)
-    half = compute_floor(real, 1000, "digits-cnn", CPU)
+    few = compute_real_vs_real(real, 100, "digits-cnn", CPU)
+    half = compute_real_vs_real(real, 1000, "digits-cnn", CPU)
     assert (few[DIGITS[0]].samples, few[DIGITS[0]].reference) == (100, 500)
     assert tuple(half) == DIGITS
     counts = {(part.samples, part.reference) for name, part in half.items() if "IS" not in name}
@@ -255,7 +255,7 @@ def test_real_vs_real_is_scored_at_the_number_of_samples(features, scores):
     assert half["precision(digits-cnn)"].low > scores["precision(digits-cnn)"].value
     assert all(part.low < part.mean < part.high for part in few.values())
     assert {part.splits for part in few.values()} == {5}
-    assert few == compute_floor(real, 100, "digits-cnn", CPU)
+    assert few == compute_real_vs_real(real, 100, "digits-cnn", CPU)
 
 
 def test_a_split_has_every_image_once(monkeypatch):
@@ -267,7 +267,7 @@ def test_a_split_has_every_image_once(monkeypatch):
     )
     numbers = torch.arange(10.0)[:, None]
     reference = Features(torch.arange(20.0).reshape(10, 2), numbers, numbers)
-    compute_floor(reference, 4, "digits-cnn", CPU)
+    compute_real_vs_real(reference, 4, "digits-cnn", CPU)
     for samples, target in splits:
         assert (len(samples), len(target.values)) == (4, 6)
         together = torch.cat([samples.values, target.values])
@@ -278,7 +278,7 @@ def test_a_split_has_every_image_once(monkeypatch):
 
 def test_real_vs_real_of_sfid_is_the_distance_between_the_parts_of_each_split():
     spatial = normal(200, width=6, seed=3)
-    found = compute_floor(Features(normal(200), None, spatial), 80, INCEPTION, CPU)["sFID"]
+    found = compute_real_vs_real(Features(normal(200), None, spatial), 80, INCEPTION, CPU)["sFID"]
     generator, expected = np.random.default_rng(metrics.SEED), []
     for _ in range(5):
         order = generator.permutation(200)
@@ -289,6 +289,6 @@ def test_real_vs_real_of_sfid_is_the_distance_between_the_parts_of_each_split():
 
 
 def test_real_vs_real_skips_what_is_not_available():
-    assert compute_floor(Features(normal(1)), 10, INCEPTION, CPU) == {}
-    assert compute_floor(Features(normal(2)), 10, INCEPTION, CPU) == {}
-    assert tuple(compute_floor(Features(normal(5)), 10, INCEPTION, CPU)) == ("FID",)
+    assert compute_real_vs_real(Features(normal(1)), 10, INCEPTION, CPU) == {}
+    assert compute_real_vs_real(Features(normal(2)), 10, INCEPTION, CPU) == {}
+    assert tuple(compute_real_vs_real(Features(normal(5)), 10, INCEPTION, CPU)) == ("FID",)

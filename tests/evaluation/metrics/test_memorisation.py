@@ -8,10 +8,10 @@ from dit.data.images import Digits
 from dit.evaluation.inputs.images import from_data
 from dit.evaluation.metrics import memorisation
 from dit.evaluation.metrics.memorisation import (
-    SHARE,
+    NEAR_COPY_SHARE,
     TrainingImages,
-    check,
     evenly,
+    find_near_copies,
     likeness,
     pixel_extractor,
 )
@@ -31,14 +31,14 @@ def test_copies_are_found_with_their_originals():
     assert torch.allclose(found.distances[:90], brute.values)
     close = int((brute.values < found.threshold).sum())
     assert found.near_copies == pytest.approx((4 + close) / 94)
-    assert found.near_copies > 3 * SHARE
+    assert found.near_copies > 3 * NEAR_COPY_SHARE
 
 
 def test_threshold_is_the_nearest_hundredth_of_real_images_without_themselves():
     training = points(400, 0)
     apart = torch.cdist(training, training).fill_diagonal_(torch.inf).min(dim=1).values
     threshold = likeness(points(5, 1), training, "features", CPU).threshold
-    assert threshold == pytest.approx(float(apart.quantile(SHARE)))
+    assert threshold == pytest.approx(float(apart.quantile(NEAR_COPY_SHARE)))
 
 
 def test_real_images_are_rarely_near_copies():
@@ -46,7 +46,7 @@ def test_real_images_are_rarely_near_copies():
         likeness(points(1000, 2 * seed), points(1000, 2 * seed + 1), "x", CPU).near_copies
         for seed in range(5)
     ]
-    assert sum(shares) / 5 == pytest.approx(SHARE, abs=0.01)
+    assert sum(shares) / 5 == pytest.approx(NEAR_COPY_SHARE, abs=0.01)
 
 
 def test_an_exact_copy_is_a_near_copy_even_among_duplicates():
@@ -57,7 +57,7 @@ def test_an_exact_copy_is_a_near_copy_even_among_duplicates():
 def test_samples_in_pictures_are_always_checked(monkeypatch):
     monkeypatch.setattr(memorisation, "MOST_SAMPLES", 10)
     training = TrainingImages(from_data(Digits(8), "digits"), {"x": points(1797, 0)})
-    found = check({"x": points(100, 1), "y": points(100, 2)}, [1, 2, 55], training, CPU)
+    found = find_near_copies({"x": points(100, 1), "y": points(100, 2)}, [1, 2, 55], training, CPU)
     assert {1, 2, 55, 0, 99} <= set(found.samples.tolist())
     assert len(found.samples) == len(found.likenesses[0].indices) <= 13
     assert [likeness.by for likeness in found.likenesses] == ["x"]

@@ -18,7 +18,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.text import load_text_encoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.models.registry import multiply_adds, parameters
+from dit.models.registry import count_parameters, multiply_adds
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.assumed import load_or_assume_autoencoder
 from dit.training.cost.ddp_or_fsdp import frozen_bytes
@@ -115,7 +115,7 @@ def test_a_text_encoder_adds_tokens_and_frozen_weights(capsys):
     macs = multiply_adds(network.model, 8, **network.sizes)
     assert rows["compute"].startswith(f"{macs / 1e9:.3g} G")
     need = step_memory(network, 16, bf16=uses_bf16(CPU, "auto"), text_tokens=8).total
-    need += 4 * parameters(encoder.network)
+    need += 4 * count_parameters(encoder.network)
     assert f"about {need / 2**30:.2f} GiB" in rows["memory"]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dit.models.registry import blank_inputs, create_model
+from dit.models.registry import create_model, zero_inputs
 from dit.runs.card import NetworkSpec
 from dit.training.cost import flops
 from dit.training.cost.flops import Meter, Peak, peak_of, training_flops
@@ -16,7 +16,7 @@ SPEC = NetworkSpec(model="DiT-S/4", input_size=16, in_channels=4, num_classes=10
 def test_six_a_multiply_add_is_what_a_forward_and_a_backward_pass_cost():
     network = create_model(SPEC.model, **SPEC.sizes)
     with FlopCounterMode(display=False) as counter:
-        network(*blank_inputs(SPEC.model, 4, **SPEC.sizes)).sum().backward()
+        network(*zero_inputs(SPEC.model, 4, **SPEC.sizes)).sum().backward()
     assert training_flops(SPEC) == pytest.approx(
         counter.get_total_flops() / 4, rel=0.02
     )  # none for the input itself

@@ -13,7 +13,7 @@ from benchmarks.memory import session_of, stepper
 from dit.build import build_network
 from dit.distributed.device import available_memory, main_memory
 from dit.distributed.ranks import Ranks
-from dit.models.registry import blank_inputs, parameters
+from dit.models.registry import count_parameters, zero_inputs
 from dit.runs.card import NetworkSpec
 from dit.training.cost.ddp_or_fsdp import memory
 from dit.training.cost.memory import (
@@ -68,14 +68,14 @@ def test_a_step_without_data_needs_what_the_trainer_needs(settings, tmp_path):
     settings = {**flow, "model": "DiT-Ti/2", "batch": 32, **settings}
     session = session_of(settings, Ranks(), str(tmp_path), side=16)
     need = memory(session.card, Ranks(), "ddp", 0)
-    assert need.averages == 4 * parameters(session.state.network)
+    assert need.averages == 4 * count_parameters(session.state.network)
     assert need.total - need.averages == pytest.approx(sum(measured(session)), rel=0.03)
 
 
 def test_the_ledger_agrees_with_torch():
     """`MemTracker` takes no weights without gradients: here the positions have one too."""
     network = build_network(spec()).requires_grad_(True)
-    inputs = blank_inputs("DiT-Ti/2", 8, **spec().sizes)
+    inputs = zero_inputs("DiT-Ti/2", 8, **spec().sizes)
     peaks = []
     for tracker in (Ledger(), MemTracker()):
         trained = copy.deepcopy(network)
