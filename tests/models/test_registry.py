@@ -5,7 +5,13 @@ import torch
 from helpers.networks import IMAGENET
 
 from dit.errors import UserError
-from dit.models.registry import check_name, count_parameters, create_model, describe, multiply_adds
+from dit.models.registry import (
+    check_name,
+    count_parameters,
+    create_model,
+    describe_network,
+    multiply_adds,
+)
 
 # 2212.09748: table 4 for the multiply-adds (at patch 8, 4, 2), appendix for the parameters (at 2).
 PAPER = {
@@ -84,13 +90,13 @@ def test_only_a_dit_has_a_choice_of_conditioning(name):
 def test_networks_are_described():
     shape = dict(input_size=(8, 16), in_channels=4, num_classes=10)
     names = ("DiT-Ti/2", "UNet-S", "Classifier-Ti/4")
-    assert [describe(create_model(name, **shape)) for name in names] == [
+    assert [describe_network(create_model(name, **shape)) for name in names] == [
         "Diffusion Transformer, adaln-zero conditioning, 32 tokens of 2 x 2 latents",
         "U-Net of 3 levels",
         "classifier, 8 tokens of 4 x 4 latents",
     ]
     in_context = create_model("DiT-Ti/2", conditioning="in-context", **shape)
-    assert "in-context conditioning" in describe(in_context)
+    assert "in-context conditioning" in describe_network(in_context)
 
 
 def test_patch_that_does_not_divide():

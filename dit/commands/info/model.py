@@ -3,7 +3,7 @@
 import torch
 
 from dit.build import build_network
-from dit.models.registry import count_parameters, describe, is_classifier
+from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import describe_size, sides
 
@@ -19,7 +19,7 @@ def network_rows(spec: NetworkSpec) -> Rows:
     order = " (channels, height, width)" if height != width else ""
     rows = [
         ("model", spec.model),
-        ("network", describe(network)),
+        ("network", describe_network(network)),
         ("parameters", f"{count_parameters(network):,}"),
         ("latents", f"{spec.in_channels} x {height} x {width}{order}"),
         ("classes", str(spec.num_classes or "none (unconditional)")),
