@@ -56,7 +56,7 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def sampled(monkeypatch):
     """The settings that were sampled, in order."""
-    calls, real = [], score_point.sampled
+    calls, real = [], score_point.sample_to_folder
 
     def counted(run, config, *more):
         calls.append(config)
@@ -220,10 +220,10 @@ def test_images_stay_if_asked(undrawn, tiny_run, tmp_path):
 def test_a_setting_of_nan_stops_no_other(tiny_run, tmp_path, monkeypatch, capsys):
     real = sample_folder.generate
 
-    def unstable(run, plan, config, labels, indices):
-        if config.cfg_scale == 1.5 and 7 in indices:
+    def unstable(pipeline, labels, indices):
+        if pipeline.settings.cfg_scale == 1.5 and 7 in indices:
             raise NotFinite(7, 7)
-        return real(run, plan, config, labels, indices)
+        return real(pipeline, labels, indices)
 
     monkeypatch.setattr(sample_folder, "generate", unstable)
     more = dict(steps="2", cfg_scale="1.5,1,2", batch_size=4, keep_samples=True)

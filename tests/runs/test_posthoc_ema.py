@@ -154,6 +154,7 @@ def test_a_killed_run_has_the_same_snapshots(trained, tmp_path, monkeypatch):
 
 def train_small(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = dict(depth=1, hidden_size=4, num_heads=1)
+    torch.optim.AdamW = PROPORTIONAL
     train(config, ranks)
 
 

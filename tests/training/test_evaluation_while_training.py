@@ -394,7 +394,7 @@ def test_a_kill_while_the_log_is_rewritten_leaves_it(tmp_path, monkeypatch):
         raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr("dit.training.monitoring.metrics.flush", killed)
+        patch.setattr("dit.training.monitoring.metrics.sync_to_disk", killed)
         with pytest.raises(Kill):
             MetricsLog(out, start=2)
     assert (out / "metrics.jsonl").read_bytes() == before
