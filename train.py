@@ -1,4 +1,4 @@
-"""Train a Diffusion Transformer: python train.py --help, or torchrun --nproc-per-node N train.py …"""
+"""Train a Diffusion Transformer: python train.py, or torchrun --nproc-per-node N train.py"""
 
 import sys
 

@@ -1,3 +1,3 @@
-"""Diffusion Transformers: train, sample and evaluate class-conditional image models on VAE latents."""
+"""Diffusion Transformers: train, sample and evaluate image models on VAE latents."""
 
 __version__ = "0.1.0"

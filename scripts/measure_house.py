@@ -1,7 +1,9 @@
-"""Measure how the code is laid out and how densely it is written: python scripts/measure_house.py [--json FILE]
+"""Measure how the code is laid out and how dense it is.
 
-Run it before and after a change of structure; the same script makes both columns. It reads source text only: nothing is
-imported or run.
+    python scripts/measure_house.py [--json FILE]
+
+Run it before and after a change of structure, so that one script makes both columns. It reads
+source text only: nothing is imported or run.
 """
 
 import argparse
@@ -171,7 +173,7 @@ def our_imports(file: Path, modules: set[str]) -> set[str]:
         if isinstance(node, ast.Import):
             used |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from dit.training import checkpoint` names a module; `from dit.cli import main` does not
+            # `from dit.utils import pictures` names a module, `from dit.cli import main` does not
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             inner = names & modules
             used |= inner or {node.module}

@@ -15,9 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from helpers import forked
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import forked
 from dit.build import build_network
 from dit.cli import main
 from dit.config import TrainConfig

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import forked
 
-from benchmarks import forked
 from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import forked
 from helpers.evaluation import save_images
 from PIL import Image
 
-from benchmarks import forked
 from dit.commands import evaluate as module
 from dit.commands.compare import compare
 from dit.commands.evaluate import evaluate

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from helpers import forked
 from PIL import Image
 
-from benchmarks import forked
 from dit.cli import parse
 from dit.commands.evaluate import evaluate
 from dit.commands.sweep import charts, results, score_point

@@ -89,7 +89,7 @@ def work(network, inputs):
     ("kind", "share"), [(spec(), 0.85), (spec("UNet-S"), 0.5)], ids=["DiT", "UNet"]
 )
 def test_selective_repeats_no_product_and_full_repeats_the_forward_pass(kind, share):
-    """Of a U-Net all but what lies outside its ResNet blocks, and their last convolutions, which no gradient needs."""
+    """Of a U-Net, all but layers outside its ResNet blocks and their last convolutions."""
     network, inputs = made(kind)
     plain, forward = work(network, inputs)
     activation_checkpointing(copied := copy.deepcopy(network), "selective")

@@ -54,7 +54,7 @@ def small(monkeypatch):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same training in every layout, and by one process in four parts, from weights that are not zero."""
+    """The same training in every layout, and by one process in four micro-batches."""
     root, before = tmp_path_factory.mktemp("layouts"), SIZES["Ti"]
     SIZES["Ti"] = SMALL
     weights = write_run(root / "weights")
@@ -92,8 +92,8 @@ def assert_learnt_the_same(runs: Path, run: Path) -> None:
     """As one process, in every step."""
     one = weights_of(runs / "1-ddp")
     moved = distance(one, weights_of(runs / "weights"))
-    # What one process is off by that sums its gradients in another order: the same rounding, in norms
-    # over so many weights that chance hardly changes them.
+    # One process that sums its gradients in another order differs by the same rounding. Norms over
+    # so many weights hardly depend on chance.
     rounding = distance(one, weights_of(runs / "1-in-parts"))
     assert 0 < rounding < 1e-5 * moved
     assert distance(one, weights_of(run)) < 4 * rounding
@@ -146,7 +146,7 @@ def test_compiled_ranks_learn_what_one_process_learns(runs, parallel, backend, t
 
 @pytest.mark.portable
 def test_shares_in_bf16_stray_no_further_than_one_process_in_bf16(runs, small, tmp_path):
-    """Their distance to float32 is of rounding: as large as that of one process, but its square differs by chance."""
+    """Both differ from float32 by rounding, whose norm varies by chance: hence the factor 2."""
     config = dataclasses.replace(TINY, precision="bf16", init=runs / "weights", parallel="fsdp")
     one, two = (dataclasses.replace(config, out=tmp_path / str(world)) for world in (1, 2))
     train(one, Ranks())
@@ -194,7 +194,7 @@ def test_shares_are_shares(tmp_path):
 
 
 def check_shares(ranks: Ranks, root: Path) -> None:
-    """On each rank: half of the weights, half of AdamW's moments, half of the EMA; pictures are of the whole.
+    """On each rank: half of the weights, of AdamW's moments and of the EMA; previews need all.
 
     They share because one of them has too little memory for all of it.
     """

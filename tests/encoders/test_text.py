@@ -140,7 +140,7 @@ def test_bundled_is_small_and_made_by_its_command(tmp_path, digits_encoder):
     )
     assert again.keys() == bundled.keys()
     for name, values in bundled.items():
-        # drawn by logarithms and cosines, in whose last bits processors differ: a few eps of float32
+        # drawn by logarithms and cosines, whose last bits differ by processor: a few eps of float32
         assert (again[name] - values).abs().max() <= 16 * 2**-23 * values.abs().max(), name
     weights = "model.safetensors"
     (tmp_path / weights).write_bytes((BUNDLED / weights).read_bytes())

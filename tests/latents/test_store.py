@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import forked
 from PIL import Image
 
-from benchmarks import forked
 from dit.commands.encode import encode
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROPORTIONAL
+from helpers import forked
 from helpers.averages import step_weights
 from safetensors.torch import load_file
 
-from benchmarks import forked
 from dit.cli import main
 from dit.commands.ema import ema
 from dit.commands.info import info

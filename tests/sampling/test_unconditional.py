@@ -1,4 +1,4 @@
-"""Runs without classes, from the data to the report: a flat folder of images, and any data with --num-classes 0."""
+"""Runs without classes, from data to report: flat folders, and --num-classes 0."""
 
 import dataclasses
 import json

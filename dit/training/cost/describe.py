@@ -43,8 +43,9 @@ def describe(
     precision = compute_precision(ranks.device, config.precision)
     devices = f"{ranks.world} x {ranks.device.type}"
 
+    count = count_parameters(network)
     rows = {
-        "model": f"{spec.model}, {count_parameters(network):,} parameters; {describe_network(network)}",
+        "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
         f"{6 * macs / 1e9:.3g} GFLOP to train on it",
@@ -54,7 +55,7 @@ def describe(
         "latents": describe_latents(config, source, autoencoder),
         "diffusion": f"{config.process}, {describe_task(config, spec)}",
         "schedule": describe_schedule(config, steps, len(source.labels)),
-        "averages": describe_snapshots(config, steps, count_parameters(network)),
+        "averages": describe_snapshots(config, steps, count),
         "hardware": f"{devices}, {precision}, {micro} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)

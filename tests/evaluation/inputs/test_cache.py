@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import forked
 from helpers.evaluation import CPU, random_pixels, save_images
 
-from benchmarks import forked
 from dit.distributed.ranks import Ranks
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs import cache

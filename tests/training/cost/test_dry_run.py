@@ -164,7 +164,7 @@ def test_known_shapes_are_assumed(nothing_here, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(vae="someone/another-vae"), "--vae someone/another-vae is neither a local folder nor"),
+        (dict(vae="someone/another-vae"), "--vae someone/another-vae is neither a local folder"),
         (dict(preset="digits"), "--data imagenet is neither `digits` nor a folder"),
         (dict(image_size=100), "--image-size 100 with --vae stabilityai/sd-vae-ft-ema"),
         (dict(gpus=(3,)), "--global-batch-size 8 on --gpus 3"),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from helpers import forked
+from helpers.collectives import Sent
 
-from benchmarks import forked
 from benchmarks.memory import session_of, stepper
-from benchmarks.scaling import Sent
 from dit.cli import main
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import forked
 from helpers.runs import TINIEST, TINY, train_run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from benchmarks import forked
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
 from dit.runs.metrics import MACHINE, read_metrics
