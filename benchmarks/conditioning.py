@@ -15,7 +15,7 @@ from benchmarks.arguments import experiment_parser, typed_command
 from benchmarks.experiments import Lab
 from benchmarks.record import record
 from dit.models.registry import count_parameters, create_model, multiply_adds
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 
 VARIANTS = ("in-context", "cross-attention", "adaln", "adaln-zero")
 SHAPE = dict(input_size=8, in_channels=4, num_classes=10)

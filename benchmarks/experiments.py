@@ -16,7 +16,7 @@ from dit.cli import main
 from dit.commands.sweep.evaluations import count_evaluations
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
-from dit.runs.checkpoints import checkpoint_step, latest_checkpoint
+from dit.runs.checkpoint_files import checkpoint_step, latest_checkpoint
 from dit.sampling.load import load_run
 from dit.utils.files import write_json
 

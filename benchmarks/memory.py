@@ -34,11 +34,11 @@ from dit.build import build_network
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks, ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
-from dit.latents.online import MemoryLatents
+from dit.latents.on_the_fly import MemoryLatents
 from dit.runs.card import ModelCard, NetworkSpec
-from dit.training import networks
+from dit.training import build_networks as networks
 from dit.training.batches import Batches
-from dit.training.card import build_card
+from dit.training.build_card import build_card
 from dit.training.cost.ddp_or_fsdp import memory
 from dit.training.cost.memory import Memory
 from dit.training.inputs import RunInputs

@@ -22,7 +22,7 @@ from dit.distributed.device import library_versions
 from dit.report.reference_curves import FOLDER, Reference, essence, settings_that_matter
 from dit.report.run_curves import draw_reference
 from dit.runs.card import ModelCard
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 from dit.utils.files import write_json
 
 PICTURES = FOLDER.parent / "images"

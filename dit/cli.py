@@ -67,12 +67,12 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "sample": (SampleConfig, "dit.commands.sample:sample"),
     "evaluate": (EvalConfig, "dit.commands.evaluate:evaluate"),
     "show": (ShowConfig, "dit.commands.show:show"),
-    "sweep": (SweepConfig, "dit.commands.sweep.sweep:sweep"),
+    "sweep": (SweepConfig, "dit.commands.sweep.command:sweep"),
     "compare": (CompareConfig, "dit.commands.compare:compare"),
     "stats": (StatsConfig, "dit.commands.stats:stats"),
     "nll": (NllConfig, "dit.commands.nll:nll"),
     "encode": (EncodeConfig, "dit.commands.encode:encode"),
-    "train-vae": (VaeConfig, "dit.commands.train_vae.train:train_vae"),
+    "train-vae": (VaeConfig, "dit.commands.train_vae.command:train_vae"),
     "ema": (EmaConfig, "dit.commands.ema:ema"),
     "convert": (ConvertConfig, "dit.commands.convert:convert"),
     "report": (ReportConfig, "dit.commands.report:report"),
@@ -375,7 +375,7 @@ def _preset(name: str) -> TrainConfig:
 
 
 def _settings_of(run: Path) -> TrainConfig:
-    from dit.runs.checkpoints import (
+    from dit.runs.checkpoint_files import (
         incomplete_checkpoints,
         latest_checkpoint,
         read_card,

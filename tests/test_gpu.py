@@ -10,12 +10,12 @@ from benchmarks.memory import BOUND, measure
 from dit.commands.nll import nll
 from dit.commands.train import train
 from dit.commands.train_classifier import train_classifier
-from dit.commands.train_vae.train import train_vae
+from dit.commands.train_vae.command import train_vae
 from dit.config import ClassifierConfig, NllConfig, SamplerConfig, TrainConfig, VaeConfig
 from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
-from dit.runs.checkpoints import find_weights, latest_checkpoint, verify_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import find_weights, latest_checkpoint, verify_checkpoint
+from dit.runs.logs import read_metrics
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run

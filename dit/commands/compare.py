@@ -14,7 +14,8 @@ from dit.config import CompareConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.protocol import UNKNOWN
-from dit.report.entry_kinds import (
+from dit.report.evaluation_page import FORMAT, RECOGNISED
+from dit.report.protocol_entries import (
     ABSENT,
     ASIDE,
     MEASURED,
@@ -23,7 +24,6 @@ from dit.report.entry_kinds import (
     kind_of,
     needed_entries,
 )
-from dit.report.evaluation_page import FORMAT, RECOGNISED
 from dit.report.score_names import parse
 from dit.report.table import NUMBER, Cell, Row, Table
 from dit.report.text import arrow, counted, number, show

@@ -5,7 +5,7 @@ from pathlib import Path
 from dit.config import ConvertConfig
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
-from dit.runs.formats.release import read_release, release_config
+from dit.runs.formats.dit_release import read_release, release_config
 from dit.runs.weights import write_weights
 from dit.utils.files import shell_quote, write_atomically
 from dit.utils.hub import absolute_if_local

@@ -8,11 +8,11 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.sampling.folder import progress_callback, sample_folder, sampling_bar
-from dit.sampling.grid import draw_grid
+from dit.sampling.image_grid import draw_grid
 from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
+from dit.sampling.sample_folder import progress_callback, sample_folder, sampling_bar
 from dit.utils.files import require_writable_file, shell_quote, write_atomically
 from dit.utils.image_size import format_size
 from dit.utils.pictures import spread

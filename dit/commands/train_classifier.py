@@ -7,7 +7,7 @@ from dit.config import ClassifierConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.registry import is_classifier
-from dit.runs.checkpoints import checkpoint_step, find_weights, latest_checkpoint
+from dit.runs.checkpoint_files import checkpoint_step, find_weights, latest_checkpoint
 from dit.runs.weights import Weights, read_weights
 from dit.utils.files import shell_quote
 

@@ -3,6 +3,7 @@
 The string under a field is its help text. The defaults are those of the digits preset.
 """
 
+from dit.config.autoencoder import EncodeConfig, VaeConfig
 from dit.config.evaluation import (
     CompareConfig,
     EvalConfig,
@@ -11,8 +12,7 @@ from dit.config.evaluation import (
     StatsConfig,
     SweepConfig,
 )
-from dit.config.first_stage import EncodeConfig, VaeConfig
-from dit.config.runs import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
+from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import from_json, to_json
 from dit.config.training import ClassifierConfig, TrainConfig, require_typed

@@ -15,7 +15,7 @@ import numpy as np
 from dit.data.image_files import READ_ERRORS, OpenFile
 from dit.data.images import ImageFiles
 from dit.data.labels import Columns, Label, Labels
-from dit.data.patterns import expand_pattern
+from dit.data.path_patterns import expand_pattern
 from dit.errors import UserError, did_you_mean
 from dit.utils.image_size import Size
 

@@ -8,7 +8,7 @@ from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, holds_datas
 from dit.data.image_files import is_image
 from dit.data.images import Digits, ImageFolder, Images
 from dit.data.labels import Columns
-from dit.data.patterns import expand_pattern, is_pattern
+from dit.data.path_patterns import expand_pattern, is_pattern
 from dit.data.tars import TarImages, list_tars
 from dit.errors import UserError, did_you_mean
 from dit.utils.files import shell_quote

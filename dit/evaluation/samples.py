@@ -10,9 +10,9 @@ from dit.config import PERFORMANCE_FLAGS, SamplerConfig
 from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs.checkpoints import find_weights
-from dit.sampling.folder import ARCHIVE, RECORD, sample_folder
+from dit.runs.checkpoint_files import find_weights
 from dit.sampling.load import LoadedRun
+from dit.sampling.sample_folder import ARCHIVE, RECORD, sample_folder
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
 

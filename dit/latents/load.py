@@ -10,7 +10,7 @@ from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
-from dit.latents.online import MemoryLatents, OnlineLatents
+from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, find_damaged_shards
 from dit.utils.files import shell_quote

@@ -31,7 +31,7 @@ from dit.evaluation.metrics.per_class import (
 from dit.evaluation.protocol import build_protocol
 from dit.evaluation.references import PreparedReference, Reference, score_samples
 from dit.report import contact_sheets, evaluation_page, figures
-from dit.report.digits import label_by_digit, recognise
+from dit.report.digit_accuracy import label_by_digit, recognise
 from dit.report.evaluation_page import Digits, NearCopies, Report
 from dit.report.run_curves import training_figures
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dit.config import TrainConfig, to_json
 from dit.report.text import counted
-from dit.runs.metrics import BY_TIME
+from dit.runs.logs import BY_TIME
 from dit.utils.files import reraise_as_user_error
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"

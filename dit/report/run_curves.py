@@ -20,7 +20,7 @@ from dit.report.figures import (
     to_image,
 )
 from dit.report.reference_curves import Line, Reference
-from dit.runs.metrics import BY_TIME, read_metrics
+from dit.runs.logs import BY_TIME, read_metrics
 from dit.utils.pictures import smooth
 
 EVENT, BAND = "#b3261e", "#8d95a3"

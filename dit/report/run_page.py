@@ -22,14 +22,14 @@ from dit.report.run_curves import draw_all, draw_scores
 from dit.report.table import NUMBER, Cell, Row, Table
 from dit.report.text import number
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import (
+from dit.runs.checkpoint_files import (
     checkpoint_step,
     checkpoints,
     find_best,
     paths_by_step,
     read_distance,
 )
-from dit.runs.metrics import read_metrics, read_starts
+from dit.runs.logs import read_metrics, read_starts
 from dit.utils import pictures
 from dit.utils.files import write_atomically
 

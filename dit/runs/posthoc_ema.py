@@ -16,7 +16,7 @@ from torch import Tensor
 from dit.config.validation import PLAIN_MEAN_LENGTH
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import checkpoint_name, checksum_entry
+from dit.runs.checkpoint_files import checkpoint_name, checksum_entry
 from dit.runs.ema_profiles import fit
 from dit.runs.weights import read_header, write_weights
 from dit.utils.files import (

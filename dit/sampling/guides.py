@@ -14,7 +14,7 @@ from dit.encoders.text import Captioned
 from dit.errors import UserError
 from dit.models.registry import is_classifier
 from dit.runs.card import ModelCard, class_mismatch
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights
 from dit.sampling.load import LoadedRun, load_network, load_run, with_captions
 from dit.utils.files import shell_quote

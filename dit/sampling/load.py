@@ -25,7 +25,7 @@ from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
 from dit.models.registry import is_classifier
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import Weights, read_header, read_weights
 from dit.utils.files import shell_quote
 from dit.utils.image_size import Size, sides, size_of

@@ -12,11 +12,11 @@ from dit.config import SamplerConfig
 from dit.diffusion import samplers
 from dit.diffusion.process import Denoise, Denoiser, Prediction, Process
 from dit.encoders.text import Captioned
-from dit.models.caching import CachedNetwork, run_all_blocks, run_outer_blocks
+from dit.models.feature_cache import CachedNetwork, run_all_blocks, run_outer_blocks
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
 from dit.sampling.load import LoadedRun, without_captions
-from dit.sampling.settings import find_steps, resolve, validate
+from dit.sampling.resolve import find_steps, resolve, validate
 
 
 @dataclass(frozen=True)

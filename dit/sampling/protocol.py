@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.encoders.text import Captioned
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_header
 from dit.sampling.pipeline import SamplingPipeline
 from dit.utils.files import sha256

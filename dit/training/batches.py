@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dit.data.order import batch_indices, generator
+from dit.data.sample_order import batch_indices, generator
 from dit.diffusion.objective import drop_labels
 from dit.diffusion.process import Process
 from dit.diffusion.weighting import LossAwareSampler

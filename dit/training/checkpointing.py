@@ -26,7 +26,7 @@ from dit.distributed.parallel import gather_state_dict
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import (
+from dit.runs.checkpoint_files import (
     BEST,
     Distance,
     checkpoint_name,

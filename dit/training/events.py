@@ -3,16 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from dit.config import TrainConfig
-from dit.training.cost.flops import Meter
 from dit.training.ema import save_ema_snapshots, snapshot_every
-from dit.training.lr_schedule import learning_rate
-from dit.training.monitoring.environment import peak_memory
-from dit.training.monitoring.metrics import EvalResult, Stopwatch
+from dit.training.monitoring.log import EvalResult
 from dit.training.monitoring.reporter import Reporter
-from dit.training.monitoring.update_ratio import update_ratio
 from dit.training.resilience.preemption import Preempted, Stop
 from dit.training.session import TrainingSession
 from dit.training.spike_guard import CHECK_EVERY
@@ -59,30 +53,6 @@ def events_after(step: int, config: TrainConfig, steps: int, stop: bool) -> Even
 def is_due(step: int, every: int, steps: int) -> bool:
     """Whether an event of every so many steps (0: never), and of the last, follows this step."""
     return every > 0 and (step % every == 0 or step == steps)
-
-
-def log_values(
-    session: TrainingSession, step: int, watch: Stopwatch, meter: Meter
-) -> dict[str, float]:
-    """Return the numbers of the log: means since its last line; update and memory as of now."""
-    # This waits for the device, so that the stopwatch counts all of its work.
-    means = session.state.means.compute_and_reset(session.ranks)
-    lap = watch.lap(step - session.start)
-    speed = session.config.global_batch_size * lap.steps_per_second
-
-    # Each rank measures its own wait and memory: logged are their mean and their maximum.
-    device = session.ranks.device
-    mine = torch.tensor([[lap.waiting, peak_memory(device)]], dtype=torch.float64, device=device)
-    waiting, memory = session.ranks.gather(mine).T
-    return {
-        **means,
-        "lr": learning_rate(session.config, step - 1, session.steps),
-        "update_ratio": update_ratio(session.state.optimizer).item(),
-        "img_per_s": speed,
-        "mfu": meter.utilisation(speed),
-        "data_wait": waiting.mean().item(),
-        "memory_gib": memory.max().item(),
-    }
 
 
 def evaluate_ema(

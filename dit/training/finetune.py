@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dit.build import load_weights
 from dit.errors import UserError
 from dit.runs.card import ModelCard, same_autoencoder
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_header, read_weights
 
 PARTS = {

@@ -14,10 +14,11 @@ from dit.latents.load import build_source
 from dit.latents.store import Latents
 from dit.models.registry import check_name
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import read_card
-from dit.training.card import build_card
+from dit.runs.checkpoint_files import read_card
+from dit.training.build_card import build_card
 from dit.training.monitoring.trackers import require_wandb
-from dit.training.run_directory import find_run, require_autoencoder
+from dit.training.resume import require_autoencoder
+from dit.training.run_directory import find_run
 
 
 @dataclass(frozen=True)

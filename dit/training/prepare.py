@@ -4,9 +4,9 @@ from dit.build import build_loss, build_process
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
 from dit.training.batches import DataStream
+from dit.training.build_networks import build_networks, wrap
 from dit.training.checkpointing import load
 from dit.training.inputs import RunInputs
-from dit.training.networks import build_networks, wrap
 from dit.training.session import TrainingPlan, TrainingSession
 from dit.training.state import new_state
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dit.distributed.ranks import Ranks
-from dit.runs.metrics import BY_TIME
+from dit.runs.logs import BY_TIME
 
 BUCKETS = [f"{BY_TIME}{low / 5:.1f}-{(low + 1) / 5:.1f}" for low in range(5)]
 """Names of the loss in fifths of the time between data (0) and pure noise (1)."""

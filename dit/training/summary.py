@@ -1,7 +1,7 @@
 """What a training prints at its start and at its end."""
 
 from dit.models.registry import is_classifier
-from dit.runs.checkpoints import (
+from dit.runs.checkpoint_files import (
     BEST,
     checkpoint_card,
     checkpoint_step,
@@ -9,7 +9,7 @@ from dit.runs.checkpoints import (
     latest_checkpoint,
 )
 from dit.runs.posthoc_ema import FOLDER
-from dit.training.run_directory import changes
+from dit.training.resume import changes
 from dit.training.session import TrainingSession
 from dit.utils.files import shell_quote
 

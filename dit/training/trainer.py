@@ -9,16 +9,9 @@ from dit.runs.posthoc_ema import drop_after
 from dit.training.batches import Batch, Batches, draw_loss_inputs
 from dit.training.checkpointing import Saver, tidy
 from dit.training.cost.flops import Meter, meter
-from dit.training.events import (
-    Events,
-    evaluate_ema,
-    events_after,
-    log_values,
-    sample_preview,
-    save_snapshots,
-)
+from dit.training.events import Events, evaluate_ema, events_after, sample_preview, save_snapshots
 from dit.training.lr_schedule import learning_rate
-from dit.training.monitoring.metrics import EvalResult, Stopwatch
+from dit.training.monitoring.log import EvalResult, Stopwatch, log_values
 from dit.training.monitoring.progress import Bar
 from dit.training.monitoring.reporter import Reporter
 from dit.training.resilience.preemption import Stop

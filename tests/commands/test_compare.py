@@ -20,7 +20,7 @@ from dit.evaluation.metrics.compute import Score
 from dit.evaluation.protocol import build_protocol
 from dit.evaluation.references import Reference
 from dit.report import evaluation_page as report
-from dit.report.entry_kinds import ASIDE, ASIDE_ENTRIES, MEASURED, NEEDED, SAMPLED
+from dit.report.protocol_entries import ASIDE, ASIDE_ENTRIES, MEASURED, NEEDED, SAMPLED
 
 HASH, OTHER = "5b" * 32, "6c" * 32
 CNN, INCEPTION = "features (digits-cnn)", "features (inception-v3-compat)"

@@ -12,7 +12,7 @@ from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs.card import NetworkSpec
 from dit.runs.formats.diffusers import from_diffusers, to_diffusers
-from dit.runs.formats.release import infer_spec, read_release
+from dit.runs.formats.dit_release import infer_spec, read_release
 from dit.runs.weights import read_weights
 
 

@@ -20,7 +20,7 @@ from dit.errors import UserError
 from dit.models.registry import count_parameters, create_model
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights
 from dit.utils.files import sha256
 

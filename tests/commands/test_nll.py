@@ -22,7 +22,7 @@ from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
 from dit.latents.load import build_source
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.sampling.load import load_run
 from dit.utils.files import sha256
 

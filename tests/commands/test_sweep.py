@@ -16,11 +16,11 @@ from PIL import Image
 from dit.cli import parse
 from dit.commands.evaluate import evaluate
 from dit.commands.sweep import charts, results, score_point
+from dit.commands.sweep.command import sweep
 from dit.commands.sweep.evaluations import count_evaluations
 from dit.commands.sweep.points import Keys, Point, Setting, classifier_scale, describe, read_point
 from dit.commands.sweep.ranking import paired_interval, rank
 from dit.commands.sweep.settings import settings_of
-from dit.commands.sweep.sweep import sweep
 from dit.config import EvalConfig, SampleConfig, SamplerConfig, SweepConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
@@ -28,9 +28,9 @@ from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import Score
 from dit.models.dit import SIZES
 from dit.runs import posthoc_ema
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights
-from dit.sampling import folder as sample_folder
+from dit.sampling import sample_folder
 from dit.sampling.load import load_run
 
 pytestmark = pytest.mark.usefixtures("small_networks")

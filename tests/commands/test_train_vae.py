@@ -23,12 +23,12 @@ from dit.commands.train_vae.codebook import (
     perplexity,
     restart_entries,
 )
+from dit.commands.train_vae.command import fit, train_vae
 from dit.commands.train_vae.discriminator import GanLoss, PatchGAN, adaptive_weight, hinge
 from dit.commands.train_vae.learner import Learner
 from dit.commands.train_vae.losses import RESTART_EVERY, KLForward, VQForward, load_lpips
 from dit.commands.train_vae.networks import create_network
 from dit.commands.train_vae.quality import latent_statistics, measure
-from dit.commands.train_vae.train import fit, train_vae
 from dit.config import VaeConfig
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
@@ -36,7 +36,7 @@ from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_aut
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.load import load_extractors
-from dit.latents.online import MemoryLatents
+from dit.latents.on_the_fly import MemoryLatents
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = dict(

@@ -21,10 +21,10 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import checkpoints, find_weights
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import checkpoints, find_weights
+from dit.runs.logs import read_metrics
 from dit.runs.weights import read_weights
-from dit.training.card import build_card
+from dit.training.build_card import build_card
 from dit.training.inputs import RunInputs
 from dit.training.monitoring.accuracy import AccuracyCurve
 

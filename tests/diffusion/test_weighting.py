@@ -17,11 +17,11 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.runs.checkpoints import latest_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import latest_checkpoint
+from dit.runs.logs import read_metrics
 from dit.runs.weights import read_weights
 from dit.training.batches import read_batch, training_times
-from dit.training.card import build_card
+from dit.training.build_card import build_card
 from dit.training.inputs import RunInputs
 from dit.training.trainer import take_step
 

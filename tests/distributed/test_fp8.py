@@ -24,12 +24,12 @@ from dit.distributed.float8 import convert_to_float8, require_fp8
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
+from dit.training import build_networks as networks
 from dit.training import inputs as training_inputs
-from dit.training import networks
 from dit.training.monitoring.previews import sampler_settings
 
 pytest.importorskip("torchao", reason="needs torchao: make test-fp8")

@@ -17,8 +17,8 @@ from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import find_weights, latest_checkpoint, verify_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import find_weights, latest_checkpoint, verify_checkpoint
+from dit.runs.logs import read_metrics
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)
 TINY = TrainConfig(

@@ -10,7 +10,7 @@ from dit.config import VaeConfig
 from dit.data.images import Digits
 from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, load_autoencoder
 from dit.errors import UserError
-from dit.latents.online import MemoryLatents
+from dit.latents.on_the_fly import MemoryLatents
 from dit.utils.files import sha256
 
 

@@ -34,7 +34,7 @@ from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import generate
 from dit.sampling.load import class_ids, load_run, with_prompts
 from dit.sampling.pipeline import build_pipeline
-from dit.training.card import build_card
+from dit.training.build_card import build_card
 from dit.training.finetune import initialise
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
@@ -585,7 +585,7 @@ def test_a_guide_of_another_conditioning_is_refused(run, tiny_run):
 
 
 def test_a_run_records_a_limited_number_of_captions(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("dit.training.card.MAX_CAPTIONS", 1)
+    monkeypatch.setattr("dit.training.build_card.MAX_CAPTIONS", 1)
     config = settings(tmp_path, folder)
     encoder = load_text_encoder(str(folder))
     card = build_card(config, build_source(config, load_autoencoder("identity")), encoder)

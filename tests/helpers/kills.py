@@ -15,8 +15,8 @@ from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import checkpoints, latest_checkpoint, verify_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import checkpoints, latest_checkpoint, verify_checkpoint
+from dit.runs.logs import read_metrics
 
 CLOCKS = {"img_per_s", "mfu", "data_wait", "memory_gib"}  # of the log: they vary between runs
 RUN = TrainConfig(

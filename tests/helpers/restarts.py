@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dit.runs.metrics import MACHINE, read_metrics
+from dit.runs.logs import MACHINE, read_metrics
 
 ROOT = Path(__file__).parents[2]
 

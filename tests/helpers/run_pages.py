@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dit.runs.metrics import BY_TIME
+from dit.runs.logs import BY_TIME
 
 FD = "FD(digits-cnn)"
 START = dict(

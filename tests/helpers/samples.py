@@ -8,8 +8,8 @@ from PIL import Image
 
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
-from dit.sampling.folder import sample_folder
 from dit.sampling.load import LoadedRun
+from dit.sampling.sample_folder import sample_folder
 
 QUICK = SamplerConfig(
     sampler="heun", precision="fp32", steps=3, cfg_scale=2.0, seed=5, batch_size=4

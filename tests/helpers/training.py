@@ -13,9 +13,9 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.latents.load import build_source
 from dit.latents.store import Latents
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 from dit.training.batches import read_batch
-from dit.training.card import build_card
+from dit.training.build_card import build_card
 from dit.training.inputs import RunInputs
 from dit.training.prepare import prepare
 from dit.training.resolve import resolve

@@ -15,14 +15,14 @@ from PIL import Image
 from dit.commands.encode import encode
 from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder
-from dit.data.order import batch_indices
+from dit.data.sample_order import batch_indices
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents import store
 from dit.latents.load import build_source
 from dit.latents.moments import MomentSums, decode_batches
-from dit.latents.online import MemoryLatents, OnlineLatents
+from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import holds_latents
 from dit.latents.store import Damage, LatentStore, find_damaged_shards
 

@@ -17,7 +17,7 @@ from dit.evaluation.metrics.frechet import fit, frechet
 from dit.evaluation.metrics.memorisation import PIXELS, TrainingImages, pixel_extractor
 from dit.evaluation.references import Reference, prepare_reference
 from dit.report import findings
-from dit.report.digits import label_by_digit, recognise
+from dit.report.digit_accuracy import label_by_digit, recognise
 from dit.report.findings import EvaluationInputs, build_report
 
 CPU = torch.device("cpu")

@@ -26,8 +26,8 @@ from dit.report.reference_curves import (
 from dit.report.run_curves import CURVES, draw_reference, values
 from dit.report.run_page import event_cells, last_of_each_step, write_page
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import checkpoints, latest_checkpoint
-from dit.runs.metrics import BY_TIME, read_metrics, read_starts
+from dit.runs.checkpoint_files import checkpoints, latest_checkpoint
+from dit.runs.logs import BY_TIME, read_metrics, read_starts
 from dit.training.monitoring.previews import Previews
 
 pytestmark = pytest.mark.usefixtures("small_networks")

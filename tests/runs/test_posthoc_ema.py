@@ -19,7 +19,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
 from dit.runs import posthoc_ema as posthoc
-from dit.runs.checkpoints import latest_checkpoint
+from dit.runs.checkpoint_files import latest_checkpoint
 from dit.runs.ema_profiles import gamma_of, inner_products
 from dit.runs.posthoc_ema import FOLDER, file_name, find_snapshots, mixtures
 from dit.runs.weights import read_header, read_weights, write_weights

@@ -20,11 +20,11 @@ from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import settings_key
 from dit.models.dit import SIZES
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import checkpoint_name, latest_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import checkpoint_name, latest_checkpoint
+from dit.runs.logs import read_metrics
 from dit.sampling import load as trained
-from dit.sampling.folder import sample_folder
 from dit.sampling.load import load_run
+from dit.sampling.sample_folder import sample_folder
 from dit.training.monitoring import evaluation as scores
 from dit.training.monitoring.eval_protocol import eval_key
 from dit.training.monitoring.previews import sampler_settings

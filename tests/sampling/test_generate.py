@@ -19,12 +19,12 @@ from dit.config import SampleConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
 from dit.evaluation.samples import settings_key
-from dit.sampling import folder as module
-from dit.sampling.folder import progress_callback, sampling_bar
+from dit.sampling import sample_folder as module
 from dit.sampling.generate import ImageNoise, generate, sample_latents
-from dit.sampling.grid import sample_grid
+from dit.sampling.image_grid import sample_grid
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.sample_folder import progress_callback, sampling_bar
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 

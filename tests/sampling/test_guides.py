@@ -16,14 +16,14 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED
 from dit.errors import UserError
 from dit.evaluation.samples import image_settings, settings_key
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights, write_weights
-from dit.sampling.folder import sample_folder
 from dit.sampling.generate import sample_latents
 from dit.sampling.guides import load_classifier
 from dit.sampling.load import class_ids, load_run, with_classifier_labels
 from dit.sampling.pipeline import build_pipeline
 from dit.sampling.protocol import protocol
+from dit.sampling.sample_folder import sample_folder
 from dit.utils.files import sha256
 
 pytestmark = pytest.mark.usefixtures("small_networks")

@@ -15,7 +15,7 @@ from dit.commands.evaluate import evaluate
 from dit.commands.info import info
 from dit.commands.sample import sample
 from dit.commands.stats import stats
-from dit.commands.sweep.sweep import sweep
+from dit.commands.sweep.command import sweep
 from dit.commands.train import train
 from dit.config import (
     EncodeConfig,
@@ -31,10 +31,10 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.store import LatentStore
 from dit.runs.card import ModelCard
-from dit.sampling.folder import sample_folder
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.sample_folder import sample_folder
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 ALONE = Ranks()

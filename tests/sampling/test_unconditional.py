@@ -15,7 +15,7 @@ from dit.commands.encode import encode
 from dit.commands.evaluate import evaluate
 from dit.commands.info import info
 from dit.commands.sample import sample
-from dit.commands.sweep.sweep import sweep
+from dit.commands.sweep.command import sweep
 from dit.commands.train import train
 from dit.config import (
     EncodeConfig,
@@ -29,15 +29,15 @@ from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.latents.online import OnlineLatents
+from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import LatentStore
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import find_weights
-from dit.runs.metrics import read_metrics
-from dit.sampling.folder import sample_folder
+from dit.runs.checkpoint_files import find_weights
+from dit.runs.logs import read_metrics
 from dit.sampling.load import class_ids, load_run
+from dit.sampling.sample_folder import sample_folder
 from dit.training.batches import read_batch
-from dit.training.card import build_card
+from dit.training.build_card import build_card
 from dit.training.inputs import RunInputs
 
 ALONE, COUNT = Ranks(), 12

@@ -12,7 +12,7 @@ from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import (
+from dit.runs.checkpoint_files import (
     checkpoints,
     checksum_entry,
     find_weights,

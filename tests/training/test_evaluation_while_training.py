@@ -28,7 +28,7 @@ from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.metrics.compute import Score
 from dit.latents.load import build_source
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import (
+from dit.runs.checkpoint_files import (
     Best,
     Distance,
     checkpoints,
@@ -38,7 +38,7 @@ from dit.runs.checkpoints import (
     read_distance,
     verify_checkpoint,
 )
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 from dit.sampling.generate import generate
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
@@ -46,7 +46,7 @@ from dit.training import batches, checkpointing
 from dit.training.batches import Batch, read_batch
 from dit.training.checkpointing import tidy
 from dit.training.monitoring import eval_samples, evaluation
-from dit.training.monitoring.metrics import EvalResult, MetricsLog
+from dit.training.monitoring.log import EvalResult, MetricsLog
 from dit.training.monitoring.previews import sampler_settings
 from dit.training.resilience.preemption import Stop
 from dit.training.session import TrainingSession
@@ -394,7 +394,7 @@ def test_a_kill_while_the_log_is_rewritten_leaves_it(tmp_path, monkeypatch):
         raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr("dit.training.monitoring.metrics.sync_to_disk", killed)
+        patch.setattr("dit.training.monitoring.log.sync_to_disk", killed)
         with pytest.raises(Kill):
             MetricsLog(out, start=2)
     assert (out / "metrics.jsonl").read_bytes() == before

@@ -19,8 +19,8 @@ from helpers.kills import (
     writing,
 )
 
-from dit.runs.checkpoints import checkpoint_step, latest_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import checkpoint_step, latest_checkpoint
+from dit.runs.logs import read_metrics
 
 
 def assert_same(whole: Path, other: Path) -> None:

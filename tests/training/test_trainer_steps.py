@@ -27,14 +27,19 @@ from dit.build import build_denoiser
 from dit.commands import train as command
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
-from dit.latents.online import MemoryLatents
+from dit.latents.on_the_fly import MemoryLatents
 from dit.models import unet
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import checkpoint_step, checkpoints, latest_checkpoint, verify_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import (
+    checkpoint_step,
+    checkpoints,
+    latest_checkpoint,
+    verify_checkpoint,
+)
+from dit.runs.logs import read_metrics
 from dit.runs.weights import Weights, read_weights
 from dit.sampling.generate import sample_latents
-from dit.sampling.grid import sample_grid
+from dit.sampling.image_grid import sample_grid
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training import checkpointing

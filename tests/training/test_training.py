@@ -21,18 +21,18 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import (
+from dit.runs.checkpoint_files import (
     checkpoint_step,
     find_weights,
     latest_checkpoint,
     verify_checkpoint,
 )
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import find_snapshots
 from dit.sampling.load import load_run
 from dit.training.batches import read_batch
 from dit.training.lr_schedule import learning_rate, total_steps
-from dit.training.monitoring.metrics import MetricsLog
+from dit.training.monitoring.log import MetricsLog
 from dit.training.running_means import RunningMeans
 from dit.utils.files import sha256, write_atomically, write_json
 

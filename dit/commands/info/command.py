@@ -18,13 +18,13 @@ from dit.errors import UserError
 from dit.latents.shards import holds_latents
 from dit.latents.store import DAMAGED, find_damaged_shards, read_index
 from dit.models.registry import count_parameters
-from dit.runs import checkpoints as runs
+from dit.runs import checkpoint_files as runs
 from dit.runs.card import ModelCard
-from dit.runs.formats.release import read_release
-from dit.runs.metrics import read_metrics
+from dit.runs.formats.dit_release import read_release
+from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
-from dit.training.run_directory import require_settings
+from dit.training.resume import require_settings
 
 WIDTH = 100  # columns of the table
 MOST_DAMAGED = 5  # files that the error names

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from dit.commands.sweep import grid
+from dit.commands.sweep import parameter_grid as grid
 from dit.commands.sweep.points import Setting
 from dit.config import SamplerConfig, SweepConfig
 from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.runs import posthoc_ema
-from dit.runs.checkpoints import find_weights
+from dit.runs.checkpoint_files import find_weights
 from dit.sampling.load import LoadedRun, with_classifier_labels
 from dit.sampling.pipeline import build_pipeline
-from dit.sampling.settings import find_sampler, has_null_class
+from dit.sampling.resolve import find_sampler, has_null_class
 from dit.utils.image_size import size_of
 
 

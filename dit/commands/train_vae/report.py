@@ -10,7 +10,7 @@ from dit.commands.train_vae.quality import Scores, reconstruct
 from dit.config import VaeConfig, to_json
 from dit.data.images import Images
 from dit.encoders.autoencoder import Autoencoder
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 from dit.utils.files import shell_quote, write_json
 from dit.utils.image_size import sides, size_flag
 from dit.utils.pictures import fitting_scale, grid, loss_curve

@@ -6,8 +6,8 @@ from dit.build import build_text_encoder
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import read_card
-from dit.training.card import build_card
+from dit.runs.checkpoint_files import read_card
+from dit.training.build_card import build_card
 from dit.training.cost.assumed import (
     AssumedImageNet,
     load_or_assume_autoencoder,
@@ -18,7 +18,8 @@ from dit.training.cost.describe import describe
 from dit.training.cost.planning import PlannedStep, scaling_table
 from dit.training.finetune import find_origin
 from dit.training.lr_schedule import total_steps
-from dit.training.run_directory import find_run, open_run, require_autoencoder
+from dit.training.resume import require_autoencoder
+from dit.training.run_directory import find_run, open_run
 
 
 def dry_run(config: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None) -> str:

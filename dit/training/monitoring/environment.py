@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import torch
 
 from dit.distributed.device import compute_precision, device_kind, library_versions
-from dit.runs.metrics import MACHINE, read_starts
+from dit.runs.logs import MACHINE, read_starts
 from dit.training.cost.flops import Meter
 from dit.training.session import TrainingSession
 from dit.utils.files import write_json

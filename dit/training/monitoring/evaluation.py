@@ -18,10 +18,10 @@ from dit.evaluation import references
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import OnBatch, extract, no_callback
 from dit.evaluation.metrics.compute import NAMES, score_names
-from dit.runs.checkpoints import find_best
+from dit.runs.checkpoint_files import find_best
 from dit.training.monitoring.eval_protocol import eval_key, read_protocols, record_protocol
 from dit.training.monitoring.eval_samples import sample_ema
-from dit.training.monitoring.metrics import EvalResult
+from dit.training.monitoring.log import EvalResult
 from dit.training.monitoring.previews import sampler_settings
 from dit.training.session import TrainingSession
 from dit.utils.image_size import sides

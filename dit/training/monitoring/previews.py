@@ -11,9 +11,9 @@ from dit.config import SamplerConfig
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captioned, Captions
 from dit.runs.card import ModelCard
-from dit.runs.checkpoints import paths_by_step
+from dit.runs.checkpoint_files import paths_by_step
 from dit.runs.weights import Weights
-from dit.sampling.grid import draw_grid
+from dit.sampling.image_grid import draw_grid
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
 from dit.utils import pictures

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
-from dit.runs.checkpoints import is_distance
+from dit.runs.checkpoint_files import is_distance
 
 BAR = "{percentage:3.0f}%|{bar}| {desc}"
 FORMATS = {

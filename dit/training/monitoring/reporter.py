@@ -7,11 +7,11 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.models.registry import is_classifier
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 from dit.training.cost.flops import Meter
 from dit.training.monitoring.accuracy import AccuracyCurve
 from dit.training.monitoring.environment import record_start
-from dit.training.monitoring.metrics import EvalResult, MetricsLog, Tracker
+from dit.training.monitoring.log import EvalResult, MetricsLog, Tracker
 from dit.training.monitoring.previews import Previews
 from dit.training.monitoring.trackers import TensorBoard, Wandb
 from dit.training.session import TrainingSession

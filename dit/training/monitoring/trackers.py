@@ -11,8 +11,8 @@ import numpy as np
 from dit.config import to_json
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.metrics import BY_TIME
-from dit.training.monitoring.metrics import tag
+from dit.runs.logs import BY_TIME
+from dit.training.monitoring.log import tag
 from dit.utils.files import write_json
 
 SAMPLES = "samples"  # tag of pictures

@@ -5,7 +5,7 @@ import math
 from typing import TYPE_CHECKING
 
 from dit.errors import UserError
-from dit.runs.checkpoints import latest_checkpoint
+from dit.runs.checkpoint_files import latest_checkpoint
 from dit.training.checkpointing import Saver, load
 from dit.training.session import TrainingSession
 from dit.training.spike_guard import SkippedStep

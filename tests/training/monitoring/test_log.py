@@ -16,10 +16,10 @@ from torch.distributed.fsdp import fully_shard
 
 from dit.distributed.ranks import Ranks
 from dit.models.dit import SIZES
-from dit.runs.metrics import MACHINE, read_metrics
+from dit.runs.logs import MACHINE, read_metrics
 from dit.training import checkpointing as checkpoint
-from dit.training.monitoring import metrics as metrics_log
-from dit.training.monitoring.metrics import Stopwatch, score_tag, tag
+from dit.training.monitoring import log as metrics_log
+from dit.training.monitoring.log import Stopwatch, score_tag, tag
 from dit.training.monitoring.update_ratio import update_ratio
 from dit.training.running_means import BUCKETS, RunningMeans
 

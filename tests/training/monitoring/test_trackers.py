@@ -11,7 +11,7 @@ from PIL import Image
 
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs.metrics import read_metrics
+from dit.runs.logs import read_metrics
 from dit.training.monitoring import trackers
 from dit.training.monitoring.trackers import LAYOUT, TensorBoard, require_wandb
 

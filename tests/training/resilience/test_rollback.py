@@ -14,8 +14,8 @@ from dit.commands.train import train
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.dit import SIZES
-from dit.runs.checkpoints import checkpoint_step, checkpoints, find_weights, latest_checkpoint
-from dit.runs.metrics import read_metrics
+from dit.runs.checkpoint_files import checkpoint_step, checkpoints, find_weights, latest_checkpoint
+from dit.runs.logs import read_metrics
 from dit.training import trainer
 from dit.training.spike_guard import SpikeGuard
 

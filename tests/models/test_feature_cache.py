@@ -12,13 +12,13 @@ from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.caching import CachedNetwork, run_all_blocks, run_outer_blocks
 from dit.models.conditioning import CONDITIONINGS
+from dit.models.feature_cache import CachedNetwork, run_all_blocks, run_outer_blocks
 from dit.runs.card import NetworkSpec
-from dit.sampling.folder import sample_folder
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.sample_folder import sample_folder
 
 SPEC = NetworkSpec(model="DiT-Ti/4", input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
 PLAIN = SamplerConfig(steps=6, cfg_scale=2.0, precision="fp32", sampler="euler")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit.data.order import batch_indices, generator, permute
+from dit.data.sample_order import batch_indices, generator, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 100, 1000, 1797, 4096, 65537])

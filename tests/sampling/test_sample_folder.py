@@ -18,11 +18,11 @@ from helpers.samples import CLASSES, QUICK, fill, largest_difference, pixels
 
 from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
-from dit.sampling import folder as module
-from dit.sampling.folder import sample_folder
+from dit.sampling import sample_folder as module
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.sample_folder import sample_folder
 
 CPU = torch.device("cpu")
 DISK_FULL = "[Errno 28] No space left on device"

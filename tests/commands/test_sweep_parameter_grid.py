@@ -2,7 +2,7 @@
 
 import pytest
 
-from dit.commands.sweep.grid import (
+from dit.commands.sweep.parameter_grid import (
     check_count,
     parse_counts,
     parse_intervals,
