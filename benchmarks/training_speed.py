@@ -148,7 +148,7 @@ def peer_step(variant: Variant, network: nn.Module, batch: int, device: torch.de
     def step() -> None:
         with tf32(variant.precision == "tf32"), autocast(device, precision):
             loss = diffusion_loss(denoise, x0, y, t, eps)
-            loss.total.backward()
+            loss.mean.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update(network, 1)

@@ -72,7 +72,7 @@ def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder
 
 
 def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:
-    """Refuse an image size whose latents a network can not cut into patches, or halve."""
+    """Refuse an image size whose latents a network cannot cut into patches, or halve."""
     pixels, latents, multiple = sides(image_size), sides(spec.input_size), side_multiple(spec.model)
     if any(side % multiple for side in latents):
         unit = multiple * pixels[0] // latents[0]

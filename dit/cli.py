@@ -42,7 +42,7 @@ from dit.config import (
     SweepConfig,
     TrainConfig,
     VaeConfig,
-    require_typed,
+    refuse_unread_flags,
 )
 from dit.errors import PeerLost, UserError, did_you_mean
 
@@ -226,7 +226,9 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     # the class itself, not the subclass with help texts
     config = kind(**_values(given))
     if isinstance(config, TrainConfig):
-        require_typed(config, {flag.removeprefix("--").replace("-", "_") for flag, _ in typed})
+        refuse_unread_flags(
+            config, {flag.removeprefix("--").replace("-", "_") for flag, _ in typed}
+        )
     return config
 
 

@@ -288,7 +288,7 @@ def _half_width(score: dict[str, Any]) -> float | None:
 def to_text(comparison: Comparison) -> str:
     """Return the verdict, the differences in groups, and the table of scores."""
     groups = {
-        "Measured differently – such scores can not be compared:": comparison.of(MEASURED),
+        "Measured differently – such scores cannot be compared:": comparison.of(MEASURED),
         "Not known – the scores may have been measured differently:": comparison.of(UNKNOWN),
         "Sampled differently or unknown – what the comparison is about:": comparison.of(SAMPLED),
     }

@@ -195,7 +195,7 @@ def _check_images(images: ImageFiles, root: Path, own: list[int], ranks: Ranks) 
     if shards.holds_latents(root):  # shards refer to images by their order
         do = "replace them by images of the same names"
     raise UserError(
-        f"{len(indices)} of {len(images)} images can not be read: {names} "
+        f"{len(indices)} of {len(images)} images cannot be read: {names} "
         f"({images.damage(indices[0])})",
         "intact image files",
         do,

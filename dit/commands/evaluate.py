@@ -48,7 +48,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     size = samples.size if samples else run.image_size  # type: ignore[union-attr]
     sampler = SamplerConfig(**{name: getattr(cfg, name) for name in SAMPLER_FLAGS})
     if run:
-        build_pipeline(run, sampler)  # refuses what the run can not do
+        build_pipeline(run, sampler)  # refuses what the run cannot do
 
     reference = _find_reference(cfg, size, data)
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)

@@ -86,7 +86,7 @@ def _sample_grid(run: LoadedRun, config: SampleConfig, classes: list[int], ranks
 
 
 def _default_out(pipeline: SamplingPipeline, per_class: int) -> Path:
-    """Return a name with the main settings and six digits of the hash of all settings."""
+    """Return a name with the main settings and six hex digits of the hash of all settings."""
     run, settings = pipeline.run, pipeline.settings
     # a grid replaces another only if it is the same picture
     record = {**protocol(pipeline), "per_class": per_class}

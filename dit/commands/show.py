@@ -121,7 +121,7 @@ def forward(pipeline: SamplingPipeline, labels: Tensor, times: Times) -> list[Mo
         t = torch.tensor(time * process.end, dtype=torch.float64)
         t = t.round() if process.end > 1 else t  # a DDPM has whole times
         x_t = add_noise(process, x0, eps, t)
-        with autocast(run.device, settings.precision), pipeline.one_batch():
+        with autocast(run.device, settings.precision), pipeline.clearing_block_cache():
             moments.append(Moment(t, x_t, pipeline.denoise(x_t, t, labels).x0))
     return moments
 

@@ -15,7 +15,7 @@ from dit.config.evaluation import (
 from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import from_json, to_json
-from dit.config.training import ClassifierConfig, TrainConfig, require_typed
+from dit.config.training import ClassifierConfig, TrainConfig, refuse_unread_flags
 
 __all__ = [
     "PERFORMANCE_FLAGS",
@@ -37,6 +37,6 @@ __all__ = [
     "TrainConfig",
     "VaeConfig",
     "from_json",
-    "require_typed",
+    "refuse_unread_flags",
     "to_json",
 ]

@@ -1,4 +1,4 @@
-"""Named configurations, the door of the package: what each costs and what it scores.
+"""Named configurations, the starting point: what each costs and what it scores.
 
 Scores without a source were measured with this package, see docs/performance.md.
 """

@@ -347,7 +347,7 @@ def _is_classifier(model: str) -> UserError:
     )
 
 
-def require_typed(config: TrainConfig, typed: Set[str]) -> None:
+def refuse_unread_flags(config: TrainConfig, typed: Set[str]) -> None:
     """Refuse flags on the command line that nothing would read.
 
     Saved settings of earlier versions may have such values, so they are not refused at once.

@@ -248,7 +248,7 @@ def _load(name: str, data: str, streaming: bool) -> Any:
         return datasets.load_dataset("/".join(parts[:2]), *parts[2:], streaming=streaming)
     except Exception as error:  # of many kinds
         raise UserError(
-            f"--data {data} can not be opened as a data set ({_one_line(error)})",
+            f"--data {data} cannot be opened as a data set ({_one_line(error)})",
             "a folder of save_to_disk or of parquet files, or the hub's OWNER/NAME[/CONFIG]",
             "check the name, or fill the hub's cache on a connected machine and set HF_HOME to it",
         ) from error

@@ -103,7 +103,7 @@ def read_image(open_file: OpenFile, name: str) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except READ_ERRORS as error:
         raise UserError(
-            f"{name} can not be read as an image ({error})",
+            f"{name} cannot be read as an image ({error})",
             "an intact image file",
             "replace or delete it",
         ) from error
@@ -121,7 +121,7 @@ def read_pixels(open_file: OpenFile, name: str, size: Size) -> Tensor:
 
 
 def find_damage(open_file: OpenFile) -> str:
-    """Return why an image file can not be read, or "" if it is intact. Cheaper than reading it."""
+    """Return why an image file cannot be read, or "" if it is intact. Cheaper than reading it."""
     try:
         with open_file() as file, Image.open(file) as image:
             if image.format == "PNG":

@@ -126,7 +126,7 @@ class ImageFiles:
         raise NotImplementedError
 
     def damage(self, index: int) -> str:
-        """Return why image `index` can not be read, or "" if it is intact."""
+        """Return why image `index` cannot be read, or "" if it is intact."""
         return find_damage(partial(self.open, index))
 
 

@@ -139,7 +139,7 @@ def _samples(shard: Path) -> Iterator[tuple[tarfile.TarFile, Sample]]:
             _check_end(shard, tar.offset)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
-            f"{shard} can not be read as a tar ({error})",
+            f"{shard} cannot be read as a tar ({error})",
             "an intact tar file, not compressed",
             "copy it again, unpack a .tar.gz, or pass the shards without it",
         ) from error

@@ -26,9 +26,11 @@ def cfg(
     Args:
         denoise: the denoiser to guide.
         process: its process, whose end is time 1 of the interval.
-        scale: of the extrapolation weak + scale * (strong - weak); 1 is no guidance.
+        scale: of the extrapolation weak + scale * (strong - weak); 1 is no guidance. It is
+            w + 1 of equation 6.
         null_label: class id of the null class.
-        interval: times, 0 = data and 1 = noise, between which to guide (2404.07724).
+        interval: times between which to guide, 0 = data and 1 = noise (2404.07724, whose
+            interval is of noise levels).
         channels: guide only the first so many, as the DiT release does with 3; all if None.
         guide: autoguidance: a weaker denoiser, instead of the null class. Its `out` has to be of
             the same objective, see `with_objective`.

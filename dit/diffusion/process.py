@@ -29,13 +29,13 @@ class Process(Protocol):
     """What samplers and losses need to know of a noise process."""
 
     end: float  # the time of pure noise
-    slope: str  # eps or v: what is constant along an exact step, and ODE solvers average
+    slope: str  # eps or v: the derivative that ODE solvers average, constant if the prediction is
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Return the coefficients at times t, float64."""
 
     def arc(self, t: Tensor) -> Tensor:
-        """Return the parameter a(t) by which (d_alpha, d_sigma) is the derivative of the curve."""
+        """Return the curve's parameter a(t), with dx/da = v: an angle for DDPM, t for a flow."""
 
     def network_time(self, t: Tensor) -> Tensor:
         """Return times as the network's embedding takes them, about 0 … 1000."""

@@ -1,4 +1,4 @@
-"""Samplers: from noise to data along `times`, each as its paper has it.
+"""Samplers: from noise to data along `times`, each the algorithm of its paper.
 
 All take (denoise, process, x, y, times, noise): x [B, C, H, W] is noise at times[0]; y [B] are
 class ids; times [steps + 1] descend to 0; `noise()` returns the next standard normal like x.
@@ -31,12 +31,12 @@ def ddpm(
         step = posterior(process, x, prediction.x0, t, s)
         x = step.mean
         if s > 0:  # no noise in the last step
-            std = deviation(step.var_min, step.var_max, variance, prediction.var_fraction)
+            std = step_std(step.var_min, step.var_max, variance, prediction.var_fraction)
             x = x + std * noise()
     return x
 
 
-def deviation(var_min: Tensor, var_max: Tensor, variance: str, fraction: Tensor | None) -> Tensor:
+def step_std(var_min: Tensor, var_max: Tensor, variance: str, fraction: Tensor | None) -> Tensor:
     if variance != "learned":
         return (var_min if variance == "small" else var_max).sqrt()
     assert fraction is not None, "the network has no variance"
@@ -57,12 +57,12 @@ def ddim(
     for t, s in pairwise(times):
         prediction = denoise(x, t, y)
         at_s = process.coefficients(s)
-        fresh = eta**2 * posterior(process, x, prediction.x0, t, s).var_min  # equation 16
+        variance = eta**2 * posterior(process, x, prediction.x0, t, s).var_min  # equation 16
         # equation 12: predicted x0, the direction to x_t, fresh noise
-        direction = (like(at_s.sigma**2, x) - fresh).clamp(min=0).sqrt() * prediction.eps
+        direction = (like(at_s.sigma**2, x) - variance).clamp(min=0).sqrt() * prediction.eps
         x = like(at_s.alpha, x) * prediction.x0 + direction
         if eta > 0 and s > 0:
-            x = x + fresh.sqrt() * noise()
+            x = x + variance.sqrt() * noise()
     return x
 
 
@@ -96,12 +96,16 @@ def heun(
 def dpmpp_2m(
     denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise
 ) -> Tensor:
-    """DPM-Solver++(2M) (2211.01095, algorithm 2): second order from two predictions of x0."""
+    """DPM-Solver++(2M) (2211.01095, algorithm 2): second order from two predictions of x0.
+
+    Unlike there, the last step is of first order. So is the second from pure noise, as r is
+    infinite.
+    """
     alpha, sigma = process.coefficients(times)[:2]
     h = (alpha.log() - sigma.log()).diff()  # infinite in steps from pure noise and to data
     previous = None
     for i, (t, s) in enumerate(pairwise(times)):
-        d = x0 = denoise(x, t, y).x0  # the first and the last step are of first order
+        d = x0 = denoise(x, t, y).x0
         if previous is not None and s > 0:
             r = h[i - 1] / h[i]
             d = x0 + like(1 / (2 * r), x) * (x0 - previous)

@@ -158,7 +158,7 @@ class Ranks:
 
 
 def _sendable_error(error: BaseException) -> BaseException:
-    """Return the error, or one of a kind that `dit.cli` reports if it can not be pickled."""
+    """Return the error, or one of a kind that `dit.cli` reports if it cannot be pickled."""
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:  # whatever its attributes raise
@@ -211,7 +211,7 @@ def _join_generation(store: dist.Store, rank: int, world: int) -> str:
     restarts for itself. So each rank calls with a token of its own, and rank 0 answers all calls
     with the prefix, until every rank has confirmed it.
     """
-    # The token tells a call of now from that of a rank that has died.
+    # The token distinguishes a current call from that of a dead rank.
     if rank:
         token = uuid4().hex
         store.set(f"call-{rank}", token)

@@ -237,7 +237,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file} can not be read ({error})", "a JSON file", "copy it again"
+            f"{file} cannot be read ({error})", "a JSON file", "copy it again"
         ) from error
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
     if kind not in KINDS or channels != 3:
@@ -271,7 +271,7 @@ def _read_network(folder: Path, kind: str) -> Any:
             )
     except Exception as error:  # of safetensors, diffusers and torch
         raise UserError(
-            f"{file} can not be loaded ({' '.join(str(error).split())[:200]})",
+            f"{file} cannot be loaded ({' '.join(str(error).split())[:200]})",
             "intact weights of the network in its config.json",
             "copy them again",
         ) from error

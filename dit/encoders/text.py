@@ -182,7 +182,7 @@ def _rules(tokenizer: Any) -> str:
 def _unusable(name: str, error: Exception) -> UserError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return UserError(
-        f"--text-encoder {name} can not be used ({reason})",
+        f"--text-encoder {name} cannot be used ({reason})",
         "intact files of a text encoder and of its tokenizer",
         "copy them again, or choose another --text-encoder",
     )

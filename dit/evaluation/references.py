@@ -61,7 +61,7 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
     side = size_of(*size)
     if holds_latents(path):
         raise UserError(
-            f"{name} holds latents, which can not be the reference",
+            f"{name} holds latents, which cannot be the reference",
             "images, or an .npz file",
             "pass --reference with the folder of images that was encoded",
         )
@@ -157,7 +157,7 @@ def prepare_reference(
         targets = [prepared.targets[name] for name in scoring]
         if all(target.values is None and target.gaussian is None for target in targets):
             raise UserError(
-                f"{reference.name} can not be compared with: {targets[0].missing}",
+                f"{reference.name} cannot be compared with: {targets[0].missing}",
                 "images, or statistics of a chosen feature network",
                 "pass another --extractor or --reference",
             )

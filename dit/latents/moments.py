@@ -1,7 +1,7 @@
 """The *moments* of the posterior, mean and deviation, of images, and the statistics of latents.
 
 Training samples a latent from the moments in each step. A mirrored image has its own moments: a
-latent can not be mirrored itself.
+latent cannot be mirrored itself.
 """
 
 import os

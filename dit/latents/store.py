@@ -143,7 +143,7 @@ class ShardFile:
             count = os.preadv(self._descriptor, [buffer.data], HEADER + start)
         except OSError as error:
             raise UserError(
-                f"{self._path} can not be read before byte {end:,} ({error.strerror})",
+                f"{self._path} cannot be read before byte {end:,} ({error.strerror})",
                 "an intact disk",
                 DAMAGED,
             ) from error
@@ -206,7 +206,7 @@ def _find_damage(path: Path, expected: str) -> str:
     try:
         actual = sha256(path)
     except OSError as error:
-        return f"can not be read: {error.strerror}"
+        return f"cannot be read: {error.strerror}"
     return "" if actual == expected else f"SHA-256 {actual[:8]}…, not {expected[:8]}…"
 
 

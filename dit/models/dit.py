@@ -1,7 +1,7 @@
 """The Diffusion Transformer, DiT (2212.09748), with the state-dict names and shapes of its release.
 
     noisy latents x [B, C, H, W] -> patches -> tokens [B, T, D] -> blocks -> final layer
-    times t [B], class ids y [B] -> embeddings -> condition ---------^------------^
+    times t [B], class ids y [B] -> condition [B, D], read by every block and the final layer
     final layer -> patches -> prediction [B, C or 2C, H, W]
 
 B images; T tokens, one a patch; D features of a token; p the side of a patch: T = H/p * W/p.
@@ -162,10 +162,10 @@ class PatchTransformer(nn.Module):
 
 
 class DiT(PatchTransformer):
-    """The network: noisy latents, times and conditions to a prediction in the latents' shape.
+    """The network: noisy latents, times and conditions to a prediction [B, C or 2C, H, W].
 
     Args:
-        input_size: of the latents: height and width, or one number for both.
+        input_size: height and width of the latents, or one number for both.
         patch_size: height and width of a patch.
         in_channels: channels of the latents.
         hidden_size: features of a token.

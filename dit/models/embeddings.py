@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 class TimestepEmbedder(nn.Module):
-    """Times [B] to vectors [B, D]: sinusoids of 256 frequencies, then two linear layers."""
+    """Times [B] to vectors [B, D]: cosines and sines of 128 frequencies, two linear layers."""
 
-    def __init__(self, hidden_size: int, num_frequencies: int = 256):
+    def __init__(self, hidden_size: int, frequency_size: int = 256):
         super().__init__()
-        self.num_frequencies = num_frequencies
+        self.frequency_size = frequency_size
         self.mlp = nn.Sequential(
-            nn.Linear(num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        waves = sinusoids(t, self.num_frequencies)
+        waves = sinusoids(t, self.frequency_size)
         # sinusoids are at least float32, the weights may be bfloat16
         return self.mlp(waves.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
 

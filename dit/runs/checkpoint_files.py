@@ -1,12 +1,14 @@
 """A run directory and its checkpoints.
 
-config.json                 the model card: settings, network, classes metrics.jsonl
-one line per logged step machine.json                hardware and versions, one record per start
-scores.json                 protocols of the scores in metrics.jsonl, by their `eval` (--eval-every)
-samples/step-0000400.png    grids from the EMA ema/                        snapshots of the averages
-of --ema-lengths checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample
-from), meta.json (checksums) best                        link to the checkpoint with the lowest
-Fréchet distance (--eval-every)
+    config.json                 the model card: settings, network, classes
+    metrics.jsonl               one line per logged step
+    machine.json                hardware and versions, one record per start
+    scores.json                 protocols of the scores, by their `eval` (--eval-every)
+    samples/step-0000400.png    grids from the EMA
+    ema/                        snapshots of the averages of --ema-lengths
+    checkpoints/step-0000800/   state/ (to train on), ema-0.999.safetensors (to sample from),
+                                meta.json (checksums)
+    best                        link to the checkpoint with the lowest distance (--eval-every)
 
 A weights file has the card in its header, so that it can be used without the run.
 """

@@ -60,7 +60,7 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
             header = (opened.metadata() or {}).get("dit")
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{file} can not be read ({error})",
+            f"{file} cannot be read ({error})",
             "a complete .safetensors file of EMA weights",
             "copy it again; a .pt file of the DiT release goes through `dit convert`",
         ) from None

@@ -50,7 +50,7 @@ def sample_latents(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) 
     noise = ImageNoise(settings.seed, indices, run.latent_shape, run.device)
     y = labels.to(run.device)
 
-    with autocast(run.device, settings.precision), pipeline.one_batch():
+    with autocast(run.device, settings.precision), pipeline.clearing_block_cache():
         return pipeline.sampler(
             pipeline.denoise, pipeline.process, noise(), y, pipeline.times, noise
         )

@@ -52,7 +52,7 @@ class SamplingPipeline:
         return len(self.times) - 1
 
     @contextmanager
-    def one_batch(self) -> Iterator[None]:
+    def clearing_block_cache(self) -> Iterator[None]:
         """Empty the block cache when the block ends, so that no batch sees another's features."""
         network = without_captions(self.networks[0])
         try:
@@ -62,7 +62,9 @@ class SamplingPipeline:
                 network.forget()
 
     def with_progress(self, callback: Callable[[float], object]) -> "SamplingPipeline":
-        """Return a pipeline that calls `callback` with the worth in images of each denoiser call.
+        """Return a pipeline that calls `callback` with the images that each call completes.
+
+        One call of several completes a fraction of its batch.
 
         It does not wait for the device: a call counts once it has been launched.
         """

@@ -14,7 +14,7 @@ from dit.utils.image_size import size_of
 def protocol(pipeline: SamplingPipeline) -> dict[str, Any]:
     """Return all that the images depend on, as plain JSON values.
 
-    Two sets of images with the same protocol may be one set.
+    Two sets of images with the same protocol can be merged.
     """
     run, settings = pipeline.run, pipeline.settings
     weights, card = run.weights, run.card

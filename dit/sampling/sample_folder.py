@@ -69,8 +69,7 @@ def sample_folder(
     pipeline = build_pipeline(run, config, classes)
     settings = {**protocol(pipeline), "format": format}
 
-    # refused here: other settings, or more images
-
+    # refuses other settings, or more images
     ranks.on_main(lambda: _claim(folder, settings, done))
     _fill(folder, pipeline, shares, ranks)
     ranks.on_main(folder.finish)
@@ -117,7 +116,7 @@ def _batches(
     Every rank gets the same number of batches, if need be empty ones.
     """
     longest = max(map(len, shares))
-    # `agree` is called after each batch, so as often on every rank
+    # `raise_together` is called after each batch, so as often on every rank
     for end in range(size, longest + size, size):
         mine = shares[ranks.rank][end - size : end]
         made = sum(min(end, len(share)) for share in shares)

@@ -101,6 +101,6 @@ def _check_classes(
         raise UserError(
             f"--model {config.model} with --data {config.data}, which has {in_data or 'no'} "
             "classes",
-            "two or more, to tell apart",
+            "two or more classes",
             "pass --data with one subfolder of images per class",
         )

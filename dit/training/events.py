@@ -60,7 +60,7 @@ def evaluate_ema(
 ) -> EvalResult | None:
     """Return scores of the EMA; None where a signal interrupted it, on all ranks alike."""
     try:
-        return scores.measure(step, session.average(), stop.on_batch)
+        return scores.measure(step, session.ema_for_sampling(), stop.on_batch)
     except Preempted:
         if reporter:
             reporter.event(step, {"event": "unscored", "reason": "a signal asked to stop"})
@@ -72,7 +72,7 @@ def sample_preview(
 ) -> None:
     """Sample a grid from the EMA; all ranks call it, rank 0 samples."""
     # All ranks: with FSDP2 it takes them all to gather the weights.
-    average = session.average()
+    average = session.ema_for_sampling()
     if reporter:
         with stop.interrupting(average):
             reporter.draw(step, average)

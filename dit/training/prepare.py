@@ -12,7 +12,7 @@ from dit.training.state import new_state
 
 
 def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSession:
-    """Return network, optimizer and averages, fresh or as the checkpoint left them."""
+    """Return the session: stream, networks, loss, and the state, fresh or of the checkpoint."""
     card, source, encoder = inputs.card, inputs.source, inputs.encoder
     config = card.config
     process = build_process(config)

@@ -1,4 +1,4 @@
-"""Resolve flags, data and machine into one plan, the only place where `auto` is decided."""
+"""Resolve flags, data and machine into one plan: run, steps, precision, parallelism, compiling."""
 
 from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks

@@ -82,7 +82,7 @@ def require_same_settings(run: Path, card: ModelCard) -> None:
     before = read_card(run)
     require_autoencoder(card, before, run, "put that one back, or pass --vae with its new path")
 
-    # `auto` stands in scripts that run again and again, where a changed flag is a slip.
+    # `auto` is used in scripts, where a changed flag is probably an error.
     allowed = set(MAY_CHANGE)
     if card.config.resume not in (None, "auto"):
         allowed |= MAY_CHANGE_IF_RUN_IS_NAMED

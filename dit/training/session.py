@@ -93,7 +93,7 @@ class TrainingSession:
         """Return the position in the data of step `step`, counted from 1; rollbacks move it."""
         return step - 1 + int(self.state.guard.offset)
 
-    def average(self) -> nn.Module:
+    def ema_for_sampling(self) -> nn.Module:
         """Return the EMA to sample from; with FSDP2 a full copy, for which all ranks must call."""
         ema = self.state.ema.network
         if not isinstance(ema, FSDPModule):

@@ -27,7 +27,8 @@ def train_step(
 ) -> None:
     """Take optimizer step number `step`, counted from 1, on this rank's share of a batch.
 
-    A step whose loss or gradient is not finite, or spikes, leaves weights and optimizer unchanged.
+    A step whose loss or gradient is not finite, or spikes, leaves weights and optimizer unchanged;
+    the averages still move towards the weights.
 
     Args:
         network: `state.network` as DDP and the compiler wrap it; `loss_function` calls it.
@@ -42,10 +43,10 @@ def train_step(
         with sync_gradients(network, number == grad_accum), autocast(ranks.device, precision):
             unweighted = loss_function(x0, labels, t, eps)
         loss = unweighted.weighted(weights)
-        (loss.total / grad_accum).backward()
+        (loss.mean / grad_accum).backward()
 
         losses.append(unweighted.each.detach())
-        terms = [loss.total.detach(), *(term.mean() for term in loss.terms.values())]
+        terms = [loss.mean.detach(), *(term.mean() for term in loss.terms.values())]
         logged += torch.stack(terms) / grad_accum
 
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip or float("inf"))

@@ -89,10 +89,10 @@ def train_until_done(
     step = session.start
 
     with (
-        watchdog(session.ranks, session.config.timeout) as dog,
+        watchdog(session.ranks, session.config.timeout) as hang_timer,
         Bar(session.start, session.steps, session.ranks.main) as bar,
     ):
-        loop = Loop(session, scores, stop, saver, flops_meter, reporter, dog)
+        loop = Loop(session, scores, stop, saver, flops_meter, reporter, hang_timer)
         for step, batch in loop.batches():
             events, values = loop.compute(step, batch)
             result = loop.run_events(step, events, values)
@@ -107,7 +107,7 @@ def train_until_done(
 
 @dataclass
 class Loop:
-    """One turn of training after the other: wait for a batch, take a step, run what is due.
+    """The iterations of training: wait for a batch, take a step, run the events that are due.
 
     The watchdog covers the wait, the step and checkpoints; speed covers the wait and the step.
     """
@@ -118,8 +118,8 @@ class Loop:
     saver: Saver
     flops_meter: Meter
     reporter: Reporter | None
-    dog: Watchdog
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    hang_timer: Watchdog
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     reader: Batches = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,24 +130,26 @@ class Loop:
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield the number of each step, and its batch."""
         steps = range(self.session.start + 1, self.session.steps + 1)
-        return zip(steps, self.watch.waiting(self._watched(steps)), strict=False)
+        return zip(steps, self.stopwatch.waiting(self._timed(steps)), strict=False)
 
-    def _watched(self, steps: range) -> Iterator[Batch]:
+    def _timed(self, steps: range) -> Iterator[Batch]:
         batches = iter(self.reader)
         for step in steps:
-            with self.dog.at(step, "waiting for a batch"):
+            with self.hang_timer.at(step, "waiting for a batch"):
                 batch = next(batches)
             yield batch
 
     def compute(self, step: int, batch: Batch) -> tuple[Events, dict[str, float]]:
         """Take a step; return what is due after it, and the numbers to log."""
         session = self.session
-        with self.dog.at(step, "computing"):
+        with self.hang_timer.at(step, "computing"):
             take_step(session, batch, step)
             events = events_after(step, session.config, session.steps, self.stop.now())
             if events.check_skipped:
                 check_skipped_steps(session, step, self.reporter, self.saver)
-            values = log_values(session, step, self.watch, self.flops_meter) if events.log else {}
+            values = (
+                log_values(session, step, self.stopwatch, self.flops_meter) if events.log else {}
+            )
         # An error of the thread that writes ends training here, not at the next checkpoint.
         self.saver.check()
         return events, values
@@ -155,7 +157,7 @@ class Loop:
     def run_events(self, step: int, events: Events, values: dict[str, float]) -> EvalResult:
         """Run what is due after a step; return scores of the EMA, if it was evaluated."""
         session = self.session
-        with self.watch.paused():
+        with self.stopwatch.paused():
             result = self.evaluate(step, events)
             if self.reporter:
                 self.reporter.write(step, values, result)
@@ -164,8 +166,8 @@ class Loop:
             # Before the checkpoint, from which a resumed run would not write them again.
             if events.snapshot:
                 save_snapshots(session, step)
-            if events.checkpoint or result.leads:
-                with self.dog.at(step, "writing a checkpoint"):
+            if events.checkpoint or result.is_best:
+                with self.hang_timer.at(step, "writing a checkpoint"):
                     self.saver.save(step, session.state, session.ranks, result.distance)
         return result
 
@@ -175,7 +177,7 @@ class Loop:
             return EvalResult()
         self.reader.wait_until_read()
         result = evaluate_ema(self.session, self.scores, step, self.stop, self.reporter)
-        # The signal is to be obeyed on all ranks now; their vote would be a step late.
+        # All ranks saw the signal: they end now, without waiting for the next vote.
         if result is None:
             events.checkpoint = True
             events.last = True
@@ -184,5 +186,5 @@ class Loop:
 
     def finish(self, step: int) -> None:
         """Wait until the last checkpoint is written."""
-        with self.dog.at(step, "writing a checkpoint"):
+        with self.hang_timer.at(step, "writing a checkpoint"):
             self.saver.finish()

@@ -81,7 +81,7 @@ def create_folder(folder: Path) -> None:
     except FileExistsError:
         raise _bad_out(f"{folder} is a file", FOLDER) from None
     except OSError as error:
-        raise _bad_out(f"{folder} can not be made ({error.strerror})", PLACE) from None
+        raise _bad_out(f"{folder} cannot be made ({error.strerror})", PLACE) from None
 
 
 def require_creatable_folder(folder: Path) -> None:
@@ -91,7 +91,7 @@ def require_creatable_folder(folder: Path) -> None:
         file = "is a file" if existing == folder else f"lies in {existing}, a file"
         raise _bad_out(f"{folder} {file}", FOLDER)
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise _bad_out(f"{folder} can not be written to", PLACE)
+        raise _bad_out(f"{folder} cannot be written to", PLACE)
 
 
 def require_writable_file(file: Path, kind: str) -> None:
@@ -107,7 +107,7 @@ def require_writable_file(file: Path, kind: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=file.parent).close()
     except OSError as error:
-        given = f"{file} can not be written ({error.strerror})"
+        given = f"{file} cannot be written ({error.strerror})"
         raise _bad_out(given, f"a {kind} file in {PLACE}") from None
 
 

@@ -126,7 +126,7 @@ def test_no_code_is_run(weights, tmp_path, where, zipped):
 def test_damaged_files_are_refused(weights, tmp_path, damage):
     file = saved(tmp_path, weights)
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(UserError, match="can not be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_release(file)
     with pytest.raises(UserError, match="no file"):
         read_release(tmp_path)

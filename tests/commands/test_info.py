@@ -133,7 +133,7 @@ def test_trained_first_stage(tmp_path: Path):
     }
     assert expected.items() <= rows(info(tmp_path)).items()
     (tmp_path / WEIGHTS).write_bytes(b"")
-    with pytest.raises(UserError, match="can not be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         info(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_other_paths_are_refused(tmp_path: Path, tiny_run: Path):
     for path, message in (
         (tmp_path / "nowhere", "nothing at"),
         (tmp_path, "neither config.json, meta.json nor latents"),
-        (cut, "can not be read"),
+        (cut, "cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
             info(path)

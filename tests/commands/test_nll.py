@@ -203,7 +203,7 @@ def test_exact_with_probes_is_refused(tmp_path):
     ("out", "message"),
     [
         ("{tmp}", "--out {tmp} is a folder; expected a .json file"),
-        ("/proc/x.json", "--out /proc/x.json can not be written"),
+        ("/proc/x.json", "--out /proc/x.json cannot be written"),
     ],
 )
 def test_an_out_that_can_not_be_written_is_refused_first(

@@ -521,7 +521,7 @@ def test_findings_in_words():
     sentences, warnings = texts_of([best, tied, point(9.0, 9 + noise, scale=1.5)])
     assert sentences[0].startswith("Best: cfg-scale 2, 10 steps, ddim: FD(x) 1.000 (0.0 – ")
     cheap = "cfg-scale 1, 10 steps, ddim"
-    assert sentences[1] == f"1 setting can not be told apart from it: {cheap}."
+    assert sentences[1] == f"1 setting cannot be told apart from it: {cheap}."
     instead = "25 network calls an image instead of 50"
     assert f"cheapest of these is {cheap}: {instead}" in sentences[2]
     where = "The best lies at the largest cfg-scale of the sweep (2)"

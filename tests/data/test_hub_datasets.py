@@ -144,7 +144,7 @@ def test_cells_may_have_paths_of_images(tmp_path):
     assert (images.classes, images.labels.tolist()) == ([], [0, 0])
     (tmp_path / "1.png").unlink()
     for index in (0, 1):
-        with pytest.raises(UserError, match=rf"row {index} of .* can not be read as an image"):
+        with pytest.raises(UserError, match=rf"row {index} of .* cannot be read as an image"):
             images[index]
 
 
@@ -221,7 +221,7 @@ def test_an_unreachable_hub_gives_one_line(monkeypatch):
         ("hf:owner/name/config:test", ("owner/name", "config")),
         ("hf:name", ("name",)),
     ]:
-        with pytest.raises(UserError, match=rf"{data} can not be opened .*\(no network\)"):
+        with pytest.raises(UserError, match=rf"{data} cannot be opened .*\(no network\)"):
             load_images(data, 8)
         assert asked.pop() == (args, {"streaming": False})
 
@@ -307,9 +307,9 @@ def test_unreadable_rows_are_named(forms, tmp_path):
     cells = {i: noise_file(i) for i in range(5)} | {0: None, 3: noise_file(3)[:100]}
     broken = table(5, image=cells.get, text=lambda i: "x")
     broken.save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match=r"2 of 5 images can not be read: row 0 .*saved, row 3 of"):
+    with pytest.raises(UserError, match=r"2 of 5 images cannot be read: row 0 .*saved, row 3 of"):
         encode(encode_config(str(tmp_path / "saved"), tmp_path / "out"), Ranks())
-    with pytest.raises(UserError, match=r"row 0 of .*saved can not be read as an image"):
+    with pytest.raises(UserError, match=r"row 0 of .*saved cannot be read as an image"):
         encode(encode_config(str(tmp_path / "saved"), tmp_path / "out", streaming=True), Ranks())
 
 

@@ -185,7 +185,7 @@ def test_unreadable_file_is_named(tmp_path, content):
     intact = path.read_bytes()
     path.write_bytes(intact[: len(intact) // 2] if content == "half" else content)
     folder = ImageFolder(tmp_path, 16)
-    with pytest.raises(UserError, match=r"broken\.png can not be read"):
+    with pytest.raises(UserError, match=r"broken\.png cannot be read"):
         folder[0]
 
 

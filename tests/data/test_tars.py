@@ -152,7 +152,7 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
     tars = write_tars(tmp_path, map(labelled, range(COUNT)))
     file = tars / "train-001.tar"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(UserError, match=r"train-001\.tar can not be read as a tar"):
+    with pytest.raises(UserError, match=r"train-001\.tar cannot be read as a tar"):
         load_images(str(tars), 8)
 
 
@@ -194,7 +194,7 @@ def test_other_files_are_refused(tars, tmp_path):
     (tmp_path / "val-000.tar").write_bytes((tmp_path / "train-000.tar").read_bytes())
     for data, message in [
         (tmp_path, r"several kinds of tar shards: train-000\.tar, val-000\.tar; .*train-\*\.tar'"),
-        (tars / "train-{000..005}.tar", r"train-003\.tar can not be read as a tar"),
+        (tars / "train-{000..005}.tar", r"train-003\.tar cannot be read as a tar"),
         (tars / "val*.tar", "names no file"),
         (tars / "{a,b", "names no file"),
         (__file__, "is a file; .* pass a folder, or a file .tar or .parquet"),
@@ -230,10 +230,10 @@ def test_unreadable_members_are_named_before_anything_is_written(tmp_path):
     tars = write_tars(tmp_path / "tars", samples)
     cfg = encode_config(tars, tmp_path / "out")
     names = r"part\.of/0002\.png in .*train-000\.tar, part\.of/0007\.png in .*train-001\.tar"
-    with pytest.raises(UserError, match=rf"2 of 13 images can not be read: {names}"):
+    with pytest.raises(UserError, match=rf"2 of 13 images cannot be read: {names}"):
         encode(cfg, Ranks())
     assert [path.name for path in cfg.out.iterdir()] == [".lock"]
-    with pytest.raises(UserError, match=r"0007\.png in .*001\.tar can not be read as an image"):
+    with pytest.raises(UserError, match=r"0007\.png in .*001\.tar cannot be read as an image"):
         load_images(str(tars), 8)[7]
 
 

@@ -48,9 +48,9 @@ def test_a_perfect_network_has_no_loss(process, objective):
     _, _, d_alpha, d_sigma = per_image(process.coefficients(t))
     truth = {"eps": eps, "x0": x0, "v": d_alpha * x0 + d_sigma * eps}[objective]
     loss = diffusion_loss(Denoiser(lambda *_: truth, process, objective), x0, y, t, eps)
-    assert loss.total == 0
+    assert loss.mean == 0
     off = diffusion_loss(Denoiser(lambda *_: truth + 0.5, process, objective), x0, y, t, eps)
-    assert off.total.item() == pytest.approx(0.25)
+    assert off.mean.item() == pytest.approx(0.25)
     assert off.terms["mse"].tolist() == pytest.approx([0.25] * 6)
 
 
@@ -87,7 +87,7 @@ def test_variational_bound_is_the_kl_divergence(objective):
     bits = kl_divergence(*two_gaussians(denoise, *args)).flatten(1).mean(1) / math.log(2)
     loss = diffusion_loss(denoise, *args)
     assert loss.terms["vb"].tolist() == pytest.approx(bits.tolist(), rel=1e-8)
-    assert loss.total.item() == pytest.approx((loss.terms["mse"] + loss.terms["vb"]).mean().item())
+    assert loss.mean.item() == pytest.approx((loss.terms["mse"] + loss.terms["vb"]).mean().item())
 
 
 def test_last_step_is_a_likelihood_of_bins():
@@ -120,10 +120,10 @@ def test_bound_trains_the_variance_alone():
     network = TwoParameters()
     args = batch(DDPM(), [1, *TIMES[1:]])
     denoise = Denoiser(network, DDPM(), "eps", learn_sigma=True)
-    total = diffusion_loss(denoise, *args).total
+    total = diffusion_loss(denoise, *args).mean
     of_mean, of_var = torch.autograd.grad(total, [network.mean, network.var])
     mean_alone = Denoiser(lambda *a: network(*a)[:, :2], DDPM(), "eps")
-    (expected,) = torch.autograd.grad(diffusion_loss(mean_alone, *args).total, [network.mean])
+    (expected,) = torch.autograd.grad(diffusion_loss(mean_alone, *args).mean, [network.mean])
     assert of_mean.item() == pytest.approx(expected.item(), rel=1e-12)
     assert of_var.abs() > 1e-6
 
@@ -136,7 +136,7 @@ def test_bound_is_finite_in_float32_at_every_time():
         lambda x, t, y: torch.cat([x, x * 0 + var], 1), DDPM(), "eps", learn_sigma=True
     )
     loss = diffusion_loss(denoise, 3 * x0, torch.zeros(1000).long(), t, eps)
-    loss.total.backward()
+    loss.mean.backward()
     assert loss.terms["vb"].isfinite().all()
     assert var.grad.isfinite().all()
     assert not loss.terms["vb"].requires_grad
@@ -167,7 +167,7 @@ def test_min_snr_makes_all_objectives_one_loss(process):
     for objective, out in outs.items():
         denoise = Denoiser(lambda *_, out=out: out, process, objective)
         loss = diffusion_loss(denoise, x0, y, t, eps, min_snr_gamma=5.0)
-        assert loss.total.item() == pytest.approx(expected.item(), rel=1e-9)
+        assert loss.mean.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_dropped_labels_become_the_null_class():

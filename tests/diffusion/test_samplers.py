@@ -184,10 +184,10 @@ def test_steps_for_flows_as_printed():
 def test_learned_variance_lies_between_the_fixed_ones():
     x = normal(2, 1, 2, 2)
     _, *variances = posterior(DDPM(), x, x, time(500.0), time(400.0))
-    small, large = (samplers.deviation(*variances, name, None) for name in ("small", "large"))
+    small, large = (samplers.step_std(*variances, name, None) for name in ("small", "large"))
     assert (small < large).all()
     for fraction, expected in ((0.0, small), (1.0, large), (0.5, (small * large).sqrt())):
-        found = samplers.deviation(*variances, "learned", torch.full_like(x, fraction))
+        found = samplers.step_std(*variances, "learned", torch.full_like(x, fraction))
         assert (found / expected - 1).abs().max() < 1e-12
 
 

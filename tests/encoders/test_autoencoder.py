@@ -163,7 +163,7 @@ def test_bad_folders_are_named(tmp_path):
     folder = save_tiny(tmp_path / "vae")
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(UserError, match="can not be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         load_autoencoder(str(folder))
     (folder / WEIGHTS).unlink()
     torch.save({}, folder / "diffusion_pytorch_model.bin")

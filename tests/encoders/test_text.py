@@ -196,7 +196,7 @@ def test_bad_folders_are_named(tmp_path):
         load_text_encoder(str(tmp_path))
     weights = write_encoder(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="can not be used"):
+    with pytest.raises(UserError, match="cannot be used"):
         load_text_encoder(str(tmp_path))
     weights.unlink()
     torch.save({}, tmp_path / "pytorch_model.bin")
@@ -216,7 +216,7 @@ def test_missing_weights_are_refused(tmp_path):
 
 
 def test_a_network_of_images_is_refused(tmp_path):
-    with pytest.raises(UserError, match="can not be used"):
+    with pytest.raises(UserError, match="cannot be used"):
         load_text_encoder(str(write_encoder(tmp_path, "vit")))
 
 

@@ -215,7 +215,7 @@ class OneOfTwo(Ranks):
 
 def test_all_ranks_refuse_a_reference_that_no_scoring_network_can_use(statistics):
     alone = Reference("s.npz", None, statistics)
-    message = r"s\.npz can not be compared with: .* statistics of narrow, not of wide"
+    message = r"s\.npz cannot be compared with: .* statistics of narrow, not of wide"
     for rank in (0, 1):
         with pytest.raises(UserError, match=message):
             prepared(alone, narrow(), wide(), scoring=["wide"], ranks=OneOfTwo(rank, 2))

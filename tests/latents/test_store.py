@@ -378,7 +378,7 @@ def test_a_disk_that_fails_is_named(finished, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", fail)
-    message = r"shard-00000\.npy can not be read before byte .*\(Input/output error\)"
+    message = r"shard-00000\.npy cannot be read before byte .*\(Input/output error\)"
     with pytest.raises(UserError, match=message):
         latents.read(np.arange(1), np.zeros(1, bool))
 

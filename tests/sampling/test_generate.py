@@ -233,9 +233,9 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
         (dict(cfg_scale=2.0, cfg_channels=4), "--cfg-channels 4; expected at most 3"),
         (
             dict(out=Path("/proc/x.png")),
-            "--out /proc/x.png can not be written .* a .png file in a writable place",
+            "--out /proc/x.png cannot be written .* a .png file in a writable place",
         ),
-        (dict(out=Path("/proc/x"), num_samples=3), "--out /proc/x can not be made"),
+        (dict(out=Path("/proc/x"), num_samples=3), "--out /proc/x cannot be made"),
         (dict(classes="0,10"), "class ids from 0 to 9"),
         (dict(run=Path("nowhere")), "no checkpoint in nowhere"),
     ],

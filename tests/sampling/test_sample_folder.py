@@ -52,7 +52,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, image: int) -> None:
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
-    """The batch that begins with this image can not be written."""
+    """The batch that begins with this image cannot be written."""
     write = module.PngFolder.write
 
     def full(folder: module.PngFolder, indices: list[int], images: torch.Tensor) -> None:
@@ -290,7 +290,7 @@ class Unmade(UserError):
 
 
 class Unsendable(OSError):
-    """Holds what can not be pickled."""
+    """Holds what cannot be pickled."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -238,10 +238,10 @@ def measure_twice(folder: Path, ranks: Ranks, **changes: object) -> list[dict[st
     """What a rank measures; and what, once the last one has an EMA that is not finite."""
     session = a_session(folder, SCORED, ranks, **changes)
     scores = scores_of(session)
-    found = scores.measure(5, session.average())
+    found = scores.measure(5, session.ema_for_sampling())
     if ranks.rank == ranks.world - 1:
         next(session.state.ema.network.parameters()).data.fill_(torch.nan)
-    return [*map(dataclasses.asdict, (found, scores.measure(6, session.average())))]
+    return [*map(dataclasses.asdict, (found, scores.measure(6, session.ema_for_sampling())))]
 
 
 def score_on_ranks(ranks: Ranks, out: Path, init: Path) -> None:
@@ -267,7 +267,7 @@ def test_two_ranks_measure_what_one_does(tmp_path, weights, folder):
         found |= json.loads((tmp_path / f"{rank}.json").read_text())
     assert found["rank 0"] == found["rank 1"] == found["alone"]
     first, nothing = found["alone"]
-    assert first["leads"]
+    assert first["is_best"]
     assert first["scores"][FD] > 0
     assert nothing == dataclasses.asdict(EvalResult())
     plain, scored = (tensors(latest_checkpoint(tmp_path / f"every-{every}")) for every in (0, 2))
@@ -281,14 +281,16 @@ def test_samples_that_are_not_finite_only_cause_a_warning(tmp_path, weights, cap
     ema = next(session.state.ema.network.parameters()).data
     good = ema.clone()
     ema.fill_(torch.nan)
-    assert scores.measure(7, session.average()) == EvalResult()
+    assert scores.measure(7, session.ema_for_sampling()) == EvalResult()
     assert "warning: no scores at step 7" in capsys.readouterr().err
     ema.copy_(good)
-    found = scores.measure(8, session.average())
-    assert found.leads
+    found = scores.measure(8, session.ema_for_sampling())
+    assert found.is_best
     assert np.isfinite([*found.scores.values()]).all()
     # The same samples each time, which lead no more.
-    assert scores.measure(9, session.average()) == dataclasses.replace(found, leads=False)
+    assert scores.measure(9, session.ema_for_sampling()) == dataclasses.replace(
+        found, is_best=False
+    )
 
 
 def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypatch):
@@ -301,7 +303,7 @@ def test_classes_are_spread_evenly_over_few_samples(tmp_path, weights, monkeypat
     monkeypatch.setattr(eval_samples, "generate", black)
     for count in (5, 20):
         session = a_session(tmp_path / str(count), SCORED, init=weights, eval_samples=count)
-        scores_of(session).measure(1, session.average())
+        scores_of(session).measure(1, session.ema_for_sampling())
     assert seen[:5] == [(0, 0), (1, 2), (2, 4), (3, 6), (4, 8)]
     assert seen[5:] == [(i, i // 2) for i in range(20)]
 

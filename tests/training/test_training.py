@@ -230,7 +230,7 @@ def test_a_batch_that_ranks_do_not_divide():
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("/proc/x", "--out /proc/x can not be written to"),
+        ("/proc/x", "--out /proc/x cannot be written to"),
         ("file/x", "--out file/x lies in .*file, a file"),
         ("file", "--out file is a file"),
         ("images", "--out images is no run and holds other files, as a.png"),

@@ -192,7 +192,7 @@ def sentences(sweep: Sweep) -> list[str]:
         return [first, "Every other setting is worse, beyond the noise of the samples."]
 
     listed = _listed([describe(point.setting) for point in tied])
-    others = f"{counted(len(tied), 'setting')} can not be told apart from it: {listed}."
+    others = f"{counted(len(tied), 'setting')} cannot be told apart from it: {listed}."
     return [first, others, _cheapest(best, points[ranking.cheapest(points)])]
 
 

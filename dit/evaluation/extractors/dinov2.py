@@ -97,7 +97,7 @@ def find_dinov2(model: str = MODEL) -> Path:
         return Path(hub.hf_hub_download(name, HUB_FILE))
     except Exception as error:  # the hub's client raises many kinds, also of its HTTP library
         raise UserError(
-            f"DINOv2's weights {HUB_FILE} of {name} are missing and can not be downloaded "
+            f"DINOv2's weights {HUB_FILE} of {name} are missing and cannot be downloaded "
             f"({reason(error)})",
             f"{HUB_FILE} of https://huggingface.co/{name}, or {RELEASE_FILE}",
             "download one elsewhere and pass it as --weights dinov2=FILE",

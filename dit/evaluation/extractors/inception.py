@@ -95,7 +95,7 @@ def find_inception() -> Path:
             )
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"Inception's weights {INCEPTION_FILE} are missing and can not be downloaded ({error})",
+            f"Inception's weights {INCEPTION_FILE} are missing and cannot be downloaded ({error})",
             f"the file {path}",
             f"download {URL_INCEPTION_V3} elsewhere, and put it there or pass it as --weights "
             "inception=FILE",

@@ -33,7 +33,7 @@ def open_npz(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except BROKEN as error:
         raise UserError(
-            f"{path} can not be read ({error})",
+            f"{path} cannot be read ({error})",
             "an .npz file written by numpy.savez",
             "check the path or write the file again",
         ) from error
@@ -53,7 +53,7 @@ def read_array(file: Any, path: Path, key: str) -> np.ndarray:
         return _map(file.zip, path, member) if large else file[key]
     except (*BROKEN, KeyError) as error:
         raise UserError(
-            f"{key} in {path} can not be read ({error})",
+            f"{key} in {path} cannot be read ({error})",
             "an intact array of plain numbers",
             "write the file again; pickled objects are never loaded",
         ) from error

@@ -39,7 +39,7 @@ def extract_cached(
 ) -> Extracted:
     """Return what `extract` does, from the cache where possible, the rest in one pass.
 
-    A cache that can not be written costs a warning.
+    A cache that cannot be written costs a warning.
 
     Args:
         use: False neither reads nor writes the cache.
@@ -150,4 +150,4 @@ def _checksum(tensors: dict[str, Tensor], digest: str) -> str:
 @functools.cache  # one warning for each kind of error
 def _warn(folder: Path, error: str) -> None:
     advice = "set DIT_CACHE to another folder"
-    print(f"warning: features can not be kept in {folder} ({error}); {advice}", file=sys.stderr)
+    print(f"warning: features cannot be kept in {folder} ({error}); {advice}", file=sys.stderr)

@@ -169,7 +169,7 @@ def _list(root: Path) -> tuple[list[Path], list[Path], Path | None]:
         return entries, folders, next(images, None)
     except OSError as error:
         raise UserError(
-            f"{root} can not be read ({error})",
+            f"{root} cannot be read ({error})",
             "a folder that you may read",
             "check its permissions and links",
         ) from error
@@ -202,7 +202,7 @@ def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
             labels = {row.get("file"): row.get("class") or row.get("label") for row in rows}
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} can not be read ({error})", "text in UTF-8", "write it again"
+            f"{path} cannot be read ({error})", "text in UTF-8", "write it again"
         ) from error
 
     if not {"file", "label"} <= set(columns):
@@ -248,7 +248,7 @@ def _read_size(path: Path) -> tuple[int, int]:
             return (image.width, image.height) if turned else (image.height, image.width)
     except READ_ERRORS as error:
         raise UserError(
-            f"{path} can not be read as an image ({error})",
+            f"{path} cannot be read as an image ({error})",
             "an intact image file",
             "replace or delete the file",
         ) from error
@@ -329,7 +329,7 @@ def _sha256(path: Path) -> bytes:
         return bytes.fromhex(sha256(path))
     except OSError as error:
         raise UserError(
-            f"{path} can not be read ({error})",
+            f"{path} cannot be read ({error})",
             "a file that you may read",
             "check its permissions, or delete the file",
         ) from error

@@ -1,6 +1,6 @@
 """Scores of samples against a reference, in the features of one network.
 
-A score that can not be computed has no value and a reason; it is never 0 or NaN.
+A score that cannot be computed has no value and a reason; it is never 0 or NaN.
 """
 
 import dataclasses

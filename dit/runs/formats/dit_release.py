@@ -127,7 +127,7 @@ def _load_pickle(file: Path) -> Any:
                 "do not trust this file; ask for weights in .safetensors",
             ) from None
         raise UserError(
-            f"{file} can not be read",
+            f"{file} cannot be read",
             "a complete .pt file written by torch.save",
             "download it again and compare its size",
         ) from None

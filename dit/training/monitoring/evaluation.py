@@ -32,7 +32,7 @@ LOGGED = (
     "precision",
     "recall",
     "IS",
-)  # names for Inception; the first picks the best
+)  # names for Inception; the first decides which checkpoint is the best
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class Scores:
         available = {name: value for name, value in values.items() if value is not None}
         distance = available.get(self.names[0])
         # an equal distance does not lead: the earlier checkpoint stays the best
-        leads = distance is not None and (self.best is None or distance < self.best)
-        if leads:
+        is_best = distance is not None and (self.best is None or distance < self.best)
+        if is_best:
             self.best = distance
 
         target = self.target
@@ -138,7 +138,7 @@ class Scores:
                 self.session, self.eval, images, self.settings, target.reference, digest, extractor
             )
         )
-        return EvalResult(available, self.eval, leads)
+        return EvalResult(available, self.eval, is_best)
 
 
 @contextmanager

@@ -35,12 +35,12 @@ class EvalResult:
     Args:
         scores: by name.
         eval: equal for two results that were measured in the same way.
-        leads: whether the distance is the lowest so far.
+        is_best: whether the distance is the lowest so far.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     eval: str = ""
-    leads: bool = False
+    is_best: bool = False
 
     @property
     def distance(self) -> Distance | None:

@@ -104,7 +104,7 @@ class Watchdog:
         return [Heartbeat(*map(int, text.split(","))) for text in texts]
 
     def _end_run(self) -> None:
-        """Print the verdict and where this process hangs, and end it; its main thread can not."""
+        """Print the verdict and where this process hangs, and end it; its main thread cannot."""
         since = self._since
         try:
             verdict = self._agree_on_verdict(since)

@@ -146,7 +146,7 @@ def test_full_disk_costs_one_warning(folder, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(found.networks["fake"]) == 5
-    assert capsys.readouterr().err.count("warning: features can not be kept in") == 1
+    assert capsys.readouterr().err.count("warning: features cannot be kept in") == 1
     assert not list(folder.iterdir())
 
 
@@ -161,7 +161,7 @@ def test_where_the_cache_lies(monkeypatch):
 
 
 def extract_three_times(ranks, folder):
-    """Use a new cache, a full one, and one that rank 1 can not read; record how many images ran."""
+    """Use a new cache, a full one, and one that rank 1 cannot read; record how many images ran."""
     os.environ["DIT_CACHE"] = str(folder / "cache")
     network, seen = extractor(), {}
     for title in ("fresh", "hit", "blind"):

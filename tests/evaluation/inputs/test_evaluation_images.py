@@ -190,7 +190,7 @@ def test_damaged_files_are_named(tmp_path):
     save_images(tmp_path, random_pixels(2, 64, 64))
     path = tmp_path / "000001.png"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"000001\.png can not be read"):
+    with pytest.raises(UserError, match=r"000001\.png cannot be read"):
         module.read_images(tmp_path).stack([0, 1])
     path.write_bytes(b"not an image")
     assert str(path) in refused(tmp_path)
@@ -204,10 +204,10 @@ def test_sixteen_bits_are_refused(tmp_path):
 def test_links_that_lead_nowhere_are_named(tmp_path):
     save_images(tmp_path, random_pixels(1))
     (tmp_path / "loop.png").symlink_to("loop.png")
-    assert "loop.png can not be read" in refused(tmp_path)
+    assert "loop.png cannot be read" in refused(tmp_path)
     found = module.read_images(tmp_path, 8)
     for read in (lambda: found.stack([0, 1]), found.contents):
-        with pytest.raises(UserError, match=r"loop\.png can not be read"):
+        with pytest.raises(UserError, match=r"loop\.png cannot be read"):
             read()
 
 

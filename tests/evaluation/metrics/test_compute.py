@@ -1,4 +1,4 @@
-"""Scores equal torch-fidelity's own; a score that can not be computed has a reason."""
+"""Scores equal torch-fidelity's own; a score that cannot be computed has a reason."""
 
 import numpy as np
 import pytest
