@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
+from dit.training.checks import check_and_find_checkpoint
 from dit.training.cost.dry_run import dry_run
-from dit.training.inputs import check, load_inputs
+from dit.training.inputs import load_inputs
 from dit.training.prepare import prepare
 from dit.training.resilience.preemption import stop_on_signals
 from dit.training.resolve import resolve
@@ -29,7 +30,7 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
     config = with_restart(asked, ranks)
-    last = check(config, ranks)
+    last = check_and_find_checkpoint(config, ranks)
     if config.dry_run:
         tables = dry_run(config, ranks, parent_card)
         if ranks.main:

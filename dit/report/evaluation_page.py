@@ -30,7 +30,8 @@ COLUMNS = ("score", "value", "real vs. real", "samples / reference")  # in a ter
 NO_RANGE = Cell("–", "range")
 ABOUT_SCORES = (
     "“Real vs. real” is what images of the reference score against other images of it, over "
-    "several random splits. Samples with such a score are not significantly worse than real images. Compare "
+    "several random splits. Samples with such a score are not significantly worse than real "
+    "images. Compare "
     "scores at equal protocol and equal N only: dit compare checks two reports."
 )
 ABOUT_CLASSES = (

@@ -1,24 +1,19 @@
-"""Check flags, and load what a run reads: autoencoder, data, text encoder; with its card."""
+"""Load what a run reads: autoencoder, data, text encoder; with its card."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dit.build import build_text_encoder, with_data_statistics
 from dit.config import TrainConfig
-from dit.distributed.float8 import require_fp8
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import TextEncoder
-from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.latents.store import Latents
-from dit.models.registry import check_name
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import read_card
 from dit.training.build_card import build_card
-from dit.training.monitoring.trackers import require_wandb
 from dit.training.resume import require_autoencoder
-from dit.training.run_directory import find_run
 
 
 @dataclass(frozen=True)
@@ -29,24 +24,6 @@ class RunInputs:
     source: Latents
     autoencoder: Autoencoder
     encoder: TextEncoder | None = None  # of captions
-
-
-def check(config: TrainConfig, ranks: Ranks) -> Path | None:
-    """Refuse mistakes before anything is loaded; return the checkpoint to continue from, if any."""
-    check_name(config.model, config.conditioning)
-    divisor = ranks.world * config.grad_accum
-    if config.global_batch_size % divisor:
-        count = f"{ranks.world} rank{'s' if ranks.world > 1 else ''}"
-        raise UserError(
-            f"--global-batch-size {config.global_batch_size} on {count} with --grad-accum "
-            f"{config.grad_accum}",
-            f"a multiple of {divisor}",
-            "change one of them",
-        )
-    _, last = find_run(config, ranks)
-    require_wandb(config.wandb)
-    require_fp8(config.precision, ranks.device)
-    return last
 
 
 def load_inputs(

@@ -1,0 +1,29 @@
+"""Checks before anything is loaded, so that a mistake shows at once."""
+
+from pathlib import Path
+
+from dit.config import TrainConfig
+from dit.distributed.float8 import require_fp8
+from dit.distributed.ranks import Ranks
+from dit.errors import UserError
+from dit.models.registry import check_name
+from dit.training.monitoring.trackers import require_wandb
+from dit.training.run_directory import find_run
+
+
+def check_and_find_checkpoint(config: TrainConfig, ranks: Ranks) -> Path | None:
+    """Refuse mistakes before anything is loaded; return the checkpoint to continue from, if any."""
+    check_name(config.model, config.conditioning)
+    divisor = ranks.world * config.grad_accum
+    if config.global_batch_size % divisor:
+        count = f"{ranks.world} rank{'s' if ranks.world > 1 else ''}"
+        raise UserError(
+            f"--global-batch-size {config.global_batch_size} on {count} with --grad-accum "
+            f"{config.grad_accum}",
+            f"a multiple of {divisor}",
+            "change one of them",
+        )
+    _, last = find_run(config, ranks)
+    require_wandb(config.wandb)
+    require_fp8(config.precision, ranks.device)
+    return last
