@@ -34,7 +34,7 @@ def dry_run(config: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = N
     _, last = find_run(config, ranks)
     before = read_card(last.parents[1]) if last else parent_card
     autoencoder = load_or_assume_autoencoder(config, before, ranks.device)
-    source = load_or_assume_source(config, autoencoder, before, ranks)
+    source = load_or_assume_source(config, autoencoder, last, parent_card, ranks)
     encoder = build_text_encoder(config, ranks.device)
 
     card = build_card(config, source, encoder, before)
