@@ -12,7 +12,8 @@ from helpers.image_data import paint
 from helpers.step_memory import step_memory
 
 from dit.commands.train import train
-from dit.config import TrainConfig
+from dit.commands.train_classifier import train_classifier
+from dit.config import ClassifierConfig, TrainConfig
 from dit.config.presets import PRESETS
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
@@ -183,6 +184,12 @@ def test_no_data_is_assumed_for_a_run_with_a_checkpoint(nothing_here, make_run, 
     resumed = dataclasses.replace(ModelCard.read(run).config, resume=str(run), out=run)
     with pytest.raises(UserError, match="--data imagenet is neither `digits` nor a folder"):
         printed_rows(capsys, resumed)
+
+
+def test_assumed_data_have_the_classes_of_the_run_to_be_guided(nothing_here, make_run, capsys):
+    run = make_run(preset="imagenet-256", data="imagenet")
+    train_classifier(ClassifierConfig(run=run, model="Classifier-Ti/4", dry_run=True), Ranks())
+    assert "1,281,167 images of ImageNet assumed, 10 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("data", ["images", "digits"])
