@@ -31,13 +31,13 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     """
     config = with_restart(asked, ranks)
     last = check_and_find_checkpoint(config, ranks)
+    inputs = load_inputs(config, ranks, last, parent_card)
     if config.dry_run:
-        tables = dry_run(config, ranks, parent_card)
+        tables = dry_run(inputs, ranks)
         if ranks.main:
             print(tables)
         return None
 
-    inputs = load_inputs(config, ranks, last, parent_card)
     target = choose_eval_target(config, ranks)
     session = prepare(inputs, resolve(inputs, ranks), ranks)
     scores = target.prepare(session) if target else None

@@ -175,7 +175,7 @@ class Damage:
     reason: str
 
 
-def find_damaged_shards(root: str | Path, quiet: bool = False) -> list[Damage]:
+def find_damaged_shards(root: str | Path) -> list[Damage]:
     """Return the files of a store whose SHA-256 differs from that in its index; all are read."""
     root = Path(root)
     index = read_index(root)
@@ -185,9 +185,9 @@ def find_damaged_shards(root: str | Path, quiet: bool = False) -> list[Damage]:
 
     damaged = []
     size = sum(_size(root / name) for name, _, _ in files)
-    with tqdm(
-        total=size, unit="B", unit_scale=True, unit_divisor=1024, desc="verify", disable=quiet
-    ) as bar:
+    style: dict[str, Any] = dict(unit="B", unit_scale=True, unit_divisor=1024)
+    # many shards are read for minutes; a few need no bar
+    with tqdm(desc="checksums", total=size, delay=1, leave=False, **style) as bar:
         for name, count, expected in files:
             if reason := _find_damage(root / name, expected):
                 damaged.append(Damage(name, count, reason))

@@ -13,6 +13,7 @@ from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import read_card
 from dit.training.build_card import build_card
+from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
 from dit.training.resume import require_autoencoder
 
 
@@ -29,18 +30,22 @@ class RunInputs:
 def load_inputs(
     config: TrainConfig, ranks: Ranks, last: Path | None, parent_card: ModelCard | None
 ) -> RunInputs:
-    """Load what a run reads.
+    """Load what a run reads; for a dry run, assume known shapes of what is not on this disk.
 
     Args:
         last: the checkpoint to continue from, whose run's latent statistics and classes hold.
         parent_card: of a run that this one shares them with.
     """
-    autoencoder = load_autoencoder(config.vae, ranks.device)
-    source = build_source(config, autoencoder, ranks)
+    before = read_card(last.parents[1]) if last else parent_card
+    if config.dry_run:
+        autoencoder = load_or_assume_autoencoder(config, before, ranks.device)
+        source = load_or_assume_source(config, autoencoder, last, parent_card, ranks)
+    else:
+        autoencoder = load_autoencoder(config.vae, ranks.device)
+        source = build_source(config, autoencoder, ranks)
     encoder = build_text_encoder(config, ranks.device)
 
-    before = read_card(last.parents[1]) if last else None
-    card = build_card(config, source, encoder, before or parent_card)
+    card = build_card(config, source, encoder, before)
     card = replace(card, vae_sha256=autoencoder.checksum)
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")

@@ -211,6 +211,39 @@ def test_an_incomplete_checkpoint_is_named(make_run, capsys):
     assert "step-0000005" not in error + " ".join(shown)
 
 
+def test_the_newest_card_that_reads_is_shown(make_run, capsys):
+    run = make_run()
+    (run / "config.json").unlink()
+    first = run / "checkpoints" / "step-0000003"
+    last = shutil.copytree(first, run / "checkpoints" / "step-0000004")
+    next(last.glob("ema-*")).write_bytes(b"damaged")
+    shown, error = run_info(run, capsys, 2)
+    assert shown["model"] == "DiT-Ti/4"
+    assert shown["step-0000003"].endswith("checksums verified")
+    assert f"damaged in {run}: step-0000004, config.json; " in error
+
+    next(first.glob("ema-*")).write_bytes(b"damaged")
+    shown, _ = run_info(run, capsys, 2)
+    assert [*shown] == ["run", "step-0000003", "step-0000004", "config.json"]
+    assert all(text.startswith("DAMAGED: ") for name, text in shown.items() if name != "run")
+
+
+def test_a_damaged_record_of_snapshots_is_a_row(make_run, capsys):
+    run = make_run()
+    record = run / posthoc.RECORD
+    record.parent.mkdir()
+    record.write_text("{")
+    shown, _ = run_info(run, capsys, 2)
+    assert shown["ema/meta.json"].startswith(f"DAMAGED: {record} is missing or damaged")
+    assert shown["step-0000003"].endswith("checksums verified")
+
+
+def test_incomplete_checkpoints_without_a_run_are_named(tmp_path, capsys):
+    (tmp_path / "checkpoints" / "step-0000004").mkdir(parents=True)
+    shown, _ = run_info(tmp_path, capsys, 2)
+    assert "step-0000004 has no meta.json and is not counted" in shown["step-0000004"]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "code"), [("seed", 7, 2), ("ema", 0.5, 2), ("lr", 0.5, 0), (None, 0, 2)]
 )
@@ -242,7 +275,8 @@ def latents(tmp_path_factory):
 
 
 def test_latents(latents, capsys):
-    shown, _ = run_info(latents, capsys, 0)
+    shown, error = run_info(latents, capsys, 0)
+    assert error == ""  # no bar for a moment
     assert shown["class names"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert (shown["latents of each"], shown["autoencoder"]) == ("3 x 8 x 8", "identity")
     files = "3 shards with 1,797 images, and their labels, checksums verified"

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from dit.runs import checkpoint_files as runs
 from dit.runs.card import ModelCard
 from dit.runs.formats.dit_release import read_release
 from dit.runs.logs import read_metrics
-from dit.runs.posthoc_ema import FOLDER, recorded_snapshots, snapshot_steps
+from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.training.resume import require_settings
 
@@ -94,7 +95,7 @@ def inspect(path: Path) -> Findings:
         return _checkpoint(path)
     if "_class_name" in _read_json(path / CONFIG):
         return _first_stage(path)
-    if (path / "config.json").exists() or runs.checkpoints(path):
+    if (path / CONFIG).exists() or runs.paths_by_step(path / "checkpoints"):
         return _run(path)
     if holds_latents(path):
         return _latents(path)
@@ -112,21 +113,37 @@ def inspect(path: Path) -> Findings:
 
 
 def _run(run: Path) -> Findings:
-    card = runs.read_card(run)
-    findings = Findings([("run", str(run)), *card_rows(card), *_progress_rows(run, card)])
+    findings = Findings([("run", str(run))])
+    if card := _readable_card(run):
+        findings.rows += [*card_rows(card), *_progress_rows(run, card)]
+
     checks: dict[str, Callable[[], str]] = {}
     for path in runs.checkpoints(run):
         checks[path.name] = partial(_verify_checkpoint, path)
     for path in runs.incomplete_checkpoints(run):
         checks[path.name] = partial(_refuse_incomplete, path)
-    for name, recorded in recorded_snapshots(run).items():
-        checks[name] = partial(_verify_snapshot, run / FOLDER / name, recorded)
+    checks[str(RECORD)] = partial(_verify_record, run)
+    # a damaged record, the check above, lists no files
+    with suppress(UserError):
+        for name, recorded in recorded_snapshots(run).items():
+            checks[name] = partial(_verify_snapshot, run / FOLDER / name, recorded)
     checks[CONFIG] = partial(_verify_settings, run)
 
     # a large run is read for minutes; a small one needs no bar
     for name, check in tqdm(checks.items(), "checksums", unit="file", delay=1, leave=False):
         findings.add_check(name, check)
     return findings
+
+
+def _readable_card(run: Path) -> ModelCard | None:
+    """Return the card in config.json, else of the newest checkpoint that can be read."""
+    readers = [partial(ModelCard.read, run)]
+    readers += [partial(runs.checkpoint_card, path) for path in reversed(runs.checkpoints(run))]
+    for read in readers:
+        # what is damaged has a row of its own
+        with suppress(UserError):
+            return read()
+    return None
 
 
 def _verify_checkpoint(checkpoint: Path) -> str:
@@ -143,6 +160,11 @@ def _verify_file(file: Path) -> str:
 def _refuse_incomplete(checkpoint: Path) -> str:
     given = f"{checkpoint.name} has no meta.json and is not counted"
     raise UserError(given, "all files of a checkpoint", "copy it again, or remove it")
+
+
+def _verify_record(run: Path) -> str:
+    recorded_snapshots(run)
+    return ""
 
 
 def _verify_snapshot(file: Path, recorded: dict[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """Known shapes for a dry run without data and network: ImageNet, and Stable Diffusion's first
 stage."""
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dit.config import TrainConfig
+from dit.config.presets import PRESETS
 from dit.data.sources import dataset_exists
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS, Autoencoder, build_codec, load_autoencoder
@@ -19,7 +19,7 @@ from dit.latents.store import Latents, read_index
 from dit.runs.card import ModelCard
 
 IMAGES, CLASSES = 1_281_167, 1000  # of ILSVRC 2012, training set
-SD_VAE_NAME = r"[\w.-]+/sd-vae-[\w.-]+"  # hub names, such as stabilityai/sd-vae-ft-ema
+SD_VAE_NAMES = {"stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse"}  # of one shape
 SD_VAE = dict(
     down_block_types=["DownEncoderBlock2D"] * 4,
     up_block_types=["UpDecoderBlock2D"] * 4,
@@ -35,15 +35,20 @@ SD_SCALE = 0.18215
 class AssumedAutoencoder(Autoencoder):
     """Stable Diffusion's first stage without weights."""
 
+    def encode(self, images: Tensor) -> Tensor:
+        # digits are encoded when they are opened; any values do
+        height, width = (side // self.factor for side in images.shape[-2:])
+        return torch.zeros(len(images), 2 * self.channels, height, width)
+
 
 @dataclass
-class AssumedImageNet:
-    """ImageNet's training set as a source of latents that can be described, not read."""
+class AssumedLatents:
+    """A source of latents that can be described, not read."""
 
     shape: tuple[int, int, int]
     classes: list[str]
     flips: bool
-    labels: np.ndarray = field(default_factory=lambda: np.zeros(IMAGES, dtype=np.int64))
+    labels: np.ndarray
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         raise NotImplementedError
@@ -53,21 +58,42 @@ class AssumedImageNet:
         return torch.zeros(self.shape[0]), torch.ones(self.shape[0])
 
 
+class AssumedImageNet(AssumedLatents):
+    """Latents of ImageNet's training set, which is not on this disk."""
+
+
 def load_or_assume_source(
-    config: TrainConfig, autoencoder: Autoencoder, before: ModelCard | None, ranks: Ranks
+    config: TrainConfig,
+    autoencoder: Autoencoder,
+    last: Path | None,
+    parent_card: ModelCard | None,
+    ranks: Ranks,
 ) -> Latents:
-    """Return the data, or ImageNet in their place: for its presets, where --data is not found.
+    """Return the data, or ImageNet instead: for its presets, where their own --data is missing.
 
     Args:
-        before: card of the run that is resumed or guided, whose classes the data have.
+        last: the checkpoint to continue from. It was trained on data, which must not be assumed.
+        parent_card: of the run to be guided, whose classes the data have.
     """
-    assumable = config.preset.startswith("imagenet") and config.conditioning != "text"
-    if dataset_exists(config.data) or not assumable:
-        return build_source(config, autoencoder, ranks)
+    if not last and not dataset_exists(config.data) and names_imagenet(config):
+        names = parent_card.classes if parent_card else [str(i) for i in range(CLASSES)]
+        shape = autoencoder.latent_shape(config.image_size)
+        labels = np.zeros(IMAGES, dtype=np.int64)
+        return AssumedImageNet(shape, names, config.flip is not False, labels)
 
-    names = before.classes if before else [str(i) for i in range(CLASSES)]
-    shape = autoencoder.latent_shape(config.image_size)
-    return AssumedImageNet(shape, names, config.flip is not False)
+    source = build_source(config, autoencoder, ranks)
+    if isinstance(autoencoder, AssumedAutoencoder):
+        # images cannot be encoded without weights
+        return AssumedLatents(source.shape, source.classes, source.flips, source.labels)
+    return source
+
+
+def names_imagenet(config: TrainConfig) -> bool:
+    """Whether --data is what a preset for ImageNet sets; any other name may be mistyped."""
+    preset = PRESETS.get(config.preset)
+    if preset is None or not config.preset.startswith("imagenet"):
+        return False
+    return config.data == preset().data and config.conditioning != "text"
 
 
 def load_or_assume_autoencoder(
@@ -75,7 +101,7 @@ def load_or_assume_autoencoder(
 ) -> Autoencoder:
     """Return the autoencoder, or a known shape in its place where it is not on this disk."""
     local = Path(config.vae).expanduser().is_dir()
-    if local or not re.fullmatch(SD_VAE_NAME, config.vae) or is_cached(config.vae):
+    if local or config.vae not in SD_VAE_NAMES or is_cached(config.vae):
         return load_autoencoder(config.vae, device)
 
     from diffusers import AutoencoderKL

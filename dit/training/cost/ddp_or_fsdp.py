@@ -34,7 +34,7 @@ def choose(
     the memory for it, else FSDP2."""
     asked = card.config.parallel
     if asked != "auto":
-        return Choice(asked, f"as --parallel {asked} says")
+        return Choice(asked, "set by --parallel")
     if ranks.world == 1:
         return ALONE
 

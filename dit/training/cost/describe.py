@@ -6,41 +6,31 @@ import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
-from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
-from dit.encoders.text import TextEncoder
 from dit.latents.store import Latents
 from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
-from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
-from dit.training.cost.ddp_or_fsdp import Choice, frozen_bytes, gib, memory
+from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
 from dit.training.cost.memory import PART_NAMES, Memory
 from dit.training.ema import snapshot_every
-from dit.training.lr_schedule import total_steps
+from dit.training.inputs import RunInputs
+from dit.training.session import TrainingPlan
 from dit.utils.image_size import describe_size
 
 
-def describe(
-    card: ModelCard,
-    source: Latents,
-    autoencoder: Autoencoder,
-    encoder: TextEncoder | None,
-    ranks: Ranks,
-    choice: Choice,
-) -> str:
+def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     """Return the table that --dry-run prints."""
+    card, source, autoencoder = inputs.card, inputs.source, inputs.autoencoder
     config = card.config
     spec = card.network
     # without data: a network of billions of parameters needs no memory here
     with torch.device("meta"):
         network = build_network(spec)
-    tokens = encoder.length if encoder else 0
+    tokens = inputs.encoder.length if inputs.encoder else 0
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
-    need = memory(card, ranks, choice.parallel, tokens)
-    steps = total_steps(config, len(source.labels))
-    micro = config.global_batch_size // (ranks.world * config.grad_accum)
-    precision = compute_precision(ranks.device, config.precision)
+    need = memory(card, ranks, plan.parallel.parallel, tokens)
     devices = f"{ranks.world} x {ranks.device.type}"
 
     count = count_parameters(network)
@@ -49,14 +39,14 @@ def describe(
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
         f"{6 * macs / 1e9:.3g} GFLOP to train on it",
-        "memory": describe_memory(need, frozen_bytes(autoencoder, encoder)),
-        "parallel": str(choice) if ranks.world > 1 else "",
+        "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder)),
+        "parallel": str(plan.parallel) if ranks.world > 1 else "",
         "data": describe_data(config, source, spec),
         "latents": describe_latents(config, source, autoencoder),
         "diffusion": f"{config.process}, {describe_task(config, spec)}",
-        "schedule": describe_schedule(config, steps, len(source.labels)),
-        "averages": describe_snapshots(config, steps, count),
-        "hardware": f"{devices}, {precision}, {micro} images a rank at once",
+        "schedule": describe_schedule(config, plan.steps, len(source.labels)),
+        "averages": describe_snapshots(config, plan.steps, count),
+        "hardware": f"{devices}, {plan.precision}, {plan.micro_batch} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 

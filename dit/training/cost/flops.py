@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from dit.distributed.device import device_kind, uses_bf16
+from dit.distributed.device import device_kind
 from dit.models.registry import multiply_adds
 from dit.runs.card import NetworkSpec
 from dit.training.session import TrainingSession
@@ -67,7 +67,7 @@ class Meter:
 def meter(session: TrainingSession) -> Meter:
     """Return the meter of a run; all ranks use rank 0's peak."""
     tokens = session.captions.encoder.length if session.captions else 0
-    bf16 = uses_bf16(session.ranks.device, session.config.precision)
+    bf16 = session.plan.precision != "fp32"
     peak = session.ranks.on_main(lambda: peak_of(session.ranks.device, bf16))
     return Meter(training_flops(session.card.network, tokens), peak, session.ranks.world)
 

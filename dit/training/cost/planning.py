@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from dit.errors import UserError
+from dit.models.dit import PatchTransformer
 from dit.models.registry import multiply_adds_of
 from dit.runs.card import ModelCard
 from dit.training.cost.cluster import Cluster, build_cluster
@@ -148,7 +149,7 @@ def scaling_table(step: PlannedStep, images: int) -> str:
     columns = list(build_columns(step))
     rows = [(name, [cell(column) for column in columns]) for name, cell in ROWS.items()]
     if step.card.config.parallel == "auto":
-        rows.append(("quickest that fits", [quickest_mark(c, columns) for c in columns]))
+        rows.append(("fastest that fits", [fastest_mark(c, columns) for c in columns]))
     rows.append((f"GPU-hours for {images:.4g} images", [gpu_hours(c, images) for c in columns]))
 
     left = max(len(name) for name, _ in rows) + 1
@@ -161,13 +162,16 @@ def gpu_line(step: PlannedStep, cluster: Cluster) -> str:
     peak = f"{cluster.peak / 1e12:.0f} TFLOP/s in {'bf16' if step.bf16 else 'fp32'}"
     memory = f"{cluster.memory / GIB:.0f} GiB"
     links = f"{cluster.nvlink / 1e9:.0f} GB/s in a node, {cluster.network / 1e9:.0f} between"
+    # a U-Net's blocks differ in size, those of transformers do not
+    transformer = isinstance(step.step.meta_network, PatchTransformer)
+    blocks = "" if transformer else "; blocks taken as equal"
     return (
         f"{'GPU':<10} {step.card.config.gpu}: {peak}, {cluster.efficiency:.0%} of it assumed; "
-        f"{memory}, {1 - RESERVE:.0%} of it used; {links}"
+        f"{memory}, {1 - RESERVE:.0%} of it used; {links}{blocks}"
     )
 
 
-def quickest_mark(column: Column, columns: list[Column]) -> str:
+def fastest_mark(column: Column, columns: list[Column]) -> str:
     same = [c for c in columns if c.cluster.gpus == column.cluster.gpus and c.fits]
     return "*" if same and min(same, key=lambda c: c.seconds.step) is column else ""
 

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.image_data import paint
 from helpers.step_memory import step_memory
 
 from dit.commands.train import train
-from dit.config import TrainConfig
+from dit.commands.train_classifier import train_classifier
+from dit.config import ClassifierConfig, TrainConfig
 from dit.config.presets import PRESETS
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
@@ -164,7 +166,9 @@ def test_known_shapes_are_assumed(nothing_here, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(vae="someone/another-vae"), "--vae someone/another-vae is neither a local folder"),
+        (dict(vae="someone/sd-vae-ft-ema"), "--vae someone/sd-vae-ft-ema is neither a local"),
+        (dict(vae="stabilityai/sd-vae-new"), "--vae stabilityai/sd-vae-new is neither a local"),
+        (dict(data="imagenet/trian"), "--data imagenet/trian is neither `digits` nor a folder"),
         (dict(preset="digits"), "--data imagenet is neither `digits` nor a folder"),
         (dict(image_size=100), "--image-size 100 with --vae stabilityai/sd-vae-ft-ema"),
         (dict(gpus=(3,)), "--global-batch-size 8 on --gpus 3"),
@@ -173,6 +177,29 @@ def test_known_shapes_are_assumed(nothing_here, capsys):
 def test_unknown_shapes_and_mistakes_are_refused(nothing_here, capsys, changes, message):
     with pytest.raises(UserError, match=message):
         printed_rows(capsys, IMAGENET, **changes)
+
+
+def test_no_data_is_assumed_for_a_run_with_a_checkpoint(nothing_here, make_run, capsys):
+    run = make_run(preset="imagenet-256", data="imagenet")
+    resumed = dataclasses.replace(ModelCard.read(run).config, resume=str(run), out=run)
+    with pytest.raises(UserError, match="--data imagenet is neither `digits` nor a folder"):
+        printed_rows(capsys, resumed)
+
+
+def test_assumed_data_have_the_classes_of_the_run_to_be_guided(nothing_here, make_run, capsys):
+    run = make_run(preset="imagenet-256", data="imagenet")
+    train_classifier(ClassifierConfig(run=run, model="Classifier-Ti/4", dry_run=True), Ranks())
+    assert "1,281,167 images of ImageNet assumed, 10 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("data", ["images", "digits"])
+def test_images_need_no_weights_of_the_autoencoder(nothing_here, tmp_path, capsys, data):
+    for name in ("a/1.png", "b/2.png"):
+        paint(tmp_path / "images" / name)
+    flow = dataclasses.replace(PRESETS["imagenet-256-flow"](), model="DiT-S/8")
+    rows = printed_rows(capsys, flow, data=data, image_size=64, global_batch_size=8)
+    assert rows["latents"].startswith("4x8x8 from 64x64 pixels")
+    assert "not found" not in rows["data"]
 
 
 def test_the_table_by_gpus_is_appended(nothing_here, capsys):

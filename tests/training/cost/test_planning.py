@@ -174,7 +174,13 @@ def test_the_table_has_what_was_computed(small):
     assert rows["ms a step"] == [f"{1e3 * c.seconds.step:.1f}" for c in columns]
     hours = [1e6 / c.speed * c.cluster.gpus / 3600 for c in columns]
     assert rows["GPU-hours for 1e+06 images"] == [f"{h:,.0f}" for h in hours]
-    assert rows["quickest that fits"].count("*") == 3
+    assert rows["fastest that fits"].count("*") == 3
+
+
+@pytest.mark.parametrize(("model", "noted"), [("DiT-Ti/4", False), ("UNet-S", True)])
+def test_blocks_of_other_sizes_are_noted(model, noted, small):
+    line = scaling_table(planned(model=model), 1).splitlines()[0]
+    assert line.endswith("; blocks taken as equal") == noted
 
 
 def test_speed_and_share_of_the_peak_agree(small):
