@@ -130,9 +130,9 @@ class Loop:
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield the number of each step, and its batch."""
         steps = range(self.session.start + 1, self.session.steps + 1)
-        return zip(steps, self.stopwatch.waiting(self._timed(steps)), strict=False)
+        return zip(steps, self.stopwatch.waiting(self._watched(steps)), strict=False)
 
-    def _timed(self, steps: range) -> Iterator[Batch]:
+    def _watched(self, steps: range) -> Iterator[Batch]:
         batches = iter(self.reader)
         for step in steps:
             with self.hang_timer.at(step, "waiting for a batch"):
