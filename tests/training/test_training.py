@@ -322,7 +322,7 @@ def test_labels_are_dropped_as_often_as_asked(tmp_path):
 
 
 def test_digits_are_never_flipped(tmp_path):
-    assert not a_session(tmp_path).source.flips
+    assert not a_session(tmp_path).stream.source.flips
 
 
 def test_a_run_starts_from_the_weights_of_another_with_other_classes(tmp_path):
