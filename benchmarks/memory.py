@@ -161,7 +161,7 @@ def take_steps(settings: dict[str, Any], joined: Ranks) -> Memory:
         step = stepper(session)
         for _ in range(STEPS):
             step()
-        return memory(session.card, joined, session.parallel.parallel, 0)
+        return memory(session.card, joined, session.plan.parallel.parallel, 0)
 
 
 def reset_peak(device: torch.device) -> int:

@@ -80,6 +80,12 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 """Flags of each command, and the function (config, ranks) that does the work."""
 
+MOVED = {
+    "plan": "dit plan is now train.py --dry-run --gpus N",
+    "verify": "dit verify is now dit info",
+}
+"""What replaces a command of earlier versions."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console command `dit`; return its exit code."""
@@ -91,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit {__version__}")
         return 0
     if name not in COMMANDS:
-        near = did_you_mean(name, COMMANDS, "see dit --help")
-        return _report(UserError(f"unknown command {name!r}", " | ".join(COMMANDS), near))
+        do = MOVED.get(name) or did_you_mean(name, COMMANDS, "see dit --help")
+        return _report(UserError(f"unknown command {name!r}", " | ".join(COMMANDS), do))
     return _run(name, rest, f"dit {name}")
 
 
@@ -255,12 +261,18 @@ def _typed(argv: list[str]) -> list[tuple[str, list[str]]]:
 def _check_flags(kind: type, typed: list[tuple[str, list[str]]], prog: str) -> None:
     """Refuse unknown flags, with the nearest known ones, and empty values."""
     known = ["--help"]
+    positional = set()
     for field in dataclasses.fields(kind):
+        if _is_positional(field):
+            positional.add(_flag(field))
+            continue
         known.append(_flag(field))
         if "bool" in str(field.type):
             known.append("--no-" + _flag(field)[2:])
 
     for flag, values in typed:
+        if flag in positional:
+            raise UserError(f"{flag} is not a flag", _usage(kind, prog), "give its value alone")
         if flag and flag not in known:
             near = did_you_mean(flag, known, f"see {prog} --help")
             raise UserError(f"unknown flag {flag}", f"a flag of {prog}", near)
@@ -276,23 +288,33 @@ def _mistake(kind: type, typed: dict[str, list[str]], message: str, prog: str) -
     """Return an error of tyro's parser in the form of ours."""
     fields = {_flag(field): field for field in dataclasses.fields(kind)}
     if message.startswith("Missing from"):
-        required = [f for f in fields.values() if f.default is dataclasses.MISSING]
-        usage = " ".join(map(_usage, required))
         given = f"arguments of {prog} are missing"
-        return UserError(given, f"{prog} {usage}", f"see {prog} --help")
+        return UserError(given, _usage(kind, prog), f"see {prog} --help")
 
-    flag = re.search(r"--[a-z0-9-]+", message)
-    if flag and flag[0] in fields:
-        values = " ".join(typed[flag[0]]) or "without a value"
-        expected = _describe(fields[flag[0]].type)
-        return UserError(f"{flag[0]} {values}", expected, f"change {flag[0]}, or see {prog} --help")
+    # not any flag in it: a word that was typed may contain one, as `foo--lr` does
+    named = re.search(r"(?:^|')(--[a-z0-9-]+)[:']", message)
+    if named and named[1] in fields and named[1] in typed:
+        flag = named[1]
+        values = " ".join(typed[flag]) or "without a value"
+        expected = _describe(fields[flag].type)
+        return UserError(f"{flag} {values}", expected, f"change {flag}, or see {prog} --help")
     expected = f"flags and values as {prog} --help lists them"
     return UserError(message, expected, "correct the command line")
 
 
-def _usage(field: dataclasses.Field) -> str:
-    name = field.name.upper()
-    return name if tyro.conf.Positional in get_args(field.type) else f"{_flag(field)} {name}"
+def _usage(kind: type, prog: str) -> str:
+    """Return the shortest command line: what is required."""
+    words = [prog]
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING:
+            if not _is_positional(field):
+                words.append(_flag(field))
+            words.append(field.name.upper())
+    return " ".join(words)
+
+
+def _is_positional(field: dataclasses.Field) -> bool:
+    return tyro.conf.Positional in get_args(field.type)
 
 
 def _describe(kind: Any) -> str:
@@ -362,7 +384,7 @@ def _train_default(typed: dict[str, list[str]]) -> TrainConfig | None:
         raise UserError(
             f"--preset {preset} with --resume {resume}",
             "one of the two",
-            "drop --preset: a run goes on with its own settings",
+            "drop --preset: a run continues with its own settings",
         )
     return _settings_of(Path(str(resume)))
 
@@ -388,7 +410,7 @@ def _settings_of(run: Path) -> TrainConfig:
     if home := run_containing(run):
         raise UserError(
             f"--resume {run}, a checkpoint of the run {home}",
-            "the run, which goes on from its newest one",
+            "the run, which continues from its newest one",
             f"pass --resume {shell_quote(home)}; for an older one, first move those after it away",
         )
     if latest_checkpoint(run) is None:

@@ -14,17 +14,8 @@ from dit.utils.files import shell_quote
 SHARED = ("preset", "vae", "image_size", "flip", "latent_norm", "process", "time_shift")
 """Settings of the guided run that hold for its classifier."""
 OWN = (
-    *(
-        "model",
-        "steps",
-        "global_batch_size",
-        "lr",
-        "weight_decay",
-        "warmup",
-        "precision",
-        "compile",
-    ),
-    *("recompute", "seed", "resume", "ckpt_every", "log_every", "dry_run"),
+    *("model", "steps", "global_batch_size", "lr", "weight_decay", "warmup", "seed"),
+    *("precision", "compile", "recompute", "resume", "ckpt_every", "log_every", "dry_run"),
 )
 """Settings that the command has flags for."""
 

@@ -9,10 +9,16 @@ from dit.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
 
+NOT_SAVED = ("gpus", "gpu")
+"""Flags that ask --dry-run a question, and are no settings of a run."""
+
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """Return a configuration as plain JSON values, without the flags `NOT_SAVED`."""
+    values = dataclasses.asdict(config)
+    for name in NOT_SAVED:
+        values.pop(name, None)
+    return json.loads(json.dumps(values, default=str))
 
 
 def from_json(cls: type[Config], values: dict[str, Any]) -> Config:

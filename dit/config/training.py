@@ -113,7 +113,7 @@ class TrainConfig:
     mean. A step that is not finite is always skipped; 0: only those."""
     on_divergence: Literal["stop", "skip", "rollback"] = "rollback"
     """stop: end the run at the first bad step. skip: end it after --max-skips skipped steps in a
-    row. rollback: load the last checkpoint then, and go on with other data."""
+    row. rollback: load the last checkpoint then, and continue with other data."""
     max_skips: int = 5
     """Largest number of skipped steps in a row."""
     ema: float = 0.999
@@ -176,8 +176,8 @@ class TrainConfig:
     eval_weights: str | None = None
     """Weights file of that network, for machines that cannot download it."""
     wandb: str | None = None
-    """Also log to this project of Weights & Biases, which must be installed; a resumed run goes on
-    in the same place."""
+    """Also log to this project of Weights & Biases, which must be installed; a resumed run
+    continues there."""
     dry_run: bool = False
     """Print parameters, FLOPs, memory, tokens, data and schedule, and stop."""
     gpus: tuple[int, ...] = ()

@@ -30,9 +30,9 @@ NO_CLASSIFIER = (
     "a classifier",
     "pass --classifier RUN, a run of `dit train-classifier`",
 )
-PLAIN_MEAN_LENGTH = (
-    12**-0.5
-)  # deviation of a uniform distribution: relative length of the mean of all steps
+
+# deviation of a uniform distribution: relative length of the mean of all steps
+PLAIN_MEAN_LENGTH = 12**-0.5
 
 
 def flag_of(config: Any, name: str) -> str:

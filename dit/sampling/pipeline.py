@@ -16,7 +16,7 @@ from dit.models.feature_cache import CachedNetwork, run_all_blocks, run_outer_bl
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
 from dit.sampling.load import LoadedRun, without_captions
-from dit.sampling.resolve import find_steps, resolve, validate
+from dit.sampling.resolve import resolve, validate
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def build_pipeline(
     """
     validate(config, run.card)
     settings = resolve(config, run)
+    assert settings.steps
 
     # before anything is compiled: these may not fit the run
     guide = load_guide(run, settings.guide) if settings.guide else None
@@ -116,7 +117,7 @@ def build_pipeline(
         classes=tuple(run.card.ids if classes is None else classes),
         denoise=guided,
         sampler=choose_sampler(settings),
-        times=denoise.process.times(find_steps(settings, run.card), settings.spacing),
+        times=denoise.process.times(settings.steps, settings.spacing),
         networks=tuple(networks),
     )
 

@@ -60,7 +60,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, initializer=_lower_priority)
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, state: State, ranks: Ranks, distance: Distance | None = None) -> None:
+    def save(self, step: int, state: State, ranks: Ranks, distance: Distance | None) -> None:
         """Begin checkpoints/step-N on all ranks, with the EMA's distance where it was measured."""
         self.finish()
         # Each rank has sums of its own, and a checkpoint one entry for them.

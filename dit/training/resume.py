@@ -21,7 +21,7 @@ from dit.utils.image_size import sides
 
 MAY_CHANGE = {
     *("preset", "out", "resume", "data", "vae", "text_encoder", "skip_damaged"),
-    *("steps", "epochs", "dry_run", "gpus", "gpu", "timeout", "wandb", "log_every", "sample_every"),
+    *("steps", "epochs", "dry_run", "timeout", "wandb", "log_every", "sample_every"),
     *("ckpt_every", "keep", "keep_every", "ema_every"),
     *("eval_every", "eval_reference", "eval_weights"),
     *("compile", "grad_accum", "parallel", "recompute"),

@@ -27,7 +27,7 @@ class RunningMeans:
             rank's images in a step, so that the number of ranks does not matter.
     """
 
-    def __init__(self, names: Sequence[str], device: torch.device, t_end: float = 1.0):
+    def __init__(self, names: Sequence[str], device: torch.device, t_end: float):
         self.names = names
         self.t_end = t_end
         self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)

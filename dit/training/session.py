@@ -9,12 +9,10 @@ from torch.distributed.fsdp import FSDPModule
 from dit.build import build_network
 from dit.config import TrainConfig
 from dit.diffusion.objective import LossFunction
-from dit.diffusion.process import Process
 from dit.distributed.parallel import full_tensor
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captions
-from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.training.batches import DataStream
 from dit.training.cost.ddp_or_fsdp import Choice
@@ -68,21 +66,6 @@ class TrainingSession:
     def steps(self) -> int:
         """All steps of the run, those done before included."""
         return self.plan.steps
-
-    @property
-    def parallel(self) -> Choice:
-        """What ranks hold: everything (DDP), or shares (FSDP2)."""
-        return self.plan.parallel
-
-    @property
-    def source(self) -> Latents:
-        """Latents that the run trains on."""
-        return self.stream.source
-
-    @property
-    def process(self) -> Process:
-        """The noise process."""
-        return self.stream.process
 
     @property
     def finished(self) -> bool:

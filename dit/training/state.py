@@ -24,8 +24,8 @@ class State:
     ema: EMA
     means: RunningMeans
     guard: SpikeGuard
-    time_sampler: LossAwareSampler | None = None  # of --time-sampling loss-aware
-    power_emas: tuple[PowerEMA, ...] = ()  # of --ema-lengths
+    time_sampler: LossAwareSampler | None  # of --time-sampling loss-aware
+    power_emas: tuple[PowerEMA, ...]  # of --ema-lengths
 
     @property
     def averages(self) -> tuple[Average, ...]:

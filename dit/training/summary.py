@@ -17,7 +17,7 @@ from dit.utils.files import shell_quote
 def print_header(session: TrainingSession) -> None:
     """Print how ranks share the work, and settings that changed since the run last trained."""
     if session.ranks.world > 1:
-        print(f"parallel    {session.parallel}", flush=True)
+        print(f"parallel    {session.plan.parallel}", flush=True)
     last = latest_checkpoint(session.run)
     before = checkpoint_card(last) if last else session.card
     if changed := changes(before, session.card):

@@ -64,45 +64,10 @@ def train_with_rollback(session: TrainingSession, scores: "Scores | None", stop:
                 if reporter and diverged:
                     event = {"event": "rollback", "to": session.start, "reason": diverged.reason}
                     reporter.event(diverged.step, event)
-                return train_until_done(session, scores, stop, saver, flops_meter, reporter)
+                return Loop(session, scores, stop, saver, flops_meter, reporter).run()
         except Diverged as error:
             session = rollback(session, error)
             diverged = error
-
-
-def train_until_done(
-    session: TrainingSession,
-    scores: "Scores | None",
-    stop: Stop,
-    saver: Saver,
-    flops_meter: Meter,
-    reporter: Reporter | None,
-) -> int:
-    """Train until the last step, or until a signal asks to stop; return the number of steps done.
-
-    Raises:
-        Diverged: the run should roll back to a checkpoint.
-    """
-    # A killed run may have snapshots of steps after its last checkpoint.
-    if session.ranks.main:
-        drop_after(session.run, session.start)
-    step = session.start
-
-    with (
-        watchdog(session.ranks, session.config.timeout) as hang_timer,
-        Bar(session.start, session.steps, session.ranks.main) as bar,
-    ):
-        loop = Loop(session, scores, stop, saver, flops_meter, reporter, hang_timer)
-        for step, batch in loop.batches():
-            events, values = loop.compute(step, batch)
-            result = loop.run_events(step, events, values)
-            bar.update(step, {**values, **result.scores})
-            if events.last:
-                break
-        loop.finish(step)
-    if reporter:
-        reporter.finish()
-    return step
 
 
 @dataclass
@@ -118,8 +83,8 @@ class Loop:
     saver: Saver
     flops_meter: Meter
     reporter: Reporter | None
-    hang_timer: Watchdog
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    hang_timer: Watchdog = field(init=False)
     reader: Batches = field(init=False)
 
     def __post_init__(self) -> None:
@@ -127,12 +92,41 @@ class Loop:
         end = self.session.position(self.session.steps + 1)
         self.reader = Batches(self.session.stream, range(first, end))
 
+    def run(self) -> int:
+        """Train until the last step, or until a signal asks to stop; return the steps done.
+
+        Raises:
+            Diverged: the run should roll back to a checkpoint.
+        """
+        session = self.session
+        # A killed run may have snapshots of steps after its last checkpoint.
+        if session.ranks.main:
+            drop_after(session.run, session.start)
+        step = session.start
+
+        with (
+            watchdog(session.ranks, session.config.timeout) as self.hang_timer,
+            Bar(session.start, session.steps, session.ranks.main) as bar,
+        ):
+            for step, batch in self.batches():
+                events, values = self.compute(step, batch)
+                result = self.run_events(step, events, values)
+                bar.update(step, {**values, **result.scores})
+                if events.last:
+                    break
+            # Wait until the last checkpoint is written.
+            with self.hang_timer.at(step, "writing a checkpoint"):
+                self.saver.finish()
+        if self.reporter:
+            self.reporter.finish()
+        return step
+
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield the number of each step, and its batch."""
         steps = range(self.session.start + 1, self.session.steps + 1)
-        return zip(steps, self.stopwatch.waiting(self._timed(steps)), strict=False)
+        return zip(steps, self.stopwatch.waiting(self._watched(steps)), strict=False)
 
-    def _timed(self, steps: range) -> Iterator[Batch]:
+    def _watched(self, steps: range) -> Iterator[Batch]:
         batches = iter(self.reader)
         for step in steps:
             with self.hang_timer.at(step, "waiting for a batch"):
@@ -147,9 +141,9 @@ class Loop:
             events = events_after(step, session.config, session.steps, self.stop.now())
             if events.check_skipped:
                 check_skipped_steps(session, step, self.reporter, self.saver)
-            values = (
-                log_values(session, step, self.stopwatch, self.flops_meter) if events.log else {}
-            )
+            values = {}
+            if events.log:
+                values = log_values(session, step, self.stopwatch, self.flops_meter)
         # An error of the thread that writes ends training here, not at the next checkpoint.
         self.saver.check()
         return events, values
@@ -183,8 +177,3 @@ class Loop:
             events.last = True
             return EvalResult()
         return result
-
-    def finish(self, step: int) -> None:
-        """Wait until the last checkpoint is written."""
-        with self.hang_timer.at(step, "writing a checkpoint"):
-            self.saver.finish()

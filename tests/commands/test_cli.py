@@ -38,6 +38,8 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         # unknown names
         ("trian", "unknown command 'trian'; expected train | "),
         ("trian", "did you mean train"),
+        ("plan --gpus 8", "; dit plan is now train.py --dry-run --gpus N"),
+        ("verify runs/x", "; dit verify is now dit info"),
         (
             "train --modle DiT-S/4",
             "unknown flag --modle; expected a flag of dit train; did you mea",
@@ -60,6 +62,10 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train --image-size", "--image-size without a value; expected one number"),
         ("train --lr -1", "--lr -1.0; expected a number above 0"),
         ("train word", "word"),
+        ("train foo--lr", "Unrecognized options: foo--lr; expected flags and values"),
+        ("train --steps 5 -x--seed", "Unrecognized options: -x--seed; expected flags and values"),
+        ("info --path x", "--path is not a flag; expected dit info PATH; give its value alone"),
+        ("show --run x", "--run is not a flag; expected dit show DIRECTION RUN; give its value"),
         # missing arguments
         ("sample", "of dit sample are missing; expected dit sample --run RUN; see dit sample --h"),
         ("show --steps 4 forward", "expected dit show DIRECTION RUN; see dit show --help"),
@@ -322,4 +328,4 @@ def test_scoring_and_encoding_under_torchrun(tiny_run, tmp_path):
     torchrun("evaluate.py", "--run", tiny_run, *flags)
     assert json.loads((tmp_path / "scores" / "report.json").read_text())["scores"]
     torchrun("dit.cli", "encode", "--data", "digits", "--out", tmp_path / "latents", module=True)
-    assert main(["verify", str(tmp_path / "latents")]) == 0
+    assert main(["info", str(tmp_path / "latents")]) == 0

@@ -18,6 +18,14 @@ def test_json_round_trip(name, tmp_path):
     assert config.preset == name
 
 
+def test_questions_to_a_dry_run_are_not_saved_and_still_read():
+    asked = TrainConfig(dry_run=True, gpus=(8, 64), gpu="h200")
+    saved = to_json(asked)
+    assert saved.keys().isdisjoint({"gpus", "gpu"})
+    assert from_json(TrainConfig, saved) == TrainConfig(dry_run=True)
+    assert from_json(TrainConfig, {**saved, "gpus": [8, 64], "gpu": "h200"}) == asked
+
+
 def test_presets_say_what_they_cost_and_score():
     for make in PRESETS.values():
         assert {"Cost:", "Score:"} <= set(make.__doc__.split())

@@ -201,7 +201,7 @@ def curve_of(tmp_path, network, process):
     source = build_source(config, autoencoder)
     session = prepared(RunInputs(build_card(config, source), source, autoencoder))
     return (
-        AccuracyCurve(session).measure(NoisyClassifier(network, session.process)),
+        AccuracyCurve(session).measure(NoisyClassifier(network, session.stream.process)),
         source,
         autoencoder,
     )

@@ -206,12 +206,11 @@ def check_shares(ranks: Ranks, root: Path) -> None:
     SIZES["Ti"] = SMALL
     seen = []
 
-    def keep(session, *others):
-        done = stretch(session, *others)
-        seen.append(session)
-        return done
+    def keep(loop):
+        seen.append(loop.session)
+        return run(loop)
 
-    stretch, trainer.train_until_done = trainer.train_until_done, keep
+    run, trainer.Loop.run = trainer.Loop.run, keep
     layout.available_memory = lambda device: (2**40, 2**10)[ranks.rank]
     train(dataclasses.replace(TINY, out=root / "run", precision="bf16", sample_every=4), ranks)
     state = seen[0].state

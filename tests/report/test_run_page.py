@@ -127,7 +127,7 @@ def test_files_with_foreign_names_are_ignored(home):
         other.write_bytes(b"no picture")
     assert [path.name for path in checkpoints(home)] == ["step-0000003"]
     assert run_page._samples(home)
-    previews = Previews(home, ModelCard.read(home), load_autoencoder("identity"), start=4)
+    previews = Previews(home, ModelCard.read(home), load_autoencoder("identity"), 4, captions=None)
     assert len(previews.grids()) == 4
     assert all(other.exists() for other in others)
 

@@ -456,6 +456,19 @@ def test_the_protocol_of_scores_is_written(scored, tmp_path):
         scores_of(session)
 
 
+def test_protocols_damaged_while_training_do_no_harm(tmp_path, monkeypatch):
+    prescribe(monkeypatch, 2.0, 1.0)
+    record = evaluation.record_protocol
+
+    def record_and_damage(session: TrainingSession, *given: object) -> None:
+        record(session, *given)
+        (session.run / "scores.json").write_text("{")
+
+    monkeypatch.setattr(evaluation, "record_protocol", record_and_damage)
+    out = run(tmp_path / "run", FEW, steps=10)
+    assert logged(out, FD) == [(2.0,), (1.0,)]
+
+
 def test_a_best_checkpoint_removed_by_hand_does_no_harm(tmp_path, monkeypatch):
     prescribe(monkeypatch, 1.0, 3.0, 4.0)
     out = run(tmp_path / "run", FEW, steps=10)

@@ -447,7 +447,7 @@ def test_every_process_and_objective_trains_into_latents_of_plausible_size(
     settings = SamplerConfig(steps=100, precision="fp32")
     labels = torch.arange(30) % 10
     latents = sample_latents(build_pipeline(loaded, settings), labels, torch.arange(30))
-    data = session.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
+    data = session.stream.source.read(np.arange(500), np.zeros(500, bool))[:, :3]
     assert latents.isfinite().all()
     # A predicted eps errs most: its x0 at the start is 158 times its error, and cosine alphas then
     # rise fast.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,6 +24,7 @@ from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import (
     checkpoint_step,
+    checkpoints,
     find_weights,
     latest_checkpoint,
     verify_checkpoint,
@@ -104,6 +106,27 @@ def test_signals_save_and_end_cleanly(number, tmp_path):
     assert code == 0, err
     assert f"--resume {out}" in text
     verify_checkpoint(latest_checkpoint(out))
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    flags = ("--lr", "1e36", "--warmup", 0, "--cooldown", 0, "--clip", 0, "--steps", 60)
+    stop = ("--on-divergence", "stop", "--ckpt-every", 1, "--keep", 60, "--out", out)
+    code, _, err = start(*flags, *stop).end()
+    assert code == 2
+    (message,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    bad = int(re.search(r"at step (\d+)", message)[1])
+    last = latest_checkpoint(out)
+    assert last
+    assert str(last) in message
+    assert checkpoint_step(last) < bad
+    weights = [load_file(find_weights(checkpoint)) for checkpoint in checkpoints(out)]
+    assert all(tensor.isfinite().all() for tensors in weights for tensor in tensors.values())
+
+
+def test_checkpoints_at_multiples_are_kept_beside_the_newest(tmp_path):
+    out = run(tmp_path / "run", steps=12, ckpt_every=2, keep=2, keep_every=4)
+    assert [checkpoint_step(checkpoint) for checkpoint in checkpoints(out)] == [4, 8, 10, 12]
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
@@ -250,12 +273,14 @@ def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, me
     assert sum(file.is_file() for file in tmp_path.rglob("*")) == 3
 
 
-def test_a_dry_run_writes_nothing(tmp_path, capsys):
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train(dataclasses.replace(TINY, dry_run=True), Ranks())
     train(dataclasses.replace(TINY, out=tmp_path / "run", dry_run=True), Ranks())
     printed = capsys.readouterr().out
     for words in ("parameters", "multiply-adds", "GiB", "4 tokens", "1,797 images", "lr 0.004"):
         assert words in printed
-    assert not (tmp_path / "run").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_run_stays_unchanged(tmp_path, capsys):
@@ -297,7 +322,7 @@ def test_labels_are_dropped_as_often_as_asked(tmp_path):
 
 
 def test_digits_are_never_flipped(tmp_path):
-    assert not a_session(tmp_path).source.flips
+    assert not a_session(tmp_path).stream.source.flips
 
 
 def test_a_run_starts_from_the_weights_of_another_with_other_classes(tmp_path):
@@ -364,7 +389,7 @@ def test_epochs_become_steps():
 
 
 def test_running_means_are_of_the_steps_that_were_taken():
-    means = RunningMeans(("loss",), CPU)
+    means = RunningMeans(("loss",), CPU, t_end=1.0)
     for value, skipped in [(1.0, 0.0), (float("nan"), 1.0), (3.0, 0.0)]:
         means.add([torch.tensor(value)], torch.tensor(skipped))
     assert means.compute_and_reset(Ranks()) == {"loss": 2.0}

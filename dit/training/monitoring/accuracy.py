@@ -25,7 +25,7 @@ class AccuracyCurve:
         """Measure, and write the picture."""
         from dit.report.figures import accuracy_by_time
 
-        accuracy = self.measure(NoisyClassifier(average, self.session.process))
+        accuracy = self.measure(NoisyClassifier(average, self.session.stream.process))
         classes = len(self.session.card.classes)
         picture = accuracy_by_time(accuracy, classes, f"after {step:,} steps")
         picture.save(self.session.run / "accuracy.png")
@@ -38,7 +38,8 @@ class AccuracyCurve:
     def measure(self, classifier: NoisyClassifier) -> dict[float, float]:
         """Return accuracy by time, 0 (data) to 1 (noise), on evenly spaced training images."""
         session = self.session
-        size = len(session.source.labels)
+        source = session.stream.source
+        size = len(source.labels)
         chosen = np.arange(min(IMAGES, size)) * size // min(IMAGES, size)
         times = torch.linspace(0, 1, TIMES, dtype=torch.float64)
         # the same noise every time, from a stream apart from training's
@@ -46,12 +47,12 @@ class AccuracyCurve:
         right = torch.zeros(TIMES)
 
         for part in np.split(chosen, range(BATCH, len(chosen), BATCH)):
-            moments = session.source.read(part, np.zeros(len(part), dtype=bool))
+            moments = source.read(part, np.zeros(len(part), dtype=bool))
             mean, _ = moments.chunk(2, dim=1)
             # without noise the autoencoder draws the mean of the latent
             x0 = session.autoencoder.draw(moments, torch.zeros_like(mean))
             eps = torch.randn(mean.shape, generator=random).to(x0)
-            labels = torch.as_tensor(session.source.labels[part], device=x0.device)
+            labels = torch.as_tensor(source.labels[part], device=x0.device)
             right += torch.stack([self._right(classifier, x0, eps, labels, t) for t in times])
         shares = (right / len(chosen)).tolist()
         return dict(zip(times.tolist(), shares, strict=True))

@@ -21,7 +21,7 @@ def record_start(session: TrainingSession, meter: Meter) -> None:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_kind(ranks.device),
         "ranks": ranks.world,
-        "parallel": session.parallel.parallel if ranks.world > 1 else None,
+        "parallel": session.plan.parallel.parallel if ranks.world > 1 else None,
         "threads": torch.get_num_threads(),
         "arithmetic": compute_precision(ranks.device, session.config.precision),
         "flops_per_image": meter.flops,

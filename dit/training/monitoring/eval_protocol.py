@@ -37,6 +37,7 @@ def read_protocols(run: Path) -> dict[str, Any]:
 
 def record_protocol(
     session: TrainingSession,
+    protocols: dict[str, Any],
     key: str,
     images: ImageSet,
     settings: SamplerConfig,
@@ -44,8 +45,7 @@ def record_protocol(
     digest: str,
     extractor: Extractor,
 ) -> None:
-    """Add the protocol of scores to scores.json, unless it has one with this key."""
-    protocols = read_protocols(session.run)
+    """Add the protocol of scores to those of scores.json, unless it has one with this key."""
     if key in protocols:
         return
     protocols[key] = build_protocol(

@@ -26,13 +26,8 @@ from dit.training.monitoring.previews import sampler_settings
 from dit.training.session import TrainingSession
 from dit.utils.image_size import sides
 
-LOGGED = (
-    "FID",
-    "KID",
-    "precision",
-    "recall",
-    "IS",
-)  # names for Inception; the first decides which checkpoint is the best
+# names for Inception; the first decides which checkpoint is the best
+LOGGED = ("FID", "KID", "precision", "recall", "IS")
 
 
 @dataclass(frozen=True)
@@ -93,8 +88,8 @@ class Scores:
 
         count = session.config.eval_samples
         self.eval = eval_key(count, settings, prepared.digest, target.extractor)
-        # a damaged scores.json is refused before training
-        session.ranks.on_main(lambda: read_protocols(session.run))
+        # read once: a damaged scores.json is refused before training, and does not end it
+        self.protocols = session.ranks.on_main(lambda: read_protocols(session.run))
         best = session.ranks.on_main(lambda: find_best(session.run, self.eval))
         self.best = best.distance.value if best else None
 
@@ -135,7 +130,14 @@ class Scores:
         digest = self.prepared.digest
         ranks.on_main(
             lambda: record_protocol(
-                self.session, self.eval, images, self.settings, target.reference, digest, extractor
+                self.session,
+                self.protocols,
+                self.eval,
+                images,
+                self.settings,
+                target.reference,
+                digest,
+                extractor,
             )
         )
         return EvalResult(available, self.eval, is_best)

@@ -57,7 +57,7 @@ class Previews:
         card: ModelCard,
         autoencoder: Autoencoder,
         start: int,
-        captions: Captions | None = None,
+        captions: Captions | None,
     ):
         self.folder = run / "samples"
         self.card = card

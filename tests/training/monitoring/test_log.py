@@ -46,10 +46,11 @@ def exact(run: Path) -> list[dict[str, float]]:
 # -- sums ------------------------------------------------------------------------------------------
 
 
-def test_losses_fall_into_the_bucket_of_their_time():
-    window = RunningMeans(("loss",), CPU)
+@pytest.mark.parametrize("t_end", [1.0, 1000.0])
+def test_losses_fall_into_the_bucket_of_their_time(t_end):
+    window = RunningMeans(("loss",), CPU, t_end)
     taken, skipped = torch.zeros(()), torch.ones(())
-    times = torch.tensor([0.0, 0.19, 0.2, 0.99, 1.0]).double()
+    times = t_end * torch.tensor([0.0, 0.19, 0.2, 0.99, 1.0]).double()
     window.add([torch.tensor(1.0)], taken)
     window.add_losses(times, torch.tensor([1.0, 3.0, 5.0, 7.0, 11.0]), taken)
     window.add_losses(times, torch.full((5,), float("nan")), skipped)
@@ -126,7 +127,7 @@ def ratio(mesh):
 
 
 def log_on_ranks(ranks, folder):
-    window, taken = RunningMeans(("loss",), ranks.device), torch.zeros(())
+    window, taken = RunningMeans(("loss",), ranks.device, 1.0), torch.zeros(())
     window.add([torch.tensor(1.0 + ranks.rank)], taken)
     times = torch.tensor([0.1, 0.3 + 0.4 * ranks.rank]).double()
     window.add_losses(times, torch.tensor([1.0, 2.0]) + ranks.rank, taken)

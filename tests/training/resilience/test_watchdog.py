@@ -157,9 +157,15 @@ def test_training_that_hangs_is_ended_and_the_rank_is_named(how, ended, named, t
             process.kill()
 
 
-def test_a_slow_step_is_no_hang(monkeypatch):
+def test_slow_steps_are_no_hang(monkeypatch):
+    ended, sent = [], []
+    send = Watchdog._send
     monkeypatch.setattr(module, "INTERVAL", SHORT)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(Watchdog, "_send", lambda dog: (sent.append(dog.step), send(dog)))
     with watchdog(Ranks(), 2 / 60) as dog:
         for step in range(2):
             with dog.at(step, "computing"):
                 time.sleep(1.2)
+    assert ended == [], "each step is quicker than the timeout, both together are not"
+    assert {0, 1} <= set(sent), "it ran meanwhile"
