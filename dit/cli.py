@@ -89,7 +89,8 @@ MOVED = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console command `dit`; return its exit code."""
-    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    given = sys.argv[1:] if argv is None else list(argv)
+    name, *rest = given or ["--help"]
     if name in ("-h", "--help"):
         print(_overview())
         return 0
@@ -129,7 +130,8 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     """Parse flags, run the command, and turn errors into one line and an exit code."""
     kind, target = COMMANDS[name]
     try:
-        config: Any = parse(kind, sys.argv[1:] if argv is None else list(argv), prog)
+        given = sys.argv[1:] if argv is None else list(argv)
+        config: Any = parse(kind, given, prog)
         with _interrupts():
             _call(target, config)
     except UserError as error:
@@ -141,7 +143,8 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.errno not in (*NO_SPACE, *NO_ACCESS, *BAD_PATH):
@@ -252,7 +255,8 @@ def _typed(argv: list[str]) -> list[tuple[str, list[str]]]:
     for arg in argv:
         if arg.startswith("--"):
             name, equals, value = arg.partition("=")
-            typed.append((name.replace("_", "-"), [value] if equals else []))
+            flag = name.replace("_", "-")
+            typed.append((flag, [value] if equals else []))
         else:
             typed[-1][1].append(arg)
     return typed
@@ -337,7 +341,8 @@ def _unframe(box: str) -> str:
     title_lines = 1 if text.startswith("╭") else 2
     body = " ".join(text.splitlines()[title_lines:])
     message = re.split(r"[─-]{3,}", body)[0]
-    return " ".join(message.replace("│", " ").split()).removeprefix("Error parsing ").rstrip(".")
+    words = message.replace("│", " ").split()
+    return " ".join(words).removeprefix("Error parsing ").rstrip(".")
 
 
 def _with_help_texts(kind: type) -> Any:
@@ -346,7 +351,8 @@ def _with_help_texts(kind: type) -> Any:
     fields = []
     for f in dataclasses.fields(kind):
         text = tyro.conf.arg(help=texts[f.name], help_behavior_hint=_hint)
-        fields.append((f.name, Annotated[f.type, text], dataclasses.field(default=f.default)))
+        default = dataclasses.field(default=f.default)
+        fields.append((f.name, Annotated[f.type, text], default))
     return dataclasses.make_dataclass(
         kind.__name__,
         fields,
@@ -368,7 +374,9 @@ def _help_texts(kind: type) -> dict[str, str]:
         (tree,) = ast.parse(inspect.getsource(base)).body
         for field, text in pairwise(getattr(tree, "body", ())):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                texts[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+                name = ast.unparse(field.target)
+                words = ast.literal_eval(text.value).split()
+                texts[name] = " ".join(words)
     return texts
 
 
@@ -377,8 +385,9 @@ def _help_texts(kind: type) -> dict[str, str]:
 
 def _train_default(typed: dict[str, list[str]]) -> TrainConfig | None:
     """Return the defaults of all flags: settings of the run to --resume, or of the --preset."""
-    resume, preset = (next(iter(typed.get(flag, [])), None) for flag in ("--resume", "--preset"))
-    if resume in (None, "auto"):
+    resume = _first(typed, "--resume")
+    preset = _first(typed, "--preset")
+    if resume is None or resume == "auto":
         return None if preset is None else _preset(preset)
     if preset is not None:
         raise UserError(
@@ -386,7 +395,13 @@ def _train_default(typed: dict[str, list[str]]) -> TrainConfig | None:
             "one of the two",
             "drop --preset: a run continues with its own settings",
         )
-    return _settings_of(Path(str(resume)))
+    return _settings_of(Path(resume))
+
+
+def _first(typed: dict[str, list[str]], flag: str) -> str | None:
+    """Return the first value of a flag, if any was typed."""
+    values = typed.get(flag)
+    return values[0] if values else None
 
 
 def _preset(name: str) -> TrainConfig:

@@ -44,9 +44,10 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
 
 def _check_flags(config: SampleConfig) -> None:
     if config.num_samples is None:
-        if config.out is not None and (config.out.suffix.lower() != ".png" or config.out.is_dir()):
+        out = config.out
+        if out and (out.suffix.lower() != ".png" or out.is_dir()):
             raise UserError(
-                f"--out {config.out} without --num-samples",
+                f"--out {out} without --num-samples",
                 "a .png file for the grid",
                 "name a .png file, or add --num-samples for a folder of images",
             )
@@ -91,7 +92,8 @@ def _default_out(pipeline: SamplingPipeline, per_class: int) -> Path:
     # a grid replaces another only if it is the same picture
     record = {**protocol(pipeline), "per_class": per_class}
     del record["versions"]
-    digits = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:6]
+    text = json.dumps(record)
+    digits = hashlib.sha256(text.encode()).hexdigest()[:6]
 
     average = "" if run.card.ema_length is None else f"-ema-{run.card.ema_length:g}"
     size = f"-{format_size(run.image_size)}" if run.trained_size else ""

@@ -31,7 +31,10 @@ def from_json(cls: type[Config], values: dict[str, Any]) -> Config:
                 "a setting of this version",
                 did_you_mean(key, fields),
             )
-    return cls(**{k: _from_plain(fields[k].type, v) for k, v in values.items()})
+    settings = {}
+    for name, value in values.items():
+        settings[name] = _from_plain(fields[name].type, value)
+    return cls(**settings)
 
 
 def _from_plain(kind: Any, value: Any) -> Any:

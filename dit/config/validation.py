@@ -104,9 +104,12 @@ def require_sides(config: Any) -> None:
 
 def require_words(config: Any) -> None:
     """Refuse empty prompts."""
-    if config.prompt is not None and not (config.prompt and all(map(str.strip, config.prompt))):
+    if config.prompt is None:
+        return
+    stripped = [prompt.strip() for prompt in config.prompt]
+    if not stripped or "" in stripped:
         raise UserError(
-            "--prompt" + " ''" * ("" in map(str.strip, config.prompt)),
+            "--prompt ''" if stripped else "--prompt",
             "captions of one word or more",
             'such as --prompt "a seven" "a one", or drop --prompt for captions of the data',
         )

@@ -51,7 +51,9 @@ def compile_network(
     def call(*inputs: Tensor) -> Any:
         # the next call of the graph writes into the same memory
         out = graph(*inputs)
-        return out.clone() if isinstance(out, Tensor) else tuple(part.clone() for part in out)
+        if isinstance(out, Tensor):
+            return out.clone()
+        return tuple(part.clone() for part in out)
 
     return call
 
@@ -62,8 +64,9 @@ def pad_batches(denoise: Denoise, size: int) -> Denoise:
     def padded(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
         count = len(x_t)
         missing = max(size - count, 0)
-        x_t = torch.cat([x_t, x_t[:1].expand(missing, -1, -1, -1)])
-        y = torch.cat([y, y[:1].expand(missing)])
-        return denoise(x_t, t, y).rows(slice(count))
+        more_x = x_t[:1].expand(missing, -1, -1, -1)
+        more_y = y[:1].expand(missing)
+        filled = denoise(torch.cat([x_t, more_x]), t, torch.cat([y, more_y]))
+        return filled.rows(slice(count))
 
     return padded

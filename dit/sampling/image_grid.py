@@ -24,4 +24,5 @@ def draw_grid(pipeline: SamplingPipeline, per_class: int) -> Image.Image:
 
     names = None if card.unconditional else [card.class_name(c) for c in pipeline.classes]
     columns = per_class if names else min(per_class, COLUMNS)
-    return pictures.grid(images, names, columns, pictures.fitting_scale(max(images.shape[-2:])))
+    longer_side = max(images.shape[-2:])
+    return pictures.grid(images, names, columns, pictures.fitting_scale(longer_side))

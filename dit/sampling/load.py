@@ -171,7 +171,8 @@ def with_captions(run: LoadedRun, network: Callable[..., Tensor], captions: Capt
     *classes, _ = captions.texts
     spec = replace(run.card.network, num_classes=len(classes))
     run = _with_card(run, replace(run.card, classes=classes, network=spec))
-    return replace(run, denoise=replace(run.denoise, network=Captioned(network, captions)))
+    denoise = replace(run.denoise, network=Captioned(network, captions))
+    return replace(run, denoise=denoise)
 
 
 def with_classifier_labels(run: LoadedRun, classifier: Path | None) -> LoadedRun:

@@ -52,7 +52,8 @@ def _validate_times(config: SamplerConfig, card: ModelCard) -> None:
         )
 
     # a DDPM has whole times only, and cosine spacing is dense at both ends
-    if (process.times(steps, config.spacing).diff() == 0).any():
+    gaps = process.times(steps, config.spacing).diff()
+    if (gaps == 0).any():
         raise UserError(
             f"--spacing {config.spacing} with --steps {steps}",
             "a different time for every step",

@@ -349,7 +349,8 @@ class NpzFolder:
             with np.load(file) as arrays:
                 pixels = arrays[name]
             if not len(images):
-                images = np.empty((len(self.labels), *pixels.shape[1:]), np.uint8)
+                shape = len(self.labels), *pixels.shape[1:]
+                images = np.empty(shape, np.uint8)
             images[where] = pixels
         return images
 

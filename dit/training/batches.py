@@ -36,7 +36,8 @@ class DataStream:
     def share(self) -> slice:
         """This rank's part of a batch of all ranks."""
         size = self.batch_size // self.ranks.world
-        return slice(self.ranks.rank * size, (self.ranks.rank + 1) * size)
+        start = self.ranks.rank * size
+        return slice(start, start + size)
 
 
 class Batch(NamedTuple):
@@ -95,11 +96,12 @@ def read_batch(stream: DataStream, position: int) -> Batch:
 
     # Times, labels, flips: resumed runs rely on this order of draws.
     t = stream.process.sample_time(stream.batch_size, random)[mine]
-    dropped = (torch.rand(stream.batch_size, generator=random) < stream.label_dropout)[mine]
-    flipped = (torch.rand(stream.batch_size, generator=random) < 0.5)[mine] & stream.flip
+    dropped = torch.rand(stream.batch_size, generator=random) < stream.label_dropout
+    flipped = torch.rand(stream.batch_size, generator=random) < 0.5
+    flipped = flipped[mine] & stream.flip
 
     labels = torch.as_tensor(stream.source.labels[indices])
-    labels = drop_labels(labels, dropped, stream.null_label)
+    labels = drop_labels(labels, dropped[mine], stream.null_label)
     moments = stream.source.read(indices, flipped.numpy())
     device = stream.ranks.device
     return Batch(pinned(moments, device), pinned(labels, device), t)
@@ -124,7 +126,8 @@ def training_times(
     if sampler is None:
         return batch.t, torch.ones_like(batch.t)
     # Stream 0 of this position; stream 1 is the noise.
-    t, weights = sampler.draw(stream.batch_size, generator(stream.seed, position, 0))
+    random = generator(stream.seed, position, 0)
+    t, weights = sampler.draw(stream.batch_size, random)
     return t[stream.share], weights[stream.share]
 
 

@@ -203,7 +203,10 @@ def _write_meta(folder: Path, step: int, distance: Distance | None) -> None:
     meta: dict[str, Any] = {"step": step, "torch": torch.__version__}
     if distance:
         meta["distance"] = distance._asdict()
-    meta["files"] = {str(file.relative_to(folder)): checksum_entry(file) for file in files}
+    meta["files"] = {}
+    for file in files:
+        name = str(file.relative_to(folder))
+        meta["files"][name] = checksum_entry(file)
     write_json(folder / "meta.json", meta)
     for path in (*files, folder / "meta.json", folder / "state", folder):
         sync_to_disk(path)

@@ -26,7 +26,8 @@ def find_origin(card: ModelCard, weights: Path) -> Path:
     file = find_weights(weights)
     origin, _ = read_header(file)
     trained_with = f"--init {weights} was trained with"
-    theirs, ours = ({**vars(one.config), **vars(one.network)} for one in (origin, card))
+    theirs = {**vars(origin.config), **vars(origin.network)}
+    ours = {**vars(card.config), **vars(card.network)}
 
     for name in ("conditioning", "process", "objective", "latent_norm"):
         flag = f"--{name.replace('_', '-')}"
@@ -50,9 +51,12 @@ def find_origin(card: ModelCard, weights: Path) -> Path:
             "pass the flags that the weights were trained with (`dit info` shows them)",
         )
 
-    same_encoder = origin.text_encoder_sha256 == card.text_encoder_sha256
-    for name, same in (("vae", same_autoencoder(origin, card)), ("text_encoder", same_encoder)):
-        if not same:
+    same = {
+        "vae": same_autoencoder(origin, card),
+        "text_encoder": origin.text_encoder_sha256 == card.text_encoder_sha256,
+    }
+    for name, is_same in same.items():
+        if not is_same:
             flag = f"--{name.replace('_', '-')}"
             old, new = theirs[name] or "digits", ours[name] or "digits"
             raise UserError(
@@ -69,7 +73,9 @@ def _in_words(value: object) -> str:
         return " ".join(map(str, value)) or "no side"
     if value is None:
         return "the usual"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def initialise(network: nn.Module, card: ModelCard, weights: Path) -> None:

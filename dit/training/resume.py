@@ -87,7 +87,8 @@ def require_same_settings(run: Path, card: ModelCard) -> None:
     if card.config.resume not in (None, "auto"):
         allowed |= MAY_CHANGE_IF_RUN_IS_NAMED
     old, new = _all_settings(before), _all_settings(card)
-    different = [key for key in new if key not in allowed and old[key] != new[key]]
+    fixed = [key for key in new if key not in allowed]
+    different = [key for key in fixed if old[key] != new[key]]
     if different:
         words = "; ".join(f"{key} {old[key]} there, {new[key]} now" for key in different)
         raise UserError(

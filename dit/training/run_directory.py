@@ -85,7 +85,9 @@ def _check_flags(config: TrainConfig) -> None:
         raise UserError(
             "--resume auto without --out", "a run directory to continue or start", "add --out RUN"
         )
-    if config.resume not in (None, "auto") and config.out != Path(config.resume or ""):
+    if config.resume is None or config.resume == "auto":
+        return
+    if config.out != Path(config.resume):
         raise UserError(
             f"--resume {config.resume} with --out {config.out}",
             "one run directory",
@@ -95,10 +97,10 @@ def _check_flags(config: TrainConfig) -> None:
 
 def _require_no_other_files(run: Path) -> None:
     """Refuse a folder of other things; hidden files, such as a lock, do no harm."""
-    other = next((file.name for file in sorted(run.glob("[!.]*"))), None)
-    if other is not None and not is_run(run):
+    others = sorted(run.glob("[!.]*"))
+    if others and not is_run(run):
         raise UserError(
-            f"--out {run} is no run and holds other files, as {other}",
+            f"--out {run} is no run and holds other files, as {others[0].name}",
             "a run, or a new or empty folder",
             "pass another --out",
         )
@@ -107,8 +109,10 @@ def _require_no_other_files(run: Path) -> None:
 def _next_free(config: TrainConfig) -> Path:
     """Return runs/NNN-DATA-MODEL with the next number."""
     # A pattern such as data/{0..9}.tar has characters that a shell would expand.
-    data = re.sub(r"[^\w.-]+", "-", Path(config.data).name).strip("-")
-    taken = [int(path.name[:3]) for path in Path("runs").glob("[0-9][0-9][0-9]-*")]
+    last_part = Path(config.data).name
+    data = re.sub(r"[^\w.-]+", "-", last_part).strip("-")
+    others = Path("runs").glob("[0-9][0-9][0-9]-*")
+    taken = (int(path.name[:3]) for path in others)
     number = max(taken, default=-1) + 1
     return Path("runs") / f"{number:03d}-{data}-{config.model.replace('/', '-')}"
 

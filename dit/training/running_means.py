@@ -35,17 +35,22 @@ class RunningMeans:
 
     def add(self, values: Sequence[Tensor], skipped: Tensor) -> None:
         """Add one step's numbers, in the order of the names, unless `skipped` is 1."""
-        counted = [*(value.detach().double() for value in values), torch.ones_like(self.sums[-1])]
-        self.sums += torch.where(skipped.bool(), 0, torch.stack(counted))
+        counted = [value.detach().double() for value in values]
+        counted.append(torch.ones_like(self.sums[-1]))
+        taken = ~skipped.bool()
+        self.sums += torch.where(taken, torch.stack(counted), 0)
 
     def add_losses(self, t: Tensor, losses: Tensor, skipped: Tensor) -> None:
         """Add a step's losses [B] of single images at times [B], which are on the CPU."""
-        bucket = (t / self.t_end * len(BUCKETS)).long().clamp(max=len(BUCKETS) - 1)
-        one_hot = (bucket[:, None] == torch.arange(len(BUCKETS))).double()  # [B, buckets]
-        one_hot = one_hot.to(losses.device, non_blocking=True)
+        count = len(BUCKETS)
+        bucket = (t / self.t_end * count).long()
+        bucket = bucket.clamp(max=count - 1)
+        one_hot = bucket[:, None] == torch.arange(count)  # [B, buckets]
+        one_hot = one_hot.double().to(losses.device, non_blocking=True)
 
         # A product, because adding by index is in no fixed order on a GPU.
-        rows = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)])
+        losses = losses.double()
+        rows = torch.stack([losses, torch.ones_like(losses)])
         shares = rows @ one_hot / len(losses)
         self.by_time += torch.where(skipped.bool(), 0, shares)
 
@@ -65,7 +70,8 @@ class RunningMeans:
         # Without a step that counts, as between two skipped ones, there is no mean.
         means = {}
         if steps:
-            means = {name: value / steps for name, value in zip(self.names, sums, strict=True)}
+            averages = (value / steps for value in sums)
+            means = dict(zip(self.names, averages, strict=True))
         for name, loss, count in zip(BUCKETS, losses, counts, strict=True):
             if count:
                 means[name] = loss / count

@@ -84,6 +84,8 @@ class TrainingSession:
         # Rank 0 samples alone, while a sharded network would wait for the others at each block.
         network = build_network(self.card.network).to(self.ranks.device)
         network = network.eval().requires_grad_(False)
-        tensors = {name: full_tensor(tensor) for name, tensor in ema.state_dict().items()}
+        tensors = {}
+        for name, tensor in ema.state_dict().items():
+            tensors[name] = full_tensor(tensor)
         network.load_state_dict(tensors)
         return network

@@ -62,7 +62,8 @@ class SpikeGuard:
         # Divided by their weight, sums that start at 0 are unbiased (1412.6980, section 3).
         mean = first / weight
         # Var x = E x^2 - (E x)^2, which rounding may leave below 0.
-        deviation = (second / weight - mean.square()).clamp(min=0).sqrt()
+        variance = second / weight - mean.square()
+        deviation = variance.clamp(min=0).sqrt()
         above = (now > mean + self.spike * deviation) & (weight > MIN_WEIGHT)
         return above.any() & (self.spike > 0)
 

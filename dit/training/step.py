@@ -46,10 +46,11 @@ def train_step(
         (loss.mean / grad_accum).backward()
 
         losses.append(unweighted.each.detach())
-        terms = [loss.mean.detach(), *(term.mean() for term in loss.terms.values())]
-        logged += torch.stack(terms) / grad_accum
+        means = [term.mean() for term in loss.terms.values()]
+        logged += torch.stack([loss.mean.detach(), *means]) / grad_accum
 
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip or float("inf"))
+    largest = clip or float("inf")
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), largest)
     norm = full_tensor(norm)
 
     # Ranks skip the same steps, because they compare the same numbers. Nothing waits for the GPU.
@@ -65,5 +66,7 @@ def train_step(
     if state.time_sampler:
         # The sampler ignores infinite losses, so that it learns nothing from a skipped step.
         each = each.masked_fill(skipped.bool(), torch.inf)
-        rows = torch.stack([inputs.t.to(ranks.device), each], dim=1)
-        state.time_sampler.update(*ranks.gather(rows).cpu().T)
+        times = inputs.t.to(ranks.device)
+        rows = torch.stack([times, each], dim=1)
+        all_times, all_losses = ranks.gather(rows).cpu().T
+        state.time_sampler.update(all_times, all_losses)

@@ -53,7 +53,8 @@ class AccuracyCurve:
             x0 = session.autoencoder.draw(moments, torch.zeros_like(mean))
             eps = torch.randn(mean.shape, generator=random).to(x0)
             labels = torch.as_tensor(source.labels[part], device=x0.device)
-            right += torch.stack([self._right(classifier, x0, eps, labels, t) for t in times])
+            for number, t in enumerate(times):
+                right[number] += self._right(classifier, x0, eps, labels, t)
         shares = (right / len(chosen)).tolist()
         return dict(zip(times.tolist(), shares, strict=True))
 

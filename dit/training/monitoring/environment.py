@@ -29,7 +29,8 @@ def record_start(session: TrainingSession, meter: Meter) -> None:
         "peak_by": meter.peak.source,
         "versions": library_versions("dit", "torch", "timm", "diffusers"),
     }
-    earlier = [other for other in read_starts(session.run) if other["step"] < session.start]
+    starts = read_starts(session.run)
+    earlier = [other for other in starts if other["step"] < session.start]
     write_json(session.run / MACHINE, [*earlier, start])
 
 

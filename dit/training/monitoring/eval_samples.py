@@ -49,7 +49,8 @@ def sample_ema(
     if ranks.sum(failed):
         return None
 
-    images = gather(pixels, ranks).permute(0, 2, 3, 1).numpy()
+    gathered = gather(pixels, ranks)
+    images = gathered.permute(0, 2, 3, 1).numpy()
     classes = None
     if not card.unconditional:
         classes = [card.class_name(label) for label in labels.tolist()]

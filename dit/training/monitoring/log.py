@@ -172,7 +172,8 @@ def log_values(
 
     # Each rank measures its own wait and memory: logged are their mean and their maximum.
     device = session.ranks.device
-    mine = torch.tensor([[lap.waiting, peak_memory(device)]], dtype=torch.float64, device=device)
+    measured = [[lap.waiting, peak_memory(device)]]
+    mine = torch.tensor(measured, dtype=torch.float64, device=device)
     waiting, memory = session.ranks.gather(mine).T
     return {
         **means,

@@ -73,7 +73,9 @@ class Previews:
     def draw(self, step: int, average: nn.Module) -> Image.Image:
         """Sample a grid and write samples/step-N.png."""
         run = ema_run(self.card, average, self.autoencoder, self.captions)
-        rows = self.card.ids * CLASSES if self.card.unconditional else self.card.ids[:CLASSES]
+        rows = self.card.ids[:CLASSES]
+        if self.card.unconditional:
+            rows = self.card.ids * CLASSES
         pipeline = build_pipeline(run, sampler_settings(self.card), rows)
         picture = draw_grid(pipeline, PER_CLASS)
         self.folder.mkdir(parents=True, exist_ok=True)

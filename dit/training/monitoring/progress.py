@@ -74,7 +74,10 @@ class Bar(AbstractContextManager):
 
 def headline(numbers: dict[str, float]) -> dict[str, str]:
     """Return the numbers that the bar shows, in words."""
-    shown = {name: form.format(numbers[name]) for name, form in FORMATS.items() if name in numbers}
+    shown = {}
+    for name, form in FORMATS.items():
+        if name in numbers:
+            shown[name] = form.format(numbers[name])
     for name, value in numbers.items():
         if is_distance(name):
             shown[name] = f"{name} {value:.4g}"

@@ -76,7 +76,9 @@ class Stop:
 def stop_on_signals(ranks: Ranks) -> Iterator[Stop]:
     """Turn SIGTERM and SIGINT into a `Stop` inside the block."""
     stop = Stop(ranks)
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, stop.ask)
 
     # A Ctrl-C that a library swallowed while training started; the handler of `cli` remembers it.
     stop.asked |= getattr(before[signal.SIGINT], "asked", False)

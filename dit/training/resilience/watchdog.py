@@ -162,12 +162,17 @@ def find_verdict(before: list[Heartbeat], after: list[Heartbeat], timeout: float
 
     Ranks that are silent, or in a section that is not watched, will not read it.
     """
-    pairs = enumerate(zip(before, after, strict=True))
-    # A dead rank explains why the others wait, so it is named first.
-    silent = [rank for rank, (old, new) in pairs if old.sent == new.sent]
     behind = min((beat.step, beat.section) for beat in after)
-    late = [rank for rank, beat in enumerate(after) if (beat.step, beat.section) == behind]
-    watched = [rank for rank, beat in enumerate(after) if beat.section != UNWATCHED]
+    silent, late, watched = [], [], []
+    for rank, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old.sent == new.sent:
+            silent.append(rank)
+        if (new.step, new.section) == behind:
+            late.append(rank)
+        if new.section != UNWATCHED:
+            watched.append(rank)
+
+    # A dead rank explains why the others wait, so it is named first.
 
     blamed = silent or late
     ranks = "rank" if len(blamed) == 1 else "ranks"
