@@ -11,7 +11,8 @@ from dit.training.checkpointing import Saver, tidy
 from dit.training.cost.flops import Meter, meter
 from dit.training.events import Events, evaluate_ema, events_after, sample_preview, save_snapshots
 from dit.training.lr_schedule import learning_rate
-from dit.training.monitoring.log import EvalResult, Stopwatch, log_values
+from dit.training.monitoring.log import EvalResult, Stopwatch
+from dit.training.monitoring.logged_values import log_values
 from dit.training.monitoring.progress import Bar
 from dit.training.monitoring.reporter import Reporter
 from dit.training.resilience.preemption import Stop
