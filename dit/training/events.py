@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dit.config import TrainConfig
+from dit.runs.posthoc_ema import drop_after
 from dit.training.ema import save_ema_snapshots, snapshot_every
 from dit.training.monitoring.log import EvalResult
 from dit.training.monitoring.reporter import Reporter
@@ -76,6 +77,12 @@ def sample_preview(
     if reporter:
         with stop.interrupting(average):
             reporter.draw(step, average)
+
+
+def drop_later_snapshots(session: TrainingSession) -> None:
+    """Remove the snapshots of steps that a killed run did after its last checkpoint."""
+    if session.ranks.main:
+        drop_after(session.run, session.start)
 
 
 def save_snapshots(session: TrainingSession, step: int) -> None:

@@ -5,11 +5,17 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dit.runs.posthoc_ema import drop_after
 from dit.training.batches import Batch, Batches, draw_loss_inputs
 from dit.training.checkpointing import Saver, tidy
 from dit.training.cost.flops import Meter, meter
-from dit.training.events import Events, evaluate_ema, events_after, sample_preview, save_snapshots
+from dit.training.events import (
+    Events,
+    drop_later_snapshots,
+    evaluate_ema,
+    events_after,
+    sample_preview,
+    save_snapshots,
+)
 from dit.training.lr_schedule import learning_rate
 from dit.training.monitoring.log import EvalResult, Stopwatch
 from dit.training.monitoring.logged_values import log_values
@@ -100,9 +106,7 @@ class Loop:
             Diverged: the run should roll back to a checkpoint.
         """
         session = self.session
-        # A killed run may have snapshots of steps after its last checkpoint.
-        if session.ranks.main:
-            drop_after(session.run, session.start)
+        drop_later_snapshots(session)
         step = session.start
 
         with (
