@@ -161,7 +161,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     scores_a, scores_b = _scores(a), _scores(b)
     names = [*dict.fromkeys([*scores_a, *scores_b])]
     common = [name for name in names if _is_known(name, scores_a) and _is_known(name, scores_b)]
-    different = tuple(_differences(_entries(a), _entries(b), common or names))
+    different = tuple(_differences(_entries(a), _entries(b), names, common))
     pairs = (
         _pair(name, scores_a.get(name, {}), scores_b.get(name, {}), different) for name in names
     )
@@ -192,12 +192,28 @@ def _entries(report: dict[str, Any]) -> Entries:
     return {path: value for path, value in flat.items() if value != ""}
 
 
-def _differences(a: Entries, b: Entries, scores: Sequence[str]) -> Iterator[Difference]:
-    """Compare entry by entry, those that scores need but no report has among them."""
-    networks = {parse(name).network for name in scores if name != RECOGNISED}
-    excused = _excused(a, b)
+def _differences(
+    a: Entries, b: Entries, names: Sequence[str], common: Sequence[str]
+) -> Iterator[Difference]:
+    """Compare entry by entry, those that scores in common need but no report has among them."""
+    networks = {parse(name).network for name in common if name != RECOGNISED}
+    excused = _excused(a, b) | _of_lone_networks(a, b, networks)
+    scores = common or names
+
     for path in dict.fromkeys([*a, *b, *needed_entries(networks)]):
         yield from _compare_entry(path, _value(a, path), _value(b, path), scores, path in excused)
+
+
+def _of_lone_networks(a: Entries, b: Entries, networks: set[str]) -> set[str]:
+    """Return entries of networks in one report alone, other than `networks`."""
+    needed = {f"features ({network})" for network in networks}
+    in_one = {_section(path) for path in a} ^ {_section(path) for path in b}
+    lone = {section for section in in_one - needed if section.startswith("features (")}
+    return {path for path in (*a, *b) if _section(path) in lone}
+
+
+def _section(path: str) -> str:
+    return path.partition("/")[0]
 
 
 def _value(entries: Entries, path: str) -> Any:
