@@ -202,8 +202,12 @@ def _score_row(report: Report, score: Score) -> Row:
 
     interval, real = report.intervals.get(name), real_range(report, name)
     spread = span(*interval) if interval else _plus_minus(score.deviation)
-    real_cell = Cell(span(real.low, real.high), "range", real_count(real)) if real else NO_RANGE
-    value = Cell(number(score.value), "value", spread, strong=True)
+    text = "{:.2%}".format if name == RECOGNISED else number
+    real_cell = NO_RANGE
+    if real:
+        ends = text(real.low) if real.low == real.high else span(real.low, real.high)
+        real_cell = Cell(ends, "range", real_count(real))
+    value = Cell(text(score.value), "value", spread, strong=True)
     label = f"{name}: {value.plain}; real vs. real {real_cell.plain}"
     axis = _axis(score.value, score.direction, interval, real, label)
     return Row(
