@@ -118,8 +118,8 @@ def _make(cls: Any, name: str, weights: Path | None) -> nn.Module:
     except Exception as error:  # the user's code can fail in any way
         source = "" if weights is None else f" from --weights {weights}"
         raise UserError(
-            f"--extractor {name} cannot be made{source} ({reason(error)})",
-            "a network that is made without arguments, or from a file of its weights",
+            f"--extractor {name} cannot be created{source} ({reason(error)})",
+            "a network that is created without arguments, or from a file of its weights",
             f"correct the class, or pass its weights as --weights {name}=FILE",
         ) from error
 
