@@ -15,7 +15,6 @@ from torch import Tensor
 BLOCK = 1024  # points a side: 8 MB of distances
 NEIGHBOURS = 3  # of precision and recall, as in ADM (1904.06991, 2105.05233)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (2002.09797)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Manifold:
     coverage: float
 
 
-def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> Manifold:
+def manifold(samples: Tensor, reference: Tensor, device: torch.device) -> Manifold:
     """Compare `samples` [N, D] with `reference` [M, D]; each set needs more than 3 points."""
     centre = _centre(reference)
     ours, real = _Points(samples, centre, device), _Points(reference, centre, device)
@@ -68,7 +67,7 @@ def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> 
 
 
 def nearest(
-    queries: Tensor, points: Tensor, device: torch.device = CPU, skip: Tensor | None = None
+    queries: Tensor, points: Tensor, device: torch.device, skip: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return distance [N] (float64) and index [N] of the nearest of `points` [M, D] to each query.
 
