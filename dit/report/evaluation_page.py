@@ -184,7 +184,8 @@ def scores_table(report: Report) -> Table:
     """Return all scores, network by network; the digits recognised are of none."""
     networks: dict[str, list[Row]] = {}
     for score in report.scores.values():
-        networks.setdefault(parse(score.name).network, []).append(_score_row(report, score))
+        network = parse(score.name).network
+        networks.setdefault(network, []).append(_score_row(report, score))
 
     rows = [_score_row(report, digits_score(report.digits))] if report.digits else []
     for network, scores in networks.items():

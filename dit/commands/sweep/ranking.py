@@ -43,7 +43,9 @@ def rank(points: Sequence[Point]) -> Ranking:
         return Ranking([], {}, [], [])
 
     best = points[order[0]]
-    differences = {i: paired_interval(points[i], best) for i in order[1:] if best.replicates}
+    differences = {}
+    if best.replicates:
+        differences = {i: paired_interval(points[i], best) for i in order[1:]}
     tied = [i for i, (low, _) in differences.items() if low <= 0]
     tied.sort(key=lambda i: points[i].evaluations)
     settings = [point.setting for point in points]

@@ -83,7 +83,8 @@ def write(sweep: Sweep) -> list[Path]:
     """Write results, pages and charts into the folder of the sweep; return their paths."""
     drawn = draw(sweep)
     write_json(sweep.out / "sweep.json", to_plain(sweep))
-    paths = [sweep.out / "sweep.json", *to_page(sweep, drawn.values()).write(sweep.out / "sweep")]
+    page = to_page(sweep, drawn.values())
+    paths = [sweep.out / "sweep.json", *page.write(sweep.out / "sweep")]
     for name, section in drawn.items():
         paths.append(sweep.out / f"{name}.png")
         with write_atomically(paths[-1]) as temporary:
@@ -266,7 +267,8 @@ def points_table(sweep: Sweep) -> Table:
     """Return all points, best first, those without a distance last."""
     ranking, example = sweep.ranking, sweep.example
     axes, scores = charts.varied(sweep.points) or ["cfg-scale"], shown_scores(sweep)
-    order = [*ranking.order, *(i for i in range(len(sweep.points)) if i not in ranking.order)]
+    others = [i for i in range(len(sweep.points)) if i not in ranking.order]
+    order = [*ranking.order, *others]
     rows = []
     for i in order:
         point, seconds = sweep.points[i], sweep.points[i].seconds

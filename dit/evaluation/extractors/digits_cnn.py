@@ -116,7 +116,8 @@ def _augment(gray: Tensor) -> Tensor:
     count = len(gray)
     # Grids reach from -1 to 1, over SIZE pixels.
     theta = torch.eye(2, 3).repeat(count, 1, 1)
-    theta[:, :, 2] = (torch.rand(count, 2) * 2 - 1) * 3 * 2 / SIZE
+    shift = torch.rand(count, 2) * 2 - 1
+    theta[:, :, 2] = shift * 3 * 2 / SIZE
     grid = F.affine_grid(theta, list(gray.shape), align_corners=False)
     # Sampling pads with 0, which is black once 1 is added.
     moved = F.grid_sample(gray + 1, grid, align_corners=False) - 1

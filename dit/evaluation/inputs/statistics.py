@@ -173,11 +173,15 @@ def _moments(file: Any, path: Path, parts: dict[str, str]) -> Moments:
             "write the file again with all of them",
         )
     pair = _pair(file, path, parts["mu"], parts["sigma"])
-    return Moments(pair, _pair(file, path, parts["mu_s"], parts["sigma_s"]) if spatial else None)
+    if not spatial:
+        return Moments(pair)
+    spatial_pair = _pair(file, path, parts["mu_s"], parts["sigma_s"])
+    return Moments(pair, spatial_pair)
 
 
 def _pair(file: Any, path: Path, mu: str, sigma: str) -> Pair:
-    mean, covariance = read_array(file, path, mu), read_array(file, path, sigma)
+    mean = read_array(file, path, mu)
+    covariance = read_array(file, path, sigma)
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise UserError(
             f"{mu} {list(mean.shape)} and {sigma} {list(covariance.shape)} in {path}",
