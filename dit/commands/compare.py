@@ -55,13 +55,17 @@ class Difference:
         return name if section in ("sampling", "software", "scores") else f"{section} {name}"
 
     def __str__(self) -> str:
-        values = {"A": self.a, "B": self.b}
-        known = [f"{side} {_show(value)}" for side, value in values.items() if value != UNKNOWN]
-        unknown = [side for side, value in values.items() if value == UNKNOWN]
+        parts = []
+        unknown = []
+        for side, value in (("A", self.a), ("B", self.b)):
+            if value == UNKNOWN:
+                unknown.append(side)
+            else:
+                parts.append(f"{side} {_show(value)}")
         if unknown:
-            known.append(f"unknown in {' and '.join(unknown)}: can't tell")
+            parts.append(f"unknown in {' and '.join(unknown)}: can't tell")
         why = f" – {self.why}" if self.why else ""
-        return f"{self.words}: {', '.join(known)}{why}"
+        return f"{self.words}: {', '.join(parts)}{why}"
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
     with reraise_as_user_error(file, expected, do):
         report = json.loads(file.read_text(encoding="utf-8"))
-    parts = (
-        [report.get(name) for name in ("scores", "protocol")] if isinstance(report, dict) else []
-    )
-    if not parts or not all(map(_is_dict_of_dicts, parts)):
+    if not _has_parts(report):
         raise UserError(f"{file} is not a report", expected, do)
     if report.get("format", 1) != FORMAT:
         given = f"{file} is a report in format {report.get('format', 1)}"
@@ -142,14 +143,24 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+def _has_parts(report: Any) -> bool:
+    if not isinstance(report, dict):
+        return False
+    parts = (report.get("scores"), report.get("protocol"))
+    return all(map(_is_dict_of_dicts, parts))
+
+
 def _is_dict_of_dicts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(inner, dict) for inner in value.values())
 
 
 def _check_score(name: str, score: dict[str, Any]) -> None:
     low, high = score["interval"] or (None, None)
-    known = [value for value in (score["value"], low, high) if value is not None]
-    if score["better"] not in ("lower", "higher") or not all(map(math.isfinite, known)):
+    numbers = [value for value in (score["value"], low, high) if value is not None]
+    has_direction = score["better"] in ("lower", "higher")
+    if not has_direction or not all(map(math.isfinite, numbers)):
         raise ValueError(f"score {name}: {score}")
 
 
@@ -158,13 +169,17 @@ def _check_score(name: str, score: dict[str, Any]) -> None:
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     """Compare two reports as report.json has them."""
-    scores_a, scores_b = _scores(a), _scores(b)
+    scores_a = _scores(a)
+    scores_b = _scores(b)
     names = [*dict.fromkeys([*scores_a, *scores_b])]
     common = [name for name in names if _is_known(name, scores_a) and _is_known(name, scores_b)]
-    different = tuple(_differences(_entries(a), _entries(b), common or names))
-    pairs = (
-        _pair(name, scores_a.get(name, {}), scores_b.get(name, {}), different) for name in names
-    )
+    different = tuple(_differences(_entries(a), _entries(b), names, common))
+
+    pairs = []
+    for name in names:
+        score_a = scores_a.get(name, {})
+        score_b = scores_b.get(name, {})
+        pairs.append(_pair(name, score_a, score_b, different))
     return Comparison(different, tuple(pairs))
 
 
@@ -186,25 +201,46 @@ def _entries(report: dict[str, Any]) -> Entries:
     flat: Entries = {}
     for section, entries in report["protocol"].items():
         for name, value in entries.items():
-            inner = value if isinstance(value, dict) else {}
-            values = {f"{section}/{name} {key}": inner[key] for key in inner}
-            flat |= values or {f"{section}/{name}": value}
+            path = f"{section}/{name}"
+            if isinstance(value, dict) and value:
+                flat |= {f"{path} {key}": inner for key, inner in value.items()}
+            else:
+                flat[path] = value
     return {path: value for path, value in flat.items() if value != ""}
 
 
-def _differences(a: Entries, b: Entries, scores: Sequence[str]) -> Iterator[Difference]:
-    """Compare entry by entry, those that scores need but no report has among them."""
-    networks = {parse(name).network for name in scores if name != RECOGNISED}
-    excused = _excused(a, b)
+def _differences(
+    a: Entries, b: Entries, names: Sequence[str], common: Sequence[str]
+) -> Iterator[Difference]:
+    """Compare entry by entry, those that scores in common need but no report has among them."""
+    networks = {parse(name).network for name in common if name != RECOGNISED}
+    excused = _excused(a, b) | _of_lone_networks(a, b, networks)
+    scores = common or names
+
     for path in dict.fromkeys([*a, *b, *needed_entries(networks)]):
-        yield from _compare_entry(path, _value(a, path), _value(b, path), scores, path in excused)
+        value_a = _value(a, path)
+        value_b = _value(b, path)
+        yield from _compare_entry(path, value_a, value_b, scores, path in excused)
+
+
+def _of_lone_networks(a: Entries, b: Entries, networks: set[str]) -> set[str]:
+    """Return entries of networks in one report alone, other than `networks`."""
+    needed = {f"features ({network})" for network in networks}
+    in_one = {_section(path) for path in a} ^ {_section(path) for path in b}
+    lone = {section for section in in_one - needed if section.startswith("features (")}
+    return {path for path in (*a, *b) if _section(path) in lone}
+
+
+def _section(path: str) -> str:
+    return path.partition("/")[0]
 
 
 def _value(entries: Entries, path: str) -> Any:
     """Return an entry, or what its absence means."""
     # samples of others record no sampler: of them nothing is known by absence
     names_sampler = entries.get("sampling/sampler", UNKNOWN) != UNKNOWN
-    return entries.get(path, ABSENT.get(path, UNKNOWN) if names_sampler else UNKNOWN)
+    absent = ABSENT.get(path, UNKNOWN) if names_sampler else UNKNOWN
+    return entries.get(path, absent)
 
 
 def _compare_entry(
@@ -214,17 +250,20 @@ def _compare_entry(
     touched = tuple(name for name in scores if depends(name, path, depending))
     # a difference that touches no score in common is worth a mention, no more
     if kind == MEASURED and (excused or not touched):
-        kind, touched = ASIDE, ()
+        kind = ASIDE
     if kind == MEASURED and UNKNOWN in (a, b):
         yield Difference(path, a, b, UNKNOWN, why, touched)
+    elif a != b and kind == MEASURED:
+        yield Difference(path, a, b, MEASURED, why, touched)
     elif a != b:
-        yield Difference(path, a, b, kind, why, touched if kind == MEASURED else ())
+        yield Difference(path, a, b, kind, why)
 
 
 def _excused(a: Entries, b: Entries) -> set[str]:
     """Return entries that do not matter, as other entries imply that they mean the same."""
     excused = set()
-    if a.get("reference/sha256", UNKNOWN) == b.get("reference/sha256") != UNKNOWN:
+    content = a.get("reference/sha256", UNKNOWN)
+    if content == b.get("reference/sha256") != UNKNOWN:
         excused |= {f"reference/{name}" for name in ("count", "size", "crop", "statistics")}
     classes = [side.get("sampling/classes", UNKNOWN) for side in (a, b)]
     # the label balance, which must be equal too, says that the other has as many classes
@@ -247,14 +286,17 @@ def _same_prompts(a: Entries, b: Entries) -> bool:
         return not given or given[0] == given[1]
     without = a if isinstance(prompts[1], list) else b
     classes = without.get("sampling/classes", UNKNOWN)
-    return _has_all_classes(without) and classes in (UNKNOWN, [*range(len(given[0]))])
+    as_many = [*range(len(given[0]))]
+    return _has_all_classes(without) and classes in (UNKNOWN, as_many)
 
 
 def _has_all_classes(entries: Entries) -> bool:
     """Return whether no class is known to be missing; samples of others record no classes."""
     classes = entries.get("sampling/classes", UNKNOWN)
+    if classes == UNKNOWN:
+        return True
     count = entries.get("sampling/network num_classes")
-    return classes == UNKNOWN or (isinstance(classes, list) and len(classes) == count)
+    return isinstance(classes, list) and len(classes) == count
 
 
 def _pair(
@@ -293,14 +335,18 @@ def to_text(comparison: Comparison) -> str:
         "Sampled differently or unknown – what the comparison is about:": comparison.of(SAMPLED),
     }
     parts = [verdict(comparison)]
-    parts += ["\n  ".join([title, *map(str, group)]) for title, group in groups.items() if group]
+    for title, group in groups.items():
+        if group:
+            parts.append("\n  ".join([title, *map(str, group)]))
     if aside := dict.fromkeys(difference.words for difference in comparison.of(ASIDE)):
         parts.append(f"Without influence as a rule: {', '.join(aside)}")
-    return "\n\n".join([*parts, scores_table(comparison.scores).to_text()])
+    parts.append(scores_table(comparison.scores).to_text())
+    return "\n\n".join(parts)
 
 
 def verdict(comparison: Comparison) -> str:
-    measured, unknown = comparison.of(MEASURED), comparison.of(UNKNOWN)
+    measured = comparison.of(MEASURED)
+    unknown = comparison.of(UNKNOWN)
     common = [pair for pair in comparison.scores if pair.is_common]
     if measured:
         count = sum(not pair.incompatible_because for pair in common)
@@ -330,15 +376,9 @@ def scores_table(scores: Iterable[ScorePair]) -> Table:
             change = sign + number(pair.b - pair.a)
         values = ["–" if value is None else number(value) for value in (pair.a, pair.b)]
         numbers = [Cell(text, NUMBER) for text in (*values, change)]
-        rows.append(
-            Row(
-                [
-                    Cell(f"{pair.name} {arrow(pair.direction)}"),
-                    *numbers,
-                    Cell(describe_change(pair)),
-                ]
-            )
-        )
+        name = Cell(f"{pair.name} {arrow(pair.direction)}")
+        words = Cell(describe_change(pair))
+        rows.append(Row([name, *numbers, words]))
     return Table(("score", "A", "B", "B - A", ""), rows)
 
 

@@ -25,7 +25,7 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
         )
 
 
-def import_release(file: Path, out: Path, vae: str = "stabilityai/sd-vae-ft-ema") -> ModelCard:
+def import_release(file: Path, out: Path, vae: str) -> ModelCard:
     """Write weights of the DiT release in our format.
 
     Args:

@@ -48,7 +48,8 @@ class Encoder:
     def view(self) -> tuple[int, int, int, int]:
         """(F, 2C, h, w): the moments of an image and, with flips, of its mirror image."""
         channels, height, width = self.shape
-        return 2 if self.encoding.flips else 1, 2 * channels, height, width
+        views = 2 if self.encoding.flips else 1
+        return views, 2 * channels, height, width
 
     def encode(self, batches: Iterable[Tensor], bar: tqdm) -> Iterator[Tensor]:
         """Yield moments [B, F, 2C, h, w] of uint8 [B, 3, H, W]."""
@@ -60,7 +61,8 @@ class Encoder:
         """Return a bar over the images of this rank."""
         world = self.ranks.world
         name = "encode" if world == 1 else f"encode, rank 0 of {world}"
-        return tqdm(total=total, unit="img", desc=name, disable=quiet or not self.ranks.main)
+        quiet = quiet or not self.ranks.main
+        return tqdm(total=total, unit="img", desc=name, disable=quiet)
 
 
 def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
@@ -80,7 +82,8 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     load = load_stream if cfg.streaming else load_images
     images = load(cfg.data, cfg.image_size, columns)
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
-    encoder = Encoder(cfg, autoencoder, describe(cfg, images, autoencoder), ranks)
+    encoding = describe(cfg, images, autoencoder)
+    encoder = Encoder(cfg, autoencoder, encoding, ranks)
 
     if isinstance(images, ImageFolder) and cfg.out.resolve().parent == images.root.resolve():
         raise UserError(
@@ -129,7 +132,8 @@ def finish(encoder: Encoder, images: Images | DatasetStream, number: int) -> Non
         classes, labels = images.classes, [images.labels]
     total = shards.write_index(cfg.out, encoder.encoding, number, classes, labels, encoder.shape)
 
-    data, vae = shell_quote(cfg.out), shell_quote(cfg.vae)
+    data = shell_quote(cfg.out)
+    vae = shell_quote(cfg.vae)
     text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
     print(
         f"{total:,} latents {' x '.join(map(str, encoder.shape))} in {cfg.out}; next: "
@@ -144,7 +148,8 @@ def complete_shards(encoder: Encoder, number: int) -> set[int]:
     complete = torch.zeros(number, device=ranks.device)
     for shard in range(ranks.rank, number, ranks.world):
         complete[shard] = shards.is_complete(encoder.config.out, shard)
-    return set(ranks.sum(complete).nonzero().flatten().tolist())
+    found = ranks.sum(complete).nonzero()
+    return set(found.flatten().tolist())
 
 
 # -- images with random access ---------------------------------------------------------------------
@@ -152,13 +157,16 @@ def complete_shards(encoder: Encoder, number: int) -> set[int]:
 
 def encode_all(encoder: Encoder, images: Images) -> int:
     """Encode this rank's share of the missing shards; return the number of all shards."""
-    cfg, ranks, indices = encoder.config, encoder.ranks, encoder.encoding.indices
+    cfg = encoder.config
+    ranks = encoder.ranks
+    indices = encoder.encoding.indices
     number = math.ceil(len(images) / cfg.shard_size)
     complete = complete_shards(encoder, number)
     missing = [shard for shard in range(number) if shard not in complete]
     own = missing[ranks.rank :: ranks.world]
 
-    _check_space(cfg.out, sum(len(indices(shard)) for shard in missing), encoder.view)
+    needed = sum(len(indices(shard)) for shard in missing)
+    _check_space(cfg.out, needed, encoder.view)
     if isinstance(images, ImageFiles):
         own_images = [index for shard in own for index in indices(shard).tolist()]
         _check_images(images, cfg.out, own_images, ranks)
@@ -168,7 +176,8 @@ def encode_all(encoder: Encoder, images: Images) -> int:
     with encoder.progress_bar(total, quiet=not own) as bar:
         for shard in own:
             batches = decode_batches(images, indices(shard), cfg.batch_size)
-            shards.write_shard(cfg.out, shard, encoder.encode(batches, bar), encoder.view)
+            moments = encoder.encode(batches, bar)
+            shards.write_shard(cfg.out, shard, moments, encoder.view)
     return number
 
 
@@ -183,14 +192,17 @@ def _check_images(images: ImageFiles, root: Path, own: list[int], ranks: Ranks) 
         # in parts: a map over all images at once would hold a future for each
         for start in range(0, len(own), CHECKED_AT_ONCE):
             part = own[start : start + CHECKED_AT_ONCE]
-            for index, damage in zip(part, pool.map(images.damage, part), strict=True):
+            checked = pool.map(images.damage, part)
+            for index, damage in zip(part, checked, strict=True):
                 damaged[index] = bool(damage)
                 bar.update()
 
     indices = ranks.sum(damaged).nonzero().flatten().tolist()
     if not indices:
         return
-    names = ", ".join(map(images.name, indices[:5])) + (", …" if len(indices) > 5 else "")
+    names = ", ".join(map(images.name, indices[:5]))
+    if len(indices) > 5:
+        names += ", …"
     do = "replace or delete them: no shard is written yet"
     if shards.holds_latents(root):  # shards refer to images by their order
         do = "replace them by images of the same names"
@@ -222,17 +234,22 @@ def encode_stream(encoder: Encoder, stream: DatasetStream) -> int:
     Every rank reads the full stream, except complete shards: the note of each has the position of
     the next one. The first shard that is not full is the last.
     """
-    cfg, ranks = encoder.config, encoder.ranks
-    complete = complete_shards(encoder, ranks.broadcast(shards.count_begun(cfg.out)))
+    cfg = encoder.config
+    ranks = encoder.ranks
+    begun = ranks.broadcast(shards.count_begun(cfg.out))
+    complete = complete_shards(encoder, begun)
     ranks.on_main(lambda: shards.claim(cfg.out, encoder.encoding))
 
-    reader, position = None, None
+    reader = None
+    position = None
     with encoder.progress_bar(total=None) as bar:
         for shard in count():
             if shard in complete:
                 # skip to the position after this shard, without reading its images
                 note = shards.read_note(cfg.out, shard)
-                images, position, reader = note["count"], note["position"], None
+                images = note["count"]
+                position = note["position"]
+                reader = None
                 bar.update(images)
             else:
                 reader = reader or stream.start(position)
@@ -261,7 +278,8 @@ def _write_rows(encoder: Encoder, shard: int, reader: StreamReader, bar: tqdm) -
     # a stream may end with a full shard: no rows are left, and no empty shard is written
     first = next(batches, None)
     if first is not None:
-        shards.write_shard(cfg.out, shard, chain([first], batches), encoder.view, note)
+        moments = chain([first], batches)
+        shards.write_shard(cfg.out, shard, moments, encoder.view, note)
     return len(labels)
 
 
@@ -278,7 +296,10 @@ def stream_classes(
         return shards.read_note(root, shard)["labels"]
 
     if stream.labels is None:
-        return [], (np.zeros(len(labels_of(shard)), np.int64) for shard in range(number))
+        counts = (len(labels_of(shard)) for shard in range(number))
+        return [], (np.zeros(count, np.int64) for count in counts)
+
     meaning = stream.labels
-    classes = meaning.classes(chain.from_iterable(map(labels_of, range(number))))
+    values = chain.from_iterable(map(labels_of, range(number)))
+    classes = meaning.classes(values)
     return classes, (meaning.to_ids(labels_of(shard), classes) for shard in range(number))

@@ -282,7 +282,11 @@ def bits_of_ode(
     x0 = ((levels + within_level) / LEVEL - 1 - shift) * scale
 
     # Hutchinson's estimator with signs (1810.01367), or the trace itself
-    probes = UnitProbes(x0) if plan.exact else [noise().sign() for _ in range(plan.probes or 0)]
+    probes: UnitProbes | list[Tensor]
+    if plan.exact:
+        probes = UnitProbes(x0)
+    else:
+        probes = [noise().sign() for _ in range(plan.probes or 0)]
     nats = -ode_log_density(run.denoise, run.denoise.process, x0, y, plan.times, probes, tick)
     # -log of the width of a level in x, per dimension
     volume = math.log(LEVEL) - scale.double().log().mean()

@@ -29,10 +29,12 @@ from dit.utils.files import create_folder, write_atomically
 
 CELL = 96  # pixels to which small images are enlarged, about
 LAYERS = 4  # attention maps, unless --layers is given
-FORWARD_FRAMES, MOST_FRAMES = 25, 100
+FORWARD_FRAMES = 25
+MOST_FRAMES = 100
 FILM = 5000  # length of a film in milliseconds, about
 MOST_WORDS = 12  # of a caption
-NOISY, PREDICTED = "xₜ", "predicted x₀"
+NOISY = "xₜ"
+PREDICTED = "predicted x₀"
 
 Item = TypeVar("Item")
 Times = int | list[float]  # how many, or which: 0 is data, 1 is noise
@@ -56,7 +58,8 @@ class AttentionQuery(NamedTuple):
     def tokens(self, run: LoadedRun) -> tuple[int, int]:
         """Return rows and columns of tokens in an image."""
         _, height, width = run.latent_shape
-        return height // self.network.patch_size, width // self.network.patch_size
+        patch = self.network.patch_size
+        return height // patch, width // patch
 
 
 def show(config: ShowConfig, ranks: Ranks) -> Path:
@@ -75,7 +78,8 @@ def show(config: ShowConfig, ranks: Ranks) -> Path:
 
 def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
     pipeline = build_pipeline(run, config)
-    labels, times = _labels(run, config), parse_times(config.times)
+    labels = _labels(run, config)
+    times = parse_times(config.times)
     query = attention_query(run, config)
     create_folder(out)
 
@@ -84,7 +88,8 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
     else:
         moments = backward(pipeline, labels)
     columns = select_moments(moments, times, pipeline.process)
-    story = Story(pipeline, labels, columns, evenly(moments, MOST_FRAMES), out / config.direction)
+    frames = evenly(moments, MOST_FRAMES)
+    story = Story(pipeline, labels, columns, frames, out / config.direction)
 
     _draw_latents(story)
     if query is None:
@@ -105,9 +110,12 @@ def forward(pipeline: SamplingPipeline, labels: Tensor, times: Times) -> list[Mo
 
     A number of times is spread from 0 to the start of sampling, with more between for the film.
     """
-    run, settings, process = pipeline.run, pipeline.settings, pipeline.process
+    run = pipeline.run
+    settings = pipeline.settings
+    process = pipeline.process
     x0 = training_latents(run, labels, settings.seed)
-    eps = ImageNoise(settings.seed, range(len(x0)), run.latent_shape, run.device)()
+    noise = ImageNoise(settings.seed, range(len(x0)), run.latent_shape, run.device)
+    eps = noise()
     labels = labels.to(run.device)
 
     if isinstance(times, int):
@@ -122,7 +130,8 @@ def forward(pipeline: SamplingPipeline, labels: Tensor, times: Times) -> list[Mo
         t = t.round() if process.end > 1 else t  # a DDPM has whole times
         x_t = add_noise(process, x0, eps, t)
         with autocast(run.device, settings.precision), pipeline.clearing_block_cache():
-            moments.append(Moment(t, x_t, pipeline.denoise(x_t, t, labels).x0))
+            prediction = pipeline.denoise(x_t, t, labels)
+        moments.append(Moment(t, x_t, prediction.x0))
     return moments
 
 
@@ -154,8 +163,10 @@ def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
         indices = np.array([next(turns[label]) for label in labels.tolist()])
 
     # the mean of the posterior: zeros for its noise
-    moments = source.read(indices, np.zeros(len(indices), bool))
-    return run.autoencoder.draw(moments, torch.zeros(len(indices), *run.latent_shape))
+    unflipped = np.zeros(len(indices), bool)
+    moments = source.read(indices, unflipped)
+    noise = torch.zeros(len(indices), *run.latent_shape)
+    return run.autoencoder.draw(moments, noise)
 
 
 @torch.inference_mode()
@@ -264,8 +275,9 @@ def word_attention(
 
 def _denoise_first(pipeline: SamplingPipeline, labels: Tensor, moment: Moment) -> None:
     run = pipeline.run
+    label = labels[:1].to(run.device)
     with autocast(run.device, pipeline.settings.precision):
-        run.denoise(moment.x_t[:1], moment.t, labels[:1].to(run.device))
+        run.denoise(moment.x_t[:1], moment.t, label)
 
 
 def caption_words(run: LoadedRun, label: int) -> dict[int, str]:
@@ -273,12 +285,15 @@ def caption_words(run: LoadedRun, label: int) -> dict[int, str]:
     captioned = run.denoise.network
     assert isinstance(captioned, Captioned)
     encoder = captioned.captions.encoder
-    tokenizer, text = encoder.tokenizer, captioned.captions.texts[label]
+    tokenizer = encoder.tokenizer
+    text = captioned.captions.texts[label]
 
     ids = tokenizer(text, truncation=True, max_length=encoder.length)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
     words: dict[int, str] = {}
-    for position, token in enumerate(tokenizer.convert_ids_to_tokens(ids)):
-        if ids[position] not in tokenizer.all_special_ids and len(words) < MOST_WORDS:
+    for position, token in enumerate(tokens):
+        is_word = ids[position] not in tokenizer.all_special_ids
+        if is_word and len(words) < MOST_WORDS:
             # marks of CLIP's, T5's and GPT's tokenizers for where a word ends or begins
             words[position] = token.removesuffix("</w>").lstrip("▁Ġ")
     return words
@@ -309,11 +324,15 @@ class Story:
 
     def headings(self, moments: Sequence[Moment]) -> list[str]:
         """Return time, alpha and sigma of each moment, in two lines."""
-        process, headings = self.pipeline.process, []
+        process = self.pipeline.process
+        decimals = 0 if process.end > 1 else 2
+        headings = []
         for moment in moments:
             at = process.coefficients(moment.t)
-            time = f"{float(moment.t):.0f}" if process.end > 1 else f"{float(moment.t):.2f}"
-            headings.append(f"t = {time}\nα {float(at.alpha):.2f}  σ {float(at.sigma):.2f}")
+            time = f"t = {float(moment.t):.{decimals}f}"
+            signal = f"α {float(at.alpha):.2f}"
+            noise = f"σ {float(at.sigma):.2f}"
+            headings.append(f"{time}\n{signal}  {noise}")
         return headings
 
     def stack(self, column: Callable[[Moment], Tensor]) -> Tensor:
@@ -326,19 +345,22 @@ class Story:
         file = f"{self.name}{what}"
         times = [heading.replace("\n", "   ") for heading in self.headings(self.frames)]
         # a GIF has no other place for the time
-        titled = [
-            pictures.strip([frame], [time]) for frame, time in zip(frames, times, strict=True)
-        ]
+        titled = []
+        for frame, time in zip(frames, times, strict=True):
+            titled.append(pictures.strip([frame], [time]))
+        milliseconds = min(500, max(40, FILM // len(frames)))
+
         with write_atomically(Path(f"{file}.png")) as path:
             sheet.save(path, format="PNG")
         with write_atomically(Path(f"{file}.gif")) as path:
-            pictures.gif(titled, path, min(500, max(40, FILM // len(frames))))
+            pictures.gif(titled, path, milliseconds)
         print(f"{file}.png\n{file}.gif")
 
 
 def _draw_latents(story: Story) -> None:
     """Draw two rows for each image: decoded x_t, and the x0 that the network predicts from it."""
-    run, labels = story.run, story.labels
+    run = story.run
+    labels = story.labels
     names = [run.card.class_name(int(label)) if run.card.classes else "" for label in labels]
 
     def column(moment: Moment) -> Tensor:  # [2 N, 3, H, W]
@@ -370,8 +392,8 @@ def _draw_attention(story: Story, query: AttentionQuery) -> None:
 
     def column(moment: Moment) -> Tensor:  # [1 + layers, 3, H, W]
         weights = patch_attention(story.pipeline, query, story.labels, moment)
-        tokens = query.tokens(story.run)
-        return pictures.outline(_heatmaps(story, moment, weights), query.token, tokens)
+        maps = _heatmaps(story, moment, weights)
+        return pictures.outline(maps, query.token, query.tokens(story.run))
 
     rows = [PREDICTED, *(f"layer {layer}" for layer in query.layers)]
     _draw_maps(story, "-attention", column, rows)
@@ -400,7 +422,8 @@ def _draw_maps(
     story: Story, what: str, column: Callable[[Moment], Tensor], rows: list[str]
 ) -> None:
     headings = story.headings(story.columns)
-    sheet = pictures.grid(story.stack(column), rows, len(story.columns), headings=headings)
+    images = story.stack(column)
+    sheet = pictures.grid(images, rows, len(story.columns), headings=headings)
 
     def frame(moment: Moment) -> Image.Image:
         return pictures.grid(column(moment), None, len(rows), headings=rows)
@@ -416,7 +439,9 @@ def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
     classes = class_ids(config.classes, run.card)
     if config.classes is None:
         classes = pictures.spread(classes, config.num_images)
-    return torch.tensor([classes[i % len(classes)] for i in range(config.num_images)])
+    count = len(classes)
+    labels = [classes[i % count] for i in range(config.num_images)]
+    return torch.tensor(labels)
 
 
 def parse_times(text: str) -> Times:
@@ -450,8 +475,10 @@ def select_moments(moments: Sequence[Moment], times: Times, process: Process) ->
     if isinstance(times, int):
         return evenly(moments, times)
 
+    moment_times = [float(moment.t) / process.end for moment in moments]
+
     def nearest(time: float) -> int:
-        distances = [abs(float(moment.t) / process.end - time) for moment in moments]
+        distances = [abs(other - time) for other in moment_times]
         return distances.index(min(distances))
 
     return [moments[i] for i in dict.fromkeys(map(nearest, times))]

@@ -63,9 +63,11 @@ class DatasetImages(ImageFiles):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over classes and a few of the images: independent of the data set's path."""
-        digest = hashlib.sha256(repr((len(self), self.classes)).encode() + self.labels.tobytes())
+        about = repr((len(self), self.classes))
+        digest = hashlib.sha256(about.encode() + self.labels.tobytes())
         # a sample: reading all images would take as long as encoding them
-        for index in np.linspace(0, len(self) - 1, FINGERPRINT_IMAGES).astype(int).tolist():
+        spread = np.linspace(0, len(self) - 1, FINGERPRINT_IMAGES)
+        for index in spread.astype(int).tolist():
             digest.update(_read_if_possible(partial(self.open, index)))
         return digest.hexdigest()
 

@@ -33,7 +33,8 @@ OpenFile = Callable[[], BinaryIO]
 
 def is_image(name: str) -> bool:
     """Return whether a file of this name counts as an image."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+    _, extension = os.path.splitext(name)
+    return not name.startswith(".") and extension.lower() in EXTENSIONS
 
 
 # -- the class of an image: the subfolder that holds it --------------------------------------------
@@ -64,7 +65,8 @@ def find_classes(root: Path) -> list[str]:
     if not images:
         return folders
 
-    mixed = next((name for name in folders if any(map(is_image, os.listdir(root / name)))), None)
+    with_images = (name for name in folders if any(map(is_image, os.listdir(root / name))))
+    mixed = next(with_images, None)
     if mixed is not None:
         raise UserError(
             f"{root} has images both directly ({min(images)}) and in subfolders ({mixed})",

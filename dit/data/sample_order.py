@@ -27,7 +27,8 @@ def batch_indices(step: int, size: int, global_batch: int, seed: int) -> np.ndar
     while done < global_batch:  # one iteration per epoch in the batch
         epoch, offset = divmod(start + done, size)
         count = min(size - offset, global_batch - done)
-        indices[done : done + count] = permute(np.arange(offset, offset + count), size, seed, epoch)
+        positions = np.arange(offset, offset + count)
+        indices[done : done + count] = permute(positions, size, seed, epoch)
         done += count
     return indices
 
@@ -54,9 +55,11 @@ def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
     """Permute uint64 values of 2 * half bits."""
     bits = np.uint64(half)
     mask = np.uint64((1 << half) - 1)
-    left, right = values >> bits, values & mask
+    left = values >> bits
+    right = values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right + key) & mask)
+        mixed = _mix(right + key) & mask
+        left, right = right, left ^ mixed
     return left << bits | right
 
 
@@ -71,5 +74,6 @@ def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> to
     """Return an independent generator for each (seed, *stream), such as (seed, step, purpose)."""
     # Hashed: neighbouring seeds of torch's generators are not independent, and its CPU generator
     # reads only 32 bits of a seed, so that two of 2**32 streams are equal.
-    words = np.random.SeedSequence([len(stream), seed, *stream]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(words[0]))
+    sequence = np.random.SeedSequence([len(stream), seed, *stream])
+    word = sequence.generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(word))

@@ -94,7 +94,8 @@ class TarImages(ImageFiles):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over shards, members and classes, in order; not over the shards' folder."""
-        digest = hashlib.sha256(json.dumps(self.classes).encode() + self.labels.tobytes())
+        classes = json.dumps(self.classes)
+        digest = hashlib.sha256(classes.encode() + self.labels.tobytes())
         for name, (shard, *span) in zip(self._names, self._index.tolist(), strict=True):
             digest.update(f"{self._shards[shard].name}/{name} {span}\n".encode())
         return digest.hexdigest()
@@ -220,4 +221,5 @@ def _class_names(folder: Path) -> list[str] | None:
     file = folder / CLASS_NAMES
     if not file.is_file():
         return None
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    return [line for line in lines if line]

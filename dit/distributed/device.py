@@ -16,12 +16,16 @@ CGROUPS = {
 
 def device_kind(device: torch.device) -> str:
     """Return what numbers depend on: `cpu`, or the GPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return the tensor in memory that a GPU copies from without the CPU waiting."""
-    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory()
+    return tensor
 
 
 def available_memory(device: torch.device) -> int:
@@ -48,8 +52,9 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
         mount, name = CGROUPS[controllers]
         group = root / mount / path.lstrip("/")
         for folder in (group, *group.parents):
-            if (folder / name).exists():
-                limit = (folder / name).read_text().strip()
+            file = folder / name
+            if file.exists():
+                limit = file.read_text().strip()
                 if limit != "max":
                     yield int(limit)
 

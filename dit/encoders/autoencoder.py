@@ -133,8 +133,10 @@ class Autoencoder:
         return torch.cat([self._decode(part) for part in latents.split(DECODE_BATCH)])
 
     def _decode(self, latents: Tensor) -> Tensor:
-        pixels = self.codec.pixels(latents.to(self.device).float() / self.scale + self.shift)
-        return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        latents = latents.to(self.device).float()
+        pixels = self.codec.pixels(latents / self.scale + self.shift)
+        scaled = (pixels + 1) * 127.5
+        return scaled.round().clamp(0, 255).to(torch.uint8)
 
     def with_statistics(
         self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor

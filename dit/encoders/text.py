@@ -65,7 +65,8 @@ class TextEncoder:
             torch.no_grad(),
             torch.autocast(self.device.type, enabled=False),
         ):
-            parts = [self._encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
+            starts = range(0, len(texts), BATCH)
+            parts = [self._encode(texts[start : start + BATCH]) for start in starts]
             return torch.cat(parts)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:

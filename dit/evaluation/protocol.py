@@ -19,7 +19,14 @@ from dit.utils.image_size import Size, format_size, sides
 
 UNKNOWN = "unknown"
 LIBRARIES = (
-    *("dit", "torch", "torch-fidelity", "numpy", "scipy", "scikit-learn", "diffusers", "timm"),
+    "dit",
+    "torch",
+    "torch-fidelity",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "diffusers",
+    "timm",
 )
 SAMPLING = (
     *("sampler", "steps", "cfg_scale", "cfg_interval", "cfg_channels", "eta", "variance"),

@@ -65,7 +65,7 @@ def create_model(
     )
 
 
-def check_name(name: str, conditioning: str = "adaln-zero") -> None:
+def check_name(name: str, conditioning: str) -> None:
     """Refuse unknown names, and a choice of conditioning for networks that are no DiT."""
     if name not in NAMES:
         raise UserError(
@@ -146,7 +146,7 @@ def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def zero_inputs(name: str, batch: int, text_tokens: int = 0, **sizes: Any) -> tuple[Tensor, ...]:
+def zero_inputs(name: str, batch: int, text_tokens: int, **sizes: Any) -> tuple[Tensor, ...]:
     """Return inputs of zeros for the network `create_model(name, **sizes)`."""
     x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
     t = torch.zeros(batch)

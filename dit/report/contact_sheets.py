@@ -11,7 +11,8 @@ from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics.memorisation import Memorisation
 from dit.utils import pictures
 
-CLASSES, COLUMNS = 10, 10  # of a grid
+CLASSES = 10  # of a grid
+COLUMNS = 10
 WIDTH = 900  # pixels of a grid
 CELL = 128  # pixels of an image on a page: full-size photographs would make it many megabytes
 CLOSEST = 10  # samples that are shown as most like a training image
@@ -28,7 +29,8 @@ def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
     if samples.labels is None:
         columns = min(columns, len(samples))
         rows = min(columns, len(samples) // columns)
-        return [], [[*range(row * columns, (row + 1) * columns)] for row in range(rows)]
+        shown = [*range(rows * columns)]
+        return [], [shown[first : first + columns] for first in shown[::columns]]
 
     indices: dict[str, list[int]] = {}
     for i, label in enumerate(samples.labels):
@@ -43,7 +45,9 @@ def by_class(samples: ImageSet) -> tuple[list[str], list[list[int]]]:
 
 def _class_order(name: str) -> tuple[bool, int, str]:
     """Sort numbers by value, before other names."""
-    return not name.isdigit(), int(name) if name.isdigit() else 0, name
+    if name.isdigit():
+        return False, int(name), name
+    return True, 0, name
 
 
 def draw_grid(samples: ImageSet, largest: int | None = None) -> Image.Image:
@@ -58,7 +62,8 @@ def draw_grid(samples: ImageSet, largest: int | None = None) -> Image.Image:
 
 def draw_first(samples: ImageSet, count: int, size: int) -> Image.Image:
     """Draw the first samples in a row, shrunk or enlarged to about `size` pixels."""
-    images = shrink(samples.stack(range(min(count, len(samples)))), size)
+    count = min(count, len(samples))
+    images = shrink(samples.stack(range(count)), size)
     scale = pictures.fitting_scale(max(images.shape[-2:]), size)
     return pictures.grid(images, None, len(images), scale)
 
@@ -73,10 +78,10 @@ def draw_closest(samples: ImageSet, memorisation: Memorisation) -> Image.Image:
     """Draw the samples most like a training image by any measure, as `draw_nearest` does."""
     # distances of different measures compare by what each calls a near-copy
     ratios = [like.distances / max(like.threshold, 1e-12) for like in memorisation.likenesses]
-    closest = torch.stack(ratios).min(dim=0).values.argsort()[:CLOSEST]
-    return _draw_pairs(
-        samples, memorisation, [[int(memorisation.samples[i]) for i in closest]], ["sample"]
-    )
+    least = torch.stack(ratios).min(dim=0).values
+    closest = least.argsort()[:CLOSEST]
+    row = [int(sample) for sample in memorisation.samples[closest]]
+    return _draw_pairs(samples, memorisation, [row], ["sample"])
 
 
 def _draw_pairs(
@@ -91,8 +96,10 @@ def _draw_pairs(
     for name, row in zip(names, rows, strict=True):
         lines.append(samples.stack(row))
         labels.append(name)
+        positions = [position[i] for i in row]
         for like in memorisation.likenesses:
-            lines.append(memorisation.training.stack([int(like.indices[position[i]]) for i in row]))
+            nearest = [int(like.indices[i]) for i in positions]
+            lines.append(memorisation.training.stack(nearest))
             labels.append(f"by {like.by}")
 
     images = torch.cat([shrink(line, THUMBNAIL) for line in lines])
@@ -102,4 +109,6 @@ def _draw_pairs(
 
 def shrink(images: Tensor, largest: int) -> Tensor:
     """Return images [N, 3, H, W] uint8 with their shorter side at most `largest` pixels."""
-    return resize(images, [largest], antialias=True) if min(images.shape[-2:]) > largest else images
+    if min(images.shape[-2:]) <= largest:
+        return images
+    return resize(images, [largest], antialias=True)

@@ -184,7 +184,8 @@ def scores_table(report: Report) -> Table:
     """Return all scores, network by network; the digits recognised are of none."""
     networks: dict[str, list[Row]] = {}
     for score in report.scores.values():
-        networks.setdefault(parse(score.name).network, []).append(_score_row(report, score))
+        network = parse(score.name).network
+        networks.setdefault(network, []).append(_score_row(report, score))
 
     rows = [_score_row(report, digits_score(report.digits))] if report.digits else []
     for network, scores in networks.items():
@@ -202,8 +203,12 @@ def _score_row(report: Report, score: Score) -> Row:
 
     interval, real = report.intervals.get(name), real_range(report, name)
     spread = span(*interval) if interval else _plus_minus(score.deviation)
-    real_cell = Cell(span(real.low, real.high), "range", real_count(real)) if real else NO_RANGE
-    value = Cell(number(score.value), "value", spread, strong=True)
+    text = "{:.2%}".format if name == RECOGNISED else number
+    real_cell = NO_RANGE
+    if real:
+        ends = text(real.low) if real.low == real.high else span(real.low, real.high)
+        real_cell = Cell(ends, "range", real_count(real))
+    value = Cell(text(score.value), "value", spread, strong=True)
     label = f"{name}: {value.plain}; real vs. real {real_cell.plain}"
     axis = _axis(score.value, score.direction, interval, real, label)
     return Row(

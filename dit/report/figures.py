@@ -39,7 +39,8 @@ def distance_by_size(limits: Mapping[str, Extrapolation]) -> Image.Image:
 
 def score_names(log: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the scores in the lines of a run's log, in order of appearance."""
-    return [*dict.fromkeys(key for line in log for key in line if parse(key).kind in KINDS)]
+    names = dict.fromkeys(name for line in log for name in line)
+    return [name for name in names if parse(name).kind in KINDS]
 
 
 def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -58,7 +59,8 @@ def scores_chart(log: Sequence[Mapping[str, Any]]) -> Image.Image:
 
     axes = _panels(len(names), 5.5, 3.0, "step")
     for axis, name in zip(axes, names, strict=True):
-        points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+        scored = [line for line in log if line.get(name) is not None]
+        points = [(line["step"], line[name]) for line in scored]
         _draw_score(axis, name, points)
     return to_image(axes[0].figure)
 
@@ -69,7 +71,8 @@ def accuracy_by_time(accuracies: Mapping[float, float], classes: int, title: str
     axis = new_axis(figure, "time: 0 is data, 1 is noise")
     points = [(time, 100 * share, None, None) for time, share in accuracies.items()]
     draw_line(axis, 0, "accuracy", points)
-    axis.axhline(100 / classes, color=SOFT, linewidth=1.0, linestyle=DOTTED, label="guessing")
+    style = {"color": SOFT, "linewidth": 1.0, "linestyle": DOTTED}
+    axis.axhline(100 / classes, label="guessing", **style)
 
     set_title(axis, f"accuracy on noised training images, {title}")
     axis.set_ylabel("%", color=SOFT)
@@ -88,21 +91,26 @@ def draw_line(axis: Any, index: int, label: str, points: Iterable[Point]) -> Non
     """
     ordered = sorted(points, key=lambda p: p[0])
     # a missing interval is None, which becomes NaN and draws no band
-    x, y, low, high = np.array(ordered, dtype=float).reshape(-1, 4).T
+    table = np.array(ordered, dtype=float).reshape(-1, 4)
+    x, y, low, high = table.T
     colour = COLOURS[index % len(COLOURS)]
     marker = MARKERS[index % len(MARKERS)]
+
     axis.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
-    style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
+    style = {
+        "color": colour,
+        "marker": marker,
+        "markersize": 5,
+        "linewidth": 1.8,
+    }
     axis.plot(x, y, label=_shorten(label), **style)
 
 
 def _draw_limit(axis: Any, name: str, extrapolation: Extrapolation) -> None:
     value = extrapolation.limit
     assert value is not None
-    x, y = (
-        1 / np.array(extrapolation.sizes, dtype=float),
-        np.array(extrapolation.distances, dtype=float),
-    )
+    x = 1 / np.array(extrapolation.sizes, dtype=float)
+    y = np.array(extrapolation.distances, dtype=float)
 
     # 1911.07023: the distance is linear in 1/N; this line ends at the limit, where 1/N = 0
     slope = (x * (y - value)).sum() / (x * x).sum()
@@ -110,10 +118,21 @@ def _draw_limit(axis: Any, name: str, extrapolation: Extrapolation) -> None:
     axis.plot(ends, value + slope * ends, "--", color=COLOURS[0], linewidth=1.3)
     axis.plot(x, y, "o", color=COLOURS[0], markersize=5)
 
-    mark = {"fmt": "D", "color": COLOURS[1], "markersize": 6, "capsize": 4, "clip_on": False}
-    axis.errorbar(0, value, extrapolation.deviation, **mark)
-    style = {"va": "top", "color": COLOURS[1], "fontweight": "bold"}
-    axis.annotate(number(value), (0, value), (9, -3), textcoords="offset points", **style)
+    diamond = {
+        "fmt": "D",
+        "color": COLOURS[1],
+        "markersize": 6,
+        "capsize": 4,
+        "clip_on": False,
+    }
+    axis.errorbar(0, value, extrapolation.deviation, **diamond)
+    style = {
+        "textcoords": "offset points",
+        "va": "top",
+        "color": COLOURS[1],
+        "fontweight": "bold",
+    }
+    axis.annotate(number(value), (0, value), (9, -3), **style)
 
     set_title(axis, _shorten(name, 40))
     axis.margins(y=0.18)
@@ -125,30 +144,49 @@ def _draw_score(axis: Any, name: str, points: Sequence[tuple[float, float]]) -> 
     steps, values = zip(*points, strict=True)
     axis.plot(steps, values, color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.6)
 
-    lower = parse(name).kind in DISTANCES
-    set_title(axis, f"{_shorten(name, 40)} {arrow('lower' if lower else 'higher')}")
+    if parse(name).kind in DISTANCES:
+        direction, best = "lower", min
+    else:
+        direction, best = "higher", max
+    set_title(axis, f"{_shorten(name, 40)} {arrow(direction)}")
     axis.margins(y=0.2)
-    step, value = (min if lower else max)(points, key=lambda p: p[1])
+    step, value = best(points, key=lambda point: point[1])
     mark(axis, (step, value), f"{number(value)} at {step:,}")
 
 
 def mark(axis: Any, point: tuple[float, float], text: str) -> None:
     """Draw a ring around a point, with a text on the side that has space for it."""
-    ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.4}
+    ring = {
+        "markerfacecolor": "none",
+        "markeredgecolor": INK,
+        "markeredgewidth": 1.4,
+    }
     axis.plot(*point, "o", markersize=13, zorder=5, **ring)
 
     # the limits of the axis must be final before data are turned into fractions of it
     axis.autoscale_view()
-    across, up = axis.transAxes.inverted().transform(axis.transData.transform(point))
-    right, above = across < 0.6, up < 0.85
+    pixels = axis.transData.transform(point)
+    across, up = axis.transAxes.inverted().transform(pixels)
+    right = across < 0.6
+    above = up < 0.85
     shift = (11 if right else -11, 9 if above else -9)
+
+    box = {
+        "boxstyle": "round,pad=0.15",
+        "facecolor": "white",
+        "alpha": 0.8,
+        "linewidth": 0,
+    }
     style = {
+        "textcoords": "offset points",
         "ha": "left" if right else "right",
         "va": "bottom" if above else "top",
-        "bbox": {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+        "color": INK,
+        "fontsize": 9,
+        "fontweight": "bold",
+        "bbox": box,
     }
-    font = {"color": INK, "fontsize": 9, "fontweight": "bold"}
-    axis.annotate(text, point, shift, textcoords="offset points", zorder=6, **style, **font)
+    axis.annotate(text, point, shift, zorder=6, **style)
 
 
 # -- ticks, frames, pixels -------------------------------------------------------------------------
@@ -157,8 +195,9 @@ def mark(axis: Any, point: tuple[float, float], text: str) -> None:
 def _size_ticks(axis: Any, sizes: Sequence[int]) -> None:
     """Set ticks at each N and at the limit, without labels that would touch."""
     ticks = {0.0: "∞"}
+    least = 0.13 / min(sizes)
     for size in sorted(sizes, reverse=True):
-        if 1 / size - max(ticks) >= 0.13 / min(sizes):
+        if 1 / size - max(ticks) >= least:
             ticks[1 / size] = f"{size:,}"
     axis.set_xticks([*ticks], [*ticks.values()])
 
@@ -187,7 +226,8 @@ def _panels(count: int, least_width: float, height: float, xlabel: str) -> list[
     columns = min(count, 3)
     rows = math.ceil(count / columns)
     figure = new_figure(max(least_width, 3.4 * columns), height * rows)
-    return [new_axis(figure, xlabel, (rows, columns, i)) for i in range(1, count + 1)]
+    positions = [(rows, columns, i) for i in range(1, count + 1)]
+    return [new_axis(figure, xlabel, position) for position in positions]
 
 
 def new_figure(width: float, height: float) -> Any:

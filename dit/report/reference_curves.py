@@ -100,7 +100,8 @@ def recent_loss(lines: Sequence[Line], step: int) -> float | None:
 def verdict(lines: Sequence[Line], reference: Reference) -> str:
     """Return a sentence with a run's loss beside that of the reference at the same steps."""
     # a run that stopped early is compared with the reference at that step
-    end = min(lines[-1]["step"], max(run[-1]["step"] for run in reference.runs.values()))
+    longest = max(run[-1]["step"] for run in reference.runs.values())
+    end = min(lines[-1]["step"], longest)
     ours = recent_loss(lines, end)
     losses = [recent_loss(run, end) for run in reference.runs.values()]
     theirs = [f"{loss:.4f}" for loss in losses if loss is not None]

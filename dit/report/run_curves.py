@@ -100,28 +100,37 @@ def _finish(axis: Any, curve: Curve) -> None:
 
 
 def _draw_values(axis: Any, curve: Curve, lines: Sequence[Line]) -> None:
-    for i, (name, points) in enumerate(values(lines, curve.name).items()):
+    found = values(lines, curve.name)
+    for i, (name, points) in enumerate(found.items()):
         steps, numbers = np.array(points).T
         numbers = curve.scale * numbers
         label = name.removeprefix(BY_TIME) if curve.name == BY_TIME else "this run"
+        colour = COLOURS[i % len(COLOURS)]
         # a line of one point would not be seen
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": "." if len(steps) == 1 else ""}
+        marker = "." if len(steps) == 1 else ""
+
+        style = {"color": colour, "marker": marker}
         if curve.smoothed:
             axis.plot(steps, numbers, alpha=0.35, linewidth=1.0, **style)
-            axis.plot(steps, smooth(numbers), linewidth=1.8, label=label, color=style["color"])
+            axis.plot(steps, smooth(numbers), linewidth=1.8, label=label, color=colour)
         else:
             axis.plot(steps, numbers, linewidth=1.6, label=label, **style)
 
 
 def _draw_band(axis: Any, name: str, reference: Reference) -> None:
     """Draw the range and the mean of the reference's runs, at steps that all of them logged."""
-    runs = [dict(values(run, name).get(name, [])) for run in reference.runs.values()]
+    runs = []
+    for lines in reference.runs.values():
+        points = values(lines, name).get(name, [])
+        runs.append(dict(points))
     steps = sorted(set.intersection(*map(set, runs)))
     if not steps:
         return
 
     numbers = np.array([[run[step] for step in steps] for run in runs])
-    axis.fill_between(steps, numbers.min(0), numbers.max(0), color=BAND, alpha=0.35, linewidth=0)
+    low = numbers.min(0)
+    high = numbers.max(0)
+    axis.fill_between(steps, low, high, color=BAND, alpha=0.35, linewidth=0)
     style = {"color": SOFT, "linewidth": 1.0, "linestyle": (0, (4, 2))}
     axis.plot(steps, numbers.mean(0), label=reference.name, **style)
 
@@ -160,12 +169,15 @@ def draw_reference(reference: Reference) -> Image.Image:
     figure = new_figure(12.0, 3.4)
     by_name = {curve.name: curve for curve in CURVES}
     for position, name in enumerate(("loss", "grad_norm", BY_TIME), start=1):
-        curve, axis = by_name[name], new_axis(figure, "step", (1, 3, position))
+        curve = by_name[name]
+        axis = new_axis(figure, "step", (1, 3, position))
         if name == BY_TIME:
-            _draw_values(axis, curve, _mean([*reference.runs.values()]))
+            mean = _mean([*reference.runs.values()])
+            _draw_values(axis, curve, mean)
         else:
             for i, (seed, lines) in enumerate(reference.runs.items()):
-                steps, numbers = np.array(values(lines, name)[name]).T
+                points = values(lines, name)[name]
+                steps, numbers = np.array(points).T
                 colour = COLOURS[i % len(COLOURS)]
                 axis.plot(steps, numbers, color=colour, linewidth=1.5, label=f"seed {seed}")
         _finish(axis, curve)
@@ -180,5 +192,6 @@ def _mean(runs: Sequence[Sequence[Line]]) -> list[dict[str, float]]:
     for step in sorted(set.intersection(*map(set, by_step))):
         lines = [run[step] for run in by_step]
         names = [name for name in lines[0] if all(name in line for line in lines)]
-        means.append({name: sum(line[name] for line in lines) / len(lines) for name in names})
+        totals = {name: sum(line[name] for line in lines) for name in names}
+        means.append({name: total / len(lines) for name, total in totals.items()})
     return means

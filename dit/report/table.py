@@ -48,12 +48,15 @@ class Cell:
 
     @property
     def markdown(self) -> str:
-        return escape(self._with_small(f"**{self.text}**" if self.strong else self.text))
+        text = f"**{self.text}**" if self.strong else self.text
+        return escape(self._with_small(text))
 
     def _with_small(self, text: str) -> str:
         if not self.small:
             return text
-        return f"{text} {self.small}" if self.small.startswith("±") else f"{text} ({self.small})"
+        if self.small.startswith("±"):
+            return f"{text} {self.small}"
+        return f"{text} ({self.small})"
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,16 @@ class Table:
     def select(self, columns: Sequence[str], most: int | None = None) -> "Table":
         """Return the table of some columns and, at most, the first `most` rows."""
         kept = [i for i, column in enumerate(self.columns) if column in columns]
-        rows = [
-            replace(row, cells=[row.cells[i] for i in kept if i < len(row.cells)])
-            for row in self.rows[:most]
-        ]
+        rows = []
+        for row in self.rows[:most]:
+            cells = [row.cells[i] for i in kept if i < len(row.cells)]
+            rows.append(replace(row, cells=cells))
         return Table([self.columns[i] for i in kept], rows)
 
     def to_text(self) -> str:
         """Return aligned columns, two spaces apart."""
-        lines = [[*self.columns], *([cell.plain for cell in row.cells] for row in self.rows)]
+        lines = [[*self.columns]]
+        lines += [[cell.plain for cell in row.cells] for row in self.rows]
         columns = range(len(self.columns))
         pads = [str.rjust if self._is_numeric(i) else str.ljust for i in columns]
         widths = []
@@ -94,14 +98,20 @@ class Table:
         for line in lines:
             # a row may be shorter than the table: its last cell spans the rest
             cells = zip(pads, line, widths, strict=False)
-            texts.append("  ".join(pad(cell, width) for pad, cell, width in cells).rstrip())
+            padded = (pad(cell, width) for pad, cell, width in cells)
+            texts.append("  ".join(padded).rstrip())
         return "\n".join(texts)
 
     def to_markdown(self) -> str:
         lines = [[*self.columns], ["---"] * len(self.columns)]
         lines += [[cell.markdown for cell in row.cells] for row in self.rows]
-        full = ([*line, *[""] * (len(self.columns) - len(line))] for line in lines)
-        return "\n".join(f"| {' | '.join(line)} |" for line in full)
+
+        texts = []
+        for line in lines:
+            empty = [""] * (len(self.columns) - len(line))
+            cells = " | ".join([*line, *empty])
+            texts.append(f"| {cells} |")
+        return "\n".join(texts)
 
     @property
     def has_axes(self) -> bool:
@@ -119,7 +129,8 @@ class Table:
 
 def two_columns(entries: Mapping[str, str]) -> Table:
     """Return a table of names and values without titles."""
-    return Table(("", ""), [Row((Cell(name), Cell(value))) for name, value in entries.items()])
+    rows = [Row((Cell(name), Cell(value))) for name, value in entries.items()]
+    return Table(("", ""), rows)
 
 
 def escape(text: str) -> str:

@@ -47,8 +47,11 @@ def inner_products(
     t, g, u, h = np.broadcast_arrays(*arrays)
     # 2312.02696, appendix C: the exponent is that of the profile that ends later
     exponent = np.where(t < u, h, g)
-    ratio = np.minimum(t, u) / np.maximum(t, u)
-    return (g + 1) * (h + 1) / (g + h + 1) * ratio**exponent / np.maximum(t, u)
+    first = np.minimum(t, u)
+    last = np.maximum(t, u)
+    ratio = first / last
+    constant = (g + 1) * (h + 1) / (g + h + 1)
+    return constant * ratio**exponent / last
 
 
 def fit(
@@ -74,11 +77,19 @@ def fit(
     # all profiles scaled to norm 1, so that the system is well conditioned
     scale = inner_products(t, g, t, g) ** -0.5
     norm = inner_products(step, wanted, step, wanted) ** 0.5
-    known = inner_products(t[:, None], g[:, None], t, g) * np.outer(scale, scale)
-    right = inner_products(t[:, None], g[:, None], step, wanted) * np.outer(scale, 1 / norm)
+    rows = t[:, None], g[:, None]
+    known = inner_products(*rows, t, g) * np.outer(scale, scale)
+    right = inner_products(*rows, step, wanted) * np.outer(scale, 1 / norm)
 
     # the last row is the constraint on the sum, the last unknown its Lagrange multiplier
     system = np.block([[known, scale[:, None]], [scale, np.zeros(1)]])
-    solved = np.linalg.lstsq(system, np.vstack([right, 1 / norm]), rcond=None)[0][:-1]
-    residual = 1 - 2 * (solved * right).sum(0) + (solved * (known @ solved)).sum(0)
-    return solved * np.outer(scale, norm), np.sqrt(residual.clip(0))
+    targets_and_sum = np.vstack([right, 1 / norm])
+    solution, *_ = np.linalg.lstsq(system, targets_and_sum, rcond=None)
+    solved = solution[:-1]
+
+    # |target - fit|^2 of a target of norm 1
+    product = (solved * right).sum(0)
+    square = (solved * (known @ solved)).sum(0)
+    residual = 1 - 2 * product + square
+    coefficients = solved * np.outer(scale, norm)
+    return coefficients, np.sqrt(residual.clip(0))

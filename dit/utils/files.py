@@ -81,7 +81,7 @@ def create_folder(folder: Path) -> None:
     except FileExistsError:
         raise _bad_out(f"{folder} is a file", FOLDER) from None
     except OSError as error:
-        raise _bad_out(f"{folder} cannot be made ({error.strerror})", PLACE) from None
+        raise _bad_out(f"{folder} cannot be created ({error.strerror})", PLACE) from None
 
 
 def require_creatable_folder(folder: Path) -> None:

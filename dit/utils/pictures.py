@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-PAPER, INK, PALE, MARK = (255, 255, 255), (40, 44, 52), (120, 126, 138), (64, 224, 208)
+PAPER = (255, 255, 255)
+INK = (40, 44, 52)
+PALE = (120, 126, 138)
+MARK = (64, 224, 208)
 GAP = 4  # pixels between cells
 BREAK = 10  # further pixels between groups of rows
 WIDEST_NAME = 160  # pixels of a row's label, where its images are small
@@ -53,15 +56,19 @@ def grid(
     assert labels is None or len(labels) in (rows, len(images)), "one label a row, or one an image"
 
     # texts that fit their cells
-    height, width = images.shape[-2] * scale, images.shape[-1] * scale
+    height = images.shape[-2] * scale
+    width = images.shape[-1] * scale
     box = (max(2 * width, WIDEST_NAME), height) if by_row else (width, CAPTION_HEIGHT)
-    font = _label_font(labels or [], *box, max(11, min(16, height // 4)))
+    largest = max(11, min(16, height // 4))
+    font = _label_font(labels or [], *box, largest)
     texts = [_fit(label, *box, font) for label in labels or []]
     small = _fitting_font(headings or [], width)
     heads = [_fit_lines(heading, width, small) for heading in headings or []]
 
     # positions of the cells
-    left = GAP + (_widest(texts, font) + 2 * GAP if by_row else 0)
+    left = GAP
+    if by_row:
+        left += _widest(texts, font) + 2 * GAP
     top = GAP + _text_height(heads, small)
     caption = 0 if by_row else _text_height(texts, font)
     xs = [left + column * (width + GAP) for column in range(columns)]
@@ -69,18 +76,24 @@ def grid(
     if together:
         ys = [y + row // together * BREAK for row, y in enumerate(ys)]
 
-    sheet = Image.new("RGB", (xs[-1] + width + GAP, ys[-1] + height + caption + GAP), PAPER)
+    right = xs[-1] + width + GAP
+    bottom = ys[-1] + height + caption + GAP
+    sheet = Image.new("RGB", (right, bottom), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, image in enumerate(images):
-        x, y = xs[i % columns], ys[i // columns]
-        sheet.paste(_to_pil(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        x = xs[i % columns]
+        y = ys[i // columns]
+        enlarged = _to_pil(image).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (x, y))
         if caption:
-            draw.text(
-                (x + width // 2, y + height), texts[i], INK, font, anchor="ma", align="center"
-            )
+            below = (x + width // 2, y + height)
+            draw.text(below, texts[i], INK, font, anchor="ma", align="center")
+
     if by_row:
-        _draw_row_labels(draw, texts, font, left, [y + height // 2 for y in ys], together)
-    _draw_headings(draw, heads, small, [x + width // 2 for x in xs])
+        middles = [y + height // 2 for y in ys]
+        _draw_row_labels(draw, texts, font, left, middles, together)
+    centres = [x + width // 2 for x in xs]
+    _draw_headings(draw, heads, small, centres)
     return sheet
 
 
@@ -94,7 +107,8 @@ def _draw_row_labels(
 ) -> None:
     for row, text in enumerate(texts):
         ink = PALE if together and row % together else INK
-        draw.text((left - 2 * GAP, ys[row]), text, ink, font, anchor="rm", align="right")
+        end = (left - 2 * GAP, ys[row])
+        draw.text(end, text, ink, font, anchor="rm", align="right")
 
 
 def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -110,44 +124,59 @@ def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     from matplotlib import colormaps
 
     weights = weights.float().cpu()
-    low, high = weights.amin((1, 2), keepdim=True), weights.amax((1, 2), keepdim=True)
-    weights = (weights - low) / (high - low).clamp(min=torch.finfo().tiny)
+    low = weights.amin((1, 2), keepdim=True)
+    high = weights.amax((1, 2), keepdim=True)
+    contrast = (high - low).clamp(min=torch.finfo().tiny)
+    weights = (weights - low) / contrast
+
     rgb = colormaps["inferno"](weights.numpy())[..., :3]
     colours = torch.from_numpy(rgb).permute(0, 3, 1, 2) * 255
+    down = images.shape[-2] // weights.shape[1]
+    across = images.shape[-1] // weights.shape[2]
+    colours = enlarge(colours, (down, across))
 
-    factors = images.shape[-2] // weights.shape[1], images.shape[-1] // weights.shape[2]
     gray = images.float().mean(1, keepdim=True)
-    return (gray * (1 - HEAT) + enlarge(colours, factors) * HEAT).round().to(torch.uint8)
+    mixed = gray * (1 - HEAT) + colours * HEAT
+    return mixed.round().to(torch.uint8)
 
 
 def outline(images: torch.Tensor, cell: tuple[int, int], cells: tuple[int, int]) -> torch.Tensor:
     """Frame the cell (row, column) of images [N, 3, H, W] that have `cells` (rows, columns)."""
-    height, width = images.shape[-2] // cells[0], images.shape[-1] // cells[1]
+    height = images.shape[-2] // cells[0]
+    width = images.shape[-1] // cells[1]
     thick = max(1, min(3, height // 3, width // 3))
-    top, left = cell[0] * height, cell[1] * width
+    top = cell[0] * height
+    left = cell[1] * width
 
     frame = torch.zeros(images.shape[-2:], dtype=torch.bool)
-    frame[top : top + height, left : left + width] = True
-    frame[top + thick : top + height - thick, left + thick : left + width - thick] = False
-    return torch.where(frame, torch.tensor(MARK, dtype=torch.uint8).view(3, 1, 1), images)
+    within = frame[top : top + height, left : left + width]
+    within.fill_(True)
+    within[thick : height - thick, thick : width - thick] = False
+    colour = torch.tensor(MARK, dtype=torch.uint8).view(3, 1, 1)
+    return torch.where(frame, colour, images)
 
 
 def enlarge(images: torch.Tensor, factors: tuple[int, int]) -> torch.Tensor:
     """Repeat pixels [..., H, W] down and across."""
-    return images.repeat_interleave(factors[0], -2).repeat_interleave(factors[1], -1)
+    down, across = factors
+    taller = images.repeat_interleave(down, -2)
+    return taller.repeat_interleave(across, -1)
 
 
 def strip(grids: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
     """Arrange grids side by side, each under its caption."""
     font = _font(15)
     top = _line_height(font) + GAP
-    width = sum(g.width for g in grids) + GAP * (len(grids) + 1)
-    sheet = Image.new("RGB", (width, top + max(g.height for g in grids) + GAP), PAPER)
+    width = sum(picture.width for picture in grids) + GAP * (len(grids) + 1)
+    height = top + max(picture.height for picture in grids) + GAP
+
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     x = GAP
     for picture, caption in zip(grids, captions, strict=True):
         text = _fit(caption, picture.width, 0, font)
-        draw.text((x + picture.width // 2, GAP), text, INK, font, anchor="ma")
+        centre = x + picture.width // 2
+        draw.text((centre, GAP), text, INK, font, anchor="ma")
         sheet.paste(picture, (x, top))
         x += picture.width + GAP
     return sheet
@@ -156,11 +185,17 @@ def strip(grids: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
 def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> None:
     """Write an endless GIF; its last frame stays four times as long as the others."""
     durations = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
-    size = (max(f.width for f in frames), max(f.height for f in frames))
     # all frames of a GIF have one size
-    padded = [_pad(f, size) for f in frames]
-    padded[0].save(
-        out, save_all=True, append_images=padded[1:], duration=durations, loop=0, format="GIF"
+    width = max(frame.width for frame in frames)
+    height = max(frame.height for frame in frames)
+    first, *others = [_pad(frame, (width, height)) for frame in frames]
+    first.save(
+        out,
+        save_all=True,
+        append_images=others,
+        duration=durations,
+        loop=0,
+        format="GIF",
     )
 
 
@@ -204,13 +239,15 @@ def smooth(values: Sequence[float]) -> list[float]:
     total = weight = 0.0
     out = []
     for value in values:
-        total, weight = keep * total + value, keep * weight + 1
+        total = keep * total + value
+        weight = keep * weight + 1
         out.append(total / weight)
     return out
 
 
 def _to_pil(image: torch.Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    pixels = image.permute(1, 2, 0).contiguous()
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def _pad(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -224,14 +261,17 @@ def _font(size: int) -> Any:
     # DejaVu Sans, which matplotlib ships, has accents, Greek and Cyrillic; Pillow's font has not
     from matplotlib import get_data_path
 
-    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    fonts = Path(get_data_path(), "fonts", "ttf")
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
 
 
 def _fitting_font(texts: Sequence[str], width: int) -> Any:
     """Return the largest readable font in which no line is wider than `width` pixels."""
     lines = [line for text in texts for line in text.splitlines()]
-    fitting = (size for size in range(14, 8, -1) if _widest(lines, _font(size)) <= width)
-    return _font(next(fitting, 8))
+    for font in map(_font, range(14, 8, -1)):
+        if _widest(lines, font) <= width:
+            return font
+    return _font(8)
 
 
 def _label_font(labels: Sequence[str], width: int, height: int, size: int) -> Any:
@@ -247,7 +287,8 @@ def _line_height(font: Any) -> int:
 
 
 def _text_height(texts: Sequence[str], font: Any) -> int:
-    return _line_height(font) * max((len(text.splitlines()) for text in texts), default=0)
+    lines = (len(text.splitlines()) for text in texts)
+    return _line_height(font) * max(lines, default=0)
 
 
 def _widest(texts: Sequence[str], font: Any) -> int:
@@ -256,7 +297,8 @@ def _widest(texts: Sequence[str], font: Any) -> int:
 
 
 def _fit_lines(text: str, width: int, font: Any) -> str:
-    return "\n".join(_fit(line, width, CAPTION_HEIGHT, font) for line in text.splitlines())
+    lines = (_fit(line, width, CAPTION_HEIGHT, font) for line in text.splitlines())
+    return "\n".join(lines)
 
 
 def _fit(text: str, width: int, height: int, font: Any) -> str:
@@ -264,8 +306,12 @@ def _fit(text: str, width: int, height: int, font: Any) -> str:
 
     # remove characters from the middle: captions of a set often begin alike
     def shortened(count: int) -> str:
+        if count == 0:
+            return text
         kept = len(text) - count
-        return f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}" if count else text
+        start = text[: (kept + 1) // 2]
+        end = text[len(text) - kept // 2 :]
+        return f"{start}…{end}"
 
     def is_short(count: int) -> bool:
         return _fits(shortened(count), width, height, font)
@@ -276,7 +322,8 @@ def _fit(text: str, width: int, height: int, font: Any) -> str:
 
 def _fits(text: str, width: int, height: int, font: Any) -> bool:
     lines = _break_lines(text, width, font)
-    return _widest(lines, font) <= width and len(lines) <= max(1, height // _line_height(font))
+    most = max(1, height // _line_height(font))
+    return len(lines) <= most and _widest(lines, font) <= width
 
 
 def _break_lines(text: str, width: int, font: Any) -> list[str]:

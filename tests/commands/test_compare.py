@@ -328,6 +328,19 @@ def test_nothing_in_common_is_not_comparable():
     assert compare.verdict(found) == "not comparable: no score in both"
 
 
+def test_networks_without_a_score_in_common_have_no_influence():
+    a = without(INCEPTION, scores={"FD(digits-cnn)": 1.0})
+    b = without(CNN, scores={"FID": 1.0})
+    found = compare.differences(a, b)
+    text = compare.to_text(found)
+
+    assert {*kinds(found)} == {ASIDE}
+    assert "Not known" not in text
+    aside = next(line for line in text.splitlines() if line.startswith("Without influence"))
+    assert f"{CNN} preprocessing" in aside
+    assert f"{INCEPTION} preprocessing" in aside
+
+
 def test_digits_recognised_are_compared_too():
     a, b = (json.loads(json.dumps(report.to_json(rich()))) for _ in range(2))
     b["digits_recognised"]["found"]["accuracy"] = 0.5

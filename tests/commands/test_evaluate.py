@@ -249,7 +249,7 @@ def test_mistakes_with_samples(samples, tmp_path, monkeypatch):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
     flags = dict(samples=samples, reference="digits")
     assert "is a file" in refused(**flags, out=tmp_path / "file")
-    assert "cannot be made" in refused(**flags, out=Path("/proc/none"))
+    assert "cannot be created" in refused(**flags, out=Path("/proc/none"))
     assert "is not a folder" in refused(**flags, train_data=str(tmp_path / "nowhere"))
     assert "with no images" in refused(**flags, train_data=str(tmp_path / "stats.npz"))
     assert "--extractor ()" in refused(**flags, extractor=())

@@ -133,7 +133,7 @@ def test_the_file_has_the_bits_and_their_protocol(capsys, ddpm):
     )
     assert {key: protocol[key] for key in expected} == expected
     digits = Digits(8).images[[0, 898, 1796]].permute(0, 2, 3, 1).numpy()
-    images = from_array(digits, "three digits")
+    images = from_array(digits, "three digits", None)
     assert protocol["pixels_sha256"] == extract(images, [], 2, Ranks(), "").digest
 
 

@@ -39,7 +39,7 @@ def wide():
 
 
 def images(count, seed):
-    return from_array(random_pixels(count, 4, 4, seed), f"images {seed}")
+    return from_array(random_pixels(count, 4, 4, seed), f"images {seed}", None)
 
 
 def of_images(count=50):

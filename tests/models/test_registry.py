@@ -75,7 +75,7 @@ def test_multiply_adds_at_512_pixels():
 )
 def test_unknown_name(name, hint):
     with pytest.raises(UserError, match=hint):
-        check_name(name)
+        check_name(name, "adaln-zero")
     with pytest.raises(UserError, match=hint):
         on_meta(name)
 

@@ -251,7 +251,7 @@ def test_scores_are_grouped_by_network():
 def test_digits_recognised_come_first():
     found, real = Recognition(0.985, {"0": 1.0, "1": 0.97}, 200), Recognition(0.99, {}, 1797)
     given = make(digits=report.Digits(found, real))
-    assert "| digits recognised ↑ | **0.9850** | 0.9900 (N = 1,797) | 200 |" in markdown_of(given)
+    assert "| digits recognised ↑ | **98.50%** | 99.00% (N = 1,797) | 200 |" in markdown_of(given)
     without = make(digits=report.Digits(reason="the samples have no labels"))
     assert "not available: the samples have no labels" in text_of(without)
     assert report.to_json(without)["digits_recognised"]["found"] is None

@@ -235,7 +235,7 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
             dict(out=Path("/proc/x.png")),
             "--out /proc/x.png cannot be written .* a .png file in a writable place",
         ),
-        (dict(out=Path("/proc/x"), num_samples=3), "--out /proc/x cannot be made"),
+        (dict(out=Path("/proc/x"), num_samples=3), "--out /proc/x cannot be created"),
         (dict(classes="0,10"), "class ids from 0 to 9"),
         (dict(run=Path("nowhere")), "no checkpoint in nowhere"),
     ],

@@ -34,7 +34,12 @@ SAMPLING = ("sampler", "steps", "classifier-scale", "ema-length")
 
 def varied(points: Sequence[Point]) -> list[str]:
     """Return the axes on which points differ."""
-    return [axis for axis, of in AXES.items() if len({of(point.setting) for point in points}) > 1]
+    found = []
+    for axis, of in AXES.items():
+        values = {of(point.setting) for point in points}
+        if len(values) > 1:
+            found.append(axis)
+    return found
 
 
 def over_scale(
@@ -50,8 +55,11 @@ def over_scale(
     """
     if scale not in varied(points) or not ranking.order:
         return None
-    best, position = points[ranking.best], AXES[scale]
+
+    best = points[ranking.best]
     first = best.first.name
+    position = AXES[scale]
+    best_position = position(best.setting)
     of_network = {parse(name)[:2]: name for name in best.scores if not parse(name).convention}
     panels = [(panel, parse(first).network) for panel in PANELS]
     shares = [of_network[panel] for panel in panels if panel in of_network]
@@ -63,13 +71,15 @@ def over_scale(
     lines = lines_of(points, others, share_unguided=scale == "cfg-scale")
     axis = _panel(canvas, cells[:, :2], scale, first, "lower")
     _draw_distances(axis, lines, real, lambda point: position(point.setting))
-    figures.mark(axis, (position(best.setting), best.distance), f"best: {number(best.distance)}")
+    text = f"best: {number(best.distance)}"
+    figures.mark(axis, (best_position, best.distance), text)
 
+    style = {"color": figures.INK, "linewidth": 0.9, "linestyle": figures.DOTTED}
     for i, name in enumerate(shares):
-        panel = _panel(canvas, cells[i // 2, 2 + i % 2], scale, parse(name).kind, "higher")
+        cell = cells[i // 2, 2 + i % 2]
+        panel = _panel(canvas, cell, scale, parse(name).kind, "higher")
         _draw_shares(panel, lines, name, real, position)
-        style = {"color": figures.INK, "linewidth": 0.9, "linestyle": figures.DOTTED}
-        panel.axvline(position(best.setting), zorder=1, **style)
+        panel.axvline(best_position, zorder=1, **style)
     _draw_legend(canvas, axis)
     return figures.to_image(canvas)
 
@@ -88,13 +98,17 @@ def over_evaluations(
         return None
 
     canvas = figures.new_figure(11.0, 4.7)
-    cell, title = canvas.add_gridspec(1, 1)[0], "network calls an image (log)"
-    axis = _panel(canvas, cell, title, points[ranking.best].first.name, "lower")
+    cell = canvas.add_gridspec(1, 1)[0]
+    best = points[ranking.best]
+    axis = _panel(canvas, cell, "network calls an image (log)", best.first.name, "lower")
     axis.set_xscale("log")
-    lines = lines_of(points, [axis for axis in LABELS if axis != "steps"], share_unguided=False)
+
+    others = [axis for axis in LABELS if axis != "steps"]
+    lines = lines_of(points, others, share_unguided=False)
     _draw_distances(axis, lines, real, lambda point: point.evaluations)
     figures.plain_ticks(axis, costs)
-    _draw_frontier(axis, frontier([points[i] for i in ranking.order]), varied(points))
+    ordered = [points[i] for i in ranking.order]
+    _draw_frontier(axis, frontier(ordered), varied(points))
     _draw_legend(canvas, axis)
     return figures.to_image(canvas)
 
@@ -120,11 +134,14 @@ def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Im
     axes = varied(points)
     if not axes or not ranking.order:
         return "", None
-    best, axis = points[ranking.best], axes[0]
+
+    axis = axes[0]
+    best = points[ranking.best]
     # unguided points have no interval, so one of the guided points must be chosen
     interval = best.setting.cfg_interval
     if best.setting.cfg_scale == 1:
-        alike = (points[i] for i in ranking.order if _same_sampling(points[i], best))
+        ordered = [points[i] for i in ranking.order]
+        alike = [point for point in ordered if _same_sampling(point, best)]
         guided = next((point for point in alike if point.setting.cfg_scale != 1), best)
         interval = guided.setting.cfg_interval
 
@@ -145,15 +162,18 @@ def strip(points: Sequence[Point], ranking: Ranking, out: Path) -> tuple[str, Im
 
 def _differs_on(axis: str, point: Point, best: Point, interval: tuple[float, float]) -> bool:
     """Whether a point equals the best but for an axis, with guidance in `interval` if any."""
-    others = [of for name, of in AXES.items() if name not in (axis, "interval")]
-    if point.first.value is None or any(of(point.setting) != of(best.setting) for of in others):
-        return False
     setting = point.setting
+    others = [of for name, of in AXES.items() if name not in (axis, "interval")]
+    if point.first.value is None:
+        return False
+    if any(of(setting) != of(best.setting) for of in others):
+        return False
     return axis == "interval" or setting.cfg_scale == 1 or setting.cfg_interval == interval
 
 
 def _same_sampling(one: Point, other: Point) -> bool:
-    return all(AXES[axis](one.setting) == AXES[axis](other.setting) for axis in SAMPLING)
+    values = [AXES[axis] for axis in SAMPLING]
+    return all(of(one.setting) == of(other.setting) for of in values)
 
 
 # -- lines -----------------------------------------------------------------------------------------
@@ -168,14 +188,18 @@ def lines_of(
         share_unguided: points without guidance belong to the line of every interval.
     """
     named = [axis for axis in axes if axis in varied(points)]
-    unguided = [point for point in points if share_unguided and point.setting.cfg_scale == 1]
+    unguided: list[Point] = []
+    if share_unguided:
+        unguided = [point for point in points if point.setting.cfg_scale == 1]
+
     lines: dict[str, list[Point]] = {}
     for point in points:
         if point not in unguided:
             label = ", ".join(words(axis, point.setting) for axis in named)
             lines.setdefault(label, []).append(point)
     for line in lines.values():
-        line += [point for point in unguided if _same_sampling(point, line[0])]
+        first = line[0]
+        line += [point for point in unguided if _same_sampling(point, first)]
 
     def best(label: str) -> float:
         return min(point.distance for point in lines[label])
@@ -187,23 +211,30 @@ def _draw_distances(
     axis: Any, lines: Mapping[str, Sequence[Point]], real: Mapping[str, RealVsReal], x: Number
 ) -> None:
     """Draw lines, the best in colour and with their intervals, over the band of real images."""
-    known = [[p for p in line if p.first.value is not None] for line in lines.values()]
-    points = [point for line in known for point in line]
+    known = {
+        label: [point for point in line if point.first.value is not None]
+        for label, line in lines.items()
+    }
+    points = [point for line in known.values() for point in line]
     values = [point.distance for point in points]
     # distances of 5 and 300 on a linear axis would hide all differences at the best ones
     if max(values) > WIDE * min(values) > 0:
         axis.set_yscale("log")
     _draw_band(axis, real.get(points[0].first.name))
 
-    for i, (label, line) in enumerate(zip(lines, known, strict=True)):
+    for i, (label, line) in enumerate(known.items()):
         has_band = i == 0 or len(lines) <= BANDED
-        ends = [(point.interval if has_band else None) or (None, None) for point in line]
-        marks = [(x(p), p.distance, *end) for p, end in zip(line, ends, strict=True)]
+        marks: list[figures.Point] = []
+        for point in line:
+            low, high = (point.interval if has_band else None) or (None, None)
+            marks.append((x(point), point.distance, low, high))
+
         if i < COLOURED and marks:
             figures.draw_line(axis, i, label, marks)
         elif marks:
             others = f"{len(lines) - COLOURED} others" if i == COLOURED else None
-            xs, ys, *_ = zip(*sorted(marks, key=lambda mark: mark[:2]), strict=True)
+            ordered = sorted(mark[:2] for mark in marks)
+            xs, ys = zip(*ordered, strict=True)
             axis.plot(xs, ys, color=FAINT, marker=".", zorder=1, label=others)
 
 
@@ -216,7 +247,8 @@ def _draw_shares(
 ) -> None:
     """Draw one of precision, recall, density and coverage."""
     _draw_band(axis, real.get(name))
-    for i, (label, line) in enumerate([*lines.items()][:COLOURED]):
+    coloured = [*lines.items()][:COLOURED]
+    for i, (label, line) in enumerate(coloured):
         values = [(scale(point.setting), point.value(name)) for point in line]
         marks = [(x, y, None, None) for x, y in values if y is not None]
         if marks:
@@ -233,19 +265,26 @@ def _draw_frontier(axis: Any, points: Sequence[Point], axes: Sequence[str]) -> N
     """Draw the least distance for the calls spent, as steps, with some of its corners named."""
     x = [point.evaluations for point in points]
     y = [point.distance for point in points]
-    line = {"color": figures.INK, "linewidth": 1.1, "linestyle": (0, (4, 3))}
+    dashes = (0, (4, 3))
+    line = {"color": figures.INK, "linewidth": 1.1, "linestyle": dashes}
     axis.step(x, y, where="post", label="frontier", zorder=4, **line)
     ring = {"markerfacecolor": "none", "markeredgecolor": figures.INK}
     axis.plot(x, y, "o", markersize=12, zorder=5, **ring)
 
     # from the best one backwards, so that it is always named
     every = -(-len(points) // NAMED)
-    style = {"ha": "center", "va": "top", "fontsize": 8, "linespacing": 1.15}
+    style = {
+        "textcoords": "offset points",
+        "ha": "center",
+        "va": "top",
+        "fontsize": 8,
+        "linespacing": 1.15,
+        "color": figures.INK,
+    }
     for point in points[::-1][::every]:
         text = "\n".join(words(name, point.setting) for name in axes)
-        corner, shift = (point.evaluations, point.distance), (0, -11)
-        offset = {"textcoords": "offset points", "zorder": 6, "color": figures.INK}
-        axis.annotate(text, corner, shift, **offset, **style)
+        corner = (point.evaluations, point.distance)
+        axis.annotate(text, corner, (0, -11), zorder=6, **style)
     axis.margins(x=0.08, y=0.22)
     axis.set_ylim(bottom=max(0.0, axis.get_ylim()[0]))
 

@@ -97,7 +97,8 @@ def _score_all(context: SweepContext, settings: Sequence[Setting]) -> list[Point
         if others:
             print(f"{len(others)} scored with other flags stay in {out / 'points'}, off the page")
 
-    counts, style = {"total": len(keys), "initial": len(points)}, {"unit": "setting", "position": 0}
+    counts = {"total": len(keys), "initial": len(points)}
+    style = {"unit": "setting", "position": 0}
     with tqdm(desc="sweep", disable=not ranks.main, **counts, **style) as bar:
         for key, setting in keys.items():
             if key in points:

@@ -22,7 +22,8 @@ def parse_numbers(flag: str, text: str) -> list[float]:
     START:STOP:STEP counts in decimal, so that 1:4:0.25 has exactly 1.75, and STOP where a step
     lands on it.
     """
-    return _unique(map(float, _decimals(flag, text, NUMBERS)))
+    values = _decimals(flag, text, NUMBERS)
+    return _unique(map(float, values))
 
 
 def parse_counts(flag: str, text: str) -> list[int]:
@@ -71,8 +72,10 @@ def _entries(flag: str, text: str, expected: str) -> list[str]:
 
 
 def _decimals(flag: str, text: str, expected: str) -> list[Decimal]:
-    ranges = (_range(flag, entry, expected) for entry in _entries(flag, text, expected))
-    return [value for values in ranges for value in values]
+    values = []
+    for entry in _entries(flag, text, expected):
+        values += _range(flag, entry, expected)
+    return values
 
 
 def _range(flag: str, entry: str, expected: str) -> list[Decimal]:
@@ -85,14 +88,23 @@ def _range(flag: str, entry: str, expected: str) -> list[Decimal]:
 
     start, stop, step = parts
     if step == 0:
-        given, do = f"{flag} {entry} with steps of 0", "change the last of the three numbers"
-        raise UserError(given, "a step above 0", do)
+        raise UserError(
+            f"{flag} {entry} with steps of 0",
+            "a step above 0",
+            "change the last of the three numbers",
+        )
     if start > stop:
-        given, do = f"{flag} {entry}, which runs backwards", f"{stop:f}:{start:f}:{step:f}"
-        raise UserError(given, "START:STOP:STEP with START at most STOP", f"pass {flag} {do}")
+        raise UserError(
+            f"{flag} {entry}, which runs backwards",
+            "START:STOP:STEP with START at most STOP",
+            f"pass {flag} {stop:f}:{start:f}:{step:f}",
+        )
 
+    length = stop - start
+    count = 10**9
     # a tiny step would overflow the context of decimals
-    count = int((stop - start) // step) + 1 if (stop - start) / step < 10**9 else 10**9
+    if length / step < count:
+        count = int(length // step) + 1
     check_count(f"{flag} {entry}", count)
     return [start + i * step for i in range(count)]
 

@@ -43,10 +43,14 @@ def rank(points: Sequence[Point]) -> Ranking:
         return Ranking([], {}, [], [])
 
     best = points[order[0]]
-    differences = {i: paired_interval(points[i], best) for i in order[1:] if best.replicates}
+    differences = {}
+    if best.replicates:
+        differences = {i: paired_interval(points[i], best) for i in order[1:]}
     tied = [i for i, (low, _) in differences.items() if low <= 0]
     tied.sort(key=lambda i: points[i].evaluations)
-    return Ranking(order, differences, tied, _edges([p.setting for p in points], best.setting))
+    settings = [point.setting for point in points]
+    edges = _edges(settings, best.setting)
+    return Ranking(order, differences, tied, edges)
 
 
 def paired_interval(point: Point, best: Point) -> tuple[float, float]:
@@ -74,7 +78,8 @@ def _edges(settings: Sequence[Setting], best: Setting) -> list[tuple[str, str, f
     )
     edges: list[tuple[str, str, float]] = []
     for axis, others, of, least in axes:
-        values, value = [of(setting) for setting in others], of(best)
+        values = [of(setting) for setting in others]
+        value = of(best)
         if min(values) < value == max(values):
             edges.append((axis, "largest", value))
         # at `least` there is nothing below to try

@@ -83,7 +83,8 @@ def write(sweep: Sweep) -> list[Path]:
     """Write results, pages and charts into the folder of the sweep; return their paths."""
     drawn = draw(sweep)
     write_json(sweep.out / "sweep.json", to_plain(sweep))
-    paths = [sweep.out / "sweep.json", *to_page(sweep, drawn.values()).write(sweep.out / "sweep")]
+    page = to_page(sweep, drawn.values())
+    paths = [sweep.out / "sweep.json", *page.write(sweep.out / "sweep")]
     for name, section in drawn.items():
         paths.append(sweep.out / f"{name}.png")
         with write_atomically(paths[-1]) as temporary:
@@ -110,13 +111,12 @@ def draw(sweep: Sweep) -> dict[str, Section]:
         ),
         (f"images-by-{axis}", f"The same images, by {axis}", ABOUT_IMAGES, images),
     )
-    return {
-        name: Section(
-            title, None, [about], {title: picture}, "picture" if picture is images else "chart"
-        )
-        for name, title, about, picture in drawn
-        if picture
-    }
+    sections = {}
+    for name, title, about, picture in drawn:
+        kind = "picture" if picture is images else "chart"
+        if picture:
+            sections[name] = Section(title, None, [about], {title: picture}, kind)
+    return sections
 
 
 def to_plain(sweep: Sweep) -> dict[str, Any]:
@@ -180,7 +180,8 @@ def sentences(sweep: Sweep) -> list[str]:
     if not ranking.order:
         return [f"No setting has a distance: {points[0].first.reason}."]
 
-    best, tied = points[ranking.best], [points[i] for i in ranking.tied]
+    best = points[ranking.best]
+    tied = [points[i] for i in ranking.tied]
     real = sweep.real_vs_real.get(best.first.name)
     beside = f"; real vs. real {_real_text(real)}" if real else ""
     first = f"Best: {describe(best.setting)}: {best.first.name} {_distance(best).plain}{beside}."
@@ -197,8 +198,10 @@ def sentences(sweep: Sweep) -> list[str]:
 
 
 def _listed(items: Sequence[str]) -> str:
-    more = f"; and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return "; ".join(items[:LISTED]) + more
+    listed = "; ".join(items[:LISTED])
+    if len(items) > LISTED:
+        listed += f"; and {len(items) - LISTED} more"
+    return listed
 
 
 def _real_text(real: RealVsReal) -> str:
@@ -245,10 +248,12 @@ def _beyond(axis: str, end: str, value: float) -> str:
 def command(sweep: Sweep) -> str:
     """Return the command that samples with the best setting."""
     setting = sweep.example.setting
-    parts = ["dit", "sample", "--run", str(sweep.weights.get(setting.ema_length, sweep.cfg.run))]
+    run = sweep.weights.get(setting.ema_length, sweep.cfg.run)
+    parts = ["dit", "sample", "--run", str(run)]
     for flag in dataclasses.fields(SamplerConfig):
         value = getattr(setting, flag.name)
-        if flag.name in ALWAYS or (value != flag.default and flag.name not in PERFORMANCE_FLAGS):
+        is_changed = value != flag.default and flag.name not in PERFORMANCE_FLAGS
+        if flag.name in ALWAYS or is_changed:
             values = value if isinstance(value, tuple) else [value]
             parts.append("--" + flag.name.replace("_", "-"))
             parts += [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
@@ -262,7 +267,8 @@ def points_table(sweep: Sweep) -> Table:
     """Return all points, best first, those without a distance last."""
     ranking, example = sweep.ranking, sweep.example
     axes, scores = charts.varied(sweep.points) or ["cfg-scale"], shown_scores(sweep)
-    order = [*ranking.order, *(i for i in range(len(sweep.points)) if i not in ranking.order)]
+    others = [i for i in range(len(sweep.points)) if i not in ranking.order]
+    order = [*ranking.order, *others]
     rows = []
     for i in order:
         point, seconds = sweep.points[i], sweep.points[i].seconds

@@ -44,21 +44,27 @@ def settings_of(cfg: SweepConfig, run: LoadedRun) -> list[Setting]:
     grid.check_count("the sweep", math.prod(map(len, axes.values())))
 
     # the weights as they are now: a guiding run may go on training
-    guide, classifier = (path and find_weights(path) for path in (cfg.guide, cfg.classifier))
+    guide = cfg.guide and find_weights(cfg.guide)
+    classifier = cfg.classifier and find_weights(cfg.classifier)
     pinned = dataclasses.replace(cfg, guide=guide, classifier=classifier)
-    combinations = (
-        dict(zip(axes, some, strict=True)) for some in itertools.product(*axes.values())
-    )
-    return list(dict.fromkeys(_resolve(run, pinned, **some) for some in combinations))
+
+    settings = []
+    for values in itertools.product(*axes.values()):
+        named = dict(zip(axes, values, strict=True))
+        settings.append(_resolve(run, pinned, **named))
+    return list(dict.fromkeys(settings))
 
 
 def _optional(parse: Callable[[str, str], list[Any]], flag: str, text: str | None) -> list[Any]:
-    return [None] if text is None else parse(flag, text)
+    if text is None:
+        return [None]
+    return parse(flag, text)
 
 
 def _usual_scales(cfg: SweepConfig, run: LoadedRun) -> str:
     """Return a range of scales where classifier-free guidance or a guide can be used."""
-    return "1:4:0.5" if cfg.guide or (has_null_class(run.card) and not cfg.classifier) else "1"
+    classifier_free = has_null_class(run.card) and not cfg.classifier
+    return "1:4:0.5" if cfg.guide or classifier_free else "1"
 
 
 def _resolve(run: LoadedRun, cfg: SweepConfig, **values: Any) -> Setting:
@@ -66,7 +72,8 @@ def _resolve(run: LoadedRun, cfg: SweepConfig, **values: Any) -> Setting:
 
     Settings that mean the same are equal and share a point.
     """
-    sampler, weight = values["sampler"], values.pop("classifier_scale")
+    sampler = values["sampler"]
+    weight = values.pop("classifier_scale")
     # at scale 1 the conditional network alone is sampled
     is_guided = values["cfg_scale"] != 1
     if not is_guided:
@@ -84,7 +91,8 @@ def _resolve(run: LoadedRun, cfg: SweepConfig, **values: Any) -> Setting:
         precision=cfg.precision,
         image_size=size_of(*run.image_size) if run.trained_size else None,
     )
-    pipeline = build_pipeline(with_classifier_labels(run, setting.classifier), setting)
+    labelled = with_classifier_labels(run, setting.classifier)
+    pipeline = build_pipeline(labelled, setting)
     return dataclasses.replace(setting, steps=pipeline.steps)
 
 

@@ -23,7 +23,8 @@ def split(cfg: VaeConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"{count} images in --data {cfg.data}", "3 or more, for 2 are held out", "add images"
         )
-    held_out = min(count - 1, max(2, min(MAX_HELD_OUT, round(cfg.held_out * count))))
+    wanted = min(MAX_HELD_OUT, round(cfg.held_out * count))
+    held_out = min(count - 1, max(2, wanted))
     order = np.random.default_rng(cfg.seed).permutation(count)
     return order[held_out:], order[:held_out]
 
@@ -38,14 +39,17 @@ def batches(
     with reading_threads() as readers, ThreadPoolExecutor(1) as ahead:
 
         def prepare() -> tuple[Tensor, Tensor]:
-            chosen = torch.randint(len(indices), (cfg.batch_size,), generator=generator).numpy()
-            pixels = list(readers.map(images.__getitem__, indices[chosen].tolist()))
-            x = random_shift(to_unit(torch.stack(pixels)), cfg.shift, generator)
+            drawn = torch.randint(len(indices), (cfg.batch_size,), generator=generator)
+            chosen = indices[drawn.numpy()]
+            pixels = list(readers.map(images.__getitem__, chosen.tolist()))
+            x = to_unit(torch.stack(pixels))
+            x = random_shift(x, cfg.shift, generator)
             return x, torch.randn(latents, generator=generator)
 
         following = ahead.submit(prepare)
         while True:
-            current, following = following.result(), ahead.submit(prepare)
+            current = following.result()
+            following = ahead.submit(prepare)
             yield current
 
 
@@ -57,9 +61,11 @@ def to_unit(images: Tensor) -> Tensor:
 def random_shift(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """Move each image of [B, C, H, W] by up to `limit` pixels both ways; edges are repeated."""
     b, _, height, width = x.shape
-    padded = F.pad(x, (limit,) * 4, mode="replicate").permute(0, 2, 3, 1)
+    padded = F.pad(x, (limit,) * 4, mode="replicate")
+    pixels = padded.permute(0, 2, 3, 1)
     down, right = torch.randint(2 * limit + 1, (2, b, 1), generator=generator)
     rows = down + torch.arange(height)  # [B, H]
     columns = right + torch.arange(width)  # [B, W]
     images = torch.arange(b)[:, None, None]
-    return padded[images, rows[:, :, None], columns[:, None]].movedim(3, 1)
+    shifted = pixels[images, rows[:, :, None], columns[:, None]]
+    return shifted.movedim(3, 1)

@@ -7,7 +7,8 @@ from torch import Tensor
 def nearest_entries(codebook: Tensor, z: Tensor) -> Tensor:
     """Return the index [B, h, w] of the entry of `codebook` [K, C] nearest to z [B, C, h, w]."""
     rows = z.detach().movedim(1, -1)  # [B, h, w, C]
-    return torch.cdist(rows.flatten(0, -2), codebook.detach()).argmin(1).view(rows.shape[:-1])
+    distances = torch.cdist(rows.flatten(0, -2), codebook.detach())
+    return distances.argmin(1).view(rows.shape[:-1])
 
 
 def count_usage(entries: Tensor, size: int) -> Tensor:
@@ -28,5 +29,7 @@ def restart_entries(codebook: Tensor, dead: Tensor, z: Tensor, generator: torch.
     An unused entry gets no gradient and would stay unused (2005.00341, section 3.1).
     """
     rows = z.movedim(1, -1).flatten(0, -2)
-    chosen = torch.randint(len(rows), (int(dead.sum()),), generator=generator).to(rows.device)
-    codebook[dead] = rows[chosen].to(codebook)
+    count = int(dead.sum())
+    chosen = torch.randint(len(rows), (count,), generator=generator)
+    moved = rows[chosen.to(rows.device)]
+    codebook[dead] = moved.to(codebook)

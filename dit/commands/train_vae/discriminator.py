@@ -20,15 +20,20 @@ class PatchGAN(nn.Module):
     def __init__(self, depth: int, width: int = 64):
         super().__init__()
         widths = [width * min(2**i, 8) for i in range(depth + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         for i in range(1, depth + 1):
             stride = 2 if i < depth else 1
+            before, after = widths[i - 1], widths[i]
             layers += [
-                nn.Conv2d(widths[i - 1], widths[i], 4, stride, padding=1, bias=False),
-                nn.BatchNorm2d(widths[i]),
+                nn.Conv2d(before, after, 4, stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
                 nn.LeakyReLU(0.2),
             ]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.layers = nn.Sequential(*layers)
         self.apply(_init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +50,9 @@ def _init_weights(module: nn.Module) -> None:
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
     """Return the discriminator's loss on logits of real and reconstructed patches (1705.02894)."""
-    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+    of_real = F.relu(1 - real).mean()
+    of_fake = F.relu(1 + fake).mean()
+    return (of_real + of_fake) / 2
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
@@ -64,10 +71,15 @@ class GanLoss:
         self.weight = cfg.gan_weight
         self.start = cfg.gan_start or 0
         # smaller patches for smaller images; 3 from 64 pixels on
-        depth = min(3, max(1, int(math.log2(min(sides(cfg.image_size)))) - 3))
+        shorter = min(sides(cfg.image_size))
+        depth = int(math.log2(shorter)) - 3
+        depth = min(3, max(1, depth))
         self.network = PatchGAN(depth).to(device)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), cfg.lr, betas=(0.5, 0.9), weight_decay=0.0
+            self.network.parameters(),
+            cfg.lr,
+            betas=(0.5, 0.9),
+            weight_decay=0.0,
         )
 
     def autoencoder_loss(
@@ -87,8 +99,11 @@ class GanLoss:
 
     def train_discriminator(self, x: Tensor, output: Tensor, lr: float) -> Tensor:
         """Do one step on images and reconstructions [B, 3, H, W]; return the loss."""
+        real = self.network(x).float()
         # detached: this loss trains the discriminator only
-        loss = hinge(self.network(x).float(), self.network(output.detach()).float())
+        fake = self.network(output.detach()).float()
+        loss = hinge(real, fake)
+
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         loss.backward()

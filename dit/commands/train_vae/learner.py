@@ -85,4 +85,5 @@ class Learner:
             with autocast(self.device, cfg.precision):
                 terms["discriminator"] = gan.train_discriminator(x, output, self.lr)
         self.schedule.step()
-        return {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
+        logged = {"loss": loss, **terms}
+        return {name: value.detach() for name, value in logged.items()}

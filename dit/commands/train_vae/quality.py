@@ -51,9 +51,13 @@ def latent_statistics(
     codec = build_codec(network)
 
     def sums_of(batch: Tensor) -> MomentSums:
-        return MomentSums.of(torch.cat(codec.posterior(to_unit(batch).to(device)), dim=1).cpu())
+        pixels = to_unit(batch).to(device)
+        moments = torch.cat(codec.posterior(pixels), dim=1)
+        return MomentSums.of(moments.cpu())
 
-    return MomentSums.total(map(sums_of, decode_batches(images, indices, batch_size))).statistics()
+    batches = decode_batches(images, indices, batch_size)
+    total = MomentSums.total(map(sums_of, batches))
+    return total.statistics()
 
 
 def measure(
@@ -84,8 +88,9 @@ def measure(
 
 def reconstruct(autoencoder: Autoencoder, moments: Tensor) -> Tensor:
     """Decode the means in moments [B, 2C, h, w] to uint8 [B, 3, H, W] on the CPU."""
-    noise = torch.zeros_like(moments.chunk(2, dim=1)[0])
-    return autoencoder.decode(autoencoder.draw(moments, noise)).cpu()
+    mean, _ = moments.chunk(2, dim=1)
+    z = autoencoder.draw(moments, torch.zeros_like(mean))
+    return autoencoder.decode(z).cpu()
 
 
 def _similarity(autoencoder: Autoencoder, pairs: Pairs, smallest_side: int) -> Scores:
@@ -95,17 +100,18 @@ def _similarity(autoencoder: Autoencoder, pairs: Pairs, smallest_side: int) -> S
     ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
     has_ssim = smallest_side >= SSIM_WINDOW
     for images, moments in pairs:
-        output, real = reconstruct(autoencoder, moments).float(), images.float()
+        output = reconstruct(autoencoder, moments).float()
+        real = images.float()
         psnr.update(output, real)
         if has_ssim:
             ssim.update(output, real)
 
     scores: Scores = {"PSNR": float(psnr.compute())}
-    scores["SSIM"] = (
-        float(torch.as_tensor(ssim.compute()))
-        if has_ssim
-        else f"not available (its window has {SSIM_WINDOW} pixels, the images {smallest_side})"
-    )
+    if has_ssim:
+        scores["SSIM"] = float(torch.as_tensor(ssim.compute()))
+    else:
+        reason = f"its window has {SSIM_WINDOW} pixels, the images {smallest_side}"
+        scores["SSIM"] = f"not available ({reason})"
     return scores
 
 
@@ -117,7 +123,9 @@ def _distance(autoencoder: Autoencoder, pairs: Pairs, extractor: Extractor | str
         real.append(extractor(images).values)
         output.append(extractor(reconstruct(autoencoder, moments)).values)
     name = f"r{score_names(extractor.name)[0]}"
-    return {name: frechet(fit(torch.cat(real)), fit(torch.cat(output)))}
+    real_fit = fit(torch.cat(real))
+    output_fit = fit(torch.cat(output))
+    return {name: frechet(real_fit, output_fit)}
 
 
 def _robustness(autoencoder: Autoencoder, pairs: Pairs, seed: int) -> Scores:
@@ -130,12 +138,19 @@ def _robustness(autoencoder: Autoencoder, pairs: Pairs, seed: int) -> Scores:
     deviations = []
     for images, moments in pairs:
         # noise on the CPU: the same numbers on every device
-        std = moments.chunk(2, dim=1)[1]
-        z = autoencoder.draw(moments, torch.randn(std.shape, generator=generator))
-        sampled.update(autoencoder.decode(z).cpu().float(), images.float())
-        z = z + NOISE * torch.randn(std.shape, generator=generator).to(z)
-        noisy.update(autoencoder.decode(z).cpu().float(), images.float())
-        deviations.append((std * autoencoder.scale.cpu()).flatten(1).mean(1))
+        _, std = moments.chunk(2, dim=1)
+        real = images.float()
+        noise = torch.randn(std.shape, generator=generator)
+        z = autoencoder.draw(moments, noise)
+        output = autoencoder.decode(z).cpu()
+        sampled.update(output.float(), real)
+
+        noise = torch.randn(std.shape, generator=generator).to(z)
+        output = autoencoder.decode(z + NOISE * noise).cpu()
+        noisy.update(output.float(), real)
+
+        scaled = std * autoencoder.scale.cpu()
+        deviations.append(scaled.flatten(1).mean(1))
     return {
         "PSNR drawn": float(sampled.compute()),
         f"PSNR drawn + {NOISE} deviations": float(noisy.compute()),
@@ -148,7 +163,8 @@ def _codebook_usage(codec: VQCodec, pairs: Pairs) -> Scores:
     codebook = codec.codebook.cpu()
     counts = torch.zeros(len(codebook), dtype=torch.int64)
     for _, moments in pairs:
-        entries = nearest_entries(codebook, moments.chunk(2, dim=1)[0])
+        z, _ = moments.chunk(2, dim=1)
+        entries = nearest_entries(codebook, z)
         counts += count_usage(entries, len(codebook))
     return {
         "codebook usage": float((counts > 0).double().mean()),

@@ -61,7 +61,8 @@ def _load(cls: type[nn.Module], name: str, weights: Path | None, device: torch.d
             "resize them in its forward",
         ) from error
     values, logits, _ = _check(outputs, len(images), name)
-    widths = (values.shape[1], 0 if logits is None else logits.shape[1], 0)
+    classes = 0 if logits is None else logits.shape[1]
+    widths = (values.shape[1], classes, 0)
 
     def run(images: Tensor) -> Outputs:
         return _check(network(images), len(images), name, widths)
@@ -93,13 +94,16 @@ def _checksum(network: nn.Module, cls: type) -> str:
     """Return a SHA-256 over the network's state, its class and the source file of the class."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
-        dtype, shape = getattr(value, "dtype", ""), list(getattr(value, "shape", []))
+        dtype = getattr(value, "dtype", "")
+        shape = list(getattr(value, "shape", []))
         digest.update(f"{name} {dtype} {shape}\n".encode())
         if isinstance(value, Tensor):
-            data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            values = value.detach().cpu().contiguous()
+            data = values.flatten().view(torch.uint8)
             digest.update(data.numpy().tobytes())
     with suppress(OSError, TypeError):  # a class made without a file has no source
-        digest.update(cls.__qualname__.encode() + Path(inspect.getfile(cls)).read_bytes())
+        source = Path(inspect.getfile(cls)).read_bytes()
+        digest.update(cls.__qualname__.encode() + source)
     return digest.hexdigest()
 
 
@@ -118,8 +122,8 @@ def _make(cls: Any, name: str, weights: Path | None) -> nn.Module:
     except Exception as error:  # the user's code can fail in any way
         source = "" if weights is None else f" from --weights {weights}"
         raise UserError(
-            f"--extractor {name} cannot be made{source} ({reason(error)})",
-            "a network that is made without arguments, or from a file of its weights",
+            f"--extractor {name} cannot be created{source} ({reason(error)})",
+            "a network that is created without arguments, or from a file of its weights",
             f"correct the class, or pass its weights as --weights {name}=FILE",
         ) from error
 

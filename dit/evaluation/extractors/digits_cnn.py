@@ -18,6 +18,8 @@ from torch import Tensor, nn
 WIDTH = 64  # features
 SIZE = 32  # pixels
 HELD_OUT = 0.2
+EPOCHS = 20
+BATCH_SIZE = 64
 
 
 class DigitsCNN(nn.Module):
@@ -82,21 +84,19 @@ def accuracy(network: DigitsCNN, images: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def train(
-    images: Tensor, labels: Tensor, epochs: int = 20, batch_size: int = 64, seed: int = 0
-) -> DigitsCNN:
+def train(images: Tensor, labels: Tensor) -> DigitsCNN:
     """Train on [N, 3, H, W] uint8 digits, with random shifts, noise and contrast."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     network = DigitsCNN()
     gray = to_gray(images)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
-    batches = len(gray) // batch_size
-    steps = epochs * batches
+    batches = len(gray) // BATCH_SIZE
+    steps = EPOCHS * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
 
     network.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(gray)).split(batch_size)[:batches]:
+    for _ in range(EPOCHS):
+        for batch in torch.randperm(len(gray)).split(BATCH_SIZE)[:batches]:
             _, logits = network.from_gray(_augment(gray[batch]))
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
@@ -116,7 +116,8 @@ def _augment(gray: Tensor) -> Tensor:
     count = len(gray)
     # Grids reach from -1 to 1, over SIZE pixels.
     theta = torch.eye(2, 3).repeat(count, 1, 1)
-    theta[:, :, 2] = (torch.rand(count, 2) * 2 - 1) * 3 * 2 / SIZE
+    shift = torch.rand(count, 2) * 2 - 1
+    theta[:, :, 2] = shift * 3 * 2 / SIZE
     grid = F.affine_grid(theta, list(gray.shape), align_corners=False)
     # Sampling pads with 0, which is black once 1 is added.
     moved = F.grid_sample(gray + 1, grid, align_corners=False) - 1

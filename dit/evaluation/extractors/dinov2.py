@@ -44,7 +44,8 @@ def load_dinov2(weights: Path | None, device: torch.device, model: str = MODEL) 
 
 def preprocess(images: Tensor) -> Tensor:
     """[B, 3, H, W] uint8 -> [B, 3, 224, 224], antialiased bicubic, not clamped, normalised."""
-    images = F.interpolate(images.float(), size=(SIZE, SIZE), mode="bicubic", antialias=True) / 255
+    size = (SIZE, SIZE)
+    images = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True) / 255
     mean = torch.tensor(MEAN, device=images.device)[:, None, None]
     deviation = torch.tensor(DEVIATION, device=images.device)[:, None, None]
     return (images - mean) / deviation
@@ -80,7 +81,8 @@ def resample_positions(embedding: Tensor) -> Tensor:
     factor = (GRID + 0.1) / side
     grid = grid.transpose(1, 2).unflatten(2, (side, side))  # [1, D, 37, 37]
     grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
-    return torch.cat([token, grid.flatten(2).transpose(1, 2)], dim=1)
+    patches = grid.flatten(2).transpose(1, 2)
+    return torch.cat([token, patches], dim=1)
 
 
 def find_dinov2(model: str = MODEL) -> Path:

@@ -85,7 +85,7 @@ def read_images(path: Path, crop: Size | None = None) -> ImageSet:
     raise UserError(f"{path} is not a folder or an .npz file", "existing images", "check the path")
 
 
-def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None = None) -> ImageSet:
+def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None) -> ImageSet:
     """Return images in memory, uint8: [N, H, W, 3], or gray as [N, H, W] or [N, H, W, 1]."""
     pixels = _with_channels(array, name)
     if labels is not None and len(labels) != len(pixels):

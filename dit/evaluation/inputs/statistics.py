@@ -94,11 +94,19 @@ class Statistics:
                 f"{self.path} has statistics of {width} values without a name, "
                 "which are taken for Inception's"
             )
-        spatial = extractor.widths[2]
-        if found.spatial and spatial and len(found.spatial[0]) != spatial:
-            given = len(found.spatial[0])
-            return f"{self.path} has mu_s of {given} values, {extractor.name} gives {spatial}"
+
+        self._check_spatial(found, extractor)
         return self._difference(extractor) or found
+
+    def _check_spatial(self, found: Moments, extractor: Extractor) -> None:
+        """Refuse statistics of a spatial layer of another width."""
+        width = extractor.widths[2]
+        if found.spatial and width and len(found.spatial[0]) != width:
+            raise UserError(
+                f"mu_s of {len(found.spatial[0])} values in {self.path}",
+                f"the {width} of {extractor.name}'s spatial layer",
+                "pass other statistics, or write them again without mu_s and sigma_s",
+            )
 
     def _difference(self, extractor: Extractor) -> str:
         """Return how the network differs from the recorded one; "" where it does not."""
@@ -165,11 +173,15 @@ def _moments(file: Any, path: Path, parts: dict[str, str]) -> Moments:
             "write the file again with all of them",
         )
     pair = _pair(file, path, parts["mu"], parts["sigma"])
-    return Moments(pair, _pair(file, path, parts["mu_s"], parts["sigma_s"]) if spatial else None)
+    if not spatial:
+        return Moments(pair)
+    spatial_pair = _pair(file, path, parts["mu_s"], parts["sigma_s"])
+    return Moments(pair, spatial_pair)
 
 
 def _pair(file: Any, path: Path, mu: str, sigma: str) -> Pair:
-    mean, covariance = read_array(file, path, mu), read_array(file, path, sigma)
+    mean = read_array(file, path, mu)
+    covariance = read_array(file, path, sigma)
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise UserError(
             f"{mu} {list(mean.shape)} and {sigma} {list(covariance.shape)} in {path}",

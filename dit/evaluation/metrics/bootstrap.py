@@ -25,11 +25,13 @@ def bootstrap(values: Tensor, target: Gaussian, count: int) -> list[float]:
     pairs: with common seeds of sampling, the noise that both share cancels.
     """
     generator = torch.Generator().manual_seed(SEED)
+    size = len(values)
     replicates = []
     for _ in tqdm(range(count), desc="bootstrap", unit="set", delay=BAR_DELAY):
-        drawn = torch.randint(len(values), (len(values),), generator=generator)
-        weights = drawn.bincount(minlength=len(values)).double()
-        replicates.append(frechet(fit(values, weights), target))
+        drawn = torch.randint(size, (size,), generator=generator)
+        weights = drawn.bincount(minlength=size).double()
+        resampled = fit(values, weights)
+        replicates.append(frechet(resampled, target))
     return replicates
 
 
@@ -77,21 +79,30 @@ def extrapolate(values: Tensor, target: Gaussian) -> Extrapolation:
         reason = f"needs at least {needed} samples for {width} features, has {count}"
         return Extrapolation([], [], reason=reason)
 
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
+    generator = torch.Generator().manual_seed(SEED)
+    order = torch.randperm(count, generator=generator)
     sizes = [count // parts for parts in range(1, PARTS + 1)]
-    rows = [order[: size * parts].split(size) for parts, size in enumerate(sizes, start=1)]
     distances = []
-    for parts in tqdm(rows, desc="extrapolation", unit="size", delay=BAR_DELAY):
-        distances.append(statistics.fmean(frechet(fit(values[part]), target) for part in parts))
+    bar = tqdm(sizes, desc="extrapolation", unit="size", delay=BAR_DELAY)
+    for count_of_parts, size in enumerate(bar, start=1):
+        parts = order[: size * count_of_parts].split(size)
+        of_parts = [frechet(fit(values[part]), target) for part in parts]
+        distances.append(statistics.fmean(of_parts))
+
     limit, deviation = _intercept(1 / np.array(sizes), np.array(distances))
     return Extrapolation(sizes, distances, limit, deviation)
 
 
 def _intercept(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Return the value of the least-squares line through (x, y) at 0, and its standard error."""
-    centred = x - x.mean()
-    slope = centred @ y / (centred @ centred)
-    at_zero = y.mean() - slope * x.mean()
-    variance = np.square(y - at_zero - slope * x).sum() / (len(x) - 2)
-    error = np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / (centred @ centred)))
+    mean = x.mean()
+    centred = x - mean
+    scatter = centred @ centred
+    slope = centred @ y / scatter
+    at_zero = y.mean() - slope * mean
+
+    residuals = y - at_zero - slope * x
+    variance = np.square(residuals).sum() / (len(x) - 2)
+    factor = 1 / len(x) + mean**2 / scatter
+    error = np.sqrt(variance * factor)
     return float(at_zero), float(error)

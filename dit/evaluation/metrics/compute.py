@@ -22,7 +22,9 @@ from dit.evaluation.metrics.precision_recall import DENSITY_NEIGHBOURS, NEIGHBOU
 
 IS_NAMES = ("IS", "IS (torch-fidelity)")
 NAMES = ("FID", "sFID", "KID", "precision", "recall", "density", "coverage", *IS_NAMES)
-KID_SUBSETS, KID_SUBSET_SIZE, KID_LEAST = 100, 1000, 20
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+KID_LEAST = 20
 PRC_REFERENCE = 10_000  # reference images of precision, recall, density and coverage, as in ADM
 IS_SPLIT = 5_000  # images in one split of the Inception score, as in ADM
 IS_SPLITS = 10  # as in torch-fidelity, of shuffled images
@@ -138,8 +140,11 @@ def compute_scores(
     found += neighbour_scores(samples.values, target, device)
     found += inception_scores(samples, extractor)
 
-    named = [dataclasses.replace(score, name=_full_name(score.name, extractor)) for score in found]
-    return {score.name: score for score in named}
+    scores = {}
+    for score in found:
+        name = _full_name(score.name, extractor)
+        scores[name] = dataclasses.replace(score, name=name)
+    return scores
 
 
 # -- real against real -----------------------------------------------------------------------------
@@ -159,11 +164,11 @@ def compute_real_vs_real(
 
     generator = np.random.default_rng(SEED)
     splits: list[dict[str, Score]] = []
-    for _ in tqdm(
-        range(REAL_VS_REAL_SPLITS), desc=f"real vs. real ({extractor})", unit="split", delay=2
-    ):
+    name = f"real vs. real ({extractor})"
+    for _ in tqdm(range(REAL_VS_REAL_SPLITS), desc=name, unit="split", delay=2):
+        order = generator.permutation(len(reference))
         chosen = torch.zeros(len(reference), dtype=torch.bool)
-        chosen[generator.permutation(len(reference))[:count]] = True
+        chosen[order[:count]] = True
         splits.append(_split_scores(reference, chosen, extractor, device))
 
     ranges = {name: _range([scores[name] for scores in splits]) for name in splits[0]}
@@ -174,22 +179,26 @@ def _split_scores(
     reference: Features, chosen: Tensor, extractor: str, device: torch.device
 ) -> dict[str, Score]:
     """Score the images that `chosen` [M] marks against the others."""
-    values, logits, spatial = reference.values, reference.logits, reference.spatial
-    rest = int((~chosen).sum())
+    values = reference.values
+    spatial = reference.spatial
+    others = ~chosen
+    rest = int(others.sum())
     target = Target(
-        values[~chosen],
-        fit(values, (~chosen).double()) if rest > 1 else None,
+        values[others],
+        fit(values, others.double()) if rest > 1 else None,
         count=rest,
         missing=f"needs at least 2 reference images, has {rest}",
     )
-    samples = Features(values[chosen], None if logits is None else logits[chosen])
+    logits = None if reference.logits is None else reference.logits[chosen]
+    samples = Features(values[chosen], logits)
     scores = compute_scores(samples, target, extractor, device)
 
     if spatial is not None and rest > 1 and len(samples) > 1:
         # Only moments of spatial features count: weights select rows without a copy.
-        score = Score(_full_name("sFID", extractor), None, "lower", len(samples), rest)
-        others = fit(spatial, (~chosen).double())
-        scores[score.name] = _frechet(score, lambda: fit(spatial, chosen.double()), others)
+        name = _full_name("sFID", extractor)
+        score = Score(name, None, "lower", len(samples), rest)
+        gaussian = fit(spatial, others.double())
+        scores[name] = _frechet(score, lambda: fit(spatial, chosen.double()), gaussian)
     return scores
 
 
@@ -311,7 +320,8 @@ def neighbour_scores(samples: Tensor, target: Target, device: torch.device) -> l
 
 def _subset(count: int, most: int) -> np.ndarray:
     """Return at most `most` of `count` indices, always the same ones."""
-    return np.sort(np.random.default_rng(SEED).permutation(count)[:most])
+    order = np.random.default_rng(SEED).permutation(count)
+    return np.sort(order[:most])
 
 
 def inception_scores(samples: Features, extractor: str) -> list[Score]:
@@ -325,11 +335,12 @@ def inception_scores(samples: Features, extractor: str) -> list[Score]:
         reason = f"{extractor} has no classifier"
         return [_unavailable(adm, reason), _unavailable(fidelity, reason)]
 
-    shuffled = samples.logits[np.random.RandomState(SEED).permutation(count)]
+    in_order = [*range(0, count, IS_SPLIT), count]
+    order = np.random.RandomState(SEED).permutation(count)
     equal = [i * count // IS_SPLITS for i in range(IS_SPLITS + 1)]
     return [
-        _inception_score(adm, samples.logits, [*range(0, count, IS_SPLIT), count], least=2),
-        _inception_score(fidelity, shuffled, equal, least=IS_SPLITS),
+        _inception_score(adm, samples.logits, in_order, least=2),
+        _inception_score(fidelity, samples.logits[order], equal, least=IS_SPLITS),
     ]
 
 

@@ -58,7 +58,8 @@ def fit(values: Tensor, weights: Tensor | None = None) -> Gaussian:
     weights = _each_once(values, weights)
     if int((weights > 0).sum()) > values.shape[1]:
         mean, covariance = moments(values, weights)
-        return Gaussian(mean, _factor(*torch.linalg.eigh(covariance)))
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        return Gaussian(mean, _factor(eigenvalues, vectors))
 
     # With N <= D the centred rows are a factor: smaller than a covariance, and exact.
     mean = _mean(values, weights)
@@ -75,7 +76,8 @@ def from_moments(mean: np.ndarray | Tensor, covariance: np.ndarray | Tensor, nam
     mean = torch.as_tensor(mean, dtype=torch.float64)
     covariance = torch.as_tensor(covariance, dtype=torch.float64)
     _check_moments(mean, covariance, name)
-    eigenvalues, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    symmetric = (covariance + covariance.T) / 2
+    eigenvalues, vectors = torch.linalg.eigh(symmetric)
     if not eigenvalues[0] >= -TOLERANCE * eigenvalues[-1]:
         raise _refused(
             f"the covariance of {name} has the eigenvalue {eigenvalues[0]:.3g} "
@@ -94,7 +96,8 @@ def moments(values: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tens
     """
     weights = _each_once(values, weights)
     mean = _mean(values, weights)
-    scatter = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64)
+    width = values.shape[1]
+    scatter = torch.zeros(width, width, dtype=torch.float64)
     for rows in _centred(values, weights, mean):
         scatter.addmm_(rows.T, rows)
     return mean, scatter / (weights.sum() - 1)
@@ -106,13 +109,17 @@ def merge(one: Counted, other: Counted) -> Counted:
     m, other_mean, other_covariance = other
     shift = other_mean - mean
     # Chan, Golub and LeVeque 1979, Eq. 2.1
-    between = torch.outer(shift, shift) * (n * m / (n + m))
-    scatter = (n - 1) * covariance + (m - 1) * other_covariance + between
-    return n + m, mean + shift * (m / (n + m)), scatter / (n + m - 1)
+    total = n + m
+    between = torch.outer(shift, shift) * (n * m / total)
+    within = (n - 1) * covariance + (m - 1) * other_covariance
+    scatter = within + between
+    return total, mean + shift * (m / total), scatter / (total - 1)
 
 
 def _each_once(values: Tensor, weights: Tensor | None) -> Tensor:
-    return torch.ones(len(values), dtype=torch.float64) if weights is None else weights.double()
+    if weights is None:
+        return torch.ones(len(values), dtype=torch.float64)
+    return weights.double()
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -125,19 +132,22 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 def _centred(values: Tensor, weights: Tensor, mean: Tensor) -> Iterator[Tensor]:
     """Yield blocks of sqrt(weight) (row - mean), whose products add up to the scatter."""
     for rows, counts in _counted(values, weights):
-        yield rows.sub_(mean).mul_(counts.sqrt()[:, None])
+        roots = counts.sqrt()
+        yield rows.sub_(mean).mul_(roots[:, None])
 
 
 def _counted(values: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield blocks of the rows with a weight above 0, in float64, and their weights."""
-    for rows, counts in zip(values.split(BLOCK), weights.split(BLOCK), strict=True):
+    blocks = zip(values.split(BLOCK), weights.split(BLOCK), strict=True)
+    for rows, counts in blocks:
         counting = counts > 0
         yield rows[counting].double(), counts[counting]
 
 
 def _factor(eigenvalues: Tensor, vectors: Tensor) -> Tensor:
     """Return the factor [D, D]; eigenvalues that round-off made negative count as 0."""
-    return (vectors * eigenvalues.clamp(min=0).sqrt()).T
+    roots = eigenvalues.clamp(min=0).sqrt()
+    return (vectors * roots).T
 
 
 def _check_moments(mean: Tensor, covariance: Tensor, name: str) -> None:
@@ -150,7 +160,8 @@ def _check_moments(mean: Tensor, covariance: Tensor, name: str) -> None:
         if not given.isfinite().all():
             raise _refused(f"NaN or infinity in the {moment} of {name}", "finite numbers")
 
-    skew, largest = (covariance - covariance.T).abs().max(), covariance.abs().max()
+    skew = (covariance - covariance.T).abs().max()
+    largest = covariance.abs().max()
     if skew > TOLERANCE * largest:
         raise _refused(
             f"the covariance of {name} differs from its transpose by {skew:.3g}, "

@@ -73,7 +73,8 @@ def classifier_accuracy(
     """
     if not set(labels) <= set(class_names):
         return {}
-    predicted = np.asarray(class_names)[logits.argmax(dim=1).numpy()]
+    indices = logits.argmax(dim=1).numpy()
+    predicted = np.asarray(class_names)[indices]
     return _recognition(predicted, np.asarray(labels)).per_class
 
 
@@ -124,7 +125,8 @@ def class_rows(
         row = ClassRow(label, len(ours), count, accuracy=recognised.get(label))
         # Four real images are two pairs, the least for a distance of real against real.
         if reference and len(ours) >= 2 and len(real) >= 4:
-            fd = frechet(fit(samples.values[ours]), fit(reference.values[real]))
+            fitted = fit(samples.values[ours])
+            fd = frechet(fitted, fit(reference.values[real]))
             floor_fd = _real_vs_real(reference.values, real, len(ours))
             row = dataclasses.replace(row, fd=fd, floor_fd=floor_fd)
         rows.append(row)
@@ -134,8 +136,9 @@ def class_rows(
 def _real_vs_real(values: Tensor, indices: list[int], count: int) -> float:
     shuffled = np.random.default_rng(SEED).permutation(indices)
     size = min(count, len(indices) // 2)
-    one, rest = shuffled[:size], shuffled[size:]
-    return frechet(fit(values[one]), fit(values[rest]))
+    one = fit(values[shuffled[:size]])
+    rest = fit(values[shuffled[size:]])
+    return frechet(one, rest)
 
 
 def _indices_by_class(images: LabelledFeatures) -> dict[str, list[int]]:
@@ -147,4 +150,6 @@ def _indices_by_class(images: LabelledFeatures) -> dict[str, list[int]]:
 
 def _natural_order(label: str) -> tuple[bool, int, str]:
     """Return a sorting key: numbers by value, before names."""
-    return not label.isdigit(), int(label) if label.isdigit() else 0, label
+    if label.isdigit():
+        return False, int(label), label
+    return True, 0, label

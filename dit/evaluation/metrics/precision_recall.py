@@ -15,7 +15,6 @@ from torch import Tensor
 BLOCK = 1024  # points a side: 8 MB of distances
 NEIGHBOURS = 3  # of precision and recall, as in ADM (1904.06991, 2105.05233)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (2002.09797)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,16 @@ class Manifold:
     coverage: float
 
 
-def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> Manifold:
+def manifold(samples: Tensor, reference: Tensor, device: torch.device) -> Manifold:
     """Compare `samples` [N, D] with `reference` [M, D]; each set needs more than 3 points."""
     centre = _centre(reference)
-    ours, real = _Points(samples, centre, device), _Points(reference, centre, device)
+    ours = _Points(samples, centre, device)
+    real = _Points(reference, centre, device)
     slack = _slack(samples.shape[1])
     sample_radius = _nearest_within(ours, NEIGHBOURS)[:, -1:]
     real_radii = _nearest_within(real, DENSITY_NEIGHBOURS)
-    near, far = real_radii[:, NEIGHBOURS - 1], real_radii[:, DENSITY_NEIGHBOURS - 1]
+    near = real_radii[:, NEIGHBOURS - 1]
+    far = real_radii[:, DENSITY_NEIGHBOURS - 1]
 
     precise = torch.zeros(len(samples), dtype=torch.bool, device=device)
     recalled = torch.zeros(len(reference), dtype=torch.bool, device=device)
@@ -68,7 +69,7 @@ def manifold(samples: Tensor, reference: Tensor, device: torch.device = CPU) -> 
 
 
 def nearest(
-    queries: Tensor, points: Tensor, device: torch.device = CPU, skip: Tensor | None = None
+    queries: Tensor, points: Tensor, device: torch.device, skip: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return distance [N] (float64) and index [N] of the nearest of `points` [M, D] to each query.
 
@@ -78,7 +79,8 @@ def nearest(
             points. The distance is infinite if no other point is left.
     """
     centre = _centre(points)
-    near, real = _Points(queries, centre, device), _Points(points, centre, device)
+    near = _Points(queries, centre, device)
+    real = _Points(points, centre, device)
     slack = _slack(points.shape[1])
     least = near.full()
     index = torch.zeros(len(queries), dtype=torch.int64, device=device)
@@ -91,10 +93,13 @@ def nearest(
                 inside = (ignored >= 0) & (ignored < squared.shape[1])
                 rows = inside.nonzero().flatten()
                 squared[rows, ignored[rows]] = math.inf
+
             values, columns = squared.min(dim=1)
-            closer = values < least[row.part]
-            least[row.part] = torch.where(closer, values, least[row.part])
-            index[row.part] = torch.where(closer, columns + column.part.start, index[row.part])
+            columns += column.part.start
+            before = least[row.part]
+            closer = values < before
+            least[row.part] = torch.where(closer, values, before)
+            index[row.part] = torch.where(closer, columns, index[row.part])
     return least.sqrt().cpu(), index.cpu()
 
 
@@ -119,8 +124,10 @@ class _Points:
         centre = self.centre.to(self.device)
         for first in range(0, len(self.points), BLOCK):
             part = slice(first, min(first + BLOCK, len(self.points)))
-            points = memory[: part.stop - first].copy_(self.points[part]).sub_(centre)
-            yield _Block(part, points, points.square().sum(dim=1))
+            points = memory[: part.stop - first]
+            points.copy_(self.points[part]).sub_(centre)
+            norms = points.square().sum(dim=1)
+            yield _Block(part, points, norms)
 
     def full(self, *shape: int) -> Tensor:
         """Return infinite distances of all points, [N, *shape]."""
@@ -136,8 +143,10 @@ def _centre(points: Tensor) -> Tensor:
 def _squared(x: _Block, y: _Block, slack: float = 0.0) -> Tensor:
     """Return squared distances [Bx, By], less `slack` (|x|^2 + |y|^2), and not below 0."""
     kept = 1 - slack
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y
     products = torch.addmm(y.norms * kept, x.points, y.points.T, alpha=-2)
-    return products.add_((x.norms * kept)[:, None]).clamp_(min=0)
+    norms = x.norms * kept
+    return products.add_(norms[:, None]).clamp_(min=0)
 
 
 def _slack(width: int) -> float:

@@ -64,7 +64,9 @@ def infer_spec(state_dict: StateDict) -> NetworkSpec:
     tokens = state_dict["pos_embed"].shape[1]
     outputs = len(state_dict["final_layer.linear.weight"])
     depth = sum(bool(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", name)) for name in state_dict)
-    shapes = {(size["depth"], size["hidden_size"]): name for name, size in SIZES.items()}
+    shapes = {}
+    for name, size in SIZES.items():
+        shapes[size["depth"], size["hidden_size"]] = name
     if (depth, width) not in shapes or patch not in PATCHES:
         patches = ", ".join(map(str, PATCHES))
         raise UserError(

@@ -320,8 +320,8 @@ def test_registered_network(own, images, monkeypatch):
         ("own:Plane", "expected a subclass of torch.nn.Module; did you mean Plain"),
         ("own:number", "has no class 'number' of a network"),
         ("own:mean", "has no class 'mean' of a network"),
-        ("own:Unmade", "own:Unmade cannot be made (FloatingPointError: of its own)"),
-        ("own:Weighted", "own:Weighted cannot be made (TypeError: "),
+        ("own:Unmade", "own:Unmade cannot be created (FloatingPointError: of its own)"),
+        ("own:Weighted", "own:Weighted cannot be created (TypeError: "),
         ("own:Weighted", "pass its weights as --weights own:Weighted=FILE"),
         ("own:Fails", "own:Fails fails on images [2, 3, 64, 64] (RuntimeError: "),
         ("own:Maps", "gives [2, 3, 64, 64] for 2 images; expected features [2, D]"),
@@ -360,7 +360,7 @@ def test_constructor_that_fails_names_the_weights(own):
     file = own / "w.pt"
     file.write_bytes(b"no weights")
     for name in ("own:Weighted", "own:Plain"):
-        assert f"{name} cannot be made from --weights {file} (" in refused(name, str(file))
+        assert f"{name} cannot be created from --weights {file} (" in refused(name, str(file))
 
 
 # -- torch-fidelity's own --------------------------------------------------------------------------
@@ -387,10 +387,10 @@ def test_unsafe_and_wrong_weights_of_registered_networks_are_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(3)}, file)
     with torch.device("meta"):  # a large network, which is not to be filled
         message = refused("vgg16", str(file))
-    assert f"vgg16 cannot be made from --weights {file} (RuntimeError: Error(s) in" in message
+    assert f"vgg16 cannot be created from --weights {file} (RuntimeError: Error(s) in" in message
     torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "w.pt"))
     message = refused("clip-vit-b-32", str(tmp_path / "w.pt"))
-    assert f"cannot be made from --weights {tmp_path / 'w.pt'}" in message
+    assert f"cannot be created from --weights {tmp_path / 'w.pt'}" in message
 
 
 def test_registered_networks_that_can_not_be_downloaded_are_refused(monkeypatch, tmp_path):
@@ -401,5 +401,5 @@ def test_registered_networks_that_can_not_be_downloaded_are_refused(monkeypatch,
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_clip.load_state_dict_from_url", offline)
     message = refused("clip-vit-b-32")
-    assert "clip-vit-b-32 cannot be made (URLError: <urlopen error no network>)" in message
+    assert "clip-vit-b-32 cannot be created (URLError: <urlopen error no network>)" in message
     assert "--weights clip-vit-b-32=FILE" in message

@@ -41,7 +41,7 @@ def extractor(name="fake", checksum="abc", preprocessing="none"):
 
 
 def memory(name="memory"):
-    return from_array(random_pixels(5), name)
+    return from_array(random_pixels(5), name, None)
 
 
 def cached(images, *extractors, use=True, batch_size=2):

@@ -154,7 +154,7 @@ def test_contents_of_arrays(tmp_path):
 
     images, changed = random_pixels(), random_pixels()
     changed[3, 7, 7, 2] ^= 1
-    assert contents(images) == module.from_array(images, "memory").contents()
+    assert contents(images) == module.from_array(images, "memory", None).contents()
     others = [changed, images[::-1], images.reshape(4, 16, 4, 3)]
     assert len({contents(array) for array in (images, *others)}) == 4
     assert len({contents(images, crop) for crop in (None, 4, 8)}) == 3
@@ -169,7 +169,7 @@ def test_contents_of_data_sets(tmp_path):
 
 
 def test_contents_of_many_images_keep_their_order(monkeypatch):
-    images = module.from_array(random_pixels(37, 2, 2), "memory")
+    images = module.from_array(random_pixels(37, 2, 2), "memory", None)
     expected = images.contents()
     monkeypatch.setattr(module, "BLOCK", 5)
     assert images.contents() == expected

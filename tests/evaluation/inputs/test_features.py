@@ -24,7 +24,7 @@ def fake_extractor(bad=()):
 
 
 def features(array, batch_size, ranks=None, bad=()):
-    images = from_array(array, "memory")
+    images = from_array(array, "memory", None)
     return extract(images, [fake_extractor(bad)], batch_size, ranks or Ranks(), "features")
 
 
@@ -78,7 +78,7 @@ def test_several_networks_get_the_same_batches():
 
         return Extractor(run, name, "", "", "", CPU, (3, 0, 0))
 
-    images = from_array(random_pixels(5), "memory")
+    images = from_array(random_pixels(5), "memory", None)
     found = extract(images, [network("a"), network("b")], 3, Ranks(), "features").networks
     assert batches == [("a", 3), ("b", 3), ("a", 2), ("b", 2)]
     assert torch.equal(found["a"].values, found["b"].values)

@@ -1,12 +1,16 @@
 """Nearest neighbours in blocks: against definitions computed pair by pair, and torch-fidelity."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from dit.evaluation.metrics import precision_recall as neighbours
-from dit.evaluation.metrics.precision_recall import manifold, nearest
 
+CPU = torch.device("cpu")
+manifold = functools.partial(neighbours.manifold, device=CPU)
+nearest = functools.partial(neighbours.nearest, device=CPU)
 NAMES = ("precision", "recall", "density", "coverage")
 
 

@@ -16,7 +16,7 @@ SPEC = NetworkSpec(model="DiT-S/4", input_size=16, in_channels=4, num_classes=10
 def test_six_a_multiply_add_is_what_a_forward_and_a_backward_pass_cost():
     network = create_model(SPEC.model, **SPEC.sizes)
     with FlopCounterMode(display=False) as counter:
-        network(*zero_inputs(SPEC.model, 4, **SPEC.sizes)).sum().backward()
+        network(*zero_inputs(SPEC.model, 4, 0, **SPEC.sizes)).sum().backward()
     assert training_flops(SPEC) == pytest.approx(
         counter.get_total_flops() / 4, rel=0.02
     )  # none for the input itself

@@ -75,7 +75,7 @@ def test_a_step_without_data_needs_what_the_trainer_needs(settings, tmp_path):
 def test_the_ledger_agrees_with_torch():
     """`MemTracker` takes no weights without gradients: here the positions have one too."""
     network = build_network(spec()).requires_grad_(True)
-    inputs = zero_inputs("DiT-Ti/2", 8, **spec().sizes)
+    inputs = zero_inputs("DiT-Ti/2", 8, 0, **spec().sizes)
     peaks = []
     for tracker in (Ledger(), MemTracker()):
         trained = copy.deepcopy(network)
