@@ -19,18 +19,14 @@ class ImageNoise:
 
     def __init__(self, seed: int, indices: Iterable, shape: tuple[int, ...], device: torch.device):
         # Philox is counter-based: each key has an independent stream
-        self.streams = []
-        for i in indices:
-            key = np.array([seed, int(i)], dtype=np.uint64)
-            self.streams.append(np.random.Generator(np.random.Philox(key=key)))
-        self.shape = shape
-        self.device = device
+        keys = [np.array([seed, int(i)], dtype=np.uint64) for i in indices]
+        self.streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+        self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
         # on the CPU, as generators of other devices give other numbers
         draws = [stream.standard_normal(self.shape, dtype=np.float32) for stream in self.streams]
-        stacked = torch.from_numpy(np.stack(draws))
-        noise = pinned(stacked, self.device)
+        noise = pinned(torch.from_numpy(np.stack(draws)), self.device)
         return noise.to(self.device, non_blocking=True)
 
 
@@ -40,8 +36,7 @@ def generate(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) -> Ten
     images = []
     size = pipeline.settings.batch_size
     # decoded batch by batch: pixels in float32 take more memory than the network
-    batches = zip(labels.split(size), indices.split(size), strict=True)
-    for y, i in batches:
+    for y, i in zip(labels.split(size), indices.split(size), strict=True):
         latents = sample_latents(pipeline, y, i)
         require_finite(latents, y, i)
         images.append(pipeline.run.autoencoder.decode(latents).cpu())
@@ -63,8 +58,7 @@ def sample_latents(pipeline: SamplingPipeline, labels: Tensor, indices: Tensor) 
 
 def require_finite(latents: Tensor, labels: Tensor, indices: Tensor) -> None:
     """Raise NotFinite for the first image [B] whose latents have NaN or infinity."""
-    finite = latents.flatten(1).isfinite().all(dim=1)
-    bad = ~finite.cpu()
+    bad = ~latents.flatten(1).isfinite().all(dim=1).cpu()
     if bad.any():
         first = int(bad.nonzero()[0])
         raise NotFinite(int(indices[first]), int(labels[first]))
