@@ -46,11 +46,10 @@ def train_step(
         (loss.mean / grad_accum).backward()
 
         losses.append(unweighted.each.detach())
-        means = [term.mean() for term in loss.terms.values()]
-        logged += torch.stack([loss.mean.detach(), *means]) / grad_accum
+        terms = [loss.mean.detach(), *(term.mean() for term in loss.terms.values())]
+        logged += torch.stack(terms) / grad_accum
 
-    largest = clip or float("inf")
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), largest)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip or float("inf"))
     norm = full_tensor(norm)
 
     # Ranks skip the same steps, because they compare the same numbers. Nothing waits for the GPU.
@@ -66,7 +65,5 @@ def train_step(
     if state.time_sampler:
         # The sampler ignores infinite losses, so that it learns nothing from a skipped step.
         each = each.masked_fill(skipped.bool(), torch.inf)
-        times = inputs.t.to(ranks.device)
-        rows = torch.stack([times, each], dim=1)
-        all_times, all_losses = ranks.gather(rows).cpu().T
-        state.time_sampler.update(all_times, all_losses)
+        rows = torch.stack([inputs.t.to(ranks.device), each], dim=1)
+        state.time_sampler.update(*ranks.gather(rows).cpu().T)
