@@ -199,7 +199,7 @@ def record_moments(denoise: Denoise, trace: list[Moment]) -> Denoise:
 
     def recording(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
         prediction = denoise(x_t, t, y)
-        # heun calls twice at a time; it goes on from the second
+        # heun calls twice at a time; it continues from the second
         if trace and trace[-1].t == t:
             trace.pop()
         trace.append(Moment(t, x_t, prediction.x0))

@@ -221,7 +221,7 @@ def _samples(run: Path) -> dict[str, Image.Image]:
         steps = pictures.spread([*grids][::-1], MOST_GRIDS)[::-1]
         captions = [f"step {step:,}" for step in steps]
         strip = pictures.strip([Image.open(grids[step]) for step in steps], captions)
-        return {"The same seeds as training goes on, from the EMA": strip}
+        return {"The same seeds as training continues, from the EMA": strip}
 
     accuracy = run / "accuracy.png"
     if not accuracy.exists():
