@@ -283,6 +283,15 @@ def test_latents(latents, capsys):
     assert shown["files"] == files
 
 
+def test_damaged_labels_cannot_be_skipped(latents, tmp_path, capsys):
+    out = shutil.copytree(latents, tmp_path / "out")
+    damage(out / "labels.npy")
+    _, error = run_info(out, capsys, 2)
+    assert f"damaged in {out}: labels.npy; " in error
+    assert "run dit encode again" in error
+    assert "--skip-damaged" not in error
+
+
 def test_damaged_latents_are_named(latents, tmp_path, capsys):
     out = shutil.copytree(latents, tmp_path / "out")
     damage(out / "shard-00001.npy")

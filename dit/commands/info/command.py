@@ -16,7 +16,7 @@ from dit.config import InfoConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
-from dit.latents.shards import holds_latents
+from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import DAMAGED, find_damaged_shards, read_index
 from dit.models.registry import count_parameters
 from dit.runs import checkpoint_files as runs
@@ -64,9 +64,10 @@ def _show(path: Path) -> None:
     if findings.damaged:
         more = ", …" if len(findings.damaged) > MOST_DAMAGED else ""
         names = ", ".join(findings.damaged[:MOST_DAMAGED]) + more
-        do = "do as the line of each says: a run goes on from its newest intact checkpoint"
+        do = "do as the line of each says: a run continues from its newest intact checkpoint"
         if holds_latents(path):
-            do = DAMAGED
+            # shards can be skipped in training, the labels of all images cannot
+            do = ENCODE_AGAIN if LABELS in findings.damaged else DAMAGED
         raise UserError(f"damaged in {path}: {names}", "what was written", do)
 
 
@@ -255,7 +256,8 @@ def _latents(root: Path) -> Findings:
         (kind, names),
         ("latents of each", " x ".join(map(str, index["shape"]))),
         ("autoencoder", index["vae"]),
-        ("mean and deviation", f"{numbers(index['mean'])}; {numbers(index['std'])}"),
+        ("mean by channel", numbers(index["mean"])),
+        ("deviation", numbers(index["std"])),
     ]
     findings = Findings(rows)
     for damage in find_damaged_shards(root):
