@@ -171,6 +171,12 @@ def small_networks() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, small_networks: None) -> Path:
+    """A run whose weights are not zero, to start from."""
+    return write_run(tmp_path_factory.mktemp("weights") / "run")
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a run: `make_run(name="run", step=3, **settings of TrainConfig)`."""

@@ -7,27 +7,19 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from test_trainer_steps import TINY, a_session, do_step, first_moment, flat, weights  # noqa: F401
+from helpers.gradients import gradients, made, spec
+from helpers.training import TINY, a_session, do_step, first_moment, flat
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
-from dit.build import build_network
 from dit.commands.train import train
 from dit.distributed.activation_checkpoint import activation_checkpointing
-from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
-from dit.models.registry import zero_inputs
-from dit.runs.card import NetworkSpec
 
 CPU = torch.device("cpu")
 MODES = ["selective", "full"]
 pytestmark = pytest.mark.usefixtures("small_networks")
-
-
-def spec(model="DiT-Ti/4", **changes):
-    shape = dict(input_size=8, in_channels=3, num_classes=10, learn_sigma=False)
-    return NetworkSpec(model=model, **{**shape, **changes})
 
 
 KINDS = [
@@ -39,28 +31,6 @@ KINDS = [
     spec("Classifier-Ti/4"),
     spec("UNet-S"),
 ]
-
-
-def made(kind: NetworkSpec) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """A network whose every weight has a gradient, and a batch for it."""
-    torch.manual_seed(0)
-    network, (x, t, *y) = build_network(kind), zero_inputs(kind.model, 3, 8, **kind.sizes)
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.1)
-    return network, (
-        torch.randn_like(x),
-        t + 0.5,
-        *(torch.randn_like(v) if v.is_floating_point() else v for v in y),
-    )
-
-
-def gradients(network, inputs, precision="fp32"):
-    network.zero_grad()
-    with autocast(CPU, precision):
-        out = network(*inputs)
-    out.float().square().sum().backward()
-    return {name: p.grad.clone() for name, p in network.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -150,7 +120,7 @@ def test_blocks_can_be_sharded_afterwards(alone, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_training_accumulates_the_same_gradients(mode, tmp_path, weights):  # noqa: F811
+def test_training_accumulates_the_same_gradients(mode, tmp_path, weights):
     plain, less = (
         do_step(a_session(tmp_path / m, init=weights, recompute=m, grad_accum=2))
         for m in ("none", mode)

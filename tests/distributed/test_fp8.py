@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import SMALL, write_run
+from conftest import SMALL
 from helpers import forked
+from helpers.gradients import gradients, made, spec
 from helpers.training import TINY, a_session, do_step, flat, logged, run
 from safetensors.torch import load_file
-from test_activation_checkpoint import gradients, made, spec
 from torch import Tensor, nn
 
 from dit.build import build_network
@@ -52,12 +52,6 @@ def on_cpu(monkeypatch):
     """--precision fp8 on a CPU, whose products are emulated."""
     monkeypatch.setattr(networks, "convert_to_float8", emulate)
     monkeypatch.setattr(training_inputs, "require_fp8", lambda *asked: None)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory, small_networks):
-    """A run whose weights are not zero, to start from."""
-    return write_run(tmp_path_factory.mktemp("weights") / "run")
 
 
 def has_float8(network: nn.Module) -> bool:

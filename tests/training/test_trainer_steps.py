@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, write_run
+from conftest import SMALL
 from helpers import forked
 from helpers.training import TINY, a_session, differing, do_step, first_moment, flat, logged, run
 from PIL import Image
@@ -50,12 +50,6 @@ from dit.training.trainer import take_step
 from dit.utils import pictures
 
 pytestmark = pytest.mark.usefixtures("small_networks")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory, small_networks):
-    """A run whose weights are not zero, to start from."""
-    return write_run(tmp_path_factory.mktemp("weights") / "run")
 
 
 # -- one step --------------------------------------------------------------------------------------
