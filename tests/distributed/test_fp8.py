@@ -29,7 +29,7 @@ from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training import build_networks as networks
-from dit.training import inputs as training_inputs
+from dit.training import checks
 from dit.training.monitoring.previews import sampler_settings
 
 pytest.importorskip("torchao", reason="needs torchao: make test-fp8")
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 def on_cpu(monkeypatch):
     """--precision fp8 on a CPU, whose products are emulated."""
     monkeypatch.setattr(networks, "convert_to_float8", emulate)
-    monkeypatch.setattr(training_inputs, "require_fp8", lambda *asked: None)
+    monkeypatch.setattr(checks, "require_fp8", lambda *asked: None)
 
 
 def has_float8(network: nn.Module) -> bool:
@@ -202,7 +202,7 @@ def test_checkpoints_continue_in_any_precision_and_are_sampled_from(on_cpu, tmp_
 def train_emulated(ranks: Ranks, config: TrainConfig) -> None:
     SIZES["Ti"] = SMALL
     networks.convert_to_float8 = emulate
-    training_inputs.require_fp8 = lambda *asked: None
+    checks.require_fp8 = lambda *asked: None
     torch.compile = partial(torch.compile, backend=QUICK_BACKEND)
     train(config, ranks)
 
