@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from itertools import pairwise
 from pathlib import Path
@@ -45,13 +45,23 @@ from dit.config import (
     refuse_unread_flags,
 )
 from dit.errors import PeerLost, UserError, did_you_mean
+from dit.utils.files import printable
 
-MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
+CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
-BAD_PATH = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+SYSTEM_ERRORS = {
+    (errno.ENOSPC, errno.EDQUOT): ("a disk with free space", "free some space"),
+    (errno.EFBIG,): ("a file below the limit of the system", "see `ulimit -f`"),
+    (errno.EACCES, errno.EPERM, errno.EROFS): ("a path with the right to it", "change its rights"),
+    (errno.ENAMETOOLONG,): ("a shorter path", "rename it"),
+    (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP): (
+        *("a file where one belongs, and a folder where one belongs", "check the path"),
+    ),
+    (errno.ENOENT, errno.ESTALE): ("a file that stays while the command runs", "check the path"),
+    (errno.EIO, errno.ENODEV, errno.ENXIO): ("an intact disk", "check the disk"),
+}
+"""What is expected, and what to do, where the system refuses to read or write a file."""
 
 TYPES = {int: "whole number", float: "number", Path: "path"}
 MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
@@ -91,6 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the console command `dit`; return its exit code."""
     given = sys.argv[1:] if argv is None else list(argv)
     name, *rest = given or ["--help"]
+    return _guard_output(lambda: _dispatch(name, rest))
+
+
+def _dispatch(name: str, rest: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         print(_overview())
         return 0
@@ -105,17 +119,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(argv: Sequence[str] | None = None) -> int:
     """Run train.py; return its exit code."""
-    return _run("train", argv, "train.py")
+    return _script("train", argv)
 
 
 def sample(argv: Sequence[str] | None = None) -> int:
     """Run sample.py; return its exit code."""
-    return _run("sample", argv, "sample.py")
+    return _script("sample", argv)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """Run evaluate.py; return its exit code."""
-    return _run("evaluate", argv, "evaluate.py")
+    return _script("evaluate", argv)
+
+
+def _script(name: str, argv: Sequence[str] | None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    return _guard_output(lambda: _run(name, given, f"{name}.py"))
+
+
+def _guard_output(work: Callable[[], int]) -> int:
+    """Return the exit code of `work`; what it prints never ends in a traceback.
+
+    Characters that the terminal's encoding lacks are escaped. A reader that stops early, as in
+    `| head`, ends the command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return work()
+        finally:
+            # here, not when Python ends, where an error cannot be caught
+            if sys.stdout:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return CLOSED
+    except OSError as error:
+        # what has a file's name is reported already: this is the output itself, as in `> /dev/full`
+        error.filename = error.filename or "the output"
+        _discard_output(1)
+        return _report(_explain(error))
+
+
+def _discard_output(*descriptors: int) -> None:
+    """Let Python end without another error: it flushes its streams once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors or (1, 2):
+        os.dup2(nowhere, descriptor)
 
 
 def _overview() -> str:
@@ -126,12 +178,11 @@ def _overview() -> str:
     return "\n".join([*lines, "", "`dit COMMAND --help` lists the flags."])
 
 
-def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
+def _run(name: str, given: Sequence[str], prog: str) -> int:
     """Parse flags, run the command, and turn errors into one line and an exit code."""
     kind, target = COMMANDS[name]
     try:
-        given = sys.argv[1:] if argv is None else list(argv)
-        config: Any = parse(kind, given, prog)
+        config: Any = parse(kind, list(given), prog)
         with _interrupts():
             _call(target, config)
     except UserError as error:
@@ -142,16 +193,20 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `| head`
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        return 1
     except OSError as error:
-        if error.errno not in (*NO_SPACE, *NO_ACCESS, *BAD_PATH):
+        if error.filename is None:
             raise
-        do = "free some space, or choose another path"
-        return _report(UserError(str(error), "a path that can be written", do))
+        return _report(_explain(error))
     return 0
+
+
+def _explain(error: OSError) -> UserError:
+    """Return an error of the system as a mistake; raise it again if it is of another kind."""
+    for codes, (expected, do) in SYSTEM_ERRORS.items():
+        if error.errno in codes:
+            name = printable(os.fsdecode(error.filename))
+            return UserError(f"{name}: {error.strerror}", expected, f"{do}, or choose another path")
+    raise error
 
 
 class Interrupt:

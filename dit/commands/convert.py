@@ -4,11 +4,13 @@ from pathlib import Path
 
 from dit.config import ConvertConfig
 from dit.distributed.ranks import Ranks
+from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.formats.dit_release import read_release, release_config
-from dit.runs.weights import write_weights
+from dit.runs.weights import read_header, write_weights
 from dit.utils.files import shell_quote, write_atomically
 from dit.utils.hub import absolute_if_local
+from dit.utils.outputs import require_own_file
 
 
 def convert(config: ConvertConfig, ranks: Ranks) -> None:
@@ -18,11 +20,20 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
         UserError: not such a file, truncated, would run code, or with missing or odd tensors.
     """
     if ranks.main:
+        require_own_file(config.out, "convert", _is_converted, flag="output")
         card = import_release(config.file, config.out, config.vae)
         print(
             f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
             f"python sample.py --run {shell_quote(config.out)} --cfg-scale 4 --cfg-channels 3"
         )
+
+
+def _is_converted(file: Path) -> bool:
+    """Whether a file has converted weights, which were trained for no step here."""
+    try:
+        return read_header(file)[1] == 0
+    except UserError:
+        return False
 
 
 def import_release(file: Path, out: Path, vae: str) -> ModelCard:

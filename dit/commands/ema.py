@@ -1,10 +1,13 @@
 """The command `dit ema`: EMAs of any length from the snapshots of a run."""
 
+import os
+
 from dit.config import EmaConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.posthoc_ema import default_file, mixtures, write_mixture
 from dit.utils.files import shell_quote
+from dit.utils.outputs import require_writable_file
 
 
 def ema(config: EmaConfig, ranks: Ranks) -> None:
@@ -14,9 +17,10 @@ def ema(config: EmaConfig, ranks: Ranks) -> None:
     outputs = {}
     for mixture in mixtures(config.run, config.length, config.step):
         file = config.out or default_file(config.run, mixture)
-        if file.exists():
+        if os.path.lexists(file):
             do = "use it, remove it, or pass --out FILE"
             raise UserError(f"{file} is there already", "a new file", do)
+        require_writable_file(file, ".safetensors")
         outputs[file] = mixture
 
     for file, mixture in outputs.items():

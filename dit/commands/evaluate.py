@@ -22,11 +22,10 @@ from dit.evaluation.references import (
 )
 from dit.evaluation.samples import recorded_settings, sample_to_folder
 from dit.report.contact_sheets import draw_grid
-from dit.report.evaluation_page import to_text, write_report
+from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
-from dit.utils.files import create_folder
 
 MOST_SAMPLES = 50_000
 SAMPLER_FLAGS = [field.name for field in dataclasses.fields(SamplerConfig)]
@@ -59,7 +58,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     if not isinstance(originals, str):
         extractors.append(pixel_extractor(ranks.device))
     out = cfg.out or (run.home / "evaluation" if run else _default_folder(cfg.samples))
-    ranks.on_main(lambda: create_folder(out))
+    ranks.on_main(lambda: claim_folder(out))
 
     names = [extractor.name for extractor in scoring]
     prepared = prepare_reference(
@@ -174,8 +173,7 @@ def _default_folder(samples: Path | None) -> Path:
 def _write_report(comparison: EvaluationInputs, cfg: EvalConfig, out: Path, ranks: Ranks) -> None:
     title = f"Evaluation of {cfg.run or cfg.samples}"
     report = build_report(comparison, cfg.run, title, cfg.bootstrap, ranks.device)
-    draw_grid(comparison.samples).save(out / "grid.png")
-    paths = write_report(report, out)
+    paths = write_report(report, draw_grid(comparison.samples), out)
     print(to_text(report))
-    for path in (*paths, out / "grid.png"):
+    for path in paths:
         print(path)

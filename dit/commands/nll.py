@@ -26,7 +26,8 @@ from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.sampling.generate import ImageNoise
 from dit.sampling.load import LoadedRun, load_run, with_captions
-from dit.utils.files import require_writable_file, sha256, write_json
+from dit.utils.files import sha256, write_json
+from dit.utils.outputs import is_record, require_own_file, require_writable_file
 
 LEVEL = 127.5  # pixel levels per unit of pixels in [-1, 1]
 ODE_STEPS = 50
@@ -45,6 +46,7 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     plan = make_plan(run, config)
     out = config.out or run.home / "nll.json"
     ranks.on_main(lambda: require_writable_file(out, ".json"))
+    ranks.on_main(lambda: require_own_file(out, "nll", _is_own))
 
     data = config.data or run.card.config.data
     source = open_data(run, data)
@@ -309,6 +311,10 @@ def require_finite(bits: Tensor, chosen: np.ndarray) -> None:
 
 
 # -- the report ----------------------------------------------------------------------------------
+
+
+def _is_own(file: Path) -> bool:
+    return is_record(file, {"bits_per_dim", "parts", "protocol"})
 
 
 def summary(bits: Tensor, plan: Plan) -> dict[str, Any]:

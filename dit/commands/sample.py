@@ -13,9 +13,10 @@ from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
 from dit.sampling.sample_folder import progress_callback, sample_folder, sampling_bar
-from dit.utils.files import require_writable_file, shell_quote, write_atomically
+from dit.utils.files import shell_quote
 from dit.utils.image_size import format_size
-from dit.utils.pictures import spread
+from dit.utils.outputs import require_own_file, require_writable_file, signature
+from dit.utils.pictures import spread, write_png
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
 
@@ -73,14 +74,16 @@ def _sample_grid(run: LoadedRun, config: SampleConfig, classes: list[int], ranks
     pipeline = build_pipeline(run, config, classes)
     out = config.out or _default_out(pipeline, config.per_class)
     ranks.on_main(lambda: require_writable_file(out, ".png"))
+    # the default name has a hash of all settings: only the same picture is there
+    if config.out:
+        ranks.on_main(lambda: require_own_file(out, "sample"))
 
     if ranks.main:
         with sampling_bar(count, 0, ranks) as bar:
             counted = pipeline.with_progress(progress_callback(bar))
             sheet = draw_grid(counted, config.per_class)
             bar.update(count - bar.n)
-        with write_atomically(out) as path:
-            sheet.save(path, format="PNG")
+        write_png(sheet, out, signature("sample"))
         print(f"grid of samples in {out}")
     ranks.barrier()
     return out

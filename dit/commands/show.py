@@ -25,7 +25,7 @@ from dit.sampling.generate import ImageNoise, require_finite, sample_latents
 from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts, without_captions
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.utils import pictures
-from dit.utils.files import create_folder, write_atomically
+from dit.utils.outputs import create_folder, require_own_file, signature
 
 CELL = 96  # pixels to which small images are enlarged, about
 LAYERS = 4  # attention maps, unless --layers is given
@@ -82,6 +82,10 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
     times = parse_times(config.times)
     query = attention_query(run, config)
     create_folder(out)
+    # in a run, show/ is the command's own
+    if config.out:
+        for name in file_names(config.direction):
+            require_own_file(out / name, "show")
 
     if config.direction == "forward":
         moments = forward(pipeline, labels, times)
@@ -302,6 +306,15 @@ def caption_words(run: LoadedRun, label: int) -> dict[int, str]:
 # -- pictures ------------------------------------------------------------------------------------
 
 
+LATENTS, ATTENTION, WORDS = "", "-attention", "-words"  # what a picture shows, in its name
+
+
+def file_names(direction: str) -> list[str]:
+    """Return the names of all pictures of a direction."""
+    names = [direction + what for what in (LATENTS, ATTENTION, WORDS)]
+    return [name + ending for name in names for ending in (".png", ".gif")]
+
+
 @dataclass(frozen=True)
 class Story:
     """What all pictures of one command share: columns of the sheets, frames of the films."""
@@ -350,10 +363,9 @@ class Story:
             titled.append(pictures.strip([frame], [time]))
         milliseconds = min(500, max(40, FILM // len(frames)))
 
-        with write_atomically(Path(f"{file}.png")) as path:
-            sheet.save(path, format="PNG")
-        with write_atomically(Path(f"{file}.gif")) as path:
-            pictures.gif(titled, path, milliseconds)
+        made_by = signature("show")
+        pictures.write_png(sheet, Path(f"{file}.png"), made_by)
+        pictures.gif(titled, Path(f"{file}.gif"), milliseconds, made_by)
         print(f"{file}.png\n{file}.gif")
 
 
@@ -384,7 +396,7 @@ def _draw_latents(story: Story) -> None:
         headings=story.headings(story.columns),
         together=2,
     )
-    story.save("", sheet, [frame(moment) for moment in story.frames])
+    story.save(LATENTS, sheet, [frame(moment) for moment in story.frames])
 
 
 def _draw_attention(story: Story, query: AttentionQuery) -> None:
@@ -396,7 +408,7 @@ def _draw_attention(story: Story, query: AttentionQuery) -> None:
         return pictures.outline(maps, query.token, query.tokens(story.run))
 
     rows = [PREDICTED, *(f"layer {layer}" for layer in query.layers)]
-    _draw_maps(story, "-attention", column, rows)
+    _draw_maps(story, ATTENTION, column, rows)
 
 
 def _draw_words(story: Story, query: AttentionQuery) -> None:
@@ -407,7 +419,7 @@ def _draw_words(story: Story, query: AttentionQuery) -> None:
         weights = word_attention(story.pipeline, query, story.labels, moment)
         return _heatmaps(story, moment, weights[list(words)])
 
-    _draw_maps(story, "-words", column, [PREDICTED, *words.values()])
+    _draw_maps(story, WORDS, column, [PREDICTED, *words.values()])
 
 
 def _heatmaps(story: Story, moment: Moment, weights: Tensor) -> Tensor:

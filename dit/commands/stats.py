@@ -20,7 +20,7 @@ from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.images import ImageSet, from_data, read_images
-from dit.evaluation.inputs.statistics import Moments, read_statistics, write_statistics
+from dit.evaluation.inputs.statistics import Moments, require_own_statistics, write_statistics
 from dit.evaluation.metrics.frechet import Counted, merge, moments
 from dit.evaluation.references import choose_extractors
 from dit.latents.shards import holds_latents
@@ -65,15 +65,7 @@ def _check_out(out: Path) -> None:
             "the .npz file to write",
             f"pass --out {shell_quote(suggestion)}",
         )
-    if not out.exists():
-        return
-    statistics = read_statistics(out)
-    if statistics is None or not statistics.record:
-        raise UserError(
-            f"--out {out} exists, and dit stats did not write it",
-            "a new file, or one of dit stats",
-            "pass another --out",
-        )
+    require_own_statistics(out)
 
 
 def _read(config: StatsConfig) -> ImageSet:

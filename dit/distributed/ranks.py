@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from dit.errors import UserError
-from dit.utils.files import LOCK, create_folder
+from dit.utils.files import LOCK, open_lock
+from dit.utils.outputs import create_folder
 
 Value = TypeVar("Value")
 
@@ -140,21 +141,34 @@ class Ranks:
     @contextmanager
     def lock_folder(self, folder: Path) -> Iterator[None]:
         """Lock a folder against other processes; the lock ends with the process."""
-        create_folder(folder)
-        with (folder / LOCK).open("w") as file:
-
-            def lock() -> None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(
-                        f"another process is at work in {folder}",
-                        "a folder for each",
-                        "wait for it, or pass another --out",
-                    ) from None
-
-            self.on_main(lock)
+        descriptor = self.on_main(lambda: _lock(folder))
+        try:
             yield
+        finally:
+            if self.main:
+                os.close(descriptor)
+
+
+def _lock(folder: Path) -> int:
+    """Return the descriptor of a folder's lock, which is held until it is closed."""
+    create_folder(folder)
+    descriptor = open_lock(folder / LOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise UserError(
+                f"{folder} cannot be locked ({error.strerror})",
+                "a file system with locks",
+                "choose another --out",
+            ) from None
+        raise UserError(
+            f"another process is at work in {folder}",
+            "a folder for each",
+            "wait for it, or pass another --out",
+        ) from None
+    return descriptor
 
 
 def _sendable_error(error: BaseException) -> BaseException:

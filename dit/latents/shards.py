@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dit.errors import UserError
 from dit.latents.moments import MomentSums
-from dit.utils.files import LOCK, sha256, write_atomically, write_json
+from dit.utils.files import create_new, name_file_in_errors, sha256, write_atomically, write_json
 from dit.utils.image_size import Size, sides, size_of
+from dit.utils.outputs import require_own_folder
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 LISTED_KEYS = ("file", "count", "sha256")  # of a note, that index.json repeats
@@ -66,21 +67,10 @@ def claim(root: Path, encoding: Encoding) -> None:
 
 def check_folder(root: Path, encoding: Encoding) -> None:
     """Refuse a folder that is neither new, nor empty, nor one of the same encoding."""
-    if root.exists() and not root.is_dir():
-        raise UserError(
-            f"--out {root} is a file", "a folder, new or of dit encode", "choose another --out"
-        )
-    if holds_latents(root):
+    is_own = holds_latents(root)
+    require_own_folder(root, ENCODING, "dit encode", is_own)
+    if is_own:
         _check_same(root, encoding)
-        return
-    for path in root.iterdir() if root.exists() else ():
-        # a killed process leaves the lock and the temporary file of encoding.json
-        if path.name != LOCK and not path.name.startswith(f".{ENCODING}."):
-            raise UserError(
-                f"--out {root} holds {path.name} and no {ENCODING}",
-                "a folder that is new, empty or of dit encode",
-                "choose another --out",
-            )
 
 
 def _check_same(root: Path, encoding: Encoding) -> None:
@@ -156,6 +146,8 @@ def write_shard(
             sums.append(MomentSums.of(rows))
             yield rows
 
+    # not `write_atomically`: a rerun on any machine replaces what a killed process left
+    create_new(temporary)
     count = _write_array(temporary, stored(), np.dtype(np.float16), view)
     # the old note describes the shard that is replaced now
     _note_path(root, shard).unlink(missing_ok=True)
@@ -212,7 +204,7 @@ def _write_array(
 ) -> int:
     """Write an .npy file from parts [n, *row], one in memory at a time; return its rows."""
     count = 0
-    with file.open("wb") as opened:
+    with name_file_in_errors(file), file.open("wb") as opened:
         _write_header(opened, (0, *row), dtype)
         start = opened.tell()
         for part in parts:

@@ -18,7 +18,10 @@ from dit.report.score_names import parse
 from dit.report.table import NUMBER, Axis, Cell, Row, Table
 from dit.report.text import arrow, counted, decimals, number, show, span
 from dit.utils.files import write_json
+from dit.utils.outputs import create_folder, is_record, require_own_file, signature
+from dit.utils.pictures import write_png
 
+REPORT, PAGES, GRID = "report.json", ("report.md", "report.html"), "grid.png"
 RECOGNISED = "digits recognised"
 FORMAT = 2  # of report.json; version 1 did not name its format
 MOST_CLASSES = 20  # that a table shows
@@ -103,10 +106,26 @@ class Report:
     notes: Sequence[str] = ()
 
 
-def write_report(report: Report, out: Path) -> list[Path]:
-    """Write report.json, report.md and report.html into `out`; return their paths."""
-    write_json(out / "report.json", to_json(report))
-    return [out / "report.json", *to_page(report).write(out / "report")]
+def claim_folder(out: Path) -> None:
+    """Create a folder for a report; refuse one with other files of the report's names."""
+    create_folder(out)
+    # report.json, which is written first, says whose the others are
+    if not is_report(out / REPORT):
+        for name in (REPORT, *PAGES, GRID):
+            require_own_file(out / name, "evaluate", is_report)
+
+
+def is_report(file: Path) -> bool:
+    """Whether a file is the report.json of an evaluation, of any version."""
+    return is_record(file, {"title", "scores", "protocol"})
+
+
+def write_report(report: Report, grid: Image.Image, out: Path) -> list[Path]:
+    """Write report.json, report.md, report.html and grid.png into `out`; return their paths."""
+    write_json(out / REPORT, to_json(report))
+    pages = to_page(report).write(out / "report")
+    write_png(grid, out / GRID)
+    return [out / REPORT, *pages, out / GRID]
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -156,6 +175,7 @@ def to_page(report: Report) -> Page:
         [scores, *_sections(report), Section("Protocol", protocol=protocol)],
         "The same numbers for programs: report.json.",
         notes=report.notes,
+        generator=signature("evaluate"),
     )
 
 

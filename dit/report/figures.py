@@ -11,6 +11,7 @@ from PIL import Image
 from dit.evaluation.metrics.bootstrap import Extrapolation
 from dit.report.score_names import DISTANCES, KINDS, parse
 from dit.report.text import arrow, number
+from dit.utils.pictures import write_png
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")
 """Distinct for colour-blind readers too (Okabe and Ito 2008); markers differ as well."""
@@ -45,7 +46,7 @@ def score_names(log: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def training_scores(log: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Write the chart of the scores in a log as a PNG."""
-    scores_chart(log).save(out)
+    write_png(scores_chart(log), out)
 
 
 def scores_chart(log: Sequence[Mapping[str, Any]]) -> Image.Image:

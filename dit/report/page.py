@@ -11,7 +11,7 @@ from PIL import Image
 
 from dit.report.table import Table, escape, two_columns
 from dit.report.text import show
-from dit.utils.files import write_atomically
+from dit.utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Page:
         essentials: name -> value of what the numbers mean nothing without.
         lead: paragraphs of the main results.
         notes: warnings.
+        generator: the program and command that wrote it.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Page:
     highlight: Highlight | None = None
     lead: Sequence[str] = ()
     notes: Sequence[str] = ()
+    generator: str = ""
 
     def to_html(self) -> str:
         # not at the top: jinja2 is needed for pages only
@@ -100,8 +102,7 @@ class Page:
         texts = {stem.with_suffix(".md"): self.to_markdown()}
         texts[stem.with_suffix(".html")] = self.to_html()
         for path, text in texts.items():
-            with write_atomically(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(path, text)
         return [*texts]
 
 

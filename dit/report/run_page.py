@@ -31,9 +31,11 @@ from dit.runs.checkpoint_files import (
 )
 from dit.runs.logs import read_metrics, read_starts
 from dit.utils import pictures
-from dit.utils.files import write_atomically
+from dit.utils.files import write_text
+from dit.utils.outputs import is_signed, require_own_file, signature
 
 PAGE = "report.html"
+UNSIGNED = b"metrics.jsonl, config.json, machine.json.</footer>"  # ends pages of earlier versions
 MOST_GRIDS = 6  # in the strip of samples
 SETTINGS = {
     "network": "model conditioning unet_attention text_encoder learn_sigma",
@@ -72,10 +74,15 @@ def write_page(run: Path) -> Path:
             "train on, with --log-every above 0",
         )
 
+    require_own_file(run / PAGE, "report", _is_own, flag="RUN")
     page = to_page(run, lines, [line for line in log if "event" in line])
-    with write_atomically(run / PAGE) as temporary:
-        temporary.write_text(page.to_html(), encoding="utf-8")
+    write_text(run / PAGE, page.to_html())
     return run / PAGE
+
+
+def _is_own(page: Path) -> bool:
+    # earlier versions did not sign their pages
+    return is_signed(page, "report") or UNSIGNED in page.read_bytes()
 
 
 def last_of_each_step(lines: Sequence[Line]) -> list[Line]:
@@ -103,6 +110,7 @@ def to_page(run: Path, lines: Sequence[Line], events: Sequence[Line]) -> Page:
         sections,
         "The same numbers for programs: metrics.jsonl, config.json, machine.json.",
         lead=[comparison],
+        generator=signature("report"),
     )
 
 

@@ -24,7 +24,9 @@ from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
-from dit.utils.files import create_folder, reraise_as_user_error, write_atomically, write_json
+from dit.utils.files import reraise_as_user_error, write_atomically, write_json
+from dit.utils.outputs import create_folder, require_own_folder
+from dit.utils.pictures import write_png
 
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 TEMPORARY = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
@@ -166,18 +168,7 @@ def progress_callback(bar: tqdm, ranks: int = 1) -> Callable[[float], object]:
 def _find_done(folder: "SampleFolder") -> set[int]:
     """Return the indices of the images in the folder; refuse a folder of something else."""
     out = folder.out
-    if out.exists() and not out.is_dir():
-        raise UserError(
-            f"--out {out} is a file", "a folder, new or made by sample.py", "choose another --out"
-        )
-    if out.exists() and not (out / RECORD).exists():
-        for path in out.iterdir():
-            if not TEMPORARY.fullmatch(path.name):
-                raise UserError(
-                    f"--out {out} holds {path.name} and no {RECORD}",
-                    "a folder that is new, empty or made by sample.py",
-                    "choose another --out",
-                )
+    require_own_folder(out, RECORD, "dit sample", (out / RECORD).is_file())
     return folder.done()
 
 
@@ -267,9 +258,8 @@ def _png_name(index: int) -> str:
 
 
 def _write_png(file: Path, image: Tensor) -> None:
-    with write_atomically(file) as path:
-        pixels = image.permute(1, 2, 0).contiguous().numpy()
-        Image.fromarray(pixels).save(path, format="PNG")
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    write_png(Image.fromarray(pixels), file)
 
 
 def _is_intact(png: Path) -> bool:

@@ -192,6 +192,7 @@ def _link_best(link: Path, best: Path | None) -> None:
         return
     try:
         with write_atomically(link) as temporary:
+            temporary.unlink()
             temporary.symlink_to(best.relative_to(link.parent))
     except OSError as error:  # a file system without links, or a folder of that name
         print(f"warning: no link {link} to the best checkpoint, {best} ({error})", file=sys.stderr)

@@ -17,7 +17,8 @@ from dit.runs.checkpoint_files import (
 )
 from dit.training.lr_schedule import total_steps
 from dit.training.resume import check_checkpoint, require_same_settings
-from dit.utils.files import require_creatable_folder, shell_quote, write_json
+from dit.utils.files import shell_quote, write_json
+from dit.utils.outputs import require_creatable_folder, require_own_folder
 
 
 def note_start(run: Path, asked: TrainConfig, ranks: Ranks) -> None:
@@ -60,7 +61,9 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
         )
     ranks.on_main(partial(require_creatable_folder, run))
     if last is None:
-        ranks.on_main(partial(_require_no_other_files, run))
+        ranks.on_main(
+            lambda: require_own_folder(run, "config.json of a run", "train.py", is_run(run))
+        )
     return run, last
 
 
@@ -92,17 +95,6 @@ def _check_flags(config: TrainConfig) -> None:
             f"--resume {config.resume} with --out {config.out}",
             "one run directory",
             "drop --out: a run continues where it is",
-        )
-
-
-def _require_no_other_files(run: Path) -> None:
-    """Refuse a folder of other things; hidden files, such as a lock, do no harm."""
-    others = sorted(run.glob("[!.]*"))
-    if others and not is_run(run):
-        raise UserError(
-            f"--out {run} is no run and holds other files, as {others[0].name}",
-            "a run, or a new or empty folder",
-            "pass another --out",
         )
 
 

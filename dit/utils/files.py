@@ -1,24 +1,42 @@
-"""Files: hashes, checks of output paths, and atomic writing."""
+"""Files: names, hashes, and atomic writing."""
 
 import hashlib
 import json
 import os
+import re
 import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
+
+from safetensors import SafetensorError
 
 from dit.errors import UserError
 
-FOLDER, PLACE = "a folder, new or existing", "a writable place"
 LOCK = ".lock"  # in folders that one process at a time may write to
 
 
 def shell_quote(name: object) -> str:
     """Quote a path or name for a shell."""
     return shlex.quote(str(name))
+
+
+def name_to_bytes(name: str) -> bytes:
+    """Return the bytes of a file's name, which need not be UTF-8; for hashes."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, of a JSON file
+        return name.encode("utf-8", "backslashreplace")
+
+
+def printable(name: str) -> str:
+    r"""Return a name as text that any program can show; bytes that are not UTF-8 become \xe9.
+
+    Python keeps such bytes as lone surrogates, which no encoder, font or tokenizer takes.
+    """
+    return name_to_bytes(name).decode("utf-8", "backslashreplace")
 
 
 def sha256(file: Path) -> str:
@@ -35,31 +53,96 @@ def sha256(file: Path) -> str:
 
 @contextmanager
 def name_file_in_errors(file: Path) -> Iterator[None]:
-    """Add `file` to system errors without a file name: only opening a file sets one."""
+    """Add `file` to system errors without a file name: only opening a file sets one.
+
+    safetensors wraps such errors in its own; the system's error is raised in its place.
+    """
     try:
         yield
     except OSError as error:
         error.filename = error.filename or str(file)
         raise
+    except SafetensorError as error:
+        code = re.search(r"\bcode: (\d+)", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number), str(file)) from error
 
 
 @contextmanager
 def write_atomically(file: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `file`; it replaces `file` if the block succeeds."""
+    """Yield a new, empty file beside `file`; it replaces `file` if the block succeeds.
+
+    A link in the place of `file` is replaced, not followed.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with name_file_in_errors(file):
+            create_new(temporary)
             yield temporary
             os.replace(temporary, file)
+    except OSError as error:
+        # the name that the user knows
+        if error.filename == str(temporary):
+            error.filename, error.filename2 = str(file), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with write_atomically(file) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text atomically; names in it need not be UTF-8."""
+    write_bytes(file, printable(text).encode())
+
+
+def create_new(file: Path) -> None:
+    """Create an empty file in place of what a killed process, or someone else, left there.
+
+    So writers that open it by name follow no link to another file.
+    """
+    file.unlink(missing_ok=True)
+    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
+def open_lock(file: Path) -> int:
+    """Open a file to lock it, and create it if it is missing; return its descriptor.
+
+    What is there stays as it is: a link is not followed, and nothing is truncated.
+    """
+    try:
+        # O_NONBLOCK: opening a device must not wait
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if not file.is_symlink() and not file.is_dir():
+            raise
+        raise _bad_lock(file) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _bad_lock(file)
+    return descriptor
+
+
+def _bad_lock(file: Path) -> UserError:
+    kinds = {"a link": file.is_symlink(), "a folder": file.is_dir(), "a FIFO": file.is_fifo()}
+    kind = next((name for name, applies in kinds.items() if applies), "a device or socket")
+    return UserError(
+        f"{file} is {kind}",
+        "a plain file, which marks that a process is at work",
+        "remove it, or choose another --out",
+    )
+
+
 def write_json(file: Path, values: Any) -> None:
     """Write readable, strict JSON (NaN is an error), atomically."""
-    with write_atomically(file) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    write_text(file, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def sync_to_disk(path: Path) -> None:
@@ -69,50 +152,6 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# -- output paths ----------------------------------------------------------------------------------
-
-
-def create_folder(folder: Path) -> None:
-    """Create a folder for results, and its parents."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise _bad_out(f"{folder} is a file", FOLDER) from None
-    except OSError as error:
-        raise _bad_out(f"{folder} cannot be created ({error.strerror})", PLACE) from None
-
-
-def require_creatable_folder(folder: Path) -> None:
-    """Check that `create_folder` will succeed, before costly work; create nothing."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        file = "is a file" if existing == folder else f"lies in {existing}, a file"
-        raise _bad_out(f"{folder} {file}", FOLDER)
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise _bad_out(f"{folder} cannot be written to", PLACE)
-
-
-def require_writable_file(file: Path, kind: str) -> None:
-    """Check that `--out FILE` can be written, before costly work.
-
-    Args:
-        kind: its extension, such as .json.
-    """
-    if file.is_dir():
-        do = f"pass --out {file}/NAME{kind}"
-        raise UserError(f"--out {file} is a folder", f"a {kind} file", do)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=file.parent).close()
-    except OSError as error:
-        given = f"{file} cannot be written ({error.strerror})"
-        raise _bad_out(given, f"a {kind} file in {PLACE}") from None
-
-
-def _bad_out(given: str, expected: str) -> UserError:
-    return UserError(f"--out {given}", expected, "pass another --out")
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Figures: labelled grids of images, strips and GIFs of them, and the loss curve."""
 
+import io
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from dit.utils.files import write_bytes
 
 PAPER = (255, 255, 255)
 INK = (40, 44, 52)
@@ -182,21 +186,45 @@ def strip(grids: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
     return sheet
 
 
-def gif(frames: Sequence[Image.Image], out: Path, milliseconds: int = 500) -> None:
-    """Write an endless GIF; its last frame stays four times as long as the others."""
+def gif(
+    frames: Sequence[Image.Image], out: Path, milliseconds: int = 500, comment: str = ""
+) -> None:
+    """Write an endless GIF; its last frame stays four times as long as the others.
+
+    Args:
+        comment: says who wrote it.
+    """
     durations = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
     # all frames of a GIF have one size
     width = max(frame.width for frame in frames)
     height = max(frame.height for frame in frames)
     first, *others = [_pad(frame, (width, height)) for frame in frames]
+    buffer = io.BytesIO()
     first.save(
-        out,
+        buffer,
         save_all=True,
         append_images=others,
         duration=durations,
         loop=0,
         format="GIF",
+        comment=comment.encode(),
     )
+    write_bytes(out, buffer.getvalue())
+
+
+def write_png(picture: Image.Image, file: Path, software: str = "") -> None:
+    """Write a PNG atomically.
+
+    Args:
+        software: says who wrote it, in the entry of this name.
+    """
+    entries = PngInfo()
+    if software:
+        entries.add_text("Software", software)
+    # Pillow's own errors of writing to a disk have neither a number nor a name
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=entries)
+    write_bytes(file, buffer.getvalue())
 
 
 def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
@@ -220,7 +248,9 @@ def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     _plot_lr(axis, steps, [line["lr"] for line in lines])
-    figure.savefig(out)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(out, buffer.getvalue())
 
 
 def _plot_lr(axis: Any, steps: Sequence[int], rates: Sequence[float]) -> None:

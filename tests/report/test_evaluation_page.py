@@ -1,4 +1,4 @@
-"""The three files of a report."""
+"""The files of a report."""
 
 import dataclasses
 import html.parser
@@ -8,6 +8,7 @@ import re
 
 import pytest
 from helpers.reports import FD, MISSING, NETWORK, make, rich
+from PIL import Image
 
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.metrics.compute import Score, score_names
@@ -15,6 +16,8 @@ from dit.evaluation.metrics.per_class import ClassRow, Recognition
 from dit.report import evaluation_page as report
 from dit.report.score_names import KINDS, parse
 from dit.report.text import number, show, span
+
+GRID = Image.new("RGB", (8, 8))
 
 
 class Parsed(html.parser.HTMLParser):
@@ -60,9 +63,11 @@ def text_of(given):
 # -- report.json -----------------------------------------------------------------------------------
 
 
-def test_three_files_are_written_and_the_json_has_every_field_of_a_score(tmp_path):
-    paths = report.write_report(make(), tmp_path / "new")
-    assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
+def test_four_files_are_written_and_the_json_has_every_field_of_a_score(tmp_path):
+    paths = report.write_report(make(), GRID, tmp_path / "new")
+    assert [path.name for path in paths] == [
+        *("report.json", "report.md", "report.html", "grid.png"),
+    ]
     assert sorted((tmp_path / "new").iterdir()) == sorted(paths)
 
     values = json.loads(paths[0].read_text(), parse_constant=pytest.fail)
@@ -105,7 +110,7 @@ def test_json_holds_everything_but_figures():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_is_never_written(tmp_path, bad):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_report(make(scores={"FD": Score("FD", bad, "lower", 10)}), tmp_path)
+        report.write_report(make(scores={"FD": Score("FD", bad, "lower", 10)}), GRID, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

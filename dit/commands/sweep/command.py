@@ -23,7 +23,7 @@ from dit.evaluation.references import (
 )
 from dit.report.text import number
 from dit.sampling.load import LoadedRun, load_run
-from dit.utils.files import create_folder
+from dit.utils.outputs import create_folder
 
 
 def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
@@ -42,8 +42,8 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     extractors = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     names = [extractor.name for extractor in extractors]
     out = cfg.out or run.home / "sweep"
+    ranks.on_main(lambda: results.check_folder(out, cfg.num_samples))
     ranks.on_main(lambda: create_folder(out))
-    ranks.on_main(lambda: results.check_count(out, cfg.num_samples))
 
     with ranks.lock_folder(out):
         prepared = prepare_reference(

@@ -18,7 +18,8 @@ from dit.evaluation.metrics.bootstrap import ci95
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import image_settings
 from dit.sampling.load import LoadedRun, with_classifier_labels
-from dit.utils.files import reraise_as_user_error, sha256, write_atomically, write_json
+from dit.utils.files import reraise_as_user_error, sha256, write_json
+from dit.utils.pictures import write_png
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,7 @@ def point_file(out: Path, key: str) -> Path:
 def write_point(out: Path, point: Point, picture: Image.Image) -> Point:
     """Write the files of a finished point; return it."""
     # the picture first: a point whose scores exist is finished
-    with write_atomically(picture_file(out, point.key)) as temporary:
-        picture.save(temporary, format="PNG")
+    write_png(picture, picture_file(out, point.key))
     values = {
         **dataclasses.asdict(point),
         "setting": to_json(point.setting),

@@ -20,9 +20,12 @@ from dit.report.page import Highlight, Page, Section, software_subtitle
 from dit.report.score_names import SHARES, parse
 from dit.report.table import NUMBER, Cell, Row, Table
 from dit.report.text import arrow, counted, number, show, span
-from dit.utils.files import reraise_as_user_error, write_atomically, write_json
+from dit.utils.files import reraise_as_user_error, write_json
+from dit.utils.outputs import is_record, require_own_folder, signature
+from dit.utils.pictures import write_png
 
-FORMAT = 1  # of sweep.json
+RECORD = "sweep.json"
+FORMAT = 1  # of it
 GUIDING = ("guide", "guide_sha256", "classifier", "classifier_sha256")  # only where they guide
 LISTED, PRINTED = 4, 10  # settings in a sentence, and in the table of the terminal
 ALWAYS = ("sampler", "steps", "cfg_scale")  # flags that the command names even if default
@@ -64,14 +67,21 @@ class Sweep:
         return self.points[self.ranking.best if self.ranking.order else 0]
 
 
-def check_count(out: Path, num_samples: int) -> None:
-    """Refuse to replace results of another number of images."""
-    file = out / "sweep.json"
+def check_folder(out: Path, num_samples: int) -> None:
+    """Refuse a folder of other things, and to replace results of another number of images."""
+    file = out / RECORD
+    # an interrupted sweep leaves points or, before the first of them, samples
+    is_own = (
+        is_record(file, {"asked", "points", "protocol"})
+        or any(is_record(point, {"key", "setting"}) for point in out.glob("points/*.json"))
+        or any(out.glob("samples-*/samples.json"))
+    )
+    require_own_folder(out, RECORD, "dit sweep", is_own)
     if not file.exists():
         return
     do = "choose another --out"
     with reraise_as_user_error(file, "the results that dit sweep wrote", f"remove it, or {do}"):
-        before = json.loads(file.read_text())["asked"]["num_samples"]
+        before = json.loads(file.read_text(encoding="utf-8"))["asked"]["num_samples"]
     if before != num_samples:
         given = f"--num-samples {num_samples} for {out}"
         results = f"whose results are of {before} images a setting"
@@ -82,13 +92,12 @@ def check_count(out: Path, num_samples: int) -> None:
 def write(sweep: Sweep) -> list[Path]:
     """Write results, pages and charts into the folder of the sweep; return their paths."""
     drawn = draw(sweep)
-    write_json(sweep.out / "sweep.json", to_plain(sweep))
+    write_json(sweep.out / RECORD, to_plain(sweep))
     page = to_page(sweep, drawn.values())
-    paths = [sweep.out / "sweep.json", *page.write(sweep.out / "sweep")]
+    paths = [sweep.out / RECORD, *page.write(sweep.out / "sweep")]
     for name, section in drawn.items():
         paths.append(sweep.out / f"{name}.png")
-        with write_atomically(paths[-1]) as temporary:
-            section.figures[section.title].save(temporary, format="PNG")
+        write_png(section.figures[section.title], paths[-1])
     return paths
 
 
@@ -352,6 +361,7 @@ def to_page(sweep: Sweep, drawn: Iterable[Section]) -> Page:
         highlight,
         lead,
         warnings(sweep),
+        generator=signature("sweep"),
     )
 
 

@@ -22,6 +22,8 @@ from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
+from dit.utils.files import LOCK, create_new, name_file_in_errors
+from dit.utils.outputs import require_own_folder
 
 LOG_EVERY = 20  # steps
 MAX_FOR_STATISTICS = 10_000  # images
@@ -74,27 +76,21 @@ def check_out(cfg: VaeConfig) -> None:
             "a folder elsewhere: its figures would be data",
             "choose another --out",
         )
-    if out.exists() and not out.is_dir():
-        raise UserError(
-            f"--out {cfg.out} is a file", "a folder, new or empty", "choose another --out"
-        )
-    for path in out.iterdir() if out.exists() else ():
-        # a stopped training leaves its log, its curve and hidden files
-        if path.name not in (LOG, CURVE) and not path.name.startswith("."):
-            raise UserError(
-                f"--out {cfg.out} holds {path.name}",
-                "a folder that is new or empty",
-                "choose another --out, or delete what is there",
-            )
+    # a stopped training leaves these beside its lock; a finished one is not replaced
+    leftovers = (LOG, CURVE) if (out / LOCK).is_file() else ()
+    require_own_folder(cfg.out, LOCK, "a stopped dit train-vae", False, leftovers)
 
 
 def fit(learner: Learner, images: Images, indices: np.ndarray, cfg: VaeConfig) -> float:
     """Train on the images at `indices`, and log to metrics.jsonl; return the seconds it took."""
     start = time.monotonic()
     recent: list[dict[str, Tensor]] = []
+    file = cfg.out / LOG
+    create_new(file)
     with (
         closing(batches(images, indices, cfg)) as source,
-        (cfg.out / LOG).open("w") as log,
+        name_file_in_errors(file),
+        file.open("w", encoding="utf-8") as log,
         tqdm(total=cfg.steps * cfg.batch_size, desc=f"train {cfg.kind}", unit="img") as bar,
     ):
         for step in range(1, cfg.steps + 1):

@@ -10,7 +10,7 @@ from torch import Tensor
 from dit.config import VaeConfig
 from dit.encoders.autoencoder import CONFIG, WEIGHTS
 from dit.errors import UserError
-from dit.utils.files import write_atomically, write_json
+from dit.utils.files import write_bytes, write_json
 from dit.utils.image_size import sides, size_flag
 
 
@@ -59,7 +59,6 @@ def save(network: Any, out: Path, mean: Tensor, std: Tensor) -> None:
     network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     state = network.state_dict()
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with write_atomically(out / WEIGHTS) as temporary:
-        temporary.write_bytes(to_bytes(tensors, {"format": "pt"}))
+    write_bytes(out / WEIGHTS, to_bytes(tensors, {"format": "pt"}))
     # written last: a folder with a config.json is complete
     write_json(out / CONFIG, json.loads(network.to_json_string()))

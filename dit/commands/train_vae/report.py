@@ -13,7 +13,7 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.runs.logs import read_metrics
 from dit.utils.files import shell_quote, write_json
 from dit.utils.image_size import sides, size_flag
-from dit.utils.pictures import fitting_scale, grid, loss_curve
+from dit.utils.pictures import fitting_scale, grid, loss_curve, write_png
 
 LOG, REPORT, CURVE, PICTURE = "metrics.jsonl", "report.json", "loss.png", "reconstructions.png"
 SHOWN = 10  # images
@@ -33,7 +33,7 @@ def draw_reconstructions(
     both = torch.cat([originals, reconstruct(autoencoder, autoencoder.encode(originals))])
     scale = fitting_scale(max(sides(images.image_size)))
     figure = grid(both, ["original", "reconstruction"], len(shown), scale)
-    figure.save(out / PICTURE)
+    write_png(figure, out / PICTURE)
 
 
 def report(cfg: VaeConfig, network: Any, scores: Scores, held_out: int, seconds: float) -> None:

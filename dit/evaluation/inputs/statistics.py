@@ -19,6 +19,7 @@ from dit.evaluation.extractors.dinov2 import DINOV2
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.utils.files import write_atomically
+from dit.utils.outputs import require_own_file
 
 INCEPTION_WIDTH = 2048
 ALIASES = {"fid": INCEPTION, "fd_dinov2": DINOV2}  # EDM2's names of networks: ours
@@ -224,6 +225,19 @@ def _record(file: Any, path: Path) -> dict[str, Any]:
 
 
 # -- writing ---------------------------------------------------------------------------------------
+
+
+def require_own_statistics(out: Path) -> None:
+    """Refuse to overwrite a file that dit stats did not write."""
+
+    def is_own(file: Path) -> bool:
+        try:
+            statistics = read_statistics(file)
+        except UserError:
+            return False
+        return statistics is not None and bool(statistics.record)
+
+    require_own_file(out, "stats", is_own)
 
 
 def write_statistics(

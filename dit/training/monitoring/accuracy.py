@@ -9,6 +9,7 @@ from dit.diffusion.classifier import NoisyClassifier
 from dit.diffusion.process import DDPM, add_noise
 from dit.distributed.device import autocast
 from dit.training.session import TrainingSession
+from dit.utils.pictures import write_png
 
 IMAGES = 500
 BATCH = 250
@@ -28,7 +29,7 @@ class AccuracyCurve:
         accuracy = self.measure(NoisyClassifier(average, self.session.stream.process))
         classes = len(self.session.card.classes)
         picture = accuracy_by_time(accuracy, classes, f"after {step:,} steps")
-        picture.save(self.session.run / "accuracy.png")
+        write_png(picture, self.session.run / "accuracy.png")
         return picture
 
     def finish(self) -> None:

@@ -68,7 +68,8 @@ class MetricsLog:
         kept = [line for line in read_metrics(self.file) if line["step"] <= start]
         # a kill in the middle of this must not lose the log
         with write_atomically(self.file) as beside:
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            beside.write_text(text, encoding="utf-8")
             sync_to_disk(beside)
 
     def write(self, step: int, values: dict[str, float], result: EvalResult) -> None:
@@ -85,7 +86,7 @@ class MetricsLog:
 
     def _append(self, line: dict[str, Any]) -> None:
         # opened for each line: a kill loses at most the line that is being written
-        with name_file_in_errors(self.file), self.file.open("a") as file:
+        with name_file_in_errors(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def image(self, step: int, picture: Any) -> None:

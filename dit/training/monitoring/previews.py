@@ -78,8 +78,7 @@ class Previews:
             rows = self.card.ids * CLASSES
         pipeline = build_pipeline(run, sampler_settings(self.card), rows)
         picture = draw_grid(pipeline, PER_CLASS)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        picture.save(self.folder / f"step-{step:07d}.png")
+        pictures.write_png(picture, self.folder / f"step-{step:07d}.png")
         return picture
 
     def finish(self) -> None:
@@ -87,5 +86,5 @@ class Previews:
         if files := self.grids():
             grids = [Image.open(file) for file in files.values()]
             strip = pictures.strip(grids, [f"step {step}" for step in files])
-            strip.save(self.folder / "strip.png")
+            pictures.write_png(strip, self.folder / "strip.png")
             pictures.gif(grids, self.folder / "strip.gif")
