@@ -157,8 +157,10 @@ def _guard_output(work: Callable[[], int]) -> int:
         _discard_output()
         return CLOSED
     except OSError as error:
-        # what has a file's name is reported already: this is the output itself, as in `> /dev/full`
-        error.filename = error.filename or "the output"
+        # files with a name are reported already: this is the output, as in `> /dev/full`
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        error.filename = "the output"
         _discard_output(1)
         return _report(_explain(error))
 

@@ -63,7 +63,7 @@ def name_file_in_errors(file: Path) -> Iterator[None]:
         error.filename = error.filename or str(file)
         raise
     except SafetensorError as error:
-        code = re.search(r"\bcode: (\d+)", str(error))
+        code = re.search(r"\b(?:os error|code:) (\d+)", str(error))
         if code is None:
             raise
         number = int(code[1])

@@ -208,6 +208,37 @@ def test_script_exit_code(tmp_path: Path):
 # -- flags to configurations -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("argv", ["--help", "sample --help", "info {run}"])
+@pytest.mark.parametrize("reader", ["closed", "full"])
+def test_an_output_that_takes_nothing_ends_without_a_traceback(argv, reader, tiny_run: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "w") if reader == "full" else os.fdopen(writing, "w") as out:
+        command = [sys.executable, "-m", "dit", *argv.format(run=tiny_run).split()]
+        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True)
+    if reader == "closed":
+        assert (done.returncode, done.stderr) == (1, "")
+    else:
+        line = "error: the output: No space left on device; expected a disk with free space; "
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "locale", [dict(PYTHONIOENCODING="ascii"), dict(LC_ALL="C", PYTHONCOERCECLOCALE="0")]
+)
+def test_a_terminal_without_a_character_shows_its_code(locale: dict[str, str]):
+    done = subprocess.run(
+        [sys.executable, "-m", "dit", "caf\u00e9"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUTF8": "0", **locale},
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: unknown command 'caf\\")
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_flags_become_a_configuration():
     argv = "--model DiT-S/4 --lr 1e-3 --no-flip --resume auto --out runs/x --num-classes=7"
     given = parse(TrainConfig, [*argv.split(), "--global_batch_size", "8"], "train.py")
@@ -288,13 +319,24 @@ def test_a_dropped_interrupt_still_stops_training(monkeypatch: pytest.MonkeyPatc
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.ENOTDIR])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENOSPC, "a disk with free space; free some space, or"),
+        (errno.EFBIG, "a file below the limit of the system; see `ulimit -f`, or"),
+        (errno.EACCES, "a path with the right to it; change its rights, or"),
+        (errno.EISDIR, "a file where one belongs"),
+        (errno.EIO, "an intact disk; check the disk, or"),
+        (errno.ENOENT, "a file that stays while the command runs"),
+    ],
+)
 def test_errors_of_the_file_system_are_one_line(
-    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert ending(monkeypatch, OSError(number, os.strerror(number), "/x/y")) == 2
+    assert ending(monkeypatch, OSError(number, os.strerror(number), "/x/caf\udce9")) == 2
     error = capsys.readouterr().err
-    assert f"{os.strerror(number)}: '/x/y'; expected a path that can be written" in error
+    assert error.startswith(f"error: /x/caf\\xe9: {os.strerror(number)}; expected {expected}")
+    assert error.endswith("or choose another path\n")
 
 
 def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path):

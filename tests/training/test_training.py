@@ -256,8 +256,8 @@ def test_a_batch_that_ranks_do_not_divide():
         ("/proc/x", "--out /proc/x cannot be written to"),
         ("file/x", "--out file/x lies in .*file, a file"),
         ("file", "--out file is a file"),
-        ("images", "--out images is no run and holds other files, as a.png"),
-        ("vae", "--out vae is no run and holds other files, as config.json"),
+        ("images", "--out images holds a.png and no config.json of a run"),
+        ("vae", "--out vae holds config.json and no config.json of a run"),
     ],
 )
 def test_a_place_where_no_run_can_be_is_refused(tmp_path, monkeypatch, place, message):
