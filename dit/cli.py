@@ -255,7 +255,8 @@ def _report(error: UserError) -> int:
         # torchrun ends this rank meanwhile if rank 0 made the same mistake
         time.sleep(PATIENCE)
     where = f" (rank {rank})" if rank else ""
-    print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    line = " ".join(printable(str(error)).split())
+    print(f"error{where}: {line}", file=sys.stderr, flush=True)
     return MISTAKE
 
 

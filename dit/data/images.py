@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dit.data.image_files import find_classes, find_damage, list_image_files, read_pixels
 from dit.errors import UserError
+from dit.utils.files import name_to_bytes, printable
 from dit.utils.image_size import Size, sides, size_flag
 
 DIGIT_SIDE, DIGIT_MAX = 8, 16  # scikit-learn's digits are 8x8 with values 0..16
@@ -142,13 +143,15 @@ class ImageFolder(ImageFiles):
         counts = [len(names) for names in files]
         self.labels = np.repeat(np.arange(len(files), dtype=np.int64), counts)
         self._files = [name for names in files for name in names]
+        # a name of a folder need not be UTF-8; that of a class is text
+        self._folders, self.classes = self.classes, [printable(name) for name in self.classes]
 
     def path(self, index: int) -> Path:
         """Return the file of image `index`."""
         return self.root / self._folder(index) / self._files[index]
 
     def _folder(self, index: int) -> str:
-        return self.classes[self.labels[index]] if self.classes else ""
+        return self._folders[self.labels[index]] if self._folders else ""
 
     def name(self, index: int) -> str:
         return str(self.path(index))
@@ -162,5 +165,5 @@ class ImageFolder(ImageFiles):
         # names only: reading all contents would take as long as encoding them
         digest = hashlib.sha256()
         for index, name in enumerate(self._files):
-            digest.update(f"{self._folder(index)}/{name}\n".encode())
+            digest.update(name_to_bytes(f"{self._folder(index)}/{name}\n"))
         return digest.hexdigest()

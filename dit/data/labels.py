@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dit.errors import UserError
+from dit.utils.files import name_to_bytes
 
 MAX_CLASSES = 10**7
 Label = int | str
@@ -94,4 +95,4 @@ def sort_captions(captions: Iterable[str]) -> list[str]:
 
 def text_sha256(text: str) -> str:
     """Return the SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(name_to_bytes(text)).hexdigest()

@@ -16,6 +16,7 @@ from dit.data.image_files import is_image
 from dit.data.images import ImageFiles
 from dit.data.labels import Columns, Labels
 from dit.errors import UserError
+from dit.utils.files import name_to_bytes
 from dit.utils.image_size import Size
 
 CLASS_NAMES = "classnames.txt"  # beside the shards, a class a line
@@ -97,7 +98,7 @@ class TarImages(ImageFiles):
         classes = json.dumps(self.classes)
         digest = hashlib.sha256(classes.encode() + self.labels.tobytes())
         for name, (shard, *span) in zip(self._names, self._index.tolist(), strict=True):
-            digest.update(f"{self._shards[shard].name}/{name} {span}\n".encode())
+            digest.update(name_to_bytes(f"{self._shards[shard].name}/{name} {span}\n"))
         return digest.hexdigest()
 
 
@@ -221,5 +222,5 @@ def _class_names(folder: Path) -> list[str] | None:
     file = folder / CLASS_NAMES
     if not file.is_file():
         return None
-    lines = [line.strip() for line in file.read_text().splitlines()]
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line]

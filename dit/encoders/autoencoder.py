@@ -10,13 +10,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dit.encoders.stored_weights import (
+    ANY_WEIGHTS,
+    WEIGHTS,
+    StoredWeights,
+    find_stored_weights,
+)
 from dit.errors import UserError
-from dit.utils.files import sha256
 from dit.utils.hub import find_folder
 from dit.utils.image_size import Size, sides, size_flag
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+CONFIG = "config.json"
 SUBFOLDERS = ("vae", "vqvae")  # of pipelines
 KINDS = ("AutoencoderKL", "VQModel")  # of diffusers
 DECODE_BATCH = 16  # images: decoders take much memory
@@ -184,7 +189,8 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         )
     folder = _locate(name)
     config = _read_config(folder)
-    network = _read_network(folder, config["_class_name"])
+    stored = find_stored_weights(folder)
+    network = _read_network(folder, config["_class_name"], stored)
     network = network.to(device, memory_format=torch.channels_last)  # faster convolutions
 
     # one value for all channels, or one for each
@@ -197,7 +203,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         channels=channels,
         shift=_per_channel(mean, device).expand(channels, 1, 1),
         scale=1 / _per_channel(std, device).expand(channels, 1, 1),
-        checksum=sha256(folder / WEIGHTS),
+        checksum=stored.checksum,
     )
 
 
@@ -215,17 +221,21 @@ def _locate(name: str) -> Path:
     """Return the folder that holds config.json, downloaded if necessary."""
     if name == "digits":
         return BUNDLED
-    files = (CONFIG, WEIGHTS)
-    path = find_folder(
-        "--vae",
-        name,
-        "`digits`, `identity`, a folder in diffusers' layout",
-        f"the model's {CONFIG} and {WEIGHTS}",
-        [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)],
-    )
-    for folder in (path, *(path / inside for inside in SUBFOLDERS)):
-        if (folder / CONFIG).is_file():
+    # shards and other precisions are downloaded only where the usual file is missing
+    for files in ((CONFIG, WEIGHTS), (CONFIG, *ANY_WEIGHTS)):
+        path = find_folder(
+            "--vae",
+            name,
+            "`digits`, `identity`, a folder in diffusers' layout",
+            f"the model's {CONFIG} and {WEIGHTS}",
+            [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)],
+        )
+        places = (path, *(path / inside for inside in SUBFOLDERS))
+        folder = next((place for place in places if (place / CONFIG).is_file()), None)
+        if folder and any(folder.glob(ANY_WEIGHTS[0])):
             return folder
+    if folder:
+        return folder
     raise UserError(
         f"--vae {name} has no {CONFIG}",
         f"{CONFIG} and {WEIGHTS} in the folder or in its subfolder vae",
@@ -236,7 +246,7 @@ def _locate(name: str) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file} cannot be read ({error})", "a JSON file", "copy it again"
@@ -251,22 +261,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_network(folder: Path, kind: str) -> Any:
+def _read_network(folder: Path, kind: str, stored: StoredWeights) -> Any:
     """Return the float32 network in `folder`; never unpickle, never keep a random weight."""
     import diffusers
 
-    file = folder / WEIGHTS
-    if not file.is_file():
-        raise UserError(
-            f"no {WEIGHTS} in {folder}",
-            "weights in safetensors format",
-            "copy that file there; pickled .bin weights are not read",
-        )
+    file = stored.listing
     try:
         with _quiet():
             network, info = getattr(diffusers, kind).from_pretrained(
                 folder,
                 use_safetensors=True,
+                variant=stored.variant,
                 low_cpu_mem_usage=False,
                 torch_dtype=torch.float32,
                 output_loading_info=True,

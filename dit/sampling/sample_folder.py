@@ -1,6 +1,7 @@
 """Folders of samples: filled by all ranks, and continued after an interruption."""
 
 import csv
+import io
 import json
 import re
 import sys
@@ -24,7 +25,7 @@ from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
-from dit.utils.files import reraise_as_user_error, write_atomically, write_json
+from dit.utils.files import reraise_as_user_error, write_atomically, write_json, write_text
 from dit.utils.outputs import create_folder, require_own_folder
 from dit.utils.pictures import write_png
 
@@ -201,7 +202,7 @@ def _claim(folder: "SampleFolder", settings: dict[str, Any], done: set[int]) -> 
 
 def _require_same(record: Path, settings: dict[str, Any]) -> None:
     with reraise_as_user_error(record, "the settings that sample.py wrote", "choose another --out"):
-        recorded = dict(json.loads(record.read_text()))
+        recorded = dict(json.loads(record.read_text(encoding="utf-8")))
 
     for key in [*settings, *recorded]:
         old, new = recorded.get(key), settings.get(key)
@@ -243,14 +244,15 @@ class PngFolder:
     def finish(self) -> None:
         """Write labels.csv once all images are done, unless it is complete."""
         file = self.out / LABELS
-        lines = len(file.read_text().splitlines()) if file.exists() else 0
+        lines = len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
         if not self.names or lines == len(self.labels) + 1:
             return
-        with write_atomically(file) as path, path.open("w", newline="") as opened:
-            table = csv.writer(opened)
-            table.writerow(["file", "label", "class"])
-            for i, label in enumerate(self.labels):
-                table.writerow([_png_name(i), label, self.names[label]])
+        text = io.StringIO(newline="")
+        table = csv.writer(text)
+        table.writerow(["file", "label", "class"])
+        for i, label in enumerate(self.labels):
+            table.writerow([_png_name(i), label, self.names[label]])
+        write_text(file, text.getvalue())
 
 
 def _png_name(index: int) -> str:

@@ -17,7 +17,7 @@ from dit.runs.checkpoint_files import (
 )
 from dit.training.lr_schedule import total_steps
 from dit.training.resume import check_checkpoint, require_same_settings
-from dit.utils.files import shell_quote, write_json
+from dit.utils.files import printable, shell_quote, write_json
 from dit.utils.outputs import require_creatable_folder, require_own_folder
 
 
@@ -60,11 +60,21 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
             f"pass --resume {shell_quote(run)} to continue it, or another --out",
         )
     ranks.on_main(partial(require_creatable_folder, run))
+    ranks.on_main(partial(_require_utf8, run))
     if last is None:
         ranks.on_main(
             lambda: require_own_folder(run, "config.json of a run", "train.py", is_run(run))
         )
     return run, last
+
+
+def _require_utf8(run: Path) -> None:
+    if printable(str(run)) != str(run):
+        raise UserError(
+            f"--out {run}, a name that is not UTF-8",
+            "a path that TensorBoard can open",
+            "choose another --out; with LC_ALL=C, also LC_ALL=C.UTF-8",
+        )
 
 
 def open_run(card: ModelCard, images: int, ranks: Ranks) -> tuple[Path, Path | None]:

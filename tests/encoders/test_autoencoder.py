@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.autoencoders import save_tiny
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from dit.commands.train_vae.networks import create_network
 from dit.config import VaeConfig
@@ -175,9 +176,47 @@ def test_bad_folders_are_named(tmp_path):
         load_autoencoder(str(folder))
 
 
-def test_missing_weights_are_refused(tmp_path):
-    from safetensors.torch import load_file, save_file
+@pytest.mark.parametrize(
+    ("save", "names"),
+    [
+        (dict(variant="fp16"), {"diffusion_pytorch_model.fp16.safetensors"}),
+        (dict(variant="non_ema"), {"diffusion_pytorch_model.non_ema.safetensors"}),
+        (dict(max_shard_size="10KB"), {"diffusion_pytorch_model.safetensors.index.json"}),
+        (
+            dict(max_shard_size="10KB", variant="fp16"),
+            {"diffusion_pytorch_model.safetensors.index.fp16.json"},
+        ),
+    ],
+)
+def test_weights_under_other_names_are_the_same(tmp_path, images, save, names):
+    folder = save_tiny(tmp_path / "plain")
+    usual = load_autoencoder(str(folder))
+    usual.codec.network.save_pretrained(tmp_path / "other", **save)
+    written = {file.name for file in (tmp_path / "other").iterdir()}
+    assert names <= written
+    assert WEIGHTS not in written
 
+    other = load_autoencoder(str(tmp_path / "other"))
+    assert torch.equal(other.encode(images[:2]), usual.encode(images[:2]))
+    assert (other.checksum == usual.checksum) == ("max_shard_size" not in save)
+    if shards := list((tmp_path / "other").glob("*-of-*")):
+        shards[0].unlink()
+        with pytest.raises(UserError, match=f"no {shards[0].name} in .*copy the autoencoder"):
+            load_autoencoder(str(tmp_path / "other"))
+
+
+def test_of_several_weights_the_usual_come_first_then_the_most_precise(tmp_path):
+    folder = save_tiny(tmp_path)
+    for number, variant in enumerate(("bf16", "non_ema", "fp16")):
+        tensors = {name: value + number for name, value in load_file(folder / WEIGHTS).items()}
+        save_file(tensors, folder / f"diffusion_pytorch_model.{variant}.safetensors")
+    assert load_autoencoder(str(folder)).checksum == sha256(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    expected = sha256(folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert load_autoencoder(str(folder)).checksum == expected
+
+
+def test_missing_weights_are_refused(tmp_path):
     folder = save_tiny(tmp_path)
     weights = load_file(folder / WEIGHTS)
     weights.pop("decoder.conv_in.weight")

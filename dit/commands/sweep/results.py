@@ -81,7 +81,7 @@ def check_folder(out: Path, num_samples: int) -> None:
         return
     do = "choose another --out"
     with reraise_as_user_error(file, "the results that dit sweep wrote", f"remove it, or {do}"):
-        before = json.loads(file.read_text(encoding="utf-8"))["asked"]["num_samples"]
+        before = json.loads(file.read_text())["asked"]["num_samples"]
     if before != num_samples:
         given = f"--num-samples {num_samples} for {out}"
         results = f"whose results are of {before} images a setting"
