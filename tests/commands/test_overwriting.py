@@ -19,10 +19,11 @@ from dit.utils.files import write_json
 pytestmark = pytest.mark.usefixtures("small_networks")
 
 CHEAP = "--steps 2 --precision fp32"
+SCORING = "--extractor digits-cnn --bootstrap 0 --no-cache"
 FILES = {
     "convert": "convert {tmp}/release.pt {out}.safetensors --vae identity",
     "ema": "ema {run} --length 0.12 --out {out}.safetensors",
-    "nll": "nll {run} --num-images 2 --steps 2 --out {out}.json",
+    "nll": "nll --run {run} --num-images 2 --steps 2 --out {out}.json",
     "sample": f"sample --run {{run}} {CHEAP} --classes 1 --out {{out}}.png",
     "stats": "stats --data {tmp}/images --extractor digits-cnn --no-cache --out {out}.npz",
 }
@@ -36,13 +37,14 @@ FOLDERS = {
     "train-vae": "train-vae --image-size 8 --out {out}",
 }
 """Commands that fill a folder."""
+EVALUATE = "evaluate --samples {tmp}/images --reference {tmp}/images --out {out} " + SCORING
 INSIDE = {
-    "evaluate report.json": "evaluate --samples {tmp}/images --reference {tmp}/images --out {out}",
+    "evaluate report.json": EVALUATE,
     "show forward.png": f"show forward {{run}} {CHEAP} --num-images 1 --out {{out}}",
     "show forward-attention.gif": f"show forward {{run}} {CHEAP} --num-images 1 --out {{out}}",
 }
 for name in ("report.md", "report.html", "grid.png"):
-    INSIDE[f"evaluate {name}"] = INSIDE["evaluate report.json"]
+    INSIDE[f"evaluate {name}"] = EVALUATE
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def test_a_file_of_the_run_itself_is_refused(places, capsys):
     config = places["run"] / "config.json"
     weights = next(places["run"].rglob("ema-0*.safetensors"))
     for command in (
-        f"nll {{run}} --num-images 2 --steps 2 --out {config}",
+        f"nll --run {{run}} --num-images 2 --steps 2 --out {config}",
         f"convert {{tmp}}/release.pt {weights} --vae identity",
         "convert {tmp}/release.pt {tmp}/release.pt --vae identity",
     ):
@@ -167,8 +169,7 @@ def test_an_evaluation_replaces_its_pages(places, capsys):
     for number in range(8):
         pixels = rng.integers(0, 255, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).save(places["tmp"] / "images" / f"{number}.png")
-    flags = " --extractor digits-cnn --bootstrap 0 --no-cache"
-    assert main((INSIDE["evaluate grid.png"] + flags).format(**places).split()) == 0
+    assert main(EVALUATE.format(**places).split()) == 0
     assert "dit evaluate" in (out / "report.html").read_text()
 
 
