@@ -63,6 +63,12 @@ SYSTEM_ERRORS = {
 }
 """What is expected, and what to do, where the system refuses to read or write a file."""
 
+NO_TEMPORARY = UserError(
+    "no folder for temporary files can be written",
+    "free space in /tmp",
+    "free some space, or set TMPDIR to a folder on another disk",
+)
+
 TYPES = {int: "whole number", float: "number", Path: "path"}
 MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
 
@@ -196,6 +202,8 @@ def _run(name: str, given: Sequence[str], prog: str) -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
+        if "temporary directory" in str(error):  # Python's own search for one, in libraries
+            return _report(NO_TEMPORARY)
         if error.filename is None:
             raise
         return _report(_explain(error))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dit.errors import UserError
 from dit.latents.moments import MomentSums
-from dit.utils.files import create_new, name_file_in_errors, sha256, write_atomically, write_json
+from dit.utils.files import sha256, write_atomically, write_json
 from dit.utils.image_size import Size, sides, size_of
 from dit.utils.outputs import require_own_folder
 
@@ -136,7 +136,6 @@ def write_shard(
         more: further entries of the note, computed after all batches are written.
     """
     path = _shard_path(root, shard)
-    temporary = path.with_suffix(".npy.tmp")
     sums: list[MomentSums] = []
 
     def stored() -> Iterator[np.ndarray]:
@@ -146,12 +145,11 @@ def write_shard(
             sums.append(MomentSums.of(rows))
             yield rows
 
-    # not `write_atomically`: a rerun on any machine replaces what a killed process left
-    create_new(temporary)
-    count = _write_array(temporary, stored(), np.dtype(np.float16), view)
-    # the old note describes the shard that is replaced now
-    _note_path(root, shard).unlink(missing_ok=True)
-    temporary.replace(path)
+    # a name without a number: a rerun, on any machine, replaces what a killed process left
+    with write_atomically(path, f"{path.name}.tmp") as temporary:
+        count = _write_array(temporary, stored(), np.dtype(np.float16), view)
+        # the old note describes the shard that is replaced now
+        _note_path(root, shard).unlink(missing_ok=True)
 
     total = MomentSums.total(sums)
     note = {
@@ -204,7 +202,7 @@ def _write_array(
 ) -> int:
     """Write an .npy file from parts [n, *row], one in memory at a time; return its rows."""
     count = 0
-    with name_file_in_errors(file), file.open("wb") as opened:
+    with file.open("wb") as opened:
         _write_header(opened, (0, *row), dtype)
         start = opened.tell()
         for part in parts:

@@ -19,8 +19,13 @@ LOCK = ".lock"  # in folders that one process at a time may write to
 
 
 def shell_quote(name: object) -> str:
-    """Quote a path or name for a shell."""
-    return shlex.quote(str(name))
+    """Quote a path or name for a shell; one that is not UTF-8 as bash takes it, $'caf\xe9'."""
+    text = str(name)
+    if printable(text) == text:
+        return shlex.quote(text)
+    plain = set(range(32, 127)) - {ord("'"), ord("\\")}
+    escaped = [chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in name_to_bytes(text)]
+    return f"$'{''.join(escaped)}'"
 
 
 def name_to_bytes(name: str) -> bytes:
@@ -71,13 +76,16 @@ def name_file_in_errors(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def write_atomically(file: Path) -> Iterator[Path]:
+def write_atomically(file: Path, beside: str | None = None) -> Iterator[Path]:
     """Yield a new, empty file beside `file`; it replaces `file` if the block succeeds.
 
     A link in the place of `file` is replaced, not followed.
+
+    Args:
+        beside: the name of the new file; hidden and of this process unless given.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(beside or f".{file.name}.{os.getpid()}")
     try:
         with name_file_in_errors(file):
             create_new(temporary)

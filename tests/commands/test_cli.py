@@ -339,6 +339,12 @@ def test_errors_of_the_file_system_are_one_line(
     assert error.endswith("or choose another path\n")
 
 
+def test_a_disk_without_room_for_temporary_files(monkeypatch, capsys):
+    error = FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+    assert ending(monkeypatch, error) == 2
+    assert "set TMPDIR to a folder on another disk" in capsys.readouterr().err
+
+
 def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     for flags in (["--vae", "identity", "--out"], ["--resume"]):
         argv = ["train", *flags, f"{tmp_path}/{'x' * 300}"]

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import subprocess
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dit.utils.files import (
     LOCK,
     name_to_bytes,
     printable,
+    shell_quote,
     write_atomically,
     write_json,
     write_text,
@@ -132,5 +134,10 @@ def test_a_full_disk_names_the_file_and_leaves_the_earlier_one(tmp_path, name):
 def test_any_name_has_bytes_and_can_be_shown(tmp_path, name, as_bytes, shown):
     assert name_to_bytes(name) == as_bytes
     assert printable(name) == shown
+    if name != "\ud83d":  # half a character, of a JSON file: no name of a file
+        printed = subprocess.run(
+            ["bash", "-c", f"printf %s {shell_quote(name)}"], capture_output=True
+        )
+        assert printed.stdout == as_bytes
     write_text(tmp_path / "page", name)
     assert (tmp_path / "page").read_text(encoding="utf-8") == shown
