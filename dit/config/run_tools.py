@@ -60,8 +60,8 @@ class InfoConfig:
     """Show what a run, checkpoint, weights file or folder of latents is, and check its files."""
 
     path: Positional[Path]
-    """Run directory, checkpoint directory, .safetensors file, a .pt file of the original DiT
-    release, a folder of `dit encode`, or a folder of `dit train-vae`."""
+    """Run directory, checkpoint directory, .safetensors file, a .pt file of DiT, SiT or REPA, a
+    folder of `dit encode`, or a folder of `dit train-vae`."""
 
 
 @dataclass(frozen=True, kw_only=True)
