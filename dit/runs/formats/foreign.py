@@ -95,8 +95,11 @@ def read_foreign(
 def dit_tensors(checkpoint: ForeignCheckpoint) -> tuple[StateDict, NetworkSpec]:
     """Return the tensors that a DiT has too, and the DiT's description."""
     state_dict = without_projectors(checkpoint.state_dict)
-    spec = infer_spec(state_dict)
-    check_shapes(state_dict, spec)
+    try:
+        spec = infer_spec(state_dict)
+        check_shapes(state_dict, spec)
+    except UserError as error:
+        raise UserError(f"{checkpoint.file}: {error.given}", error.expected, error.do) from None
     return state_dict, spec
 
 

@@ -273,7 +273,7 @@ def test_missing_and_odd_tensors_are_named(tmp_path):
         ({}, "no named tensors"),
         ({"a.weight": torch.ones(1)}, "tensors such as a.weight"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=f"file.pt.*{message}"):
             read_foreign(saved(tmp_path, content), "dit")
 
 
