@@ -29,6 +29,12 @@ class ConvertConfig:
     vae: str = "stabilityai/sd-vae-ft-ema"
     """Autoencoder of the network's latents."""
 
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".safetensors":
+            raise UserError(
+                f"output {self.out}", "a file that ends in .safetensors", "change its name"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:

@@ -76,6 +76,11 @@ def test_a_network_without_a_null_class_is_not_to_be_guided(weights, tmp_path, c
     assert main(["sample", "--run", str(out), "--cfg-scale", "2"]) == 2
 
 
+def test_the_output_is_a_safetensors_file(tmp_path, capsys):
+    assert main(["convert", "in.pt", str(tmp_path / "out.pt"), "--format", "dit"]) == 2
+    assert f"output {tmp_path / 'out.pt'}; expected a file that ends" in capsys.readouterr().err
+
+
 def test_published_files_need_their_format(weights, tmp_path, capsys):
     file = saved(tmp_path, weights)
     assert main(["convert", str(file), str(tmp_path / "out.safetensors")]) == 2

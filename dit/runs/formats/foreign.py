@@ -16,6 +16,7 @@ from dit.runs.formats.sit import (
     flow_spec,
     from_sit,
     velocity_rows,
+    with_velocity_only,
     without_projectors,
 )
 from dit.runs.formats.state_dict import StateDict, as_float32, check_shapes
@@ -78,10 +79,11 @@ def read_foreign(
     state_dict = with_null_class(as_float32(state_dict, file), classes)
     spec = replace(spec, num_classes=classes)
 
-    if format == "sit":
-        state_dict = from_sit(state_dict, spec)
     if format != "dit":
+        state_dict = with_velocity_only(state_dict, spec)
         spec = flow_spec(spec)
+    if format == "sit":
+        state_dict = from_sit(state_dict)
     return ForeignNetwork(
         spec=spec,
         state_dict=state_dict,

@@ -17,11 +17,11 @@ from torch import Tensor
 from dit.config import TrainConfig
 from dit.models.embeddings import sinusoids
 from dit.runs.card import NetworkSpec
-from dit.runs.formats.dit_release import OUTPUT
 from dit.runs.formats.state_dict import StateDict
 
 TIME_SCALE = 1e-3  # they embed times 0 … 1, not 0 … 1000
 TIMES = "t_embedder.mlp.0.weight"
+OUTPUTS = ("final_layer.linear.weight", "final_layer.linear.bias")
 PROJECTORS = "projectors."
 
 
@@ -35,16 +35,11 @@ def flow_config(release: TrainConfig) -> TrainConfig:
     return replace(release, process="flow", objective="v", learn_sigma=False)
 
 
-def from_sit(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
-    """Return SiT's weights in our convention.
-
-    Args:
-        state_dict: with the tensors of a DiT, in float32.
-        spec: of this DiT.
-    """
+def from_sit(state_dict: StateDict) -> StateDict:
+    """Return weights that predict noise - data at 1 - t, where SiT's predict data - noise at t."""
     converted = {**state_dict, TIMES: reversed_times(state_dict[TIMES])}
-    for name in (f"{OUTPUT}.weight", f"{OUTPUT}.bias"):
-        converted[name] = -velocity_rows(state_dict[name], spec)
+    for name in OUTPUTS:
+        converted[name] = -state_dict[name]
     return converted
 
 
@@ -63,12 +58,20 @@ def reversed_times(weight: Tensor) -> Tensor:
     return torch.cat([new_of_cos, new_of_sin], dim=1).to(weight.dtype)
 
 
+def with_velocity_only(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
+    """Drop the outputs for a variance, which flows have no use for.
+
+    Args:
+        spec: of the DiT with these tensors.
+    """
+    return {**state_dict, **{name: velocity_rows(state_dict[name], spec) for name in OUTPUTS}}
+
+
 def velocity_rows(tensor: Tensor, spec: NetworkSpec) -> Tensor:
     """Return the rows of the last layer, [p * p * 2C, …], that predict the velocity."""
     if not spec.learn_sigma:
         return tensor
-    pixels = len(tensor) // (2 * spec.in_channels)
-    by_pixel = tensor.reshape(pixels, 2 * spec.in_channels, *tensor.shape[1:])
+    by_pixel = tensor.unflatten(0, (-1, 2 * spec.in_channels))
     return by_pixel[:, : spec.in_channels].flatten(0, 1)
 
 
