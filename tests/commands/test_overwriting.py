@@ -125,10 +125,11 @@ def test_a_page_of_others_in_a_run_is_refused(places, capsys):
 def test_a_file_of_the_run_itself_is_refused(places, capsys):
     config = places["run"] / "config.json"
     weights = next(places["run"].rglob("ema-0*.safetensors"))
+    shutil.copy(places["tmp"] / "release.pt", places["tmp"] / "release.safetensors")
     for command in (
         f"nll --run {{run}} --num-images 2 --steps 2 --out {config}",
         f"convert {{tmp}}/release.pt {weights} --vae identity",
-        "convert {tmp}/release.pt {tmp}/release.pt --vae identity",
+        "convert {tmp}/release.safetensors {tmp}/release.safetensors --vae identity",
     ):
         before = contents(places["tmp"])
         assert "did not write it" in refused(command, places, capsys)
