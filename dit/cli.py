@@ -44,6 +44,7 @@ from dit.config import (
     VaeConfig,
     refuse_unread_flags,
 )
+from dit.distributed.launcher import rank_for_messages
 from dit.errors import PeerLost, UserError, did_you_mean
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
@@ -192,8 +193,7 @@ def _call(target: str, config: Any) -> None:
 
 def _report(error: UserError) -> int:
     """Print a mistake once, however many ranks made it."""
-    # torch may not be imported yet
-    rank = int(os.environ.get("RANK", 0))
+    rank = rank_for_messages()
     if rank:
         # torchrun ends this rank meanwhile if rank 0 made the same mistake
         time.sleep(PATIENCE)

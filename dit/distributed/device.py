@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from dit.distributed.launcher import read_launch
+
 CGROUPS = {
     "": ("sys/fs/cgroup", "memory.max"),  # version 2
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),  # version 1
@@ -32,7 +34,7 @@ def available_memory(device: torch.device) -> int:
     """Return the bytes a rank may use: its GPU's, or its part of the machine's main memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return main_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return main_memory() // read_launch().local_world
 
 
 def main_memory(root: Path = Path("/")) -> int:
