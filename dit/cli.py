@@ -45,6 +45,7 @@ from dit.config import (
     refuse_unread_flags,
 )
 from dit.distributed.launcher import rank_for_messages
+from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, did_you_mean
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
@@ -133,7 +134,7 @@ def _run(name: str, argv: Sequence[str] | None, prog: str) -> int:
     try:
         given = sys.argv[1:] if argv is None else list(argv)
         config: Any = parse(kind, given, prog)
-        with _interrupts():
+        with _interrupts(), shortages_as_user_errors(config):
             _call(target, config)
     except UserError as error:
         return _report(error)
