@@ -47,6 +47,7 @@ from dit.config import (
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, did_you_mean
+from dit.utils.files import require_file_or_folder
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
@@ -287,6 +288,9 @@ def _check_flags(kind: type, typed: list[tuple[str, list[str]]], prog: str) -> N
                 "a value",
                 "check the variable of the shell that it came from",
             )
+        # any value may be a path, and captions are none
+        for value in values if flag not in MAY_BE_EMPTY else ():
+            require_file_or_folder(flag, value)
 
 
 def _mistake(kind: type, typed: dict[str, list[str]], message: str, prog: str) -> UserError:

@@ -37,6 +37,25 @@ def available_memory(device: torch.device) -> int:
     return main_memory() // read_launch().local_world
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the bytes a rank can get: its GPU's, or its part of the machine's free main memory."""
+    if device.type == "cuda":
+        return available_memory(device)
+    return free_main_memory() // read_launch().local_world
+
+
+def free_main_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of main memory and swap that are free, or those of the container or job."""
+    rows = {}
+    file = root / "proc/meminfo"
+    # such as "MemAvailable:   23456 kB"
+    for line in file.read_text().splitlines() if file.exists() else ():
+        name, value = line.split()[:2]
+        rows[name] = int(value) * 1024
+    free = rows.get("MemAvailable:", main_memory(root)) + rows.get("SwapFree:", 0)
+    return min([free, *_cgroup_limits(root)])
+
+
 def main_memory(root: Path = Path("/")) -> int:
     """Return the bytes of the machine's memory, or those that its container or job may use."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -51,13 +51,13 @@ def find_shortage(error: Exception, config: Any) -> UserError | None:
     text = str(error)
     if isinstance(error, MemoryError) or NO_MEMORY.search(text):
         return _out_of_memory(error, config)
-    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
-        if NO_COMPILER.search(text):
-            return UserError(
-                f"torch.compile found no working compiler ({_last_line(text)})",
-                "g++ or clang++ on the PATH, and on a GPU Triton",
-                "pass --no-compile, or install one",
-            )
+    compiling = type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton"))
+    if compiling and NO_COMPILER.search(text):
+        return UserError(
+            f"torch.compile found no working compiler ({_compiler_line(text)})",
+            "g++ or clang++ on the PATH, and on a GPU Triton",
+            "pass --no-compile, or install one",
+        )
     if NO_THREADS in text:
         return UserError(
             "no more threads can be started", "a few dozen of them", "raise `ulimit -u` or memory"
@@ -92,13 +92,13 @@ def _memory_here(text: str) -> str:
 def less_memory(config: Any, world: int = 1) -> str:
     """Return the flags of a command that make it need less memory."""
     ways = []
-    if isinstance(config, TrainConfig):
+    if isinstance(config, TrainConfig) and not config.model.startswith("Classifier-"):
         if accum := next_grad_accum(config, world):
             ways.append(f"--grad-accum {accum}")
         if config.recompute != "full":
             ways.append("--recompute full")
         ways.append("a smaller --model")
-    elif isinstance(config, (ClassifierConfig, VaeConfig)):
+    elif isinstance(config, (TrainConfig, ClassifierConfig, VaeConfig)):
         name = "batch_size" if isinstance(config, VaeConfig) else "global_batch_size"
         if (batch := getattr(config, name)) > 1:
             ways.append(f"--{name.replace('_', '-')} {batch // 2}")
@@ -121,6 +121,6 @@ def next_grad_accum(config: TrainConfig, world: int = 1, at_least: int = 2) -> i
     return None
 
 
-def _last_line(text: str) -> str:
+def _compiler_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in lines if NO_COMPILER.search(line)), lines[0])[:200]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,20 @@ def require_writable_file(file: Path, kind: str) -> None:
 
 def _bad_out(given: str, expected: str) -> UserError:
     return UserError(f"--out {given}", expected, "pass another --out")
+
+
+def require_file_or_folder(flag: str, path: str) -> None:
+    """Refuse an existing pipe, socket or device: reading it may never end, writing replaces it."""
+    try:
+        mode = os.stat(Path(path).expanduser()).st_mode
+    except (OSError, ValueError, RuntimeError):
+        return  # not a path, or not there: whoever opens it says so
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(
+            f"{flag} {path} is a pipe, a socket or a device".strip(),
+            "a file or a folder",
+            "write the data to a file first",
+        )
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -257,6 +257,20 @@ def test_mistakes_with_samples(samples, tmp_path, monkeypatch):
     assert "1 sample in" in refused(samples=one, reference="digits")
 
 
+def test_a_run_is_not_taken_for_samples(run, monkeypatch):
+    for name in ("find_reference", "choose_extractors"):
+        monkeypatch.setattr(module, name, lambda *given: pytest.fail("too late"))
+    for picture in ("loss.png", "samples/step-0000001.png", "samples/step-0000002.png"):
+        (run / picture).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(run / picture)
+
+    found = refused(samples=run, reference="digits")
+    assert f"--samples {run} is a run; expected a folder of images" in found
+    assert f"pass --run {run} to sample from it and score" in found
+    found = refused(samples=run / "samples", reference="digits")
+    assert f"is the previews and grids of the run {run}; expected" in found
+
+
 def test_mistakes_with_a_run(run, tmp_path, make_run):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3))
     weights = (str(tmp_path / "none.pth"),)
