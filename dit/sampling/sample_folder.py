@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.sampling.fit import require_batch_fits
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
@@ -67,6 +68,7 @@ def sample_folder(
     largest = max(1, *map(len, shares))
     config = replace(config, batch_size=min(config.batch_size, largest))
     pipeline = build_pipeline(run, config, classes)
+    require_batch_fits(run, pipeline.settings)
     settings = {**protocol(pipeline), "format": format}
 
     # refuses other settings, or more images
