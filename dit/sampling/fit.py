@@ -1,6 +1,7 @@
 """Refuse a batch that surely does not fit into memory, before it is computed."""
 
 import math
+from typing import Any
 
 from dit.config import SamplerConfig
 from dit.distributed.device import free_memory, uses_bf16
@@ -19,7 +20,8 @@ def require_batch_fits(run: LoadedRun, settings: SamplerConfig) -> None:
     # classifier-free guidance calls the network with two rows an image
     rows = 2 if settings.cfg_scale != 1 and not settings.guide else 1
     width = 2 if uses_bf16(run.device, settings.precision) else 4
-    hidden = network.blocks[0].mlp.fc1.out_features  # type: ignore[union-attr]
+    blocks: Any = network.blocks
+    hidden = blocks[0].mlp.fc1.out_features
     # of an MLP's nonlinearity: what it takes, and what it returns
     of_image = 2 * rows * math.prod(network.grid) * hidden * width
     need, free = of_image * settings.batch_size, free_memory(run.device)

@@ -74,7 +74,8 @@ def rough_activations(network: nn.Module, spec: NetworkSpec, images: int) -> int
     positions, outputs = math.prod(sides(spec.input_size)), 0
     if isinstance(network, PatchTransformer):
         positions = math.prod(network.grid)
-        outputs = HEADS * positions * len(network.blocks)  # attention, where it is not fused
+        depth = sum(1 for _ in network.blocks.children())  # type: ignore[union-attr]
+        outputs = HEADS * positions * depth  # attention, where it is not fused
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
             outputs += layer.out_features
