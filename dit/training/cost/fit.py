@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,8 +75,8 @@ def rough_activations(network: nn.Module, spec: NetworkSpec, images: int) -> int
     positions, outputs = math.prod(sides(spec.input_size)), 0
     if isinstance(network, PatchTransformer):
         positions = math.prod(network.grid)
-        depth = sum(1 for _ in network.blocks.children())  # type: ignore[union-attr]
-        outputs = HEADS * positions * depth  # attention, where it is not fused
+        blocks: Any = network.blocks
+        outputs = HEADS * positions * len(blocks)  # attention, where it is not fused
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
             outputs += layer.out_features
