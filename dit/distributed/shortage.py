@@ -112,6 +112,26 @@ def less_memory(config: Any, world: int = 1) -> str:
     return f"pass {' or '.join(ways)}"
 
 
+def require_batch_fits(images: int, image_bytes: int, device: Any) -> None:
+    """Refuse a batch that surely does not fit, before the system ends the process for it.
+
+    Args:
+        images: At once.
+        image_bytes: What an image takes at least.
+        device: Where.
+    """
+    from dit.distributed.device import free_memory
+
+    free = free_memory(device)
+    if images * image_bytes > free:
+        raise UserError(
+            f"{images:,} images at once need more than {images * image_bytes / GIB:,.2f} GiB",
+            f"at most the {free / GIB:,.2f} GiB that are free",
+            # there is more than what is surely needed
+            f"pass --batch-size {max(1, free // (4 * image_bytes))}",
+        )
+
+
 def next_grad_accum(config: TrainConfig, world: int = 1, at_least: int = 2) -> int | None:
     """Return the next larger --grad-accum that divides the batch; None if there is none."""
     share = config.global_batch_size // world

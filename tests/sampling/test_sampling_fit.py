@@ -1,14 +1,18 @@
 """Weights and batches that do not fit into memory are refused before they are read or computed."""
 
+import dataclasses
 import re
 
 import pytest
 
+from dit.commands.encode import encode
 from dit.commands.sample import sample
-from dit.config import SampleConfig
+from dit.commands.train_vae.command import train_vae
+from dit.config import EncodeConfig, SampleConfig, VaeConfig
+from dit.distributed import device
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.sampling import fit, load
+from dit.sampling import load
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -27,18 +31,36 @@ def test_weights_larger_than_the_memory_are_not_read(tiny_run, monkeypatch):
 
 def test_a_batch_larger_than_the_memory_names_one_that_fits(tiny_run, tmp_path, monkeypatch):
     # four tokens of 256 values in float32, before and after the nonlinearity: 8 KiB an image
-    monkeypatch.setattr(fit, "free_memory", lambda device: 64 * 8192)
+    monkeypatch.setattr(device, "free_memory", lambda device: 64 * 8192)
     flags = dict(run=tiny_run, num_samples=100, steps=1, precision="fp32", out=tmp_path / "out")
     found = refused(**flags, batch_size=65)
-    assert found.given.startswith("--batch-size 65 needs more than")
+    assert found.given.startswith("65 images at once need more than 0.00 GiB")
     assert found.do == "pass --batch-size 16"
     assert refused(**flags, batch_size=33, cfg_scale=2).do == "pass --batch-size 8"
     sample(SampleConfig(**flags, batch_size=64), Ranks())
     assert len(list((tmp_path / "out").glob("*.png"))) == 100
 
 
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (encode, EncodeConfig(data="digits", out="o", batch_size=10**6, image_size=32)),
+        (train_vae, VaeConfig(out="o", batch_size=10**6)),
+    ],
+)
+def test_batches_of_other_commands(command, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "free_memory", lambda device: 2**26)
+    with pytest.raises(UserError) as error:
+        command(dataclasses.replace(flags, out=tmp_path / "o"), Ranks())
+    # both have 16 channels at 32 px; digits are 1,797
+    shown, batch = {encode: ("1,797", 117), train_vae: ("1,000,000", 64)}[command]
+    assert error.value.given.startswith(f"{shown} images at once need more than")
+    assert error.value.do == f"pass --batch-size {batch}"
+    assert not (tmp_path / "o").exists()
+
+
 def test_no_batch_is_larger_than_the_images_that_are_left(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "free_memory", lambda device: 64 * 8192)
+    monkeypatch.setattr(device, "free_memory", lambda device: 64 * 8192)
     flags = dict(run=tiny_run, num_samples=20, steps=1, out=tmp_path / "out")
     sample(SampleConfig(**flags, batch_size=10**6), Ranks())
     assert len(list((tmp_path / "out").glob("*.png"))) == 20

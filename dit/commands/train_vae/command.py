@@ -1,6 +1,7 @@
 """The command `dit train-vae`: train a first stage, measure it on held-out images, and save it."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,8 +21,10 @@ from dit.config import VaeConfig
 from dit.data.images import Images
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
+from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
+from dit.utils.image_size import sides
 
 LOG_EVERY = 20  # steps
 MAX_FOR_STATISTICS = 10_000  # images
@@ -42,6 +45,9 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
             f"{ranks.world} processes for dit train-vae", "one", "start it without torchrun"
         )
     latent_sides(cfg)  # refuses a size that does not fit
+    # an activation of full size, four times in the encoder and four times in the decoder
+    image_bytes = 8 * 2 * math.prod(sides(cfg.image_size)) * cfg.channels[0]
+    require_batch_fits(cfg.batch_size, image_bytes, ranks.device)
     images = load_images(cfg.data, cfg.image_size)
     training, held_out = split(cfg, len(images))
     # before training: missing weights are no surprise at its end
