@@ -59,6 +59,13 @@ def test_batches_of_other_commands(command, flags, tmp_path, monkeypatch):
     assert not (tmp_path / "o").exists()
 
 
+def test_wide_autoencoders_are_refused_before_they_are_built(tmp_path):
+    with pytest.raises(UserError) as error:
+        train_vae(VaeConfig(out=tmp_path / "o", channels=(16, 16384, 16384), batch_size=1), Ranks())
+    assert error.value.given.startswith("--channels 16 16384 16384 needs ")
+    assert float(error.value.given.split()[5]) > 200
+
+
 def test_no_batch_is_larger_than_the_images_that_are_left(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "free_memory", lambda device: 64 * 8192)
     flags = dict(run=tiny_run, num_samples=20, steps=1, out=tmp_path / "out")

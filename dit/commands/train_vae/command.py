@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dit.commands.train_vae.batches import batches, split
 from dit.commands.train_vae.learner import Learner
-from dit.commands.train_vae.networks import latent_sides, save
+from dit.commands.train_vae.networks import latent_sides, require_network_fits, save
 from dit.commands.train_vae.quality import choose_extractor, latent_statistics, measure
 from dit.commands.train_vae.report import CURVE, LOG, draw_loss, draw_reconstructions, report
 from dit.config import VaeConfig
@@ -48,6 +48,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
     # an activation of full size, four times in the encoder and four times in the decoder
     image_bytes = 8 * 2 * math.prod(sides(cfg.image_size)) * cfg.channels[0]
     require_batch_fits(cfg.batch_size, image_bytes, ranks.device)
+    require_network_fits(cfg, ranks.device)
     images = load_images(cfg.data, cfg.image_size)
     training, held_out = split(cfg, len(images))
     # before training: missing weights are no surprise at its end
