@@ -336,8 +336,7 @@ def test_other_ranks_wait_before_they_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     waited: list[float] = []
-    for name, value in dict(RANK=1, WORLD_SIZE=2, MASTER_ADDR="localhost", MASTER_PORT=1).items():
-        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(cli, "rank_for_messages", lambda: 1)
     monkeypatch.setattr(cli.time, "sleep", waited.append)
     assert ending(monkeypatch, UserError("a", "b", "c")) == 2
     assert waited == [cli.PATIENCE]

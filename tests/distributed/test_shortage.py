@@ -70,7 +70,7 @@ def test_other_errors_stay(error):
 def test_a_missing_compiler_says_no_compile():
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-    found = find_shortage(InductorError(InvalidCxxCompiler()), TrainConfig())
+    found = find_shortage(InductorError(InvalidCxxCompiler(), None), TrainConfig())
     assert found
     assert found.given.startswith("torch.compile found no working compiler (")
     assert "No working C++ compiler found" in found.given
