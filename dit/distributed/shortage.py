@@ -105,6 +105,8 @@ def less_memory(config: Any, world: int = 1) -> str:
         ways.append("a smaller network")
     elif getattr(config, "batch_size", 1) > 1:
         ways.append(f"--batch-size {config.batch_size // 2}")
+    if getattr(config, "image_size", None) and not isinstance(config, TrainConfig):
+        ways.append("a smaller --image-size")
     if getattr(config, "num_samples", None):
         ways.append("fewer --num-samples")
     if not ways:

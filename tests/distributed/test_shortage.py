@@ -85,10 +85,17 @@ def test_a_missing_compiler_says_no_compile():
             "pass --grad-accum 3 or --recompute full or a smaller --model",
         ),
         (TrainConfig(global_batch_size=1, recompute="full"), "pass a smaller --model"),
-        (VaeConfig(out="o", batch_size=32), "pass --batch-size 16 or a smaller network"),
+        (
+            VaeConfig(out="o", batch_size=32),
+            "pass --batch-size 16 or a smaller network or a smaller --image-size",
+        ),
         (
             EvalConfig(run="r", num_samples=50),
             "pass --batch-size 32 or fewer --num-samples",
+        ),
+        (
+            SampleConfig(run="r", image_size=4096, batch_size=1),
+            "pass a smaller --image-size",
         ),
         (InfoConfig(path="p"), "use a machine with more memory"),
     ],
