@@ -137,7 +137,7 @@ def test_several_networks_share_one_pass_over_the_images(samples, tmp_path, monk
         "        return images.float().mean(dim=(2, 3)) + torch.arange(3.0)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    read, original = [], module.read_images
+    read, original = [], module.read_samples
 
     def counting(path):
         images = original(path)
