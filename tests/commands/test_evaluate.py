@@ -148,7 +148,7 @@ def test_several_networks_share_one_pass_over_the_images(samples, tmp_path, monk
 
         return dataclasses.replace(images, read=read_one, labels=None)
 
-    monkeypatch.setattr(module, "read_images", counting)
+    monkeypatch.setattr(module, "read_samples", counting)
     extractors = ("digits-cnn", "own_features:Means")
     values = report(samples=samples, reference="digits", extractor=extractors, cache=False)
     names = {"FD(digits-cnn)", "FD(own_features:Means)", "KID(own_features:Means)"}
