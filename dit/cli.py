@@ -44,8 +44,10 @@ from dit.config import (
     VaeConfig,
     refuse_unread_flags,
 )
+from dit.distributed.launcher import rank_for_messages
+from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, did_you_mean
-from dit.utils.files import printable
+from dit.utils.files import printable, require_file_or_folder
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
@@ -191,7 +193,7 @@ def _run(name: str, given: Sequence[str], prog: str) -> int:
     kind, target = COMMANDS[name]
     try:
         config: Any = parse(kind, list(given), prog)
-        with _interrupts():
+        with _interrupts(), shortages_as_user_errors(config):
             _call(target, config)
     except UserError as error:
         return _report(error)
@@ -257,8 +259,7 @@ def _call(target: str, config: Any) -> None:
 
 def _report(error: UserError) -> int:
     """Print a mistake once, however many ranks made it."""
-    # torch may not be imported yet
-    rank = int(os.environ.get("RANK", 0))
+    rank = rank_for_messages()
     if rank:
         # torchrun ends this rank meanwhile if rank 0 made the same mistake
         time.sleep(PATIENCE)
@@ -352,6 +353,9 @@ def _check_flags(kind: type, typed: list[tuple[str, list[str]]], prog: str) -> N
                 "a value",
                 "check the variable of the shell that it came from",
             )
+        # any value may be a path, and captions are none
+        for value in values if flag not in MAY_BE_EMPTY else ():
+            require_file_or_folder(flag, value)
 
 
 def _mistake(kind: type, typed: dict[str, list[str]], message: str, prog: str) -> UserError:

@@ -20,6 +20,7 @@ from dit.data.images import ImageFiles, ImageFolder, Images
 from dit.data.labels import Columns, Label
 from dit.data.sources import load_images, load_stream
 from dit.distributed.ranks import Ranks
+from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.errors import UserError
 from dit.latents import shards
@@ -92,6 +93,8 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
             "choose another --out",
         )
     autoencoder.latent_shape(cfg.image_size)  # refuses a size before the folder is created
+    images_at_once = min(cfg.batch_size, cfg.shard_size, encoding.count or cfg.batch_size)
+    require_batch_fits(images_at_once, autoencoder.image_bytes(cfg.image_size), ranks.device)
     ranks.on_main(lambda: shards.check_folder(cfg.out, encoder.encoding))
 
     with ranks.lock_folder(cfg.out):

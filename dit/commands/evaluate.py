@@ -20,7 +20,7 @@ from dit.evaluation.references import (
     find_reference,
     prepare_reference,
 )
-from dit.evaluation.samples import recorded_settings, sample_to_folder
+from dit.evaluation.samples import read_samples, recorded_settings, sample_to_folder
 from dit.report.contact_sheets import draw_grid
 from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
@@ -41,7 +41,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     """
     _check_flags(cfg)
     run = load_to_sample(cfg.run, ranks.device, cfg) if cfg.run else None
-    samples = read_images(cfg.samples) if cfg.samples else None
+    samples = read_samples(cfg.samples) if cfg.samples else None
     settings = recorded_settings(cfg.samples)
     data = run.card.config.data if run else settings.get("data")
     size = samples.size if samples else run.image_size  # type: ignore[union-attr]
@@ -128,8 +128,11 @@ def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Referen
     available = min(MOST_SAMPLES, len(images)) if images else MOST_SAMPLES
     count = len(samples) if samples else cfg.num_samples or available
     if count < 2:
-        source = f"sample in {cfg.samples}" if samples else f"image in reference {reference.name}"
-        raise UserError(f"{count} {source}", "at least 2, better thousands", "add images")
+        raise UserError(
+            f"{count} image in reference {reference.name}",
+            "at least 2, better thousands",
+            "add images",
+        )
     return count
 
 

@@ -24,6 +24,7 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
+from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import ImageNoise
 from dit.sampling.load import LoadedRun, load_run, with_captions
 from dit.utils.files import sha256, write_json
@@ -54,6 +55,7 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     count = min(config.num_images, len(labels))
     indices = np.linspace(0, len(labels) - 1, count).round().astype(np.int64)
 
+    require_samples_fit(run, min(config.batch_size, count), config.precision)
     bits = measure(run, plan, config, source, labels, indices, ranks)  # [N, parts]
     require_finite(bits, indices)
     if ranks.main:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.sampling.fit import require_samples_fit
 from dit.sampling.image_grid import draw_grid
 from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
@@ -72,6 +73,8 @@ def _sample_grid(run: LoadedRun, config: SampleConfig, classes: list[int], ranks
     config = replace(config, batch_size=min(config.batch_size, count))
 
     pipeline = build_pipeline(run, config, classes)
+    rows = 2 if config.cfg_scale != 1 and not config.guide else 1
+    require_samples_fit(run, config.batch_size, config.precision, rows)
     out = config.out or _default_out(pipeline, config.per_class)
     ranks.on_main(lambda: require_writable_file(out, ".png"))
     # the default name has a hash of all settings: only the same picture is there

@@ -458,7 +458,8 @@ def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
 
 def parse_times(text: str) -> Times:
     """Return a number of times, such as `8`, or the times, such as `0.2,0.5`."""
-    if text.isdecimal() and int(text) > 1:
+    # at most four digits: each time is a column of a picture
+    if text.isdecimal() and len(text) < 5 and int(text) > 1:
         return int(text)
     try:
         times = [float(part) for part in text.split(",")]
@@ -467,7 +468,7 @@ def parse_times(text: str) -> Times:
     if text.isdecimal() or not times or not all(0 <= time <= 1 for time in times):
         raise UserError(
             f"--times {text}",
-            "a number of times, 2 or more, or times from 0 (data) to 1 (noise), "
+            "a number of times, from 2 to 9999, or times from 0 (data) to 1 (noise), "
             "separated by commas",
             "such as --times 8, or --times 0.2,0.5,0.8",
         )
@@ -477,7 +478,7 @@ def parse_times(text: str) -> Times:
 def parse_layers(text: str) -> list[int]:
     """Return layers such as `0,5`; none if the text is something else."""
     parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    if not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
         return []
     return [int(part) for part in parts]
 

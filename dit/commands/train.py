@@ -8,6 +8,7 @@ from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
 from dit.training.checks import check_and_find_checkpoint
 from dit.training.cost.dry_run import dry_run
+from dit.training.cost.fit import require_memory
 from dit.training.inputs import load_inputs
 from dit.training.prepare import prepare
 from dit.training.resilience.preemption import stop_on_signals
@@ -39,7 +40,9 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
         return None
 
     target = choose_eval_target(config, ranks)
-    session = prepare(inputs, resolve(inputs, ranks), ranks)
+    plan = resolve(inputs, ranks)
+    require_memory(inputs, plan, ranks)
+    session = prepare(inputs, plan, ranks)
     scores = target.prepare(session) if target else None
     with ranks.lock_folder(session.run), stop_on_signals(ranks) as stop:
         if ranks.main:

@@ -13,6 +13,7 @@ from dit.config.validation import (
     SEED,
     TWO_OR_MORE,
     Range,
+    require_limits,
     require_none_of,
     require_range,
     require_sides,
@@ -54,6 +55,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         require_range(self, ("batch_size", "shard_size"), *POSITIVE)
+        require_limits(self)
         require_sides(self)
 
 
@@ -125,6 +127,7 @@ class VaeConfig:
     def __post_init__(self) -> None:
         for names, allowed in RANGES.items():
             require_range(self, names, *allowed)
+        require_limits(self)
         require_sides(self)
         _require_read(self)
 

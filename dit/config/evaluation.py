@@ -12,8 +12,10 @@ from dit.config.validation import (
     NOT_EMPTY,
     POSITIVE,
     POSITIVE_OR_NONE,
+    SAMPLING_STEPS,
     SEED,
     TWO_OR_MORE,
+    require_limits,
     require_range,
     require_sides,
     require_use,
@@ -44,6 +46,7 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         require_range(self, ("extractor",), *NOT_EMPTY)
+        require_limits(self, steps=SAMPLING_STEPS)
         require_range(self, ("bootstrap",), lambda v: v == 0 or v >= 10, "0, or 10 or more")
 
 
@@ -150,6 +153,7 @@ class StatsConfig:
     """Keep features in ~/.cache/dit (or $DIT_CACHE), named by content."""
 
     def __post_init__(self) -> None:
+        require_limits(self)
         require_range(self, ("batch_size",), *POSITIVE)
         require_sides(self)
         require_range(self, ("extractor",), *NOT_EMPTY)
@@ -201,6 +205,7 @@ class NllConfig:
         require_range(self, ("num_images", "probes", "batch_size"), *POSITIVE)
         require_range(self, ("steps",), *POSITIVE_OR_NONE)
         require_range(self, ("seed",), *SEED)
+        require_limits(self, steps=SAMPLING_STEPS)
         if self.exact and self.probes != 1:
             given = f"--exact with --probes {self.probes}"
             raise UserError(given, "one of the two", "drop --probes")

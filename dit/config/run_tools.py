@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.validation import require_lengths, require_range
+from dit.config.validation import require_lengths, require_limits, require_range
 from dit.errors import UserError
 
 
@@ -53,6 +53,7 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         require_range(self, ("length",), lambda v: len(v) > 0, "one length or more")
+        require_limits(self)
         require_lengths("--length", self.length)
         if self.out and len(self.length) > 1:
             given = f"--out {self.out} with {len(self.length)} lengths"

@@ -13,9 +13,11 @@ from dit.config.validation import (
     NOTHING_GUIDED,
     POSITIVE,
     POSITIVE_OR_NONE,
+    SAMPLING_STEPS,
     SEED,
     TWO_OR_MORE,
     Range,
+    require_limits,
     require_none_of,
     require_range,
     require_sides,
@@ -75,6 +77,7 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         for names, allowed in RANGES.items():
             require_range(self, names, *allowed)
+        require_limits(self, steps=SAMPLING_STEPS)
         require_sides(self)
         guided = self.cfg_scale != 1
         require_use(self, ("guide", "cfg_interval", "cfg_channels"), guided, *NOTHING_GUIDED)

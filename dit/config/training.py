@@ -14,6 +14,7 @@ from dit.config.validation import (
     Range,
     flag_of,
     require_lengths,
+    require_limits,
     require_none,
     require_none_of,
     require_range,
@@ -190,6 +191,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for names, allowed in RANGES.items():
             require_range(self, names, *allowed)
+        require_limits(self)
         require_sides(self)
         require_lengths("--ema-lengths", self.ema_lengths)
         _require_generator(self)
@@ -201,7 +203,9 @@ class TrainConfig:
 RANGES: dict[tuple[str, ...], Range] = {
     ("seed",): SEED,
     ("global_batch_size", "grad_accum", "steps", "keep", "max_skips"): POSITIVE,
-    ("lr", "time_shift"): POSITIVE,
+    ("lr",): POSITIVE,
+    # t -> s t / (1 + (s - 1) t) divides by 0 beyond
+    ("time_shift",): (lambda v: 1e-6 <= v <= 1e6, "a number from 0.000001 to 1,000,000"),
     ("warmup", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
     ("sample_every", "ckpt_every", "log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
     ("label_dropout", "ema", "beta2"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),

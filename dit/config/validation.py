@@ -18,6 +18,48 @@ TWO_OR_MORE: Range = (lambda v: v is None or v > 1, "2 or more")
 SEED: Range = (lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
 NOT_EMPTY: Range = (lambda v: len(v) > 0, "one name or more")
 
+Limit = tuple[float, str]
+"""The largest value of a flag, and why there is no use for more."""
+
+SAMPLING_STEPS: Limit = (100_000, "more steps do not change the images")
+LIMITS: dict[str, Limit] = {
+    "steps": (10**9, "eleven days at a thousand steps a second"),
+    "epochs": (10**6, "a million passes over the data"),
+    **dict.fromkeys(
+        ("global_batch_size", "batch_size", "grad_accum"),
+        (10**6, "about as many images as ImageNet has"),
+    ),
+    **dict.fromkeys(
+        ("num_samples", "eval_samples", "num_images"),
+        (10**7, "a day's work at a hundred images a second"),
+    ),
+    "image_size": (65_536, "such an image takes 13 GB as pixels alone"),
+    "per_class": (1000, "a picture of more columns cannot be viewed; --num-samples fills a folder"),
+    "bootstrap": (100_000, "an interval no longer changes after some thousand replicates"),
+    "shard_size": (10**7, "a shard that is interrupted is encoded again as a whole"),
+    "probes": (10_000, "the error falls only with the square root of their number"),
+    "gpus": (10**6, "no cluster has more"),
+    **dict.fromkeys(
+        ("channels", "latent_channels", "codebook_dim", "cfg_channels"),
+        (16_384, "wider than any network that fits into memory"),
+    ),
+    "codebook_size": (2**24, "more entries than a data set has patches"),
+    "shift": (65_536, "no image is larger"),
+    "lr": (1000, "AdamW moves each weight by about this much in a step"),
+    **dict.fromkeys(
+        ("cfg_scale", "classifier_scale"),
+        (10**6, "images are saturated long before"),
+    ),
+    "timeout": (10**7, "nineteen years"),
+}
+"""Limits of flags by name, in all commands. They refuse what would fill the memory, overflow or
+never end, with a wide margin to all that makes sense."""
+OTHER_LIMITS: dict[type, Limit] = {
+    int: (10**12, "a trillion, which nothing here reaches"),
+    float: (1e30, "float32 holds numbers up to 3e38"),
+}
+"""Limits of numbers that `LIMITS` does not have."""
+
 NOTHING_GUIDED = (
     "with --cfg-scale 1",
     "another scale",
@@ -31,6 +73,8 @@ NO_CLASSIFIER = (
     "pass --classifier RUN, a run of `dit train-classifier`",
 )
 
+# an average over less than a step of the longest run
+SHORTEST_MEAN_LENGTH = 1e-9
 # deviation of a uniform distribution: relative length of the mean of all steps
 PLAIN_MEAN_LENGTH = 12**-0.5
 
@@ -52,6 +96,23 @@ def require_range(
         if not holds(value) or value in (math.inf, -math.inf):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}", expected, f"change {flag}")
+
+
+def require_limits(config: Any, **own: Limit) -> None:
+    """Refuse numbers above the limits, which are `LIMITS` unless the command has its own."""
+    limits = LIMITS | own
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            # a bool is not one of these types, and a seed has a range of its own
+            if type(number) not in OTHER_LIMITS or field.name == "seed":
+                continue
+            most, why = limits.get(field.name, OTHER_LIMITS[type(number)])
+            if abs(number) > most:
+                shown = f"{most:,}" if isinstance(most, int) else f"{most:g}"
+                flag = "--" + field.name.replace("_", "-")
+                given = flag_of(config, field.name)
+                raise UserError(given, f"at most {shown} ({why})", f"change {flag}")
 
 
 def require_none_of(conflicts: Iterable[tuple[object, str, str, str]]) -> None:
@@ -83,10 +144,11 @@ def require_none(
 def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
     """Refuse lengths outside the range of power-function averages, and doubles."""
     for length in lengths:
-        if not 0 < length < PLAIN_MEAN_LENGTH:
+        if not SHORTEST_MEAN_LENGTH <= length < PLAIN_MEAN_LENGTH:
             raise UserError(
                 f"{flag} {length:g}",
-                f"lengths above 0 and below {PLAIN_MEAN_LENGTH:.4f}, that of a plain mean",
+                f"lengths from {SHORTEST_MEAN_LENGTH:g} to below {PLAIN_MEAN_LENGTH:.4f}, "
+                "that of a plain mean",
                 f"change {flag}: 0.05 and 0.1 are usual",
             )
     shown = [f"{length:g}" for length in lengths]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from dit.distributed.launcher import read_launch
+
 CGROUPS = {
     "": ("sys/fs/cgroup", "memory.max"),  # version 2
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),  # version 1
@@ -32,7 +34,26 @@ def available_memory(device: torch.device) -> int:
     """Return the bytes a rank may use: its GPU's, or its part of the machine's main memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return main_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return main_memory() // read_launch().local_world
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes a rank can get: its GPU's, or its part of the machine's free main memory."""
+    if device.type == "cuda":
+        return available_memory(device)
+    return free_main_memory() // read_launch().local_world
+
+
+def free_main_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of main memory and swap that are free, or those of the container or job."""
+    rows = {}
+    file = root / "proc/meminfo"
+    # such as "MemAvailable:   23456 kB"
+    for line in file.read_text().splitlines() if file.exists() else ():
+        name, value = line.split()[:2]
+        rows[name] = int(value) * 1024
+    free = rows.get("MemAvailable:", main_memory(root)) + rows.get("SwapFree:", 0)
+    return min([free, *_cgroup_limits(root)])
 
 
 def main_memory(root: Path = Path("/")) -> int:

@@ -15,6 +15,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
+from dit.distributed.launcher import Launch, read_launch
 from dit.errors import UserError
 from dit.utils.files import LOCK, open_lock
 from dit.utils.outputs import create_folder
@@ -22,6 +23,7 @@ from dit.utils.outputs import create_folder
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=12)  # of communication: rank 0 scores while the others wait
+MEETING = timedelta(minutes=10)  # in which all ranks must have started
 
 
 @dataclass(frozen=True)
@@ -186,36 +188,61 @@ def _sendable_error(error: BaseException) -> BaseException:
 @contextmanager
 def ranks() -> Iterator[Ranks]:
     """Join the process group of torchrun (nccl on CUDA, gloo on CPU); alone without torchrun."""
+    launch = read_launch()
     cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda and local >= torch.cuda.device_count():
-        raise UserError(
-            f"rank {local} of this machine, which has {torch.cuda.device_count()} GPUs",
-            "one rank a GPU",
-            f"pass torchrun --nproc-per-node {torch.cuda.device_count()}",
-        )
-    if cuda:
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+    device = _choose_gpu(launch) if cuda else torch.device("cpu")
+    if launch.world == 1 and not launch.restarts:
         yield Ranks(device=device)
         return
 
-    store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    generation = _join_generation(store, rank, world)
-    if world == 1:
+    store, generation = _meet(launch)
+    if launch.world == 1:
         yield Ranks(device=device, store=store, generation=generation)
         return
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         timeout=TIMEOUT,
-        rank=rank,
-        world_size=world,
+        rank=launch.rank,
+        world_size=launch.world,
         store=dist.PrefixStore(generation, store),
         device_id=device if cuda else None,
     )
-    yield Ranks(rank, world, device, store=store, generation=generation)
+    yield Ranks(launch.rank, launch.world, device, store=store, generation=generation)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that have left
+
+
+def _choose_gpu(launch: Launch) -> torch.device:
+    """Return this rank's GPU, and make it the current one."""
+    count = torch.cuda.device_count()
+    if launch.local_rank >= count:
+        raise UserError(
+            f"rank {launch.local_rank} of this machine, which has {count} GPUs",
+            "one rank a GPU",
+            f"pass torchrun --nproc-per-node {count}",
+        )
+    device = torch.device("cuda", launch.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _meet(launch: Launch) -> tuple[dist.Store, str]:
+    """Return the store that the ranks share, and their prefix in it, once all are there."""
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=MEETING))
+        generation = _join_generation(store, launch.rank, launch.world)
+    except (dist.DistError, TimeoutError) as error:
+        raise UserError(
+            f"rank {launch.rank} did not meet the other ranks at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({_first_line(error)})",
+            f"all {launch.world} ranks within {MEETING.total_seconds() / 60:g} minutes",
+            "start them together with torchrun, or unset WORLD_SIZE and RANK to run alone",
+        ) from None
+    store.set_timeout(TIMEOUT)
+    return store, generation
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def _join_generation(store: dist.Store, rank: int, world: int) -> str:
@@ -235,7 +262,10 @@ def _join_generation(store: dist.Store, rank: int, world: int) -> str:
 
     generation = f"start-{store.add('starts', 1)}"
     missing = set(range(1, world))
+    until = time.monotonic() + MEETING.total_seconds()
     while missing:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{len(missing)} of {world} ranks are missing")
         for other in missing:
             if store.check([f"call-{other}"]):
                 token = store.get(f"call-{other}").decode()

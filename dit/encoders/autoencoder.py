@@ -1,6 +1,7 @@
 """Pixels <-> latents, by a frozen autoencoder."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -110,6 +111,13 @@ class Autoencoder:
     shift: Tensor
     scale: Tensor
     checksum: str | None = None
+
+    def image_bytes(self, size: Size) -> int:
+        """Return what an image takes at least while it is encoded or decoded: pixels and, with a
+        network, two activations of full size."""
+        network = getattr(self.codec, "network", None)
+        widths = network.config.block_out_channels if network else (0,)
+        return 4 * math.prod(sides(size)) * (3 + 2 * widths[0])
 
     @property
     def device(self) -> torch.device:

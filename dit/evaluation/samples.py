@@ -10,10 +10,11 @@ from dit.config import PERFORMANCE_FLAGS, SamplerConfig
 from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs.checkpoint_files import find_weights
+from dit.evaluation.inputs.images import ImageSet, read_images
+from dit.runs.checkpoint_files import checkpoints, find_weights, is_run
 from dit.sampling.load import LoadedRun
 from dit.sampling.sample_folder import ARCHIVE, RECORD, sample_folder
-from dit.utils.files import sha256
+from dit.utils.files import sha256, shell_quote
 from dit.utils.image_size import size_of
 
 # Settings that are listed only where they are used
@@ -21,6 +22,27 @@ OPTIONAL = (
     *("guide", "classifier", "classifier_scale", "image_size"),
     *("block_cache", "compile", "spacing"),
 )
+
+
+def read_samples(path: Path) -> ImageSet:
+    """Return the images to score; refuse a run, whose pictures are curves and grids.
+
+    Two or more are needed: what is wrong shows before any network is loaded.
+    """
+    for run in (path, path.parent):
+        if (path == run or path.name == "samples") and (is_run(run) or checkpoints(run)):
+            what = "a run" if path == run else f"the previews and grids of the run {run}"
+            raise UserError(
+                f"--samples {path} is {what}",
+                "a folder of images, or an .npz file",
+                f"pass --run {shell_quote(run)} to sample from it and score, or --samples with "
+                "the folder of sample.py --num-samples",
+            )
+    images = read_images(path)
+    if len(images) < 2:
+        given = f"{len(images)} sample in {path}"
+        raise UserError(given, "at least 2, better thousands", "add images")
+    return images
 
 
 def sample_to_folder(

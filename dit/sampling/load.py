@@ -19,7 +19,7 @@ from dit.build import (
 )
 from dit.config import SamplerConfig
 from dit.diffusion.process import Denoiser
-from dit.distributed.device import library_versions
+from dit.distributed.device import free_main_memory, library_versions
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
@@ -88,7 +88,9 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Load
         device: Where to put the networks.
         size: Image size to sample at; that of training unless given.
     """
-    weights = read_weights(find_weights(path))
+    file = find_weights(path)
+    _require_memory(file)
+    weights = read_weights(file)
     if is_classifier(weights.card.network.model):
         raise UserError(
             f"{path} is a {weights.card.network.model}",
@@ -106,6 +108,17 @@ def load_run(path: Path, device: torch.device, size: Size | None = None) -> Load
     if size is None or sides(size) == run.image_size:
         return run
     return _resize(run, network, size)
+
+
+def _require_memory(file: Path) -> None:
+    """Refuse a weights file that is larger than the memory."""
+    size, free = file.stat().st_size, free_main_memory()
+    if size > free:
+        raise UserError(
+            f"{file} takes {size / 2**30:.2f} GiB",
+            f"at most the {free / 2**30:.2f} GiB of main memory that are free",
+            "use a machine with more memory",
+        )
 
 
 def load_network(weights: Weights, device: torch.device) -> nn.Module:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dit.config import SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
@@ -70,6 +71,8 @@ def sample_folder(
     largest = max(1, *map(len, shares))
     config = replace(config, batch_size=min(config.batch_size, largest))
     pipeline = build_pipeline(run, config, classes)
+    rows = 2 if config.cfg_scale != 1 and not config.guide else 1
+    require_samples_fit(run, config.batch_size, config.precision, rows)
     settings = {**protocol(pipeline), "format": format}
 
     # refuses other settings, or more images

@@ -162,6 +162,20 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_file_or_folder(flag: str, path: str) -> None:
+    """Refuse an existing pipe, socket or device: reading it may never end, writing replaces it."""
+    try:
+        mode = os.stat(Path(path).expanduser()).st_mode
+    except (OSError, ValueError, RuntimeError):
+        return  # not a path, or not there: whoever opens it says so
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(
+            f"{flag} {path} is a pipe, a socket or a device".strip(),
+            "a file or a folder",
+            "write the data to a file first",
+        )
+
+
 # -- reading ---------------------------------------------------------------------------------------
 
 

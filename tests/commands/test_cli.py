@@ -358,11 +358,33 @@ def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
         ending(monkeypatch, FileNotFoundError(2, "no such file"))
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --samples s.npz --reference PIPE",
+        "evaluate --samples PIPE",
+        "stats --data PIPE --out o.npz",
+        "sample --run PIPE",
+        "train --resume PIPE",
+        "info PIPE",
+        "convert PIPE o.safetensors",
+        "convert f.pt PIPE",
+        "nll --run r --out PIPE",
+    ],
+)
+def test_a_pipe_is_no_file(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    found = error_of(command.replace("PIPE", str(pipe)).split(), capsys)
+    assert f"{pipe} is a pipe, a socket or a device; expected a file or a folder" in found
+    assert pipe.is_fifo()
+
+
 def test_other_ranks_wait_before_they_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     waited: list[float] = []
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli, "rank_for_messages", lambda: 1)
     monkeypatch.setattr(cli.time, "sleep", waited.append)
     assert ending(monkeypatch, UserError("a", "b", "c")) == 2
     assert waited == [cli.PATIENCE]

@@ -137,7 +137,7 @@ def test_several_networks_share_one_pass_over_the_images(samples, tmp_path, monk
         "        return images.float().mean(dim=(2, 3)) + torch.arange(3.0)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    read, original = [], module.read_images
+    read, original = [], module.read_samples
 
     def counting(path):
         images = original(path)
@@ -148,7 +148,7 @@ def test_several_networks_share_one_pass_over_the_images(samples, tmp_path, monk
 
         return dataclasses.replace(images, read=read_one, labels=None)
 
-    monkeypatch.setattr(module, "read_images", counting)
+    monkeypatch.setattr(module, "read_samples", counting)
     extractors = ("digits-cnn", "own_features:Means")
     values = report(samples=samples, reference="digits", extractor=extractors, cache=False)
     names = {"FD(digits-cnn)", "FD(own_features:Means)", "KID(own_features:Means)"}
@@ -255,6 +255,20 @@ def test_mistakes_with_samples(samples, tmp_path, monkeypatch):
     assert "--extractor ()" in refused(**flags, extractor=())
     one = save_digits(tmp_path / "one", 1)
     assert "1 sample in" in refused(samples=one, reference="digits")
+
+
+def test_a_run_is_not_taken_for_samples(run, monkeypatch):
+    for name in ("find_reference", "choose_extractors"):
+        monkeypatch.setattr(module, name, lambda *given: pytest.fail("too late"))
+    for picture in ("loss.png", "samples/step-0000001.png", "samples/step-0000002.png"):
+        (run / picture).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(run / picture)
+
+    found = refused(samples=run, reference="digits")
+    assert f"--samples {run} is a run; expected a folder of images" in found
+    assert f"pass --run {run} to sample from it and score" in found
+    found = refused(samples=run / "samples", reference="digits")
+    assert f"is the previews and grids of the run {run}; expected" in found
 
 
 def test_mistakes_with_a_run(run, tmp_path, make_run):

@@ -224,7 +224,7 @@ def test_prompts_are_drawn(text_run: Path, tmp_path: Path, monkeypatch):
         (dict(layers="0,6"), "--layers 0,6 with DiT-Ti/4; expected layers from 0 to 5"),
         (dict(layers="all"), "--layers all with DiT-Ti/4; expected layers from 0 to 5"),
         (dict(token=(0, 2)), "--token 0 2 with 2 x 2 tokens; expected a row from 0 to 1 and a"),
-        (dict(times="1.5"), "--times 1.5; expected a number of times, 2 or more, or times from 0"),
+        (dict(times="1.5"), "--times 1.5; expected a number of times, from 2 to 9999, or times"),
         (dict(times="1"), "--times 1;"),
         (dict(times="a,b"), "--times a,b;"),
         (dict(classes="10"), "--classes 10; expected class ids from 0 to 9"),

@@ -1,6 +1,7 @@
 """The command `dit train-vae`: train a first stage, measure it on held-out images, and save it."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,16 +14,18 @@ from tqdm import tqdm
 
 from dit.commands.train_vae.batches import batches, split
 from dit.commands.train_vae.learner import Learner
-from dit.commands.train_vae.networks import latent_sides, save
+from dit.commands.train_vae.networks import latent_sides, require_network_fits, save
 from dit.commands.train_vae.quality import choose_extractor, latent_statistics, measure
 from dit.commands.train_vae.report import CURVE, LOG, draw_loss, draw_reconstructions, report
 from dit.config import VaeConfig
 from dit.data.images import Images
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
+from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.utils.files import LOCK, create_new, name_file_in_errors
+from dit.utils.image_size import sides
 from dit.utils.outputs import require_own_folder
 
 LOG_EVERY = 20  # steps
@@ -44,6 +47,10 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
             f"{ranks.world} processes for dit train-vae", "one", "start it without torchrun"
         )
     latent_sides(cfg)  # refuses a size that does not fit
+    # an activation of full size, four times in the encoder and four times in the decoder
+    image_bytes = 8 * 2 * math.prod(sides(cfg.image_size)) * cfg.channels[0]
+    require_batch_fits(cfg.batch_size, image_bytes, ranks.device)
+    require_network_fits(cfg, ranks.device)
     images = load_images(cfg.data, cfg.image_size)
     training, held_out = split(cfg, len(images))
     # before training: missing weights are no surprise at its end

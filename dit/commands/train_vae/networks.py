@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dit.config import VaeConfig
+from dit.config.validation import flag_of
+from dit.distributed.device import free_memory
 from dit.encoders.autoencoder import CONFIG, WEIGHTS
 from dit.errors import UserError
 from dit.utils.files import write_bytes, write_json
@@ -36,6 +38,20 @@ def create_network(cfg: VaeConfig) -> Any:
     if cfg.kind == "kl":
         return AutoencoderKL(**settings)
     return VQModel(**settings, num_vq_embeddings=cfg.codebook_size, vq_embed_dim=cfg.codebook_dim)
+
+
+def require_network_fits(cfg: VaeConfig, device: torch.device) -> None:
+    """Refuse networks whose weights, gradients and two moments alone exceed the memory."""
+    with torch.device("meta"):
+        network = create_network(cfg)
+    need, free = 16 * sum(p.numel() for p in network.parameters()), free_memory(device)
+    if need > free:
+        raise UserError(
+            f"{flag_of(cfg, 'channels')} needs {need / 2**30:.2f} GiB for weights, gradients and "
+            "AdamW's moments",
+            f"at most the {free / 2**30:.2f} GiB that are free",
+            "pass smaller --channels",
+        )
 
 
 def latent_sides(cfg: VaeConfig) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Read arrays of .npz files, without ever loading a pickle."""
 
+import math
 import struct
 import zipfile
 import zlib
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dit.distributed.device import free_main_memory
 from dit.errors import UserError
 
 BROKEN = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -49,14 +51,54 @@ def read_array(file: Any, path: Path, key: str) -> np.ndarray:
         )
     try:
         member = file.zip.getinfo(f"{key}.npy")
+        _check_size(file.zip, member)
         large = member.file_size >= MAPPED_FROM and member.compress_type == zipfile.ZIP_STORED
-        return _map(file.zip, path, member) if large else file[key]
+        if large:
+            return _map(file.zip, path, member)
+        _require_memory(member, path, key)
+        return file[key]
     except (*BROKEN, KeyError) as error:
         raise UserError(
             f"{key} in {path} cannot be read ({error})",
             "an intact array of plain numbers",
             "write the file again; pickled objects are never loaded",
         ) from error
+
+
+def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuse an array whose header promises another size than the archive has.
+
+    NumPy takes the promised memory before it reads a number.
+    """
+    with archive.open(member) as stream:
+        shape, _, dtype = _read_header(stream)
+        promised = math.prod(shape) * dtype.itemsize
+        held = member.file_size - stream.tell()
+    if promised != held:
+        raise ValueError(f"its header promises {promised:,} bytes, the archive has {held:,}")
+
+
+def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, order and type of an array; refuse objects, which are pickles."""
+    if np.lib.format.read_magic(stream) == (1, 0):
+        header = np.lib.format.read_array_header_1_0(stream)
+    else:
+        header = np.lib.format.read_array_header_2_0(stream)
+    if header[2].hasobject:
+        raise ValueError("it holds Python objects")
+    return header
+
+
+def _require_memory(member: zipfile.ZipInfo, path: Path, key: str) -> None:
+    """Refuse an array that does not fit into memory, as zeros in a small file may."""
+    free = free_main_memory()
+    if member.file_size > free:
+        raise UserError(
+            f"{key} in {path} takes {member.file_size / 2**30:,.1f} GiB, from "
+            f"{member.compress_size / 2**30:,.3f} GiB in the file",
+            f"at most the {free / 2**30:,.1f} GiB of memory that are free",
+            "write it by numpy.savez, without compression: such arrays stay on the disk",
+        )
 
 
 def _map(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> np.ndarray:
@@ -69,10 +111,5 @@ def _map(archive: zipfile.ZipFile, path: Path, member: zipfile.ZipInfo) -> np.nd
         # The local header has 30 bytes; the last four are the lengths of the two fields behind it.
         raw.seek(member.header_offset + 26)
         raw.seek(sum(struct.unpack("<HH", raw.read(4))), 1)
-        if np.lib.format.read_magic(raw) == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(raw)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(raw)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+        shape, fortran, dtype = _read_header(raw)
         return np.memmap(path, dtype, "c", raw.tell(), shape, "F" if fortran else "C")

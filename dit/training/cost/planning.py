@@ -1,5 +1,6 @@
 """Memory, communication and time of a training by number of GPUs, for `--dry-run --gpus`."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -127,9 +128,7 @@ def build_columns(step: PlannedStep) -> Iterator[Column]:
 def build_column(step: PlannedStep, work: Work, cluster: Cluster, parallel: str) -> Column:
     """Return the column whose micro-batches are as few as memory allows."""
     share = step.card.config.global_batch_size // cluster.gpus
-    for accum in range(1, share + 1):
-        if share % accum:
-            continue
+    for accum in divisors(share):
         batch = share // accum
         layout = Layout(parallel, cluster.gpus, accum)
         memory = step.memory(batch, layout)
@@ -139,6 +138,12 @@ def build_column(step: PlannedStep, work: Work, cluster: Cluster, parallel: str)
 
     most = step.largest_batch(cluster, Layout(parallel, cluster.gpus))
     return Column(work, cluster, layout, batch, memory, step.frozen, fits, most)
+
+
+def divisors(number: int) -> list[int]:
+    """Return all divisors in increasing order, in the time of the number's square root."""
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return sorted({*small, *(number // i for i in small)})
 
 
 # -- the table -------------------------------------------------------------------------------------
