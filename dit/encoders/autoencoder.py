@@ -1,11 +1,11 @@
 """Pixels <-> latents, by a frozen autoencoder."""
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from dit.errors import UserError
 from dit.utils.files import sha256
 from dit.utils.hub import find_folder
 from dit.utils.image_size import Size, sides, size_flag
+from dit.utils.typed_json import read_json
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -170,6 +171,18 @@ def _per_channel(values: Sequence[float] | Tensor, device: torch.device) -> Tens
 # -- loading ---------------------------------------------------------------------------------------
 
 
+class CodecConfig(TypedDict, total=False):
+    """What is read of an autoencoder's config.json."""
+
+    _class_name: str
+    in_channels: int
+    vq_embed_dim: int | None
+    scaling_factor: float | None
+    shift_factor: float | None
+    latents_mean: list[float] | None
+    latents_std: list[float] | None
+
+
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
     """Load `digits` (bundled), `identity` (pixels), a folder in diffusers' layout, or a hub name.
 
@@ -187,9 +200,9 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     network = _read_network(folder, config["_class_name"])
     network = network.to(device, memory_format=torch.channels_last)  # faster convolutions
 
-    # one value for all channels, or one for each
+    channels = config.get("vq_embed_dim") or network.config.latent_channels
     mean, std = _statistics(config)
-    channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
+    _check_statistics(folder / CONFIG, mean, std, channels)
     return Autoencoder(
         name=name,
         codec=build_codec(network),
@@ -201,14 +214,30 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     )
 
 
-def _statistics(config: dict[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+def _statistics(config: CodecConfig) -> tuple[Sequence[float], Sequence[float]]:
     """Return the mean and deviation of z in a config, per channel or one for all."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         return mean, std
     scaling = config.get("scaling_factor")
     scaling = DEFAULT_SCALING if scaling is None else scaling
-    return [config.get("shift_factor") or 0.0], [1 / scaling]
+    # no factor is 0: an infinite deviation is refused
+    return [config.get("shift_factor") or 0.0], [1 / scaling if scaling else math.inf]
+
+
+def _check_statistics(
+    file: Path, mean: Sequence[float], std: Sequence[float], channels: int
+) -> None:
+    """Refuse statistics that are neither one for all channels nor one for each, or no deviation."""
+    if any(len(values) not in (1, channels) for values in (mean, std)):
+        raise UserError(
+            f"{file} has {len(mean)} means and {len(std)} deviations of latents",
+            f"one for all, or one for each of {channels} channels",
+            "copy it again",
+        )
+    if not all(0 < value < math.inf for value in std):
+        given = f"{file} scales latents by deviations {list(std)}"
+        raise UserError(given, "numbers above 0", "copy it again")
 
 
 def _locate(name: str) -> Path:
@@ -233,14 +262,9 @@ def _locate(name: str) -> Path:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> CodecConfig:
     file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error})", "a JSON file", "copy it again"
-        ) from error
+    config = read_json(file, CodecConfig, "the configuration of an autoencoder", "copy it again")
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
     if kind not in KINDS or channels != 3:
         raise UserError(

@@ -3,18 +3,19 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dit.config import PERFORMANCE_FLAGS, SamplerConfig
 from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
 from dit.runs.checkpoint_files import find_weights
 from dit.sampling.load import LoadedRun
-from dit.sampling.sample_folder import ARCHIVE, RECORD, sample_folder
+from dit.sampling.sample_folder import ARCHIVE, RECORD, SampleRecord, sample_folder
 from dit.utils.files import sha256
 from dit.utils.image_size import size_of
+from dit.utils.typed_json import read_json
 
 # Settings that are listed only where they are used
 OPTIONAL = (
@@ -64,14 +65,10 @@ def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
     }
 
 
-def is_unconditional(settings: dict[str, Any]) -> bool:
+def is_unconditional(settings: Mapping[str, Any]) -> bool:
     """Return whether the images have no classes, according to samples.json."""
-    network = settings.get("network")
-    return (
-        isinstance(network, dict)
-        and network.get("num_classes") == 0
-        and not settings.get("classes")
-    )
+    network = settings.get("network", {})
+    return network.get("num_classes") == 0 and not settings.get("classes")
 
 
 def recorded_settings(samples: Path | None) -> dict[str, Any]:
@@ -81,10 +78,4 @@ def recorded_settings(samples: Path | None) -> dict[str, Any]:
     path = (samples if samples.is_dir() else samples.parent) / RECORD
     if not path.is_file():
         return {}
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is no JSON ({error})", "the file that sample.py wrote", "remove it"
-        ) from error
-    return settings if isinstance(settings, dict) else {}
+    return {**read_json(path, SampleRecord, "the settings that sample.py wrote", f"remove {path}")}

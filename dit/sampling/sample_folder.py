@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,12 +25,23 @@ from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
 from dit.utils.files import create_folder, reraise_as_user_error, write_atomically, write_json
+from dit.utils.typed_json import read_json
 
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 TEMPORARY = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
 PNG_END = b"IEND\xaeB`\x82"
 PNG_THREADS = 4
 BAR = "{l_bar}{bar}| {n:,.1f}/{total:,} img [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+class SampleRecord(TypedDict, total=False):
+    """What is read of samples.json; it may hold more."""
+
+    num_samples: int
+    network: dict[str, Any]
+    classes: list[int]
+    prompts: list[str]
+    versions: dict[str, str | None]
 
 
 def sample_folder(
@@ -209,9 +220,8 @@ def _claim(folder: "SampleFolder", settings: dict[str, Any], done: set[int]) -> 
 
 
 def _require_same(record: Path, settings: dict[str, Any]) -> None:
-    with reraise_as_user_error(record, "the settings that sample.py wrote", "choose another --out"):
-        recorded = dict(json.loads(record.read_text()))
-
+    do = "choose another --out"
+    recorded = read_json(record, SampleRecord, "the settings that sample.py wrote", do)
     for key in [*settings, *recorded]:
         old, new = recorded.get(key), settings.get(key)
         if key != "num_samples" and old != new:

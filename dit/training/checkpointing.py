@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def _write_meta(folder: Path, step: int, distance: Distance | None) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     meta: dict[str, Any] = {"step": step, "torch": torch.__version__}
     if distance:
-        meta["distance"] = distance._asdict()
+        meta["distance"] = asdict(distance)
     meta["files"] = {}
     for file in files:
         name = str(file.relative_to(folder))

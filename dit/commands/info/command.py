@@ -1,13 +1,12 @@
 """What a path is, and whether its files are as they were written."""
 
-import json
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.training.resume import require_settings
+from dit.utils.typed_json import read_json
 
 WIDTH = 100  # columns of the table
 MOST_DAMAGED = 5  # files that the error names
@@ -94,7 +94,7 @@ def inspect(path: Path) -> Findings:
         return _weights_file(path) if path.suffix == ".safetensors" else _release_file(path)
     if (path / "meta.json").exists():
         return _checkpoint(path)
-    if "_class_name" in _read_json(path / CONFIG):
+    if _is_first_stage(path):
         return _first_stage(path)
     if (path / CONFIG).exists() or runs.paths_by_step(path / "checkpoints"):
         return _run(path)
@@ -168,7 +168,7 @@ def _verify_record(run: Path) -> str:
     return ""
 
 
-def _verify_snapshot(file: Path, recorded: dict[str, Any]) -> str:
+def _verify_snapshot(file: Path, recorded: runs.Listed) -> str:
     runs.require_intact(file, recorded, f"remove {file}")
     return ""
 
@@ -248,16 +248,16 @@ def _release_file(file: Path) -> Findings:
 
 def _latents(root: Path) -> Findings:
     index = read_index(root)
-    kind = "captions" if index["captions"] else "class names"
-    names = listed(index["classes"], len(index["classes"])) or "none (unconditional)"
+    kind = "captions" if index.captions else "class names"
+    names = listed(index.classes, len(index.classes)) or "none (unconditional)"
     rows = [
         ("latents", str(root)),
-        ("images", f"{index['count']:,}, mirrored too: {'yes' if index['flips'] else 'no'}"),
+        ("images", f"{index.images:,}, mirrored too: {'yes' if index.flips else 'no'}"),
         (kind, names),
-        ("latents of each", " x ".join(map(str, index["shape"]))),
-        ("autoencoder", index["vae"]),
-        ("mean by channel", numbers(index["mean"])),
-        ("deviation", numbers(index["std"])),
+        ("latents of each", " x ".join(map(str, index.shape))),
+        ("autoencoder", index.vae),
+        ("mean by channel", numbers(index.mean)),
+        ("deviation", numbers(index.std)),
     ]
     findings = Findings(rows)
     for damage in find_damaged_shards(root):
@@ -265,10 +265,24 @@ def _latents(root: Path) -> Findings:
         rows.append((damage.file, f"DAMAGED: {damage.reason}; {damage.images:,} images"))
     if not findings.damaged:
         # earlier versions did not record the checksum of labels
-        labels = ", and their labels" if "labels_sha256" in index else ""
-        shards = f"{len(index['shards']):,} shards with {index['count']:,} images"
+        labels = ", and their labels" if index.labels_sha256 else ""
+        shards = f"{len(index.shards):,} shards with {index.images:,} images"
         rows.append(("files", f"{shards}{labels}, checksums verified"))
     return findings
+
+
+class FirstStageReport(TypedDict):
+    """What is read of the report of `dit train-vae`."""
+
+    held_out: int
+    scores: dict[str, float | str]
+
+
+def _is_first_stage(folder: Path) -> bool:
+    try:
+        return "_class_name" in read_json(folder / CONFIG, dict[str, Any], "", "")
+    except UserError:
+        return False
 
 
 def _first_stage(folder: Path) -> Findings:
@@ -290,21 +304,18 @@ def _first_stage(folder: Path) -> Findings:
         ("latents scaled by", f"mean {mean}, deviation {deviation}"),
         ("weights", f"SHA-256 {autoencoder.checksum}"),
     ]
-    report = _read_json(folder / "report.json")
-    if "held_out" in report:
-        rows.append(("held out", f"{report['held_out']:,} images"))
-    for name, value in report.get("scores", {}).items():
-        rows.append((name, value if isinstance(value, str) else f"{value:.4g}"))
+    # a folder of others has no such report, or one of its own
+    with suppress(UserError):
+        rows += _report_rows(folder / "report.json")
     return Findings(rows)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a file; an empty one if it is missing or damaged."""
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+def _report_rows(file: Path) -> Rows:
+    report = read_json(file, FirstStageReport, "the report of dit train-vae", "")
+    rows = [("held out", f"{report['held_out']:,} images")]
+    for name, value in report["scores"].items():
+        rows.append((name, value if isinstance(value, str) else f"{value:.4g}"))
+    return rows
 
 
 def _size(count: float) -> str:
