@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from dit.errors import UserError
+from dit.errors import UserError, one_line
 from dit.utils.files import sha256
 from dit.utils.hub import find_folder
 from dit.utils.image_size import Size, sides, size_flag
@@ -297,7 +297,7 @@ def _read_network(folder: Path, kind: str) -> Any:
             )
     except Exception as error:  # of safetensors, diffusers and torch
         raise UserError(
-            f"{file} cannot be loaded ({' '.join(str(error).split())[:200]})",
+            f"{file} cannot be loaded ({one_line(error)})",
             "intact weights of the network in its config.json",
             "copy them again",
         ) from error

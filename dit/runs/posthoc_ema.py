@@ -17,7 +17,7 @@ from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import Listed, checkpoint_name, checksum_entry
 from dit.runs.ema_profiles import fit
-from dit.runs.weights import read_header, write_weights
+from dit.runs.weights import read_header, require_usable, write_weights
 from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
 from dit.utils.typed_json import read_json
 
@@ -113,6 +113,7 @@ def write_snapshot(
 ) -> None:
     """Write a file of RUN/ema atomically, and list it."""
     file = run / FOLDER / file_name(length, step)
+    require_usable(file, weights, f"continue with a lower --lr: --resume {shell_quote(run)}")
     try:
         with write_atomically(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)

@@ -262,7 +262,7 @@ class PngFolder:
     def finish(self) -> None:
         """Write labels.csv once all images are done, unless it is complete."""
         file = self.out / LABELS
-        lines = len(file.read_text().splitlines()) if file.exists() else 0
+        lines = len(file.read_bytes().splitlines()) if file.exists() else 0
         if not self.names or lines == len(self.labels) + 1:
             return
         with write_atomically(file) as path, path.open("w", newline="") as opened:
@@ -366,12 +366,16 @@ class NpzFolder:
 
 
 def _read_indices(part: Path) -> list[int]:
-    """Return the indices of the images in a part; none if a crash has truncated it."""
+    """Return the indices of the images in a part; none if it is damaged, as by a crash."""
     try:
         with np.load(part) as arrays:
-            return arrays["indices"].tolist()
-    except (ValueError, EOFError, zipfile.BadZipFile):
+            indices = arrays["indices"]
+            pixels = arrays["images"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return []
+    fits = indices.ndim == 1 and pixels.ndim == 4 and len(pixels) == len(indices)
+    right = indices.dtype.kind == "i" and pixels.dtype == np.uint8
+    return indices.tolist() if fits and right else []
 
 
 SampleFolder = PngFolder | NpzFolder

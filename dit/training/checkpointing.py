@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from dit.config import TrainConfig
 from dit.distributed.parallel import gather_state_dict
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
+from dit.errors import UserError, one_line
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import (
     BEST,
@@ -38,7 +38,7 @@ from dit.runs.checkpoint_files import (
     latest_checkpoint,
     verify_checkpoint,
 )
-from dit.runs.weights import write_weights
+from dit.runs.weights import require_usable, write_weights
 from dit.training.state import State
 from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
 
@@ -128,7 +128,11 @@ class Saver:
                 sync_to_disk(final.parent)
                 tidy(self.run, self.card.config)
 
-        self.ranks.on_main(lambda: _make_folder(final))
+        def begin() -> None:
+            _require_finite(final, weights)
+            _make_folder(final)
+
+        self.ranks.on_main(begin)
         writer = dcp.HuggingFaceStorageWriter(str(hidden / "state"), save_distributed=not alone)
         with _write_errors(final), _no_process_group_warning():
             dcp.save(staged, storage_writer=writer, process_group=self.ranks.group, no_dist=alone)
@@ -147,6 +151,13 @@ def _lower_priority() -> None:
 def _hidden(checkpoint: Path) -> Path:
     """Return the name of a checkpoint that is being written or removed, which is not listed."""
     return checkpoint.with_name(f".{checkpoint.name}")
+
+
+def _require_finite(final: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse to write weights that are not finite: the last good checkpoint stays."""
+    good = latest_checkpoint(final.parent.parent)
+    kept = f"continue from {good}" if good else "start again"
+    require_usable(final, weights, f"{kept} with a lower --lr, or with --precision fp32")
 
 
 def _make_folder(final: Path) -> None:
@@ -225,13 +236,8 @@ def _write_errors(checkpoint: Path) -> Iterator[None]:
         if before := latest_checkpoint(run):
             retry = f"continue with --resume {shell_quote(run)} ({before} is intact)"
 
-        # DCP collects the errors of all ranks; the first one is the cause.
-        first: object = error
-        if isinstance(error, CheckpointException):
-            first = next(iter(error.failures.values()))[0]
-        cause = " ".join(str(first).split())
         raise UserError(
-            f"{checkpoint} could not be written ({cause})",
+            f"{checkpoint} could not be written ({_cause(error)})",
             "a writable disk with free space",
             f"make room and {retry}",
         ) from error
@@ -246,8 +252,9 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
             "a checkpoint written by train.py",
             "resume from another one",
         )
-    reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
-    stored = reader.read_metadata().state_dict_metadata
+    with _read_errors(checkpoint):
+        reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
+        stored = reader.read_metadata().state_dict_metadata
 
     # Earlier versions wrote some of the optional tensors not at all, or in other shapes.
     tensors = state.tensors()
@@ -255,9 +262,38 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
         fits = name in stored and getattr(stored[name], "size", None) == tensor.shape
         if name.startswith(OPTIONAL) and not fits:
             del tensors[name]
-    with _no_process_group_warning():
+    with _read_errors(checkpoint), _no_process_group_warning():
         dcp.load(tensors, storage_reader=reader, no_dist=ranks.world == 1)
     return meta["step"]
+
+
+@contextmanager
+def _read_errors(checkpoint: Path) -> Iterator[None]:
+    """Turn errors of reading state/ into a `UserError`: its checksums fit, its content does not."""
+    try:
+        yield
+    # DCP parses what it reads without checking it
+    except (
+        CheckpointException,
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
+        raise UserError(
+            f"{checkpoint / 'state'} cannot be read ({_cause(error)})",
+            "the state that train.py wrote",
+            f"remove {checkpoint} to continue from another",
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return the text of an error; DCP collects those of all ranks, and the first one is it."""
+    first: object = error
+    if isinstance(error, CheckpointException):
+        first = next(iter(error.failures.values()))[0]
+    return one_line(first)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dit.commands.info.model import Rows, card_rows, listed, network_rows, numbers
 from dit.config import InfoConfig
+from dit.data.image_files import is_image
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
@@ -25,9 +26,11 @@ from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.training.resume import require_settings
+from dit.utils.files import shell_quote
 from dit.utils.typed_json import read_json
 
 WIDTH = 100  # columns of the table
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # extensions of PyTorch's files
 MOST_DAMAGED = 5  # files that the error names
 
 
@@ -91,7 +94,7 @@ def table(rows: Rows) -> str:
 def inspect(path: Path) -> Findings:
     """Return what a run, checkpoint, weights file, folder of latents or first stage is."""
     if path.is_file():
-        return _weights_file(path) if path.suffix == ".safetensors" else _release_file(path)
+        return _file(path)
     if (path / "meta.json").exists():
         return _checkpoint(path)
     if _is_first_stage(path):
@@ -108,6 +111,32 @@ def inspect(path: Path) -> Findings:
         "first stage",
         "check the path",
     )
+
+
+def _file(path: Path) -> Findings:
+    if path.suffix == ".safetensors":
+        return _weights_file(path)
+    with path.open("rb") as opened:
+        start = opened.read(16)
+    # PyTorch writes zip archives, in early versions pickles
+    if path.suffix in PICKLED or (start.startswith((b"PK", b"\x80")) and path.suffix != ".npz"):
+        return _release_file(path)
+    raise UserError(
+        f"{path} is {_describe_content(path, start)}",
+        "a file of weights (.safetensors, .pt), or the folder of a run, of latents or of a VAE",
+        f"see what its folder is: dit info {shell_quote(path.parent)}",
+    )
+
+
+def _describe_content(path: Path, start: bytes) -> str:
+    """Return what a file is by its first bytes, else by its name."""
+    if not start:
+        return "empty"
+    if start.lstrip().startswith((b"{", b"[")):
+        return "a JSON file"
+    if is_image(path.name):
+        return "an image"
+    return f"a {path.suffix} file" if path.suffix else "a file of another kind"
 
 
 # -- runs and weights ------------------------------------------------------------------------------
