@@ -42,6 +42,8 @@ from dit.runs.weights import require_usable, write_weights
 from dit.training.state import State
 from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
 
+# DCP parses what it reads without checking it
+READ_ERRORS = (CheckpointException, SafetensorError, OSError, ValueError, KeyError, TypeError)
 OPTIONAL = ("guard.", "window")  # tensors that start fresh where a checkpoint has none that fit
 
 
@@ -156,8 +158,8 @@ def _hidden(checkpoint: Path) -> Path:
 def _require_finite(final: Path, weights: dict[str, Tensor]) -> None:
     """Refuse to write weights that are not finite: the last good checkpoint stays."""
     good = latest_checkpoint(final.parent.parent)
-    kept = f"continue from {good}" if good else "start again"
-    require_usable(final, weights, f"{kept} with a lower --lr, or with --precision fp32")
+    kept = f"continue from {good}, which is intact," if good else "start again"
+    require_usable(final, weights, f"it was not written: {kept} with a lower --lr")
 
 
 def _make_folder(final: Path) -> None:
@@ -272,15 +274,7 @@ def _read_errors(checkpoint: Path) -> Iterator[None]:
     """Turn errors of reading state/ into a `UserError`: its checksums fit, its content does not."""
     try:
         yield
-    # DCP parses what it reads without checking it
-    except (
-        CheckpointException,
-        SafetensorError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
+    except READ_ERRORS as error:
         raise UserError(
             f"{checkpoint / 'state'} cannot be read ({_cause(error)})",
             "the state that train.py wrote",
@@ -288,7 +282,7 @@ def _read_errors(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """Return the text of an error; DCP collects those of all ranks, and the first one is it."""
     first: object = error
     if isinstance(error, CheckpointException):
