@@ -20,6 +20,7 @@ BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBFOLDERS = ("vae", "vqvae")  # of pipelines
 KINDS = ("AutoencoderKL", "VQModel")  # of diffusers
+LARGEST_SIZE = 1024  # layers of a block, or channels of a latent: more is damage
 DECODE_BATCH = 16  # images: decoders take much memory
 DEFAULT_SCALING = 0.18215  # diffusers' default, that of Stable Diffusion
 
@@ -176,6 +177,8 @@ class CodecConfig(TypedDict, total=False):
 
     _class_name: str
     in_channels: int
+    layers_per_block: int
+    latent_channels: int
     vq_embed_dim: int | None
     scaling_factor: float | None
     shift_factor: float | None
@@ -265,6 +268,14 @@ def _locate(name: str) -> Path:
 def _read_config(folder: Path) -> CodecConfig:
     file = folder / CONFIG
     config = read_json(file, CodecConfig, "the configuration of an autoencoder", "copy it again")
+    sizes = [config.get("layers_per_block", 1), config.get("latent_channels", 1)]
+    if not all(0 < size <= LARGEST_SIZE for size in sizes):
+        # diffusers would build layers until the memory is full
+        raise UserError(
+            f"{file} has layers_per_block {sizes[0]} and latent_channels {sizes[1]}",
+            f"1 to {LARGEST_SIZE:,}",
+            "copy it again",
+        )
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
     if kind not in KINDS or channels != 3:
         raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from dit.config import TrainConfig, to_json
+from dit.errors import UserError
 from dit.report.text import counted
 from dit.runs.logs import BY_TIME
 from dit.utils.typed_json import read_json
@@ -61,6 +62,9 @@ class Reference:
     def read(file: Path) -> "Reference":
         expected = "reference curves written by benchmarks.reference_curves"
         values = read_json(file, ReferenceFile, expected, "take it from the repository")
+        for lines in values["runs"].values():
+            if not lines or not all("step" in line for line in lines):
+                raise UserError(f"{file} has a run without steps", expected, "take another")
         record = {n: v for n, v in values.items() if n not in ReferenceFile.__annotations__}
         return Reference(values["preset"], values["settings"], values["runs"], record)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dit.config import TrainConfig, to_json
 from dit.errors import UserError
+from dit.models.registry import check_name
 from dit.utils.files import shell_quote
 from dit.utils.image_size import Size, sides
 from dit.utils.typed_json import LARGEST, from_json, read_json
@@ -45,6 +46,7 @@ class NetworkSpec:
             if not all(value is not None and low <= value <= high for value in values):
                 given = f"{name} {getattr(self, name)}"
                 raise UserError(given, f"{low} to {high:,}", INTACT)
+        check_name(self.model, self.conditioning)
         if not text and self.text_width is not None:
             given = f"text_width {self.text_width} with conditioning {self.conditioning}"
             raise UserError(given, "conditioning text with it", INTACT)

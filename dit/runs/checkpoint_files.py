@@ -156,9 +156,9 @@ def _require_complete(checkpoint: Path, listed: Iterable[str], do: str) -> None:
 
     A file that nobody lists is one that nobody verifies.
     """
-    present = {WEIGHTS, *(file.name for file in checkpoint.glob(WEIGHTS))}
-    present |= {f"state/{file.name}" for file in checkpoint.glob("state/[!.]*")}
-    for name in sorted(present):
+    weights = [file.name for file in checkpoint.glob(WEIGHTS)] or [WEIGHTS]
+    state = [f"state/{file.name}" for file in checkpoint.glob("state/[!.]*")]
+    for name in sorted([*weights, *state]):
         if not any(fnmatch(one, name) for one in listed):
             given = f"{checkpoint / META} does not list {name}"
             raise UserError(given, "the checksum of each file of the checkpoint", do)

@@ -6,28 +6,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from tqdm import tqdm
 
+from dit.commands.info.first_stage import first_stage_rows, is_first_stage
 from dit.commands.info.model import Rows, card_rows, listed, network_rows, numbers
 from dit.config import InfoConfig
 from dit.data.image_files import is_image
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import DAMAGED, find_damaged_shards, read_index
-from dit.models.registry import count_parameters
 from dit.runs import checkpoint_files as runs
-from dit.runs.card import ModelCard
+from dit.runs.card import CONFIG, ModelCard
 from dit.runs.formats.dit_release import read_release
 from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.training.resume import require_settings
 from dit.utils.files import shell_quote
-from dit.utils.typed_json import read_json
 
 WIDTH = 100  # columns of the table
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # extensions of PyTorch's files
@@ -97,8 +95,8 @@ def inspect(path: Path) -> Findings:
         return _file(path)
     if (path / "meta.json").exists():
         return _checkpoint(path)
-    if _is_first_stage(path):
-        return _first_stage(path)
+    if is_first_stage(path):
+        return Findings(first_stage_rows(path))
     if (path / CONFIG).exists() or runs.paths_by_step(path / "checkpoints"):
         return _run(path)
     if holds_latents(path):
@@ -272,7 +270,7 @@ def _release_file(file: Path) -> Findings:
     return Findings([first, *network_rows(spec), ("stored as", ", ".join(kinds))])
 
 
-# -- latents and first stages ----------------------------------------------------------------------
+# -- latents ---------------------------------------------------------------------------------------
 
 
 def _latents(root: Path) -> Findings:
@@ -298,53 +296,6 @@ def _latents(root: Path) -> Findings:
         shards = f"{len(index.shards):,} shards with {index.images:,} images"
         rows.append(("files", f"{shards}{labels}, checksums verified"))
     return findings
-
-
-class FirstStageReport(TypedDict):
-    """What is read of the report of `dit train-vae`."""
-
-    held_out: int
-    scores: dict[str, float | str]
-
-
-def _is_first_stage(folder: Path) -> bool:
-    try:
-        return "_class_name" in read_json(folder / CONFIG, dict[str, Any], "", "")
-    except UserError:
-        return False
-
-
-def _first_stage(folder: Path) -> Findings:
-    """Return what an autoencoder of `dit train-vae`, or in diffusers' layout, is."""
-    autoencoder = load_autoencoder(str(folder.absolute()))
-    codec = autoencoder.codec
-    assert isinstance(codec, KLCodec | VQCodec)
-    kind = f"KL ({type(codec.network).__name__})"
-    if isinstance(codec, VQCodec):
-        kind = f"VQ ({type(codec.network).__name__}, {len(codec.codebook):,} entries)"
-    mean = numbers(autoencoder.shift.flatten().tolist())
-    deviation = numbers((1 / autoencoder.scale).flatten().tolist())
-    rows = [
-        ("first stage", str(folder)),
-        ("kind", kind),
-        ("parameters", f"{count_parameters(codec.network):,}"),
-        ("factor", f"{autoencoder.factor} pixels a latent, along a side"),
-        ("latent channels", str(autoencoder.channels)),
-        ("latents scaled by", f"mean {mean}, deviation {deviation}"),
-        ("weights", f"SHA-256 {autoencoder.checksum}"),
-    ]
-    # a folder of others has no such report, or one of its own
-    with suppress(UserError):
-        rows += _report_rows(folder / "report.json")
-    return Findings(rows)
-
-
-def _report_rows(file: Path) -> Rows:
-    report = read_json(file, FirstStageReport, "the report of dit train-vae", "")
-    rows = [("held out", f"{report['held_out']:,} images")]
-    for name, value in report["scores"].items():
-        rows.append((name, value if isinstance(value, str) else f"{value:.4g}"))
-    return rows
 
 
 def _size(count: float) -> str:

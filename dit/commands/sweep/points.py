@@ -54,7 +54,12 @@ class Point:
 
     def __post_init__(self) -> None:
         if not self.scores:
-            raise UserError("a point without scores", "one or more", "it is scored again")
+            raise UserError("no score", "one or more", "score it again")
+        if len(self.replicates) == 1:
+            raise UserError("one replicate", "none, or two or more", "score it again")
+        if self.setting.steps is None or self.setting.sampler == "auto":
+            given = f"sampler {self.setting.sampler} with steps {self.setting.steps}"
+            raise UserError(given, "a sampler and its steps", "score it again")
 
     @property
     def first(self) -> Score:
