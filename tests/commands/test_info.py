@@ -320,6 +320,4 @@ def test_a_file_of_no_weights_is_described(tmp_path, name, content, kind):
     file.write_bytes(content)
     with pytest.raises(UserError) as error:
         info(file)
-    assert str(error.value).startswith(
-        f"{file} is {kind}; expected a file of weights"
-    )
+    assert str(error.value).startswith(f"{file} is {kind}; expected a file of weights")

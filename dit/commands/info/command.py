@@ -6,14 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from dit.commands.info.file_kind import require_pickled_weights
 from dit.commands.info.first_stage import first_stage_rows, is_first_stage
 from dit.commands.info.model import Rows, card_rows, listed, network_rows, numbers
 from dit.config import InfoConfig
-from dit.data.image_files import is_image
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
@@ -25,10 +24,8 @@ from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.training.resume import require_settings
-from dit.utils.files import shell_quote
 
 WIDTH = 100  # columns of the table
-PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # extensions of PyTorch's files
 MOST_DAMAGED = 5  # files that the error names
 
 
@@ -114,27 +111,8 @@ def inspect(path: Path) -> Findings:
 def _file(path: Path) -> Findings:
     if path.suffix == ".safetensors":
         return _weights_file(path)
-    with path.open("rb") as opened:
-        start = opened.read(16)
-    # PyTorch writes zip archives, in early versions pickles
-    if path.suffix in PICKLED or (start.startswith((b"PK", b"\x80")) and path.suffix != ".npz"):
-        return _release_file(path)
-    raise UserError(
-        f"{path} is {_describe_content(path, start)}",
-        "a file of weights (.safetensors, .pt), or the folder of a run, of latents or of a VAE",
-        f"see what its folder is: dit info {shell_quote(path.parent)}",
-    )
-
-
-def _describe_content(path: Path, start: bytes) -> str:
-    """Return what a file is by its first bytes, else by its name."""
-    if not start:
-        return "empty"
-    if start.lstrip().startswith((b"{", b"[")):
-        return "a JSON file"
-    if is_image(path.name):
-        return "an image"
-    return f"a {path.suffix} file" if path.suffix else "a file of another kind"
+    require_pickled_weights(path)
+    return _release_file(path)
 
 
 # -- runs and weights ------------------------------------------------------------------------------
