@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dit.commands.info.file_kind import require_pickled_weights
 from dit.commands.info.first_stage import first_stage_rows, is_first_stage
-from dit.commands.info.model import Rows, card_rows, listed, network_rows, numbers
+from dit.commands.info.model import Rows, card_rows, foreign_rows, listed, numbers
 from dit.config import InfoConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -19,7 +19,6 @@ from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import DAMAGED, find_damaged_shards, read_index
 from dit.runs import checkpoint_files as runs
 from dit.runs.card import CONFIG, ModelCard
-from dit.runs.formats.dit_release import read_release
 from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
@@ -112,7 +111,7 @@ def _file(path: Path) -> Findings:
     if path.suffix == ".safetensors":
         return _weights_file(path)
     require_pickled_weights(path)
-    return _release_file(path)
+    return _foreign_file(path)
 
 
 # -- runs and weights ------------------------------------------------------------------------------
@@ -241,11 +240,9 @@ def _header_rows(file: Path) -> Rows:
     return [("step", f"{weights.step:,}"), *card_rows(weights.card)]
 
 
-def _release_file(file: Path) -> Findings:
-    spec, state_dict = read_release(file)
-    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state_dict.values()})
-    first = ("weights", f"{file}, {_size(file.stat().st_size)}, of the original DiT release")
-    return Findings([first, *network_rows(spec), ("stored as", ", ".join(kinds))])
+def _foreign_file(file: Path) -> Findings:
+    first = ("weights", f"{file}, {_size(file.stat().st_size)}, of another program")
+    return Findings([first, *foreign_rows(file)])
 
 
 # -- latents ---------------------------------------------------------------------------------------
