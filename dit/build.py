@@ -14,7 +14,7 @@ from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, va
 from dit.diffusion.process import DDPM, Denoiser, Flow, Process
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder, load_text_encoder
-from dit.errors import UserError
+from dit.errors import UserError, one_line
 from dit.models.registry import create_model, is_classifier, side_multiple
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import Size, sides, size_flag, size_of
@@ -37,7 +37,7 @@ def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) 
     try:
         network.load_state_dict(state_dict)
     except RuntimeError as error:
-        cause = " ".join(str(error).split("\n", 1)[-1].split())[:200]
+        cause = one_line(str(error).split("\n", 1)[-1])
         raise UserError(
             f"{file} does not fit its network ({cause})",
             "all of the network's tensors, in their shapes",

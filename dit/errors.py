@@ -21,6 +21,12 @@ class UserError(Exception):
         return f"{self.given}; expected {self.expected}; {self.do}"
 
 
+def one_line(error: object, most: int = 300) -> str:
+    """Return what an error of a library says in one line, cut between words if it is long."""
+    text = " ".join((str(error) or repr(error)).split())
+    return text if len(text) <= most else f"{text[:most].rsplit(' ', 1)[0]} …"
+
+
 class NotFinite(UserError):
     """An image with NaN or infinity.
 

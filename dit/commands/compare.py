@@ -3,12 +3,11 @@
 It is the difference of two protocols, entry by entry; `entry_kinds` says what each entry means.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from dit.config import CompareConfig
 from dit.distributed.ranks import Ranks
@@ -27,9 +26,56 @@ from dit.report.protocol_entries import (
 from dit.report.score_names import parse
 from dit.report.table import NUMBER, Cell, Row, Table
 from dit.report.text import arrow, counted, number, show
-from dit.utils.files import reraise_as_user_error
+from dit.utils.typed_json import read_json
 
 Entries = dict[str, Any]  # by path: SECTION/ENTRY
+Score = Mapping[str, Any]  # a `ReportedScore`, or empty where a report has none
+
+
+class ReportedScore(TypedDict):
+    """What is read of a score in report.json."""
+
+    value: float | None
+    better: Literal["lower", "higher"]
+    interval: tuple[float, float] | None
+
+
+class AnyReport(TypedDict):
+    """What reports of all formats have."""
+
+    scores: dict[str, dict[str, Any]]
+    protocol: dict[str, dict[str, Any]]
+
+
+class Versioned(AnyReport, total=False):
+    """A report with its format; the first had none."""
+
+    format: int
+
+
+class Recognised(TypedDict):
+    """The share of digits that a classifier recognises in the samples."""
+
+    accuracy: float
+
+
+class Digits(TypedDict):
+    """What is read of the digits that were recognised; only some evaluations look for them."""
+
+    found: Recognised | None
+
+
+class Scores(TypedDict):
+    """The scores of a report in this format."""
+
+    scores: dict[str, ReportedScore]
+    protocol: dict[str, dict[str, Any]]
+
+
+class Report(Scores, total=False):
+    """What is read of a report.json."""
+
+    digits_recognised: Digits | None
 
 
 @dataclass(frozen=True)
@@ -122,52 +168,25 @@ def compare(cfg: CompareConfig, ranks: Ranks) -> None:
         raise SystemExit(1)
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> Report:
     """Return the content of a report.json, or of that in a folder, after checking it."""
     file = path / "report.json" if path.is_dir() else path
     expected, do = "report.json of an evaluation, or its folder", "write one with evaluate.py"
     if not file.is_file():
         raise UserError(f"there is no {file}", expected, do)
 
-    with reraise_as_user_error(file, expected, do):
-        report = json.loads(file.read_text(encoding="utf-8"))
-    if not _has_parts(report):
-        raise UserError(f"{file} is not a report", expected, do)
-    if report.get("format", 1) != FORMAT:
-        given = f"{file} is a report in format {report.get('format', 1)}"
+    # first the format: reports of others have other entries
+    version = read_json(file, Versioned, expected, do).get("format", 1)
+    if version != FORMAT:
+        given = f"{file} is a report in format {version}"
         raise UserError(given, f"format {FORMAT}", "evaluate again, both with this version")
-
-    with reraise_as_user_error(file, expected, do):
-        for name, score in _scores(report).items():
-            _check_score(name, score)
-    return report
-
-
-def _has_parts(report: Any) -> bool:
-    if not isinstance(report, dict):
-        return False
-    parts = (report.get("scores"), report.get("protocol"))
-    return all(map(_is_dict_of_dicts, parts))
-
-
-def _is_dict_of_dicts(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return all(isinstance(inner, dict) for inner in value.values())
-
-
-def _check_score(name: str, score: dict[str, Any]) -> None:
-    low, high = score["interval"] or (None, None)
-    numbers = [value for value in (score["value"], low, high) if value is not None]
-    has_direction = score["better"] in ("lower", "higher")
-    if not has_direction or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"score {name}: {score}")
+    return read_json(file, Report, expected, do)
 
 
 # -- differences -----------------------------------------------------------------------------------
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
+def differences(a: Report, b: Report) -> Comparison:
     """Compare two reports as report.json has them."""
     scores_a = _scores(a)
     scores_b = _scores(b)
@@ -177,26 +196,28 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
 
     pairs = []
     for name in names:
-        score_a = scores_a.get(name, {})
-        score_b = scores_b.get(name, {})
+        score_a: Score = scores_a.get(name, {})
+        score_b: Score = scores_b.get(name, {})
         pairs.append(_pair(name, score_a, score_b, different))
     return Comparison(different, tuple(pairs))
 
 
-def _scores(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _scores(report: Report) -> dict[str, Score]:
     """Return scores by name, the share of digits recognised among them."""
-    digits = (report.get("digits_recognised") or {}).get("found")
-    if not digits:
-        return report["scores"]
-    recognised = {"value": digits["accuracy"], "better": "higher", "interval": None}
-    return {RECOGNISED: recognised, **report["scores"]}
+    scores: dict[str, Score] = {**report["scores"]}
+    digits = report.get("digits_recognised")
+    if not digits or not digits["found"]:
+        return scores
+    accuracy = digits["found"]["accuracy"]
+    recognised = {"value": accuracy, "better": "higher", "interval": None}
+    return {RECOGNISED: recognised, **scores}
 
 
-def _is_known(name: str, scores: dict[str, dict[str, Any]]) -> bool:
+def _is_known(name: str, scores: Mapping[str, Score]) -> bool:
     return scores.get(name, {}).get("value") is not None
 
 
-def _entries(report: dict[str, Any]) -> Entries:
+def _entries(report: Report) -> Entries:
     """Return the protocol by path; entries of a dict have paths of their own, empty ones none."""
     flat: Entries = {}
     for section, entries in report["protocol"].items():
@@ -299,9 +320,7 @@ def _has_all_classes(entries: Entries) -> bool:
     return isinstance(classes, list) and len(classes) == count
 
 
-def _pair(
-    name: str, a: dict[str, Any], b: dict[str, Any], different: Iterable[Difference]
-) -> ScorePair:
+def _pair(name: str, a: Score, b: Score, different: Iterable[Difference]) -> ScorePair:
     touching = [difference for difference in different if name in difference.scores]
     widths = [_half_width(score) for score in (a, b)]
     known = [width for width in widths if width is not None]
@@ -316,7 +335,7 @@ def _pair(
     )
 
 
-def _half_width(score: dict[str, Any]) -> float | None:
+def _half_width(score: Score) -> float | None:
     """Return the wider half of a score's interval, which ends at 0 for distances near it."""
     interval, value = score.get("interval"), score.get("value")
     if interval is None or value is None:

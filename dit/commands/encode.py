@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from dit.errors import UserError
 from dit.latents import shards
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches, reading_threads
 from dit.utils.files import shell_quote
-from dit.utils.image_size import size_flag
+from dit.utils.image_size import sides, size_flag, size_of
 
 CHECKED_AT_ONCE = 10_000  # images
 
@@ -116,7 +117,7 @@ def describe(
     return shards.Encoding(
         vae=autoencoder.name,
         checksum=autoencoder.checksum,
-        image_size=shards.size_to_json(cfg.image_size),
+        image_size=size_of(*sides(cfg.image_size)),
         flips=images.flips if cfg.flip is None else cfg.flip,
         count=None if isinstance(images, DatasetStream) else len(images),
         shard_size=cfg.shard_size,
@@ -244,14 +245,14 @@ def encode_stream(encoder: Encoder, stream: DatasetStream) -> int:
     ranks.on_main(lambda: shards.claim(cfg.out, encoder.encoding))
 
     reader = None
-    position = None
+    position: dict[str, Any] | None = None
     with encoder.progress_bar(total=None) as bar:
         for shard in count():
             if shard in complete:
                 # skip to the position after this shard, without reading its images
-                note = shards.read_note(cfg.out, shard)
+                note = shards.read_stream_note(cfg.out, shard)
                 images = note["count"]
-                position = note["position"]
+                position = {**note["position"]}
                 reader = None
                 bar.update(images)
             else:
@@ -296,7 +297,7 @@ def stream_classes(
     """Return the classes of an encoded stream, and the labels of its images, shard by shard."""
 
     def labels_of(shard: int) -> list[Label]:
-        return shards.read_note(root, shard)["labels"]
+        return shards.read_stream_note(root, shard)["labels"]
 
     if stream.labels is None:
         counts = (len(labels_of(shard)) for shard in range(number))

@@ -14,7 +14,7 @@ from dit.config.evaluation import (
 )
 from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
-from dit.config.serialization import from_json, to_json
+from dit.config.serialization import to_json
 from dit.config.training import ClassifierConfig, TrainConfig, refuse_unread_flags
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "VaeConfig",
-    "from_json",
     "refuse_unread_flags",
     "to_json",
 ]

@@ -6,6 +6,7 @@ Every distinct caption is a class.
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from dit.data.images import ImageFolder
 from dit.data.labels import sort_captions, text_sha256
 from dit.errors import UserError
 from dit.utils.image_size import Size
+from dit.utils.typed_json import WrongJson, parse_json
 
 METADATA = "metadata.jsonl"
 EXAMPLE = 'a JSON object {"file_name": …, "text": …}'
@@ -75,11 +77,9 @@ def _parse_line(file: Path, number: int, line: bytes) -> tuple[str, str]:
         return UserError(f"{file}, line {number}: {given}", expected, "correct the line")
 
     try:
-        values = json.loads(line.strip())
-    except ValueError as error:
-        raise invalid(f"no JSON ({getattr(error, 'msg', 'not UTF-8')})", EXAMPLE) from None
-    if not isinstance(values, dict):
-        raise invalid(f"{line.decode().strip()[:80]} is no JSON object", EXAMPLE)
+        values = parse_json(line.strip(), dict[str, Any])
+    except WrongJson as error:
+        raise invalid(str(error), EXAMPLE) from None
     missing = [key for key in ("file_name", "text") if key not in values]
     if missing:
         present = ", ".join(values) or "nothing"

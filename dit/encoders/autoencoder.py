@@ -1,12 +1,11 @@
 """Pixels <-> latents, by a frozen autoencoder."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,14 +16,16 @@ from dit.encoders.stored_weights import (
     StoredWeights,
     find_stored_weights,
 )
-from dit.errors import UserError
+from dit.errors import UserError, one_line
 from dit.utils.hub import find_folder
 from dit.utils.image_size import Size, sides, size_flag
+from dit.utils.typed_json import read_json
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
 CONFIG = "config.json"
 SUBFOLDERS = ("vae", "vqvae")  # of pipelines
 KINDS = ("AutoencoderKL", "VQModel")  # of diffusers
+LARGEST_SIZE = 1024  # layers of a block, or channels of a latent: more is damage
 DECODE_BATCH = 16  # images: decoders take much memory
 DEFAULT_SCALING = 0.18215  # diffusers' default, that of Stable Diffusion
 
@@ -183,6 +184,20 @@ def _per_channel(values: Sequence[float] | Tensor, device: torch.device) -> Tens
 # -- loading ---------------------------------------------------------------------------------------
 
 
+class CodecConfig(TypedDict, total=False):
+    """What is read of an autoencoder's config.json."""
+
+    _class_name: str
+    in_channels: int
+    layers_per_block: int
+    latent_channels: int
+    vq_embed_dim: int | None
+    scaling_factor: float | None
+    shift_factor: float | None
+    latents_mean: list[float] | None
+    latents_std: list[float] | None
+
+
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
     """Load `digits` (bundled), `identity` (pixels), a folder in diffusers' layout, or a hub name.
 
@@ -201,9 +216,9 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     network = _read_network(folder, config["_class_name"], stored)
     network = network.to(device, memory_format=torch.channels_last)  # faster convolutions
 
-    # one value for all channels, or one for each
+    channels = config.get("vq_embed_dim") or network.config.latent_channels
     mean, std = _statistics(config)
-    channels = int(config.get("vq_embed_dim") or network.config.latent_channels)
+    _check_statistics(folder / CONFIG, mean, std, channels)
     return Autoencoder(
         name=name,
         codec=build_codec(network),
@@ -215,14 +230,30 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
     )
 
 
-def _statistics(config: dict[str, Any]) -> tuple[Sequence[float], Sequence[float]]:
+def _statistics(config: CodecConfig) -> tuple[Sequence[float], Sequence[float]]:
     """Return the mean and deviation of z in a config, per channel or one for all."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         return mean, std
     scaling = config.get("scaling_factor")
     scaling = DEFAULT_SCALING if scaling is None else scaling
-    return [config.get("shift_factor") or 0.0], [1 / scaling]
+    # no factor is 0: an infinite deviation is refused
+    return [config.get("shift_factor") or 0.0], [1 / scaling if scaling else math.inf]
+
+
+def _check_statistics(
+    file: Path, mean: Sequence[float], std: Sequence[float], channels: int
+) -> None:
+    """Refuse statistics that are neither one for all channels nor one for each, or no deviation."""
+    if any(len(values) not in (1, channels) for values in (mean, std)):
+        raise UserError(
+            f"{file} has {len(mean)} means and {len(std)} deviations of latents",
+            f"one for all, or one for each of {channels} channels",
+            "copy it again",
+        )
+    if not all(0 < value < math.inf for value in std):
+        given = f"{file} scales latents by deviations {list(std)}"
+        raise UserError(given, "numbers above 0", "copy it again")
 
 
 def _locate(name: str) -> Path:
@@ -251,14 +282,17 @@ def _locate(name: str) -> Path:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> CodecConfig:
     file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    config = read_json(file, CodecConfig, "the configuration of an autoencoder", "copy it again")
+    sizes = [config.get("layers_per_block", 1), config.get("latent_channels", 1)]
+    if not all(0 < size <= LARGEST_SIZE for size in sizes):
+        # diffusers would build layers until the memory is full
         raise UserError(
-            f"{file} cannot be read ({error})", "a JSON file", "copy it again"
-        ) from error
+            f"{file} has layers_per_block {sizes[0]} and latent_channels {sizes[1]}",
+            f"1 to {LARGEST_SIZE:,}",
+            "copy it again",
+        )
     kind, channels = config.get("_class_name"), config.get("in_channels", 3)
     if kind not in KINDS or channels != 3:
         raise UserError(
@@ -286,7 +320,7 @@ def _read_network(folder: Path, kind: str, stored: StoredWeights) -> Any:
             )
     except Exception as error:  # of safetensors, diffusers and torch
         raise UserError(
-            f"{file} cannot be loaded ({' '.join(str(error).split())[:200]})",
+            f"{file} cannot be loaded ({one_line(error)})",
             "intact weights of the network in its config.json",
             "copy them again",
         ) from error

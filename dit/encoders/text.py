@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit.errors import UserError
+from dit.errors import UserError, one_line
 from dit.utils.files import sha256
 from dit.utils.hub import find_folder
 
@@ -181,7 +181,7 @@ def _rules(tokenizer: Any) -> str:
 
 
 def _unusable(name: str, error: Exception) -> UserError:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     return UserError(
         f"--text-encoder {name} cannot be used ({reason})",
         "intact files of a text encoder and of its tokenizer",

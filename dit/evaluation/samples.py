@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from dit.errors import UserError
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.runs.checkpoint_files import checkpoints, find_weights, is_run
 from dit.sampling.load import LoadedRun
-from dit.sampling.sample_folder import ARCHIVE, RECORD, sample_folder
+from dit.sampling.sample_folder import ARCHIVE, RECORD, SampleRecord, sample_folder
 from dit.utils.files import sha256, shell_quote
 from dit.utils.image_size import size_of
+from dit.utils.typed_json import read_json
 
 # Settings that are listed only where they are used
 OPTIONAL = (
@@ -86,14 +88,10 @@ def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:
     }
 
 
-def is_unconditional(settings: dict[str, Any]) -> bool:
+def is_unconditional(settings: Mapping[str, Any]) -> bool:
     """Return whether the images have no classes, according to samples.json."""
-    network = settings.get("network")
-    return (
-        isinstance(network, dict)
-        and network.get("num_classes") == 0
-        and not settings.get("classes")
-    )
+    network = settings.get("network", {})
+    return network.get("num_classes") == 0 and not settings.get("classes")
 
 
 def recorded_settings(samples: Path | None) -> dict[str, Any]:
@@ -103,10 +101,4 @@ def recorded_settings(samples: Path | None) -> dict[str, Any]:
     path = (samples if samples.is_dir() else samples.parent) / RECORD
     if not path.is_file():
         return {}
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is no JSON ({error})", "the file that sample.py wrote", "remove it"
-        ) from error
-    return settings if isinstance(settings, dict) else {}
+    return {**read_json(path, SampleRecord, "the settings that sample.py wrote", f"remove {path}")}

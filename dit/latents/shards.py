@@ -9,24 +9,24 @@ index.json        everything a reader needs; written at the end
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 from torch import Tensor
 
+from dit.data.labels import Label
 from dit.errors import UserError
 from dit.latents.moments import MomentSums
 from dit.utils.files import sha256, write_atomically, write_json
-from dit.utils.image_size import Size, sides, size_of
+from dit.utils.image_size import Size
 from dit.utils.outputs import require_own_folder
+from dit.utils.typed_json import read_json
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
-LISTED_KEYS = ("file", "count", "sha256")  # of a note, that index.json repeats
-NOTE_KEYS = {*LISTED_KEYS, "values", "first", "second"}
+WRITTEN = "the note of a shard that dit encode wrote"
 ENCODE_AGAIN = "run dit encode again: it replaces damaged files"
 
 
@@ -36,7 +36,7 @@ class Encoding:
 
     vae: str
     checksum: str | None  # SHA-256 of the autoencoder's weights
-    image_size: int | list[int]
+    image_size: Size
     flips: bool
     count: int | None  # images; None for a stream, whose length is not known
     shard_size: int
@@ -49,10 +49,34 @@ class Encoding:
         return np.arange(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
 
-def size_to_json(size: Size) -> int | list[int]:
-    """Return a size as JSON reads it: with a list in place of a tuple."""
-    size = size_of(*sides(size))
-    return size if isinstance(size, int) else list(size)
+class ListedShard(TypedDict):
+    """What index.json has of each shard."""
+
+    file: str
+    count: int
+    sha256: str
+
+
+class Note(ListedShard):
+    """The note of a shard: also sums over its moments, per channel."""
+
+    values: int
+    first: list[float]
+    second: list[float]
+
+
+class Position(TypedDict):
+    """A position in a stream."""
+
+    rows: int
+    state: dict[str, Any]
+
+
+class StreamNote(Note):
+    """The note of a shard of a stream: also its labels, and the position of the next image."""
+
+    labels: list[Label]
+    position: Position
 
 
 # -- starting and continuing -----------------------------------------------------------------------
@@ -75,7 +99,8 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 
 def _check_same(root: Path, encoding: Encoding) -> None:
     values = dataclasses.asdict(encoding)
-    stored = {"captions": False, **read_json(root / ENCODING, "choose another --out")}
+    expected, do = "what dit encode began to encode", "choose another --out"
+    stored = dataclasses.asdict(read_json(root / ENCODING, Encoding, expected, do))
     different = [name for name in values if stored.get(name) != values[name]]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # equal checksums suffice: its folder may have moved
@@ -107,9 +132,9 @@ def is_complete(root: Path, shard: int) -> bool:
     path = _shard_path(root, shard)
     try:
         note = read_note(root, shard)
-    except (OSError, UserError):
+    except UserError:
         return False
-    return path.is_file() and note.keys() >= NOTE_KEYS and note["sha256"] == sha256(path)
+    return path.is_file() and note["sha256"] == sha256(path)
 
 
 def count_begun(root: Path) -> int:
@@ -177,6 +202,12 @@ def write_index(
         labels: int64, of all images in their order, in any parts.
     """
     notes = [read_note(root, shard) for shard in range(shards)]
+    for shard, note in enumerate(notes):
+        channels = {len(note["first"]), len(note["second"])}
+        if channels != {shape[0]}:
+            file = _note_path(root, shard)
+            given = f"{file} has sums of {min(channels)} channels"
+            raise UserError(given, f"those of {shape[0]}", f"remove it, and {ENCODE_AGAIN}")
     sums = [MomentSums(n["values"], np.array(n["first"]), np.array(n["second"])) for n in notes]
     mean, std = MomentSums.total(sums).statistics()
 
@@ -191,7 +222,10 @@ def write_index(
         "mean": mean.tolist(),
         "std": std.tolist(),
         "labels_sha256": sha256(root / LABELS),
-        "shards": [{key: note[key] for key in LISTED_KEYS} for note in notes],
+        "shards": [
+            ListedShard(file=note["file"], count=note["count"], sha256=note["sha256"])
+            for note in notes
+        ],
     }
     write_json(root / INDEX, dataclasses.asdict(encoding) | index)
     return count
@@ -226,20 +260,15 @@ def _write_header(opened: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> 
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_note(root: Path, shard: int) -> dict[str, Any]:
+def read_note(root: Path, shard: int) -> Note:
     """Return the note of a complete shard."""
-    return read_json(_note_path(root, shard))
+    return read_json(_note_path(root, shard), Note, WRITTEN, ENCODE_AGAIN)
 
 
-def read_json(path: Path, do: str = ENCODE_AGAIN) -> dict[str, Any]:
-    """Return the object in a JSON file; `do` advises where it is damaged."""
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error})", "a JSON file", do) from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged (a {type(values).__name__})", "a JSON object", do)
-    return values
+def read_stream_note(root: Path, shard: int) -> StreamNote:
+    """Return the note of a complete shard of a stream."""
+    file = _note_path(root, shard)
+    return read_json(file, StreamNote, WRITTEN, f"remove {file}: its shard is then encoded again")
 
 
 def _shard_path(root: Path, shard: int) -> Path:

@@ -1,10 +1,9 @@
 """Sources of latents for training: their interface, and the one that reads shards from disk."""
 
-import dataclasses
 import math
 import os
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,14 +14,69 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.config.validation import require_none_of
 from dit.errors import UserError
-from dit.latents.shards import ENCODE_AGAIN, INDEX, LABELS, Encoding, holds_latents, read_json
+from dit.latents.shards import (
+    ENCODE_AGAIN,
+    INDEX,
+    LABELS,
+    Encoding,
+    ListedShard,
+    holds_latents,
+)
 from dit.utils.files import sha256
 from dit.utils.image_size import sides, size_of
+from dit.utils.typed_json import read_json
 
 MAX_OPEN = 256  # shards at a time: systems allow about a thousand files
 HEADER = 128  # bytes of a shard before its numbers, as the .npy format has it
 DAMAGED = f"{ENCODE_AGAIN}; or pass --skip-damaged to train.py, to skip it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index(Encoding):
+    """The content of index.json.
+
+    Args:
+        shape: (C, h, w) of a latent.
+        mean, std: statistics of sampled z, per channel.
+    """
+
+    shape: tuple[int, int, int]
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    labels_sha256: str | None = None  # not in stores of earlier versions
+    shards: list[ListedShard]
+
+    def __post_init__(self) -> None:
+        channels = self.shape[0]
+        lengths = [len(self.mean), len(self.std)]
+        conflicts = [
+            (min(self.shape) < 1, f"shape {list(self.shape)}", "sizes above 0"),
+            (
+                lengths != [channels] * 2,
+                f"mean and std of {lengths} values",
+                f"one for each of {channels} channels",
+            ),
+            (min(self.std, default=0) < 0, f"std {self.std}", "0 or more"),
+            (
+                self.images != self.count,
+                f"count {self.count} for shards of {self.images} images",
+                "their sum",
+            ),
+        ]
+        for shard in self.shards:
+            file, count = shard["file"], shard["count"]
+            inside = Path(file).name == file
+            conflicts.append((not inside, f"shard {file!r}", "a file beside the index"))
+            conflicts.append((count < 0, f"shard {file} of {count} images", "0 or more"))
+        require_none_of((*conflict, ENCODE_AGAIN) for conflict in conflicts)
+
+    @property
+    def images(self) -> int:
+        """Return the number of images in all shards."""
+        return sum(shard["count"] for shard in self.shards)
 
 
 class Latents(Protocol):
@@ -61,16 +115,16 @@ class LatentStore:
     def __init__(self, root: str | Path, skipped: Collection[str] = ()):
         self.root = Path(root)
         index = read_index(self.root)
-        self.shape: tuple[int, int, int] = tuple(index["shape"])
-        self.classes: list[str] = index["classes"]
-        self.flips: bool = index["flips"]
-        self.vae: str = index["vae"]
-        self.checksum: str | None = index["checksum"]
-        self.captions: bool = index["captions"]
-        self.image_size = size_of(*sides(index["image_size"]))
-        self._statistics = torch.tensor(index["mean"]), torch.tensor(index["std"])
+        self.shape = index.shape
+        self.classes = index.classes
+        self.flips = index.flips
+        self.vae = index.vae
+        self.checksum = index.checksum
+        self.captions = index.captions
+        self.image_size = size_of(*sides(index.image_size))
+        self._statistics = torch.tensor(index.mean), torch.tensor(index.std)
 
-        shards = [shard for shard in index["shards"] if shard["file"] not in skipped]
+        shards = [shard for shard in index.shards if shard["file"] not in skipped]
         if not shards:
             raise UserError(f"all shards of {root} are damaged", "one that is not", ENCODE_AGAIN)
         channels, height, width = self.shape
@@ -82,9 +136,9 @@ class LatentStore:
         ]
         self._ends = np.cumsum([shard["count"] for shard in shards])
         self._open = lru_cache(MAX_OPEN)(ShardFile)
-        self.labels = _open_array(self.root / LABELS, (index["count"],), "<i8")
+        self.labels = _open_array(self.root / LABELS, (index.images,), "<i8")
         if skipped:
-            self.labels = _without_shards(self.labels, index["shards"], skipped)
+            self.labels = _without_shards(self.labels, index.shards, skipped)
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         indices = np.asarray(indices)
@@ -154,7 +208,7 @@ class ShardFile:
 
 
 def _without_shards(
-    labels: np.ndarray, shards: list[dict[str, Any]], skipped: Collection[str]
+    labels: np.ndarray, shards: Sequence[ListedShard], skipped: Collection[str]
 ) -> np.ndarray:
     """Return the labels of the images in the remaining shards."""
     ends = np.cumsum([shard["count"] for shard in shards])
@@ -179,9 +233,9 @@ def find_damaged_shards(root: str | Path) -> list[Damage]:
     """Return the files of a store whose SHA-256 differs from that in its index; all are read."""
     root = Path(root)
     index = read_index(root)
-    files = [(shard["file"], shard["count"], shard["sha256"]) for shard in index["shards"]]
-    if "labels_sha256" in index:  # not in stores of earlier versions
-        files.append((LABELS, index["count"], index["labels_sha256"]))
+    files = [(shard["file"], shard["count"], shard["sha256"]) for shard in index.shards]
+    if index.labels_sha256 is not None:
+        files.append((LABELS, index.images, index.labels_sha256))
 
     damaged = []
     size = sum(_size(root / name) for name, _, _ in files)
@@ -213,20 +267,10 @@ def _find_damage(path: Path, expected: str) -> str:
 # -- opening ---------------------------------------------------------------------------------------
 
 
-def read_index(root: Path) -> dict[str, Any]:
+def read_index(root: Path) -> Index:
     """Return the index of a finished store."""
     if (root / INDEX).is_file():
-        index = {"captions": False, **read_json(root / INDEX)}
-        fields = {field.name for field in dataclasses.fields(Encoding)}
-        required = fields | {"shape", "classes", "mean", "std", "shards"}
-        missing = sorted(required - index.keys())
-        if missing:
-            raise UserError(
-                f"{root / INDEX} is damaged (no {missing[0]})",
-                f"{len(required)} entries",
-                ENCODE_AGAIN,
-            )
-        return index
+        return read_json(root / INDEX, Index, "the index that dit encode wrote", ENCODE_AGAIN)
     if holds_latents(root):
         raise UserError(
             f"the latents in {root} are unfinished",

@@ -78,6 +78,9 @@ def check_name(name: str, conditioning: str) -> None:
             f"{DIT_PATTERN} or UNet-{{{','.join(unet.SIZES)}}}",
             did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"),
         )
+    if conditioning not in CONDITIONINGS:
+        known = ", ".join(CONDITIONINGS)
+        raise UserError(f"--conditioning {conditioning}", f"one of {known}", "choose one of them")
     if conditioning != "adaln-zero" and name not in DIT_NAMES:
         raise UserError(
             f"--conditioning {conditioning} with --model {name}",

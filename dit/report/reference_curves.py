@@ -3,16 +3,16 @@
 They lie in docs/reference/PRESET.json of the repository; an installed package has none.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dit.config import TrainConfig, to_json
+from dit.errors import UserError
 from dit.report.text import counted
 from dit.runs.logs import BY_TIME
-from dit.utils.files import reraise_as_user_error
+from dit.utils.typed_json import read_json
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 LOGGED = ("step", "loss", "grad_norm")  # of a line, beside losses by time
@@ -26,6 +26,14 @@ NEUTRAL = (
 RECENT = 0.1  # share of the steps, the last of which are compared
 
 Line = Mapping[str, Any]
+
+
+class ReferenceFile(TypedDict):
+    """What is read of docs/reference/PRESET.json; the rest is the record."""
+
+    preset: str
+    settings: dict[str, Any]
+    runs: dict[str, list[dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,12 @@ class Reference:
     @staticmethod
     def read(file: Path) -> "Reference":
         expected = "reference curves written by benchmarks.reference_curves"
-        with reraise_as_user_error(file, expected, "take it from the repository"):
-            values = json.loads(file.read_text())
-            preset, settings, runs = (values.pop(name) for name in ("preset", "settings", "runs"))
-            return Reference(preset, settings, runs, values)
+        values = read_json(file, ReferenceFile, expected, "take it from the repository")
+        for lines in values["runs"].values():
+            if not lines or not all("step" in line for line in lines):
+                raise UserError(f"{file} has a run without steps", expected, "take another")
+        record = {n: v for n, v in values.items() if n not in ReferenceFile.__annotations__}
+        return Reference(values["preset"], values["settings"], values["runs"], record)
 
 
 def find_reference(preset: str, folder: Path = FOLDER) -> Reference | None:

@@ -2,17 +2,21 @@
 header."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit.config import TrainConfig, from_json, to_json
-from dit.utils.files import reraise_as_user_error, shell_quote
-from dit.utils.image_size import Size, sides, size_of
+from dit.config import TrainConfig, to_json
+from dit.errors import UserError
+from dit.models.registry import check_name
+from dit.utils.files import shell_quote
+from dit.utils.image_size import Size, sides
+from dit.utils.typed_json import LARGEST, from_json, read_json
 
 CONFIG = "config.json"
 RELEASE_DATA = "imagenet"  # data in the card of a converted release
+LONGEST_SIDE, MOST_CHANNELS, MOST_CLASSES = 1 << 16, 1 << 16, 10**7  # more is damage, no network
+INTACT = "take an intact copy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,25 @@ class NetworkSpec:
     text_width: int | None = None  # features of a text token, with conditioning `text`
     unet_attention: tuple[int, ...] | None = None  # sides where a U-Net attends; None: its default
     time_scale: float = 1.0  # factor on times 0 … 1000 before they are embedded; SiT has 1/1000
+
+    def __post_init__(self) -> None:
+        text = self.conditioning == "text"
+        most_classes = LARGEST if text else MOST_CLASSES  # a network of text has no table of them
+        ranges = {
+            "input_size": (sides(self.input_size), 1, LONGEST_SIDE),
+            "in_channels": ([self.in_channels], 1, MOST_CHANNELS),
+            "num_classes": ([self.num_classes], 0, most_classes),
+            "unet_attention": (self.unet_attention or (), 1, LONGEST_SIDE),
+            "text_width": ([self.text_width] if text else (), 1, MOST_CHANNELS),
+        }
+        for name, (values, low, high) in ranges.items():
+            if not all(value is not None and low <= value <= high for value in values):
+                given = f"{name} {getattr(self, name)}"
+                raise UserError(given, f"{low} to {high:,}", INTACT)
+        check_name(self.model, self.conditioning)
+        if not text and self.text_width is not None:
+            given = f"text_width {self.text_width} with conditioning {self.conditioning}"
+            raise UserError(given, "conditioning text with it", INTACT)
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -54,6 +77,13 @@ class ModelCard:
     vae_sha256: str | None = None  # of the autoencoder's weights; unknown in early versions
     text_encoder_sha256: str | None = None  # of --conditioning text
     ema_length: float | None = None  # of weights that are a power-function average (2312.02696)
+
+    def __post_init__(self) -> None:
+        for name in ("latent_mean", "latent_std"):
+            statistic, channels = getattr(self, name), self.network.in_channels
+            if statistic is not None and len(statistic) != channels:
+                given = f"{name} of length {len(statistic)}"
+                raise UserError(given, f"a value for each of {channels} channels", INTACT)
 
     @property
     def unconditional(self) -> bool:
@@ -88,13 +118,7 @@ class ModelCard:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "ModelCard":
         """Return the card of such values, also of earlier versions."""
-        # JSON has lists where the dataclasses have tuples
-        network = dict(values["network"])
-        network["input_size"] = size_of(*sides(network["input_size"]))
-        if network.get("unet_attention") is not None:
-            network["unet_attention"] = tuple(network["unet_attention"])
-        config = from_json(TrainConfig, values["config"])
-        return ModelCard(**{**values, "config": config, "network": NetworkSpec(**network)})
+        return from_json(ModelCard, values)
 
     @staticmethod
     def read(run: Path) -> "ModelCard":
@@ -102,8 +126,7 @@ class ModelCard:
         file = run / CONFIG
         resume = f"train.py --resume {shell_quote(run)}"
         do = f"copy it again; or, if there is a checkpoint, let {resume} write it again"
-        with reraise_as_user_error(file, "the configuration that train.py wrote", do):
-            return ModelCard.from_json(json.loads(file.read_text()))
+        return read_json(file, ModelCard, "the configuration that train.py wrote", do)
 
 
 def class_mismatch(theirs: ModelCard, ours: ModelCard) -> tuple[int, str, str] | None:

@@ -13,21 +13,37 @@
 A weights file has the card in its header, so that it can be used without the run.
 """
 
-import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypedDict
 
 from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.weights import WEIGHTS, read_header
-from dit.utils.files import reraise_as_user_error, sha256, shell_quote
+from dit.utils.files import sha256, shell_quote
+from dit.utils.typed_json import read_json
 
 BEST = "best"  # in a run, a link to its best checkpoint
+META = "meta.json"
+
+
+class Listed(TypedDict):
+    """What meta.json lists about a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Meta(TypedDict):
+    """The content of a checkpoint's meta.json; with a distance, `ScoredMeta`."""
+
+    step: int
+    files: dict[str, Listed]
 
 
 def read_card(run: Path) -> ModelCard:
@@ -59,7 +75,7 @@ def is_run(folder: Path) -> bool:
 def checkpoints(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     folders = paths_by_step(run / "checkpoints").values()
-    return [folder for folder in folders if (folder / "meta.json").exists()]
+    return [folder for folder in folders if (folder / META).exists()]
 
 
 def incomplete_checkpoints(run: Path) -> list[Path]:
@@ -68,7 +84,7 @@ def incomplete_checkpoints(run: Path) -> list[Path]:
     A kill leaves none: what is being written or removed has a hidden name.
     """
     folders = paths_by_step(run / "checkpoints").values()
-    return [folder for folder in folders if not (folder / "meta.json").exists()]
+    return [folder for folder in folders if not (folder / META).exists()]
 
 
 def run_containing(path: Path) -> Path | None:
@@ -108,23 +124,44 @@ def latest_checkpoint(run: Path) -> Path | None:
 # -- checksums -------------------------------------------------------------------------------------
 
 
-def verify_checkpoint(checkpoint: Path, pattern: str = "*") -> dict[str, Any]:
+def verify_checkpoint(checkpoint: Path, pattern: str = "*") -> Meta:
     """Return step and files of a checkpoint's meta.json, after checking files that fit the pattern.
 
-    A file that is missing, truncated or changed is refused, and so are files of different steps.
+    A file that is missing, truncated, changed or not listed is refused, and so are files of
+    different steps.
     """
-    do = f"remove {checkpoint} to go on from the checkpoint before it"
-    listing = checkpoint / "meta.json"
-    with reraise_as_user_error(listing, "the list of files that train.py wrote", do):
-        meta = json.loads(listing.read_text())
-        step = int(meta["step"])
-        files = dict(meta["files"])
+    do = _advice(checkpoint)
+    meta = read_json(checkpoint / META, Meta, "the list of files that train.py wrote", do)
+    step, files = meta["step"], meta["files"]
+    _require_complete(checkpoint, files, do)
 
     for name, recorded in files.items():
         if fnmatch(name, pattern):
             require_intact(checkpoint / name, recorded, do)
     _require_one_step(checkpoint, step, [name for name in files if fnmatch(name, WEIGHTS)], do)
-    return {"step": step, "files": files}
+    return meta
+
+
+def _advice(checkpoint: Path) -> str:
+    """Return what to do about a damaged checkpoint."""
+    others = paths_by_step(checkpoint.parent).values()
+    intact = [other for other in others if other < checkpoint and (other / META).exists()]
+    if intact:
+        return f"remove {checkpoint} to go on from {intact[-1].name}, the checkpoint before it"
+    return f"copy {checkpoint} again: there is no checkpoint before it"
+
+
+def _require_complete(checkpoint: Path, listed: Iterable[str], do: str) -> None:
+    """Refuse a list without weights, or without a file of the weights and the state.
+
+    A file that nobody lists is one that nobody verifies.
+    """
+    weights = [file.name for file in checkpoint.glob(WEIGHTS)] or [WEIGHTS]
+    state = [f"state/{file.name}" for file in checkpoint.glob("state/[!.]*")]
+    for name in sorted([*weights, *state]):
+        if not any(fnmatch(one, name) for one in listed):
+            given = f"{checkpoint / META} does not list {name}"
+            raise UserError(given, "the checksum of each file of the checkpoint", do)
 
 
 def _require_one_step(checkpoint: Path, step: int, weights: list[str], do: str) -> None:
@@ -141,14 +178,14 @@ def _require_one_step(checkpoint: Path, step: int, weights: list[str], do: str) 
         raise UserError(f"{checkpoint} is of step {sources}", "one step", do)
 
 
-def checksum_entry(file: Path) -> dict[str, Any]:
+def checksum_entry(file: Path) -> Listed:
     """Return what meta.json lists about a file."""
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def require_intact(file: Path, recorded: Mapping[str, Any], do: str) -> None:
+def require_intact(file: Path, recorded: Listed, do: str) -> None:
     """Refuse a file that differs from what the meta.json beside it lists."""
-    actual = checksum_entry(file) if file.exists() else {"bytes": 0}
+    actual: Mapping[str, object] = checksum_entry(file) if file.is_file() else {"bytes": 0}
     for key, value in recorded.items():
         if actual.get(key) != value:
             given = f"{file} has {key} {actual.get(key)}"
@@ -166,7 +203,7 @@ def find_weights(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    checkpoint = path if (path / "meta.json").exists() else latest_checkpoint(path)
+    checkpoint = path if (path / META).exists() else latest_checkpoint(path)
     if checkpoint is None:
         raise _no_weights(path)
     if checkpoint.is_symlink():
@@ -196,7 +233,8 @@ def _no_weights(path: Path) -> UserError:
 # -- the best checkpoint ---------------------------------------------------------------------------
 
 
-class Distance(NamedTuple):
+@dataclass(frozen=True)
+class Distance:
     """A Fréchet distance: its printed name, its value, and a key shared by comparable distances."""
 
     name: str
@@ -204,7 +242,14 @@ class Distance(NamedTuple):
     eval: str
 
 
-class Best(NamedTuple):
+class ScoredMeta(Meta):
+    """The meta.json of a checkpoint whose EMA was scored."""
+
+    distance: Distance
+
+
+@dataclass(frozen=True)
+class Best:
     """The checkpoint whose EMA has the lowest distance."""
 
     checkpoint: Path
@@ -229,8 +274,8 @@ def find_best(run: Path, eval: str | None = None) -> Best | None:
 def read_distance(checkpoint: Path) -> Distance | None:
     """Return the distance in a checkpoint's meta.json, if it was measured and can be read."""
     try:
-        return Distance(**json.loads((checkpoint / "meta.json").read_text())["distance"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(checkpoint / META, ScoredMeta, "", "")["distance"]
+    except UserError:
         return None
 
 

@@ -1,13 +1,28 @@
 """What a run logged: metrics.jsonl and machine.json."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from dit.errors import UserError
+from dit.utils.typed_json import WrongJson, parse_json, read_json
 
 MACHINE = "machine.json"
-START_KEYS = {"step", "device", "ranks", "flops_per_image", "peak_flops_per_rank", "versions"}
 BY_TIME = "loss_by_time/"  # in a line of the log, before the bounds of a bucket of times
+
+Line = dict[str, int | float | str]
+"""A line of the log: its step, and numbers by name."""
+
+
+class Start(TypedDict):
+    """What is read of a start in machine.json."""
+
+    step: int
+    device: str
+    ranks: int
+    flops_per_image: float
+    peak_flops_per_rank: float
+    versions: dict[str, str | None]
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -25,24 +40,27 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    line = json.loads(text.decode())
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-        raise ValueError("no object with a step")
+    # a loss may be NaN
+    line = parse_json(text, Line, nan=True)
+    if type(line.get("step")) is not int:
+        raise WrongJson("no object with a step")
+    # an event is only printed; the rest is drawn
+    numbers = () if "event" in line else line.keys() - {"eval"}
+    for name in numbers:
+        if isinstance(line[name], str):
+            raise WrongJson(f"{name} is {line[name]!r}, not a number")
     return line
 
 
-def read_starts(run: Path) -> list[dict[str, Any]]:
+def read_starts(run: Path) -> list[Start]:
     """Return the starts in machine.json; none if it is missing or, with a warning, damaged."""
     file = run / MACHINE
     if not file.exists():
         return []
     try:
-        starts = json.loads(file.read_text())
-        if not all(start.keys() >= START_KEYS for start in starts):
-            raise ValueError("a start without all of its entries")
-        return list(starts)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        _warn(f"{file} is damaged and ignored ({error})")
+        return read_json(file, list[Start], "the starts of a training", "")
+    except UserError as error:
+        _warn(f"{error.given}: ignored")
         return []
 
 

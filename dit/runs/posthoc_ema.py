@@ -1,12 +1,11 @@
 """Post-hoc EMA (2312.02696, section 3.2): an average of any length, from snapshots of a few."""
 
-import json
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,22 +15,23 @@ from torch import Tensor
 from dit.config.validation import PLAIN_MEAN_LENGTH
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.checkpoint_files import checkpoint_name, checksum_entry
+from dit.runs.checkpoint_files import Listed, checkpoint_name, checksum_entry
 from dit.runs.ema_profiles import fit
-from dit.runs.weights import read_header, write_weights
-from dit.utils.files import (
-    reraise_as_user_error,
-    shell_quote,
-    sync_to_disk,
-    write_atomically,
-    write_json,
-)
+from dit.runs.weights import read_header, require_usable, write_weights
+from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
+from dit.utils.typed_json import read_json
 
 FOLDER = "ema"  # of snapshots, in a run
 RECORD = Path(FOLDER) / "meta.json"  # their sizes and checksums
 ANY = "length-*-step-*.safetensors"
 WORST = 0.1  # largest accepted error of a fit
 SHORTEST = 0.002  # length that an error message tries
+
+
+class Record(TypedDict):
+    """The content of RUN/ema/meta.json."""
+
+    files: dict[str, Listed]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def write_snapshot(
 ) -> None:
     """Write a file of RUN/ema atomically, and list it."""
     file = run / FOLDER / file_name(length, step)
+    require_usable(file, weights, f"continue with a lower --lr: --resume {shell_quote(run)}")
     try:
         with write_atomically(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
@@ -142,13 +143,17 @@ def drop_after(run: Path, step: int) -> None:
         write_json(run / RECORD, {"files": kept})
 
 
-def recorded_snapshots(run: Path) -> dict[str, dict[str, Any]]:
+def recorded_snapshots(run: Path) -> dict[str, Listed]:
     """Return size and SHA-256 of snapshots by file name; early versions recorded none."""
     file = run / RECORD
     if not file.exists():
         return {}
-    with reraise_as_user_error(file, "the list of snapshots that train.py wrote", f"remove {file}"):
-        return dict(json.loads(file.read_text())["files"])
+    expected, do = "the list of snapshots that train.py wrote", f"remove {file}"
+    files = read_json(file, Record, expected, do)["files"]
+    for name in files:
+        if not _is_average(name):
+            raise UserError(f"{file} lists {name!r}", expected, do)
+    return files
 
 
 def snapshot_steps(run: Path) -> list[int]:
@@ -158,7 +163,11 @@ def snapshot_steps(run: Path) -> list[int]:
 
 def _averages_in(folder: Path, prefix: str = "") -> list[Path]:
     """Return files of averages; not a copy that a file manager named `… (copy)`."""
-    return [file for file in folder.glob(prefix + ANY) if re.search(r"-step-[0-9]+\Z", file.stem)]
+    return [file for file in folder.glob(prefix + ANY) if _is_average(file.name)]
+
+
+def _is_average(name: str) -> bool:
+    return re.search(r"-step-[0-9]+\.safetensors\Z", name) is not None
 
 
 def _step(name: str) -> int:

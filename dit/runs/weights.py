@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.utils.files import reraise_as_user_error
+from dit.utils.typed_json import WrongJson, from_json, parse_json
 
 WEIGHTS = "ema-*.safetensors"
 
@@ -44,9 +45,21 @@ def write_weights(file: Path, state_dict: dict[str, Tensor], card: ModelCard, st
 
 
 def read_weights(file: Path) -> Weights:
-    """Read EMA weights."""
+    """Read EMA weights; refuse numbers that no network has."""
     card, step = read_header(file)
-    return Weights(file, card, step, load_file(file))
+    state_dict = load_file(file)
+    require_usable(file, state_dict, "take another checkpoint")
+    return Weights(file, card, step, state_dict)
+
+
+def require_usable(file: Path, state_dict: dict[str, Tensor], do: str) -> None:
+    """Refuse weights that are integers, NaN or infinite; `file` is where they lie."""
+    for name, tensor in state_dict.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if not tensor.is_floating_point():
+            raise UserError(f"{name} in {file} is {dtype}", "weights in floating point", do)
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} in {file} has NaN or infinite values", "finite weights", do)
 
 
 def read_header(file: Path) -> tuple[ModelCard, int]:
@@ -68,7 +81,10 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
     if header is None:
         given = f"{file} has no network description"
         raise UserError(given, expected, "pass a file from RUN/checkpoints/")
-    with reraise_as_user_error(file, expected, "take another checkpoint"):
-        values = json.loads(header)
-        step = int(values.pop("step"))
+    try:
+        values = parse_json(header, dict[str, Any])
+        step = from_json(int, values.pop("step", None), "step")
         return ModelCard.from_json(values), step
+    except WrongJson as error:
+        given = f"the header of {file} is damaged ({error})"
+        raise UserError(given, expected, "take another checkpoint") from None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -26,15 +26,31 @@ from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
-from dit.utils.files import reraise_as_user_error, write_atomically, write_json, write_text
+from dit.utils.files import (
+    reraise_as_user_error,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from dit.utils.outputs import create_folder, require_own_folder
 from dit.utils.pictures import write_png
+from dit.utils.typed_json import read_json
 
 RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "parts"
 TEMPORARY = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
 PNG_END = b"IEND\xaeB`\x82"
 PNG_THREADS = 4
 BAR = "{l_bar}{bar}| {n:,.1f}/{total:,} img [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+class SampleRecord(TypedDict, total=False):
+    """What is read of samples.json; it may hold more."""
+
+    num_samples: int
+    network: dict[str, Any]
+    classes: list[int]
+    prompts: list[str]
+    versions: dict[str, str | None]
 
 
 def sample_folder(
@@ -204,9 +220,8 @@ def _claim(folder: "SampleFolder", settings: dict[str, Any], done: set[int]) -> 
 
 
 def _require_same(record: Path, settings: dict[str, Any]) -> None:
-    with reraise_as_user_error(record, "the settings that sample.py wrote", "choose another --out"):
-        recorded = dict(json.loads(record.read_text(encoding="utf-8")))
-
+    do = "choose another --out"
+    recorded = read_json(record, SampleRecord, "the settings that sample.py wrote", do)
     for key in [*settings, *recorded]:
         old, new = recorded.get(key), settings.get(key)
         if key != "num_samples" and old != new:
@@ -247,7 +262,7 @@ class PngFolder:
     def finish(self) -> None:
         """Write labels.csv once all images are done, unless it is complete."""
         file = self.out / LABELS
-        lines = len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+        lines = len(file.read_bytes().splitlines()) if file.exists() else 0
         if not self.names or lines == len(self.labels) + 1:
             return
         text = io.StringIO(newline="")
@@ -351,12 +366,16 @@ class NpzFolder:
 
 
 def _read_indices(part: Path) -> list[int]:
-    """Return the indices of the images in a part; none if a crash has truncated it."""
+    """Return the indices of the images in a part; none if it is damaged, as by a crash."""
     try:
         with np.load(part) as arrays:
-            return arrays["indices"].tolist()
-    except (ValueError, EOFError, zipfile.BadZipFile):
+            indices = arrays["indices"]
+            pixels = arrays["images"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return []
+    fits = indices.ndim == 1 and pixels.ndim == 4 and len(pixels) == len(indices)
+    right = indices.dtype.kind == "i" and pixels.dtype == np.uint8
+    return indices.tolist() if fits and right else []
 
 
 SampleFolder = PngFolder | NpzFolder

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from dit.config import TrainConfig
 from dit.distributed.parallel import gather_state_dict
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
+from dit.errors import UserError, one_line
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import (
     BEST,
@@ -37,10 +38,12 @@ from dit.runs.checkpoint_files import (
     latest_checkpoint,
     verify_checkpoint,
 )
-from dit.runs.weights import write_weights
+from dit.runs.weights import require_usable, write_weights
 from dit.training.state import State
 from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
 
+# DCP parses what it reads without checking it
+READ_ERRORS = (CheckpointException, SafetensorError, OSError, ValueError, KeyError, TypeError)
 OPTIONAL = ("guard.", "window")  # tensors that start fresh where a checkpoint has none that fit
 
 
@@ -127,7 +130,11 @@ class Saver:
                 sync_to_disk(final.parent)
                 tidy(self.run, self.card.config)
 
-        self.ranks.on_main(lambda: _make_folder(final))
+        def begin() -> None:
+            _require_finite(final, weights)
+            _make_folder(final)
+
+        self.ranks.on_main(begin)
         writer = dcp.HuggingFaceStorageWriter(str(hidden / "state"), save_distributed=not alone)
         with _write_errors(final), _no_process_group_warning():
             dcp.save(staged, storage_writer=writer, process_group=self.ranks.group, no_dist=alone)
@@ -146,6 +153,13 @@ def _lower_priority() -> None:
 def _hidden(checkpoint: Path) -> Path:
     """Return the name of a checkpoint that is being written or removed, which is not listed."""
     return checkpoint.with_name(f".{checkpoint.name}")
+
+
+def _require_finite(final: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse to write weights that are not finite: the last good checkpoint stays."""
+    good = latest_checkpoint(final.parent.parent)
+    kept = f"continue from {good}, which is intact," if good else "start again"
+    require_usable(final, weights, f"it was not written: {kept} with a lower --lr")
 
 
 def _make_folder(final: Path) -> None:
@@ -203,7 +217,7 @@ def _write_meta(folder: Path, step: int, distance: Distance | None) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     meta: dict[str, Any] = {"step": step, "torch": torch.__version__}
     if distance:
-        meta["distance"] = distance._asdict()
+        meta["distance"] = asdict(distance)
     meta["files"] = {}
     for file in files:
         name = str(file.relative_to(folder))
@@ -225,13 +239,8 @@ def _write_errors(checkpoint: Path) -> Iterator[None]:
         if before := latest_checkpoint(run):
             retry = f"continue with --resume {shell_quote(run)} ({before} is intact)"
 
-        # DCP collects the errors of all ranks; the first one is the cause.
-        first: object = error
-        if isinstance(error, CheckpointException):
-            first = next(iter(error.failures.values()))[0]
-        cause = " ".join(str(first).split())
         raise UserError(
-            f"{checkpoint} could not be written ({cause})",
+            f"{checkpoint} could not be written ({_cause(error)})",
             "a writable disk with free space",
             f"make room and {retry}",
         ) from error
@@ -246,8 +255,9 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
             "a checkpoint written by train.py",
             "resume from another one",
         )
-    reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
-    stored = reader.read_metadata().state_dict_metadata
+    with _read_errors(checkpoint):
+        reader = dcp.HuggingFaceStorageReader(str(checkpoint / "state"))
+        stored = reader.read_metadata().state_dict_metadata
 
     # Earlier versions wrote some of the optional tensors not at all, or in other shapes.
     tensors = state.tensors()
@@ -255,9 +265,30 @@ def load(checkpoint: Path, state: State, ranks: Ranks) -> int:
         fits = name in stored and getattr(stored[name], "size", None) == tensor.shape
         if name.startswith(OPTIONAL) and not fits:
             del tensors[name]
-    with _no_process_group_warning():
+    with _read_errors(checkpoint), _no_process_group_warning():
         dcp.load(tensors, storage_reader=reader, no_dist=ranks.world == 1)
     return meta["step"]
+
+
+@contextmanager
+def _read_errors(checkpoint: Path) -> Iterator[None]:
+    """Turn errors of reading state/ into a `UserError`: its checksums fit, its content does not."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise UserError(
+            f"{checkpoint / 'state'} cannot be read ({_cause(error)})",
+            "the state that train.py wrote",
+            f"remove {checkpoint} to continue from another",
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the text of an error; DCP collects those of all ranks, and the first one is it."""
+    first: object = error
+    if isinstance(error, CheckpointException):
+        first = next(iter(error.failures.values()))[0]
+    return one_line(first)
 
 
 @contextmanager

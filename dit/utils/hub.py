@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dit.errors import UserError
+from dit.errors import UserError, one_line
 
 BUNDLED = ("digits", "identity")  # never names of folders
 
@@ -50,9 +50,9 @@ def _download(
             snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignored))
         )
     except Exception as error:  # of many kinds, also of the HTTP library
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{flag} {name} is neither a local folder nor available from the hub ({reason})",
+            f"{flag} {name} is neither a local folder nor available from the hub "
+            f"({one_line(error)})",
             f"a folder {name} or network access",
             f"copy {files} into a local folder and pass {flag} FOLDER, or fill the hub's cache "
             "on a connected machine and set HF_HOME to it",

@@ -12,11 +12,12 @@ from conftest import torchrun
 
 from dit import __version__, cli
 from dit.cli import main, parse
-from dit.config import EvalConfig, SampleConfig, TrainConfig, from_json
+from dit.config import EvalConfig, SampleConfig, TrainConfig
 from dit.config.presets import PRESETS
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.training.resilience.preemption import stop_on_signals
+from dit.utils.typed_json import from_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -457,10 +457,10 @@ DIGITS = '{"format": 2, "scores": {}, "protocol": {}, "digits_recognised": {"fou
     ("content", "message"),
     [
         ("{", "is missing or damaged"),
-        ("[1]", "is not a report"),
-        ("{}", "is not a report"),
-        ('{"format": 2, "scores": {"FID": 3}, "protocol": {}}', "is not a report"),
-        ('{"format": 2, "scores": {}, "protocol": []}', "is not a report"),
+        ("[1]", "damaged .it is .1., not an object"),
+        ("{}", "damaged .it lacks scores"),
+        ('{"format": 2, "scores": {"FID": 3}, "protocol": {}}', "scores.FID is 3, not an object"),
+        ('{"format": 2, "scores": {}, "protocol": []}', "protocol is .., not an object"),
         ('{"scores": {}, "protocol": {}}', "in format 1; expected format 2"),
         (DIGITS, "is missing or damaged"),
         *(

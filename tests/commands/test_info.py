@@ -303,3 +303,21 @@ def test_damaged_latents_are_named(latents, tmp_path, capsys):
     assert "--skip-damaged" in error
     (out / "index.json").unlink()
     assert "are unfinished" in run_info(out, capsys, 2)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.json", b'{"a": 1}', "a JSON file"),
+        ("a", b"", "empty"),
+        ("a.png", b"\x89PNG", "an image"),
+        ("a.npz", b"PK\3\4", "a .npz file"),
+        ("a", b"text", "a file of another kind"),
+    ],
+)
+def test_a_file_of_no_weights_is_described(tmp_path, name, content, kind):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        info(file)
+    assert str(error.value).startswith(f"{file} is {kind}; expected a file of weights")

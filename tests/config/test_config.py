@@ -6,9 +6,10 @@ import json
 import pytest
 
 from dit.cli import COMMANDS, _help_texts
-from dit.config import SampleConfig, TrainConfig, from_json, to_json
+from dit.config import SampleConfig, TrainConfig, to_json
 from dit.config.presets import PRESETS
 from dit.errors import UserError
+from dit.utils.typed_json import WrongJson, from_json
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -39,7 +40,7 @@ def test_every_flag_has_a_help_text(command):
 
 
 def test_an_unknown_setting_is_named_with_the_nearest():
-    with pytest.raises(UserError, match="label_dropout"):
+    with pytest.raises(WrongJson, match="label_dropout"):
         from_json(TrainConfig, {**to_json(TrainConfig()), "label_drop": 0.1})
 
 

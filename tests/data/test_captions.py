@@ -52,9 +52,9 @@ def test_captions_of_digits_are_their_names():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{not json", "line 2: no JSON (Expecting property name"),
-        ("[]", "line 2: [] is no JSON object; expected a JSON object {"),
-        ('{"file_name": "green.png", "text": "gr\udcfcn"}', "line 2: no JSON (not UTF-8)"),
+        ("{not json", "line 2: no JSON: Expecting property name"),
+        ("[]", "line 2: it is [], not an object; expected a JSON object {"),
+        ('{"file_name": "green.png", "text": "gr\udcfcn"}', "line 2: byte 38 is not UTF-8"),
         ('{"file_name": "../red.png", "text": "x"}', "line 2: image '../red.png'"),
         ('{"file_name": "b/../../red.png", "text": "x"}', "line 2: image 'b/../../red.png'"),
         ('{"file_name": "/dev/red.png", "text": "x"}', "line 2: image '/dev/red.png'"),

@@ -279,7 +279,9 @@ def test_two_processes_can_not_encode_into_one_folder(cfg):
 def test_damaged_json_is_named_and_replaced(finished, data, out, content):
     for name in ("shard-00000.json", "index.json"):
         (out / name).write_text(content)
-    with pytest.raises(UserError, match=r"index\.json is damaged .*run dit encode again"):
+    with pytest.raises(
+        UserError, match=r"index\.json is missing or damaged .*run dit encode again"
+    ):
         LatentStore(out)
     cfg = encode_config(data, out)
     encode(cfg, Ranks())
@@ -391,6 +393,8 @@ def test_a_billion_latents_need_no_memory(finished, tmp_path):
     index |= {
         "count": size,
         "shape": [1, 1, 1],
+        "mean": [0.0],
+        "std": [1.0],
         "flips": False,
         "shard_size": size // 4,
         "shards": [{"file": name, "count": size // 4, "sha256": ""} for name in names],

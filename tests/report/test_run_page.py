@@ -115,7 +115,7 @@ def test_a_damaged_record_of_the_machine_is_skipped(home, text, capsys):
     (home / "machine.json").write_text(text)
     assert read_starts(home) == []
     (warning,) = capsys.readouterr().err.splitlines()
-    assert f"{home / 'machine.json'} is damaged" in warning
+    assert f"{home / 'machine.json'} is missing or damaged" in warning
 
 
 def test_files_with_foreign_names_are_ignored(home):

@@ -12,7 +12,7 @@ from dit.commands.info import info
 from dit.commands.sweep import points
 from dit.commands.sweep.points import Keys
 from dit.commands.train import train
-from dit.config import SamplerConfig, from_json
+from dit.config import SamplerConfig
 from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.evaluation.extractors.load import load_extractors
@@ -29,6 +29,7 @@ from dit.training.monitoring import evaluation as scores
 from dit.training.monitoring.eval_protocol import eval_key
 from dit.training.monitoring.previews import sampler_settings
 from dit.utils.files import write_json
+from dit.utils.typed_json import from_json
 
 OLD = Path(__file__).parents[1] / "data" / "run-of-2257fc1"
 CPU = torch.device("cpu")

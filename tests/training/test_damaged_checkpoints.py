@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dit.cli import main, parse
 from dit.config import EvalConfig, SampleConfig, TrainConfig
@@ -21,6 +24,7 @@ from dit.runs.checkpoint_files import (
 )
 from dit.runs.weights import WEIGHTS, read_weights
 from dit.sampling.load import class_ids, load_run
+from dit.utils.typed_json import WrongJson
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", "null", '{"step": 1, "files": 3}'])
@@ -64,7 +68,7 @@ def test_a_checkpoint_is_of_one_step(make_run, change):
 def test_a_damaged_header_of_weights_is_refused(make_run, header):
     file = find_weights(make_run())
     save_file(load_file(file), file, {"dit": header})
-    with pytest.raises(UserError, match="missing or damaged"):
+    with pytest.raises(UserError, match=rf"the header of {file} is damaged"):
         read_weights(file)
 
 
@@ -137,3 +141,117 @@ def test_impossible_counts_are_refused(kind, wrong):
     flag = [*wrong][-1].replace("_", "-")
     with pytest.raises(UserError, match=f"--{flag}"):
         kind(**wrong)
+
+
+# -- what meta.json lists --------------------------------------------------------------------------
+
+
+def relist(checkpoint: Path, change: Callable[[dict], object]) -> None:
+    """Change the list of files in a checkpoint's meta.json."""
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    change(meta["files"])
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+
+
+def test_an_emptied_list_of_checksums_does_not_verify(make_run, capsys):
+    run = make_run()
+    checkpoint = latest_checkpoint(run)
+    relist(checkpoint, dict.clear)
+    with pytest.raises(UserError, match=r"does not list ema-0\.999\.safetensors; expected the"):
+        find_weights(run)
+    assert main(["info", str(run)]) == 2
+    assert "DAMAGED" in capsys.readouterr().out
+
+
+STATE = ("model-00001-of-00001.safetensors", "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_a_state_that_is_not_listed_is_refused(make_run, name):
+    checkpoint = latest_checkpoint(make_run())
+    (checkpoint / "state").mkdir()
+    listed = {}
+    for file in STATE:
+        (checkpoint / "state" / file).write_text("")
+        listed[f"state/{file}"] = checksum_entry(checkpoint / "state" / file)
+    relist(checkpoint, lambda files: files.update(listed))
+    verify_checkpoint(checkpoint)
+    relist(checkpoint, lambda files: files.pop(f"state/{name}"))
+    with pytest.raises(UserError, match=rf"does not list state/{name}"):
+        verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("entry", [3, {}, {"bytes": "3", "sha256": "0"}, {"bytes": 3}])
+def test_a_wrong_entry_of_meta_is_named(make_run, entry):
+    checkpoint = latest_checkpoint(make_run())
+    relist(checkpoint, lambda files: files.update({"x": entry}))
+    with pytest.raises(UserError, match=r"meta\.json is missing or damaged \(.*files\.x"):
+        verify_checkpoint(checkpoint)
+
+
+def test_advice_names_the_checkpoint_before_a_damaged_one_if_there_is_one(make_run):
+    checkpoint = latest_checkpoint(make_run())
+    (checkpoint / "meta.json").write_text("{}")
+    with pytest.raises(UserError, match=r"again: there is no checkpoint before it"):
+        verify_checkpoint(checkpoint)
+    shutil.copytree(checkpoint, checkpoint.with_name("step-0000002"))
+    with pytest.raises(UserError, match=r"to go on from step-0000002, the checkpoint before it"):
+        verify_checkpoint(checkpoint)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+ODD = "final_layer.linear.weight"
+
+
+def with_odd_tensor(file: Path, change: Callable[[Tensor], Tensor]) -> Path:
+    """Copy a file of weights outside of its run, with one tensor changed."""
+    weights = read_weights(file)
+    tensors = {**weights.state_dict, ODD: change(weights.state_dict[ODD])}
+    other = file.parents[2] / "odd.safetensors"
+    save_file(tensors, other, {"dit": json.dumps({**weights.card.to_json(), "step": 3})})
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.to(torch.int8),
+            rf"{ODD} in .*odd\.safetensors is int8; expected weights",
+        ),
+        (lambda t: t.bool(), rf"{ODD} in .*odd\.safetensors is bool"),
+        (lambda t: t / 0, rf"{ODD} in .*odd\.safetensors has NaN or infinite values"),
+        (lambda t: t[:1].clone(), rf"odd\.safetensors does not fit .*{ODD}"),
+    ],
+)
+def test_odd_weights_are_refused_by_name(make_run, change, message):
+    file = with_odd_tensor(find_weights(make_run()), change)
+    with pytest.raises(UserError, match=message):
+        load_run(file, Ranks().device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_read(make_run, dtype):
+    file = with_odd_tensor(find_weights(make_run()), lambda t: t.to(dtype))
+    assert load_run(file, Ranks().device).card.network.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_classes", -3), ("input_size", 0), ("in_channels", 0), ("input_size", [8, -8])],
+)
+def test_impossible_counts_in_a_card_are_refused(make_run, name, value, capsys):
+    run = make_run()
+    card = json.loads((run / "config.json").read_text())
+    card["network"][name] = value
+    (run / "config.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=rf"config\.json .*\({name} .* in network, not [01] to"):
+        ModelCard.read(run)
+
+
+def test_a_statistic_for_each_channel(make_run):
+    card = json.loads((make_run() / "config.json").read_text())
+    card |= {"latent_mean": [0.0], "latent_std": [1.0]}
+    with pytest.raises(WrongJson, match="latent_mean of length 1, not a value for each of 3"):
+        ModelCard.from_json(card)

@@ -499,7 +499,7 @@ def a_checkpoint(run: Path, step: int, *distance: object) -> Path:
     """Write one that has only its meta.json."""
     checkpoint = run / "checkpoints" / f"step-{step:07d}"
     checkpoint.mkdir(parents=True)
-    scored = {"distance": Distance(*distance)._asdict()} if distance else {}
+    scored = {"distance": dataclasses.asdict(Distance(*distance))} if distance else {}
     write_json(checkpoint / "meta.json", {"step": step, **scored, "files": {}})
     return checkpoint
 
@@ -516,7 +516,9 @@ def test_the_best_is_the_first_of_those_measured_as_the_newest(tmp_path):
     assert find_best(tmp_path, "aaaaaa").checkpoint == old
     assert find_best(tmp_path, "cccccc") is None
     assert read_distance(unscored) is None
-    assert verify_checkpoint(unscored) == {"step": 5, "files": {}}
+    # a list without weights verifies nothing
+    with pytest.raises(UserError, match=r"meta\.json does not list ema-\*\.safetensors"):
+        verify_checkpoint(unscored)
 
 
 def test_the_loss_curve_and_the_table_ignore_lines_without_loss(tmp_path):

@@ -124,6 +124,18 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     assert all(tensor.isfinite().all() for tensors in weights for tensor in tensors.values())
 
 
+def test_weights_that_end_infinite_are_not_written(tmp_path):
+    flags = dict(out=tmp_path / "run", warmup=0, cooldown=0)
+    overflow = dict(steps=2, lr=1e300, ckpt_every=0)
+    with pytest.raises(UserError, match=r"NaN or infinite .*not written: start again with a lower"):
+        run(**flags, **{**overflow, "steps": 1})
+    good = latest_checkpoint(run(**flags, steps=1))
+    with pytest.raises(UserError, match=rf"step-0000002 has NaN .*continue from {good}, which is"):
+        run(**flags, **overflow, resume=str(tmp_path / "run"))
+    assert checkpoints(tmp_path / "run") == [good]
+    assert verify_checkpoint(good)["step"] == 1
+
+
 def test_checkpoints_at_multiples_are_kept_beside_the_newest(tmp_path):
     out = run(tmp_path / "run", steps=12, ckpt_every=2, keep=2, keep_every=4)
     assert [checkpoint_step(checkpoint) for checkpoint in checkpoints(out)] == [4, 8, 10, 12]

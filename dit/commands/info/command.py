@@ -1,26 +1,24 @@
 """What a path is, and whether its files are as they were written."""
 
-import json
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from dit.commands.info.file_kind import require_pickled_weights
+from dit.commands.info.first_stage import first_stage_rows, is_first_stage
 from dit.commands.info.model import Rows, card_rows, foreign_rows, listed, numbers
 from dit.config import InfoConfig
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
 from dit.errors import UserError
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import DAMAGED, find_damaged_shards, read_index
-from dit.models.registry import count_parameters
 from dit.runs import checkpoint_files as runs
-from dit.runs.card import ModelCard
+from dit.runs.card import CONFIG, ModelCard
 from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
@@ -90,11 +88,11 @@ def table(rows: Rows) -> str:
 def inspect(path: Path) -> Findings:
     """Return what a run, checkpoint, weights file, folder of latents or first stage is."""
     if path.is_file():
-        return _weights_file(path) if path.suffix == ".safetensors" else _foreign_file(path)
+        return _file(path)
     if (path / "meta.json").exists():
         return _checkpoint(path)
-    if "_class_name" in _read_json(path / CONFIG):
-        return _first_stage(path)
+    if is_first_stage(path):
+        return Findings(first_stage_rows(path))
     if (path / CONFIG).exists() or runs.paths_by_step(path / "checkpoints"):
         return _run(path)
     if holds_latents(path):
@@ -107,6 +105,13 @@ def inspect(path: Path) -> Findings:
         "first stage",
         "check the path",
     )
+
+
+def _file(path: Path) -> Findings:
+    if path.suffix == ".safetensors":
+        return _weights_file(path)
+    require_pickled_weights(path)
+    return _foreign_file(path)
 
 
 # -- runs and weights ------------------------------------------------------------------------------
@@ -167,7 +172,7 @@ def _verify_record(run: Path) -> str:
     return ""
 
 
-def _verify_snapshot(file: Path, recorded: dict[str, Any]) -> str:
+def _verify_snapshot(file: Path, recorded: runs.Listed) -> str:
     runs.require_intact(file, recorded, f"remove {file}")
     return ""
 
@@ -240,21 +245,21 @@ def _foreign_file(file: Path) -> Findings:
     return Findings([first, *foreign_rows(file)])
 
 
-# -- latents and first stages ----------------------------------------------------------------------
+# -- latents ---------------------------------------------------------------------------------------
 
 
 def _latents(root: Path) -> Findings:
     index = read_index(root)
-    kind = "captions" if index["captions"] else "class names"
-    names = listed(index["classes"], len(index["classes"])) or "none (unconditional)"
+    kind = "captions" if index.captions else "class names"
+    names = listed(index.classes, len(index.classes)) or "none (unconditional)"
     rows = [
         ("latents", str(root)),
-        ("images", f"{index['count']:,}, mirrored too: {'yes' if index['flips'] else 'no'}"),
+        ("images", f"{index.images:,}, mirrored too: {'yes' if index.flips else 'no'}"),
         (kind, names),
-        ("latents of each", " x ".join(map(str, index["shape"]))),
-        ("autoencoder", index["vae"]),
-        ("mean by channel", numbers(index["mean"])),
-        ("deviation", numbers(index["std"])),
+        ("latents of each", " x ".join(map(str, index.shape))),
+        ("autoencoder", index.vae),
+        ("mean by channel", numbers(index.mean)),
+        ("deviation", numbers(index.std)),
     ]
     findings = Findings(rows)
     for damage in find_damaged_shards(root):
@@ -262,46 +267,10 @@ def _latents(root: Path) -> Findings:
         rows.append((damage.file, f"DAMAGED: {damage.reason}; {damage.images:,} images"))
     if not findings.damaged:
         # earlier versions did not record the checksum of labels
-        labels = ", and their labels" if "labels_sha256" in index else ""
-        shards = f"{len(index['shards']):,} shards with {index['count']:,} images"
+        labels = ", and their labels" if index.labels_sha256 else ""
+        shards = f"{len(index.shards):,} shards with {index.images:,} images"
         rows.append(("files", f"{shards}{labels}, checksums verified"))
     return findings
-
-
-def _first_stage(folder: Path) -> Findings:
-    """Return what an autoencoder of `dit train-vae`, or in diffusers' layout, is."""
-    autoencoder = load_autoencoder(str(folder.absolute()))
-    codec = autoencoder.codec
-    assert isinstance(codec, KLCodec | VQCodec)
-    kind = f"KL ({type(codec.network).__name__})"
-    if isinstance(codec, VQCodec):
-        kind = f"VQ ({type(codec.network).__name__}, {len(codec.codebook):,} entries)"
-    mean = numbers(autoencoder.shift.flatten().tolist())
-    deviation = numbers((1 / autoencoder.scale).flatten().tolist())
-    rows = [
-        ("first stage", str(folder)),
-        ("kind", kind),
-        ("parameters", f"{count_parameters(codec.network):,}"),
-        ("factor", f"{autoencoder.factor} pixels a latent, along a side"),
-        ("latent channels", str(autoencoder.channels)),
-        ("latents scaled by", f"mean {mean}, deviation {deviation}"),
-        ("weights", f"SHA-256 {autoencoder.checksum}"),
-    ]
-    report = _read_json(folder / "report.json")
-    if "held_out" in report:
-        rows.append(("held out", f"{report['held_out']:,} images"))
-    for name, value in report.get("scores", {}).items():
-        rows.append((name, value if isinstance(value, str) else f"{value:.4g}"))
-    return Findings(rows)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a file; an empty one if it is missing or damaged."""
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _size(count: float) -> str:

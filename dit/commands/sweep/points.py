@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from dit.config import SamplerConfig, from_json, to_json
+from dit.config import SamplerConfig, to_json
 from dit.distributed.device import device_kind, library_versions
+from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.metrics.bootstrap import ci95
 from dit.evaluation.metrics.compute import Score
@@ -20,6 +21,7 @@ from dit.evaluation.samples import image_settings
 from dit.sampling.load import LoadedRun, with_classifier_labels
 from dit.utils.files import reraise_as_user_error, sha256, write_json
 from dit.utils.pictures import write_png
+from dit.utils.typed_json import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,15 @@ class Point:
     evaluations: int
     seconds: float | None
     protocol: dict[str, dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise UserError("no score", "one or more", "score it again")
+        if len(self.replicates) == 1:
+            raise UserError("one replicate", "none, or two or more", "score it again")
+        if self.setting.steps is None or self.setting.sampler == "auto":
+            given = f"sampler {self.setting.sampler} with steps {self.setting.steps}"
+            raise UserError(given, "a sampler and its steps", "score it again")
 
     @property
     def first(self) -> Score:
@@ -173,14 +184,10 @@ def read_point(out: Path, key: str) -> Point | None:
     if not file.exists():
         return None
 
-    with reraise_as_user_error(file, "a point that dit sweep wrote", "it is scored again"):
-        values = json.loads(file.read_text())
-        scores = {name: Score.from_json(score) for name, score in values["scores"].items()}
-        setting = from_json(Setting, values["setting"])
-        point = Point(**{**values, "scores": scores, "setting": setting})
-        # the file of another point, copied or renamed by hand
-        if point.key != key or not scores:
-            raise ValueError(f"it is of point {point.key}")
+    expected, do = "a point that dit sweep wrote", "it is scored again"
+    point = read_json(file, Point, expected, do)
+    if point.key != key:  # copied or renamed by hand
+        raise UserError(f"{file} is of point {point.key}", expected, do)
 
     expected, do = "a picture that dit sweep drew", "it is drawn again"
     with reraise_as_user_error(picture, expected, do), Image.open(picture) as opened:

@@ -1,12 +1,11 @@
 """The results of a sweep: sweep.json for programs, sweep.md and sweep.html for people, charts."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from dit.commands.sweep import charts
 from dit.commands.sweep.points import Point, classifier_scale, describe, value_text
@@ -20,9 +19,10 @@ from dit.report.page import Highlight, Page, Section, software_subtitle
 from dit.report.score_names import SHARES, parse
 from dit.report.table import NUMBER, Cell, Row, Table
 from dit.report.text import arrow, counted, number, show, span
-from dit.utils.files import reraise_as_user_error, write_json
+from dit.utils.files import write_json
 from dit.utils.outputs import is_record, require_own_folder, signature
 from dit.utils.pictures import write_png
+from dit.utils.typed_json import read_json
 
 RECORD = "sweep.json"
 FORMAT = 1  # of it
@@ -67,6 +67,18 @@ class Sweep:
         return self.points[self.ranking.best if self.ranking.order else 0]
 
 
+class Asked(TypedDict):
+    """What is read of the flags in sweep.json."""
+
+    num_samples: int
+
+
+class EarlierSweep(TypedDict):
+    """What is read of a sweep.json."""
+
+    asked: Asked
+
+
 def check_folder(out: Path, num_samples: int) -> None:
     """Refuse a folder of other things, and to replace results of another number of images."""
     file = out / RECORD
@@ -80,8 +92,8 @@ def check_folder(out: Path, num_samples: int) -> None:
     if not file.exists():
         return
     do = "choose another --out"
-    with reraise_as_user_error(file, "the results that dit sweep wrote", f"remove it, or {do}"):
-        before = json.loads(file.read_text())["asked"]["num_samples"]
+    expected = "the results that dit sweep wrote"
+    before = read_json(file, EarlierSweep, expected, f"remove it, or {do}")["asked"]["num_samples"]
     if before != num_samples:
         given = f"--num-samples {num_samples} for {out}"
         results = f"whose results are of {before} images a setting"

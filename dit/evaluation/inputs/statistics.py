@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from dit.evaluation.extractors.dinov2 import DINOV2
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.utils.files import write_atomically
+from dit.utils.image_size import Size
 from dit.utils.outputs import require_own_file
+from dit.utils.typed_json import WrongJson, parse_json
 
 INCEPTION_WIDTH = 2048
 ALIASES = {"fid": INCEPTION, "fd_dinov2": DINOV2}  # EDM2's names of networks: ours
@@ -39,6 +41,22 @@ class Moments(NamedTuple):
 
     features: Pair
     spatial: Pair | None = None
+
+
+class RecordedNetwork(TypedDict):
+    """A feature network in the record of `dit stats`."""
+
+    checksum: str
+    preprocessing: str
+
+
+class Record(TypedDict, total=False):
+    """What is read of the record of `dit stats`; it may hold more."""
+
+    pixels_sha256: str
+    size: str
+    crop: Size | None
+    networks: dict[str, RecordedNetwork]
 
 
 @dataclass(frozen=True)
@@ -214,14 +232,10 @@ def _record(file: Any, path: Path) -> dict[str, Any]:
     if text.ndim or text.dtype.kind != "U":
         return {}
     try:
-        record = json.loads(str(text))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"record in {path} is no JSON ({error})",
-            "the file that dit stats wrote",
-            "write it again",
-        ) from error
-    return record if isinstance(record, dict) else {}
+        return {**parse_json(str(text), Record)}
+    except WrongJson as error:
+        given = f"record in {path} is damaged ({error})"
+        raise UserError(given, "the file that dit stats wrote", "write it again") from None
 
 
 # -- writing ---------------------------------------------------------------------------------------

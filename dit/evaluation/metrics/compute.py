@@ -7,8 +7,8 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ IS_SPLIT = 5_000  # images in one split of the Inception score, as in ADM
 IS_SPLITS = 10  # as in torch-fidelity, of shuffled images
 REAL_VS_REAL_SPLITS = 5  # random splits of real images
 SEED = 2020  # of subsets and shuffling; torch-fidelity's own
-JSON_KEYS = {"direction": "better"}  # attribute -> key in report.json, where they differ
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Score:
 
     name: str
     value: float | None
-    direction: str
+    direction: Literal["lower", "higher"] = field(metadata={"json": "better"})
     samples: int
     reference: int | None = None
     deviation: float | None = None
@@ -56,13 +55,8 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values by the keys of report.json."""
         values = dataclasses.asdict(self)
-        return {JSON_KEYS.get(name, name): value for name, value in values.items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Score":
-        """Return the score that `to_json` wrote."""
-        names = {key: name for name, key in JSON_KEYS.items()}
-        return cls(**{names.get(key, key): value for key, value in values.items()})
+        fields = dataclasses.fields(self)
+        return {one.metadata.get("json", one.name): values[one.name] for one in fields}
 
 
 @dataclass(frozen=True)

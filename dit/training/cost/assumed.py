@@ -109,7 +109,7 @@ def load_or_assume_autoencoder(
     # A run or latents may be found though the autoencoder is not: they say which weights are meant.
     checksum = before.vae_sha256 if before else None
     if holds_latents(Path(config.data)):
-        checksum = read_index(Path(config.data))["checksum"]
+        checksum = read_index(Path(config.data)).checksum
     with torch.device("meta"):
         network = AutoencoderKL(**SD_VAE)
     return AssumedAutoencoder(

@@ -13,7 +13,8 @@ from dit.evaluation.protocol import build_protocol
 from dit.evaluation.references import Reference
 from dit.evaluation.samples import settings_in_use
 from dit.training.session import TrainingSession
-from dit.utils.files import reraise_as_user_error, write_json
+from dit.utils.files import write_json
+from dit.utils.typed_json import read_json
 
 RECORD = "scores.json"  # in a run
 
@@ -31,8 +32,7 @@ def read_protocols(run: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     expected = "the protocols of scores that train.py wrote"
-    with reraise_as_user_error(file, expected, f"remove {file}"):
-        return dict(json.loads(file.read_text()))
+    return read_json(file, dict[str, dict[str, Any]], expected, f"remove {file}")
 
 
 def record_protocol(

@@ -1,7 +1,6 @@
 """Trackers that show the log of a run: TensorBoard, and Weights & Biases with --wandb."""
 
 import importlib.util
-import json
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dit.runs.card import ModelCard
 from dit.runs.logs import BY_TIME
 from dit.training.monitoring.log import tag
 from dit.utils.files import write_json
+from dit.utils.typed_json import read_json
 
 SAMPLES = "samples"  # tag of pictures
 WANDB_FILE = "wandb.json"  # in a run: its ids by project
@@ -123,8 +123,11 @@ def require_wandb(project: str | None) -> None:
 def wandb_id(run: Path, project: str) -> str:
     """Return the id of a run in a project, which is chosen once and kept in the run's directory."""
     file = run / WANDB_FILE
-    ids = json.loads(file.read_text()) if file.exists() else {}
+    ids: dict[str, str] = {}
+    if file.exists():
+        do = f"remove {file}, for a new run of the project"
+        ids = read_json(file, dict[str, str], "the ids of the run by project", do)
     if project not in ids:
         ids[project] = uuid.uuid4().hex[:8]
         write_json(file, ids)
-    return str(ids[project])
+    return ids[project]

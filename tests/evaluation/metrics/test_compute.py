@@ -17,6 +17,7 @@ from dit.evaluation.metrics.compute import (
     score_names,
 )
 from dit.evaluation.metrics.frechet import fit, frechet, from_moments
+from dit.utils.typed_json import from_json
 
 INCEPTION = "inception-v3-compat"
 IN_IMAGES = ("KID", "precision", "recall", "density", "coverage")
@@ -124,7 +125,7 @@ def test_json_keeps_the_keys_of_reports():
     score = Score("FID", 1.5, "lower", 10, 20, note="x")
     keys = ["name", "value", "better", "samples", "reference", "deviation", "reason", "note"]
     assert list(score.to_json()) == keys
-    assert Score.from_json(score.to_json()) == score
+    assert from_json(Score, score.to_json()) == score
 
 
 # -- single scores ---------------------------------------------------------------------------------
