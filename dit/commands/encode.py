@@ -17,7 +17,7 @@ from dit.config import EncodeConfig
 from dit.data.hub_datasets import DatasetStream, StreamReader
 from dit.data.image_files import read_pixels
 from dit.data.images import ImageFiles, ImageFolder, Images
-from dit.data.labels import Columns, Label
+from dit.data.labels import Classes, Columns, Label
 from dit.data.sources import load_images, load_stream
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
@@ -78,9 +78,11 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
         UserError: bad images, autoencoder or sizes; the folder holds something else, or another
             process encodes into it; the disk is too small.
     """
-    columns = Columns(cfg.captions, cfg.image_column, cfg.label_column)
+    classes: Classes = "none" if cfg.num_classes == 0 else "ask"
+    columns = Columns(cfg.captions, cfg.image_column, cfg.label_column, classes)
     load = load_stream if cfg.streaming else load_images
     images = load(cfg.data, cfg.image_size, columns)
+    ranks.say(images.notes)
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
     encoding = describe(cfg, images, autoencoder)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)

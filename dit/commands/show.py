@@ -1,5 +1,6 @@
 """`dit show`: pictures of noising and denoising, with the predictions and the attention maps."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -21,8 +22,9 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
+from dit.sampling.classes import class_ids
 from dit.sampling.generate import ImageNoise, require_finite, sample_latents
-from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts, without_captions
+from dit.sampling.load import LoadedRun, load_to_sample, with_prompts, without_captions
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.utils import pictures
 from dit.utils.files import create_folder, write_atomically
@@ -436,7 +438,9 @@ def _draw_maps(
 
 def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
     """Return class ids [N]: those of --classes in turn, or some of all."""
-    classes = class_ids(config.classes, run.card)
+    classes, notes = class_ids(config.classes, run.card)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if config.classes is None:
         classes = pictures.spread(classes, config.num_images)
     count = len(classes)

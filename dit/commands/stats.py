@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import StatsConfig
+from dit.data.labels import Columns
 from dit.data.sources import is_tar_or_hub_dataset, load_images
 from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
@@ -92,7 +93,8 @@ def _read(config: StatsConfig) -> ImageSet:
             "the size to crop its images to",
             "pass --image-size",
         )
-    return from_data(load_images(config.data, config.image_size), config.data)
+    columns = Columns(classes="none")
+    return from_data(load_images(config.data, config.image_size, columns), config.data)
 
 
 def _all_moments(

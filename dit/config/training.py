@@ -18,6 +18,7 @@ from dit.config.validation import (
     require_none_of,
     require_range,
     require_sides,
+    require_use,
 )
 from dit.errors import UserError
 
@@ -36,6 +37,10 @@ class TrainConfig:
     one subfolder per class; a folder of images without classes; latents of `dit encode`; tar shards
     or a data set of Hugging Face, as `dit encode` takes them. With --conditioning text: a folder
     with a metadata.jsonl of captions, or one of the last three."""
+    image_column: str | None = None
+    """With tar shards or a data set of Hugging Face: the image, as in `dit encode`."""
+    label_column: str | None = None
+    """With tar shards or a data set of Hugging Face: the class or caption, as in `dit encode`."""
     skip_damaged: bool = False
     """With latents: compare the checksum of every shard first, and skip those that are damaged."""
     vae: str = "digits"
@@ -195,6 +200,7 @@ class TrainConfig:
         _require_generator(self)
         _require_process(self)
         _require_network(self)
+        _require_labels(self)
         _require_text(self)
 
 
@@ -286,6 +292,12 @@ def _require_network(config: TrainConfig) -> None:
             ),
         ]
     )
+
+
+def _require_labels(config: TrainConfig) -> None:
+    used = config.num_classes != 0
+    unlabelled = "with --num-classes 0", "classes", "drop --num-classes"
+    require_use(config, ("label_column",), used, *unlabelled)
 
 
 def _require_text(config: TrainConfig) -> None:

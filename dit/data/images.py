@@ -1,6 +1,7 @@
 """Images and their classes: scikit-learn's digits, image files, and folders of them."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit.data.image_files import find_classes, find_damage, list_image_files, read_pixels
+from dit.data.labels import sort_names
 from dit.errors import UserError
 from dit.utils.image_size import Size, sides, size_flag
 
@@ -24,6 +26,7 @@ class Images(Protocol):
     labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips: bool  # whether a mirrored image still belongs to its class
+    notes: Sequence[str]  # what the user should know of, such as files left out
 
     def __len__(self) -> int: ...
 
@@ -47,6 +50,7 @@ class Digits:
     """
 
     flips = False  # a mirrored 2 is not a digit
+    notes: Sequence[str] = ()
 
     def __init__(self, image_size: Size):
         from sklearn.datasets import load_digits
@@ -110,6 +114,7 @@ class ImageFiles:
     labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips = True
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -136,11 +141,15 @@ class ImageFolder(ImageFiles):
     def __init__(self, root: str | Path, image_size: Size):
         self.root = Path(root)
         self.image_size = image_size
-        self.classes = find_classes(self.root)
+        folders = find_classes(self.root)
+        self.classes = sort_names(folders)
 
-        files = [list_image_files(self.root, name) for name in self.classes or [""]]
-        counts = [len(names) for names in files]
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), counts)
+        # images follow the folders' text order, ids the classes': latents of earlier versions,
+        # whose classes 0 … 11 had the ids 0, 1, 10, …, continue with the same images
+        files = [list_image_files(self.root, name) for name in folders or [""]]
+        ids = {name: i for i, name in enumerate(self.classes)}
+        folder_ids = np.array([ids[name] for name in folders] or [0], np.int64)
+        self.labels = np.repeat(folder_ids, [len(names) for names in files])
         self._files = [name for names in files for name in names]
 
     def path(self, index: int) -> Path:

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from dit.config import TrainConfig
-from dit.data.labels import Columns
-from dit.data.sources import load_images
+from dit.data.labels import Classes, Columns
+from dit.data.sources import load_images, refuse_columns
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
@@ -23,6 +23,7 @@ def build_source(
     """Open stored latents, encode digits, or wrap other images to be encoded on access."""
     autoencoder.latent_shape(config.image_size)  # refuses a size before anything is encoded
     if holds_latents(Path(config.data)):
+        refuse_columns(config.data, _columns(config))
         return open_store(config, autoencoder, ranks or Ranks())
     if config.skip_damaged:
         raise UserError(
@@ -30,12 +31,19 @@ def build_source(
             "a folder of latents with it",
             "drop --skip-damaged",
         )
-    columns = Columns(captions=config.conditioning == "text")
-    images = load_images(config.data, config.image_size, columns)
+    images = load_images(config.data, config.image_size, _columns(config))
+    if ranks:
+        ranks.say(images.notes)
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)
     return OnlineLatents(images, autoencoder, flips)
+
+
+def _columns(config: TrainConfig) -> Columns:
+    captions = config.conditioning == "text"
+    classes: Classes = "none" if config.num_classes == 0 else "ask"
+    return Columns(captions, config.image_column, config.label_column, classes)
 
 
 def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> LatentStore:

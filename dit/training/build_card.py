@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from dit.build import require_size
 from dit.config import TrainConfig
 from dit.encoders.text import TextEncoder
@@ -57,6 +59,7 @@ def build_card(
         config=config,
         network=spec,
         classes=classes[:MAX_CAPTIONS] if encoder else classes,
+        class_counts=None if encoder else _count_images(source, len(classes)),
         text_encoder_sha256=encoder.checksum if encoder else None,
     )
     if parent_card and (mismatch := class_mismatch(card, parent_card)):
@@ -73,6 +76,12 @@ def build_card(
     # The card keeps them, because sampling reverses this normalisation.
     mean, std = source.statistics()
     return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
+
+
+def _count_images(source: Latents, num_classes: int) -> list[int] | None:
+    if not num_classes:
+        return None
+    return np.bincount(source.labels, minlength=num_classes).tolist()
 
 
 def _check_classes(

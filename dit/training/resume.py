@@ -20,7 +20,17 @@ from dit.utils.files import shell_quote
 from dit.utils.image_size import sides
 
 MAY_CHANGE = {
-    *("preset", "out", "resume", "data", "vae", "text_encoder", "skip_damaged"),
+    *(
+        "preset",
+        "out",
+        "resume",
+        "data",
+        "image_column",
+        "label_column",
+        "vae",
+        "text_encoder",
+        "skip_damaged",
+    ),
     *("steps", "epochs", "dry_run", "timeout", "wandb", "log_every", "sample_every"),
     *("ckpt_every", "keep", "keep_every", "ema_every"),
     *("eval_every", "eval_reference", "eval_weights"),

@@ -227,9 +227,9 @@ def test_prompts_are_drawn(text_run: Path, tmp_path: Path, monkeypatch):
         (dict(times="1.5"), "--times 1.5; expected a number of times, 2 or more, or times from 0"),
         (dict(times="1"), "--times 1;"),
         (dict(times="a,b"), "--times a,b;"),
-        (dict(classes="10"), "--classes 10; expected class ids from 0 to 9"),
+        (dict(classes=("10",)), "--classes 10; expected class ids from 0 to 9"),
         (dict(prompt=("a nine",), direction="forward"), "--prompt 'a nine' with forward;"),
-        (dict(prompt=("a nine",), classes="1"), "--prompt 'a nine' with --classes 1;"),
+        (dict(prompt=("a nine",), classes=("1",)), "--prompt 'a nine' with --classes 1;"),
     ],
 )
 def test_flags_that_do_not_fit(tiny_run: Path, tmp_path: Path, settings, message: str):
@@ -286,7 +286,7 @@ def test_pictures_are_where_the_output_says(tiny_run: Path, tmp_path: Path, dire
 
 
 def test_the_picture_ends_with_the_sampled_images(tiny_run: Path, tmp_path: Path):
-    asked = config(tiny_run, out=tmp_path, classes="3,1", num_images=2, times="3")
+    asked = config(tiny_run, out=tmp_path, classes=("3,1",), num_images=2, times="3")
     show(asked, ALONE)
     pipeline = build_pipeline(load_run(tiny_run, CPU), asked)
     images = generate(pipeline, torch.tensor([3, 1]), torch.arange(2))

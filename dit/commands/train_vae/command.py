@@ -18,6 +18,7 @@ from dit.commands.train_vae.quality import choose_extractor, latent_statistics, 
 from dit.commands.train_vae.report import CURVE, LOG, draw_loss, draw_reconstructions, report
 from dit.config import VaeConfig
 from dit.data.images import Images
+from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
@@ -42,7 +43,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
             f"{ranks.world} processes for dit train-vae", "one", "start it without torchrun"
         )
     latent_sides(cfg)  # refuses a size that does not fit
-    images = load_images(cfg.data, cfg.image_size)
+    images = load_images(cfg.data, cfg.image_size, Columns(classes="none"))
     training, held_out = split(cfg, len(images))
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
