@@ -1,8 +1,11 @@
 """The latents to train on: stored, digits in memory, or images encoded on access."""
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from dit.config import TrainConfig
 from dit.data.labels import Classes, Columns
@@ -44,6 +47,18 @@ def _columns(config: TrainConfig) -> Columns:
     captions = config.conditioning == "text"
     classes: Classes = "none" if config.num_classes == 0 else "ask"
     return Columns(captions, config.image_column, config.label_column, classes)
+
+
+def keep_class_order(source: Latents, classes: Sequence[str]) -> None:
+    """Give a source's classes the ids that a run has for them, if they differ in order alone.
+
+    Runs of earlier versions have the classes 0 … 11 in the order of texts: 0, 1, 10, 11, 2, …
+    """
+    same = source.classes != [*classes] and sorted(source.classes) == sorted(classes)
+    if same and len(set(classes)) == len(classes):
+        ids = np.array([classes.index(name) for name in source.classes])
+        source.labels = ids[source.labels]
+        source.classes = [*classes]
 
 
 def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> LatentStore:

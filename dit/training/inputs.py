@@ -8,7 +8,7 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import TextEncoder
-from dit.latents.load import build_source
+from dit.latents.load import build_source, keep_class_order
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import read_card
@@ -43,6 +43,8 @@ def load_inputs(
     else:
         autoencoder = load_autoencoder(config.vae, ranks.device)
         source = build_source(config, autoencoder, ranks)
+    if before:
+        keep_class_order(source, before.classes)
     encoder = build_text_encoder(config, ranks.device)
 
     card = build_card(config, source, encoder, before)

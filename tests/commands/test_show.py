@@ -227,7 +227,7 @@ def test_prompts_are_drawn(text_run: Path, tmp_path: Path, monkeypatch):
         (dict(times="1.5"), "--times 1.5; expected a number of times, 2 or more, or times from 0"),
         (dict(times="1"), "--times 1;"),
         (dict(times="a,b"), "--times a,b;"),
-        (dict(classes=("10",)), "--classes 10; expected class ids from 0 to 9"),
+        (dict(classes=("10",)), "--classes 10: no class 10; expected names of classes, or class"),
         (dict(prompt=("a nine",), direction="forward"), "--prompt 'a nine' with forward;"),
         (dict(prompt=("a nine",), classes=("1",)), "--prompt 'a nine' with --classes 1;"),
     ],

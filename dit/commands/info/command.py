@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from dit.commands.info.model import Rows, card_rows, listed, network_rows, numbers
+from dit.commands.info.model import Rows, card_rows, list_classes, listed, network_rows, numbers
 from dit.config import InfoConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
@@ -250,6 +251,8 @@ def _latents(root: Path) -> Findings:
     index = read_index(root)
     kind = "captions" if index["captions"] else "class names"
     names = listed(index["classes"], len(index["classes"])) or "none (unconditional)"
+    if index["classes"] and not index["captions"]:
+        names = list_classes(index["classes"], _count_images(root, len(index["classes"])))
     rows = [
         ("latents", str(root)),
         ("images", f"{index['count']:,}, mirrored too: {'yes' if index['flips'] else 'no'}"),
@@ -269,6 +272,14 @@ def _latents(root: Path) -> Findings:
         shards = f"{len(index['shards']):,} shards with {index['count']:,} images"
         rows.append(("files", f"{shards}{labels}, checksums verified"))
     return findings
+
+
+def _count_images(root: Path, num_classes: int) -> list[int] | None:
+    try:
+        counts = np.bincount(np.load(root / LABELS, mmap_mode="r"), minlength=num_classes)
+    except (OSError, ValueError, EOFError, TypeError):  # damage has a row of its own
+        return None
+    return counts.tolist()
 
 
 def _first_stage(folder: Path) -> Findings:

@@ -1,5 +1,7 @@
 """A network and its training in words, from the model card."""
 
+from collections.abc import Sequence
+
 import torch
 
 from dit.build import build_network
@@ -57,7 +59,7 @@ def card_rows(card: ModelCard) -> Rows:
 def _label_rows(card: ModelCard) -> Rows:
     dropout = f"{card.config.label_dropout:g}"
     if card.network.text_width is None:
-        names = listed(card.classes, len(card.classes))
+        names = list_classes(card.classes, card.class_counts)
         return [("class names", names), ("label dropout", dropout)]
     # a card keeps only some of many captions
     captions = listed(card.classes, card.network.num_classes)
@@ -88,6 +90,18 @@ def _objective(card: ModelCard) -> str:
 def numbers(values: list[float]) -> str:
     """Return numbers with three digits."""
     return " ".join(f"{value:.3g}" for value in values)
+
+
+def list_classes(names: Sequence[str], counts: Sequence[int] | None) -> str:
+    """Return ids and names of the first classes, and the images of each where they are known."""
+    words = []
+    for label, name in enumerate(names[:MOST_NAMES]):
+        word = name if name == str(label) else f"{label} {name}"
+        if counts is not None:
+            unit = " image" + "s" * (counts[label] != 1)
+            word += f" ({counts[label]:,}{'' if words else unit})"
+        words.append(word)
+    return listed(words, len(names))
 
 
 def listed(names: list[str], count: int) -> str:
