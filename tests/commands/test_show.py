@@ -22,7 +22,6 @@ from dit.commands.show import (
     record_moments,
     select_moments,
     show,
-    training_latents,
     word_attention,
 )
 from dit.config import ShowConfig, TrainConfig
@@ -35,6 +34,7 @@ from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.sampling.generate import ImageNoise, generate
 from dit.sampling.load import load_run
+from dit.sampling.own_data import training_latents
 from dit.sampling.pipeline import build_pipeline
 from dit.utils.pictures import grid
 

@@ -94,7 +94,7 @@ def numbers(values: list[float]) -> str:
 
 def list_classes(names: Sequence[str], counts: Sequence[int] | None) -> str:
     """Return ids and names of the first classes, and the images of each where they are known."""
-    words = []
+    words: list[str] = []
     for label, name in enumerate(names[:MOST_NAMES]):
         word = name if name == str(label) else f"{label} {name}"
         if counts is not None:
