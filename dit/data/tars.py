@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from dit.data.counts import count_of
 from dit.data.images import ImageFiles
 from dit.data.labels import Columns, Labels
 from dit.data.tar_labels import (
@@ -175,7 +176,7 @@ class LeftOut:
     def notes(self) -> list[str]:
         """A line with their number, if there are any."""
         total = self._extensions.total()
-        files = f"{total:,} file{'s' * (total != 1)}"
+        files = count_of(total, "file")
         return [f"{files} in the tars left out ({self.kinds})"] if total else []
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from dit.build import require_size
 from dit.config import TrainConfig
+from dit.data.counts import count_of
 from dit.encoders.text import TextEncoder
 from dit.errors import UserError
 from dit.latents.store import Latents
@@ -102,14 +103,14 @@ def _check_classes(
         )
     if 0 < num_classes < in_data:
         raise UserError(
-            f"--num-classes {num_classes} for data with {in_data} classes",
+            f"--num-classes {num_classes} for data with {count_of(in_data, 'class')}",
             f"{in_data} or more, or 0 for none",
             "drop --num-classes to count them in the data",
         )
     if is_classifier(config.model) and in_data < 2:
         raise UserError(
-            f"--model {config.model} with --data {config.data}, which has {in_data or 'no'} "
-            "classes",
+            f"--model {config.model} with --data {config.data}, which has "
+            f"{count_of(in_data, 'class') if in_data else 'no classes'}",
             "two or more classes",
             "pass --data with one subfolder of images per class",
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from dit.build import build_network
+from dit.data.counts import count_of
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import describe_size, sides
@@ -98,8 +99,8 @@ def list_classes(names: Sequence[str], counts: Sequence[int] | None) -> str:
     for label, name in enumerate(names[:MOST_NAMES]):
         word = name if name == str(label) else f"{label} {name}"
         if counts is not None:
-            unit = " image" + "s" * (counts[label] != 1)
-            word += f" ({counts[label]:,}{'' if words else unit})"
+            # the unit is said once
+            word += f" ({counts[label]:,})" if words else f" ({count_of(counts[label], 'image')})"
         words.append(word)
     return listed(words, len(names))
 

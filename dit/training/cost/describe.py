@@ -6,6 +6,7 @@ import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
+from dit.data.counts import count_of
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.latents.store import Latents
@@ -66,7 +67,7 @@ def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> st
         images = f"not found here; {images} of ImageNet assumed"
     classes = "unconditional"
     if spec.num_classes:
-        classes = f"{spec.num_classes:,} {'captions' if spec.text_width else 'classes'}"
+        classes = count_of(spec.num_classes, "caption" if spec.text_width else "class")
     return f"{config.data}: {images}, {classes}, flips {'on' if source.flips else 'off'}"
 
 
