@@ -5,7 +5,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from dit.data.image_files import is_image
@@ -119,7 +119,7 @@ def _regular_files(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInf
     """Yield files and links to them, except hidden ones, as macOS and editors leave them."""
     files: dict[str, tarfile.TarInfo] = {}
     for member in tar:
-        if any(map(_is_hidden, PurePosixPath(member.name).parts)):
+        if any(map(_is_hidden, member.name.split("/"))):
             continue
         if member.islnk() or member.issym():
             member = _follow_link(member, files, shard)
@@ -129,7 +129,7 @@ def _regular_files(tar: tarfile.TarFile, shard: Path) -> Iterator[tarfile.TarInf
 
 
 def _is_hidden(part: str) -> bool:
-    return part == "__MACOSX" or (part.startswith(".") and part != "..")
+    return part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
 
 
 def _follow_link(

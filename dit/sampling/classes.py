@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dit.data.labels import is_number
 from dit.errors import UserError, did_you_mean
 from dit.runs.card import ModelCard
 
@@ -66,15 +67,16 @@ def _find(name: str, card: ModelCard, typed: str) -> int:
     if _is_id(name, card):
         return int(name)
     last = _count(card) - 1
+    see = "see `dit info RUN` for the classes of a run"
     raise UserError(
         f"{typed}: no class {name}" if name else f"{typed}: an empty name",
         f"names of classes, or class ids from 0 to {last}, separated by commas",
-        did_you_mean(name, card.classes, "see `dit info RUN` for the classes of a run"),
+        see if is_number(name) else did_you_mean(name, card.classes, see),
     )
 
 
 def _is_id(name: str, card: ModelCard) -> bool:
-    return name.isascii() and name.isdecimal() and int(name) < _count(card)
+    return is_number(name) and int(name) < _count(card)
 
 
 def _count(card: ModelCard) -> int:

@@ -81,12 +81,20 @@ def test_json_suffices(tmp_path):
     assert sorted(captions) == [f"in json {i}" for i in range(4)]
 
 
+def test_numbers_as_texts_in_json_sort_as_numbers(tmp_path):
+    labels = ["10", "9", "100"]
+    samples = [{"png": noise_file(0), "json": json.dumps({"label": label})} for label in labels]
+    images = load_images(str(write_tars(tmp_path, samples)), 8)
+    assert (images.classes, images.labels.tolist()) == (["9", "10", "100"], [1, 0, 2])
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "classes", "ids"),
     [
         ("20", "", ["0", "1", "2"], [2, 0]),
         ("20", "ant\nbee\ncat\ndog\n", ["ant", "bee", "cat", "dog"], [2, 0]),
         (["owl", "ibis"], "", ["ibis", "owl"], [1, 0]),
+        (["dog", "1"], "ant\nbee\ncat\ndog\n", ["ant", "bee", "cat", "dog"], [3, 1]),
     ],
 )
 def test_classes_are_numbers_or_names(tmp_path, labels, names, classes, ids):
@@ -365,6 +373,21 @@ def test_encoded_latents_are_those_of_the_images(tars, tmp_path):
     for flip, expected in ((False, pixels), (True, pixels.flip(-1))):
         moments = store.read(np.arange(COUNT), np.full(COUNT, flip)).float()[:, :3]
         assert torch.equal(((moments + 1) * 127.5).round(), expected.float())
+
+
+def test_latents_without_classes_are_encoded_where_asked(tars, tmp_path, capsys):
+    store = LatentStore(encode(encode_config(tars, tmp_path / "a", num_classes=0), Ranks()))
+    assert (store.classes, store.labels.tolist()) == ([], [0] * COUNT)
+    assert "note:" not in capsys.readouterr().err
+    encode(encode_config(tars, tmp_path / "b"), Ranks())
+    assert "note: classes from .cls\n" in capsys.readouterr().err
+    for settings, message in [
+        ({"num_classes": 3}, "--num-classes 3; expected 0, or no --num-classes"),
+        ({"num_classes": 0, "label_column": "txt"}, "--label-column txt with --num-classes 0"),
+        ({"num_classes": 0, "captions": True}, "--captions with --num-classes 0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            encode_config(tars, tmp_path / "c", **settings)
 
 
 def test_unreadable_members_are_named_before_anything_is_written(tmp_path):
