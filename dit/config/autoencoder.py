@@ -17,6 +17,7 @@ from dit.config.validation import (
     require_range,
     require_sides,
 )
+from dit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class EncodeConfig:
     streaming: bool = False
     """Read a data set of Hugging Face in order, without a copy on the disk; every rank reads all of
     it."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be read, and list them in skipped.txt."""
     flip: bool | None = None
     """Also store the mirrored image; unless given, where the data allows it (never for digits)."""
     batch_size: int = 64
@@ -55,6 +58,12 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         require_range(self, ("batch_size", "shard_size"), *POSITIVE)
         require_sides(self)
+        if self.streaming and self.skip_damaged:
+            raise UserError(
+                "--skip-damaged with --streaming",
+                "images that are checked before the first is encoded, which a stream's are not",
+                "drop one of the two",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dit.data.image_files import is_image
-from dit.data.images import ImageFiles
+from dit.data.images import ImageFiles, file_mark
 from dit.data.labels import Columns, Labels
 from dit.errors import UserError
 from dit.utils.image_size import Size
@@ -47,6 +47,7 @@ class TarImages(ImageFiles):
         self.image_size = image_size
         self.flips = not columns.captions
         self._shards = list(shards)
+        self._shard_marks = [f"{shard.name} {file_mark(shard)}" for shard in shards]
         self._names: list[str] = []
         names = None if columns.captions else _class_names(shards[0].parent)
         labels = Labels(columns.captions, names)
@@ -90,6 +91,10 @@ class TarImages(ImageFiles):
         with self._shards[shard].open("rb") as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
+
+    def mark(self, index: int) -> str:
+        shard, offset, size = self._index[index].tolist()
+        return f"{self._shard_marks[shard]} {self._names[index]} {offset} {size}"
 
     @cached_property
     def fingerprint(self) -> str:
