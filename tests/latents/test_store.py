@@ -267,12 +267,13 @@ def test_damaged_json_is_named_and_replaced(finished, data, out, content):
         encode(cfg, Ranks())
 
 
-def test_labels_beyond_the_classes_are_refused(out):
-    np.save(out / "labels.npy", np.arange(COUNT))
+def test_labels_beyond_the_classes_are_refused(out, monkeypatch):
+    LatentStore(out).check_labels()
+    np.save(out / "labels.npy", np.arange(COUNT) % 2 + (np.arange(COUNT) == 13))
     latents = LatentStore(out)  # reads no label: there may be billions
-    assert len(latents.read(np.array([0, 1]), np.zeros(2, bool))) == 2
-    with pytest.raises(UserError, match=r"labels\.npy holds labels 1 to 19; expected 0 to 1"):
-        latents.read(np.array([1, 19]), np.zeros(2, bool))
+    monkeypatch.setattr(store, "LABELS_AT_ONCE", 6)
+    with pytest.raises(UserError, match=r"labels\.npy holds labels 0 to 2; expected 0 to 1"):
+        latents.check_labels()
 
 
 # -- damage ----------------------------------------------------------------------------------------
@@ -342,6 +343,19 @@ def test_no_more_shards_are_open_than_allowed(finished, monkeypatch):
     assert open_shards() == before
 
 
+@pytest.mark.parametrize(("allowed", "most"), [(64, 16), (1024, 256), (3, 1), (-1, 256)])
+def test_shards_take_a_quarter_of_the_files_that_may_be_open(allowed, most, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (allowed, allowed))
+    assert store.most_open_files() == most
+
+
+def test_a_shard_that_is_gone_is_named(out):
+    latents = LatentStore(out)
+    (out / "shard-00000.npy").unlink()
+    with pytest.raises(UserError, match=r"shard-00000\.npy cannot be opened \(No such file"):
+        latents.read(np.arange(6), np.zeros(6, bool))
+
+
 def test_a_shard_that_shrinks_while_it_is_read_is_named(out):
     latents = LatentStore(out)
     os.truncate(out / "shard-00000.npy", 5000)
@@ -390,6 +404,13 @@ def test_a_billion_latents_need_no_memory(finished, tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
+
+
+def test_an_autoencoder_without_weights_is_named_so(out):
+    config = TrainConfig(data=str(out), image_size=32, vae="identity")
+    message = r"encoded by digits \(SHA-256 .{8}\), not by --vae identity \(no weights\)"
+    with pytest.raises(UserError, match=message):
+        build_source(config, load_autoencoder("identity"))
 
 
 def test_training_can_skip_damaged_shards(out, autoencoder, capsys):
