@@ -50,6 +50,8 @@ class EncodeConfig:
     streaming: bool = False
     """Read a data set of Hugging Face in order, without a copy on the disk; every rank reads all of
     it."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be read, and list them in skipped.txt."""
     flip: bool | None = None
     """Also store the mirrored image; unless given, where the data allows it (never for digits)."""
     batch_size: int = 64
@@ -66,6 +68,12 @@ class EncodeConfig:
         require_use(self, ("label_column",), self.num_classes is None, *unlabelled)
         if self.captions and self.num_classes == 0:
             raise UserError("--captions with --num-classes 0", "one of the two", "drop one")
+        if self.streaming and self.skip_damaged:
+            raise UserError(
+                "--skip-damaged with --streaming",
+                "images that are checked before the first is encoded, which a stream's are not",
+                "drop one of the two",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dit.data.image_files import READ_ERRORS, OpenFile
-from dit.data.images import ImageFiles
+from dit.data.images import ImageFiles, file_mark
 from dit.data.labels import Columns, Label, Labels, ask_for_labels
 from dit.data.path_patterns import expand_pattern
 from dit.errors import UserError, did_you_mean
@@ -62,6 +62,15 @@ class DatasetImages(ImageFiles):
 
     def open(self, index: int) -> BinaryIO:
         return open_cell(self._table.rows[index][self._table.image])
+
+    def mark(self, index: int) -> str:
+        return f"{self._tables_mark} {index}"
+
+    @cached_property
+    def _tables_mark(self) -> str:
+        """Sizes and times of the files that hold the rows."""
+        files = [Path(table["filename"]) for table in self._table.rows.cache_files]
+        return " ".join(map(file_mark, files))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,7 +1,7 @@
 """Images and their classes: scikit-learn's digits, image files, and folders of them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -33,7 +33,9 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...  # [3, H, W] uint8
 
     @property
-    def fingerprint(self) -> str: ...  # the same for the same images in the same order
+    def fingerprint(self) -> str: ...  # the same for images of the same names in the same order
+
+    def stamp(self, indices: Iterable[int]) -> str: ...  # other if one of these images was replaced
 
 
 # -- digits ----------------------------------------------------------------------------------------
@@ -81,6 +83,10 @@ class Digits:
         """The data set's name: its content never changes."""
         return "digits"
 
+    def stamp(self, indices: Iterable[int]) -> str:
+        """Return the data set's name."""
+        return self.fingerprint
+
 
 def _enlarge(digits: Tensor, size: tuple[int, int]) -> Tensor:
     """Enlarge [B, 1, 8, 8] in 0..16 to [B, 1, H, W] uint8 with the same area averages."""
@@ -107,7 +113,7 @@ def to_digits(images: Tensor) -> Tensor:
 class ImageFiles:
     """Images in files, read on access and cropped to one size.
 
-    A subclass says which files: `name` and `open`.
+    A subclass says which files: `name`, `open` and `mark`.
     """
 
     image_size: Size
@@ -130,9 +136,30 @@ class ImageFiles:
         """Open the file of image `index`."""
         raise NotImplementedError
 
+    def mark(self, index: int) -> str:
+        """Return what differs once image `index` is replaced, without reading it."""
+        raise NotImplementedError
+
     def damage(self, index: int) -> str:
         """Return why image `index` cannot be read, or "" if it is intact."""
         return find_damage(partial(self.open, index))
+
+    def stamp(self, indices: Iterable[int]) -> str:
+        """Return the SHA-256 over the marks of these images: names, sizes and times of files."""
+        digest = hashlib.sha256()
+        for index in indices:
+            # a name need not be UTF-8
+            digest.update(f"{self.mark(index)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def file_mark(file: Path) -> str:
+    """Return size and time of a file, one of which changes when it is replaced."""
+    try:
+        status = file.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class ImageFolder(ImageFiles):
@@ -164,6 +191,11 @@ class ImageFolder(ImageFiles):
 
     def open(self, index: int) -> BinaryIO:
         return self.path(index).open("rb")
+
+    def mark(self, index: int) -> str:
+        path = self.path(index)
+        # relative, so that the folder may move
+        return f"{path.relative_to(self.root)} {file_mark(path)}"
 
     @cached_property
     def fingerprint(self) -> str:

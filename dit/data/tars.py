@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dit.data.counts import count_of
-from dit.data.images import ImageFiles
+from dit.data.images import ImageFiles, file_mark
 from dit.data.labels import Columns, Labels
 from dit.data.tar_labels import (
     FOLDER,
@@ -53,6 +53,7 @@ class TarImages(ImageFiles):
         self.flips = not columns.captions
         self.tar_is_class = columns.label == TAR
         self._shards = list(shards)
+        self._shard_marks = [f"{shard.name} {file_mark(shard)}" for shard in shards]
         self._names: list[str] = []
         index: list[tuple[int, int, int]] = []
         values: list[Any] = []
@@ -130,6 +131,10 @@ class TarImages(ImageFiles):
         with self._shards[shard].open("rb") as file:
             file.seek(offset)
             return io.BytesIO(file.read(size))
+
+    def mark(self, index: int) -> str:
+        shard, offset, size = self._index[index].tolist()
+        return f"{self._shard_marks[shard]} {self._names[index]} {offset} {size}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,17 +6,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dit.config import TrainConfig
+from dit.data.damage import damage_error, find_damaged_images
+from dit.data.images import ImageFiles
 from dit.data.labels import Classes, Columns
 from dit.data.sources import load_images, refuse_columns
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
+from dit.latents.moments import reading_threads
 from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, find_damaged_shards
-from dit.utils.files import shell_quote
+from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import sides, size_flag
 
 
@@ -28,10 +32,10 @@ def build_source(
     if holds_latents(Path(config.data)):
         refuse_columns(config.data, _columns(config))
         return open_store(config, autoencoder, ranks or Ranks())
-    if config.skip_damaged:
+    if config.skip_damaged and config.data == "digits":
         raise UserError(
-            f"--skip-damaged with --data {config.data}",
-            "a folder of latents with it",
+            "--skip-damaged with --data digits",
+            "images or latents on the disk, which may be damaged",
             "drop --skip-damaged",
         )
     images = load_images(config.data, config.image_size, _columns(config))
@@ -61,6 +65,22 @@ def keep_class_order(source: Latents, classes: Sequence[str]) -> None:
         source.classes = [*classes]
 
 
+def check_images(images: ImageFiles, own: Sequence[int], ranks: Ranks, skip: bool) -> list[int]:
+    """Return which images cannot be read; each rank checks its `own`, all return the same.
+
+    Raises:
+        UserError: there are some and not `skip`, or no other images are left; on all ranks.
+    """
+    flags = torch.zeros(len(images), device=ranks.device)
+    with reading_threads() as pool:
+        for index in find_damaged_images(images, own, pool, quiet=not ranks.main):
+            flags[index] = 1
+    damaged = ranks.sum(flags).nonzero().flatten().tolist()
+    if damaged and (not skip or len(damaged) == len(images)):
+        raise damage_error(images, damaged)
+    return damaged
+
+
 def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> LatentStore:
     """Open stored latents; refuse them if this configuration would encode others."""
     skipped: list[str] = []
@@ -73,10 +93,9 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
     again = f"encode again: dit encode --data IMAGES --out OTHER {vae} {size}"
     # checksums, not names: the same autoencoder may be in another folder
     if store.checksum != autoencoder.checksum:
-        theirs = f"(SHA-256 {str(store.checksum)[:8]})"
-        ours = f"(SHA-256 {str(autoencoder.checksum)[:8]})"
+        theirs, ours = describe_checksum(store.checksum), describe_checksum(autoencoder.checksum)
         raise UserError(
-            f"{data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
+            f"{data} was encoded by {store.vae} ({theirs}), not by --vae {config.vae} ({ours})",
             "the autoencoder of the latents",
             f"pass --vae {shell_quote(store.vae)}, or {again}",
         )

@@ -2,8 +2,9 @@
 
 encoding.json     what is being encoded and how; written first, and compared when a run continues
 shard-00000.npy   [n, F, 2C, h, w] float16: n images, F = 2 with mirrored ones, else 1
-shard-00000.json  the shard's *note*: count, SHA-256 and sums; written last, it marks a complete
-                  shard. Of a stream also the labels, and the position of the next image
+shard-00000.json  the shard's *note*: count, SHA-256 and sums; which images it was made of, and
+                  which of them were left out as damaged; written last, it marks a complete shard.
+                  Of a stream instead the labels, and the position of the next image
 labels.npy        [N] int64
 index.json        everything a reader needs; written at the end
 """
@@ -25,13 +26,17 @@ from dit.utils.image_size import Size, sides, size_of
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 LISTED_KEYS = ("file", "count", "sha256")  # of a note, that index.json repeats
+DATA_KEYS = ("count", "fingerprint")  # of encoding.json, about the images
 NOTE_KEYS = {*LISTED_KEYS, "values", "first", "second"}
 ENCODE_AGAIN = "run dit encode again: it replaces damaged files"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """The content of a folder of shards; a rerun continues it only if all of this is the same."""
+    """The content of a folder of shards; a rerun continues it only if the settings are the same.
+
+    Images may change: a rerun keeps the shards of those that stayed. Not those of a stream.
+    """
 
     vae: str
     checksum: str | None  # SHA-256 of the autoencoder's weights
@@ -57,11 +62,16 @@ def size_to_json(size: Size) -> int | list[int]:
 # -- starting and continuing -----------------------------------------------------------------------
 
 
-def claim(root: Path, encoding: Encoding) -> None:
-    """Write encoding.json into an empty folder; keep that of a folder to continue."""
+def claim(root: Path, encoding: Encoding, replaced: bool = False) -> None:
+    """Write encoding.json, into a new folder or one to continue.
+
+    Args:
+        replaced: whether shards are replaced by others, which the index does not fit.
+    """
     check_folder(root, encoding)
-    if not holds_latents(root):
-        write_json(root / ENCODING, dataclasses.asdict(encoding))
+    if replaced:
+        (root / INDEX).unlink(missing_ok=True)
+    write_json(root / ENCODING, dataclasses.asdict(encoding))
 
 
 def check_folder(root: Path, encoding: Encoding) -> None:
@@ -85,19 +95,13 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 
 def _check_same(root: Path, encoding: Encoding) -> None:
     values = dataclasses.asdict(encoding)
-    stored = {"captions": False, **read_json(root / ENCODING, "choose another --out")}
+    stored = _read_encoding(root)
     different = [name for name in values if stored.get(name) != values[name]]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # equal checksums suffice: its folder may have moved
-
-    unfinished = not (root / INDEX).exists()
-    if different and {"count", "fingerprint"}.issuperset(different) and unfinished:
-        raise UserError(
-            f"the image files changed since the unfinished latents in {root} were begun "
-            f"({stored.get('count')} then, {encoding.count} now)",
-            "files of the same names, to continue",
-            "restore what was deleted, renamed or added, or choose another --out to start again",
-        )
+    if None not in (stored.get("count"), encoding.count):
+        # images that are no stream are compared shard by shard
+        different = [name for name in different if name not in DATA_KEYS]
     if different:
         name = different[0]
         raise UserError(
@@ -105,6 +109,20 @@ def _check_same(root: Path, encoding: Encoding) -> None:
             "an empty folder, or one begun with the same data and settings",
             "choose another --out",
         )
+
+
+def _read_encoding(root: Path) -> dict[str, Any]:
+    return {"captions": False, **read_json(root / ENCODING, "choose another --out")}
+
+
+def describe_change(root: Path, encoding: Encoding) -> str:
+    """Return how number or names of the images differ from those of a folder, or ""."""
+    if not holds_latents(root):
+        return ""
+    stored = _read_encoding(root)
+    if stored.get("count") != encoding.count:
+        return f"{stored.get('count')} then, {encoding.count} now"
+    return "other names" if stored.get("fingerprint") != encoding.fingerprint else ""
 
 
 def holds_latents(root: Path) -> bool:
@@ -147,7 +165,9 @@ def write_shard(
     """
     path = _shard_path(root, shard)
     temporary = path.with_suffix(".npy.tmp")
-    sums: list[MomentSums] = []
+    channels = view[1] // 2
+    # a shard may be empty, if all of its images are damaged
+    sums = [MomentSums(0, np.zeros(channels), np.zeros(channels))]
 
     def stored() -> Iterator[np.ndarray]:
         for batch in batches:
@@ -171,6 +191,13 @@ def write_shard(
         "second": total.second.tolist(),
     }
     write_json(_note_path(root, shard), note | more())
+
+
+def remove_shards(root: Path, first: int) -> None:
+    """Remove the shards from number `first` on, which images that are gone needed."""
+    for shard in range(first, count_begun(root)):
+        _note_path(root, shard).unlink(missing_ok=True)
+        _shard_path(root, shard).unlink(missing_ok=True)
 
 
 def write_index(

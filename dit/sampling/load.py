@@ -27,7 +27,7 @@ from dit.models.registry import is_classifier
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import Weights, read_header, read_weights
-from dit.utils.files import shell_quote
+from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import Size, sides, size_of
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
@@ -218,8 +218,8 @@ def _load_as_trained(
     # another autoencoder or encoder would give wrong images without an error
     if checksum and network.checksum != checksum:
         raise UserError(
-            f"{flag} {name} with SHA-256 {str(network.checksum)[:8]}",
-            f"{checksum[:8]}, the one that the run was trained with",
+            f"{flag} {name} with {describe_checksum(network.checksum)}",
+            f"{describe_checksum(checksum)}, the one that the run was trained with",
             do,
         )
     return network

@@ -155,7 +155,7 @@ def nothing_here(tmp_path, monkeypatch):
 
 def test_known_shapes_are_assumed(nothing_here, capsys):
     rows = printed_rows(capsys, IMAGENET, latent_norm="data", epochs=1)
-    assumed = "imagenet: not found here; 1,281,167 images of ImageNet assumed, 1,000 classes"
+    assumed = "imagenet: not found here; ImageNet assumed, 1,281,167 images in 1,000 classes"
     assert rows["data"] == f"{assumed}, flips on"
     assert rows["latents"].startswith("4x32x32 from 256x256 pixels, stabilityai/sd-vae-ft-ema")
     assert rows["latents"].endswith("its weights are not here, their shapes are assumed")
