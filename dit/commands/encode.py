@@ -81,6 +81,8 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     columns = Columns(cfg.captions, cfg.image_column, cfg.label_column)
     load = load_stream if cfg.streaming else load_images
     images = load(cfg.data, cfg.image_size, columns)
+    if not isinstance(images, DatasetStream):
+        ranks.say(images.notes)
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
     encoding = describe(cfg, images, autoencoder)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)

@@ -43,6 +43,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     _check_flags(cfg)
     run = load_to_sample(cfg.run, ranks.device, cfg) if cfg.run else None
     samples = read_images(cfg.samples) if cfg.samples else None
+    ranks.say(samples.notes if samples else ())
     settings = recorded_settings(cfg.samples)
     data = run.card.config.data if run else settings.get("data")
     size = samples.size if samples else run.image_size  # type: ignore[union-attr]

@@ -1,6 +1,7 @@
 """Images and their classes: scikit-learn's digits, image files, and folders of them."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit.data.image_files import find_classes, find_damage, list_image_files, read_pixels
+from dit.data.image_files import find_damage, read_pixels
+from dit.data.image_folder import list_images
 from dit.errors import UserError
 from dit.utils.image_size import Size, sides, size_flag
 
@@ -24,6 +26,7 @@ class Images(Protocol):
     labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips: bool  # whether a mirrored image still belongs to its class
+    notes: Sequence[str]  # what the user should know of, such as files left out
 
     def __len__(self) -> int: ...
 
@@ -47,6 +50,7 @@ class Digits:
     """
 
     flips = False  # a mirrored 2 is not a digit
+    notes = ()
 
     def __init__(self, image_size: Size):
         from sklearn.datasets import load_digits
@@ -110,6 +114,7 @@ class ImageFiles:
     labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips = True
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,17 +136,18 @@ class ImageFiles:
 
 
 class ImageFolder(ImageFiles):
-    """Images in `root/CLASS/FILE`, classes and files sorted; or in `root/FILE`, without classes."""
+    """Images in `root/CLASS`, or below it, sorted; or in `root` itself, without classes."""
 
     def __init__(self, root: str | Path, image_size: Size):
         self.root = Path(root)
         self.image_size = image_size
-        self.classes = find_classes(self.root)
+        listing = list_images(self.root)
+        self.classes = listing.classes
+        self.notes = listing.notes
 
-        files = [list_image_files(self.root, name) for name in self.classes or [""]]
-        counts = [len(names) for names in files]
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), counts)
-        self._files = [name for names in files for name in names]
+        counts = [len(names) for names in listing.files]
+        self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        self._files = [name for names in listing.files for name in names]  # within the class
 
     def path(self, index: int) -> Path:
         """Return the file of image `index`."""

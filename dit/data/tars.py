@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dit.data.image_files import is_image
+from dit.data.image_formats import is_image
 from dit.data.images import ImageFiles
 from dit.data.labels import Columns, Labels
 from dit.errors import UserError

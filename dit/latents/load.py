@@ -32,6 +32,8 @@ def build_source(
         )
     columns = Columns(captions=config.conditioning == "text")
     images = load_images(config.data, config.image_size, columns)
+    if ranks:
+        ranks.say(images.notes)
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)
