@@ -67,8 +67,8 @@ def read_size(path: Path) -> tuple[int, int]:
         with path.open("rb") as file, _open(file) as image:
             if image.mode.startswith(("I", "F")):
                 _decode(lambda: path.open("rb"))
-            # Pillow's getexif() would decode a PNG without EXIF in full
-            known = image.format != "PNG" or "exif" in image.info
+            # Pillow's getexif() would decode a PNG without EXIF in full; it turns a TIFF itself
+            known = "exif" in image.info or image.format not in ("PNG", "TIFF")
             turned = known and _orientation(image) in SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # Pillow's readers raise many kinds

@@ -1,6 +1,7 @@
 """Which files are images: those in a format of pictures that the installed Pillow reads."""
 
 import os
+import re
 from functools import cache
 from importlib.util import find_spec
 
@@ -14,11 +15,16 @@ NO_PICTURES = frozenset(
     # icons, brushes and thumbnails of programs, and Photoshop's documents
     | {"CUR", "GBR", "ICNS", "ICO", "PSD", "XVTHUMB"}
 )
-PLUGINS = {  # formats that Pillow may lack: extensions, and what to install
-    "HEIC": ((".heic", ".heif", ".hif"), "pip install pillow-heif"),
+PLUGINS = {  # formats that Pillow may lack, by its names: extensions, and what to install
+    "HEIF": ((".heic", ".heif", ".hif"), "pip install pillow-heif"),
     "AVIF": ((".avif",), "pip install --upgrade pillow"),
-    "JPEG XL": ((".jxl",), "pip install pillow-jxl-plugin"),
+    "JXL": ((".jxl",), "pip install pillow-jxl-plugin"),
 }
+STARTS = (  # patterns of how the content of those begins
+    (rb"....ftyp.*?avif", "AVIF"),
+    (rb"....ftyp.*?(heic|heix|heim|hevc|mif1)", "HEIF"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JXL"),
+)
 COMMON = ".jpg, .png, .webp, …"  # for messages
 
 
@@ -65,16 +71,8 @@ def describe_unknown(start: bytes) -> str:
     if text.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS: `git lfs pull` downloads the image"
 
-    form = None
-    if start[4:8] == b"ftyp":
-        form = "AVIF" if b"avif" in start[8:32] else "HEIC" if _is_heic(start) else None
-    elif start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        form = "JPEG XL"
-    if form is None:
-        return "its content is in no format of images that Pillow reads"
-    _, install = PLUGINS[form]
-    return f"it is {form}, which this Pillow does not read: {install}"
-
-
-def _is_heic(start: bytes) -> bool:
-    return any(brand in start[8:32] for brand in (b"heic", b"heix", b"heim", b"hevc", b"mif1"))
+    for pattern, form in STARTS:
+        if re.match(pattern, start, re.DOTALL) and form not in picture_formats():
+            _, install = PLUGINS[form]
+            return f"it is {form}, which this Pillow does not read: {install}"
+    return "its content is in no format of images that Pillow reads, or its header is damaged"
