@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from dit.data import png
@@ -108,10 +108,12 @@ def _decode(open_file: OpenFile, small: bool = False) -> Image.Image:
             image.draft("RGB", (1, 1))
         layout = _layout(image)
         image.load()
-        return _to_rgb(_upright(image), layout)
+        turn = TURNS.get(_orientation(image))
+        rgb = _to_rgb(image, layout)
+        return rgb if turn is None else rgb.transpose(turn)
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
     """Read the header of an image file."""
     start = file.read(64)
     file.seek(0)
@@ -123,22 +125,18 @@ def _open(file: BinaryIO) -> Image.Image:
         raise ValueError(describe_unknown(start)) from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: ImageFile.ImageFile) -> int:
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION)
     except Exception:  # metadata never decides over pixels
         return 1
+    return value if isinstance(value, int) else 1
 
 
 # -- pixels ----------------------------------------------------------------------------------------
 
 
-def _layout(image: Image.Image) -> str:
+def _layout(image: ImageFile.ImageFile) -> str:
     """Return how the file stores its pixels, such as "I;16B" or "RGB;16L"; before they are loaded.
 
     The letters are Pillow's "raw modes". The last ones are S for signed numbers and B for bytes in
@@ -150,9 +148,10 @@ def _layout(image: Image.Image) -> str:
     return str(args)
 
 
-def _to_rgb(image: Image.Image, layout: str) -> Image.Image:
+def _to_rgb(file: ImageFile.ImageFile, layout: str) -> Image.Image:
+    image: Image.Image = file
     if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image, layout)
+        image = _to_8_bits(file, layout)
     elif ";16" in layout and _brightest(image) < DARK:
         # Pillow keeps the high byte of each channel
         raise ValueError(
@@ -165,7 +164,7 @@ def _to_rgb(image: Image.Image, layout: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(image: Image.Image, layout: str) -> Image.Image:
+def _to_8_bits(image: ImageFile.ImageFile, layout: str) -> Image.Image:
     """Reduce 16-bit gray to 8 bits by its high byte; refuse numbers whose white is unknown.
 
     Whether 0 … 4095 are 12 bits or a dark picture, a file does not say: PNG's sBIT is about scaled
@@ -179,7 +178,7 @@ def _to_8_bits(image: Image.Image, layout: str) -> Image.Image:
     if not unsigned or layout.endswith("S"):
         kind = "float" if image.mode == "F" else "signed or 32-bit whole"
         raise ValueError(f"{kind} numbers, {_convert(values)}")
-    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
         raise ValueError(f"16-bit gray whose white is 0, {_convert(values)}")
     if 0 < values.max() < DARK << 8:
         raise ValueError(f"16-bit gray that looks like 12 bits or fewer, {_convert(values)}")
@@ -202,8 +201,7 @@ def _convert(values: np.ndarray) -> str:
 
 def _brightest(image: Image.Image) -> int:
     """Return the largest value of the channels of colour."""
-    colors = image.convert("RGB").getextrema()
-    return max(high for _, high in colors)
+    return int(np.asarray(image.convert("RGB")).max())
 
 
 # -- cropping --------------------------------------------------------------------------------------

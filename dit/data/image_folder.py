@@ -40,6 +40,12 @@ class ImageListing:
         pairs = zip(self.classes, self.files, strict=True)
         return [f"{name}/{file}" for name, files in pairs for file in files]
 
+    @property
+    def labels(self) -> list[str]:
+        """The class of each file, in order; empty without classes."""
+        pairs = zip(self.classes, self.files, strict=False)
+        return [name for name, files in pairs for _ in files]
+
 
 @dataclass
 class _Found:

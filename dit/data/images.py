@@ -50,7 +50,7 @@ class Digits:
     """
 
     flips = False  # a mirrored 2 is not a digit
-    notes = ()
+    notes: Sequence[str] = ()
 
     def __init__(self, image_size: Size):
         from sklearn.datasets import load_digits

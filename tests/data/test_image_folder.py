@@ -33,6 +33,7 @@ def test_images_lie_anywhere_below_their_class(tmp_path):
     assert found.classes == ["bird", "fish"]
     assert found.files == [["1.png", "2024/05/2.png", "2024/1.png"], ["images/7.JPEG"]]
     assert found.paths[-1] == "fish/images/7.JPEG"
+    assert found.labels == ["bird", "bird", "bird", "fish"]
     assert found.notes == []
 
 
@@ -60,7 +61,7 @@ def test_files_of_systems_are_passed_over_in_silence(tmp_path, name):
 def test_a_flat_folder_has_no_classes(tmp_path):
     make(tmp_path, "2.png", "1.png", "notes/1.txt")
     found = list_images(tmp_path)
-    assert (found.classes, found.files) == ([], [["1.png", "2.png"]])
+    assert (found.classes, found.files, found.labels) == ([], [["1.png", "2.png"]], [])
     assert found.notes == [f"1 file left out in {tmp_path} (1 .txt)"]
 
 

@@ -131,11 +131,7 @@ def _read_folder(root: Path, crop: Size | None) -> ImageSet:
         return _read_npz(archives[0], crop)
 
     listing = list_images(root, USED)
-    if listing.classes:
-        pairs = zip(listing.classes, listing.files, strict=True)
-        labels = [name for name, files in pairs for _ in files]
-    else:
-        labels = _read_labels(root / "labels.csv", listing.paths)
+    labels = listing.labels or _read_labels(root / "labels.csv", listing.paths)
     paths = [root / path for path in listing.paths]
     return _from_files(root, paths, labels, listing.notes, crop)
 
