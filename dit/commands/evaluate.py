@@ -43,6 +43,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     _check_flags(cfg)
     run = load_to_sample(cfg.run, ranks.device, cfg) if cfg.run else None
     samples = read_images(cfg.samples) if cfg.samples else None
+    ranks.say(samples.notes if samples else ())
     settings = recorded_settings(cfg.samples)
     trained = run.card.config if run else None
     data = trained.data if trained else settings.get("data")

@@ -41,6 +41,7 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
     """
     _check_out(config.out)
     images = _read(config)
+    ranks.say(images.notes)
     if len(images) < 2:
         raise UserError(
             f"{len(images)} image in {config.data}", "at least 2, better thousands", "add images"

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dit.data.image_files import READ_ERRORS, OpenFile
+from dit.data.image_files import OpenFile
 from dit.data.images import ImageFiles, file_mark
 from dit.data.labels import Columns, Label, Labels, ask_for_labels
 from dit.data.path_patterns import expand_pattern
@@ -174,7 +174,7 @@ def _read_if_possible(open_file: OpenFile) -> bytes:
     # a fingerprint needs no error for a missing file: reading its pixels will raise it
     try:
         return open_file().read()
-    except READ_ERRORS:
+    except (OSError, ValueError):
         return b""
 
 

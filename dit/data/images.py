@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit.data.image_files import find_classes, find_damage, list_image_files, read_pixels
+from dit.data.image_files import find_damage, read_pixels
+from dit.data.image_folder import list_images
 from dit.data.labels import sort_names
 from dit.errors import UserError
 from dit.utils.image_size import Size, sides, size_flag
@@ -163,21 +164,21 @@ def file_mark(file: Path) -> str:
 
 
 class ImageFolder(ImageFiles):
-    """Images in `root/CLASS/FILE`, classes and files sorted; or in `root/FILE`, without classes."""
+    """Images in `root/CLASS`, or below it, sorted; or in `root` itself, without classes."""
 
     def __init__(self, root: str | Path, image_size: Size):
         self.root = Path(root)
         self.image_size = image_size
-        folders = find_classes(self.root)
-        self.classes = sort_names(folders)
+        listing = list_images(self.root)
+        self.classes = sort_names(listing.classes)
+        self.notes = listing.notes
 
         # images follow the folders' text order, ids the classes': latents of earlier versions,
         # whose classes 0 … 11 had the ids 0, 1, 10, …, continue with the same images
-        files = [list_image_files(self.root, name) for name in folders or [""]]
         ids = {name: i for i, name in enumerate(self.classes)}
-        folder_ids = np.array([ids[name] for name in folders] or [0], np.int64)
-        self.labels = np.repeat(folder_ids, [len(names) for names in files])
-        self._files = [name for names in files for name in names]
+        folder_ids = np.array([ids[name] for name in listing.classes] or [0], np.int64)
+        self.labels = np.repeat(folder_ids, [len(names) for names in listing.files])
+        self._files = [name for names in listing.files for name in names]  # within the class
 
     def path(self, index: int) -> Path:
         """Return the file of image `index`."""

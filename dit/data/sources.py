@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder
 from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, holds_dataset
-from dit.data.image_files import is_image
+from dit.data.image_formats import is_image
 from dit.data.images import Digits, ImageFolder, Images
 from dit.data.labels import Columns
 from dit.data.path_patterns import expand_pattern, is_pattern

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dit.data.image_files import is_image
+from dit.data.image_formats import is_image
 from dit.data.labels import Columns, ask_for_labels
 from dit.data.tar_samples import Sample
 from dit.errors import UserError

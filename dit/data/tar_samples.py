@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from dit.data.image_files import is_image
+from dit.data.image_formats import is_image
 from dit.errors import UserError
 
 Files = dict[str, tarfile.TarInfo]  # by extension, in lower case

@@ -142,6 +142,7 @@ def prepare_reference(
     found: dict[str, Features] = {}
     digests = [reference.statistics.digest] if reference.statistics else []
     if reference.images:
+        ranks.say(reference.images.notes)
         title = "features of reference"
         extracted = extract_cached(reference.images, extractors, batch_size, ranks, title, cache)
         found = extracted.networks

@@ -44,6 +44,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         )
     latent_sides(cfg)  # refuses a size that does not fit
     images = load_images(cfg.data, cfg.image_size, Columns(classes="none"))
+    ranks.say(images.notes)
     training, held_out = split(cfg, len(images))
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
