@@ -155,7 +155,14 @@ def names_of_folders(images: Sequence[str]) -> list[str]:
             "one folder for each class, or labels such as .cls",
             "pack them again, or pass --num-classes 0 for no classes",
         )
-    return [folder[len(common) :].strip("/").split("/")[0] for folder in folders]
+    names = [folder[len(common) :].strip("/").split("/")[0] for folder in folders]
+    if NO_CLASSES.issuperset(name.lower() for name in names):
+        raise UserError(
+            f"the tars have the folders {', '.join(sorted(set(names)))}",
+            "one data set, with a folder for each class",
+            "pack one of them, or pass --num-classes 0 for no classes",
+        )
+    return names
 
 
 def class_of_tar(shard: Path) -> str:

@@ -183,6 +183,10 @@ def test_a_sample_is_its_key_wherever_its_files_lie(tmp_path, members, columns):
             "n01440764.tar=x n01443537.tar=x",
             r"no images in .*, but 2 \.tar; .*unpack tars that are",
         ),
+        (
+            "train/a/1.png val/a/2.png",
+            "the tars have the folders train, val; expected one data set",
+        ),
         ("1.png a/2.png", r"images without a folder \(1\.png\) and in folders \(a/2\.png\)"),
     ],
 )
