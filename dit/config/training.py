@@ -37,7 +37,8 @@ class TrainConfig:
     or a data set of Hugging Face, as `dit encode` takes them. With --conditioning text: a folder
     with a metadata.jsonl of captions, or one of the last three."""
     skip_damaged: bool = False
-    """With latents: compare the checksum of every shard first, and skip those that are damaged."""
+    """Leave out images that cannot be read; with latents, shards whose checksum is wrong, for which
+    all are read first."""
     vae: str = "digits"
     """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as
     stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout."""

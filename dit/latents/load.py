@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from dit.config import TrainConfig
-from dit.data.damage import damage_error, find_damaged_images
-from dit.data.images import ImageFiles
+from dit.data.damage import damage_error, find_damaged_images, no_files_to_skip
+from dit.data.images import ImageFiles, Images
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
@@ -31,11 +31,7 @@ def build_source(
     if holds_latents(Path(config.data)):
         return open_store(config, autoencoder, ranks or Ranks())
     if config.skip_damaged and config.data == "digits":
-        raise UserError(
-            "--skip-damaged with --data digits",
-            "images or latents on the disk, which may be damaged",
-            "drop --skip-damaged",
-        )
+        raise no_files_to_skip()
     columns = Columns(captions=config.conditioning == "text")
     images = load_images(config.data, config.image_size, columns)
     flips = images.flips if config.flip is None else config.flip
@@ -44,12 +40,16 @@ def build_source(
     return OnlineLatents(images, autoencoder, flips)
 
 
-def check_images(images: ImageFiles, own: Sequence[int], ranks: Ranks, skip: bool) -> list[int]:
+def check_images(images: Images, own: Sequence[int], ranks: Ranks, skip: bool) -> list[int]:
     """Return which images cannot be read; each rank checks its `own`, all return the same.
 
     Raises:
         UserError: there are some and not `skip`, or no other images are left; on all ranks.
     """
+    if not isinstance(images, ImageFiles):
+        if skip:
+            raise no_files_to_skip()
+        return []
     flags = torch.zeros(len(images), device=ranks.device)
     with reading_threads() as pool:
         for index in find_damaged_images(images, own, pool, quiet=not ranks.main):

@@ -222,6 +222,7 @@ def fail_on_one_rank(ranks, config):
         train(config, ranks)
 
 
+@pytest.mark.slow
 def test_all_ranks_end_where_one_cannot_read(config, tmp_path):
     out = tmp_path / "run"
     forked.run(2, fail_on_one_rank, dataclasses.replace(config, out=out))
