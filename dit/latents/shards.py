@@ -149,7 +149,7 @@ def count_begun(root: Path) -> int:
     return max(numbers, default=-1) + 1
 
 
-# -- which images a shard was made of ----------------------------------------------------------------
+# -- which images a shard was made of --------------------------------------------------------------
 
 
 def describe_images(images: Images, indices: Sequence[int]) -> dict[str, str]:
