@@ -82,9 +82,12 @@ def _stamp(images: ImageFiles) -> str:
 def _read_note(run: Path) -> CheckedImages | None:
     """Return the note of a run; None if it is missing or damaged: then images are checked again."""
     try:
-        return CheckedImages(**json.loads((run / NOTE).read_text()))
+        note = CheckedImages(**json.loads((run / NOTE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    indices = [*note.left_out.values()] if isinstance(note.left_out, dict) else [None]
+    sound = all(type(number) is int for number in (note.images, *indices))
+    return note if sound else None
 
 
 def _warn_of_other_number(count: int, note: CheckedImages | None, ranks: Ranks) -> None:

@@ -137,7 +137,10 @@ def test_a_resumed_run_checks_again_only_what_changed(config, data, tmp_path, ch
     assert "18 images now, 19 when the run last trained" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"stamp": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[]", '{"stamp": 3}', '{"stamp": "", "images": "x", "left_out": {"a": null}}'],
+)
 def test_without_a_sound_note_images_are_checked(content, config, tmp_path, checks):
     (tmp_path / "run").mkdir()
     if content is not None:
