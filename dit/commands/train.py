@@ -46,8 +46,8 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
         if ranks.main:
             if not session.finished:
                 print_header(session)
+                note_data(session.run, session.stream.source)
             write_card(session.run, session.card, session.finished)
-            note_data(session.run, session.stream.source)
         note_start(session.run, asked, ranks)
         done = train_with_rollback(session, scores, stop)
     if ranks.main:
