@@ -27,7 +27,6 @@ from dit.errors import UserError
 from dit.latents import shards
 from dit.latents.load import check_images
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
-from dit.latents.shard_images import describe_images, is_made_of
 from dit.utils.files import shell_quote
 from dit.utils.image_size import size_flag
 
@@ -175,10 +174,8 @@ def encode_all(encoder: Encoder, images: Images) -> int:
 
     needed = sum(len(indices(shard)) for shard in missing)
     _check_space(cfg.out, needed, encoder.view)
-    damaged: set[int] = set()
-    if isinstance(images, ImageFiles):
-        own_images = [index for shard in own for index in indices(shard).tolist()]
-        damaged = set(check_images(images, own_images, ranks, cfg.skip_damaged))
+    own_images = [index for shard in own for index in indices(shard).tolist()]
+    damaged = set(check_images(images, own_images, ranks, cfg.skip_damaged))
     ranks.on_main(lambda: shards.claim(cfg.out, encoder.encoding, replaced))
 
     total = sum(len(indices(shard)) for shard in own)
@@ -205,7 +202,7 @@ def _compare_shards(encoder: Encoder, images: Images, number: int) -> tuple[set[
         # earlier versions noted the names of all images alone
         if "stamp" not in note:
             return not change
-        return is_made_of(note, images, encoder.encoding.indices(shard).tolist())
+        return shards.is_made_of(note, images, encoder.encoding.indices(shard).tolist())
 
     kept = find_shards(ranks, (shard for shard in complete if shard < number), is_kept)
     others = complete - kept
@@ -233,7 +230,7 @@ def _write_images(
     indices = encoder.encoding.indices(shard)
     skipped = [index for index in indices.tolist() if index in damaged]
     # before they are read: a file that is replaced meanwhile is noticed by the next run
-    note: dict[str, Any] = describe_images(images, indices.tolist())
+    note: dict[str, Any] = shards.describe_images(images, indices.tolist())
     if skipped:
         assert isinstance(images, ImageFiles)
         note["skipped"] = {images.name(index): index for index in skipped}

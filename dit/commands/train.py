@@ -46,8 +46,10 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
         if ranks.main:
             if not session.finished:
                 print_header(session)
+            # the card comes first: with it the folder is a run, even if a kill follows
             write_card(session.run, session.card, session.finished)
-            note_data(session.run, session.stream.source)
+            if not session.finished:
+                note_data(session.run, session.stream.source)
         note_start(session.run, asked, ranks)
         done = train_with_rollback(session, scores, stop)
     if ranks.main:

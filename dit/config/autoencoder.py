@@ -90,6 +90,8 @@ class VaeConfig:
     codebook."""
     data: str = "digits"
     """`digits`, or a folder of images, with or without one subfolder per class."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be read."""
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or their height and width."""
 

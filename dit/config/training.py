@@ -42,7 +42,8 @@ class TrainConfig:
     label_column: str | None = None
     """With tar shards or a data set of Hugging Face: the class or caption, as in `dit encode`."""
     skip_damaged: bool = False
-    """With latents: compare the checksum of every shard first, and skip those that are damaged."""
+    """Leave out images that cannot be read; with latents, shards whose checksum is wrong, for which
+    all are read first."""
     vae: str = "digits"
     """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as
     stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout."""

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tqdm import tqdm
 
 from dit.data.counts import count_of
-from dit.data.images import ImageFiles
+from dit.data.images import ImageFiles, Images
 from dit.errors import UserError
 
 CHECKED_AT_ONCE = 10_000  # images
@@ -30,7 +30,7 @@ def find_damaged_images(
 
 def damage_error(images: ImageFiles, damaged: Sequence[int]) -> UserError:
     """Return the error that names the first damaged images."""
-    names = list_names(images, damaged)
+    names = _list_names(images, damaged)
     count = f"{len(damaged):,} of {count_of(len(images), 'image')}"
     return UserError(
         f"{count} cannot be read: {names} ({images.damage(damaged[0])})",
@@ -39,7 +39,21 @@ def damage_error(images: ImageFiles, damaged: Sequence[int]) -> UserError:
     )
 
 
-def list_names(images: ImageFiles, indices: Sequence[int]) -> str:
-    """Return the names of the first of these images."""
+def describe_damage(images: Images, damaged: Sequence[int]) -> str:
+    """Return how many images are damaged, and the names of the first of them."""
+    assert isinstance(images, ImageFiles), "others are never damaged"
+    return f"{count_of(len(damaged), 'damaged image')}: {_list_names(images, damaged)}"
+
+
+def _list_names(images: ImageFiles, indices: Sequence[int]) -> str:
     names = ", ".join(map(images.name, indices[:NAMED]))
     return f"{names}, …" if len(indices) > NAMED else names
+
+
+def no_files_to_skip() -> UserError:
+    """Return the error of --skip-damaged with the only images that are not in files."""
+    return UserError(
+        "--skip-damaged with --data digits",
+        "images or latents on the disk, which may be damaged",
+        "drop --skip-damaged",
+    )

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dit.config import TrainConfig
-from dit.data.damage import damage_error, find_damaged_images
-from dit.data.images import ImageFiles
+from dit.data.damage import damage_error, find_damaged_images, no_files_to_skip
+from dit.data.images import ImageFiles, Images
 from dit.data.labels import Classes, Columns
 from dit.data.sources import load_images, refuse_columns
 from dit.distributed.ranks import Ranks
@@ -33,11 +33,7 @@ def build_source(
         refuse_columns(config.data, _columns(config))
         return open_store(config, autoencoder, ranks or Ranks())
     if config.skip_damaged and config.data == "digits":
-        raise UserError(
-            "--skip-damaged with --data digits",
-            "images or latents on the disk, which may be damaged",
-            "drop --skip-damaged",
-        )
+        raise no_files_to_skip()
     images = load_images(config.data, config.image_size, _columns(config))
     if ranks:
         ranks.say(images.notes)
@@ -65,12 +61,16 @@ def keep_class_order(source: Latents, classes: Sequence[str]) -> None:
         source.classes = [*classes]
 
 
-def check_images(images: ImageFiles, own: Sequence[int], ranks: Ranks, skip: bool) -> list[int]:
+def check_images(images: Images, own: Sequence[int], ranks: Ranks, skip: bool) -> list[int]:
     """Return which images cannot be read; each rank checks its `own`, all return the same.
 
     Raises:
         UserError: there are some and not `skip`, or no other images are left; on all ranks.
     """
+    if not isinstance(images, ImageFiles):
+        if skip:
+            raise no_files_to_skip()
+        return []
     flags = torch.zeros(len(images), device=ranks.device)
     with reading_threads() as pool:
         for index in find_damaged_images(images, own, pool, quiet=not ranks.main):

@@ -10,17 +10,20 @@ index.json        everything a reader needs; written at the end
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 
+from dit.data.images import ImageFiles, Images
 from dit.errors import UserError
-from dit.latents.moments import MomentSums
+from dit.latents.moments import MomentSums, reading_threads
 from dit.utils.files import LOCK, sha256, write_atomically, write_json
 from dit.utils.image_size import Size, sides, size_of
 
@@ -144,6 +147,44 @@ def count_begun(root: Path) -> int:
     """Return the number of shards up to the last one, complete or not."""
     numbers = (int(path.stem.removeprefix("shard-")) for path in root.glob("shard-*.json"))
     return max(numbers, default=-1) + 1
+
+
+# -- which images a shard was made of --------------------------------------------------------------
+
+
+def describe_images(images: Images, indices: Sequence[int]) -> dict[str, str]:
+    """Return entries of a note that identify these images.
+
+    The stamp has names, sizes and times of files. The content is a SHA-256 of their bytes, since
+    copied files have the content of the originals, but not their time.
+    """
+    note = {"stamp": images.stamp(indices)}
+    if isinstance(images, ImageFiles):
+        note["content"] = _hash_content(images, indices)
+    return note
+
+
+def is_made_of(note: dict[str, Any], images: Images, indices: Sequence[int]) -> bool:
+    """Return whether a shard with this note was made of these images."""
+    if note["stamp"] == images.stamp(indices):
+        return True
+    return isinstance(images, ImageFiles) and note.get("content") == _hash_content(images, indices)
+
+
+def _hash_content(images: ImageFiles, indices: Iterable[int]) -> str:
+    total = hashlib.sha256()
+    with reading_threads() as pool:
+        for digest in pool.map(partial(_hash_file, images), indices):
+            total.update(digest)
+    return total.hexdigest()
+
+
+def _hash_file(images: ImageFiles, index: int) -> bytes:
+    try:
+        with images.open(index) as file:
+            return hashlib.sha256(file.read()).digest()
+    except (OSError, ValueError):
+        return b"unreadable"  # the check of images names it
 
 
 # -- writing ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dit.config import TrainConfig
 from dit.data.counts import count_of
-from dit.data.damage import list_names
+from dit.data.damage import describe_damage
 from dit.data.images import ImageFiles
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
@@ -53,8 +53,7 @@ def open_checked(
         own = range(ranks.rank, len(source.images), ranks.world)
         left_out = check_images(source.images, own, ranks, config.skip_damaged)
     if left_out and ranks.main:
-        names = list_names(source.images, left_out)
-        print(f"left out: {count_of(len(left_out), 'damaged image')}: {names}", file=sys.stderr)
+        print(f"left out: {describe_damage(source.images, left_out)}", file=sys.stderr)
     checked = source.without(left_out)
     _warn_of_other_number(len(checked.labels), note, ranks)
     return checked
@@ -83,9 +82,12 @@ def _stamp(images: ImageFiles) -> str:
 def _read_note(run: Path) -> CheckedImages | None:
     """Return the note of a run; None if it is missing or damaged: then images are checked again."""
     try:
-        return CheckedImages(**json.loads((run / NOTE).read_text()))
+        note = CheckedImages(**json.loads((run / NOTE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    indices = [*note.left_out.values()] if isinstance(note.left_out, dict) else [None]
+    sound = all(type(number) is int for number in (note.images, *indices))
+    return note if sound else None
 
 
 def _warn_of_other_number(count: int, note: CheckedImages | None, ranks: Ranks) -> None:

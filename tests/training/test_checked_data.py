@@ -137,7 +137,10 @@ def test_a_resumed_run_checks_again_only_what_changed(config, data, tmp_path, ch
     assert "18 images now, 19 when the run last trained" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"stamp": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[]", '{"stamp": 3}', '{"stamp": "", "images": "x", "left_out": {"a": null}}'],
+)
 def test_without_a_sound_note_images_are_checked(content, config, tmp_path, checks):
     (tmp_path / "run").mkdir()
     if content is not None:
@@ -222,6 +225,7 @@ def fail_on_one_rank(ranks, config):
         train(config, ranks)
 
 
+@pytest.mark.slow
 def test_all_ranks_end_where_one_cannot_read(config, tmp_path):
     out = tmp_path / "run"
     forked.run(2, fail_on_one_rank, dataclasses.replace(config, out=out))

@@ -1,6 +1,7 @@
 """The command `dit train-vae`: train a first stage, measure it on held-out images, and save it."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,12 +18,15 @@ from dit.commands.train_vae.networks import latent_sides, save
 from dit.commands.train_vae.quality import choose_extractor, latent_statistics, measure
 from dit.commands.train_vae.report import CURVE, LOG, draw_loss, draw_reconstructions, report
 from dit.config import VaeConfig
+from dit.data.counts import count_of
+from dit.data.damage import describe_damage
 from dit.data.images import Images
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
+from dit.latents.load import check_images
 
 LOG_EVERY = 20  # steps
 MAX_FOR_STATISTICS = 10_000  # images
@@ -45,7 +49,8 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
     latent_sides(cfg)  # refuses a size that does not fit
     images = load_images(cfg.data, cfg.image_size, Columns(classes="none"))
     ranks.say(images.notes)
-    training, held_out = split(cfg, len(images))
+    readable = find_readable(images, cfg, ranks)
+    training, held_out = (readable[part] for part in split(cfg, len(readable)))
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
     check_out(cfg)
@@ -65,6 +70,16 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         draw_reconstructions(autoencoder, images, held_out, cfg.out)
         report(cfg, learner.network, scores, len(held_out), seconds)
     return cfg.out
+
+
+def find_readable(images: Images, cfg: VaeConfig, ranks: Ranks) -> np.ndarray:
+    """Return the indices of the images that can be read, and print how many there are."""
+    damaged = check_images(images, range(len(images)), ranks, cfg.skip_damaged)
+    if damaged:
+        print(f"left out: {describe_damage(images, damaged)}", file=sys.stderr)
+    readable = np.delete(np.arange(len(images)), damaged)
+    print(f"data  {cfg.data}: {count_of(len(readable), 'image')}", flush=True)
+    return readable
 
 
 def check_out(cfg: VaeConfig) -> None:
