@@ -275,11 +275,14 @@ def _latents(root: Path) -> Findings:
 
 
 def _count_images(root: Path, num_classes: int) -> list[int] | None:
+    """Return the images of each class; None if labels are damaged, which has a row of its own."""
     try:
-        counts = np.bincount(np.load(root / LABELS, mmap_mode="r"), minlength=num_classes)
-    except (OSError, ValueError, EOFError, TypeError):  # damage has a row of its own
+        labels = np.load(root / LABELS, mmap_mode="r")
+        if not len(labels) or not 0 <= labels.min() <= labels.max() < num_classes:
+            return None
+        return np.bincount(labels, minlength=num_classes).tolist()
+    except (OSError, ValueError, EOFError, TypeError):
         return None
-    return counts.tolist()
 
 
 def _first_stage(folder: Path) -> Findings:
