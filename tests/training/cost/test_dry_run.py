@@ -189,7 +189,7 @@ def test_no_data_is_assumed_for_a_run_with_a_checkpoint(nothing_here, make_run, 
 def test_assumed_data_have_the_classes_of_the_run_to_be_guided(nothing_here, make_run, capsys):
     run = make_run(preset="imagenet-256", data="imagenet")
     train_classifier(ClassifierConfig(run=run, model="Classifier-Ti/4", dry_run=True), Ranks())
-    assert "1,281,167 images of ImageNet assumed, 10 classes" in capsys.readouterr().out
+    assert "ImageNet assumed, 1,281,167 images in 10 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("data", ["images", "digits"])
