@@ -149,7 +149,7 @@ def stepper(session: TrainingSession) -> Callable[[], None]:
 
     def step() -> None:
         number, batch = next(numbered)
-        take_step(session, batch, number)
+        take_step(session, batch.result(), number)
 
     return step
 

@@ -15,21 +15,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.config import EncodeConfig
+from dit.data.counts import count_of, describe_count
 from dit.data.hub_datasets import DatasetStream, StreamReader
 from dit.data.image_files import read_pixels
 from dit.data.images import ImageFiles, ImageFolder, Images
-from dit.data.labels import Columns, Label
+from dit.data.labels import Classes, Columns, Label
 from dit.data.sources import load_images, load_stream
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.errors import UserError
 from dit.latents import shards
-from dit.latents.moments import decode_batches, encode_views, prefetch_batches, reading_threads
+from dit.latents.load import check_images
+from dit.latents.moments import decode_batches, encode_views, prefetch_batches
 from dit.utils.files import shell_quote
 from dit.utils.image_size import sides, size_flag, size_of
 
-CHECKED_AT_ONCE = 10_000  # images
+SKIPPED = "skipped.txt"  # in a folder of latents, the damaged images that were left out
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,11 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
         UserError: bad images, autoencoder or sizes; the folder holds something else, or another
             process encodes into it; the disk is too small.
     """
-    columns = Columns(cfg.captions, cfg.image_column, cfg.label_column)
+    classes: Classes = "none" if cfg.num_classes == 0 else "ask"
+    columns = Columns(cfg.captions, cfg.image_column, cfg.label_column, classes)
     load = load_stream if cfg.streaming else load_images
     images = load(cfg.data, cfg.image_size, columns)
+    ranks.say(images.notes)
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
     encoding = describe(cfg, images, autoencoder)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)
@@ -96,7 +100,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     autoencoder.latent_shape(cfg.image_size)  # refuses a size before the folder is created
     images_at_once = min(cfg.batch_size, cfg.shard_size, encoding.count or cfg.batch_size)
     require_batch_fits(images_at_once, autoencoder.image_bytes(cfg.image_size), ranks.device)
-    ranks.on_main(lambda: shards.check_folder(cfg.out, encoder.encoding))
+    ranks.on_main(lambda: shards.check_folder(cfg.out, encoding))
 
     with ranks.lock_folder(cfg.out):
         if isinstance(images, DatasetStream):
@@ -129,31 +133,33 @@ def describe(
 def finish(encoder: Encoder, images: Images | DatasetStream, number: int) -> None:
     """Write labels and index of so many shards, and print the next command."""
     cfg = encoder.config
+    shards.remove_shards(cfg.out, number)
     labels: Iterable[np.ndarray]
     if isinstance(images, DatasetStream):
         classes, labels = stream_classes(cfg.out, images, number)
     else:
-        classes, labels = images.classes, [images.labels]
+        classes, labels = images.classes, _labels_of_shards(encoder, images, number)
     total = shards.write_index(cfg.out, encoder.encoding, number, classes, labels, encoder.shape)
+    _list_skipped(cfg.out, number)
 
     data = shell_quote(cfg.out)
     vae = shell_quote(cfg.vae)
     text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
     print(
-        f"{total:,} latents {' x '.join(map(str, encoder.shape))} in {cfg.out}; next: "
+        f"{describe_count(total, len(classes), cfg.captions)}: "
+        f"latents {' x '.join(map(str, encoder.shape))} in {cfg.out}; next: "
         f"python train.py --data {data} --vae {vae} {size_flag(cfg.image_size)}{text}"
     )
 
 
-def complete_shards(encoder: Encoder, number: int) -> set[int]:
-    """Return those of the first `number` shards that are complete; ranks check a share each."""
-    ranks = encoder.ranks
+def find_shards(ranks: Ranks, candidates: Iterable[int], test: Callable[[int], bool]) -> set[int]:
+    """Return those shards for which `test` holds; ranks test a share each."""
+    numbers = sorted(candidates)
     # a tensor: ranks add up their shares
-    complete = torch.zeros(number, device=ranks.device)
-    for shard in range(ranks.rank, number, ranks.world):
-        complete[shard] = shards.is_complete(encoder.config.out, shard)
-    found = ranks.sum(complete).nonzero()
-    return set(found.flatten().tolist())
+    passed = torch.zeros(len(numbers), device=ranks.device)
+    for i in range(ranks.rank, len(numbers), ranks.world):
+        passed[i] = test(numbers[i])
+    return {numbers[i] for i in ranks.sum(passed).nonzero().flatten().tolist()}
 
 
 # -- images with random access ---------------------------------------------------------------------
@@ -165,57 +171,96 @@ def encode_all(encoder: Encoder, images: Images) -> int:
     ranks = encoder.ranks
     indices = encoder.encoding.indices
     number = math.ceil(len(images) / cfg.shard_size)
-    complete = complete_shards(encoder, number)
-    missing = [shard for shard in range(number) if shard not in complete]
+    kept, replaced = _compare_shards(encoder, images, number)
+    missing = [shard for shard in range(number) if shard not in kept]
     own = missing[ranks.rank :: ranks.world]
 
     needed = sum(len(indices(shard)) for shard in missing)
     _check_space(cfg.out, needed, encoder.view)
-    if isinstance(images, ImageFiles):
-        own_images = [index for shard in own for index in indices(shard).tolist()]
-        _check_images(images, cfg.out, own_images, ranks)
-    ranks.on_main(lambda: shards.claim(cfg.out, encoder.encoding))
+    own_images = [index for shard in own for index in indices(shard).tolist()]
+    damaged = set(check_images(images, own_images, ranks, cfg.skip_damaged))
+    ranks.on_main(lambda: shards.claim(cfg.out, encoder.encoding, replaced))
 
     total = sum(len(indices(shard)) for shard in own)
     with encoder.progress_bar(total, quiet=not own) as bar:
         for shard in own:
-            batches = decode_batches(images, indices(shard), cfg.batch_size)
-            moments = encoder.encode(batches, bar)
-            shards.write_shard(cfg.out, shard, moments, encoder.view)
+            _write_images(encoder, shard, images, damaged, bar)
     return number
 
 
-def _check_images(images: ImageFiles, root: Path, own: list[int], ranks: Ranks) -> None:
-    """Refuse unreadable images; each rank checks its `own`, all raise the same error."""
-    damaged = torch.zeros(len(images), device=ranks.device)
-    quiet = not (ranks.main and own)
-    with (
-        reading_threads() as pool,
-        tqdm(total=len(own), unit="img", desc="checking", disable=quiet) as bar,
-    ):
-        # in parts: a map over all images at once would hold a future for each
-        for start in range(0, len(own), CHECKED_AT_ONCE):
-            part = own[start : start + CHECKED_AT_ONCE]
-            checked = pool.map(images.damage, part)
-            for index, damage in zip(part, checked, strict=True):
-                damaged[index] = bool(damage)
-                bar.update()
+def _compare_shards(encoder: Encoder, images: Images, number: int) -> tuple[set[int], bool]:
+    """Return the complete shards of these images, and whether others are to be replaced.
 
-    indices = ranks.sum(damaged).nonzero().flatten().tolist()
-    if not indices:
+    Raises:
+        UserError: there are complete shards, but none of these images: this is other data.
+    """
+    root = encoder.config.out
+    ranks = encoder.ranks
+    begun = max(number, ranks.broadcast(shards.count_begun(root)))
+    complete = find_shards(ranks, range(begun), partial(shards.is_complete, root))
+    change = ranks.broadcast(shards.describe_change(root, encoder.encoding))
+
+    def is_kept(shard: int) -> bool:
+        note = shards.read_note(root, shard)
+        # earlier versions noted the names of all images alone
+        if "stamp" not in note:
+            return not change
+        return shards.is_made_of(note, images, encoder.encoding.indices(shard).tolist())
+
+    kept = find_shards(ranks, (shard for shard in complete if shard < number), is_kept)
+    others = complete - kept
+    if others and not kept:
+        raise UserError(
+            f"the images changed since those in {root} were encoded ({change or 'same names'}): "
+            "no finished shard is of these",
+            "images of which at least one shard is the same, to encode only the others again",
+            f"choose another --out, or delete {root} to start again",
+        )
+    changed = bool(others or change)
+    if changed and complete and ranks.main:
+        print(
+            f"the images changed ({change or 'same names'}): {len(kept)} of {len(complete)} "
+            "finished shards stay"
+        )
+    return kept, changed
+
+
+def _write_images(
+    encoder: Encoder, shard: int, images: Images, damaged: set[int], bar: tqdm
+) -> None:
+    """Encode the images of a shard that are not damaged."""
+    cfg = encoder.config
+    indices = encoder.encoding.indices(shard)
+    skipped = [index for index in indices.tolist() if index in damaged]
+    # before they are read: a file that is replaced meanwhile is noticed by the next run
+    note: dict[str, Any] = shards.describe_images(images, indices.tolist())
+    if skipped:
+        assert isinstance(images, ImageFiles)
+        note["skipped"] = {images.name(index): index for index in skipped}
+
+    batches = decode_batches(images, np.setdiff1d(indices, skipped), cfg.batch_size)
+    moments = encoder.encode(batches, bar)
+    shards.write_shard(cfg.out, shard, moments, encoder.view, lambda: note)
+
+
+def _labels_of_shards(encoder: Encoder, images: Images, number: int) -> Iterator[np.ndarray]:
+    """Yield the labels of the images in each shard."""
+    for shard in range(number):
+        skipped = shards.read_note(encoder.config.out, shard).get("skipped", {})
+        indices = encoder.encoding.indices(shard)
+        yield images.labels[np.setdiff1d(indices, list(skipped.values()))]
+
+
+def _list_skipped(root: Path, number: int) -> None:
+    """Write the names of the damaged images that were left out, if any, and print how many."""
+    file = root / SKIPPED
+    notes = (shards.read_note(root, shard) for shard in range(number))
+    names = [name for note in notes for name in note.get("skipped", {})]
+    if not names:
+        file.unlink(missing_ok=True)
         return
-    names = ", ".join(map(images.name, indices[:5]))
-    if len(indices) > 5:
-        names += ", …"
-    do = "replace or delete them: no shard is written yet"
-    if shards.holds_latents(root):  # shards refer to images by their order
-        do = "replace them by images of the same names"
-    raise UserError(
-        f"{len(indices)} of {len(images)} images cannot be read: {names} "
-        f"({images.damage(indices[0])})",
-        "intact image files",
-        do,
-    )
+    file.write_text("".join(f"{name}\n" for name in names), errors="surrogateescape")
+    print(f"left out: {count_of(len(names), 'damaged image')}, listed in {file}")
 
 
 def _check_space(root: Path, number: int, view: tuple[int, ...]) -> None:
@@ -241,7 +286,7 @@ def encode_stream(encoder: Encoder, stream: DatasetStream) -> int:
     cfg = encoder.config
     ranks = encoder.ranks
     begun = ranks.broadcast(shards.count_begun(cfg.out))
-    complete = complete_shards(encoder, begun)
+    complete = find_shards(ranks, range(begun), partial(shards.is_complete, cfg.out))
     ranks.on_main(lambda: shards.claim(cfg.out, encoder.encoding))
 
     reader = None

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dit.config import EvalConfig, SamplerConfig
+from dit.config import EvalConfig, SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
@@ -42,14 +42,16 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     _check_flags(cfg)
     run = load_to_sample(cfg.run, ranks.device, cfg) if cfg.run else None
     samples = read_samples(cfg.samples) if cfg.samples else None
+    ranks.say(samples.notes if samples else ())
     settings = recorded_settings(cfg.samples)
-    data = run.card.config.data if run else settings.get("data")
+    trained = run.card.config if run else None
+    data = trained.data if trained else settings.get("data")
     size = samples.size if samples else run.image_size  # type: ignore[union-attr]
     sampler = SamplerConfig(**{name: getattr(cfg, name) for name in SAMPLER_FLAGS})
     if run:
         build_pipeline(run, sampler)  # refuses what the run cannot do
 
-    reference = _find_reference(cfg, size, data)
+    reference = _find_reference(cfg, size, data, trained)
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     count = _count_samples(cfg, samples, reference)
     originals = _find_training_images(cfg, data, size, reference)
@@ -103,7 +105,9 @@ def _check_flags(cfg: EvalConfig) -> None:
             )
 
 
-def _find_reference(cfg: EvalConfig, size: tuple[int, int], data: str | None) -> Reference:
+def _find_reference(
+    cfg: EvalConfig, size: tuple[int, int], data: str | None, trained: TrainConfig | None
+) -> Reference:
     """Return the reference of the flags, else the training data, cropped as in training."""
     if cfg.reference is None and data is None:
         raise UserError(
@@ -113,7 +117,8 @@ def _find_reference(cfg: EvalConfig, size: tuple[int, int], data: str | None) ->
         )
     name = cfg.reference or str(data)
     own_data = _same_data(name, str(data)) and name != "digits"
-    return find_reference(name, size, own_data if cfg.crop is None else cfg.crop)
+    crop = own_data if cfg.crop is None else cfg.crop
+    return find_reference(name, size, crop, trained)
 
 
 def _same_data(name: str, other: str) -> bool:

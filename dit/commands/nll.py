@@ -166,9 +166,9 @@ def open_data(run: LoadedRun, data: str) -> Latents:
     # a run on bundled captions has no --text-encoder of its own; other data needs it
     encoder = network.captions.encoder.name if isinstance(network, Captioned) else None
     skip = config.skip_damaged and holds_latents(Path(data))
-    config = dataclasses.replace(
-        config, data=data, flip=False, text_encoder=encoder, skip_damaged=skip
-    )
+    if data != config.data:  # whose columns may have other names
+        config = dataclasses.replace(config, data=data, image_column=None, label_column=None)
+    config = dataclasses.replace(config, flip=False, text_encoder=encoder, skip_damaged=skip)
     return build_source(config, run.autoencoder)
 
 

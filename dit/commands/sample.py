@@ -8,9 +8,10 @@ from pathlib import Path
 from dit.config import SampleConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.sampling.classes import class_ids
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.image_grid import draw_grid
-from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts
+from dit.sampling.load import LoadedRun, load_to_sample, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
 from dit.sampling.sample_folder import progress_callback, sample_folder, sampling_bar
@@ -32,7 +33,8 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     run = load_to_sample(config.run, ranks.device, config)
     if config.prompt or config.negative_prompt:
         run = with_prompts(run, config.prompt or (), config.negative_prompt)
-    classes = class_ids(config.classes, run.card)
+    classes, notes = class_ids(config.classes, run.card)
+    ranks.say(notes)
 
     if config.num_samples is None:
         return _sample_grid(run, config, classes, ranks)

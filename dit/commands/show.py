@@ -1,28 +1,27 @@
 """`dit show`: pictures of noising and denoising, with the predictions and the attention maps."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dit.config import ShowConfig
-from dit.data.sources import dataset_exists
 from dit.diffusion.process import Denoise, Prediction, Process, add_noise
 from dit.distributed.device import autocast
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned
 from dit.errors import UserError
-from dit.latents.load import build_source
 from dit.models.attention_maps import attention_maps, text_maps
 from dit.models.dit import DiT
+from dit.sampling.classes import class_ids
 from dit.sampling.generate import ImageNoise, require_finite, sample_latents
-from dit.sampling.load import LoadedRun, class_ids, load_to_sample, with_prompts, without_captions
+from dit.sampling.load import LoadedRun, load_to_sample, with_prompts, without_captions
+from dit.sampling.own_data import training_latents
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.utils import pictures
 from dit.utils.outputs import create_folder, require_own_file, signature
@@ -137,40 +136,6 @@ def forward(pipeline: SamplingPipeline, labels: Tensor, times: Times) -> list[Mo
             prediction = pipeline.denoise(x_t, t, labels)
         moments.append(Moment(t, x_t, prediction.x0))
     return moments
-
-
-def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
-    """Return latents [N, C, h, w] of images of the run's own data, one of each label [N]."""
-    config = run.card.config
-    if not dataset_exists(config.data):
-        raise UserError(
-            f"the data of {run.home}, {config.data}, is not there",
-            "what it was trained on",
-            "bring it back, or use `dit show backward`, which needs no data",
-        )
-    source = build_source(replace(config, flip=False), run.autoencoder)
-    order = np.random.default_rng(seed).permutation(len(source.labels))
-    # the order repeats if there are fewer images than labels
-    indices = np.resize(order, len(labels))
-
-    if run.card.classes and source.classes:
-        shuffled = source.labels[order]
-        members = {label: order[shuffled == label] for label in set(labels.tolist())}
-        for label, images in members.items():
-            if not len(images):
-                raise UserError(
-                    f"no image of class {label} in {config.data}",
-                    "a class that the data has",
-                    "pass other --classes",
-                )
-        turns = {label: cycle(images) for label, images in members.items()}
-        indices = np.array([next(turns[label]) for label in labels.tolist()])
-
-    # the mean of the posterior: zeros for its noise
-    unflipped = np.zeros(len(indices), bool)
-    moments = source.read(indices, unflipped)
-    noise = torch.zeros(len(indices), *run.latent_shape)
-    return run.autoencoder.draw(moments, noise)
 
 
 @torch.inference_mode()
@@ -448,7 +413,9 @@ def _draw_maps(
 
 def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
     """Return class ids [N]: those of --classes in turn, or some of all."""
-    classes = class_ids(config.classes, run.card)
+    classes, notes = class_ids(config.classes, run.card)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if config.classes is None:
         classes = pictures.spread(classes, config.num_images)
     count = len(classes)

@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import StatsConfig
-from dit.data.sources import is_tar_or_hub_dataset, load_images
 from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.inputs.cache import extract_cached
-from dit.evaluation.inputs.images import ImageSet, from_data, read_images
+from dit.evaluation.inputs.data_sets import read_data_set
+from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.inputs.statistics import Moments, require_own_statistics, write_statistics
 from dit.evaluation.metrics.frechet import Counted, merge, moments
 from dit.evaluation.references import choose_extractors
@@ -41,6 +41,7 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
     """
     _check_out(config.out)
     images = _read(config)
+    ranks.say(images.notes)
     if len(images) < 2:
         raise UserError(
             f"{len(images)} image in {config.data}", "at least 2, better thousands", "add images"
@@ -70,21 +71,13 @@ def _check_out(out: Path) -> None:
 
 def _read(config: StatsConfig) -> ImageSet:
     path = Path(config.data).expanduser()
-    if config.data == "digits":
-        return from_data(load_images("digits", config.image_size or DIGITS_SIZE), "digits")
     if holds_latents(path):
         raise UserError(
             f"{config.data} holds latents", "images", "pass the folder of images that was encoded"
         )
-    if not is_tar_or_hub_dataset(config.data):
-        return read_images(path, config.image_size)
-    if config.image_size is None:
-        raise UserError(
-            f"--data {config.data} without --image-size",
-            "the size to crop its images to",
-            "pass --image-size",
-        )
-    return from_data(load_images(config.data, config.image_size), config.data)
+    size = config.image_size or (DIGITS_SIZE if config.data == "digits" else None)
+    images = read_data_set(config.data, size, labelled=False)
+    return images or read_images(path, config.image_size)
 
 
 def _all_moments(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
+from dit.training.checked_data import note_data
 from dit.training.checks import check_and_find_checkpoint
 from dit.training.cost.dry_run import dry_run
 from dit.training.cost.fit import require_memory
@@ -48,7 +49,10 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
         if ranks.main:
             if not session.finished:
                 print_header(session)
+            # the card comes first: with it the folder is a run, even if a kill follows
             write_card(session.run, session.card, session.finished)
+            if not session.finished:
+                note_data(session.run, session.stream.source)
         note_start(session.run, asked, ranks)
         done = train_with_rollback(session, scores, stop)
     if ranks.main:

@@ -66,6 +66,9 @@ def settings_for(config: ClassifierConfig, guided: Weights) -> TrainConfig:
         **{name: getattr(theirs, name) for name in SHARED},
         **{name: getattr(config, name) for name in OWN},
         data=config.data or theirs.data,
+        # the columns of other data would have other names
+        image_column=None if config.data else theirs.image_column,
+        label_column=None if config.data else theirs.label_column,
         num_classes=card.network.num_classes or None,
         objective="v",
         time_sampling="logit-normal" if loss_aware else theirs.time_sampling,

@@ -17,7 +17,9 @@ from dit.config.validation import (
     require_none_of,
     require_range,
     require_sides,
+    require_use,
 )
+from dit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,15 @@ class EncodeConfig:
     """Column of a data set, or extension in tar shards, of the image, if there are several."""
     label_column: str | None = None
     """Column of a data set, or extension or key of .json in tar shards, of the class or, with
-    --captions, the caption, if it has an unusual name."""
+    --captions, the caption, if it has an unusual name. In tar shards also `folder` or `tar`, whose
+    name is the class."""
+    num_classes: int | None = None
+    """0: encode no classes, for unconditional training; labels are ignored."""
     streaming: bool = False
     """Read a data set of Hugging Face in order, without a copy on the disk; every rank reads all of
     it."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be read, and list them in skipped.txt."""
     flip: bool | None = None
     """Also store the mirrored image; unless given, where the data allows it (never for digits)."""
     batch_size: int = 64
@@ -57,6 +64,18 @@ class EncodeConfig:
         require_range(self, ("batch_size", "shard_size"), *POSITIVE)
         require_limits(self)
         require_sides(self)
+        only_0 = "0, or no --num-classes to count them in the data"
+        require_range(self, ("num_classes",), lambda v: v in (None, 0), only_0)
+        unlabelled = "with --num-classes 0", "classes or captions", "drop --num-classes"
+        require_use(self, ("label_column",), self.num_classes is None, *unlabelled)
+        if self.captions and self.num_classes == 0:
+            raise UserError("--captions with --num-classes 0", "one of the two", "drop one")
+        if self.streaming and self.skip_damaged:
+            raise UserError(
+                "--skip-damaged with --streaming",
+                "images that are checked before the first is encoded, which a stream's are not",
+                "drop one of the two",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +92,8 @@ class VaeConfig:
     codebook."""
     data: str = "digits"
     """`digits`, or a folder of images, with or without one subfolder per class."""
+    skip_damaged: bool = False
+    """Leave out images that cannot be read."""
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or their height and width."""
 

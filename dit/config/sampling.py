@@ -17,6 +17,7 @@ from dit.config.validation import (
     SEED,
     TWO_OR_MORE,
     Range,
+    flag_of,
     require_limits,
     require_none_of,
     require_range,
@@ -104,8 +105,9 @@ class SampleConfig(SamplerConfig):
 
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
-    classes: str | None = None
-    """Class ids such as 0,1,2, taken in turn; unless given, all (in a grid at most 16)."""
+    classes: tuple[str, ...] | None = None
+    """Names or ids of classes such as cat dog or 0,1,2, taken in turn; unless given, all that have
+    images (in a grid at most 16)."""
     num_samples: int | None = None
     """Number of images for --out; unless given, a grid with some images of each class."""
     prompt: tuple[str, ...] | None = None
@@ -136,7 +138,7 @@ class SampleConfig(SamplerConfig):
             [
                 (
                     prompt and self.classes is not None,
-                    f"--prompt {prompt!r} with --classes {self.classes}",
+                    f"--prompt {prompt!r} with --classes {' '.join(self.classes or ())}",
                     "one of the two",
                     "drop one",
                 ),
@@ -159,8 +161,9 @@ class ShowConfig(SamplerConfig):
     sampling."""
     run: Positional[Path]
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
-    classes: str | None = None
-    """Class ids such as 0,1,2, taken in turn; unless given, some of all."""
+    classes: tuple[str, ...] | None = None
+    """Names or ids of classes such as cat dog or 0,1,2, taken in turn; unless given, some of
+    all."""
     prompt: tuple[str, ...] | None = None
     """Captions to draw, backward, for a run with --conditioning text."""
     num_images: int = 4
@@ -183,7 +186,7 @@ class ShowConfig(SamplerConfig):
         row_and_column = "a row and a column, 0 or more"
         require_range(self, ("token",), lambda v: v is None or min(v) >= 0, row_and_column)
 
-        other = f"--classes {self.classes}" if self.classes else ""
+        other = flag_of(self, "classes") if self.classes else ""
         if self.direction == "forward":
             other = "forward"
         given = f"--prompt {(self.prompt or ('',))[0]!r} with {other}"

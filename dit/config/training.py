@@ -19,6 +19,7 @@ from dit.config.validation import (
     require_none_of,
     require_range,
     require_sides,
+    require_use,
 )
 from dit.errors import UserError
 
@@ -37,8 +38,13 @@ class TrainConfig:
     one subfolder per class; a folder of images without classes; latents of `dit encode`; tar shards
     or a data set of Hugging Face, as `dit encode` takes them. With --conditioning text: a folder
     with a metadata.jsonl of captions, or one of the last three."""
+    image_column: str | None = None
+    """With tar shards or a data set of Hugging Face: the image, as in `dit encode`."""
+    label_column: str | None = None
+    """With tar shards or a data set of Hugging Face: the class or caption, as in `dit encode`."""
     skip_damaged: bool = False
-    """With latents: compare the checksum of every shard first, and skip those that are damaged."""
+    """Leave out images that cannot be read; with latents, shards whose checksum is wrong, for which
+    all are read first."""
     vae: str = "digits"
     """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as
     stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout."""
@@ -197,6 +203,7 @@ class TrainConfig:
         _require_generator(self)
         _require_process(self)
         _require_network(self)
+        _require_labels(self)
         _require_text(self)
 
 
@@ -290,6 +297,12 @@ def _require_network(config: TrainConfig) -> None:
             ),
         ]
     )
+
+
+def _require_labels(config: TrainConfig) -> None:
+    used = config.num_classes != 0
+    unlabelled = "with --num-classes 0", "classes", "drop --num-classes"
+    require_use(config, ("label_column",), used, *unlabelled)
 
 
 def _require_text(config: TrainConfig) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dit.data.image_files import is_image
+from dit.data.image_folder import find_images
+from dit.data.image_formats import is_image
 from dit.data.images import ImageFolder
 from dit.data.labels import sort_captions, text_sha256
 from dit.errors import UserError
@@ -38,6 +39,7 @@ class CaptionedFolder(ImageFolder):
 
         entries = _read_metadata(self.root / METADATA)
         self._files = [name for name, _ in entries]
+        self.notes = _note_others(self.root, self._files)
         self.classes = sort_captions(text for _, text in entries)
         ids = {text: i for i, text in enumerate(self.classes)}
         self.labels = np.array([ids[text] for _, text in entries], dtype=np.int64)
@@ -51,6 +53,14 @@ class CaptionedFolder(ImageFolder):
         """SHA-256 over files and captions, in order."""
         pairs = zip(self._files, self.labels, strict=True)
         return text_sha256(json.dumps([[name, self.classes[label]] for name, label in pairs]))
+
+
+def _note_others(root: Path, listed: list[str]) -> list[str]:
+    others = sorted(set(find_images(root)) - {Path(name).as_posix() for name in listed})
+    if not others:
+        return []
+    noun = "image" if len(others) == 1 else "images"
+    return [f"{len(others):,} {noun} left out: not in {root / METADATA} (the first is {others[0]})"]
 
 
 def _read_metadata(file: Path) -> list[tuple[str, str]]:

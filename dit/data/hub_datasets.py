@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dit.data.image_files import READ_ERRORS, OpenFile
-from dit.data.images import ImageFiles
-from dit.data.labels import Columns, Label, Labels
+from dit.data.image_files import OpenFile
+from dit.data.images import ImageFiles, file_mark
+from dit.data.labels import Columns, Label, Labels, ask_for_labels
 from dit.data.path_patterns import expand_pattern
 from dit.errors import UserError, did_you_mean
 from dit.utils.image_size import Size
@@ -23,6 +23,7 @@ HUB = "hf:"
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp", "picture")
 CLASS_COLUMNS = ("label", "labels", "class", "cls", "fine_label")
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")
+TEXTS = ("string", "large_string")  # types of columns
 FINGERPRINT_IMAGES = 16  # images whose content distinguishes data sets of the same labels
 
 
@@ -34,6 +35,7 @@ class Table(NamedTuple):
     image: str
     label: str | None
     labels: Labels
+    notes: list[str]  # where the classes come from, for the user
 
 
 class DatasetImages(ImageFiles):
@@ -43,6 +45,7 @@ class DatasetImages(ImageFiles):
         self.image_size = image_size
         self.flips = not columns.captions
         self._table = table = open_table(data, columns, streaming=False)
+        self.notes = table.notes
         if not len(table.rows):
             raise UserError(f"{data} is empty", "rows with images", "choose another split")
 
@@ -59,6 +62,15 @@ class DatasetImages(ImageFiles):
 
     def open(self, index: int) -> BinaryIO:
         return open_cell(self._table.rows[index][self._table.image])
+
+    def mark(self, index: int) -> str:
+        return f"{self._tables_mark} {index}"
+
+    @cached_property
+    def _tables_mark(self) -> str:
+        """Sizes and times of the files that hold the rows."""
+        files = [Path(table["filename"]) for table in self._table.rows.cache_files]
+        return " ".join(map(file_mark, files))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,6 +106,7 @@ class DatasetStream:
         self.image_size = image_size
         self.flips = not columns.captions
         self.table = open_table(data, columns, streaming=True)
+        self.notes = self.table.notes
         self.labels = self.table.labels if self.table.label else None
 
     def start(self, position: dict[str, Any] | None = None) -> "StreamReader":
@@ -161,7 +174,7 @@ def _read_if_possible(open_file: OpenFile) -> bytes:
     # a fingerprint needs no error for a missing file: reading its pixels will raise it
     try:
         return open_file().read()
-    except READ_ERRORS:
+    except (OSError, ValueError):
         return b""
 
 
@@ -191,7 +204,12 @@ def open_table(data: str, columns: Columns, streaming: bool) -> Table:
             "a column of images",
             "choose another data set",
         )
-    label = _label_column(features, columns, data)
+    label, others = _label_column(features, columns, data)
+    notes = []
+    if label is not None:
+        instead = f", not {', '.join(others)}" if others else ""
+        kind = "captions" if columns.captions else "classes"
+        notes = [f"{kind} from column {label}{instead}"]
     names = None
     if label is not None and isinstance(features[label], ClassLabel):
         names = list(features[label].names)
@@ -204,7 +222,7 @@ def open_table(data: str, columns: Columns, streaming: bool) -> Table:
     rows = rows.select_columns([image, label] if label else [image])
     # files, not pixels: all images are decoded by read_image
     rows = rows.cast_column(image, Image(decode=False))
-    return Table(data, rows, image, label, Labels(columns.captions, names))
+    return Table(data, rows, image, label, Labels(columns.captions, names), notes)
 
 
 def holds_dataset(folder: Path) -> bool:
@@ -280,26 +298,43 @@ def _choose_split(loaded: Any, data: str, name: str, split: str | None) -> Any:
 # -- columns ---------------------------------------------------------------------------------------
 
 
-def _label_column(features: Any, columns: Columns, data: str) -> str | None:
-    """Return the column of captions or of classes; a data set need not have classes."""
+def _label_column(features: Any, columns: Columns, data: str) -> tuple[str | None, list[str]]:
+    """Return the column of captions or of classes, if there is one, and others that fit too."""
     from datasets import ClassLabel
 
+    if columns.classes == "none":
+        return None, []
     flag = "--label-column"
-    if not columns.captions:
-        classes = [name for name in features if isinstance(features[name], ClassLabel)]
+    usual: Sequence[str] = CAPTION_COLUMNS
+    if columns.captions:
+        fitting = [name for name in features if _dtype(features[name]) in TEXTS]
+    else:
+        usual = CLASS_COLUMNS
+        fitting = [name for name in features if isinstance(features[name], ClassLabel)]
         # a column of plain numbers or names counts only if it has a usual name
-        classes = classes or [name for name in CLASS_COLUMNS if name in features]
-        return _choose(flag, columns.label, CLASS_COLUMNS, classes, features, data)
+        fitting = fitting or [name for name in CLASS_COLUMNS if name in features]
 
-    texts = [name for name in features if _dtype(features[name]) in ("string", "large_string")]
-    label = _choose(flag, columns.label, CAPTION_COLUMNS, texts, features, data)
-    if label is None:
+    label = _choose(flag, columns.label, usual, fitting, features, data)
+    if label is None and columns.captions:
         raise UserError(
             f"--captions and no column of texts in {data}, but {_list_columns(features)}",
             "a column of texts",
             "drop --captions, or choose by --label-column",
         )
-    return label
+    if label is None and columns.classes == "ask":
+        _ask_for_label_column(features, data)
+    return label, [name for name in fitting if name != label]
+
+
+def _ask_for_label_column(features: Any, data: str) -> None:
+    """Refuse a data set with other columns than images: one of them may hold the classes."""
+    names = [name for name in features if not _is_image(features[name])]
+    if names:
+        # whole numbers are classes more often than texts are
+        names.sort(key=lambda name: "int" not in str(_dtype(features[name])))
+        has_texts = any(_dtype(features[name]) in TEXTS for name in names)
+        given = f"{data} has no column {CLASS_COLUMNS[0]} or {CLASS_COLUMNS[2]}"
+        raise ask_for_labels(given, names, has_texts)
 
 
 def _choose(

@@ -1,94 +1,36 @@
-"""Image files: which files are images, which classes a folder has, and how a file is read."""
+"""Image files: how they are read and checked, to RGB of 8 bits, and cropped."""
 
-import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from dit.data import png
+from dit.data.image_formats import describe_unknown, picture_formats
 from dit.errors import UserError
 from dit.utils.image_size import Size, sides
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-READ_ERRORS = (  # that Pillow raises for damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 OpenFile = Callable[[], BinaryIO]
 
-
-# -- which files are images ------------------------------------------------------------------------
-
-
-def is_image(name: str) -> bool:
-    """Return whether a file of this name counts as an image."""
-    _, extension = os.path.splitext(name)
-    return not name.startswith(".") and extension.lower() in EXTENSIONS
-
-
-# -- the class of an image: the subfolder that holds it --------------------------------------------
-
-
-def find_classes(root: Path) -> list[str]:
-    """Return the names of the class folders; none where the images lie directly in `root`.
-
-    Subfolders beside such images are ignored, unless they hold images too.
-    """
-    if not root.is_dir():
-        raise UserError(
-            f"{root} is not a folder",
-            "a folder of images, or with one subfolder of images per class",
-            "check the path",
-        )
-    with os.scandir(root) as scan:
-        visible = [entry for entry in scan if not entry.name.startswith(".")]
-    folders = sorted(entry.name for entry in visible if entry.is_dir())
-    images = [entry.name for entry in visible if is_image(entry.name) and entry.is_file()]
-
-    if not images and not folders:
-        raise UserError(
-            f"{root} has neither images nor subfolders",
-            "images, or one subfolder of images per class",
-            "check the path",
-        )
-    if not images:
-        return folders
-
-    with_images = (name for name in folders if any(map(is_image, os.listdir(root / name))))
-    mixed = next(with_images, None)
-    if mixed is not None:
-        raise UserError(
-            f"{root} has images both directly ({min(images)}) and in subfolders ({mixed})",
-            "one or the other: images without classes, or one subfolder of images per class",
-            "move one of the two kinds away",
-        )
-    return []
-
-
-def list_image_files(root: Path, name: str) -> list[str]:
-    """Return the image files of class folder `root/name`, sorted; of `root` if `name` is empty."""
-    with os.scandir(root / name) as scan:
-        entries = list(scan)
-    files = sorted(entry.name for entry in entries if is_image(entry.name))
-    if files:
-        return files
-
-    if any(entry.is_dir() for entry in entries):
-        do = f"pass {root / name} if that folder holds the classes"
-    else:
-        do = f"add images ({', '.join(sorted(EXTENSIONS))}) or delete the folder"
-    raise UserError(f"class folder {root / name} has no images", "images in every class folder", do)
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {  # by its value
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)
+DARK = 16  # of 256 levels: 16 bits that hold 12 have no brighter one
+RANGES = ((0, 1), (-1, 1), (0, 255), (0, 4095), (0, 65535))  # usual black and white
+PHOTOMETRIC = 262  # TIFF tag
+WHITE_IS_ZERO = 0  # its value in negatives, which Pillow turns only up to 8 bits
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -97,18 +39,15 @@ def list_image_files(root: Path, name: str) -> list[str]:
 def read_image(open_file: OpenFile, name: str) -> Image.Image:
     """Read an image file in RGB, rotated as its EXIF tag says, on white where it is transparent.
 
+    Of films and of files with several pages it is the first image.
+
     Args:
         name: of the file, for the error message.
     """
     try:
-        with open_file() as file, Image.open(file) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except READ_ERRORS as error:
-        raise UserError(
-            f"{name} cannot be read as an image ({error})",
-            "an intact image file",
-            "replace or delete it",
-        ) from error
+        return _decode(open_file)
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise _unreadable(name, error) from error
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -122,18 +61,150 @@ def read_pixels(open_file: OpenFile, name: str, size: Size) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def find_damage(open_file: OpenFile) -> str:
-    """Return why an image file cannot be read, or "" if it is intact. Cheaper than reading it."""
+def read_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an image file from its header; refuse pixels of unfit types."""
     try:
-        with open_file() as file, Image.open(file) as image:
-            if image.format == "PNG":
-                image.verify()  # checksums; for most other formats this does nothing
-            else:
-                image.draft("RGB", (1, 1))  # decodes a JPEG at an eighth of its size
-                image.load()
+        with path.open("rb") as file, _open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                _decode(lambda: path.open("rb"))
+            # Pillow's getexif() would decode a PNG without EXIF in full; it turns a TIFF itself
+            known = "exif" in image.info or image.format not in ("PNG", "TIFF")
+            turned = known and _orientation(image) in SIDEWAYS
+            return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # Pillow's readers raise many kinds
-        return str(error) or repr(error)
+        raise _unreadable(str(path), error) from error
+
+
+def find_damage(open_file: OpenFile) -> str:
+    """Return why `read_image` cannot read a file, or "" if it can. Cheaper than reading a JPEG."""
+    try:
+        _decode(open_file, small=True)
+    except Exception as error:  # Pillow's readers raise many kinds
+        return _reason(error)
     return ""
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"{name} cannot be read as an image ({_reason(error)})",
+        "an intact image of 8 bits a channel, or of 16",
+        "replace or delete it",
+    )
+
+
+def _reason(error: Exception) -> str:
+    # an error of the system repeats the name of the file
+    return getattr(error, "strerror", None) or str(error) or repr(error)
+
+
+def _decode(open_file: OpenFile, small: bool = False) -> Image.Image:
+    """Decode an image file to upright RGB.
+
+    Args:
+        small: decode a JPEG at an eighth of its size. All of its bytes are read all the same.
+    """
+    with open_file() as file, _open(file) as image:
+        if small:
+            image.draft("RGB", (1, 1))
+        layout = _layout(image)
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        rgb = _to_rgb(image, layout)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """Read the header of an image file."""
+    start = file.read(64)
+    file.seek(0)
+    if start.startswith(png.SIGNATURE):
+        file = png.read_png(file)
+    try:
+        return Image.open(file, formats=picture_formats())
+    except UnidentifiedImageError:
+        raise ValueError(describe_unknown(start)) from None
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # metadata never decides over pixels
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+# -- pixels ----------------------------------------------------------------------------------------
+
+
+def _layout(image: ImageFile.ImageFile) -> str:
+    """Return how the file stores its pixels, such as "I;16B" or "RGB;16L"; before they are loaded.
+
+    The letters are Pillow's "raw modes". The last ones are S for signed numbers and B for bytes in
+    big-endian order.
+    """
+    args = image.tile[0].args if image.tile else ""
+    if isinstance(args, tuple):
+        args = args[0] if args else ""
+    return str(args)
+
+
+def _to_rgb(file: ImageFile.ImageFile, layout: str) -> Image.Image:
+    image: Image.Image = file
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(file, layout)
+    elif ";16" in layout and _brightest(image) < DARK:
+        # Pillow keeps the high byte of each channel
+        raise ValueError(
+            "16 bits a channel without a value above 4095, which look like 12 bits or fewer: "
+            "scale them so that white is 65535"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: ImageFile.ImageFile, layout: str) -> Image.Image:
+    """Reduce 16-bit gray to 8 bits by its high byte; refuse numbers whose white is unknown.
+
+    Whether 0 … 4095 are 12 bits or a dark picture, a file does not say: PNG's sBIT is about scaled
+    values. Either would be nearly black, so that refusing loses no picture worth training on.
+    """
+    values = np.asarray(image)
+    if ";12" in layout:  # TIFF says so
+        return Image.fromarray((values >> 4).astype(np.uint8))
+
+    unsigned = image.mode.startswith("I;16") or ";16" in layout or image.format == "PPM"
+    if not unsigned or layout.endswith("S"):
+        kind = "float" if image.mode == "F" else "signed or 32-bit whole"
+        raise ValueError(f"{kind} numbers, {_convert(values)}")
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        raise ValueError(f"16-bit gray whose white is 0, {_convert(values)}")
+    if 0 < values.max() < DARK << 8:
+        raise ValueError(f"16-bit gray that looks like 12 bits or fewer, {_convert(values)}")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _convert(values: np.ndarray) -> str:
+    """Return the range of gray values, and how to write 8 bits."""
+    low, high = values.min().item(), values.max().item()
+    fitting = (span for span in RANGES if span[0] <= low and high <= span[1])
+    black, white = next(fitting, (low, high))
+    return (
+        f"from {low:g} to {high:g}: write 8 bits with your black and white, as by "
+        'python -c "import sys, numpy as np; from PIL import Image; '
+        f"black, white = {black:g}, {white:g}; "
+        "[Image.fromarray(np.interp(np.array(Image.open(f)), [black, white], [0, 255])"
+        ".round().astype('uint8')).save(f + '.png') for f in sys.argv[1:]]\" FILES"
+    )
+
+
+def _brightest(image: Image.Image) -> int:
+    """Return the largest value of the channels of colour."""
+    return int(np.asarray(image.convert("RGB")).max())
+
+
+# -- cropping --------------------------------------------------------------------------------------
 
 
 def center_crop(image: Image.Image, size: Size) -> np.ndarray:
@@ -157,13 +228,3 @@ def center_crop(image: Image.Image, size: Size) -> np.ndarray:
     left = (image.width - width) // 2
     top = (image.height - height) // 2
     return np.array(image)[top : top + height, left : left + width]
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # Pillow would clip 16-bit gray to white
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

@@ -1,6 +1,7 @@
 """Images and their classes: scikit-learn's digits, image files, and folders of them."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit.data.image_files import find_classes, find_damage, list_image_files, read_pixels
+from dit.data.image_files import find_damage, read_pixels
+from dit.data.image_folder import list_images
+from dit.data.labels import sort_names
 from dit.errors import UserError
 from dit.utils.files import name_to_bytes, printable
 from dit.utils.image_size import Size, sides, size_flag
@@ -25,13 +28,16 @@ class Images(Protocol):
     labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips: bool  # whether a mirrored image still belongs to its class
+    notes: Sequence[str]  # what the user should know of, such as files left out
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Tensor: ...  # [3, H, W] uint8
 
     @property
-    def fingerprint(self) -> str: ...  # the same for the same images in the same order
+    def fingerprint(self) -> str: ...  # the same for images of the same names in the same order
+
+    def stamp(self, indices: Iterable[int]) -> str: ...  # other if one of these images was replaced
 
 
 # -- digits ----------------------------------------------------------------------------------------
@@ -48,6 +54,7 @@ class Digits:
     """
 
     flips = False  # a mirrored 2 is not a digit
+    notes: Sequence[str] = ()
 
     def __init__(self, image_size: Size):
         from sklearn.datasets import load_digits
@@ -78,6 +85,10 @@ class Digits:
         """The data set's name: its content never changes."""
         return "digits"
 
+    def stamp(self, indices: Iterable[int]) -> str:
+        """Return the data set's name."""
+        return self.fingerprint
+
 
 def _enlarge(digits: Tensor, size: tuple[int, int]) -> Tensor:
     """Enlarge [B, 1, 8, 8] in 0..16 to [B, 1, H, W] uint8 with the same area averages."""
@@ -104,13 +115,14 @@ def to_digits(images: Tensor) -> Tensor:
 class ImageFiles:
     """Images in files, read on access and cropped to one size.
 
-    A subclass says which files: `name` and `open`.
+    A subclass says which files: `name`, `open` and `mark`.
     """
 
     image_size: Size
     labels: np.ndarray  # [N] int64; all 0 where there are no classes
     classes: list[str]
     flips = True
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -126,23 +138,48 @@ class ImageFiles:
         """Open the file of image `index`."""
         raise NotImplementedError
 
+    def mark(self, index: int) -> str:
+        """Return what differs once image `index` is replaced, without reading it."""
+        raise NotImplementedError
+
     def damage(self, index: int) -> str:
         """Return why image `index` cannot be read, or "" if it is intact."""
         return find_damage(partial(self.open, index))
 
+    def stamp(self, indices: Iterable[int]) -> str:
+        """Return the SHA-256 over the marks of these images: names, sizes and times of files."""
+        digest = hashlib.sha256()
+        for index in indices:
+            # a name need not be UTF-8
+            digest.update(f"{self.mark(index)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def file_mark(file: Path) -> str:
+    """Return size and time of a file, one of which changes when it is replaced."""
+    try:
+        status = file.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
 
 class ImageFolder(ImageFiles):
-    """Images in `root/CLASS/FILE`, classes and files sorted; or in `root/FILE`, without classes."""
+    """Images in `root/CLASS`, or below it, sorted; or in `root` itself, without classes."""
 
     def __init__(self, root: str | Path, image_size: Size):
         self.root = Path(root)
         self.image_size = image_size
-        self.classes = find_classes(self.root)
+        listing = list_images(self.root)
+        self.classes = sort_names(listing.classes)
+        self.notes = listing.notes
 
-        files = [list_image_files(self.root, name) for name in self.classes or [""]]
-        counts = [len(names) for names in files]
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), counts)
-        self._files = [name for names in files for name in names]
+        # images follow the folders' text order, ids the classes': latents of earlier versions,
+        # whose classes 0 … 11 had the ids 0, 1, 10, …, continue with the same images
+        ids = {name: i for i, name in enumerate(self.classes)}
+        folder_ids = np.array([ids[name] for name in listing.classes] or [0], np.int64)
+        self.labels = np.repeat(folder_ids, [len(names) for names in listing.files])
+        self._files = [name for names in listing.files for name in names]  # within the class
         # a name of a folder need not be UTF-8; that of a class is text
         self._folders, self.classes = self.classes, [printable(name) for name in self.classes]
 
@@ -158,6 +195,11 @@ class ImageFolder(ImageFiles):
 
     def open(self, index: int) -> BinaryIO:
         return self.path(index).open("rb")
+
+    def mark(self, index: int) -> str:
+        path = self.path(index)
+        # relative, so that the folder may move
+        return f"{path.relative_to(self.root)} {file_mark(path)}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,10 +1,12 @@
 """Classes from the labels that a data set stores: numbers, names or captions."""
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any
+from functools import cached_property
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,15 +15,23 @@ from dit.utils.files import name_to_bytes
 
 MAX_CLASSES = 10**7
 Label = int | str
+Classes = Literal["ask", "usual", "none"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which parts of a sample are its image and its label; None: those of the usual names."""
+    """Which parts of a sample are its image and its label; None: those of the usual names.
 
-    captions: bool = False  # whether labels are captions
+    Args:
+        captions: whether labels are captions.
+        classes: ask: refuse data without labels of usual names that has something else which may
+            be labels; usual: such data has no classes; none: ignore all labels.
+    """
+
+    captions: bool = False
     image: str | None = None
     label: str | None = None
+    classes: Classes = "ask"
 
 
 # The fingerprint of a stream contains the repr of this class: a new name or field changes it, and
@@ -38,6 +48,11 @@ class Labels:
     captions: bool
     names: list[str] | None = None
 
+    @cached_property
+    def _unique_names(self) -> set[str]:
+        # ImageNet has two classes called crane: such a name does not say which
+        return {name for name, count in Counter(self.names).items() if count == 1}
+
     def check(self, label: Any, where: str) -> Label:
         """Return the label of one sample, stripped; refuse what is none.
 
@@ -45,7 +60,7 @@ class Labels:
             where: the sample, for the error message.
         """
         text = label.strip() if isinstance(label, str) else ""
-        if text and (self.captions or self.names is None):
+        if text and (self.captions or self.names is None or text in self._unique_names):
             return text
         if self.captions:
             raise UserError(
@@ -53,12 +68,20 @@ class Labels:
                 "a text that is not empty",
                 "correct it, or remove the sample",
             )
+
+        # texts such as "3" in JSON, and whole floats, which tables with gaps have
+        number = int(text) if is_number(text) else label
+        is_whole = isinstance(number, Integral) or (isinstance(number, Real) and number % 1 == 0)
         limit = MAX_CLASSES if self.names is None else len(self.names)
-        if isinstance(label, Integral) and 0 <= int(label) < limit:
-            return int(label)
-        expected = f"a number from 0 to {limit - 1}" + ("" if self.names else ", or a name")
+        if is_whole and 0 <= number < limit:
+            return int(number)
+        expected = f"a number from 0 to {limit - 1}, or a name"
+        if isinstance(label, list | tuple | dict):
+            expected += ": one class for each image"
         raise UserError(
-            f"class {label!r} of {where}", expected, "correct it, or choose another --label-column"
+            f"class {label!r} of {where}",
+            expected,
+            "correct it, choose another --label-column, or pass --num-classes 0 for no classes",
         )
 
     def classes(self, labels: Iterable[Label]) -> list[str]:
@@ -77,7 +100,7 @@ class Labels:
                 "correct them, or choose another --label-column",
             )
         if str in examples:
-            return sorted(distinct)  # type: ignore[arg-type]
+            return sort_names(distinct)  # type: ignore[arg-type]
         # also classes below the highest without images
         return [str(number) for number in range(max(distinct) + 1)]  # type: ignore[operator]
 
@@ -86,6 +109,32 @@ class Labels:
         ids = {name: i for i, name in enumerate(classes)}
         numbers = (ids[label] if isinstance(label, str) else label for label in labels)
         return np.fromiter(numbers, np.int64)
+
+
+def ask_for_labels(given: str, candidates: Sequence[str], has_texts: bool) -> UserError:
+    """Return the error of data without labels of usual names, with what else may be labels."""
+    captions = ", --captions for texts" if has_texts else ""
+    return UserError(
+        f"{given}, but {', '.join(candidates)}",
+        "the one that holds the classes, or to know that there are none",
+        f"pass --label-column {candidates[0]}{captions}, or --num-classes 0 for no classes",
+    )
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Return names of classes in their order: whole numbers by value (2 before 10), others as text.
+
+    Text order would give the class called 10 the id 2, and another class the id 10.
+    """
+    names = list(names)
+    if all(map(is_number, names)):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a whole number, 0 or more."""
+    return text.isascii() and text.isdecimal()
 
 
 def sort_captions(captions: Iterable[str]) -> list[str]:

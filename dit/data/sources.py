@@ -5,11 +5,12 @@ from pathlib import Path
 
 from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder
 from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, holds_dataset
-from dit.data.image_files import is_image
+from dit.data.image_formats import is_image
 from dit.data.images import Digits, ImageFolder, Images
 from dit.data.labels import Columns
 from dit.data.path_patterns import expand_pattern, is_pattern
-from dit.data.tars import TarImages, list_tars
+from dit.data.tar_labels import TAR, tars_are_classes
+from dit.data.tars import TarImages, list_tars, require_one_kind
 from dit.errors import UserError, did_you_mean
 from dit.utils.files import shell_quote
 from dit.utils.image_size import Size
@@ -34,10 +35,10 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     if _is_hub_dataset(data):
         return DatasetImages(data, image_size, columns)
     if data != "digits" and (shards := find_tars(data)):
-        return TarImages(shards, image_size, columns)
+        return _load_tars(data, shards, image_size, columns)
 
     # images in files of their own have no columns to choose
-    _refuse_columns(data, columns)
+    refuse_columns(data, columns)
     if data == "digits":
         digits = Digits(image_size)
         digits.classes = list(DIGIT_CAPTIONS) if columns.captions else digits.classes
@@ -46,6 +47,18 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     if not folder.is_dir():
         raise _no_such_data(data)
     return (CaptionedFolder if columns.captions else ImageFolder)(folder, image_size)
+
+
+def _load_tars(data: str, shards: list[Path], image_size: Size, columns: Columns) -> TarImages:
+    folder = Path(data).expanduser()
+    # before reading: many shards take minutes
+    if folder.is_dir() and columns.label != TAR and not tars_are_classes(shards):
+        require_one_kind(folder, shards)
+    images = TarImages(shards, image_size, columns)
+    # cat.tar and dog.tar that have labels of their own are two data sets
+    if folder.is_dir() and columns.classes != "none" and not images.tar_is_class:
+        require_one_kind(folder, shards)
+    return images
 
 
 def load_stream(data: str, image_size: Size, columns: Columns) -> DatasetStream:
@@ -110,7 +123,8 @@ def _is_hub_dataset(data: str) -> bool:
     return bool(files) and files[0].suffix == ".parquet"
 
 
-def _refuse_columns(data: str, columns: Columns) -> None:
+def refuse_columns(data: str, columns: Columns) -> None:
+    """Refuse chosen columns with data that has none."""
     for flag, value in (("--image-column", columns.image), ("--label-column", columns.label)):
         if value is not None:
             raise UserError(

@@ -3,8 +3,9 @@
 import fcntl
 import os
 import pickle
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -46,6 +47,12 @@ class Ranks:
     def main(self) -> bool:
         """Whether this is rank 0, which prints, and writes what is written once."""
         return self.rank == 0
+
+    def say(self, notes: Iterable[str]) -> None:
+        """Print on rank 0 what the user should know of."""
+        if self.main:
+            for text in notes:
+                print(f"note: {text}", file=sys.stderr, flush=True)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
-from dit.data.sources import is_tar_or_hub_dataset, load_images
+from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors
 from dit.evaluation.inputs.cache import extract_cached
+from dit.evaluation.inputs.data_sets import read_data_set
 from dit.evaluation.inputs.features import Extracted, Features
-from dit.evaluation.inputs.images import ImageSet, from_data, has_images, read_images
+from dit.evaluation.inputs.images import ImageSet, has_images, read_images
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
 from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import RealVsReal, Score, Target
@@ -49,13 +50,16 @@ class Reference:
         return "inception" if not named or INCEPTION in named else named[0]
 
 
-def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
+def find_reference(
+    name: str, size: tuple[int, int], crop: bool, trained: TrainConfig | None = None
+) -> Reference:
     """Return the reference of this name, in the samples' size (height, width).
 
     Args:
         name: `digits`, a folder of images, tar shards or a data set of Hugging Face, which are
             always cropped, or an .npz file.
         crop: whether to crop its images to `size`, as ADM does.
+        trained: settings of a run, whose columns hold if this is its data.
     """
     path = Path(name).expanduser()
     side = size_of(*size)
@@ -65,8 +69,7 @@ def find_reference(name: str, size: tuple[int, int], crop: bool) -> Reference:
             "images, or an .npz file",
             "pass --reference with the folder of images that was encoded",
         )
-    if name == "digits" or is_tar_or_hub_dataset(name):
-        images = from_data(load_images(name, side), name)
+    if images := read_data_set(name, side, trained):
         return Reference(name, images, None, None if name == "digits" else side)
 
     statistics = read_statistics(path) if path.suffix == ".npz" else None
@@ -139,6 +142,7 @@ def prepare_reference(
     found: dict[str, Features] = {}
     digests = [reference.statistics.digest] if reference.statistics else []
     if reference.images:
+        ranks.say(reference.images.notes)
         title = "features of reference"
         extracted = extract_cached(reference.images, extractors, batch_size, ranks, title, cache)
         found = extracted.networks

@@ -1,19 +1,26 @@
 """The latents to train on: stored, digits in memory, or images encoded on access."""
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from dit.config import TrainConfig
-from dit.data.labels import Columns
-from dit.data.sources import load_images
+from dit.data.damage import damage_error, find_damaged_images, no_files_to_skip
+from dit.data.images import ImageFiles, Images
+from dit.data.labels import Classes, Columns
+from dit.data.sources import load_images, refuse_columns
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
+from dit.latents.moments import reading_threads
 from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, find_damaged_shards
-from dit.utils.files import shell_quote
+from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import sides, size_flag
 
 
@@ -23,19 +30,55 @@ def build_source(
     """Open stored latents, encode digits, or wrap other images to be encoded on access."""
     autoencoder.latent_shape(config.image_size)  # refuses a size before anything is encoded
     if holds_latents(Path(config.data)):
+        refuse_columns(config.data, _columns(config))
         return open_store(config, autoencoder, ranks or Ranks())
-    if config.skip_damaged:
-        raise UserError(
-            f"--skip-damaged with --data {config.data}",
-            "a folder of latents with it",
-            "drop --skip-damaged",
-        )
-    columns = Columns(captions=config.conditioning == "text")
-    images = load_images(config.data, config.image_size, columns)
+    if config.skip_damaged and config.data == "digits":
+        raise no_files_to_skip()
+    images = load_images(config.data, config.image_size, _columns(config))
+    if ranks:
+        ranks.say(images.notes)
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)
     return OnlineLatents(images, autoencoder, flips)
+
+
+def _columns(config: TrainConfig) -> Columns:
+    captions = config.conditioning == "text"
+    classes: Classes = "none" if config.num_classes == 0 else "ask"
+    return Columns(captions, config.image_column, config.label_column, classes)
+
+
+def keep_class_order(source: Latents, classes: Sequence[str]) -> None:
+    """Give a source's classes the ids that a run has for them, if they differ in order alone.
+
+    Runs of earlier versions have the classes 0 … 11 in the order of texts: 0, 1, 10, 11, 2, …
+    """
+    same = source.classes != [*classes] and sorted(source.classes) == sorted(classes)
+    if same and len(set(classes)) == len(classes):
+        ids = np.array([classes.index(name) for name in source.classes])
+        source.labels = ids[source.labels]
+        source.classes = [*classes]
+
+
+def check_images(images: Images, own: Sequence[int], ranks: Ranks, skip: bool) -> list[int]:
+    """Return which images cannot be read; each rank checks its `own`, all return the same.
+
+    Raises:
+        UserError: there are some and not `skip`, or no other images are left; on all ranks.
+    """
+    if not isinstance(images, ImageFiles):
+        if skip:
+            raise no_files_to_skip()
+        return []
+    flags = torch.zeros(len(images), device=ranks.device)
+    with reading_threads() as pool:
+        for index in find_damaged_images(images, own, pool, quiet=not ranks.main):
+            flags[index] = 1
+    damaged = ranks.sum(flags).nonzero().flatten().tolist()
+    if damaged and (not skip or len(damaged) == len(images)):
+        raise damage_error(images, damaged)
+    return damaged
 
 
 def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> LatentStore:
@@ -50,10 +93,9 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
     again = f"encode again: dit encode --data IMAGES --out OTHER {vae} {size}"
     # checksums, not names: the same autoencoder may be in another folder
     if store.checksum != autoencoder.checksum:
-        theirs = f"(SHA-256 {str(store.checksum)[:8]})"
-        ours = f"(SHA-256 {str(autoencoder.checksum)[:8]})"
+        theirs, ours = describe_checksum(store.checksum), describe_checksum(autoencoder.checksum)
         raise UserError(
-            f"{data} was encoded by {store.vae} {theirs}, not by --vae {config.vae} {ours}",
+            f"{data} was encoded by {store.vae} ({theirs}), not by --vae {config.vae} ({ours})",
             "the autoencoder of the latents",
             f"pass --vae {shell_quote(store.vae)}, or {again}",
         )

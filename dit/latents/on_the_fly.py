@@ -1,5 +1,7 @@
 """Latents without `dit encode`: encoded once and kept in memory, or encoded on access."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,19 +49,35 @@ class MemoryLatents:
 
 
 class OnlineLatents:
-    """Images encoded on access: nothing to prepare, but the encoder runs in every step."""
+    """Images encoded on access: nothing to prepare, but the encoder runs in every step.
 
-    def __init__(self, images: Images, autoencoder: Autoencoder, flips: bool):
-        self.labels = images.labels
+    Args:
+        left_out: indices of images that are not used, since they are damaged.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        autoencoder: Autoencoder,
+        flips: bool,
+        left_out: Sequence[int] = (),
+    ):
+        self.images = images
+        self.left_out = left_out
+        self.labels = np.delete(images.labels, left_out) if left_out else images.labels
         self.classes = images.classes
         self.flips = flips
         self.shape = autoencoder.latent_shape(images.image_size)
-        self._images = images
+        self._kept = np.delete(np.arange(len(images)), left_out) if left_out else None
         self._autoencoder = autoencoder
         self._pool = reading_threads()
 
+    def without(self, left_out: Sequence[int]) -> "OnlineLatents":
+        """Return the latents of the other images."""
+        return OnlineLatents(self.images, self._autoencoder, self.flips, left_out)
+
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
-        images = list(self._pool.map(self._images.__getitem__, np.asarray(indices).tolist()))
+        images = list(self._pool.map(self.images.__getitem__, self._positions(indices).tolist()))
         batch = torch.stack(images)
         # mirror the pixels: only the chosen view is encoded
         mirrored = torch.as_tensor(flip)[:, None, None, None]
@@ -69,6 +87,11 @@ class OnlineLatents:
         # a sample: encoding all images would delay the start of training
         count = min(len(self.labels), SAMPLE_FOR_STATISTICS)
         indices = np.linspace(0, len(self.labels) - 1, count).astype(np.int64)
-        batches = decode_batches(self._images, indices, batch_size=32)
+        batches = decode_batches(self.images, self._positions(indices), batch_size=32)
         views = (encode_views(batch, self._autoencoder, self.flips) for batch in batches)
         return MomentSums.total(map(MomentSums.of, views)).statistics()
+
+    def _positions(self, indices: np.ndarray) -> np.ndarray:
+        """Return where these images are among all, those left out included."""
+        indices = np.asarray(indices)
+        return indices if self._kept is None else self._kept[indices]

@@ -2,24 +2,28 @@
 
 encoding.json     what is being encoded and how; written first, and compared when a run continues
 shard-00000.npy   [n, F, 2C, h, w] float16: n images, F = 2 with mirrored ones, else 1
-shard-00000.json  the shard's *note*: count, SHA-256 and sums; written last, it marks a complete
-                  shard. Of a stream also the labels, and the position of the next image
+shard-00000.json  the shard's *note*: count, SHA-256 and sums; which images it was made of, and
+                  which of them were left out as damaged; written last, it marks a complete shard.
+                  Of a stream instead the labels, and the position of the next image
 labels.npy        [N] int64
 index.json        everything a reader needs; written at the end
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 from torch import Tensor
 
+from dit.data.images import ImageFiles, Images
 from dit.data.labels import Label
 from dit.errors import UserError
-from dit.latents.moments import MomentSums
+from dit.latents.moments import MomentSums, reading_threads
 from dit.utils.files import sha256, write_atomically, write_json
 from dit.utils.image_size import Size
 from dit.utils.outputs import require_own_folder
@@ -27,12 +31,16 @@ from dit.utils.typed_json import read_json
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 WRITTEN = "the note of a shard that dit encode wrote"
+DATA_KEYS = ("count", "fingerprint")  # of encoding.json, about the images
 ENCODE_AGAIN = "run dit encode again: it replaces damaged files"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """The content of a folder of shards; a rerun continues it only if all of this is the same."""
+    """The content of a folder of shards; a rerun continues it only if the settings are the same.
+
+    Images may change: a rerun keeps the shards of those that stayed. Not those of a stream.
+    """
 
     vae: str
     checksum: str | None  # SHA-256 of the autoencoder's weights
@@ -65,6 +73,14 @@ class Note(ListedShard):
     second: list[float]
 
 
+class ImageNote(Note, total=False):
+    """The note of a shard of images: which they are, and the damaged ones that were left out."""
+
+    stamp: str  # not in folders of earlier versions
+    content: str
+    skipped: dict[str, int]
+
+
 class Position(TypedDict):
     """A position in a stream."""
 
@@ -82,11 +98,16 @@ class StreamNote(Note):
 # -- starting and continuing -----------------------------------------------------------------------
 
 
-def claim(root: Path, encoding: Encoding) -> None:
-    """Write encoding.json into an empty folder; keep that of a folder to continue."""
+def claim(root: Path, encoding: Encoding, replaced: bool = False) -> None:
+    """Write encoding.json, into a new folder or one to continue.
+
+    Args:
+        replaced: whether shards are replaced by others, which the index does not fit.
+    """
     check_folder(root, encoding)
-    if not holds_latents(root):
-        write_json(root / ENCODING, dataclasses.asdict(encoding))
+    if replaced:
+        (root / INDEX).unlink(missing_ok=True)
+    write_json(root / ENCODING, dataclasses.asdict(encoding))
 
 
 def check_folder(root: Path, encoding: Encoding) -> None:
@@ -99,20 +120,13 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 
 def _check_same(root: Path, encoding: Encoding) -> None:
     values = dataclasses.asdict(encoding)
-    expected, do = "what dit encode began to encode", "choose another --out"
-    stored = dataclasses.asdict(read_json(root / ENCODING, Encoding, expected, do))
+    stored = _read_encoding(root)
     different = [name for name in values if stored.get(name) != values[name]]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # equal checksums suffice: its folder may have moved
-
-    unfinished = not (root / INDEX).exists()
-    if different and {"count", "fingerprint"}.issuperset(different) and unfinished:
-        raise UserError(
-            f"the image files changed since the unfinished latents in {root} were begun "
-            f"({stored.get('count')} then, {encoding.count} now)",
-            "files of the same names, to continue",
-            "restore what was deleted, renamed or added, or choose another --out to start again",
-        )
+    if None not in (stored.get("count"), encoding.count):
+        # images that are no stream are compared shard by shard
+        different = [name for name in different if name not in DATA_KEYS]
     if different:
         name = different[0]
         raise UserError(
@@ -120,6 +134,21 @@ def _check_same(root: Path, encoding: Encoding) -> None:
             "an empty folder, or one begun with the same data and settings",
             "choose another --out",
         )
+
+
+def _read_encoding(root: Path) -> dict[str, Any]:
+    expected, do = "what dit encode began to encode", "choose another --out"
+    return dataclasses.asdict(read_json(root / ENCODING, Encoding, expected, do))
+
+
+def describe_change(root: Path, encoding: Encoding) -> str:
+    """Return how number or names of the images differ from those of a folder, or ""."""
+    if not holds_latents(root):
+        return ""
+    stored = _read_encoding(root)
+    if stored.get("count") != encoding.count:
+        return f"{stored.get('count')} then, {encoding.count} now"
+    return "other names" if stored.get("fingerprint") != encoding.fingerprint else ""
 
 
 def holds_latents(root: Path) -> bool:
@@ -143,6 +172,44 @@ def count_begun(root: Path) -> int:
     return max(numbers, default=-1) + 1
 
 
+# -- which images a shard was made of --------------------------------------------------------------
+
+
+def describe_images(images: Images, indices: Sequence[int]) -> dict[str, str]:
+    """Return entries of a note that identify these images.
+
+    The stamp has names, sizes and times of files. The content is a SHA-256 of their bytes, since
+    copied files have the content of the originals, but not their time.
+    """
+    note = {"stamp": images.stamp(indices)}
+    if isinstance(images, ImageFiles):
+        note["content"] = _hash_content(images, indices)
+    return note
+
+
+def is_made_of(note: ImageNote, images: Images, indices: Sequence[int]) -> bool:
+    """Return whether a shard with this note was made of these images."""
+    if note["stamp"] == images.stamp(indices):
+        return True
+    return isinstance(images, ImageFiles) and note.get("content") == _hash_content(images, indices)
+
+
+def _hash_content(images: ImageFiles, indices: Iterable[int]) -> str:
+    total = hashlib.sha256()
+    with reading_threads() as pool:
+        for digest in pool.map(partial(_hash_file, images), indices):
+            total.update(digest)
+    return total.hexdigest()
+
+
+def _hash_file(images: ImageFiles, index: int) -> bytes:
+    try:
+        with images.open(index) as file:
+            return hashlib.sha256(file.read()).digest()
+    except (OSError, ValueError):
+        return b"unreadable"  # the check of images names it
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 
@@ -161,7 +228,9 @@ def write_shard(
         more: further entries of the note, computed after all batches are written.
     """
     path = _shard_path(root, shard)
-    sums: list[MomentSums] = []
+    channels = view[1] // 2
+    # a shard may be empty, if all of its images are damaged
+    sums = [MomentSums(0, np.zeros(channels), np.zeros(channels))]
 
     def stored() -> Iterator[np.ndarray]:
         for batch in batches:
@@ -186,6 +255,13 @@ def write_shard(
         "second": total.second.tolist(),
     }
     write_json(_note_path(root, shard), note | more())
+
+
+def remove_shards(root: Path, first: int) -> None:
+    """Remove the shards from number `first` on, which images that are gone needed."""
+    for shard in range(first, count_begun(root)):
+        _note_path(root, shard).unlink(missing_ok=True)
+        _shard_path(root, shard).unlink(missing_ok=True)
 
 
 def write_index(
@@ -260,9 +336,9 @@ def _write_header(opened: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> 
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_note(root: Path, shard: int) -> Note:
+def read_note(root: Path, shard: int) -> ImageNote:
     """Return the note of a complete shard."""
-    return read_json(_note_path(root, shard), Note, WRITTEN, ENCODE_AGAIN)
+    return read_json(_note_path(root, shard), ImageNote, WRITTEN, ENCODE_AGAIN)
 
 
 def read_stream_note(root: Path, shard: int) -> StreamNote:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from dit.utils.files import sha256
 from dit.utils.image_size import sides, size_of
 from dit.utils.typed_json import read_json
 
-MAX_OPEN = 256  # shards at a time: systems allow about a thousand files
+MAX_OPEN = 256  # shards at a time, at most
+LABELS_AT_ONCE = 1_000_000
 HEADER = 128  # bytes of a shard before its numbers, as the .npy format has it
 DAMAGED = f"{ENCODE_AGAIN}; or pass --skip-damaged to train.py, to skip it"
 
@@ -135,7 +137,8 @@ class LatentStore:
             for shard in shards
         ]
         self._ends = np.cumsum([shard["count"] for shard in shards])
-        self._open = lru_cache(MAX_OPEN)(ShardFile)
+        self._max_open = most_open_files()
+        self._open = lru_cache(self._max_open)(ShardFile)
         self.labels = _open_array(self.root / LABELS, (index.images,), "<i8")
         if skipped:
             self.labels = _without_shards(self.labels, index.shards, skipped)
@@ -143,7 +146,6 @@ class LatentStore:
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         indices = np.asarray(indices)
         assert self.flips or not np.any(flip), "no mirrored images to read"
-        self._check_labels(indices)
 
         # byte offsets of the samples: shards are C-ordered arrays
         shards = np.searchsorted(self._ends, indices, side="right")
@@ -153,8 +155,8 @@ class LatentStore:
         starts = (rows * self._view[0] + np.asarray(flip)) * size
         buffers = moments.reshape(len(moments), -1).view(np.uint8)
 
-        for first in range(0, len(rows), MAX_OPEN):
-            part = range(first, min(first + MAX_OPEN, len(rows)))
+        for first in range(0, len(rows), self._max_open):
+            part = range(first, min(first + self._max_open, len(rows)))
             files = [self._open(self._files[shards[i]]) for i in part]
             # announce all reads before the first, so that the disk can work ahead
             for i, file in zip(part, files, strict=True):
@@ -166,15 +168,26 @@ class LatentStore:
     def statistics(self) -> tuple[Tensor, Tensor]:
         return self._statistics
 
-    def _check_labels(self, indices: np.ndarray) -> None:
-        # per batch: the labels of all images may be too many to read at the start
-        labels, last = self.labels[indices], max(0, len(self.classes) - 1)
-        if len(labels) and not 0 <= labels.min() <= labels.max() <= last:
-            raise UserError(
-                f"{self.root / LABELS} holds labels {labels.min()} to {labels.max()}",
-                f"0 to {last}",
-                ENCODE_AGAIN,
-            )
+    def check_labels(self) -> None:
+        """Refuse labels that are no classes; all are read."""
+        last = max(0, len(self.classes) - 1)
+        # in parts: there may be billions
+        for start in range(0, len(self.labels), LABELS_AT_ONCE):
+            part = self.labels[start : start + LABELS_AT_ONCE]
+            if not 0 <= part.min() <= part.max() <= last:
+                raise UserError(
+                    f"{self.root / LABELS} holds labels {part.min()} to {part.max()}",
+                    f"0 to {last}",
+                    ENCODE_AGAIN,
+                )
+
+
+def most_open_files() -> int:
+    """Return how many shards to keep open: a quarter of the files that the system allows."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_OPEN
+    return max(1, min(MAX_OPEN, soft // 4))
 
 
 class ShardFile:
@@ -182,7 +195,11 @@ class ShardFile:
 
     def __init__(self, path: Path):
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            given = f"{path} cannot be opened ({error.strerror})"
+            raise UserError(given, "a shard as when training started", DAMAGED) from error
         weakref.finalize(self, os.close, self._descriptor)
 
     def prefetch(self, start: int, size: int) -> None:

@@ -39,7 +39,7 @@ UNSIGNED = b"metrics.jsonl, config.json, machine.json.</footer>"  # ends pages o
 MOST_GRIDS = 6  # in the strip of samples
 SETTINGS = {
     "network": "model conditioning unet_attention text_encoder learn_sigma",
-    "data": "data vae image_size num_classes flip latent_norm",
+    "data": "data image_column label_column vae image_size num_classes flip latent_norm",
     "diffusion": ("process objective loss time_sampling time_shift min_snr_gamma label_dropout"),
     "optimisation": (
         "steps epochs global_batch_size grad_accum lr weight_decay beta2 warmup cooldown "

@@ -72,6 +72,7 @@ class ModelCard:
     config: TrainConfig
     network: NetworkSpec
     classes: list[str]  # names of the classes in the data; the network may take more
+    class_counts: list[int] | None = None  # images of each; unknown in early versions, of captions
     latent_mean: list[float] | None = None  # of --latent-norm data
     latent_std: list[float] | None = None
     vae_sha256: str | None = None  # of the autoencoder's weights; unknown in early versions
@@ -97,7 +98,9 @@ class ModelCard:
 
     @property
     def ids(self) -> list[int]:
-        """Return the labels that can be sampled: ids of the data's classes, else the null id."""
+        """Return the labels to sample: ids of classes with images; without any, the null id."""
+        if self.class_counts:
+            return [label for label, count in enumerate(self.class_counts) if count]
         return list(range(len(self.classes))) or [self.network.num_classes]
 
     @property

@@ -17,7 +17,7 @@ from dit.runs.card import ModelCard, class_mismatch
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights
 from dit.sampling.load import LoadedRun, load_network, load_run, with_captions
-from dit.utils.files import shell_quote
+from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import format_size, sides
 
 
@@ -137,8 +137,8 @@ def _autoencoders(flag: str, theirs: ModelCard, run: LoadedRun) -> tuple[str, st
     if checksum == ours:
         return "the same", "the same"  # under whatever name
     return (
-        f"{name} (SHA-256 {str(checksum)[:8]})",
-        f"{run.card.config.vae} (SHA-256 {str(ours)[:8]})",
+        f"{name} ({describe_checksum(checksum)})",
+        f"{run.card.config.vae} ({describe_checksum(ours)})",
     )
 
 

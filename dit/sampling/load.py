@@ -27,7 +27,7 @@ from dit.models.registry import is_classifier
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import Weights, read_header, read_weights
-from dit.utils.files import shell_quote
+from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import Size, sides, size_of
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
@@ -183,7 +183,8 @@ def with_captions(run: LoadedRun, network: Callable[..., Tensor], captions: Capt
     # the last text is that of the null class
     *classes, _ = captions.texts
     spec = replace(run.card.network, num_classes=len(classes))
-    run = _with_card(run, replace(run.card, classes=classes, network=spec))
+    card = replace(run.card, classes=classes, class_counts=None, network=spec)
+    run = _with_card(run, card)
     denoise = replace(run.denoise, network=Captioned(network, captions))
     return replace(run, denoise=denoise)
 
@@ -195,29 +196,7 @@ def with_classifier_labels(run: LoadedRun, classifier: Path | None) -> LoadedRun
     # 2105.05233 guides unconditional models too; the names are in the header of its weights
     card, _ = read_header(find_weights(classifier))
     classes = [card.class_name(i) for i in range(card.network.num_classes)]
-    return _with_card(run, replace(run.card, classes=classes))
-
-
-def class_ids(text: str | None, card: ModelCard) -> list[int]:
-    """Return the class ids of a flag such as `0,1,2`; for None, all classes of the data."""
-    if text is None:
-        return card.ids
-    if card.unconditional:
-        raise UserError(
-            f"--classes {text} for a run without classes",
-            "a run that was trained with classes",
-            "drop --classes",
-        )
-    ids = text.split(",")
-    # a network without classes has those of the classifier that guides it
-    num_classes = card.network.num_classes or len(card.classes)
-    if not all(i.strip().isdecimal() and int(i) < num_classes for i in ids):
-        raise UserError(
-            f"--classes {text}",
-            f"class ids from 0 to {num_classes - 1}, separated by commas",
-            "see `dit info RUN` for the classes of a run",
-        )
-    return [int(i) for i in ids]
+    return _with_card(run, replace(run.card, classes=classes, class_counts=card.class_counts))
 
 
 # -- networks beside the run's own ---------------------------------------------------------------
@@ -252,8 +231,8 @@ def _load_as_trained(
     # another autoencoder or encoder would give wrong images without an error
     if checksum and network.checksum != checksum:
         raise UserError(
-            f"{flag} {name} with SHA-256 {str(network.checksum)[:8]}",
-            f"{checksum[:8]}, the one that the run was trained with",
+            f"{flag} {name} with {describe_checksum(network.checksum)}",
+            f"{describe_checksum(checksum)}, the one that the run was trained with",
             do,
         )
     return network

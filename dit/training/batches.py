@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,9 @@ from dit.diffusion.weighting import LossAwareSampler
 from dit.distributed.device import pinned
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
+from dit.errors import UserError
 from dit.latents.store import Latents
+from dit.utils.files import shell_quote
 
 
 @dataclass(frozen=True)
@@ -58,30 +61,68 @@ class LossInputs(NamedTuple):
     weights: Tensor  # of the losses, [B]
 
 
+class BatchLost(Exception):
+    """A batch could not be read, on this rank or another; all ranks raise it, with the cause."""
+
+    def __init__(self, cause: Exception):
+        super().__init__(cause)
+        self.cause = cause
+
+    def explain(self, run: Path, saved: int) -> Exception:
+        """Return the cause, and how to continue from the checkpoint of step `saved`, if any."""
+        cause = self.cause
+        if not saved or not isinstance(cause, UserError):
+            return cause
+        resume = f"step {saved} is saved: continue with --resume {shell_quote(run)}"
+        return UserError(cause.given, cause.expected, f"{cause.do}; {resume}")
+
+
 class Batches:
     """The batches at some positions, each read while the step before it computes."""
 
     def __init__(self, stream: DataStream, positions: range):
         self.stream = stream
         self.positions = positions
-        self._pending: deque[Future[Batch]] = deque()
+        self._ranks = stream.ranks.on_cpu()  # a group for the thread that reads
+        self._pending: deque[tuple[Future[Batch], Future[Batch]]] = deque()
 
-    def __iter__(self) -> Iterator[Batch]:
-        # One thread keeps one batch ahead; `result` raises what went wrong in it.
+    def __iter__(self) -> Iterator[Future[Batch]]:
+        """Yield each batch once this rank has read it; its `result` waits for the other ranks.
+
+        Raises:
+            BatchLost: from `result`.
+        """
+        # One thread keeps one batch ahead.
         with ThreadPoolExecutor(max_workers=1) as reader:
             for position in self.positions:
-                self._pending.append(reader.submit(read_batch, self.stream, position))
+                read = reader.submit(read_batch, self.stream, position)
+                self._pending.append((read, reader.submit(self._agree, read)))
                 if len(self._pending) > 1:
-                    yield self._pending.popleft().result()
+                    yield self._next()
             while self._pending:
-                yield self._pending.popleft().result()
+                yield self._next()
+
+    def _next(self) -> Future[Batch]:
+        read, agreed = self._pending.popleft()
+        wait([read])
+        return agreed
+
+    def _agree(self, read: Future[Batch]) -> Batch:
+        """Return the batch of this rank if all ranks have theirs, so that all stop at one step."""
+        error = read.exception()
+        if self._ranks.max(torch.tensor(float(error is not None))):
+            try:
+                self._ranks.raise_together(error)
+            except Exception as cause:
+                raise BatchLost(cause) from cause
+        return read.result()
 
     def wait_until_read(self) -> None:
         """Wait until no batch is being read.
 
         Scoring sets global flags of torch, which would change what the autoencoder computes.
         """
-        wait(self._pending)
+        wait([agreed for _, agreed in self._pending])
 
 
 def read_batch(stream: DataStream, position: int) -> Batch:

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from dit.build import require_size
 from dit.config import TrainConfig
+from dit.data.counts import count_of
 from dit.encoders.text import TextEncoder
 from dit.errors import UserError
 from dit.latents.store import Latents
@@ -57,6 +60,7 @@ def build_card(
         config=config,
         network=spec,
         classes=classes[:MAX_CAPTIONS] if encoder else classes,
+        class_counts=None if encoder else _count_images(source, len(classes)),
         text_encoder_sha256=encoder.checksum if encoder else None,
     )
     if parent_card and (mismatch := class_mismatch(card, parent_card)):
@@ -73,6 +77,12 @@ def build_card(
     # The card keeps them, because sampling reverses this normalisation.
     mean, std = source.statistics()
     return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
+
+
+def _count_images(source: Latents, num_classes: int) -> list[int] | None:
+    if not num_classes:
+        return None
+    return np.bincount(source.labels, minlength=num_classes).tolist()
 
 
 def _check_classes(
@@ -93,14 +103,14 @@ def _check_classes(
         )
     if 0 < num_classes < in_data:
         raise UserError(
-            f"--num-classes {num_classes} for data with {in_data} classes",
+            f"--num-classes {num_classes} for data with {count_of(in_data, 'class')}",
             f"{in_data} or more, or 0 for none",
             "drop --num-classes to count them in the data",
         )
     if is_classifier(config.model) and in_data < 2:
         raise UserError(
-            f"--model {config.model} with --data {config.data}, which has {in_data or 'no'} "
-            "classes",
+            f"--model {config.model} with --data {config.data}, which has "
+            f"{count_of(in_data, 'class') if in_data else 'no classes'}",
             "two or more classes",
             "pass --data with one subfolder of images per class",
         )

@@ -8,12 +8,13 @@ from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import TextEncoder
-from dit.latents.load import build_source
+from dit.latents.load import keep_class_order
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import find_weights, read_card
 from dit.runs.weights import read_header
 from dit.training.build_card import build_card
+from dit.training.checked_data import open_checked
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
 from dit.training.resume import require_autoencoder
 
@@ -43,7 +44,9 @@ def load_inputs(
         source = load_or_assume_source(config, autoencoder, last, parent_card, ranks)
     else:
         autoencoder = load_autoencoder(config.vae, ranks.device)
-        source = build_source(config, autoencoder, ranks)
+        source = open_checked(config, autoencoder, ranks, last)
+    if before:
+        keep_class_order(source, before.classes)
     encoder = build_text_encoder(config, ranks.device)
 
     card = build_card(config, source, encoder, before)

@@ -16,11 +16,21 @@ from dit.runs.checkpoint_files import (
     verify_checkpoint,
 )
 from dit.runs.weights import WEIGHTS
-from dit.utils.files import shell_quote
+from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import sides
 
 MAY_CHANGE = {
-    *("preset", "out", "resume", "data", "vae", "text_encoder", "skip_damaged"),
+    *(
+        "preset",
+        "out",
+        "resume",
+        "data",
+        "image_column",
+        "label_column",
+        "vae",
+        "text_encoder",
+        "skip_damaged",
+    ),
     *("steps", "epochs", "dry_run", "timeout", "wandb", "log_every", "sample_every"),
     *("ckpt_every", "keep", "keep_every", "ema_every"),
     *("eval_every", "eval_reference", "eval_weights"),
@@ -102,8 +112,8 @@ def require_autoencoder(card: ModelCard, before: ModelCard, run: object, do: str
     """Refuse another autoencoder than that of `before`, the card of `run`."""
     if before.vae_sha256 not in (None, card.vae_sha256):
         raise UserError(
-            f"--vae {card.config.vae} with SHA-256 {str(card.vae_sha256)[:8]}",
-            f"{before.vae_sha256[:8]}, the one that {run} was trained with",
+            f"--vae {card.config.vae} with {describe_checksum(card.vae_sha256)}",
+            f"{describe_checksum(before.vae_sha256)}, the one that {run} was trained with",
             do,
         )
 

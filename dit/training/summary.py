@@ -9,13 +9,16 @@ from dit.runs.checkpoint_files import (
     latest_checkpoint,
 )
 from dit.runs.posthoc_ema import FOLDER
+from dit.training.cost.describe import describe_data
 from dit.training.resume import changes
 from dit.training.session import TrainingSession
 from dit.utils.files import shell_quote
 
 
 def print_header(session: TrainingSession) -> None:
-    """Print how ranks share the work, and settings that changed since the run last trained."""
+    """Print what the run trains on, how ranks share it, and settings that changed."""
+    data = describe_data(session.config, session.stream.source, session.card.network)
+    print(f"data        {data}", flush=True)
     if session.ranks.world > 1:
         print(f"parallel    {session.plan.parallel}", flush=True)
     last = latest_checkpoint(session.run)

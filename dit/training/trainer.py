@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dit.training.batches import Batch, Batches, draw_loss_inputs
+from dit.training.batches import Batch, Batches, BatchLost, draw_loss_inputs
 from dit.training.checkpointing import Saver, tidy
 from dit.training.cost.flops import Meter, meter
 from dit.training.events import (
@@ -93,8 +93,10 @@ class Loop:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     hang_timer: Watchdog = field(init=False)
     reader: Batches = field(init=False)
+    saved: int = field(init=False)  # step of the newest checkpoint
 
     def __post_init__(self) -> None:
+        self.saved = self.session.start
         first = self.session.position(self.session.start + 1)
         end = self.session.position(self.session.steps + 1)
         self.reader = Batches(self.session.stream, range(first, end))
@@ -104,26 +106,34 @@ class Loop:
 
         Raises:
             Diverged: the run should roll back to a checkpoint.
+            UserError: images or latents could not be read; the steps before are saved.
         """
         session = self.session
         drop_later_snapshots(session)
         step = session.start
+        lost = None
 
         with (
             watchdog(session.ranks, session.config.timeout) as self.hang_timer,
             Bar(session.start, session.steps, session.ranks.main) as bar,
         ):
-            for step, batch in self.batches():
-                events, values = self.compute(step, batch)
-                result = self.run_events(step, events, values)
-                bar.update(step, {**values, **result.scores})
-                if events.last:
-                    break
+            try:
+                for step, batch in self.batches():
+                    events, values = self.compute(step, batch)
+                    result = self.run_events(step, events, values)
+                    bar.update(step, {**values, **result.scores})
+                    if events.last:
+                        break
+            except BatchLost as error:
+                lost = error
+                self.save_what_was_learned(step)
             # Wait until the last checkpoint is written.
             with self.hang_timer.at(step, "writing a checkpoint"):
                 self.saver.finish()
         if self.reporter:
             self.reporter.finish()
+        if lost:
+            raise lost.explain(session.run, self.saved) from lost
         return step
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
@@ -135,7 +145,10 @@ class Loop:
         batches = iter(self.reader)
         for step in steps:
             with self.hang_timer.at(step, "waiting for a batch"):
-                batch = next(batches)
+                pending = next(batches)
+            # A hang is of the rank that has not read its batch, not of those that wait for it.
+            with self.hang_timer.at(step, "computing"):
+                batch = pending.result()
             yield batch
 
     def compute(self, step: int, batch: Batch) -> tuple[Events, dict[str, float]]:
@@ -166,9 +179,20 @@ class Loop:
             if events.snapshot:
                 save_snapshots(session, step)
             if events.checkpoint or result.is_best:
-                with self.hang_timer.at(step, "writing a checkpoint"):
-                    self.saver.save(step, session.state, session.ranks, result.distance)
+                self.save(step, result)
         return result
+
+    def save(self, step: int, result: EvalResult) -> None:
+        """Begin a checkpoint of this step."""
+        with self.hang_timer.at(step, "writing a checkpoint"):
+            self.saver.save(step, self.session.state, self.session.ranks, result.distance)
+        self.saved = step
+
+    def save_what_was_learned(self, step: int) -> None:
+        """Write a checkpoint of the last step, unless there is one."""
+        if step > self.saved:
+            check_skipped_steps(self.session, step, self.reporter, self.saver)
+            self.save(step, EvalResult())
 
     def evaluate(self, step: int, events: Events) -> EvalResult:
         """Return scores of the EMA where they are due; a signal ends them and the run."""

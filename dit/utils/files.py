@@ -53,6 +53,11 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
+def describe_checksum(checksum: str | None) -> str:
+    """Return the start of a network's SHA-256; None is of one without weights, as `identity`."""
+    return f"SHA-256 {checksum[:8]}" if checksum else "no weights"
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 

@@ -256,7 +256,7 @@ def test_flags_become_a_configuration():
     argv = "--run r --cfg-scale 2 --cfg-interval 0.1 0.8 --classes 0,1,2"
     sampled = parse(SampleConfig, argv.split(), "sample.py")
     assert sampled == SampleConfig(
-        run=Path("r"), cfg_scale=2.0, cfg_interval=(0.1, 0.8), classes="0,1,2"
+        run=Path("r"), cfg_scale=2.0, cfg_interval=(0.1, 0.8), classes=("0,1,2",)
     )
     assert parse(EvalConfig, [], "evaluate.py") == EvalConfig()
 

@@ -11,7 +11,7 @@ import torch
 from dit.cli import main
 from dit.commands.encode import encode
 from dit.commands.info import info, table
-from dit.commands.info.model import card_rows
+from dit.commands.info.model import card_rows, list_classes
 from dit.commands.train_vae.networks import create_network, save
 from dit.config import EncodeConfig, VaeConfig
 from dit.distributed.ranks import Ranks
@@ -135,6 +135,14 @@ def test_trained_first_stage(tmp_path: Path):
     (tmp_path / WEIGHTS).write_bytes(b"")
     with pytest.raises(UserError, match="cannot be loaded"):
         info(tmp_path)
+
+
+def test_classes_have_ids_names_and_counts():
+    names = ["owl", "1", *(f"bird {i}" for i in range(2, 1000))]
+    text = list_classes(names, [1, 2500, *range(998)])
+    assert text.startswith("0 owl (1 image), 1 (2,500), 2 bird 2 (0), 3 bird 3 (1), ")
+    assert text.endswith(", 19 bird 19 (17), … (980 more)")
+    assert list_classes(names[:3], None) == "0 owl, 1, 2 bird 2"
 
 
 def test_captions_are_no_classes(make_run):
@@ -277,7 +285,10 @@ def latents(tmp_path_factory):
 def test_latents(latents, capsys):
     shown, error = run_info(latents, capsys, 0)
     assert error == ""  # no bar for a moment
-    assert shown["class names"] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    counts = (
+        "0 (178 images), 1 (182), 2 (177), 3 (183), 4 (181), 5 (182), 6 (181), 7 (179), 8 (174)"
+    )
+    assert shown["class names"] == f"{counts}, 9 (180)"
     assert (shown["latents of each"], shown["autoencoder"]) == ("3 x 8 x 8", "identity")
     files = "3 shards with 1,797 images, and their labels, checksums verified"
     assert shown["files"] == files

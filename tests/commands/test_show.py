@@ -22,7 +22,6 @@ from dit.commands.show import (
     record_moments,
     select_moments,
     show,
-    training_latents,
     word_attention,
 )
 from dit.config import ShowConfig, TrainConfig
@@ -35,6 +34,7 @@ from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.sampling.generate import ImageNoise, generate
 from dit.sampling.load import load_run
+from dit.sampling.own_data import training_latents
 from dit.sampling.pipeline import build_pipeline
 from dit.utils.pictures import grid
 
@@ -227,9 +227,9 @@ def test_prompts_are_drawn(text_run: Path, tmp_path: Path, monkeypatch):
         (dict(times="1.5"), "--times 1.5; expected a number of times, from 2 to 9999, or times"),
         (dict(times="1"), "--times 1;"),
         (dict(times="a,b"), "--times a,b;"),
-        (dict(classes="10"), "--classes 10; expected class ids from 0 to 9"),
+        (dict(classes=("10",)), "--classes 10: no class 10; expected names of classes, or class"),
         (dict(prompt=("a nine",), direction="forward"), "--prompt 'a nine' with forward;"),
-        (dict(prompt=("a nine",), classes="1"), "--prompt 'a nine' with --classes 1;"),
+        (dict(prompt=("a nine",), classes=("1",)), "--prompt 'a nine' with --classes 1;"),
     ],
 )
 def test_flags_that_do_not_fit(tiny_run: Path, tmp_path: Path, settings, message: str):
@@ -286,7 +286,7 @@ def test_pictures_are_where_the_output_says(tiny_run: Path, tmp_path: Path, dire
 
 
 def test_the_picture_ends_with_the_sampled_images(tiny_run: Path, tmp_path: Path):
-    asked = config(tiny_run, out=tmp_path, classes="3,1", num_images=2, times="3")
+    asked = config(tiny_run, out=tmp_path, classes=("3,1",), num_images=2, times="3")
     show(asked, ALONE)
     pipeline = build_pipeline(load_run(tiny_run, CPU), asked)
     images = generate(pipeline, torch.tensor([3, 1]), torch.arange(2))

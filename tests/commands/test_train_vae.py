@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.image_data import noise_file
 from PIL import Image
 
 from dit.cli import main, parse
@@ -23,13 +24,14 @@ from dit.commands.train_vae.codebook import (
     perplexity,
     restart_entries,
 )
-from dit.commands.train_vae.command import fit, train_vae
+from dit.commands.train_vae.command import find_readable, fit, train_vae
 from dit.commands.train_vae.discriminator import GanLoss, PatchGAN, adaptive_weight, hinge
 from dit.commands.train_vae.learner import Learner
 from dit.commands.train_vae.losses import RESTART_EVERY, KLForward, VQForward, load_lpips
 from dit.commands.train_vae.networks import create_network
 from dit.commands.train_vae.quality import latent_statistics, measure
 from dit.config import VaeConfig
+from dit.data.images import ImageFolder
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_autoencoder
@@ -508,3 +510,22 @@ def test_the_bundled_autoencoder_can_be_reproduced(tmp_path: Path):
         for folder in (out, BUNDLED)
     )
     np.testing.assert_allclose(ours, bundled, rtol=0.3)
+
+
+def test_damaged_images_are_named_before_training_or_left_out(tmp_path, capsys):
+    for i in range(6):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{i}.png").write_bytes(noise_file(i))
+    (tmp_path / "data" / "3.png").write_bytes(b"<html>404</html>")
+    flags = "--image-size 8 --channels 8 8 --steps 1 --batch-size 2"
+    argv = ["train-vae", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert main([*argv, *flags.split()]) == 2
+    assert "1 of 6 images cannot be read: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+    cfg = VaeConfig(data=str(tmp_path / "data"), out=tmp_path / "out", skip_damaged=True)
+    readable = find_readable(ImageFolder(cfg.data, 8), cfg, Ranks())
+    assert readable.tolist() == [0, 1, 2, 4, 5]
+    printed = capsys.readouterr()
+    assert "left out: 1 damaged image: " in printed.err
+    assert "5 images" in printed.out

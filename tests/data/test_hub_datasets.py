@@ -173,6 +173,8 @@ def test_missing_splits_and_columns_are_named_with_those_that_exist(forms, name,
     [
         ({"label": lambda i: i - 4 * (i == 3)}, Columns(), r"class -1 of row 3 .* a number from 0"),
         ({"label": lambda i: None if i == 2 else i}, Columns(), r"class None of row 2 of"),
+        ({"label": lambda i: [i, 4]}, Columns(), r"class \[0, 4\] of row 0 .*: one class for each"),
+        ({"label": lambda i: float("nan")}, Columns(), r"class nan of row 0"),
         ({"label": lambda i: i / 2}, Columns(), r"class 0\.5 of row 1 of|class 0\.0 of row 0"),
         ({"text": lambda i: "x" * (i != 4)}, Columns(True), r"caption '' of row 4 of"),
         ({"text": lambda i: "x"}, Columns(True, label="label"), "caption 0 of row 0"),
@@ -186,6 +188,53 @@ def test_a_bad_row_or_column_is_named(tmp_path, columns, wanted, message):
         load_images(str(tmp_path / "saved"), 8, wanted)
     with pytest.raises(UserError, match=message):
         list(load_stream(str(tmp_path / "saved"), 8, wanted).start())
+
+
+@pytest.mark.parametrize(
+    ("value", "classes", "labels"),
+    [
+        (lambda i: str(i), [str(i) for i in range(12)], list(range(12))),  # 10 after 9, not after 1
+        (lambda i: float(i % 3), ["0", "1", "2"], [i % 3 for i in range(12)]),
+        (lambda i: i % 2 == 0, ["0", "1"], [1, 0] * 6),
+    ],
+)
+def test_labels_of_other_types_are_classes(tmp_path, value, classes, labels):
+    table(12, label=value).save_to_disk(tmp_path / "saved")
+    images = load_images(str(tmp_path / "saved"), 8)
+    assert (images.classes, images.labels.tolist()) == (classes, labels)
+
+
+@pytest.mark.parametrize("load", [load_images, load_stream])
+def test_columns_that_may_hold_classes_are_named(tmp_path, load):
+    other = table(6, label=lambda i: f"{i}.png", text=lambda i: i % 3)
+    other.rename_columns({"label": "path", "text": "target"}).save_to_disk(tmp_path / "saved")
+    data = str(tmp_path / "saved")
+    message = (
+        r"saved has no column label or class, but target, path; expected the one that holds the "
+        r"classes, .*; pass --label-column target, --captions for texts, or --num-classes 0 for no"
+    )
+    with pytest.raises(UserError, match=message):
+        load(data, 8, Columns())
+    assert load(data, 8, Columns(label="target")).notes == ["classes from column target"]
+    for classes in ("none", "usual"):
+        opened = load(data, 8, Columns(classes=classes))
+        assert (opened.table if load is load_stream else opened._table).label is None
+
+
+def test_the_chosen_column_is_told(tmp_path):
+    names = Features(
+        {"image": datasets.Image()}
+        | dict.fromkeys(("coarse_label", "fine_label"), ClassLabel(names=["a", "b"]))
+    )
+    rows = {
+        "image": [{"bytes": noise_file(0), "path": None}],
+        "coarse_label": [0],
+        "fine_label": [1],
+    }
+    Dataset.from_dict(rows, features=names).save_to_disk(tmp_path / "saved")
+    images = load_images(str(tmp_path / "saved"), 8)
+    assert images.notes == ["classes from column fine_label, not coarse_label"]
+    assert images.labels.tolist() == [1]
 
 
 def test_one_of_several_fitting_columns_must_be_chosen(tmp_path):

@@ -154,22 +154,19 @@ def test_exif_rotates_the_image(tmp_path):
     assert image[:, -2].min() == 255
 
 
-def test_mistakes_about_folders_are_named(tmp_path):
+def test_a_path_that_is_no_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         ImageFolder(tmp_path / "none", 16)
-    with pytest.raises(UserError, match="has neither images nor subfolders"):
-        ImageFolder(tmp_path, 16)
-    paint(tmp_path / "both" / "1.png")
-    paint(tmp_path / "both" / "cat" / "2.png")
-    with pytest.raises(UserError, match=r"directly \(1\.png\) and in subfolders \(cat\)"):
-        ImageFolder(tmp_path / "both", 16)
-    paint(tmp_path / "set" / "full" / "1.png")
-    (tmp_path / "set" / "hollow").mkdir()
-    with pytest.raises(UserError, match="hollow has no images"):
-        ImageFolder(tmp_path / "set", 16)
-    paint(tmp_path / "deep" / "train" / "cat" / "1.png")
-    with pytest.raises(UserError, match=r"pass .*train if that folder holds the classes"):
-        ImageFolder(tmp_path / "deep", 16)
+
+
+def test_files_below_a_class_keep_it(tmp_path):
+    for name in ("a/1.png", "a/deep/2.png", "b/images/3.JPEG"):
+        paint(tmp_path / name, color=(int(name[-5]), 0, 0) if name.endswith("png") else "black")
+    folder = ImageFolder(tmp_path, 16)
+    assert folder.classes == ["a", "b"]
+    assert folder.labels.tolist() == [0, 0, 1]
+    assert [folder[i][0, 0, 0].item() for i in range(3)] == [1, 2, 0]
+    assert folder.path(2) == tmp_path / "b" / "images" / "3.JPEG"
 
 
 def test_a_run_is_refused_as_data(make_run):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from helpers.image_data import noise_file, write_tars
+from helpers.image_data import noise_file, pack, write_tars
 
 from dit.commands.encode import encode
 from dit.commands.stats import stats
@@ -81,12 +81,20 @@ def test_json_suffices(tmp_path):
     assert sorted(captions) == [f"in json {i}" for i in range(4)]
 
 
+def test_numbers_as_texts_in_json_sort_as_numbers(tmp_path):
+    labels = ["10", "9", "100"]
+    samples = [{"png": noise_file(0), "json": json.dumps({"label": label})} for label in labels]
+    images = load_images(str(write_tars(tmp_path, samples)), 8)
+    assert (images.classes, images.labels.tolist()) == (["9", "10", "100"], [1, 0, 2])
+
+
 @pytest.mark.parametrize(
     ("labels", "names", "classes", "ids"),
     [
         ("20", "", ["0", "1", "2"], [2, 0]),
         ("20", "ant\nbee\ncat\ndog\n", ["ant", "bee", "cat", "dog"], [2, 0]),
         (["owl", "ibis"], "", ["ibis", "owl"], [1, 0]),
+        (["dog", "1"], "ant\nbee\ncat\ndog\n", ["ant", "bee", "cat", "dog"], [3, 1]),
     ],
 )
 def test_classes_are_numbers_or_names(tmp_path, labels, names, classes, ids):
@@ -117,6 +125,154 @@ def test_a_folder_of_images_may_contain_tars(tmp_path):
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "1.png").write_bytes(noise_file(1))
     assert load_images(str(tmp_path), 8).classes == ["ant"]
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+def read_pack(tmp_path, members, columns=None):
+    """Return the label of each image, by name, of members such as "1.png 1.cls=0"; check pixels."""
+    pairs = [text.partition("=")[::2] for text in members.split()]
+    contents = [(name, text or noise_file(i)) for i, (name, text) in enumerate(pairs)]
+    images = load_images(str(pack(tmp_path / "a.tar", contents)), 8, columns)
+    names = [images.name(i).split(" in ")[0] for i in range(len(images))]
+    for i, name in enumerate(names):
+        assert images.open(i).read() == dict(contents)[name]
+    return dict(zip(names, labels_of(images), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("members", "columns"),
+    [
+        ("1.png 2.png 1.cls=a 2.cls=b", None),  # as plain `tar` packs them
+        ("1.cls=a 2.cls=b 1.png 2.png", None),
+        ("x.v1.png x.v1.cls=a x.v2.png x.v2.cls=b", None),
+        ("x.v1.png x.v2.png x.v1.cls=a x.v2.cls=b", None),
+        ("s/x.1.5.png s/x.1.5.cls=a s/y.2.png s/y.2.cls=b", None),
+        ("1.left.png 1.right.png=? 1.cls=a 2.left.png 2.cls=b", Columns(image="left.png")),
+        ("x.v1.png x.v2.png x.v1.cls=a x.v2.cls=b", Columns(image="png")),
+        ("1.PNG 1.cls=a 2.png 2.CLS=b", None),
+        ("._1.png=? 1.png 1.cls=a .DS_Store=? 2.png 2.cls=b __MACOSX/._1.png=?", None),
+        ("./1.png ./1.cls=a ./2.png ./2.cls=b", None),
+        ("a/1.png b/1.png", None),  # folders, as of an ImageFolder
+        ("all/a/1.png all/a/x/2.png all/b/1.png", None),
+        ("a/1.png b/1.png", Columns(label="folder")),
+    ],
+)
+def test_a_sample_is_its_key_wherever_its_files_lie(tmp_path, members, columns):
+    labels = read_pack(tmp_path, members, columns)
+    *first, last = [text for text in members.split() if "=" not in text]
+    assert labels == dict.fromkeys(first, "a") | {last: "b"}
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ("1.png 1.cls=0 2.png", r"2\.png in .*a\.tar has no \.cls; .*add it, or remove the image"),
+        ("1.png 2.png 2.cls=0", r"1\.png in .* is an image alone, and 2\.png in .* has \.cls"),
+        ("1.png 1.cls=0 2.cls=0", r"2\.cls in .*a\.tar has no image; .*remove the label"),
+        ("1.png 1.cls=0 1.png", r"a\.tar has 1\.png and later 1\.png; expected each file once"),
+        ("1.png 1.PNG 1.cls=0", r"a\.tar has 1\.png and later 1\.PNG; expected each file once"),
+        ("x.v1.png x.v1.cls=0 x.v2.png", r"x\.v2\.png in .* has no \.cls"),
+        ("x.1.png x.2.png", r"images of one sample.*--image-column 1\.png; or png, if each is"),
+        ("1.png 1.txt=dog", r"no \.cls, but txt;.*column txt, --captions .*--num-classes 0"),
+        ("1.png 1.species=3", r"no \.cls, but species; .*--label-column species, or --num-cl"),
+        ('1.png 1.json={"species":3,"w":8}', r"no \.cls, but species, w; .*--label-column species"),
+        ('1.png 1.json={"label":3} 2.png 2.json={"w":8}', r"2\.png in .* has no label in \.json"),
+        (
+            "n01440764.tar=x n01443537.tar=x",
+            r"no images in .*, but 2 \.tar; .*unpack tars that are",
+        ),
+        (
+            "train/a/1.png val/a/2.png",
+            "the tars have the folders train, val; expected one data set",
+        ),
+        ("1.png a/2.png", r"images without a folder \(1\.png\) and in folders \(a/2\.png\)"),
+    ],
+)
+def test_labels_that_would_be_lost_are_named(tmp_path, members, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_pack(tmp_path, members)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_are_ignored_where_no_classes_are_wanted(tmp_path):
+    pack(tmp_path / "a.tar", [("1.png", noise_file(0)), ("1.txt", "dog"), ("2.txt", "cat")])
+    for classes in ("none", "usual"):  # the latter does not ask
+        images = load_images(str(tmp_path / "a.tar"), 8, Columns(classes=classes))
+        assert (images.classes, images.labels.tolist()) == ([], [0])
+        assert images.notes == ["1 file in the tars left out (1 .txt)"]
+
+
+def test_links_are_the_files_that_they_point_to(tmp_path):
+    pack(tmp_path / "a.tar", [("x/1.png", noise_file(0)), ("x/1.cls", "a"), ("x/2.cls", "b")])
+    link = tarfile.TarInfo("x/2.png")
+    for kind, target in ((tarfile.SYMTYPE, "1.png"), (tarfile.LNKTYPE, "x/1.png")):
+        link.type, link.linkname = kind, target
+        file = tmp_path / f"{kind.decode()}.tar"
+        file.write_bytes((tmp_path / "a.tar").read_bytes())
+        with tarfile.open(file, "a") as tar:
+            tar.addfile(link)
+        images = load_images(str(file), 8)
+        assert labels_of(images) == ["a", "b"]
+        assert images.open(1).read() == noise_file(0)
+    link.linkname = "/elsewhere.png"
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        tar.addfile(link)
+    with pytest.raises(UserError, match=r"x/2\.png in .*a\.tar is a link to /elsewhere\.png"):
+        load_images(str(tmp_path / "a.tar"), 8)
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    others = [("README", "x"), ("notes.txt", "x"), ("more.txt", "x")]
+    pack(tmp_path / "a.tar", [*others, ("1.png", noise_file(0)), ("1.cls", "3")])
+    assert load_images(str(tmp_path / "a.tar"), 8).notes == [
+        "classes from .cls",
+        "3 files in the tars left out (2 .txt, 1 without extension)",
+    ]
+
+
+# -- a tar for each class --------------------------------------------------------------------------
+
+
+def write_class_tars(root, names, extra=()):
+    for number, name in enumerate(names):
+        pack(root / f"{name}.tar", [(f"{name}_{number}.png", noise_file(number)), *extra])
+    return str(root)
+
+
+@pytest.mark.parametrize("names", [["n01440764", "n01443537", "n02102040"], ["cat", "dog", "emu"]])
+def test_tars_of_nothing_but_images_are_classes(tmp_path, names):
+    images = load_images(write_class_tars(tmp_path, names), 8)
+    assert (images.classes, images.labels.tolist()) == (names, [0, 1, 2])
+    assert images.notes == ["classes from the names of the tars"]
+    assert load_images(str(tmp_path), 8, Columns(classes="none")).classes == []
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [(["train-000", "train-001"], ["train"]), (["cat-0", "cat-1", "dog-0"], ["cat", "dog"])],
+)
+def test_tars_are_classes_where_asked(tmp_path, names, classes):
+    data = write_class_tars(tmp_path, names)
+    assert load_images(data, 8, Columns(label="tar")).classes == classes
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_numbered_shards_are_no_classes(tmp_path, in_folder):
+    for name in ("a-000", "a-001"):
+        pack(tmp_path / f"{name}.tar", [(f"{name}/1.png" if in_folder else "1.png", noise_file(0))])
+    assert load_images(str(tmp_path), 8).classes == []
+
+
+@pytest.mark.parametrize(
+    ("names", "extra"), [(["train", "val"], []), (["cat", "dog"], [("cat_0.cls", "1")])]
+)
+def test_splits_and_data_sets_are_no_classes(tmp_path, names, extra):
+    pack(tmp_path / f"{names[0]}.tar", [("cat_0.png", noise_file(0)), *extra])
+    pack(tmp_path / f"{names[1]}.tar", [("cat_0.png", noise_file(1)), *extra])
+    with pytest.raises(UserError, match=r"several kinds of tar shards: .*--label-column tar, if"):
+        load_images(str(tmp_path), 8)
 
 
 # -- mistakes --------------------------------------------------------------------------------------
@@ -165,7 +321,7 @@ CAPTIONS = Columns(captions=True)
         (
             [labelled(0), {"png": noise_file(1)}],
             None,
-            r"class None of part\.of/0001\.png in .*000\.",
+            r"part\.of/0001\.png in .*000\.tar has no \.cls; .* for every image",
         ),
         ([labelled(0), labelled(1, cls="-1")], None, r"class -1 of part\.of/0001\.png"),
         (
@@ -221,6 +377,21 @@ def test_encoded_latents_are_those_of_the_images(tars, tmp_path):
     for flip, expected in ((False, pixels), (True, pixels.flip(-1))):
         moments = store.read(np.arange(COUNT), np.full(COUNT, flip)).float()[:, :3]
         assert torch.equal(((moments + 1) * 127.5).round(), expected.float())
+
+
+def test_latents_without_classes_are_encoded_where_asked(tars, tmp_path, capsys):
+    store = LatentStore(encode(encode_config(tars, tmp_path / "a", num_classes=0), Ranks()))
+    assert (store.classes, store.labels.tolist()) == ([], [0] * COUNT)
+    assert "note:" not in capsys.readouterr().err
+    encode(encode_config(tars, tmp_path / "b"), Ranks())
+    assert "note: classes from .cls\n" in capsys.readouterr().err
+    for settings, message in [
+        ({"num_classes": 3}, "--num-classes 3; expected 0, or no --num-classes"),
+        ({"num_classes": 0, "label_column": "txt"}, "--label-column txt with --num-classes 0"),
+        ({"num_classes": 0, "captions": True}, "--captions with --num-classes 0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            encode_config(tars, tmp_path / "c", **settings)
 
 
 def test_unreadable_members_are_named_before_anything_is_written(tmp_path):

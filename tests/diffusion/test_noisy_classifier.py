@@ -177,7 +177,8 @@ def test_data_without_classes_are_refused(make_run, tmp_path):
 def test_another_autoencoder_than_the_runs_is_refused(make_run):
     guided = read_weights(find_weights(make_run()))
     with pytest.raises(
-        UserError, match="--vae identity with SHA-256 None; expected 55555555, the one that the run"
+        UserError,
+        match="--vae identity with no weights; expected SHA-256 55555555, the one that the run",
     ):
         train(
             settings_for(asked(guided.home), guided),

@@ -31,8 +31,9 @@ from dit.latents.load import build_source
 from dit.models.dit import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import read_weights, write_weights
+from dit.sampling.classes import class_ids
 from dit.sampling.generate import generate
-from dit.sampling.load import class_ids, load_run, with_prompts
+from dit.sampling.load import load_run, with_prompts
 from dit.sampling.pipeline import build_pipeline
 from dit.training.build_card import build_card
 from dit.training.finetune import initialise
@@ -596,7 +597,7 @@ def test_a_run_records_a_limited_number_of_captions(tmp_path, folder, monkeypatc
     null = run.denoise.network.captions(torch.tensor([1]))
     torch.testing.assert_close(null, encoder.encode([""]), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="--classes 1"):
-        class_ids("1", run.card)
+        class_ids(("1",), run.card)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 
 import numpy as np
 import webdataset
@@ -46,3 +47,15 @@ def write_tars(root, samples, maxcount=5):
         for number, sample in enumerate(samples):
             writer.write({"__key__": f"part.of/{number:04d}", **sample})
     return root
+
+
+def pack(file, members):
+    """Write a tar of members (name, content) in this order."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for name, content in members:
+            content = content if isinstance(content, bytes) else str(content).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file

@@ -175,7 +175,7 @@ def test_a_grid_has_each_class_in_turn(run: LoadedRun):
 
 def test_a_grid_goes_to_the_run(make_run, capsys: pytest.CaptureFixture[str]):
     home = make_run()
-    out = sample(SampleConfig(run=home, steps=2, classes="0,7", per_class=3, cfg_scale=4), ALONE)
+    out = sample(SampleConfig(run=home, steps=2, classes=("0,7",), per_class=3, cfg_scale=4), ALONE)
     assert out.parent == home / "samples"
     assert out.match("grid-step-0000003-dpmpp_2m-2-cfg-4-seed-0-??????.png")
     assert str(out) in capsys.readouterr().out
@@ -201,15 +201,15 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
         dict(cfg_channels=2),
         dict(sampler="ddpm", variance="large"),
         dict(sampler="ddpm"),
-        dict(classes="0,7"),
-        dict(classes="7,0"),
+        dict(classes=("0,7",)),
+        dict(classes=("7,0",)),
         dict(per_class=3),
         dict(seed=1),
         dict(cfg_scale=1.0),
         dict(image_size=16),
     )
     assert len({name(), *(name(**change) for change in changes)}) == 1 + len(changes)
-    assert name() == name(sampler="dpmpp_2m", batch_size=3, classes="0,1,2,3,4,5,6,7,8,9")
+    assert name() == name(sampler="dpmpp_2m", batch_size=3, classes=("0,1,2,3,4,5,6,7,8,9",))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_grids_are_named_by_what_changes_them(tiny_run: Path, monkeypatch: pytes
             "--out /proc/x.png cannot be written .* a .png file in a writable place",
         ),
         (dict(out=Path("/proc/x"), num_samples=3), "--out /proc/x cannot be created"),
-        (dict(classes="0,10"), "class ids from 0 to 9"),
+        (dict(classes=("0,10",)), "class ids from 0 to 9"),
         (dict(run=Path("nowhere")), "no checkpoint in nowhere"),
     ],
 )

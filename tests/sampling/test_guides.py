@@ -18,9 +18,10 @@ from dit.errors import UserError
 from dit.evaluation.samples import image_settings, settings_key
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights, write_weights
+from dit.sampling.classes import class_ids
 from dit.sampling.generate import sample_latents
 from dit.sampling.guides import load_classifier
-from dit.sampling.load import class_ids, load_run, with_classifier_labels
+from dit.sampling.load import load_run, with_classifier_labels
 from dit.sampling.pipeline import build_pipeline
 from dit.sampling.protocol import protocol
 from dit.sampling.sample_folder import sample_folder
@@ -131,10 +132,10 @@ def test_a_run_without_classes_gets_those_of_its_classifier(make_run, classifier
     """2105.05233 guides unconditional models too: only the classifier gets the label."""
     path = make_run(num_classes=0)
     run = with_classifier_labels(load_run(path, CPU), classifier)
-    assert class_ids(None, run.card) == list(range(10))
-    assert class_ids("7", run.card) == [7]
+    assert class_ids(None, run.card)[0] == list(range(10))
+    assert class_ids(("7",), run.card)[0] == [7]
     with pytest.raises(UserError, match="class ids from 0 to 9"):
-        class_ids("10", run.card)
+        class_ids(("10",), run.card)
 
     plain = latents(run)
     assert largest_difference(plain, latents(load_run(path, CPU))) == 0
@@ -153,7 +154,9 @@ def test_grids_by_other_networks_have_other_names(make_run, role):
     run = make_run()
     others = [make_run(f"other{ema}", **in_role(role), ema=ema) for ema in (0.5, 0.9)]
     grids = {
-        sample(SampleConfig(run=run, classes="1", per_class=1, steps=1, **flags(role, path)), ALONE)
+        sample(
+            SampleConfig(run=run, classes=("1",), per_class=1, steps=1, **flags(role, path)), ALONE
+        )
         for path in others
     }
     assert len(grids) == 2

@@ -189,7 +189,7 @@ def test_a_resized_network_is_that_of_its_size_but_for_the_positions(tiny_run: P
 
 def test_every_command_samples_at_another_size(tiny_run: Path, tmp_path: Path):
     config = SampleConfig(
-        run=tiny_run, image_size=(8, 16), classes="1,2", out=tmp_path / "g.png", **QUICK
+        run=tiny_run, image_size=(8, 16), classes=("1,2",), out=tmp_path / "g.png", **QUICK
     )
     with Image.open(sample(config, ALONE)) as picture:
         assert picture.height == 4 + 2 * (4 * 8 + 4)

@@ -34,7 +34,8 @@ from dit.latents.store import LatentStore
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.logs import read_metrics
-from dit.sampling.load import class_ids, load_run
+from dit.sampling.classes import class_ids
+from dit.sampling.load import load_run
 from dit.sampling.sample_folder import sample_folder
 from dit.training.batches import read_batch
 from dit.training.build_card import build_card
@@ -151,7 +152,7 @@ def test_folders_have_no_labels_and_go_on(run: Path, tmp_path: Path):
             out = sample_folder(
                 loaded,
                 config,
-                class_ids(None, loaded.card),
+                class_ids(None, loaded.card)[0],
                 count,
                 tmp_path / format,
                 format,
@@ -171,7 +172,7 @@ def test_folders_have_no_labels_and_go_on(run: Path, tmp_path: Path):
 
 def test_choosing_classes_is_refused(run: Path):
     with pytest.raises(UserError, match="--classes 0 for a run without classes"):
-        sample(SampleConfig(run=run, classes="0", **QUICK), ALONE)
+        sample(SampleConfig(run=run, classes=("0",), **QUICK), ALONE)
 
 
 def test_a_report_has_no_classes(run: Path, tmp_path: Path):

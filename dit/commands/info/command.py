@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from dit.commands.info.file_kind import require_pickled_weights
 from dit.commands.info.first_stage import first_stage_rows, is_first_stage
-from dit.commands.info.model import Rows, card_rows, foreign_rows, listed, numbers
+from dit.commands.info.model import Rows, card_rows, foreign_rows, list_classes, listed, numbers
 from dit.config import InfoConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -252,6 +253,8 @@ def _latents(root: Path) -> Findings:
     index = read_index(root)
     kind = "captions" if index.captions else "class names"
     names = listed(index.classes, len(index.classes)) or "none (unconditional)"
+    if index.classes and not index.captions:
+        names = list_classes(index.classes, _count_images(root, len(index.classes)))
     rows = [
         ("latents", str(root)),
         ("images", f"{index.images:,}, mirrored too: {'yes' if index.flips else 'no'}"),
@@ -271,6 +274,17 @@ def _latents(root: Path) -> Findings:
         shards = f"{len(index.shards):,} shards with {index.images:,} images"
         rows.append(("files", f"{shards}{labels}, checksums verified"))
     return findings
+
+
+def _count_images(root: Path, num_classes: int) -> list[int] | None:
+    """Return the images of each class; None if labels are damaged, which has a row of its own."""
+    try:
+        labels = np.load(root / LABELS, mmap_mode="r")
+        if not len(labels) or not 0 <= labels.min() <= labels.max() < num_classes:
+            return None
+        return np.bincount(labels, minlength=num_classes).tolist()
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
 
 
 def _size(count: float) -> str:

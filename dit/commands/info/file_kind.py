@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dit.data.image_files import is_image
+from dit.data.image_formats import is_image
 from dit.errors import UserError
 from dit.utils.files import shell_quote
 

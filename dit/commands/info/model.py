@@ -1,10 +1,12 @@
 """A network and its training in words, from the model card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from dit.build import build_network
+from dit.data.counts import count_of
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.formats.foreign import NAMES, dit_tensors, recognise
@@ -77,7 +79,7 @@ def card_rows(card: ModelCard) -> Rows:
 def _label_rows(card: ModelCard) -> Rows:
     dropout = f"{card.config.label_dropout:g}"
     if card.network.text_width is None:
-        names = listed(card.classes, len(card.classes))
+        names = list_classes(card.classes, card.class_counts)
         return [("class names", names), ("label dropout", dropout)]
     # a card keeps only some of many captions
     captions = listed(card.classes, card.network.num_classes)
@@ -108,6 +110,18 @@ def _objective(card: ModelCard) -> str:
 def numbers(values: list[float]) -> str:
     """Return numbers with three digits."""
     return " ".join(f"{value:.3g}" for value in values)
+
+
+def list_classes(names: Sequence[str], counts: Sequence[int] | None) -> str:
+    """Return ids and names of the first classes, and the images of each where they are known."""
+    words: list[str] = []
+    for label, name in enumerate(names[:MOST_NAMES]):
+        word = name if name == str(label) else f"{label} {name}"
+        if counts is not None:
+            # the unit is said once
+            word += f" ({counts[label]:,})" if words else f" ({count_of(counts[label], 'image')})"
+        words.append(word)
+    return listed(words, len(names))
 
 
 def listed(names: list[str], count: int) -> str:

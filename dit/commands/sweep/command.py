@@ -69,7 +69,7 @@ def _reference(cfg: SweepConfig, run: LoadedRun) -> Reference:
     data = run.card.config.data
     name = cfg.reference or data
     crop = name == data and name != "digits" if cfg.crop is None else cfg.crop
-    return find_reference(name, run.image_size, crop)
+    return find_reference(name, run.image_size, crop, run.card.config)
 
 
 def _check_distance(prepared: PreparedReference, network: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,12 +19,16 @@ from dit.commands.train_vae.networks import latent_sides, require_network_fits, 
 from dit.commands.train_vae.quality import choose_extractor, latent_statistics, measure
 from dit.commands.train_vae.report import CURVE, LOG, draw_loss, draw_reconstructions, report
 from dit.config import VaeConfig
+from dit.data.counts import count_of
+from dit.data.damage import describe_damage
 from dit.data.images import Images
+from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
+from dit.latents.load import check_images
 from dit.utils.files import LOCK, create_new, name_file_in_errors
 from dit.utils.image_size import sides
 from dit.utils.outputs import require_own_folder
@@ -51,8 +56,10 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
     image_bytes = 8 * 2 * math.prod(sides(cfg.image_size)) * cfg.channels[0]
     require_batch_fits(cfg.batch_size, image_bytes, ranks.device)
     require_network_fits(cfg, ranks.device)
-    images = load_images(cfg.data, cfg.image_size)
-    training, held_out = split(cfg, len(images))
+    images = load_images(cfg.data, cfg.image_size, Columns(classes="none"))
+    ranks.say(images.notes)
+    readable = find_readable(images, cfg, ranks)
+    training, held_out = (readable[part] for part in split(cfg, len(readable)))
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
     check_out(cfg)
@@ -72,6 +79,16 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         draw_reconstructions(autoencoder, images, held_out, cfg.out)
         report(cfg, learner.network, scores, len(held_out), seconds)
     return cfg.out
+
+
+def find_readable(images: Images, cfg: VaeConfig, ranks: Ranks) -> np.ndarray:
+    """Return the indices of the images that can be read, and print how many there are."""
+    damaged = check_images(images, range(len(images)), ranks, cfg.skip_damaged)
+    if damaged:
+        print(f"left out: {describe_damage(images, damaged)}", file=sys.stderr)
+    readable = np.delete(np.arange(len(images)), damaged)
+    print(f"data  {cfg.data}: {count_of(len(readable), 'image')}", flush=True)
+    return readable
 
 
 def check_out(cfg: VaeConfig) -> None:

@@ -15,24 +15,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.data.image_files import (
-    EXTENSIONS,
-    READ_ERRORS,
-    center_crop,
-    is_image,
-    list_image_files,
-    read_rgb,
-)
+from dit.data.image_files import center_crop, read_rgb, read_size
+from dit.data.image_folder import find_images, list_images
 from dit.data.images import ImageFolder, Images
 from dit.errors import UserError
 from dit.evaluation.inputs.archives import open_npz, read_array
 from dit.utils.files import sha256
 from dit.utils.image_size import Size, describe_size, sides
 
-# Pillow's modes of 8 bits or fewer a channel
-BYTE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-ORIENTATION = 0x0112  # EXIF tag
-SIDEWAYS = (5, 6, 7, 8)  # its values for images that are turned by a quarter
+USED = ("labels.csv", "samples.json")  # files beside the images that are read, too
 BLOCK = 256  # images of one piece of work
 PROGRESS_FROM = 2000  # images from which on a progress bar is shown
 
@@ -50,6 +41,7 @@ class ImageSet:
         contents: SHA-256 of everything that determines the pixels, in order: bytes of files, or
             pixels, and the crop, but no names. It reads all images.
         labels: class name of each image, where known.
+        notes: what the user should know of, such as files left out.
     """
 
     name: str
@@ -58,6 +50,7 @@ class ImageSet:
     read: Callable[[int], Tensor]
     contents: Callable[[], str]
     labels: list[str] | None = None
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -120,7 +113,7 @@ def from_data(images: Images, name: str) -> ImageSet:
             return _hash_files(paths, images.image_size, name)
         return _hash_pixels(images.__getitem__, (len(images), *size), name)
 
-    return ImageSet(name, len(images), size, images.__getitem__, contents, labels)
+    return ImageSet(name, len(images), size, images.__getitem__, contents, labels, images.notes)
 
 
 def has_images(path: Path) -> bool:
@@ -133,61 +126,36 @@ def has_images(path: Path) -> bool:
 
 
 def _read_folder(root: Path, crop: Size | None) -> ImageSet:
-    entries, folders, inside = _list(root)
-    paths = [entry for entry in entries if is_image(entry.name)]
-    archives = [entry for entry in entries if entry.suffix == ".npz"]
-    if paths and inside:
-        raise UserError(
-            f"{root} has images both directly ({paths[0].name}) and in subfolders ({inside})",
-            "one or the other",
-            "move one of the two kinds away",
-        )
-    if paths:
-        labels = _read_labels(root / "labels.csv", [path.name for path in paths])
-        return _from_files(root, paths, labels, crop)
-    if len(archives) == 1 and not inside:
+    archives = [path for path in root.glob("*.npz") if not path.name.startswith(".")]
+    if len(archives) == 1 and not find_images(root):
         return _read_npz(archives[0], crop)
 
-    paths = [folder / name for folder in folders for name in list_image_files(root, folder.name)]
-    if paths:
-        return _from_files(root, paths, [path.parent.name for path in paths], crop)
-
-    others = ", ".join(entry.name for entry in entries[:3])
-    raise UserError(
-        f"{root} has no images" + (f" but {others}" if others else ""),
-        f"image files ({', '.join(sorted(EXTENSIONS))}) or one .npz file",
-        "check the path",
-    )
-
-
-def _list(root: Path) -> tuple[list[Path], list[Path], Path | None]:
-    """Return the entries of a folder, its subfolders, and the first image in these."""
-    try:
-        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-        folders = [entry for entry in entries if not is_image(entry.name) and entry.is_dir()]
-        images = (entry for folder in folders for entry in folder.iterdir() if is_image(entry.name))
-        return entries, folders, next(images, None)
-    except OSError as error:
-        raise UserError(
-            f"{root} cannot be read ({error})",
-            "a folder that you may read",
-            "check its permissions and links",
-        ) from error
+    listing = list_images(root, USED)
+    labels = listing.labels or _read_labels(root / "labels.csv", listing.paths)
+    paths = [root / path for path in listing.paths]
+    return _from_files(root, paths, labels, listing.notes, crop)
 
 
 def _from_files(
-    root: Path, paths: list[Path], labels: list[str] | None, crop: Size | None
+    root: Path,
+    paths: list[Path],
+    labels: list[str] | None,
+    notes: Sequence[str],
+    crop: Size | None,
 ) -> ImageSet:
+    size = sides(crop) if crop else _common_size(paths)
+
     def read(index: int) -> Tensor:
         image = read_rgb(paths[index])
         pixels = center_crop(image, crop) if crop else np.array(image)
+        if pixels.shape[:2] != size:  # an orientation that only the end of the file tells
+            raise _different_sizes(root, size, paths[index], pixels.shape[:2])
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def contents() -> str:
         return _hash_files(paths, crop, str(root))
 
-    size = sides(crop) if crop else _common_size(paths)
-    return ImageSet(str(root), len(paths), size, read, contents, labels)
+    return ImageSet(str(root), len(paths), size, read, contents, labels, notes)
 
 
 def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
@@ -221,37 +189,24 @@ def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
     """Return the (height, width) in the headers of all files."""
-    first = _read_size(paths[0])
-    sizes = _in_threads(lambda i: _read_size(paths[i]), len(paths), "sizes")
+    first = read_size(paths[0])
+    sizes = _in_threads(lambda i: read_size(paths[i]), len(paths), "sizes")
     for path, size in zip(paths, sizes, strict=True):
         if size != first:
-            raise UserError(
-                f"images of different sizes: {paths[0]} is {describe_size(first)}, "
-                f"{path} is {describe_size(size)}",
-                "images of one size",
-                "crop them: --crop crops a reference, --image-size in dit stats",
-            )
+            raise _different_sizes(paths[0], first, path, size)
     return first
 
 
-def _read_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            if image.mode not in BYTE_MODES:
-                raise UserError(
-                    f"{path} has pixels of mode {image.mode}",
-                    "8 bits a channel",
-                    "save it as 8-bit RGB",
-                )
-            # getexif() would decode a PNG without EXIF in full.
-            turned = "exif" in image.info and image.getexif().get(ORIENTATION) in SIDEWAYS
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except READ_ERRORS as error:
-        raise UserError(
-            f"{path} cannot be read as an image ({error})",
-            "an intact image file",
-            "replace or delete the file",
-        ) from error
+def _different_sizes(
+    first: Path, its_size: tuple[int, int], other: Path, other_size: tuple[int, ...]
+) -> UserError:
+    height, width = other_size
+    return UserError(
+        f"images of different sizes: {first} is {describe_size(its_size)}, "
+        f"{other} is {describe_size((height, width))}",
+        "images of one size",
+        "crop them: --crop crops a reference, --image-size in dit stats",
+    )
 
 
 # -- arrays ----------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from dit.config.presets import PRESETS
 from dit.data.sources import dataset_exists
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import WEIGHTS, Autoencoder, build_codec, load_autoencoder
-from dit.latents.load import build_source
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents, read_index
 from dit.runs.card import ModelCard
+from dit.training.checked_data import open_checked
 
 IMAGES, CLASSES = 1_281_167, 1000  # of ILSVRC 2012, training set
 SD_VAE_NAMES = {"stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse"}  # of one shape
@@ -81,7 +81,7 @@ def load_or_assume_source(
         labels = np.zeros(IMAGES, dtype=np.int64)
         return AssumedImageNet(shape, names, config.flip is not False, labels)
 
-    source = build_source(config, autoencoder, ranks)
+    source = open_checked(config, autoencoder, ranks, last)
     if isinstance(autoencoder, AssumedAutoencoder):
         # images cannot be encoded without weights
         return AssumedLatents(source.shape, source.classes, source.flips, source.labels)

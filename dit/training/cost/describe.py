@@ -6,6 +6,7 @@ import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
+from dit.data.counts import count_of, describe_count
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.latents.store import Latents
@@ -61,13 +62,14 @@ def describe_memory(need: Memory, frozen: int) -> str:
 
 
 def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> str:
-    images = f"{len(source.labels):,} images"
+    """Return how many images and classes a network is trained on."""
+    captions = spec.text_width is not None
+    count = describe_count(len(source.labels), len(source.classes), captions)
+    if source.classes and not spec.num_classes:
+        count = f"{count_of(len(source.labels), 'image')}, unconditional"
     if isinstance(source, AssumedImageNet):
-        images = f"not found here; {images} of ImageNet assumed"
-    classes = "unconditional"
-    if spec.num_classes:
-        classes = f"{spec.num_classes:,} {'captions' if spec.text_width else 'classes'}"
-    return f"{config.data}: {images}, {classes}, flips {'on' if source.flips else 'off'}"
+        count = f"not found here; ImageNet assumed, {count}"
+    return f"{config.data}: {count}, flips {'on' if source.flips else 'off'}"
 
 
 def describe_latents(config: TrainConfig, source: Latents, autoencoder: Autoencoder) -> str:

@@ -61,7 +61,8 @@ def choose_eval_target(config: TrainConfig, ranks: Ranks) -> EvalTarget:
     with _flags_of_training():
         name = config.eval_reference or config.data
         # images are cropped as those that training sees
-        reference = references.find_reference(name, sides(config.image_size), crop=True)
+        size = sides(config.image_size)
+        reference = references.find_reference(name, size, crop=True, trained=config)
         weights = () if config.eval_weights is None else (config.eval_weights,)
         (extractor,) = references.choose_extractors(
             (config.eval_extractor,), weights, reference.network, ranks

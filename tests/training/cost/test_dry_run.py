@@ -155,7 +155,7 @@ def nothing_here(tmp_path, monkeypatch):
 
 def test_known_shapes_are_assumed(nothing_here, capsys):
     rows = printed_rows(capsys, IMAGENET, latent_norm="data", epochs=1)
-    assumed = "imagenet: not found here; 1,281,167 images of ImageNet assumed, 1,000 classes"
+    assumed = "imagenet: not found here; ImageNet assumed, 1,281,167 images in 1,000 classes"
     assert rows["data"] == f"{assumed}, flips on"
     assert rows["latents"].startswith("4x32x32 from 256x256 pixels, stabilityai/sd-vae-ft-ema")
     assert rows["latents"].endswith("its weights are not here, their shapes are assumed")
@@ -189,7 +189,7 @@ def test_no_data_is_assumed_for_a_run_with_a_checkpoint(nothing_here, make_run, 
 def test_assumed_data_have_the_classes_of_the_run_to_be_guided(nothing_here, make_run, capsys):
     run = make_run(preset="imagenet-256", data="imagenet")
     train_classifier(ClassifierConfig(run=run, model="Classifier-Ti/4", dry_run=True), Ranks())
-    assert "1,281,167 images of ImageNet assumed, 10 classes" in capsys.readouterr().out
+    assert "ImageNet assumed, 1,281,167 images in 10 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("data", ["images", "digits"])

@@ -150,7 +150,7 @@ def test_training_that_hangs_is_ended_and_the_rank_is_named(how, ended, named, t
             error = f"error: nothing has moved for {TIMEOUT} s: {named}; expected a step within"
             printed = (tmp_path / f"{rank}.txt").read_text()
             assert error in printed
-            place = "in _watched" if rank == 1 else "in train_step"
+            place = "in _next" if rank == 1 else "in _agree"
             assert place in printed, "the line where it hangs"
     finally:
         for process in processes:

@@ -1,0 +1,232 @@
+"""Folders of images: which files count, and the class of each, which is a subfolder of the root.
+
+Images may lie anywhere below the folder of their class, as in torchvision's ImageFolder.
+"""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dit.data.image_formats import COMMON, is_image
+from dit.errors import UserError
+
+BY_PROGRAMS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # beside names with a dot
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+NAMED = 5  # kinds of files or subfolders in a note
+
+
+@dataclass(frozen=True)
+class ImageListing:
+    """The image files of a folder.
+
+    Args:
+        classes: subfolders with images, sorted; none where images lie directly in the folder.
+        files: of each class, sorted, relative to its subfolder; of the folder without classes.
+        notes: what the user should know of: files left out, subfolders without images.
+    """
+
+    classes: list[str]
+    files: list[list[str]]
+    notes: list[str]
+
+    @property
+    def paths(self) -> list[str]:
+        """All files in order, relative to the folder."""
+        if not self.classes:
+            return self.files[0]
+        pairs = zip(self.classes, self.files, strict=True)
+        return [f"{name}/{file}" for name, files in pairs for file in files]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class of each file, in order; empty without classes."""
+        pairs = zip(self.classes, self.files, strict=False)
+        return [name for name, files in pairs for _ in files]
+
+
+@dataclass
+class _Found:
+    """Images below a folder, relative to it, and the kinds of other files."""
+
+    images: list[str]
+    others: Counter[str]
+
+
+def list_images(root: Path, used: Collection[str] = ()) -> ImageListing:
+    """List the images of a folder by class.
+
+    Args:
+        used: names of other files in it that are read too, and thus are not left out.
+
+    Raises:
+        UserError: no images, images both directly in the folder and below it, or several splits.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"{root} is not a folder",
+            "a folder of images, or with one subfolder of images per class",
+            "check the path",
+        )
+    direct, folders = _Found([], Counter()), []
+    for name, kind in _entries(root):
+        if kind == "folder":
+            folders.append(name)
+        elif name not in used:
+            _add(direct, name, kind)
+    below = {name: _find_images(root / name, above=root) for name in sorted(folders)}
+    classes = [name for name, found in below.items() if found.images]
+    others = sum((found.others for found in below.values()), direct.others)
+
+    if direct.images and classes:
+        first = f"{classes[0]}/{below[classes[0]].images[0]}"
+        raise UserError(
+            f"{root} has images both directly ({min(direct.images)}) and in subfolders ({first})",
+            "one or the other: images without classes, or one subfolder of images per class",
+            "move one of the two kinds away",
+        )
+    if direct.images:
+        return ImageListing([], [sorted(direct.images)], _note_others(root, others))
+    if not classes:
+        raise UserError(
+            f"{root} has no images" + (f" but {_count_kinds(others)}" if others else ""),
+            f"image files ({COMMON}), or one subfolder of them per class",
+            "check the path",
+        )
+    _refuse_splits(root, {name: below[name].images for name in classes})
+    notes = _note_classes(root, classes, [name for name in below if name not in classes])
+    files = [sorted(below[name].images) for name in classes]
+    return ImageListing(classes, files, notes + _note_others(root, others))
+
+
+def find_images(root: Path) -> list[str]:
+    """Return all images in a folder and below it, relative to it, sorted."""
+    return sorted(_find_images(root).images)
+
+
+# -- walking ---------------------------------------------------------------------------------------
+
+
+def _find_images(top: Path, above: Path | None = None) -> _Found:
+    """Find the images in a folder and below it.
+
+    Links are followed, except to a folder that they lie in, which would never end.
+
+    Args:
+        above: a folder around it, where the walk begins.
+    """
+    found = _Found([], Counter())
+    around = frozenset() if above is None else frozenset({_identify(above)})
+    pending = [("", around)]
+    while pending:
+        prefix, around = pending.pop()
+        folder = top / prefix
+        identity = _identify(folder)
+        if identity in around:
+            continue
+        for name, kind in _entries(folder):
+            if kind == "folder":
+                pending.append((f"{prefix}{name}/", around | {identity}))
+            else:
+                _add(found, prefix + name, kind)
+    return found
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and kind of what lies in a folder: folder, file, or pipe or device.
+
+    Hidden files and those that systems put into every folder are passed over.
+    """
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                if not entry.name.startswith(".") and entry.name.lower() not in BY_PROGRAMS:
+                    yield entry.name, _kind(entry)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror})",
+            "a folder that you may read",
+            "check its permissions and links",
+        ) from error
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    # without links the type is known from the folder, which saves a call for every file
+    if not entry.is_symlink():
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    else:
+        try:
+            mode = entry.stat().st_mode
+        except OSError:
+            return "file"  # a link that leads nowhere: reading it says so
+        is_folder, is_file = stat.S_ISDIR(mode), stat.S_ISREG(mode)
+    return "folder" if is_folder else "file" if is_file else "pipe or device"
+
+
+def _add(found: _Found, path: str, kind: str) -> None:
+    name = path.rpartition("/")[2]
+    if kind != "file":
+        found.others[kind] += 1
+    elif is_image(name):
+        found.images.append(path)
+    else:
+        extension = os.path.splitext(name)[1].lower()
+        found.others[extension or "without extension"] += 1
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+# -- what is refused or told -----------------------------------------------------------------------
+
+
+def _refuse_splits(root: Path, images: dict[str, list[str]]) -> None:
+    """Refuse a folder whose subfolders hold the classes: `train` and `val` are no classes."""
+    names = list(images)
+    if len(names) > 1 and SPLITS.issuperset(name.lower() for name in names):
+        raise UserError(
+            f"{root} has the splits {' and '.join(names)}",
+            "one data set, for splits are no classes",
+            f"pass {root / names[0]}",
+        )
+
+    first = images[names[0]]
+    below = sorted({path.partition("/")[0] for path in first})
+    holds_classes = len(below) > 1 or names[0].lower() in SPLITS
+    if len(names) == 1 and holds_classes and all("/" in path for path in first):
+        inner = ", ".join(below[:NAMED])
+        raise UserError(
+            f"{root} has one subfolder with images, {names[0]}, and there they lie in {inner}",
+            "one subfolder of images per class",
+            f"pass {root / names[0]} if that folder holds the classes",
+        )
+
+
+def _note_classes(root: Path, classes: list[str], empty: list[str]) -> list[str]:
+    notes = []
+    if len(classes) == 1:
+        notes.append(
+            f"{root} has one class, {classes[0]}; pass {root / classes[0]} for images without class"
+        )
+    if empty:
+        names = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")
+        noun = "subfolder" if len(empty) == 1 else "subfolders"
+        notes.append(f"{len(empty)} {noun} of {root} without images: no class ({names})")
+    return notes
+
+
+def _note_others(root: Path, others: Counter[str]) -> list[str]:
+    total = others.total()
+    noun = "file" if total == 1 else "files"
+    return [f"{total:,} {noun} left out in {root} ({_count_kinds(others)})"] if others else []
+
+
+def _count_kinds(others: Counter[str]) -> str:
+    counts = [f"{count:,} {kind}" for kind, count in others.most_common(NAMED)]
+    if len(others) > NAMED:
+        counts.append("…")
+    return ", ".join(counts)

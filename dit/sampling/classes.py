@@ -1,0 +1,84 @@
+"""The classes that `--classes` asks for, by name or id."""
+
+from collections.abc import Sequence
+
+from dit.data.labels import is_number
+from dit.errors import UserError, did_you_mean
+from dit.runs.card import ModelCard
+
+
+def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], list[str]]:
+    """Return the ids of classes, and notes for the user where a word is a name and another's id.
+
+    Args:
+        words: names or ids, such as `cat`, `0,1,2`, or a name with a comma; None: all classes of
+            the data that have images.
+    """
+    if words is None:
+        return card.ids, []
+    typed = f"--classes {' '.join(words)}"
+    if card.unconditional:
+        raise UserError(
+            f"{typed} for a run without classes",
+            "a run that was trained with classes",
+            "drop --classes",
+        )
+    ids: list[int] = []
+    notes: list[str] = []
+    for word in words:
+        for name in _split(word, set(card.classes)):
+            label = _find(name, card, typed)
+            ids.append(label)
+            if _is_id(name, card) and int(name) != label:
+                other = card.class_name(int(name))
+                notes.append(
+                    f"--classes {name}: the class called {name}, id {label}, not "
+                    f"id {int(name)}, which is called {other}"
+                )
+    if not ids:
+        raise UserError("--classes without a value", "names or ids", "such as --classes 0,1,2")
+    return ids, notes
+
+
+def _split(word: str, names: set[str]) -> list[str]:
+    """Split a word at commas, but not within the name of a class."""
+    parts = word.split(",")
+    found = []
+    while parts:
+        ends = range(len(parts), 0, -1)
+        joined = [",".join(parts[:end]).strip() for end in ends]
+        # the longest name; else up to the next comma
+        length = next((end for end, text in zip(ends, joined, strict=True) if text in names), 1)
+        found.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return found
+
+
+def _find(name: str, card: ModelCard, typed: str) -> int:
+    same = [label for label, other in enumerate(card.classes) if other == name]
+    if len(same) == 1:
+        return same[0]
+    if len(same) > 1:
+        raise UserError(
+            f"{typed}: {len(same)} classes are called {name}",
+            "the id of one of them",
+            f"pass one of the ids {', '.join(map(str, same))}",
+        )
+    if _is_id(name, card):
+        return int(name)
+    last = _count(card) - 1
+    see = "see `dit info RUN` for the classes of a run"
+    raise UserError(
+        f"{typed}: no class {name}" if name else f"{typed}: an empty name",
+        f"names of classes, or class ids from 0 to {last}, separated by commas",
+        see if is_number(name) else did_you_mean(name, card.classes, see),
+    )
+
+
+def _is_id(name: str, card: ModelCard) -> bool:
+    return is_number(name) and int(name) < _count(card)
+
+
+def _count(card: ModelCard) -> int:
+    # a network without classes has those of the classifier that guides it
+    return card.network.num_classes or len(card.classes)
