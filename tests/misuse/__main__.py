@@ -19,7 +19,7 @@ JOBS = 2
 
 def main(words: str) -> int:
     """Run the cases and print their verdicts."""
-    cases = [case for case in CASES if words in case.name]
+    cases = [case for case in CASES if words in f"{case.kind}: {case.name}"]
     start = time.monotonic()
     preload()
     with tempfile.TemporaryDirectory(prefix="misuse-") as folder:

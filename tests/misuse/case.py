@@ -29,6 +29,7 @@ class Case:
         argv: The words after `dit`. Paths are relative to a fresh copy of the fixtures.
         says: A fragment of the right message: of the last line on stderr if the use is refused,
             of all output if it works.
+        kind: The file of the table that has the case.
         code: The right exit code.
         after: Damages to the files, in order.
         changes: Patterns of files that the command may change or remove.
@@ -37,11 +38,11 @@ class Case:
         limits: Limits of the process by their name in `resource`, such as RLIMIT_NOFILE.
         fresh: Start Python anew, for what it reads at its start; slow.
         unprivileged: Run without the right of root to pass over permissions.
-        kill: A signal that the process gets when it has printed `kill_at`.
     """
 
     argv: tuple[str, ...]
     says: str
+    kind: str = ""
     code: int = MISTAKE
     after: tuple[Damage, ...] = ()
     changes: tuple[str, ...] = ()

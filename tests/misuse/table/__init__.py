@@ -1,6 +1,11 @@
 """The table of wrong uses, a file for each kind."""
 
-from misuse.case import Case
-from misuse.table import flags
+import dataclasses
 
-CASES: list[Case] = [*flags.CASES]
+from misuse.case import Case
+from misuse.table import flags, paths
+
+KINDS = {"flags": flags.CASES, "paths": paths.CASES}
+CASES: list[Case] = [
+    dataclasses.replace(case, kind=kind) for kind, cases in KINDS.items() for case in cases
+]

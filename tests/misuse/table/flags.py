@@ -210,9 +210,7 @@ NUMBERS = [
     refused("encode --data images --out new --shard-size 0", "--shard-size 0"),
     refused("encode --data images --out new --shard-size -3", "--shard-size -3"),
     refused("encode --data images --out new --image-size 31", "31"),
-    refused(
-        f"encode --data images --out new --vae identity --image-size {10**6}", "--image-size"
-    ),
+    refused(f"encode --data images --out new --vae identity --image-size {10**6}", "--image-size"),
     works(
         f"encode --data images --out new --vae identity --image-size 8 --shard-size {10**9}", "12 "
     ),
