@@ -25,6 +25,7 @@ from misuse.table import CASES
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # for one case on a busy machine; alone it takes 1 or 2
+MEMORY = 6 * 2**30  # bytes a case can take, so that none drives the machine out of memory
 KINDS = ("clear", "works", "traceback", "hang", "wrong")
 FAILURES = KINDS[2:]
 UNSTABLE = ("*.lock", "OWNED")  # files that may come and go
@@ -155,7 +156,7 @@ def _child(number: int, home: str, environment: Mapping[str, str | None]) -> Non
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     torch.set_num_threads(1)
     SIZES["Ti"] = dict(fixtures.SMALL)
-    for name, limit in case.limits.items():
+    for name, limit in ({"RLIMIT_DATA": MEMORY} | case.limits).items():
         kind = getattr(resource, name)
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     if case.unprivileged:
