@@ -62,6 +62,7 @@ class Verdict:
 
 def make_fixtures(root: Path) -> Path:
     """Write the fixtures below `root`; return their folder."""
+    root.mkdir(exist_ok=True)
     folder = root / "fixtures"
     log = root / "fixtures.log"
     process = forked.CONTEXT.Process(target=_make, args=(str(folder), str(log)))

@@ -370,11 +370,11 @@ NAMES = [
 ]
 
 CASES: list[Case] = [
+    *FOREIGN_OUTPUTS,
+    *LOCKS,
     *MISSING,
     *OTHER_KINDS,
     *LINKS,
-    *LOCKS,
-    *FOREIGN_OUTPUTS,
     *OWN_OUTPUTS,
     *FORBIDDEN,
     *NAMES,
