@@ -33,7 +33,7 @@ class Case:
         code: The right exit code.
         after: Damages to the files, in order.
         changes: Patterns of files that the command may change or remove.
-        check: Must return true after a command that works, given the folder.
+        check: Must return true after the command, given the folder.
         env: Variables of the environment; None removes one.
         limits: Limits of the process by their name in `resource`, such as RLIMIT_NOFILE.
         fresh: Start Python anew, for what it reads at its start; slow.
@@ -75,3 +75,8 @@ def refused(line: str | Iterable[str], says: str, *after: Damage, **more: object
 def works(line: str | Iterable[str], says: str, *after: Damage, **more: object) -> Case:
     """Describe an odd use that must succeed; its output contains `says`."""
     return refused(line, says, *after, code=0, **more)
+
+
+def absent(path: str) -> Callable[[Path], bool]:
+    """Return a check that nothing was left at a path, such as half a file."""
+    return lambda root: not (root / path).exists()

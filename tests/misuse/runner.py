@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import fnmatch
 import hashlib
 import os
@@ -26,6 +27,7 @@ from misuse.table import CASES
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # for one case on a busy machine; alone it takes 1 or 2
 MEMORY = 6 * 2**30  # bytes a case can take, so that none drives the machine out of memory
+MOST_OUTPUT = 2**20  # bytes that a pipe holds; a process that writes more waits for ever
 KINDS = ("clear", "works", "traceback", "hang", "wrong")
 FAILURES = KINDS[2:]
 UNSTABLE = ("*.lock", "OWNED")  # files that may come and go
@@ -92,9 +94,10 @@ def run_case(case: Case, made: Path) -> Verdict:
 
         before = hashes(work)
         start = time.monotonic()
+        pipes = [_open_pipe(home / name) for name in ("stdout", "stderr")]
         code = _run(case, home, made.parent / "cache")
         seconds = time.monotonic() - start
-        out, err = (_text(home / name) for name in ("stdout", "stderr"))
+        out, err = map(_read_pipe, pipes)
         kind, why = judge(case, code, out, err, lost(case, before, hashes(work)), work)
         return Verdict(kind, why, seconds)
 
@@ -209,12 +212,12 @@ def judge(
         return "wrong", f"files changed or lost: {', '.join(changed[:5])}; {last[:200]}"
     if (work / "OWNED").exists():
         return "wrong", "code in a file was run"
+    if case.check and not case.check(work):
+        return "wrong", f"the files are not right after it: {last[:300]}"
 
     if not case.code:
         if case.says not in out + err:
             return "wrong", f"nothing says {case.says!r}: {last[:300]}"
-        if case.check and not case.check(work):
-            return "wrong", f"the result is not right: {last[:300]}"
         return "works", last[:300]
     if sum(line.startswith("error") for line in lines) != 1 or not last.startswith("error"):
         return "wrong", f"not one line: {last[:300]}"
@@ -248,8 +251,23 @@ def lost(case: Case, before: dict[str, str], after: dict[str, str]) -> list[str]
     return [name for name in changed if not any(fnmatch.fnmatch(name, one) for one in allowed)]
 
 
-def _text(file: Path) -> str:
-    return file.read_text(errors="backslashreplace") if file.exists() else ""
+def _open_pipe(path: Path) -> int:
+    """Make a named pipe for output; a limit on the size of files does not concern it."""
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, MOST_OUTPUT)
+    return pipe
+
+
+def _read_pipe(pipe: int) -> str:
+    """Return what is in a pipe, and close it."""
+    os.set_blocking(pipe, False)
+    parts = []
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(pipe, MOST_OUTPUT):
+            parts.append(part)
+    os.close(pipe)
+    return b"".join(parts).decode(errors="backslashreplace")
 
 
 def preload() -> Any:

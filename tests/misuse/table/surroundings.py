@@ -1,6 +1,6 @@
 """The environment: ranks, encodings, limits, full disks, missing tools."""
 
-from misuse.case import Case, refused, works
+from misuse.case import Case, absent, refused, works
 from misuse.damages import copy, folder, mode, raw_name
 from misuse.fixtures import CNN, TRAIN
 
@@ -102,8 +102,8 @@ MANY_SHARDS = "encode --data many --out new --vae identity --image-size 8 --shar
 LIMITS = [
     works(
         MANY_SHARDS,
-        "144 ",
-        *[copy("images", f"many/{i}") for i in range(12)],
+        "180 ",
+        *[copy("images/cat", f"many/{i:02d}") for i in range(45)],
         limits=FILES_64,
     ),
     works(
@@ -114,7 +114,12 @@ LIMITS = [
     ),
     refused(ENCODE, "new", limits={"RLIMIT_FSIZE": 600}),
     refused(TRAINING, "new", limits={"RLIMIT_FSIZE": 3000}),
-    refused("convert release.pt new.safetensors", "new.safetensors", limits={"RLIMIT_FSIZE": 3000}),
+    refused(
+        "convert release.pt new.safetensors",
+        "new.safetensors",
+        check=absent("new.safetensors"),
+        limits={"RLIMIT_FSIZE": 3000},
+    ),
     refused("ema run --length 0.07", "ema-length", limits={"RLIMIT_FSIZE": 3000}),
     refused(
         "sample --run run --num-samples 4 --steps 2 --out new", "new", limits={"RLIMIT_FSIZE": 100}
@@ -123,13 +128,17 @@ LIMITS = [
     refused(
         "stats --data images --extractor digits-cnn --out s.npz",
         "s.npz",
+        check=absent("s.npz"),
         limits={"RLIMIT_FSIZE": 3000},
     ),
-    refused("report run", "report.html", limits={"RLIMIT_FSIZE": 3000}),
+    refused(
+        "report run", "report.html", check=absent("run/report.html"), limits={"RLIMIT_FSIZE": 3000}
+    ),
     refused("show forward run --out new", "new", limits={"RLIMIT_FSIZE": 100}),
     refused(
         "nll --run run --num-images 2 --steps 2 --out n.json",
         "n.json",
+        check=absent("n.json"),
         limits={"RLIMIT_FSIZE": 100},
     ),
     refused(
