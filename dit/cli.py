@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -47,6 +48,7 @@ from dit.config import (
 from dit.errors import PeerLost, UserError, did_you_mean
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
+NARROWEST = 20  # columns of a terminal
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -215,6 +217,9 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     _check_flags(kind, typed, prog)
     default = _train_default(dict(typed)) if kind is TrainConfig else None
     flags = _with_help_texts(kind)
+    # tyro breaks lines for ever where no word fits
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
 
     # tyro prints its errors in a box and exits
     errors = io.StringIO()
