@@ -46,7 +46,6 @@ SAMPLES = [
     refused(EVALUATE, "samples.json", write(RECORD, "[]")),
     refused(EVALUATE, "samples.json", write(RECORD, "[" * 100_000)),
     refused(EVALUATE, "samples.json", write(RECORD, '{"seed": 1e999}')),
-    refused(EVALUATE, "2 images", remove("images/*/[1-3].png"), remove("images/owl")),
     works(EVALUATE, "report.html", remove(LABELS)),
     works(EVALUATE, "report.html", remove(RECORD)),
     works(EVALUATE, "report.html", fifo("samples/pipe")),
@@ -161,7 +160,6 @@ REPORTS = [
         edit(REPORT, "scores", {"FD": {"value": 1, "better": "lower", "interval": ["a", "b"]}}),
         edit(REPORT, "protocol", DELETE),
         edit(REPORT, "protocol", {"sampling": 3}),
-        edit(REPORT, "protocol/sampling/classes", {"a": []}),
         edit(REPORT, "format", 99),
         edit(REPORT, "format", "one"),
         edit(REPORT, "digits_recognised", 3),
@@ -184,13 +182,13 @@ def every_point(content: str):
 
 
 SWEEPS = [
-    refused(SWEEP, "sweep/points", every_point(content), changes=("sweep/*",))
-    for content in ("3", "[]", "{}", '{"scores": 3}', "[" * 100_000, '{"scores": 1e999}')
+    # a damaged point is scored again
+    works(SWEEP, "sweep", every_point(content), changes=("sweep/*",))
+    for content in ("", "3", "[]", "{}", '{"scores": 3}', "[" * 100_000, '{"scores": 1e999}')
 ] + [
-    works(SWEEP, "sweep", every_point(""), changes=("sweep/*",)),
     works(SWEEP, "sweep", remove("sweep/points"), changes=("sweep/*",)),
-    works(SWEEP, "sweep", write("sweep/sweep.json", "{"), changes=("sweep/*",)),
-    refused(SWEEP.replace("--run run", "--run ddpm"), "sweep"),
+    refused(SWEEP, "sweep.json", write("sweep/sweep.json", "{")),
+    refused(SWEEP, "sweep.json", write("sweep/sweep.json", "[" * 100_000)),
 ]
 
 EXTRACTORS = [
