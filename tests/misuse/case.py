@@ -38,6 +38,8 @@ class Case:
         limits: Limits of the process by their name in `resource`, such as RLIMIT_NOFILE.
         fresh: Start Python anew, for what it reads at its start; slow.
         unprivileged: Run without the right of root to pass over permissions.
+        unread: With `fresh`: nobody reads stdout, as after `| head -1`.
+        interrupt: Seconds after which Ctrl-C is pressed.
     """
 
     argv: tuple[str, ...]
@@ -51,6 +53,8 @@ class Case:
     limits: Mapping[str, int] = field(default_factory=dict)
     fresh: bool = False
     unprivileged: bool = False
+    unread: bool = False
+    interrupt: float = 0.0
 
     @property
     def name(self) -> str:
@@ -58,8 +62,9 @@ class Case:
         unusual = [damage.words for damage in self.after]
         unusual += [f"{name}={value}" for name, value in self.env.items()]
         unusual += [f"{name}={value}" for name, value in self.limits.items()]
-        if self.unprivileged:
-            unusual.append("unprivileged")
+        unusual += [name for name in ("unprivileged", "unread") if getattr(self, name)]
+        if self.interrupt:
+            unusual.append(f"Ctrl-C after {self.interrupt:g} s")
         line = shlex.join(self.argv)
         shown = line if len(line) < 300 else f"{line[:150]} … ({len(line)} characters)"
         around = f"  [{'; '.join(unusual)}]" if unusual else ""

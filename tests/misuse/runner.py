@@ -16,12 +16,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from helpers import forked
 
 from misuse import fixtures
-from misuse.case import Case
+from misuse.case import MISTAKE, Case
 from misuse.table import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +31,7 @@ MOST_OUTPUT = 2**20  # bytes that a pipe holds; a process that writes more waits
 KINDS = ("clear", "works", "traceback", "hang", "wrong")
 FAILURES = KINDS[2:]
 UNSTABLE = ("*.lock", "OWNED")  # files that may come and go
+TRACES = ("Traceback (most recent call last)", "Exception ignored in")
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -124,7 +125,8 @@ def _run(case: Case, home: Path, cache: Path) -> int | None:
 def _run_fresh(case: Case, home: Path, environment: Mapping[str, str | None]) -> int | None:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     merged = os.environ | {"PYTHONPATH": path} | environment
-    with (home / "stdout").open("wb") as out, (home / "stderr").open("wb") as err:
+    open_out = _open_unread if case.unread else (home / "stdout").open
+    with open_out("wb") as out, (home / "stderr").open("wb") as err:
         process = subprocess.Popen(
             [sys.executable, "-c", FRESH, *case.argv],
             env={name: value for name, value in merged.items() if value is not None},
@@ -140,6 +142,13 @@ def _run_fresh(case: Case, home: Path, environment: Mapping[str, str | None]) ->
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return None
+
+
+def _open_unread(mode: str) -> IO[bytes]:
+    """Return the end of a pipe that nobody reads."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return os.fdopen(write_end, mode)
 
 
 def _child(number: int, home: str, environment: Mapping[str, str | None]) -> None:
@@ -165,6 +174,9 @@ def _child(number: int, home: str, environment: Mapping[str, str | None]) -> Non
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
     if case.unprivileged:
         give_up_privileges()
+    if case.interrupt:
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, case.interrupt)
     sys.exit(main(list(case.argv)))
 
 
@@ -202,7 +214,7 @@ def judge(
     last = lines[-1]
     if code is None:
         return "hang", f"after {SECONDS} s; last line: {last[:200]}"
-    if "Traceback (most recent call last)" in out + err:
+    if any(mark in out + err for mark in TRACES):
         return "traceback", (err.strip().splitlines() or [""])[-1][:300]
     if code < 0:
         return "traceback", f"killed by signal {-code}: {last[:200]}"
@@ -219,7 +231,8 @@ def judge(
         if case.says not in out + err:
             return "wrong", f"nothing says {case.says!r}: {last[:300]}"
         return "works", last[:300]
-    if sum(line.startswith("error") for line in lines) != 1 or not last.startswith("error"):
+    errors = [line for line in lines if line.startswith("error")]
+    if case.code == MISTAKE and errors != [last]:
         return "wrong", f"not one line: {last[:300]}"
     if case.says not in last:
         return "wrong", f"{case.says!r} is not in: {last[:400]}"

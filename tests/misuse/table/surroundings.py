@@ -169,10 +169,26 @@ MEMORY = [
     refused("train --model DiT-XL/2 --global-batch-size 65536 --out new", "--global-batch-size"),
 ]
 
+ENDINGS = [
+    *[
+        refused(line, "interrupted", code=130, interrupt=0.1)
+        for line in (
+            "sample --run run --num-samples 100000 --steps 2 --out new",
+            TRAINING.replace("--steps 4", "--steps 100000"),
+            "nll --run run --num-images 12 --steps 100000",
+        )
+    ],
+    *[
+        refused(line, "", code=1, fresh=True, unread=True)
+        for line in ("--help", "train --help", "info run", "compare evaluation evaluation")
+    ],
+]
+
 CASES: list[Case] = [
     *RANKS,
     *ENCODINGS,
     *PLACES,
     *LIMITS,
     *MEMORY,
+    *ENDINGS,
 ]
