@@ -335,7 +335,7 @@ FOREIGN = [
     ),
     foreign("mine.pt", lambda: {"ema": {"x": 3}}, "a wrapped number"),
     foreign(
-        "num_classes",
+        "9 classes",
         lambda: {"ema": release_tensors(), "args": argparse.Namespace(num_classes=9)},
         "args of 9 classes",
     ),
