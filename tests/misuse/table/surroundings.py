@@ -166,7 +166,7 @@ LIMITS = [
 
 MEMORY = [
     refused("train --model DiT-7B/1 --steps 2 --out new", "DiT-7B/1"),
-    refused("train --model DiT-XL/2 --global-batch-size 65536 --out new", "--global-batch-size"),
+    refused("train --model DiT-XL/2 --global-batch-size 65536 --out new", "--grad-accum"),
 ]
 
 ENDINGS = [
