@@ -50,12 +50,11 @@ INDEXES = [
     indexed("classes", ["cat"], "labels"),
     indexed("count", "12"),
     indexed("count", -12),
-    indexed("count", 10**18, "labels.npy"),
-    indexed("count", 11, "labels.npy"),
+    indexed("count", 10**18, "latents"),
+    indexed("count", 11, "latents"),
     indexed("mean", [0.0]),
     indexed("mean", ["a", "b", "c"]),
     indexed("mean", [float("nan")] * 3),
-    indexed("std", [0.0, 0.0, 0.0]),
     indexed("std", [-1.0, 1.0, 1.0]),
     indexed("std", None),
     indexed("flips", "yes"),
@@ -105,6 +104,10 @@ SHARDS = [
     refused("info latents", "labels.npy", remove(LABELS)),
 ]
 
+SHARDS += [
+    refused(f"{READ} --latent-norm data", "latents", edit(INDEX, "std", [0.0, 0.0, 0.0])),
+]
+
 LABEL_FILES = [
     refused(READ, "labels.npy", remove(LABELS)),
     refused(READ, "labels.npy", cut(LABELS, 0.5)),
@@ -136,7 +139,7 @@ STALE = [
     refused(AGAIN, "encoding.json", write("latents/encoding.json", "{")),
     refused(AGAIN, "encoding.json", write("latents/encoding.json", "[]")),
     refused(AGAIN, "encoding.json", edit("latents/encoding.json", "count", "12")),
-    refused(AGAIN, "shard-00001", edit(NOTE, "count", "5")),
+    works(AGAIN, "", edit(NOTE, "count", "5"), changes=REWRITTEN),
     refused(AGAIN, "latents", edit("latents/encoding.json", "shard_size", 0)),
     refused(f"{AGAIN} --shard-size 4", "latents"),
     refused(f"{AGAIN} --no-flip", "latents"),
