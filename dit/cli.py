@@ -48,13 +48,13 @@ from dit.config import (
 from dit.errors import PeerLost, UserError, did_you_mean
 
 MISTAKE, LOST, INTERRUPTED = 2, 5, 130  # exit codes; 4 is the watchdog's
-NARROWEST = 20  # columns of a terminal
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 BAD_PATH = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
+NARROWEST = 20  # columns of a terminal
 TYPES = {int: "whole number", float: "number", Path: "path"}
 MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
 
