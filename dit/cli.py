@@ -54,9 +54,9 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 BAD_PATH = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
-NARROWEST = 20  # columns of a terminal
 TYPES = {int: "whole number", float: "number", Path: "path"}
 MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
+NARROWEST = 20  # columns of a terminal
 
 Config = TypeVar("Config")
 
