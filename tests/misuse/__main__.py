@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from misuse.case import Case
-from misuse.runner import KINDS, Verdict, make_fixtures, preload, run_case
+from misuse.runner import make_fixtures, preload, run_case
 from misuse.table import CASES
+from misuse.verdict import KINDS, Verdict
 
 JOBS = 2
 

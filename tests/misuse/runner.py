@@ -1,10 +1,8 @@
-"""Runs cases, each in a forked process and a fresh copy of the fixtures, and judges them."""
+"""Runs cases, each in a forked process and a fresh copy of the fixtures."""
 
 import contextlib
 import ctypes
 import fcntl
-import fnmatch
-import hashlib
 import os
 import resource
 import shutil
@@ -12,26 +10,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from helpers import forked
 
 from misuse import fixtures
-from misuse.case import MISTAKE, Case
+from misuse.case import Case
 from misuse.table import CASES
+from misuse.verdict import Verdict, hashes, judge, lost
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # for one case on a busy machine; alone it takes 1 or 2
 MEMORY = 6 * 2**30  # bytes a case can take, so that none drives the machine out of memory
 MOST_OUTPUT = 2**20  # bytes that a pipe holds; a process that writes more waits for ever
-KINDS = ("clear", "works", "traceback", "hang", "wrong")
-FAILURES = KINDS[2:]
-UNSTABLE = ("*.lock", "OWNED")  # files that may come and go
-TRACES = ("Traceback (most recent call last)", "Exception ignored in")
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -42,25 +35,6 @@ FRESH = (
     "import sys; from dit.models.dit import SIZES; from misuse.fixtures import SMALL; "
     "SIZES['Ti'] = dict(SMALL); from dit.cli import main; sys.exit(main())"
 )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a case ended.
-
-    Args:
-        kind: One of `KINDS`.
-        why: What is wrong, in a few words; else the last line of the output.
-        seconds: How long the command ran.
-    """
-
-    kind: str
-    why: str
-    seconds: float
-
-    @property
-    def failed(self) -> bool:
-        return self.kind in FAILURES
 
 
 def make_fixtures(root: Path) -> Path:
@@ -94,13 +68,10 @@ def run_case(case: Case, made: Path) -> Verdict:
             damage.apply(work)
 
         before = hashes(work)
-        start = time.monotonic()
         pipes = [_open_pipe(home / name) for name in ("stdout", "stderr")]
         code = _run(case, home, made.parent / "cache")
-        seconds = time.monotonic() - start
         out, err = map(_read_pipe, pipes)
-        kind, why = judge(case, code, out, err, lost(case, before, hashes(work)), work)
-        return Verdict(kind, why, seconds)
+        return judge(case, code, out, err, lost(case, before, hashes(work)), work)
 
 
 def _run(case: Case, home: Path, cache: Path) -> int | None:
@@ -201,67 +172,6 @@ def give_up_privileges() -> None:
     nothing = (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capset(header, nothing):
         raise OSError(ctypes.get_errno(), "capset")
-
-
-# -- the verdict -----------------------------------------------------------------------------------
-
-
-def judge(
-    case: Case, code: int | None, out: str, err: str, changed: list[str], work: Path
-) -> tuple[str, str]:
-    """Return the kind of a case's end, and why it is wrong or its last line."""
-    lines = (err if case.code else out + err).strip().splitlines() or [""]
-    last = lines[-1]
-    if code is None:
-        return "hang", f"after {SECONDS} s; last line: {last[:200]}"
-    if any(mark in out + err for mark in TRACES):
-        return "traceback", (err.strip().splitlines() or [""])[-1][:300]
-    if code < 0:
-        return "traceback", f"killed by signal {-code}: {last[:200]}"
-    if code != case.code:
-        return "wrong", f"exit code {code} instead of {case.code}: {last[:300]}"
-    if changed:
-        return "wrong", f"files changed or lost: {', '.join(changed[:5])}; {last[:200]}"
-    if (work / "OWNED").exists():
-        return "wrong", "code in a file was run"
-    if case.check and not case.check(work):
-        return "wrong", f"the files are not right after it: {last[:300]}"
-
-    if not case.code:
-        if case.says not in out + err:
-            return "wrong", f"nothing says {case.says!r}: {last[:300]}"
-        return "works", last[:300]
-    errors = [line for line in lines if line.startswith("error")]
-    if case.code == MISTAKE and errors != [last]:
-        return "wrong", f"not one line: {last[:300]}"
-    if case.says not in last:
-        return "wrong", f"{case.says!r} is not in: {last[:400]}"
-    return "clear", last[:300]
-
-
-def hashes(root: Path) -> dict[str, str]:
-    """Return a hash of each file, or what a link points to, by path."""
-    found = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            found[str(path.relative_to(root))] = _hash(path)
-    return found
-
-
-def _hash(path: Path) -> str:
-    if path.is_symlink():
-        return os.readlink(path)
-    if not path.is_file():
-        return "no file"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def lost(case: Case, before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Return files that the command has changed or removed, and must not."""
-    allowed = (*case.changes, *UNSTABLE)
-    changed = [name for name, digest in before.items() if after.get(name) != digest]
-    return [name for name in changed if not any(fnmatch.fnmatch(name, one) for one in allowed)]
 
 
 def _open_pipe(path: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dit.cli import COMMANDS
-from misuse import runner
+from misuse import runner, verdict
 from misuse.case import Case, works
 from misuse.table import CASES
 
@@ -33,8 +33,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", sample(), ids=lambda case: f"{case.kind}-{case.argv[0]}")
 def test_a_wrong_use_ends_as_the_table_says(case: Case, made: Path):
-    verdict = runner.run_case(case, made)
-    assert not verdict.failed, (case.name, verdict)
+    ending = runner.run_case(case, made)
+    assert not ending.failed, (case.name, ending)
 
 
 def test_names_of_cases_differ():
@@ -63,7 +63,7 @@ def test_the_verdict_on_a_use_that_must_be_refused(
     code: int | None, err: str, changed: list[str], kind: str, tmp_path: Path
 ):
     case = Case(("sample",), "run is")
-    assert runner.judge(case, code, "", err, changed, tmp_path)[0] == kind
+    assert verdict.judge(case, code, "", err, changed, tmp_path).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -79,26 +79,26 @@ def test_the_verdict_on_a_use_that_must_work(
     code: int, out: str, right: bool, kind: str, tmp_path: Path
 ):
     case = works("sample", "12 images", check=lambda folder: right)
-    assert runner.judge(case, code, out, "", [], tmp_path)[0] == kind
+    assert verdict.judge(case, code, out, "", [], tmp_path).kind == kind
 
 
 def test_code_in_a_file_that_was_run_is_wrong(tmp_path: Path):
     (tmp_path / "OWNED").touch()
-    verdict = runner.judge(Case(("info",), "x"), 2, "", "error: x\n", [], tmp_path)
-    assert verdict == ("wrong", "code in a file was run")
+    ending = verdict.judge(Case(("info",), "x"), 2, "", "error: x\n", [], tmp_path)
+    assert ending == verdict.Verdict("wrong", "code in a file was run")
 
 
 def test_a_file_that_is_changed_or_lost_is_found(tmp_path: Path):
     for name in ("kept", "changed", "lost"):
         (tmp_path / name).write_text(name)
     (tmp_path / "link").symlink_to("kept")
-    before = runner.hashes(tmp_path)
+    before = verdict.hashes(tmp_path)
 
     (tmp_path / "changed").write_text("other")
     (tmp_path / "lost").unlink()
     (tmp_path / "link").unlink()
     (tmp_path / "link").symlink_to("changed")
     (tmp_path / "new").touch()
-    after = runner.hashes(tmp_path)
-    assert sorted(runner.lost(Case((), ""), before, after)) == ["changed", "link", "lost"]
-    assert runner.lost(Case((), "", changes=("l*",)), before, after) == ["changed"]
+    after = verdict.hashes(tmp_path)
+    assert sorted(verdict.lost(Case((), ""), before, after)) == ["changed", "link", "lost"]
+    assert verdict.lost(Case((), "", changes=("l*",)), before, after) == ["changed"]
