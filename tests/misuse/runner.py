@@ -155,6 +155,11 @@ def _redirect(out: str, err: str) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for stream, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
+    # Python's own streams remember whether what they were opened on can seek
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(
+        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:
