@@ -5,41 +5,52 @@ from pathlib import Path
 from dit.config import ConvertConfig
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
-from dit.runs.formats.dit_release import read_release, release_config
+from dit.runs.formats.foreign import ForeignNetwork, read_foreign
 from dit.runs.weights import write_weights
 from dit.utils.files import shell_quote, write_atomically
 from dit.utils.hub import absolute_if_local
 
+# Guidance of the published samples. DiT and SiT guide three of four channels; REPA not near noise.
+GUIDANCE = {
+    "dit": "--cfg-scale 4 --cfg-channels 3",
+    "sit": "--cfg-scale 4 --cfg-channels 3",
+    "repa": "--cfg-scale 1.8 --cfg-interval 0 0.7",
+}
+
 
 def convert(config: ConvertConfig, ranks: Ranks) -> None:
-    """Convert a file and print how to sample from it.
+    """Convert a file; print how it was read and how to sample from it.
 
     Raises:
         UserError: not such a file, truncated, would run code, or with missing or odd tensors.
     """
-    if ranks.main:
-        card = import_release(config.file, config.out, config.vae)
-        print(
-            f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
-            f"python sample.py --run {shell_quote(config.out)} --cfg-scale 4 --cfg-channels 3"
-        )
+    if not ranks.main:
+        return
+    foreign = read_foreign(config.file, config.format, config.num_classes)
+    for note in filter(None, foreign.notes):
+        print(note)
+
+    card = write_foreign(foreign, config.out, config.vae)
+    guidance = f" {GUIDANCE[foreign.format]}" if card.config.label_dropout else ""
+    print(
+        f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
+        f"python sample.py --run {shell_quote(config.out)}{guidance}"
+    )
 
 
-def import_release(file: Path, out: Path, vae: str) -> ModelCard:
-    """Write weights of the DiT release in our format.
+def write_foreign(foreign: ForeignNetwork, out: Path, vae: str) -> ModelCard:
+    """Write a network in our format.
 
     Args:
-        file: a .pt file of the release, or one of its training checkpoints.
+        foreign: the network.
         out: the .safetensors file to write.
-        vae: the autoencoder of the network's latents, 8 times smaller than the images.
+        vae: the autoencoder of the network's latents.
     """
-    spec, state_dict = read_release(file)
     card = ModelCard(
-        config=release_config(spec, absolute_if_local(vae)),
-        network=spec,
-        classes=[str(i) for i in range(spec.num_classes)],
+        config=foreign.config(absolute_if_local(vae)),
+        network=foreign.spec,
+        classes=[str(i) for i in range(foreign.spec.num_classes)],
     )
-    weights = {name: tensor.float() for name, tensor in state_dict.items()}
     with write_atomically(out) as temporary:
-        write_weights(temporary, weights, card, step=0)
+        write_weights(temporary, foreign.state_dict, card, step=0)
     return card

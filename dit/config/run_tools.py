@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -11,14 +12,28 @@ from dit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Convert a .pt file of the original DiT release into weights for sample.py and evaluate.py."""
+    """Convert weights of the original DiT release, of SiT or of REPA for sample.py and
+    evaluate.py."""
 
     file: Positional[Path]
-    """The .pt file; no code in it is run."""
+    """A .pt or .safetensors file: a state dict or a training checkpoint, whose EMA is taken. No
+    code in it is run."""
     out: Positional[Path]
     """The .safetensors file to write."""
+    format: Literal["dit", "sit", "repa"] | None = None
+    """Whose weights they are, where the file cannot tell: their tensors have the same names, and
+    a SiT read as a DiT gives noise. Published files of DiT and SiT need it."""
+    num_classes: int | None = None
+    """Classes of the network, where the file cannot tell whether the last row of its label table
+    is the null class of guidance."""
     vae: str = "stabilityai/sd-vae-ft-ema"
     """Autoencoder of the network's latents."""
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".safetensors":
+            raise UserError(
+                f"output {self.out}", "a file that ends in .safetensors", "change its name"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +66,8 @@ class InfoConfig:
     """Show what a run, checkpoint, weights file or folder of latents is, and check its files."""
 
     path: Positional[Path]
-    """Run directory, checkpoint directory, .safetensors file, a .pt file of the original DiT
-    release, a folder of `dit encode`, or a folder of `dit train-vae`."""
+    """Run directory, checkpoint directory, .safetensors file, a .pt file of DiT, SiT or REPA, a
+    folder of `dit encode`, or a folder of `dit train-vae`."""
 
 
 @dataclass(frozen=True, kw_only=True)

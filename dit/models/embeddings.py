@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class TimestepEmbedder(nn.Module):
     """Times [B] to vectors [B, D]: cosines and sines of 128 frequencies, two linear layers."""
 
+    time_scale = 1.0  # a factor on the times; 1/1000 in networks that were trained on 0 … 1
+
     def __init__(self, hidden_size: int, frequency_size: int = 256):
         super().__init__()
         self.frequency_size = frequency_size
@@ -18,7 +20,7 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        waves = sinusoids(t, self.frequency_size)
+        waves = sinusoids(self.time_scale * t, self.frequency_size)
         # sinusoids are at least float32, the weights may be bfloat16
         return self.mlp(waves.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
 

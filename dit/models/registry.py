@@ -28,6 +28,7 @@ def create_model(
     conditioning: str = "adaln-zero",
     text_width: int | None = None,
     unet_attention: tuple[int, ...] | None = None,
+    time_scale: float = 1.0,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
     check_name(name, conditioning)
@@ -37,6 +38,8 @@ def create_model(
         input_size=input_size, in_channels=in_channels, num_classes=num_classes
     )
 
+    # only imported transformers were trained on other times
+    assert family == "DiT" or time_scale == 1
     if family == "UNet":
         options = dict(unet.SIZES[size])
         if unet_attention is not None:
@@ -56,13 +59,15 @@ def create_model(
         return Classifier(**shape)
 
     block, final_layer = CONDITIONINGS[conditioning]
-    return DiT(
+    transformer = DiT(
         **shape,
         learn_sigma=learn_sigma,
         block=block,
         final_layer=final_layer,
         text_width=text_width,
     )
+    transformer.t_embedder.time_scale = time_scale
+    return transformer
 
 
 def check_name(name: str, conditioning: str) -> None:

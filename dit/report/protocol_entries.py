@@ -57,6 +57,7 @@ ABSENT = {
     "sampling/network conditioning": "adaln-zero",
     "sampling/network text_width": None,
     "sampling/network unet_attention": None,
+    "sampling/network time_scale": 1.0,
 }
 """What the absence of an entry means in a report that names its sampler."""
 

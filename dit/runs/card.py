@@ -27,6 +27,7 @@ class NetworkSpec:
     conditioning: str = "adaln-zero"
     text_width: int | None = None  # features of a text token, with conditioning `text`
     unet_attention: tuple[int, ...] | None = None  # sides where a U-Net attends; None: its default
+    time_scale: float = 1.0  # factor on times 0 … 1000 before they are embedded; SiT has 1/1000
 
     @property
     def sizes(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PARTS = {
     "learn_sigma": "learned variance",
     "text_width": "width of text",
     "unet_attention": "attention at",
+    "time_scale": "times scaled by",
 }
 """What two networks must share for one to start from the other, beside condition and classes."""
 

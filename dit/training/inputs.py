@@ -11,7 +11,8 @@ from dit.encoders.text import TextEncoder
 from dit.latents.load import build_source
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
-from dit.runs.checkpoint_files import read_card
+from dit.runs.checkpoint_files import find_weights, read_card
+from dit.runs.weights import read_header
 from dit.training.build_card import build_card
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
 from dit.training.resume import require_autoencoder
@@ -47,6 +48,14 @@ def load_inputs(
 
     card = build_card(config, source, encoder, before)
     card = replace(card, vae_sha256=autoencoder.checksum)
+    # which times a network embeds is no flag: it follows from the weights that training starts from
+    start = before if last else _card_of_init(config)
+    if start:
+        card = replace(card, network=replace(card.network, time_scale=start.network.time_scale))
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
     return RunInputs(card, source, with_data_statistics(autoencoder, card), encoder)
+
+
+def _card_of_init(config: TrainConfig) -> ModelCard | None:
+    return read_header(find_weights(config.init))[0] if config.init else None

@@ -311,6 +311,7 @@ def test_prompts_matter_as_classes_do(a, b, kind):
 def test_absent_entries_of_older_reports_have_their_old_meaning():
     old = {"model": "DiT-S/2", "num_classes": 10}
     new = {**old, "conditioning": "adaln-zero", "text_width": None, "unet_attention": None}
+    new["time_scale"] = 1.0
     a = written(sampling__network=old, sampling__negative_prompt="")
     assert compare.differences(a, written(sampling__network=new)).differences == ()
     text = written(sampling__network={**new, "conditioning": "text", "text_width": 64})

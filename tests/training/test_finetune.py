@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_weights
+from helpers.foreign import SIT, checkpoint, dit_weights, saved
+from helpers.training import resume, run
 
 from dit.build import build_network
+from dit.commands.convert import write_foreign
 from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.runs.card import ModelCard, NetworkSpec
-from dit.runs.weights import write_weights
+from dit.runs.checkpoint_files import find_weights
+from dit.runs.formats.foreign import read_foreign
+from dit.runs.weights import read_header, write_weights
 from dit.training.finetune import PARTS, initialise
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -95,3 +100,17 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_every_part_of_a_network_is_compared():
     assert {*PARTS, "num_classes", "conditioning"} == {field.name for field in fields(NetworkSpec)}
+
+
+def test_a_run_that_starts_from_sit_embeds_times_as_sit_does(tmp_path):
+    weights = dit_weights(input_size=8, num_classes=10)
+    foreign = read_foreign(saved(tmp_path, checkpoint(weights, num_classes=10, **SIT)))
+    start = tmp_path / "sit.safetensors"
+    write_foreign(foreign, start, vae="identity")
+    out = run(tmp_path / "run", init=start, steps=2, ckpt_every=2)
+    assert ModelCard.read(out).network.time_scale == 1e-3
+
+    # the file is not needed to go on
+    start.unlink()
+    resume(out, init=start, steps=3, ckpt_every=2)
+    assert read_header(find_weights(out))[0].network.time_scale == 1e-3

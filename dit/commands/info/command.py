@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dit.commands.info.model import Rows, card_rows, listed, network_rows, numbers
+from dit.commands.info.model import Rows, card_rows, foreign_rows, listed, numbers
 from dit.config import InfoConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
@@ -21,7 +21,6 @@ from dit.latents.store import DAMAGED, find_damaged_shards, read_index
 from dit.models.registry import count_parameters
 from dit.runs import checkpoint_files as runs
 from dit.runs.card import ModelCard
-from dit.runs.formats.dit_release import read_release
 from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
@@ -91,7 +90,7 @@ def table(rows: Rows) -> str:
 def inspect(path: Path) -> Findings:
     """Return what a run, checkpoint, weights file, folder of latents or first stage is."""
     if path.is_file():
-        return _weights_file(path) if path.suffix == ".safetensors" else _release_file(path)
+        return _weights_file(path) if path.suffix == ".safetensors" else _foreign_file(path)
     if (path / "meta.json").exists():
         return _checkpoint(path)
     if "_class_name" in _read_json(path / CONFIG):
@@ -236,11 +235,9 @@ def _header_rows(file: Path) -> Rows:
     return [("step", f"{weights.step:,}"), *card_rows(weights.card)]
 
 
-def _release_file(file: Path) -> Findings:
-    spec, state_dict = read_release(file)
-    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state_dict.values()})
-    first = ("weights", f"{file}, {_size(file.stat().st_size)}, of the original DiT release")
-    return Findings([first, *network_rows(spec), ("stored as", ", ".join(kinds))])
+def _foreign_file(file: Path) -> Findings:
+    first = ("weights", f"{file}, {_size(file.stat().st_size)}, of another program")
+    return Findings([first, *foreign_rows(file)])
 
 
 # -- latents and first stages ----------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """A network and its training in words, from the model card."""
 
+from pathlib import Path
+
 import torch
 
 from dit.build import build_network
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.formats.foreign import NAMES, dit_tensors, recognise
+from dit.runs.formats.foreign_checkpoint import read_checkpoint
 from dit.utils.image_size import describe_size, sides
 
 Rows = list[tuple[str, str]]
@@ -26,6 +30,22 @@ def network_rows(spec: NetworkSpec) -> Rows:
         ("learned variance", "yes" if spec.learn_sigma else "no"),
     ]
     return [row for row in rows if row[0] != "classes" or not spec.text_width]
+
+
+def foreign_rows(file: Path) -> Rows:
+    """Return what a network of another program is, as far as its file tells."""
+    checkpoint = read_checkpoint(file)
+    state_dict, spec = dit_tensors(checkpoint)
+    found, because, _ = recognise(checkpoint)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state_dict.values()})
+    rows = [
+        ("format", f"{NAMES[found] if found else 'unknown'}: {because}"),
+        ("taken", checkpoint.origin),
+        *network_rows(spec),
+        ("label table", f"{spec.num_classes + 1:,} rows, with the null class if there is one"),
+        ("stored as", ", ".join(dtypes)),
+    ]
+    return [row for row in rows if row[1]]
 
 
 def card_rows(card: ModelCard) -> Rows:

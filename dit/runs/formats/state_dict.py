@@ -1,6 +1,7 @@
 """The tensors of a network of this package: their shapes, and checks of a state dict."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,13 +16,7 @@ StateDict = dict[str, Tensor]
 def expected_shapes(spec: NetworkSpec) -> dict[str, torch.Size]:
     """Return the shape of every tensor of a network."""
     with torch.device("meta"):
-        network = create_model(
-            spec.model,
-            input_size=spec.input_size,
-            in_channels=spec.in_channels,
-            num_classes=spec.num_classes,
-            learn_sigma=spec.learn_sigma,
-        )
+        network = create_model(spec.model, **spec.sizes)
     return {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
@@ -40,9 +35,31 @@ def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
     expected = dict.fromkeys(expected)
     given = dict.fromkeys(given)
     if missing := [name for name in expected if name not in given]:
-        raise not_a_dit(f"no {_first_names(missing)} among the tensors")
+        raise not_a_dit(f"no {first_names(missing)} among the tensors")
     if unknown := [name for name in given if name not in expected]:
-        raise not_a_dit(f"unknown {_first_names(unknown)}")
+        raise not_a_dit(f"unknown {first_names(unknown)}")
+
+
+def as_float32(state_dict: StateDict, file: Path) -> StateDict:
+    """Return the weights in float32; refuse integers, NaN and infinity by the tensor's name."""
+    converted = {}
+    for name, tensor in state_dict.items():
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{name} in {file} is {dtype}",
+                "floating-point weights",
+                "take the weights from before they were quantized",
+            )
+        converted[name] = tensor.float()
+        if not converted[name].isfinite().all():
+            count = int((~converted[name].isfinite()).sum())
+            raise UserError(
+                f"{name} in {file} has {count:,} values that are NaN or infinite",
+                "finite weights",
+                "take an earlier checkpoint",
+            )
+    return converted
 
 
 def not_a_dit(given: str) -> UserError:
@@ -50,6 +67,8 @@ def not_a_dit(given: str) -> UserError:
     return UserError(given, "the tensors of a DiT", "check that the file is a DiT's and complete")
 
 
-def _first_names(names: list[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
+    """Return the first names, and how many more there are."""
+    names = list(names)
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more
