@@ -156,8 +156,8 @@ def _redirect(out: str, err: str) -> None:
     for stream, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
     # Python's own streams remember whether what they were opened on can seek
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(
         2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
     )
 
