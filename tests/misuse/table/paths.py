@@ -133,7 +133,7 @@ LOCKS = [
     for line, place in (
         ("train --resume run --steps 6", "run"),
         (f"encode --data images --out latents {ENCODE} --shard-size 5", "latents"),
-        ("sample --run run --num-samples 12 --steps 2 --out samples", "samples"),
+        ("train-vae --data images --image-size 16 --steps 2 --out new", "new"),
         (f"sweep --run run --cfg-scale 1,2 --steps 2 --num-samples 4 {CNN} --out sweep", "sweep"),
     )
 ]
