@@ -4,7 +4,7 @@ READY := .venv/.installed
 FP8 := .venv/.fp8
 TARGET_PYTHON ?= 3.12
 
-.PHONY: help install quickstart quickstart-fast test test-portable test-slow fp8 test-fp8 \
+.PHONY: help install quickstart quickstart-fast test test-misuse test-portable test-slow fp8 test-fp8 \
         format lint types bench bench-gpu bench-tiny bench-all wheels story house clean
 
 help:                      ## this list
@@ -37,6 +37,9 @@ test-portable: $(READY)    ## numbers under other instruction sets and thread co
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PORTABLE)
 	OMP_NUM_THREADS=2 $(THREADED)
 	OMP_NUM_THREADS=4 $(THREADED)
+
+test-misuse: $(READY)      ## 1,200 wrong or hostile uses of all commands: under 10 minutes on 2 cores
+	PYTHONPATH=tests:. $(BIN)/python -m misuse
 
 test-slow: $(READY)        ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -73,6 +74,7 @@ NO_TEMPORARY = UserError(
 
 TYPES = {int: "whole number", float: "number", Path: "path"}
 MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
+NARROWEST = 20  # columns of a terminal
 
 Config = TypeVar("Config")
 
@@ -282,6 +284,9 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     _check_flags(kind, typed, prog)
     default = _train_default(dict(typed)) if kind is TrainConfig else None
     flags = _with_help_texts(kind)
+    # tyro breaks lines for ever where no word fits
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
 
     # tyro prints its errors in a box and exits
     errors = io.StringIO()

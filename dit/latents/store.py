@@ -133,7 +133,7 @@ class LatentStore:
         self._view = (2 if self.flips else 1, 2 * channels, height, width)  # of an image's moments
         # check all sizes now: a missing shard must not stop training in the middle
         self._files = [
-            _check_size(self.root / shard["file"], (shard["count"], *self._view))
+            _check_shard(self.root / shard["file"], (shard["count"], *self._view))
             for shard in shards
         ]
         self._ends = np.cumsum([shard["count"] for shard in shards])
@@ -299,11 +299,11 @@ def read_index(root: Path) -> Index:
     )
 
 
-def _check_size(path: Path, shape: tuple[int, ...]) -> Path:
-    """Return the path of a shard that has the size for this shape; refuse another."""
+def _check_shard(path: Path, shape: tuple[int, ...]) -> Path:
+    """Return the path of a shard that holds this shape, by header and size; refuse another."""
+    _open_array(path, shape, "<f2", DAMAGED)
     expected = HEADER + 2 * math.prod(shape)
     if _size(path) != expected:
-        _open_array(path, shape, "<f2", DAMAGED)  # names the difference, if numpy can read it
         raise UserError(f"{path} has {_size(path):,} bytes", f"{expected:,}", DAMAGED)
     return path
 
@@ -317,7 +317,10 @@ def _open_array(
     except (OSError, ValueError, EOFError) as error:
         given = f"{path} is missing or damaged ({error})"
         raise UserError(given, f"an array {list(shape)}", do) from error
-    if array.shape != shape or array.dtype != np.dtype(dtype):
-        given = f"{path} holds {array.dtype} {list(array.shape)}"
+    # bytes are read by their place, which is another in Fortran's order
+    in_order = array.flags.c_contiguous
+    if array.shape != shape or array.dtype != np.dtype(dtype) or not in_order:
+        order = "" if in_order else " in Fortran's order"
+        given = f"{path} holds {array.dtype} {list(array.shape)}{order}"
         raise UserError(given, f"{dtype} {list(shape)}", do)
     return array

@@ -179,6 +179,15 @@ def test_help_breaks_its_lines_where_the_terminal_ends(
     assert len([line for line in capsys.readouterr().out.splitlines() if "hf:OWNER" in line]) == 1
 
 
+def test_help_ends_where_no_word_fits_into_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "1")
+    with pytest.raises(SystemExit):
+        main(["ema", "--help"])
+    assert "usage: dit ema" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
 def test_scripts_answer_help_at_once(script: str):
     code = (

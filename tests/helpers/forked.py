@@ -8,20 +8,19 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "dit.cli",
-        "dit.commands.train",
-        "torch.utils.tensorboard",
-        "sklearn.datasets",
-        "pytest",
-        "torch.distributed.fsdp",
-        "torch.distributed.checkpoint",
-        "torch.utils.flop_counter",
-        "matplotlib.figure",
-        "matplotlib.backends.backend_agg",
-    ]
-)
+PRELOADED = [
+    "dit.cli",
+    "dit.commands.train",
+    "torch.utils.tensorboard",
+    "sklearn.datasets",
+    "pytest",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
+    "torch.utils.flop_counter",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+]
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def start(world: int, work: Callable[..., None], *args: Any) -> list[BaseProcess]:

@@ -188,6 +188,19 @@ def test_damage_is_named(out):
         LatentStore(out / "none")
 
 
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [(lambda a: a.view(np.int16), "int16 "), (np.asfortranarray, r"float16 .* in Fortran's order")],
+)
+def test_a_shard_of_the_right_size_that_holds_something_else_is_named(out, change, holds):
+    shard = out / "shard-00002.npy"
+    content = np.load(shard)
+    np.save(shard, change(content))
+    assert shard.stat().st_size == 128 + content.nbytes
+    with pytest.raises(UserError, match=rf"shard-00002\.npy holds {holds}"):
+        LatentStore(out)
+
+
 def test_too_little_disk_space_is_refused(cfg, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
