@@ -46,7 +46,7 @@ def png():
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         (b"\n<!DOCTYPE html>\n<html lang=en>", "is an HTML page"),
         (b"<html><body>404</body></html>", "is an HTML page"),
-        (gzip.compress(b"weights"), "is a packed archive"),
+        (gzip.compress(b"weights", mtime=0), "is a packed archive"),
         (zipped(), "is a zip archive of readme.txt"),
         (npz(), "is a NumPy archive of mu.npy"),
         (png(), "is an image"),
