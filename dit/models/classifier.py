@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.dit import PATCHES, SIZES, Condition, DiTBlock, PatchTransformer
+from dit.models.dit import Condition, DiTBlock, PatchTransformer
+from dit.models.sizes import PATCHES, SIZES
 
 NAMES = [f"Classifier-{size}/{patch}" for size in SIZES for patch in PATCHES]
 

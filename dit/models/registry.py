@@ -10,7 +10,8 @@ from dit.errors import UserError, did_you_mean
 from dit.models import classifier, unet
 from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
-from dit.models.dit import PATCHES, SIZES, DiT, PatchTransformer
+from dit.models.dit import DiT, PatchTransformer
+from dit.models.sizes import PATCHES, SIZES
 from dit.models.unet import UNet
 
 DIT_NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]

@@ -9,7 +9,7 @@ import torch
 from dit.build import build_network, build_process
 from dit.commands.convert import import_release
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.card import NetworkSpec
 from dit.runs.formats.diffusers import from_diffusers, to_diffusers
 from dit.runs.formats.dit_release import infer_spec, read_release

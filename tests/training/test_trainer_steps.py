@@ -29,7 +29,7 @@ from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.latents.on_the_fly import MemoryLatents
 from dit.models import unet
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.checkpoint_files import (
     checkpoint_step,
     checkpoints,

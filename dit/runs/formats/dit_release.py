@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.models.dit import PATCHES, SIZES
+from dit.models.sizes import PATCHES, SIZES
 from dit.runs.card import RELEASE_DATA, NetworkSpec
 from dit.runs.formats.state_dict import StateDict, check_shapes, not_a_dit
 from dit.utils.files import shell_quote
