@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dit.errors import UserError
 from dit.models.dit import Condition, DiTBlock, PatchTransformer
+from dit.models.initial_weights import init_weights
 from dit.models.sizes import PATCHES, SIZES
 
 NAMES = [f"Classifier-{size}/{patch}" for size in SIZES for patch in PATCHES]
@@ -33,7 +34,7 @@ class Classifier(PatchTransformer):
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.head = nn.Linear(hidden_size, num_classes)
-        self.init_weights()
+        init_weights(self)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Map noisy latents [B, C, H, W] and times [B] to logits [B, num_classes]."""

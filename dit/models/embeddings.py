@@ -66,8 +66,31 @@ def position_embedding(
     return rearrange(torch.cat([columns, rows], dim=-1), "h w d -> (h w) d").float()
 
 
+def axial_rotation(
+    head_size: int, grid: tuple[int, int], trained: tuple[int, int] | None = None
+) -> Tensor:
+    """Return cosines and sines of 2-D rotary positions (2104.09864; axial): [2, h * w, d / 2].
+
+    The first half of a head's d features turns with the row, the second with the column; each half
+    has d / 4 frequencies 10000^(-k / (d / 4)), one a pair of features.
+
+    Args:
+        grid, trained: as of `position_embedding`.
+    """
+    trained = trained or grid
+    features = head_size // 2  # cosines and sines of d / 4 pairs
+    rows = sinusoids(_centres(grid[0], trained[0]), features).view(-1, 1, 2, features // 2)
+    columns = sinusoids(_centres(grid[1], trained[1]), features).view(1, -1, 2, features // 2)
+    turns = torch.cat([rows.expand(-1, grid[1], -1, -1), columns.expand(grid[0], -1, -1, -1)], -1)
+    return rearrange(turns, "h w two d -> two (h w) d").float()
+
+
 def _axis(size: int, trained: int, features: int) -> Tensor:
-    """Embed the centres of `size` tokens, in units of the `trained` ones: [size, features]."""
-    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (trained / size) - 0.5
+    """Embed the centres of `size` tokens: [size, features]."""
     # the release has sines first for positions, cosines first for times
-    return sinusoids(centres, features).roll(features // 2, dims=-1)
+    return sinusoids(_centres(size, trained), features).roll(features // 2, dims=-1)
+
+
+def _centres(size: int, trained: int) -> Tensor:
+    """Return the centres of `size` tokens in units of the `trained` ones, float64 [size]."""
+    return (torch.arange(size, dtype=torch.float64) + 0.5) * (trained / size) - 0.5

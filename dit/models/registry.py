@@ -11,6 +11,7 @@ from dit.models import classifier, unet
 from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import DiT, PatchTransformer
+from dit.models.layers import PLAIN, parse_layers
 from dit.models.sizes import PATCHES, SIZES
 from dit.models.unet import UNet
 
@@ -27,11 +28,12 @@ def create_model(
     num_classes: int,
     learn_sigma: bool = False,
     conditioning: str = "adaln-zero",
+    block: str = "plain",
     text_width: int | None = None,
     unet_attention: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
-    check_name(name, conditioning)
+    check_name(name, conditioning, block)
     assert (conditioning == "text") == (text_width is not None)
     family, size, patch = _parts(name)
     shape: dict[str, Any] = dict(
@@ -56,30 +58,38 @@ def create_model(
     if family == "Classifier":
         return Classifier(**shape)
 
-    block, final_layer = CONDITIONINGS[conditioning]
+    layers = parse_layers(block)
+    shape["num_heads"] = layers.num_heads(shape["hidden_size"], shape["num_heads"])
+    kind, final_layer = CONDITIONINGS[conditioning]
     return DiT(
         **shape,
         learn_sigma=learn_sigma,
-        block=block,
+        layers=layers,
+        block=kind,
         final_layer=final_layer,
         text_width=text_width,
     )
 
 
-def check_name(name: str, conditioning: str) -> None:
-    """Refuse unknown names, and a choice of conditioning for networks that are no DiT."""
+def check_name(name: str, conditioning: str, block: str = "plain") -> None:
+    """Refuse unknown names, and a choice of conditioning or block for networks that are no DiT."""
     if name not in NAMES:
         raise UserError(
             f"unknown model {name!r}",
             f"{DIT_PATTERN} or UNet-{{{','.join(unet.SIZES)}}}",
             did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"),
         )
-    if conditioning != "adaln-zero" and name not in DIT_NAMES:
-        raise UserError(
-            f"--conditioning {conditioning} with --model {name}",
-            "a DiT with --conditioning",
-            f"drop --conditioning, or pass --model {DIT_NAMES[1]}",
-        )
+    parse_layers(block)
+    for flag, value, default in (
+        ("--conditioning", conditioning, "adaln-zero"),
+        ("--block", block, "plain"),
+    ):
+        if value != default and name not in DIT_NAMES:
+            raise UserError(
+                f"{flag} {value} with --model {name}",
+                f"a DiT with {flag}",
+                f"drop {flag}, or pass --model {DIT_NAMES[1]}",
+            )
 
 
 def _parts(name: str) -> tuple[str, str, str]:
@@ -118,6 +128,8 @@ def describe_network(network: nn.Module) -> str:
     if isinstance(network, DiT):
         of_block = {block: name for name, (block, _) in CONDITIONINGS.items()}
         kind = f"Diffusion Transformer, {of_block[type(network.blocks[0])]} conditioning"  # type: ignore[index]
+        if network.layers != PLAIN:
+            kind += f", blocks with {network.layers}"
     height, width = network.grid
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 

@@ -36,7 +36,7 @@ from dit.utils.files import write_atomically
 PAGE = "report.html"
 MOST_GRIDS = 6  # in the strip of samples
 SETTINGS = {
-    "network": "model conditioning unet_attention text_encoder learn_sigma",
+    "network": "model conditioning block unet_attention text_encoder learn_sigma",
     "data": "data vae image_size num_classes flip latent_norm",
     "diffusion": ("process objective loss time_sampling time_shift min_snr_gamma label_dropout"),
     "optimisation": (

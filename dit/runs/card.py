@@ -25,6 +25,7 @@ class NetworkSpec:
     num_classes: int  # 0: unconditional
     learn_sigma: bool
     conditioning: str = "adaln-zero"
+    block: str = "plain"  # layers of a DiT's blocks, see models/layers.py
     text_width: int | None = None  # features of a text token, with conditioning `text`
     unet_attention: tuple[int, ...] | None = None  # sides where a U-Net attends; None: its default
 

@@ -46,6 +46,7 @@ def build_card(
         num_classes=num_classes,
         learn_sigma=config.learn_sigma,
         conditioning=config.conditioning,
+        block=config.block,
         text_width=encoder.width if encoder else None,
         unet_attention=config.unet_attention,
     )

@@ -207,6 +207,7 @@ KINDS = {
     "text": dict(conditioning="text"),
     "unet": dict(model="UNet-S"),
     "in-context": dict(conditioning="in-context"),
+    "modern": dict(block="modern+nobias", conditioning="tokens"),
     "classifier": dict(model="Classifier-Ti/4", label_dropout=0.0),
 }
 
