@@ -101,10 +101,13 @@ class TrainConfig:
     """Images per optimizer step, over all ranks and accumulation steps."""
     grad_accum: int = 1
     """Micro-batches per optimizer step and rank."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw: for all weights. muon: steps of the matrices in a DiT's blocks are their momentum,
+    made orthogonal (2502.16982), at the learning rate of AdamW, which takes all other weights."""
     lr: float = 4e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     beta2: float = 0.99
     """Second-moment decay of AdamW."""
     warmup: int = 50
@@ -269,6 +272,12 @@ def _require_network(config: TrainConfig) -> None:
                 f"{flag_of(config, 'unet_attention')} {model}",
                 "a UNet with it",
                 "pass --model UNet-S, or drop --unet-attention",
+            ),
+            (
+                config.optimizer == "muon" and config.model.startswith("UNet-"),
+                f"--optimizer muon {model}",
+                "a DiT with it",
+                "its blocks are the matrices of Muon: pass --optimizer adamw, or --model DiT-S/2",
             ),
             # only a DiT's blocks have float8 layers
             (

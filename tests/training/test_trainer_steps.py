@@ -208,6 +208,7 @@ KINDS = {
     "unet": dict(model="UNet-S"),
     "in-context": dict(conditioning="in-context"),
     "modern": dict(block="modern+nobias", conditioning="tokens"),
+    "muon": dict(optimizer="muon", weight_decay=0.1),
     "classifier": dict(model="Classifier-Ti/4", label_dropout=0.0),
 }
 
