@@ -79,18 +79,26 @@ class TrainConfig:
     """What the network predicts: the noise, the data, or the velocity."""
     learn_sigma: bool = False
     """Predict the variance too, trained by the variational bound (DDPM processes only)."""
-    loss: Literal["simple", "vlb"] = "simple"
+    loss: Literal["simple", "velocity", "vlb"] = "simple"
     """simple: squared error; with --learn-sigma also the variational bound for the variance (the
-    hybrid loss of 2102.09672). vlb: the bound alone, for the mean too, with --learn-sigma."""
+    hybrid loss of 2102.09672). velocity: the squared error of the velocity of a flow, whatever the
+    network predicts: with --objective x0 for pixels and wide latents (2511.13720). vlb: the bound
+    alone, for the mean too, with --learn-sigma."""
+    cosine: float = 0.0
+    """Weight of 1 - cos between predicted and true velocity, with flow (2410.10356), usually 1."""
     time_sampling: Literal["uniform", "logit-normal", "loss-aware"] = "logit-normal"
     """Distribution of training times. uniform and logit-normal: for flow (DDPM is uniform);
     loss-aware: where the loss is large, for DDPM (2102.09672, section 3.3)."""
-    time_shift: float = 1.0
-    """Shift flow times towards noise: t -> s t / (1 + (s - 1) t), in training and in sampling."""
+    time_shift: float | Literal["auto"] = 1.0
+    """Shift flow times towards noise: t -> s t / (1 + (s - 1) t), in training and in sampling.
+    auto: s = sqrt(m / 4096) for latents of m numbers (2403.03206, equation 23; 2510.11690)."""
     min_snr_gamma: float | None = None
     """Clamp of the min-SNR loss weighting (2303.09556), usually 5; off unless given."""
     label_dropout: float = 0.1
     """Probability that the null class replaces a label, for classifier-free guidance."""
+    route: float = 0.0
+    """Share of an image's tokens that skip the middle blocks in training, such as 0.5, drawn again
+    in every step (TREAD, 2501.04765). It saves their work; sampling uses all tokens."""
 
     # -- optimisation ----------------------------------------------------------------------------
     steps: int = 560
@@ -209,10 +217,11 @@ class TrainConfig:
 RANGES: dict[tuple[str, ...], Range] = {
     ("seed",): SEED,
     ("global_batch_size", "grad_accum", "steps", "keep", "max_skips"): POSITIVE,
-    ("lr", "time_shift"): POSITIVE,
-    ("warmup", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
+    ("lr",): POSITIVE,
+    ("time_shift",): (lambda v: v == "auto" or v > 0, "a number above 0, or auto"),
+    ("warmup", "cosine", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
     ("sample_every", "ckpt_every", "log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
-    ("label_dropout", "ema", "beta2"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    ("label_dropout", "ema", "beta2", "route"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     ("cooldown",): (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     ("eval_samples",): TWO_OR_MORE,
     ("ema_every", "epochs", "min_snr_gamma"): POSITIVE_OR_NONE,
@@ -247,6 +256,24 @@ def _require_process(config: TrainConfig) -> None:
                 "it has a loss for each of 1000 steps: pass --time-sampling logit-normal",
             ),
             (
+                config.loss == "velocity" and not flow,
+                f"--loss velocity with --process {config.process}",
+                "--process flow with it",
+                "a flow's velocity is meant: pass --loss simple",
+            ),
+            (
+                config.loss == "velocity" and config.min_snr_gamma is not None,
+                f"--loss velocity with {flag_of(config, 'min_snr_gamma')}",
+                "one of the two",
+                "both are weights of the loss: drop --min-snr-gamma, or pass --loss simple",
+            ),
+            (
+                config.cosine > 0 and not flow,
+                f"{flag_of(config, 'cosine')} with --process {config.process}",
+                "--process flow with it",
+                "a flow's velocity is meant: drop --cosine",
+            ),
+            (
                 vlb and not config.learn_sigma,
                 f"--process {config.process} with --loss vlb and without --learn-sigma",
                 "--process linear or cosine and --learn-sigma with --loss vlb",
@@ -272,6 +299,12 @@ def _require_network(config: TrainConfig) -> None:
                 f"{flag_of(config, 'unet_attention')} {model}",
                 "a UNet with it",
                 "pass --model UNet-S, or drop --unet-attention",
+            ),
+            (
+                config.route > 0 and not config.model.startswith("DiT-"),
+                f"{flag_of(config, 'route')} {model}",
+                "a DiT with it",
+                "drop --route, or pass --model DiT-S/2",
             ),
             (
                 config.optimizer == "muon" and config.model.startswith("UNet-"),

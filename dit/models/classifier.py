@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.dit import Condition, DiTBlock, PatchTransformer
+from dit.models.dit import DiTBlock, PatchTransformer
+from dit.models.embeddings import Condition
 from dit.models.initial_weights import init_weights
 from dit.models.sizes import PATCHES, SIZES
 

@@ -9,7 +9,8 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from dit.models.dit import Block, Condition, DiTBlock, FinalLayer, modulate
+from dit.models.dit import Block, DiTBlock, FinalLayer, modulate
+from dit.models.embeddings import Condition
 from dit.models.layers import PLAIN, BlockLayers
 
 TIME_TOKENS, CLASS_TOKENS = 4, 8  # of conditioning `tokens` (2512.02012, appendix A)

@@ -7,26 +7,22 @@
 B images; T tokens, one a patch; D features of a token; p the side of a patch: T = H/p * W/p.
 """
 
-from typing import NamedTuple
-
 import torch
 from einops import rearrange
 from timm.layers import PatchEmbed, to_2tuple
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.embeddings import LabelEmbedder, TimestepEmbedder, position_embedding, text_mask
+from dit.models.embeddings import (
+    Condition,
+    LabelEmbedder,
+    TimestepEmbedder,
+    position_embedding,
+    text_mask,
+)
 from dit.models.initial_weights import init_weights
 from dit.models.layers import PLAIN, BlockLayers
-
-
-class Condition(NamedTuple):
-    """Embedded time and class, or time and text; each kind of block reads the part it needs."""
-
-    vector: Tensor  # [B, D]: time + class, or time alone
-    tokens: Tensor  # [B, S, D]: time and class, or text
-    mask: Tensor | None = None  # bool [B, S]: false at padding
-    rotation: Tensor | None = None  # of each token of the image, for blocks with rotary positions
+from dit.models.routing import run_routed
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -192,9 +188,16 @@ class DiT(PatchTransformer):
         rotation = self.layers.rotation(self.head_size, self._grid(input_size), self.grid)
         self.rotation = None if rotation is None else rotation.to(self.pos_embed)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict [B, C or 2C, H, W] from latents, times [B] and class ids [B] or text."""
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Predict [B, C or 2C, H, W] from latents, times [B] and class ids [B] or text.
+
+        Args:
+            keep: tokens [B, K] that do not skip the middle blocks, in training; all unless given.
+        """
         tokens, c = self.embed(x, t, y)
+        if keep is not None:
+            tokens = run_routed(list(self.blocks), tokens, c, keep, self.pos_embed.shape[1])
+            return self.unpatchify(tokens, c, x)
         for block in self.blocks:
             tokens = block(tokens, c)
         return self.unpatchify(tokens, c, x)

@@ -1,10 +1,26 @@
 """Embeddings of times, class ids and positions. B images, T tokens, D features."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+
+class Condition(NamedTuple):
+    """Embedded time and class, or time and text; each kind of block reads the part it needs."""
+
+    vector: Tensor  # [B, D]: time + class, or time alone
+    tokens: Tensor  # [B, S, D]: time and class, or text
+    mask: Tensor | None = None  # bool [B, S]: false at padding
+    rotation: Tensor | None = None  # [2, T, d / 2] of the image's tokens, for rotary positions
+
+    def at(self, keep: Tensor) -> "Condition":
+        """Return the condition of some tokens of each image, [B, K]."""
+        if self.rotation is None:
+            return self
+        return self._replace(rotation=self.rotation[:, keep][:, :, None])  # [2, B, 1, K, d / 2]
 
 
 class TimestepEmbedder(nn.Module):

@@ -12,6 +12,7 @@ from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import DiT, PatchTransformer
 from dit.models.layers import PLAIN, parse_layers
+from dit.models.routing import number_kept
 from dit.models.sizes import PATCHES, SIZES
 from dit.models.unet import UNet
 
@@ -134,12 +135,18 @@ def describe_network(network: nn.Module) -> str:
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 
 
+def count_tokens(name: str, input_size: int | tuple[int, int]) -> int:
+    """Return the tokens of an image in a DiT."""
+    height, width = to_2tuple(input_size)
+    return height * width // split_name(name)[1] ** 2
+
+
 def count_parameters(network: nn.Module) -> int:
     """Return the number of parameters, fixed positions included."""
     return sum(p.numel() for p in network.parameters())
 
 
-def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
+def multiply_adds(name: str, text_tokens: int = 0, route: float = 0.0, **sizes: Any) -> int:
     """Return multiply-adds of a forward pass for one image, which papers call "Gflops".
 
     Real FLOPs are twice that. `sizes` are those of `create_model`.
@@ -147,7 +154,7 @@ def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
     # nothing is allocated or computed on the meta device
     with torch.device("meta"):
         network = create_model(name, **sizes)
-        return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, **sizes))
+        return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, route, **sizes))
 
 
 def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -159,12 +166,22 @@ def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def zero_inputs(name: str, batch: int, text_tokens: int, **sizes: Any) -> tuple[Tensor, ...]:
-    """Return inputs of zeros for the network `create_model(name, **sizes)`."""
+def zero_inputs(
+    name: str, batch: int, text_tokens: int, route: float = 0.0, **sizes: Any
+) -> tuple[Tensor, ...]:
+    """Return inputs of zeros for the network `create_model(name, **sizes)`.
+
+    Args:
+        route: share of the tokens that skip the middle blocks.
+    """
     x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
     t = torch.zeros(batch)
     if is_classifier(name):
         return x, t
+    y = torch.zeros(batch, dtype=torch.long)
     if width := sizes.get("text_width"):
-        return x, t, torch.zeros(batch, text_tokens, width)
-    return x, t, torch.zeros(batch, dtype=torch.long)
+        y = torch.zeros(batch, text_tokens, width)
+    if not route:
+        return x, t, y
+    keep = torch.arange(number_kept(route, count_tokens(name, sizes["input_size"])))
+    return x, t, y, keep.expand(batch, -1)

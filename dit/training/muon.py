@@ -42,7 +42,7 @@ class MuonAdamW(torch.optim.AdamW):
         groups = [{"params": [matrix for matrix, _ in matrices]}, {"params": list(others)}]
         super().__init__(groups, lr, betas, weight_decay=weight_decay, fused=True)
         self.stacked = dict(matrices)
-        self.updates: dict[nn.Parameter, Tensor] = {}  # norm of the last step of each matrix
+        self.updates: dict[Tensor, Tensor] = {}  # norm of the last step of each matrix
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -14,7 +14,7 @@ from helpers.networks import (
 from torch.nn import functional
 
 from dit.models.conditioning import CONDITIONINGS, CrossAttention
-from dit.models.dit import Condition
+from dit.models.embeddings import Condition
 from dit.models.initial_weights import init_weights
 
 OF_CLASSES = [name for name in CONDITIONINGS if name != "text"]

@@ -88,9 +88,15 @@ def simulated_step(
 ) -> "SimulatedStep":
     """Return the training step of a run, with captions of so many tokens."""
     config = card.config
-    averages = 1 + len(config.ema_lengths)
     return SimulatedStep(
-        card.network, device, bf16, config.recompute, text_tokens, averages, config.optimizer
+        card.network,
+        device,
+        bf16,
+        config.recompute,
+        text_tokens,
+        averages=1 + len(config.ema_lengths),
+        optimizer=config.optimizer,
+        route=config.route,
     )
 
 
@@ -105,13 +111,14 @@ class SimulatedStep:
     text_tokens: int = 0
     averages: int = 1  # EMAs
     optimizer: str = "adamw"
+    route: float = 0.0
 
     def memory(self, batch: int, layout: Layout) -> Memory:
         """Return the peak on one rank, for `batch` images at once."""
         return self.peak(self.timeline(batch, layout), layout)
 
     def inputs(self, images: int) -> tuple[Tensor, ...]:
-        return zero_inputs(self.spec.model, images, self.text_tokens, **self.spec.sizes)
+        return zero_inputs(self.spec.model, images, self.text_tokens, self.route, **self.spec.sizes)
 
     def timeline(self, batch: int, layout: Layout) -> np.ndarray:
         """Return the bytes of each of PARTS over time, [allocations, parts]."""
