@@ -28,7 +28,7 @@ class TrainConfig:
 
     preset: str = "digits"
     """Named configuration that gives the defaults of all other flags: digits, imagenet-256,
-    imagenet-256-flow."""
+    imagenet-256-flow, imagenet-256-modern."""
 
     # -- data ------------------------------------------------------------------------------------
     data: str = "digits"

@@ -20,6 +20,8 @@ from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
 from dit.utils.image_size import describe_size
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
+
 
 def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     """Return the table that --dry-run prints."""
@@ -94,7 +96,8 @@ def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
         decay = f", then linearly to 0 over the last {config.cooldown * steps:.0f}"
     return (
         f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); "
-        f"AdamW, lr {config.lr:g} after {config.warmup} steps{decay}; EMA {config.ema:g}"
+        f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g} after {config.warmup} steps{decay}; "
+        f"EMA {config.ema:g}"
     )
 
 
