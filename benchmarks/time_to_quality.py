@@ -117,7 +117,7 @@ class Bench:
             checkpoint = run / "checkpoints" / checkpoint_name(step)
             if not (out / "sweep.json").exists():
                 perform(
-                    f"dit sweep --run {run / 'checkpoints' / checkpoint_name(step)} --cfg-scale {scales} {sampling} "
+                    f"dit sweep --run {checkpoint} --cfg-scale {scales} {sampling} "
                     f"--reference data/{self.name} --crop --num-samples {self.samples} "
                     f"--extractor {EXTRACTOR} --weights data/{self.name}.safetensors "
                     f"--bootstrap 0 --out {out}"
