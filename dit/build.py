@@ -1,6 +1,7 @@
 """Build the objects that a configuration names: process, network, loss, denoiser, text encoder."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from dit.config import TrainConfig
 from dit.diffusion import classifier
 from dit.diffusion.classifier import NoisyClassifier, classifier_loss
-from dit.diffusion.objective import LossFunction, diffusion_loss, loss_terms, variational_loss
+from dit.diffusion.objective import Loss, LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Denoiser, Flow, Process
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder, load_text_encoder
 from dit.errors import UserError, one_line
 from dit.models.registry import create_model, is_classifier, side_multiple
+from dit.models.routing import kept_tokens
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import Size, sides, size_flag, size_of
 
@@ -23,6 +25,7 @@ from dit.utils.image_size import Size, sides, size_flag, size_of
 def build_process(config: TrainConfig) -> Process:
     """Return the noise process of a run."""
     if config.process == "flow":
+        assert config.time_shift != "auto", "a card has a number"
         return Flow(config.time_sampling, config.time_shift)
     return DDPM(config.process)
 
@@ -50,13 +53,35 @@ def build_loss(
 ) -> tuple[LossFunction, tuple[str, ...]]:
     """Return the loss that training minimises, and the names of its terms."""
     if is_classifier(config.model):
-        return partial(classifier_loss, NoisyClassifier(network, process)), classifier.TERMS
+        loss = partial(classifier_loss, NoisyClassifier(network, process))
+        return _without_uniforms(loss), classifier.TERMS
 
     denoise = Denoiser(network, process, config.objective, config.learn_sigma)
     if config.loss == "vlb":
-        return partial(variational_loss, denoise), ("vb",)
-    loss = partial(diffusion_loss, denoise, min_snr_gamma=config.min_snr_gamma)
-    return loss, loss_terms(config.learn_sigma)
+        return _without_uniforms(partial(variational_loss, denoise)), ("vb",)
+    weighted = partial(
+        diffusion_loss,
+        min_snr_gamma=config.min_snr_gamma,
+        velocity=config.loss == "velocity",
+        cosine=config.cosine,
+    )
+    terms = loss_terms(config.learn_sigma, config.cosine)
+    if config.route:
+        return partial(_routed, denoise, config.route, weighted), terms
+    return _without_uniforms(partial(weighted, denoise)), terms
+
+
+def _without_uniforms(loss: Callable[..., Loss]) -> LossFunction:
+    """Return a loss that draws nothing of its own as a LossFunction."""
+    return lambda x0, y, t, eps, uniforms: loss(x0, y, t, eps)
+
+
+def _routed(denoise: Denoiser, share: float, loss: Callable[..., Loss], *inputs: Tensor) -> Loss:
+    """Return a loss of the network with this share of the tokens on the short road."""
+    *inputs, uniforms = inputs  # type: ignore[assignment]
+    keep = kept_tokens(uniforms, share)
+    network = partial(denoise.network, keep=keep)  # type: ignore[call-arg]
+    return loss(replace(denoise, network=network), *inputs)
 
 
 def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoiser:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dit.build import build_network
 from dit.cli import main
 from dit.config import TrainConfig
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.utils.files import sha256, write_json

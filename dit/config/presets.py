@@ -4,6 +4,7 @@ Scores without a source were measured with this package, see docs/performance.md
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dit.config import TrainConfig
 
@@ -80,8 +81,29 @@ def imagenet_256_flow() -> TrainConfig:
     )
 
 
+def imagenet_256_modern() -> TrainConfig:
+    """`imagenet-256-flow` with modern blocks and the cosine of velocities (2501.01423).
+
+    Further levers go on top, one flag each, in this order of published evidence: `--route 0.5`,
+    `--optimizer muon`, `--conditioning tokens`.
+
+    Cost: as `imagenet-256`, 1.0e8 images; XL/2 has 18 heads of 64.
+    Score: not measured. It aims at the published FID-50K of this recipe without guidance, with this
+    autoencoder: 7.13 after 80 epochs (a user of it reports 8.97), where DiT-XL/2 has 9.62 after
+    1,400.
+    """
+    return replace(
+        imagenet_256_flow(),
+        preset="imagenet-256-modern",
+        block="modern",
+        cosine=1.0,
+        time_shift="auto",
+    )
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "digits": digits,
     "imagenet-256": imagenet_256,
     "imagenet-256-flow": imagenet_256_flow,
+    "imagenet-256-modern": imagenet_256_modern,
 }

@@ -30,7 +30,7 @@ class TrainConfig:
 
     preset: str = "digits"
     """Named configuration that gives the defaults of all other flags: digits, imagenet-256,
-    imagenet-256-flow."""
+    imagenet-256-flow, imagenet-256-modern."""
 
     # -- data ------------------------------------------------------------------------------------
     data: str = "digits"
@@ -61,11 +61,16 @@ class TrainConfig:
     # -- network ---------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
     """Size and patch: DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; or UNet-{S,B}."""
-    conditioning: Literal["adaln-zero", "adaln", "cross-attention", "in-context", "text"] = (
-        "adaln-zero"
-    )
-    """How time and class enter a DiT (2212.09748, section 3.2); text: captions enter by
+    conditioning: Literal[
+        "adaln-zero", "adaln", "cross-attention", "in-context", "tokens", "text"
+    ] = "adaln-zero"
+    """How time and class enter a DiT (2212.09748, section 3.2). tokens: as learned tokens beside
+    the patches, without adaLN, a third fewer parameters (2512.02012); text: captions enter by
     cross-attention."""
+    block: str = "plain"
+    """Layers of a DiT's blocks. plain: those of 2212.09748; modern: RMSNorm, rotary positions,
+    normed queries and keys, SwiGLU and heads of 64. Each can be switched: plain+rope,
+    modern-qknorm+nobias; the switches are rmsnorm, rope, qknorm, swiglu, heads64, nobias."""
     unet_attention: tuple[int, ...] | None = None
     """With a UNet: levels with self-attention, by their side in latents, such as 16 8; unless
     given, those of its size."""
@@ -81,18 +86,26 @@ class TrainConfig:
     """What the network predicts: the noise, the data, or the velocity."""
     learn_sigma: bool = False
     """Predict the variance too, trained by the variational bound (DDPM processes only)."""
-    loss: Literal["simple", "vlb"] = "simple"
+    loss: Literal["simple", "velocity", "vlb"] = "simple"
     """simple: squared error; with --learn-sigma also the variational bound for the variance (the
-    hybrid loss of 2102.09672). vlb: the bound alone, for the mean too, with --learn-sigma."""
+    hybrid loss of 2102.09672). velocity: the squared error of the velocity of a flow, whatever the
+    network predicts: with --objective x0 for pixels and wide latents (2511.13720). vlb: the bound
+    alone, for the mean too, with --learn-sigma."""
+    cosine: float = 0.0
+    """Weight of 1 - cos between predicted and true velocity, with flow (2410.10356), usually 1."""
     time_sampling: Literal["uniform", "logit-normal", "loss-aware"] = "logit-normal"
     """Distribution of training times. uniform and logit-normal: for flow (DDPM is uniform);
     loss-aware: where the loss is large, for DDPM (2102.09672, section 3.3)."""
-    time_shift: float = 1.0
-    """Shift flow times towards noise: t -> s t / (1 + (s - 1) t), in training and in sampling."""
+    time_shift: float | Literal["auto"] = 1.0
+    """Shift flow times towards noise: t -> s t / (1 + (s - 1) t), in training and in sampling.
+    auto: s = sqrt(m / 4096) for latents of m numbers (2403.03206, equation 23; 2510.11690)."""
     min_snr_gamma: float | None = None
     """Clamp of the min-SNR loss weighting (2303.09556), usually 5; off unless given."""
     label_dropout: float = 0.1
     """Probability that the null class replaces a label, for classifier-free guidance."""
+    route: float = 0.0
+    """Share of an image's tokens that skip the middle blocks in training, such as 0.5, drawn again
+    in every step (TREAD, 2501.04765). It saves their work; sampling uses all tokens."""
 
     # -- optimisation ----------------------------------------------------------------------------
     steps: int = 560
@@ -103,10 +116,13 @@ class TrainConfig:
     """Images per optimizer step, over all ranks and accumulation steps."""
     grad_accum: int = 1
     """Micro-batches per optimizer step and rank."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw: for all weights. muon: steps of the matrices in a DiT's blocks are their momentum,
+    made orthogonal (2502.16982), at the learning rate of AdamW, which takes all other weights."""
     lr: float = 4e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     beta2: float = 0.99
     """Second-moment decay of AdamW."""
     warmup: int = 50
@@ -212,10 +228,13 @@ RANGES: dict[tuple[str, ...], Range] = {
     ("global_batch_size", "grad_accum", "steps", "keep", "max_skips"): POSITIVE,
     ("lr",): POSITIVE,
     # t -> s t / (1 + (s - 1) t) divides by 0 beyond
-    ("time_shift",): (lambda v: 1e-6 <= v <= 1e6, "a number from 0.000001 to 1,000,000"),
-    ("warmup", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
+    ("time_shift",): (
+        lambda v: v == "auto" or 1e-6 <= v <= 1e6,
+        "a number from 0.000001 to 1,000,000, or auto",
+    ),
+    ("warmup", "cosine", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
     ("sample_every", "ckpt_every", "log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
-    ("label_dropout", "ema", "beta2"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    ("label_dropout", "ema", "beta2", "route"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     ("cooldown",): (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     ("eval_samples",): TWO_OR_MORE,
     ("ema_every", "epochs", "min_snr_gamma"): POSITIVE_OR_NONE,
@@ -250,6 +269,24 @@ def _require_process(config: TrainConfig) -> None:
                 "it has a loss for each of 1000 steps: pass --time-sampling logit-normal",
             ),
             (
+                config.loss == "velocity" and not flow,
+                f"--loss velocity with --process {config.process}",
+                "--process flow with it",
+                "a flow's velocity is meant: pass --loss simple",
+            ),
+            (
+                config.loss == "velocity" and config.min_snr_gamma is not None,
+                f"--loss velocity with {flag_of(config, 'min_snr_gamma')}",
+                "one of the two",
+                "both are weights of the loss: drop --min-snr-gamma, or pass --loss simple",
+            ),
+            (
+                config.cosine > 0 and not flow,
+                f"{flag_of(config, 'cosine')} with --process {config.process}",
+                "--process flow with it",
+                "a flow's velocity is meant: drop --cosine",
+            ),
+            (
                 vlb and not config.learn_sigma,
                 f"--process {config.process} with --loss vlb and without --learn-sigma",
                 "--process linear or cosine and --learn-sigma with --loss vlb",
@@ -275,6 +312,18 @@ def _require_network(config: TrainConfig) -> None:
                 f"{flag_of(config, 'unet_attention')} {model}",
                 "a UNet with it",
                 "pass --model UNet-S, or drop --unet-attention",
+            ),
+            (
+                config.route > 0 and not config.model.startswith("DiT-"),
+                f"{flag_of(config, 'route')} {model}",
+                "a DiT with it",
+                "drop --route, or pass --model DiT-S/2",
+            ),
+            (
+                config.optimizer == "muon" and config.model.startswith("UNet-"),
+                f"--optimizer muon {model}",
+                "a DiT with it",
+                "its blocks are the matrices of Muon: pass --optimizer adamw, or --model DiT-S/2",
             ),
             # only a DiT's blocks have float8 layers
             (

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from dit.diffusion.likelihood import variational_bound
 from dit.diffusion.process import Denoiser, add_noise, target
-from dit.diffusion.weighting import min_snr
+from dit.diffusion.weighting import min_snr, velocity_weight
 
 
 class Loss(NamedTuple):
@@ -29,8 +30,11 @@ class Loss(NamedTuple):
         return Loss(weights * self.each, terms)
 
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Loss]
-"""(x0 [B, C, H, W], class ids [B], times [B], noise [B, C, H, W]) -> loss, of some network."""
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Loss]
+"""(x0 [B, C, H, W], class ids [B], times [B], noise [B, C, H, W], uniforms [B, U]) -> loss.
+
+The uniforms, in [0, 1), are what else the loss of some network draws.
+"""
 
 
 def drop_labels(y: Tensor, drop: Tensor, null_label: int) -> Tensor:
@@ -45,11 +49,17 @@ def diffusion_loss(
     t: Tensor,
     eps: Tensor,
     min_snr_gamma: float | None = None,
+    velocity: bool = False,
+    cosine: float = 0.0,
 ) -> Loss:
     """Return the squared error (2006.11239, equation 14; 2210.02747, equation 23 for flows).
 
     With a learned variance, the variational bound is added (2102.09672, equation 16). Latents x0
     and noise eps are [B, C, H, W], class ids y [B] with dropped ones already null, times t [B].
+
+    Args:
+        velocity: weigh the error as one of the flow's velocity (2511.13720, equation 6).
+        cosine: weight of 1 - cos of the predicted and the true velocity (2410.10356, section 4).
     """
     x_t = add_noise(denoise.process, x0, eps, t)
     prediction = denoise(x_t, t, y)
@@ -59,6 +69,13 @@ def diffusion_loss(
     each, terms = mse, {"mse": mse.detach()}
     if min_snr_gamma is not None:
         each = min_snr(denoise.process, denoise.objective, t, min_snr_gamma).to(mse) * mse
+    if velocity:
+        each = velocity_weight(denoise.objective, t).to(mse) * mse
+    if cosine:
+        # of a flow, whose velocity is eps - x0; over the channels at each place
+        angle = cosine_similarity(prediction.eps - prediction.x0, eps - x0, dim=1)
+        turned = (1 - angle).flatten(1).mean(1)
+        each, terms["cosine"] = each + cosine * turned, turned.detach()
     if prediction.var_fraction is not None:
         # its gradient reaches the variance alone (2102.09672, section 3.1); lambda 0.001 times 1000
         # steps, of which one stands for all, is 1
@@ -76,6 +93,6 @@ def variational_loss(denoise: Denoiser, x0: Tensor, y: Tensor, t: Tensor, eps: T
     return Loss(denoise.process.end * vb, {"vb": vb.detach()})
 
 
-def loss_terms(learn_sigma: bool) -> tuple[str, ...]:
+def loss_terms(learn_sigma: bool, cosine: float = 0.0) -> tuple[str, ...]:
     """Return the names of the terms of `diffusion_loss`."""
-    return ("mse", "vb") if learn_sigma else ("mse",)
+    return ("mse", *["cosine"] * (cosine > 0), *["vb"] * learn_sigma)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dit.diffusion.process import Process
 
+LEAST_TIME = 0.05  # of the velocity's error, which has no bound at 0
 MEMORY = 10  # losses kept of each time
 UNIFORM = 0.001  # share of draws from all times alike, as in the release of 2102.09672
 
@@ -19,6 +20,14 @@ def min_snr(process: Process, objective: str, t: Tensor, gamma: float) -> Tensor
     # how the error of x0 follows from that of eps, x0 or v
     x0_per_out = {"eps": at.sigma / at.alpha, "x0": torch.ones_like(snr), "v": at.sigma}[objective]
     return snr.clamp(max=gamma) * x0_per_out**2
+
+
+def velocity_weight(objective: str, t: Tensor) -> Tensor:
+    """Return weights [B] that make any objective of a flow a velocity loss (2511.13720, eq. 6).
+
+    The error of v is that of x0 over t; times below 0.05 count as 0.05.
+    """
+    return t.clamp(min=LEAST_TIME) ** -2 if objective == "x0" else torch.ones_like(t)
 
 
 class LossAwareSampler:

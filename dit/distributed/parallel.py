@@ -46,7 +46,10 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
         return network
     wrapped = network
     if ranks.world > 1:
-        wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True)
+        # Buffers are tables that never change: nothing to broadcast in every step.
+        wrapped = DistributedDataParallel(
+            network, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
 
 

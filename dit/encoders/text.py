@@ -125,9 +125,9 @@ class Captioned:
     network: Network
     captions: Captions
 
-    def __call__(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, ids: Tensor, **options: Tensor) -> Tensor:
         """Run the network: latents [B, C, H, W], times [B], ids [B] -> [B, C or 2C, H, W]."""
-        return self.network(x, t, self.captions(ids))
+        return self.network(x, t, self.captions(ids), **options)
 
 
 # -- loading ---------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.dit import PATCHES, SIZES, Condition, DiTBlock, PatchTransformer
+from dit.models.dit import DiTBlock, PatchTransformer
+from dit.models.embeddings import Condition
+from dit.models.initial_weights import init_weights
+from dit.models.sizes import PATCHES, SIZES
 
 NAMES = [f"Classifier-{size}/{patch}" for size in SIZES for patch in PATCHES]
 
@@ -32,7 +35,7 @@ class Classifier(PatchTransformer):
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.head = nn.Linear(hidden_size, num_classes)
-        self.init_weights()
+        init_weights(self)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Map noisy latents [B, C, H, W] and times [B] to logits [B, num_classes]."""

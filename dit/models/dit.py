@@ -7,42 +7,31 @@
 B images; T tokens, one a patch; D features of a token; p the side of a patch: T = H/p * W/p.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
-
 import torch
 from einops import rearrange
-from timm.layers import Mlp, PatchEmbed, to_2tuple
-from timm.models.vision_transformer import Attention
+from timm.layers import PatchEmbed, to_2tuple
 from torch import Tensor, nn
 
 from dit.errors import UserError
-from dit.models.embeddings import LabelEmbedder, TimestepEmbedder, position_embedding, text_mask
-
-PATCHES = (1, 2, 4, 8)
-SIZES: dict[str, dict[str, Any]] = {
-    "Ti": dict(depth=6, hidden_size=256, num_heads=4),
-    "S": dict(depth=12, hidden_size=384, num_heads=6),
-    "B": dict(depth=12, hidden_size=768, num_heads=12),
-    "L": dict(depth=24, hidden_size=1024, num_heads=16),
-    "XL": dict(depth=28, hidden_size=1152, num_heads=16),
-    # the paper's table 1 has S to XL
-    "1B": dict(depth=24, hidden_size=1536, num_heads=12),
-    "3B": dict(depth=32, hidden_size=2304, num_heads=18),
-    "7B": dict(depth=40, hidden_size=3072, num_heads=24),
-}
-
-
-class Condition(NamedTuple):
-    """Embedded time and class, or time and text; each kind of block reads the part it needs."""
-
-    vector: Tensor  # [B, D]: time + class, or time alone
-    tokens: Tensor  # [B, S, D]: time and class, or text
-    mask: Tensor | None = None  # bool [B, S]: false at padding
+from dit.models.embeddings import (
+    Condition,
+    LabelEmbedder,
+    TimestepEmbedder,
+    position_embedding,
+    text_mask,
+)
+from dit.models.initial_weights import init_weights
+from dit.models.layers import PLAIN, BlockLayers
+from dit.models.routing import run_routed
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
+
+
+def stack_tokens(time: Tensor, label: Tensor) -> Tensor:
+    """Return time and class, each [B, D], as two tokens [B, 2, D]."""
+    return torch.stack([time, label], dim=1)
 
 
 class Block(nn.Module):
@@ -50,14 +39,14 @@ class Block(nn.Module):
 
     affine = True  # whether the norms learn a scale and a shift
     in_context = False  # whether the condition's tokens are appended to those of the image
+    context: type[nn.Module] | None = None  # makes those tokens; None: time and class as they are
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(self, hidden_size: int, num_heads: int, layers: BlockLayers = PLAIN):
         super().__init__()
-        gelu: Any = partial(nn.GELU, approximate="tanh")
-        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
-        self.attn = Attention(hidden_size, num_heads, qkv_bias=True)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=self.affine)
-        self.mlp = Mlp(hidden_size, 4 * hidden_size, act_layer=gelu)
+        self.norm1 = layers.norm(hidden_size, self.affine)
+        self.attn = layers.attention(hidden_size, num_heads)
+        self.norm2 = layers.norm(hidden_size, self.affine)
+        self.mlp = layers.mlp(hidden_size)
 
 
 class DiTBlock(Block):
@@ -65,8 +54,8 @@ class DiTBlock(Block):
 
     affine = False
 
-    def __init__(self, hidden_size: int, num_heads: int):
-        super().__init__(hidden_size, num_heads)
+    def __init__(self, hidden_size: int, num_heads: int, layers: BlockLayers = PLAIN):
+        super().__init__(hidden_size, num_heads, layers)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
@@ -74,33 +63,24 @@ class DiTBlock(Block):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
 
         # gates start at zero, so that a fresh block is the identity
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1))
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), c.rotation)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
 class FinalLayer(nn.Module):
     """Tokens [B, T, D] to patches [B, T, p * p * C], after a last adaptive norm."""
 
-    def __init__(self, hidden_size: int, patch_size: int, out_channels: int):
+    def __init__(
+        self, hidden_size: int, patch_size: int, out_channels: int, layers: BlockLayers = PLAIN
+    ):
         super().__init__()
-        self.norm_final = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.norm_final = layers.norm(hidden_size, affine=False)
         self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
         shift, scale = self.adaLN_modulation(c.vector)[:, None].chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
-
-
-# Ends of the names of parameters that start at zero. With adaLN-Zero a fresh block is thereby the
-# identity; with any conditioning the output of a fresh network is zero.
-ZERO_INIT = (
-    ".bias",
-    ".adaLN_modulation.1.weight",
-    ".text_attn.proj.weight",
-    "final_layer.linear.weight",
-    "head.weight",
-)
 
 
 class PatchTransformer(nn.Module):
@@ -128,20 +108,6 @@ class PatchTransformer(nn.Module):
     def embed_patches(self, x: Tensor) -> Tensor:
         """Map noisy latents [B, C, H, W] to tokens [B, T, D]."""
         return self.x_embedder(x) + self.pos_embed
-
-    def init_weights(self) -> None:
-        """Set all initial weights, each by one rule (section 3.2 and the release)."""
-        for name, parameter in self.named_parameters():
-            if name.endswith(ZERO_INIT):
-                nn.init.zeros_(parameter)
-            elif parameter.ndim == 1:
-                # the scale of an affine norm
-                nn.init.ones_(parameter)
-            elif name.startswith(("t_embedder.", "y_embedder.")):
-                nn.init.normal_(parameter, std=0.02)
-            elif name != "pos_embed":
-                # flattened, the patch convolution counts as a linear layer
-                nn.init.xavier_uniform_(parameter.flatten(1))
 
     def resize(self, input_size: int | tuple[int, int]) -> None:
         """Accept latents of another size, over which the grid of training is stretched."""
@@ -173,6 +139,7 @@ class DiT(PatchTransformer):
         num_heads: attention heads of a block.
         num_classes: classes; one more embedding is the null class, id `num_classes`.
         learn_sigma: twice the output channels, the second half for the variance.
+        layers: of the blocks; those of the paper unless given.
         block, final_layer: how the network is conditioned; adaLN-Zero unless given.
         text_width: features of a text token, for a network of text instead of classes.
     """
@@ -188,6 +155,7 @@ class DiT(PatchTransformer):
         num_heads: int,
         num_classes: int,
         learn_sigma: bool = False,
+        layers: BlockLayers = PLAIN,
         block: type[Block] = DiTBlock,
         final_layer: type[nn.Module] = FinalLayer,
         text_width: int | None = None,
@@ -200,19 +168,36 @@ class DiT(PatchTransformer):
         )
         self.text_width = text_width
         self.in_context = block.in_context
+        self.context = block.context(hidden_size) if block.context else stack_tokens
         out_channels = 2 * in_channels if learn_sigma else in_channels
 
         if text_width:
             self.y_embedder: nn.Module = nn.Linear(text_width, hidden_size)
         else:
             self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-        self.blocks = nn.ModuleList(block(hidden_size, num_heads) for _ in range(depth))
-        self.final_layer = final_layer(hidden_size, patch_size, out_channels)
-        self.init_weights()
+        self.blocks = nn.ModuleList(block(hidden_size, num_heads, layers) for _ in range(depth))
+        self.final_layer = final_layer(hidden_size, patch_size, out_channels, layers)
+        self.layers = layers
+        self.head_size = hidden_size // num_heads
+        rotation = layers.rotation(self.head_size, self.grid)
+        self.register_buffer("rotation", rotation, persistent=False)
+        init_weights(self)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict [B, C or 2C, H, W] from latents, times [B] and class ids [B] or text."""
+    def resize(self, input_size: int | tuple[int, int]) -> None:
+        super().resize(input_size)
+        rotation = self.layers.rotation(self.head_size, self._grid(input_size), self.grid)
+        self.rotation = None if rotation is None else rotation.to(self.pos_embed)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Predict [B, C or 2C, H, W] from latents, times [B] and class ids [B] or text.
+
+        Args:
+            keep: tokens [B, K] that do not skip the middle blocks, in training; all unless given.
+        """
         tokens, c = self.embed(x, t, y)
+        if keep is not None:
+            tokens = run_routed(list(self.blocks), tokens, c, keep, self.pos_embed.shape[1])
+            return self.unpatchify(tokens, c, x)
         for block in self.blocks:
             tokens = block(tokens, c)
         return self.unpatchify(tokens, c, x)
@@ -220,9 +205,9 @@ class DiT(PatchTransformer):
     def embed(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Condition]:
         """Return what the blocks read: tokens [B, T, D] and the condition."""
         tokens = self.embed_patches(x)
-        c = self.condition(t, y)
+        c = self.condition(t, y)._replace(rotation=self.rotation)
         if self.in_context:
-            # [B, T + 2, D]: `unpatchify` drops the two again
+            # [B, T + S, D]: `unpatchify` drops them again
             tokens = torch.cat([tokens, c.tokens], dim=1)
         return tokens, c
 
@@ -233,7 +218,7 @@ class DiT(PatchTransformer):
         if self.text_width:
             return Condition(time, label, text_mask(y))
         # adaLN reads the sum, in-context and cross-attention read the two
-        return Condition(time + label, torch.stack([time, label], dim=1))
+        return Condition(time + label, self.context(time, label))
 
     def unpatchify(self, tokens: Tensor, c: Condition, x: Tensor) -> Tensor:
         """Map the last block's tokens to patches, and these to latents of the size of x."""

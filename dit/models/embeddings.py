@@ -1,10 +1,26 @@
 """Embeddings of times, class ids and positions. B images, T tokens, D features."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+
+class Condition(NamedTuple):
+    """Embedded time and class, or time and text; each kind of block reads the part it needs."""
+
+    vector: Tensor  # [B, D]: time + class, or time alone
+    tokens: Tensor  # [B, S, D]: time and class, or text
+    mask: Tensor | None = None  # bool [B, S]: false at padding
+    rotation: Tensor | None = None  # [2, T, d / 2] of the image's tokens, for rotary positions
+
+    def at(self, keep: Tensor) -> "Condition":
+        """Return the condition of some tokens of each image, [B, K]."""
+        if self.rotation is None:
+            return self
+        return self._replace(rotation=self.rotation[:, keep][:, :, None])  # [2, B, 1, K, d / 2]
 
 
 class TimestepEmbedder(nn.Module):
@@ -68,8 +84,31 @@ def position_embedding(
     return rearrange(torch.cat([columns, rows], dim=-1), "h w d -> (h w) d").float()
 
 
+def axial_rotation(
+    head_size: int, grid: tuple[int, int], trained: tuple[int, int] | None = None
+) -> Tensor:
+    """Return cosines and sines of 2-D rotary positions (2104.09864; axial): [2, h * w, d / 2].
+
+    The first half of a head's d features turns with the row, the second with the column; each half
+    has d / 4 frequencies 10000^(-k / (d / 4)), one a pair of features.
+
+    Args:
+        grid, trained: as of `position_embedding`.
+    """
+    trained = trained or grid
+    features = head_size // 2  # cosines and sines of d / 4 pairs
+    rows = sinusoids(_centres(grid[0], trained[0]), features).view(-1, 1, 2, features // 2)
+    columns = sinusoids(_centres(grid[1], trained[1]), features).view(1, -1, 2, features // 2)
+    turns = torch.cat([rows.expand(-1, grid[1], -1, -1), columns.expand(grid[0], -1, -1, -1)], -1)
+    return rearrange(turns, "h w two d -> two (h w) d").float()
+
+
 def _axis(size: int, trained: int, features: int) -> Tensor:
-    """Embed the centres of `size` tokens, in units of the `trained` ones: [size, features]."""
-    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (trained / size) - 0.5
+    """Embed the centres of `size` tokens: [size, features]."""
     # the release has sines first for positions, cosines first for times
-    return sinusoids(centres, features).roll(features // 2, dims=-1)
+    return sinusoids(_centres(size, trained), features).roll(features // 2, dims=-1)
+
+
+def _centres(size: int, trained: int) -> Tensor:
+    """Return the centres of `size` tokens in units of the `trained` ones, float64 [size]."""
+    return (torch.arange(size, dtype=torch.float64) + 0.5) * (trained / size) - 0.5

@@ -10,7 +10,10 @@ from dit.errors import UserError, did_you_mean
 from dit.models import classifier, unet
 from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
-from dit.models.dit import PATCHES, SIZES, DiT, PatchTransformer
+from dit.models.dit import DiT, PatchTransformer
+from dit.models.layers import PLAIN, parse_layers
+from dit.models.routing import number_kept
+from dit.models.sizes import PATCHES, SIZES
 from dit.models.unet import UNet
 
 DIT_NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]
@@ -26,12 +29,13 @@ def create_model(
     num_classes: int,
     learn_sigma: bool = False,
     conditioning: str = "adaln-zero",
+    block: str = "plain",
     text_width: int | None = None,
     unet_attention: tuple[int, ...] | None = None,
     time_scale: float = 1.0,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
-    check_name(name, conditioning)
+    check_name(name, conditioning, block)
     assert (conditioning == "text") == (text_width is not None)
     family, size, patch = _parts(name)
     shape: dict[str, Any] = dict(
@@ -58,11 +62,14 @@ def create_model(
     if family == "Classifier":
         return Classifier(**shape)
 
-    block, final_layer = CONDITIONINGS[conditioning]
+    layers = parse_layers(block)
+    shape["num_heads"] = layers.num_heads(shape["hidden_size"], shape["num_heads"])
+    kind, final_layer = CONDITIONINGS[conditioning]
     transformer = DiT(
         **shape,
         learn_sigma=learn_sigma,
-        block=block,
+        layers=layers,
+        block=kind,
         final_layer=final_layer,
         text_width=text_width,
     )
@@ -70,8 +77,8 @@ def create_model(
     return transformer
 
 
-def check_name(name: str, conditioning: str) -> None:
-    """Refuse unknown names, and a choice of conditioning for networks that are no DiT."""
+def check_name(name: str, conditioning: str, block: str = "plain") -> None:
+    """Refuse unknown names, and a choice of conditioning or block for networks that are no DiT."""
     if name not in NAMES:
         raise UserError(
             f"unknown model {name!r}",
@@ -81,12 +88,17 @@ def check_name(name: str, conditioning: str) -> None:
     if conditioning not in CONDITIONINGS:
         known = ", ".join(CONDITIONINGS)
         raise UserError(f"--conditioning {conditioning}", f"one of {known}", "choose one of them")
-    if conditioning != "adaln-zero" and name not in DIT_NAMES:
-        raise UserError(
-            f"--conditioning {conditioning} with --model {name}",
-            "a DiT with --conditioning",
-            f"drop --conditioning, or pass --model {DIT_NAMES[1]}",
-        )
+    parse_layers(block)
+    for flag, value, default in (
+        ("--conditioning", conditioning, "adaln-zero"),
+        ("--block", block, "plain"),
+    ):
+        if value != default and name not in DIT_NAMES:
+            raise UserError(
+                f"{flag} {value} with --model {name}",
+                f"a DiT with {flag}",
+                f"drop {flag}, or pass --model {DIT_NAMES[1]}",
+            )
 
 
 def _parts(name: str) -> tuple[str, str, str]:
@@ -125,8 +137,16 @@ def describe_network(network: nn.Module) -> str:
     if isinstance(network, DiT):
         of_block = {block: name for name, (block, _) in CONDITIONINGS.items()}
         kind = f"Diffusion Transformer, {of_block[type(network.blocks[0])]} conditioning"  # type: ignore[index]
+        if network.layers != PLAIN:
+            kind += f", blocks with {network.layers}"
     height, width = network.grid
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
+
+
+def count_tokens(name: str, input_size: int | tuple[int, int]) -> int:
+    """Return the tokens of an image in a DiT."""
+    height, width = to_2tuple(input_size)
+    return height * width // split_name(name)[1] ** 2
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -134,7 +154,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
+def multiply_adds(name: str, text_tokens: int = 0, route: float = 0.0, **sizes: Any) -> int:
     """Return multiply-adds of a forward pass for one image, which papers call "Gflops".
 
     Real FLOPs are twice that. `sizes` are those of `create_model`.
@@ -142,7 +162,7 @@ def multiply_adds(name: str, text_tokens: int = 0, **sizes: Any) -> int:
     # nothing is allocated or computed on the meta device
     with torch.device("meta"):
         network = create_model(name, **sizes)
-        return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, **sizes))
+        return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, route, **sizes))
 
 
 def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -154,12 +174,22 @@ def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def zero_inputs(name: str, batch: int, text_tokens: int, **sizes: Any) -> tuple[Tensor, ...]:
-    """Return inputs of zeros for the network `create_model(name, **sizes)`."""
+def zero_inputs(
+    name: str, batch: int, text_tokens: int, route: float = 0.0, **sizes: Any
+) -> tuple[Tensor, ...]:
+    """Return inputs of zeros for the network `create_model(name, **sizes)`.
+
+    Args:
+        route: share of the tokens that skip the middle blocks.
+    """
     x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
     t = torch.zeros(batch)
     if is_classifier(name):
         return x, t
+    y = torch.zeros(batch, dtype=torch.long)
     if width := sizes.get("text_width"):
-        return x, t, torch.zeros(batch, text_tokens, width)
-    return x, t, torch.zeros(batch, dtype=torch.long)
+        y = torch.zeros(batch, text_tokens, width)
+    if not route:
+        return x, t, y
+    keep = torch.arange(number_kept(route, count_tokens(name, sizes["input_size"])))
+    return x, t, y, keep.expand(batch, -1)

@@ -55,6 +55,7 @@ ABSENT = {
     **{f"sampling/{entry}": "none" for entry in NONE_IF_ABSENT},
     "sampling/trained_size": "that of the samples",
     "sampling/network conditioning": "adaln-zero",
+    "sampling/network block": "plain",
     "sampling/network text_width": None,
     "sampling/network unet_attention": None,
     "sampling/network time_scale": 1.0,

@@ -38,11 +38,13 @@ PAGE = "report.html"
 UNSIGNED = b"metrics.jsonl, config.json, machine.json.</footer>"  # ends pages of earlier versions
 MOST_GRIDS = 6  # in the strip of samples
 SETTINGS = {
-    "network": "model conditioning unet_attention text_encoder learn_sigma",
+    "network": "model conditioning block unet_attention text_encoder learn_sigma",
     "data": "data image_column label_column vae image_size num_classes flip latent_norm",
-    "diffusion": ("process objective loss time_sampling time_shift min_snr_gamma label_dropout"),
+    "diffusion": (
+        "process objective loss cosine time_sampling time_shift min_snr_gamma label_dropout route"
+    ),
     "optimisation": (
-        "steps epochs global_batch_size grad_accum lr weight_decay beta2 warmup cooldown "
+        "steps epochs global_batch_size grad_accum optimizer lr weight_decay beta2 warmup cooldown "
         "clip ema precision compile seed"
     ),
 }

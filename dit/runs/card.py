@@ -29,6 +29,7 @@ class NetworkSpec:
     num_classes: int  # 0: unconditional
     learn_sigma: bool
     conditioning: str = "adaln-zero"
+    block: str = "plain"  # layers of a DiT's blocks, see models/layers.py
     text_width: int | None = None  # features of a text token, with conditioning `text`
     unet_attention: tuple[int, ...] | None = None  # sides where a U-Net attends; None: its default
     time_scale: float = 1.0  # factor on times 0 … 1000 before they are embedded; SiT has 1/1000
@@ -47,7 +48,7 @@ class NetworkSpec:
             if not all(value is not None and low <= value <= high for value in values):
                 given = f"{name} {getattr(self, name)}"
                 raise UserError(given, f"{low} to {high:,}", INTACT)
-        check_name(self.model, self.conditioning)
+        check_name(self.model, self.conditioning, self.block)
         if not text and self.text_width is not None:
             given = f"text_width {self.text_width} with conditioning {self.conditioning}"
             raise UserError(given, "conditioning text with it", INTACT)

@@ -34,6 +34,7 @@ class DataStream:
     label_dropout: float  # share of labels that become the null label
     flip: bool  # mirror half of the images
     ranks: Ranks
+    uniforms: int = 0  # further random numbers that the loss takes, an image
 
     @property
     def share(self) -> slice:
@@ -59,6 +60,7 @@ class LossInputs(NamedTuple):
     t: Tensor  # times [B], float64
     eps: Tensor  # standard normal noise [B, C, h, w]
     weights: Tensor  # of the losses, [B]
+    uniforms: Tensor  # in [0, 1), [B, U]: what else a loss draws
 
 
 class BatchLost(Exception):
@@ -157,6 +159,14 @@ def draw_noise(stream: DataStream, position: int) -> Tensor:
     return noise[:, stream.share].clone()  # the other ranks' part is freed
 
 
+def draw_uniforms(stream: DataStream, position: int) -> Tensor:
+    """Return this rank's further random numbers, [B, U]."""
+    device = stream.ranks.device
+    random = generator(stream.seed, position, 2, device=device)
+    shape = (stream.batch_size, stream.uniforms)
+    return torch.rand(shape, generator=random, device=device)[stream.share]
+
+
 def training_times(
     stream: DataStream, sampler: LossAwareSampler | None, batch: Batch, position: int
 ) -> tuple[Tensor, Tensor]:
@@ -166,7 +176,7 @@ def training_times(
     """
     if sampler is None:
         return batch.t, torch.ones_like(batch.t)
-    # Stream 0 of this position; stream 1 is the noise.
+    # Stream 0 of this position; 1 is the noise, 2 what else a loss draws.
     random = generator(stream.seed, position, 0)
     t, weights = sampler.draw(stream.batch_size, random)
     return t[stream.share], weights[stream.share]
@@ -186,4 +196,4 @@ def draw_loss_inputs(
     x0 = autoencoder.draw(batch.moments.to(device, non_blocking=True), posterior_noise)
     t, weights = training_times(stream, sampler, batch, position)
     labels = batch.labels.to(device, non_blocking=True)
-    return LossInputs(x0, labels, t, eps, weights)
+    return LossInputs(x0, labels, t, eps, weights, draw_uniforms(stream, position))

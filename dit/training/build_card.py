@@ -1,5 +1,6 @@
 """Describe the network that a configuration trains on its data, and check that they fit."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from dit.runs.card import ModelCard, NetworkSpec, class_mismatch
 from dit.utils.hub import absolute_if_local
 from dit.utils.image_size import size_of
 
+SHIFT_BASE = 4096  # numbers of a latent whose times are not shifted
 MAX_CAPTIONS = 10_000  # that a card keeps of its data
 
 
@@ -42,6 +44,8 @@ def build_card(
     _check_classes(config, num_classes, in_data, parent_card)
 
     channels, *size = source.shape
+    if config.time_shift == "auto":
+        config = replace(config, time_shift=time_shift_of(source.shape))
     spec = NetworkSpec(
         model=config.model,
         input_size=size_of(*size),
@@ -49,6 +53,7 @@ def build_card(
         num_classes=num_classes,
         learn_sigma=config.learn_sigma,
         conditioning=config.conditioning,
+        block=config.block,
         text_width=encoder.width if encoder else None,
         unet_attention=config.unet_attention,
     )
@@ -83,6 +88,11 @@ def _count_images(source: Latents, num_classes: int) -> list[int] | None:
     if not num_classes:
         return None
     return np.bincount(source.labels, minlength=num_classes).tolist()
+
+
+def time_shift_of(shape: tuple[int, int, int]) -> float:
+    """Return the time shift for latents of this shape (2510.11690): 1 for 4 x 32 x 32."""
+    return math.sqrt(math.prod(shape) / SHIFT_BASE)
 
 
 def _check_classes(

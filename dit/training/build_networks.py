@@ -68,5 +68,5 @@ def _blank_micro_batch(
     card: ModelCard, plan: TrainingPlan, ranks: Ranks, text_tokens: int
 ) -> tuple[Tensor, ...]:
     spec = card.network
-    inputs = zero_inputs(spec.model, plan.micro_batch, text_tokens, **spec.sizes)
+    inputs = zero_inputs(spec.model, plan.micro_batch, text_tokens, card.config.route, **spec.sizes)
     return tuple(part.to(ranks.device) for part in inputs)

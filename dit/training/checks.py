@@ -13,7 +13,7 @@ from dit.training.run_directory import find_run
 
 def check_and_find_checkpoint(config: TrainConfig, ranks: Ranks) -> Path | None:
     """Refuse mistakes before anything is loaded; return the checkpoint to continue from, if any."""
-    check_name(config.model, config.conditioning)
+    check_name(config.model, config.conditioning, config.block)
     divisor = ranks.world * config.grad_accum
     if config.global_batch_size % divisor:
         count = f"{ranks.world} rank{'s' if ranks.world > 1 else ''}"

@@ -12,6 +12,7 @@ from dit.runs.weights import read_header, read_weights
 
 PARTS = {
     "model": "model",
+    "block": "blocks",
     "input_size": "latents of",
     "in_channels": "latent channels",
     "learn_sigma": "learned variance",

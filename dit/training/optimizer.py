@@ -4,16 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from dit.config import TrainConfig
+from dit.training.muon import MuonAdamW, split_parameters
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW (1711.05101) of all weights that are trained."""
+    """Return AdamW (1711.05101) of all weights that are trained, or Muon of those of the blocks."""
+    betas = (0.9, config.beta2)
+    if config.optimizer == "muon":
+        matrices, others = split_parameters(network)
+        return MuonAdamW(matrices, others, config.lr, betas, config.weight_decay)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        config.lr,
-        (0.9, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
+        trained, config.lr, betas, weight_decay=config.weight_decay, fused=True
     )
 
 

@@ -3,6 +3,7 @@
 from dit.build import build_loss, build_process
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
+from dit.models.registry import count_tokens
 from dit.training.batches import DataStream
 from dit.training.build_networks import build_networks, wrap
 from dit.training.checkpointing import load
@@ -26,6 +27,8 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
         label_dropout=1.0 if card.unconditional else config.label_dropout,
         flip=source.flips and config.flip is not False,
         ranks=ranks,
+        # one number a token decides which are kept
+        uniforms=count_tokens(card.network.model, card.network.input_size) if config.route else 0,
     )
 
     network, ema, power_emas = build_networks(card, plan, ranks)

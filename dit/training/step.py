@@ -38,10 +38,10 @@ def train_step(
     losses = []
     logged = torch.zeros(len(state.means.names) - 1, device=ranks.device)
     micro_batches = zip(*(part.chunk(grad_accum) for part in inputs), strict=True)
-    for number, (x0, labels, t, eps, weights) in enumerate(micro_batches, start=1):
+    for number, (x0, labels, t, eps, weights, uniforms) in enumerate(micro_batches, start=1):
         # Ranks average gradients in the last micro-batch only; DDP decides it in the forward pass.
         with sync_gradients(network, number == grad_accum), autocast(ranks.device, precision):
-            unweighted = loss_function(x0, labels, t, eps)
+            unweighted = loss_function(x0, labels, t, eps, uniforms)
         loss = unweighted.weighted(weights)
         (loss.mean / grad_accum).backward()
 

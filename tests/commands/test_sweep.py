@@ -26,7 +26,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import NotFinite, UserError
 from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import Score
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs import posthoc_ema
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights

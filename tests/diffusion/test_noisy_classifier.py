@@ -19,7 +19,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import checkpoints, find_weights
 from dit.runs.logs import read_metrics

@@ -174,3 +174,50 @@ def test_dropped_labels_become_the_null_class():
     y = torch.tensor([0, 1, 2, 9])
     assert drop_labels(y, torch.tensor([True, False, True, False]), 10).tolist() == [10, 1, 10, 9]
     assert y.tolist() == [0, 1, 2, 9]
+
+
+# -- velocities ------------------------------------------------------------------------------------
+
+
+def test_the_velocity_loss_of_an_x0_network_is_that_of_its_velocity():
+    """2511.13720, equation 6, with our t: both velocities are (x_t - x) / max(t, 0.05)."""
+    process = Flow()
+    x0, y, _, eps = batch(process, TIMES)
+    t = torch.tensor([0.001, 0.03, 0.05, 0.3, 0.7, 1.0], dtype=torch.float64)
+    x_t = add_noise(process, x0, eps, t)
+    predicted = x0 + 0.1 * eps.sin()
+    denoise = Denoiser(lambda *_: predicted, process, "x0")
+    loss = diffusion_loss(denoise, x0, y, t, eps, velocity=True)
+    least = t.clamp(min=0.05).view(-1, 1, 1, 1)
+    expected = ((x_t - predicted) / least - (x_t - x0) / least).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss.each, expected, rtol=1e-9, atol=0)
+    # the log has the error of the data
+    expected = (predicted - x0).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss.terms["mse"], expected, rtol=1e-9, atol=0)
+
+
+def test_the_velocity_loss_of_a_velocity_network_is_the_plain_one():
+    process = Flow()
+    denoise = Denoiser(lambda x, t, y: x.sin(), process, "v")
+    losses = [
+        diffusion_loss(denoise, *batch(process, TIMES), velocity=velocity).each
+        for velocity in (False, True)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("objective", ["v", "x0"])
+def test_the_cosine_of_velocities_is_over_channels(objective):
+    """2410.10356, section 4: 0 for a velocity of any length, 1 for an orthogonal one, else 2."""
+    process = Flow()
+    x0, y, t, eps = batch(process, TIMES)
+    x_t, v = add_noise(process, x0, eps, t), eps - x0
+    orthogonal = torch.stack([-v[:, 1], v[:, 0]], dim=1)  # two channels
+    for predicted, expected in ((3 * v, 0), (orthogonal, 1), (-v, 2)):
+        out = predicted if objective == "v" else x_t - t.view(-1, 1, 1, 1) * predicted
+        denoise = Denoiser(lambda *_, out=out: out, process, objective)
+        loss = diffusion_loss(denoise, x0, y, t, eps, cosine=0.5)
+        torch.testing.assert_close(
+            loss.terms["cosine"], torch.full((6,), float(expected)).double(), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(loss.each, loss.terms["mse"] + 0.5 * loss.terms["cosine"])

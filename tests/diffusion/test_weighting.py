@@ -121,7 +121,7 @@ def test_a_step_draws_times_weighs_and_stores_losses(tmp_path):
     session, seen = a_session(tmp_path / "run", grad_accum=2), []
     warm(session.state.time_sampler)
 
-    def spy(x0, y, t, eps):
+    def spy(x0, y, t, eps, uniforms):
         seen.append(t)
         each = t.float() + 0 * sum(p.sum() for p in session.network.parameters())
         return Loss(each, {"vb": each.detach() / 1000})
@@ -150,7 +150,13 @@ def test_the_gradient_of_the_bound_is_calmer(tmp_path):
     losses, gradients = [], []
     for t in range(1, 101):
         eps = torch.randn(MEMORY, 3, 8, 8, generator=draws)
-        each = loss(data.moments[:, :3], data.labels, torch.full((MEMORY,), float(t)), eps).each
+        each = loss(
+            data.moments[:, :3],
+            data.labels,
+            torch.full((MEMORY,), float(t)),
+            eps,
+            torch.empty(MEMORY, 0),
+        ).each
         losses.append(each.tolist())
         found = torch.autograd.grad(each[t % MEMORY], trained, allow_unused=True)
         gradients.append(torch.cat([g.flatten() for g in found if g is not None]))

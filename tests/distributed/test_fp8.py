@@ -23,7 +23,7 @@ from dit.distributed.device import autocast, compute_precision
 from dit.distributed.float8 import convert_to_float8, require_fp8
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.checkpoint_files import find_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run

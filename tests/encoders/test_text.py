@@ -28,7 +28,7 @@ from dit.encoders.autoencoder import load_autoencoder
 from dit.encoders.text import BUNDLED, Captions, load_text_encoder
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.classes import class_ids

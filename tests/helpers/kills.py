@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.checkpoint_files import checkpoints, latest_checkpoint, verify_checkpoint
 from dit.runs.logs import read_metrics
 

@@ -41,7 +41,7 @@ COMMANDS = [
 def make(root: str) -> None:
     """Write all fixtures into a new folder; a process of its own does it, to change SIZES."""
     from dit.cli import main
-    from dit.models.dit import SIZES
+    from dit.models.sizes import SIZES
 
     SIZES["Ti"] = dict(SMALL)
     Path(root).mkdir(parents=True)
@@ -121,7 +121,7 @@ def release_tensors() -> dict[str, object]:
     import torch
 
     from dit.build import build_network
-    from dit.models.dit import SIZES
+    from dit.models.sizes import SIZES
     from dit.runs.card import NetworkSpec
 
     SIZES["Ti"] = dict(SMALL)

@@ -32,7 +32,7 @@ OFFLINE = {
     "COLUMNS": "200",
 }
 FRESH = (
-    "import sys; from dit.models.dit import SIZES; from misuse.fixtures import SMALL; "
+    "import sys; from dit.models.sizes import SIZES; from misuse.fixtures import SMALL; "
     "SIZES['Ti'] = dict(SMALL); from dit.cli import main; sys.exit(main())"
 )
 
@@ -135,7 +135,7 @@ def _child(number: int, home: str, environment: Mapping[str, str | None]) -> Non
     import torch
 
     from dit.cli import main
-    from dit.models.dit import SIZES
+    from dit.models.sizes import SIZES
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     torch.set_num_threads(1)

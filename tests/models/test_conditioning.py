@@ -14,7 +14,8 @@ from helpers.networks import (
 from torch.nn import functional
 
 from dit.models.conditioning import CONDITIONINGS, CrossAttention
-from dit.models.dit import Condition
+from dit.models.embeddings import Condition
+from dit.models.initial_weights import init_weights
 
 OF_CLASSES = [name for name in CONDITIONINGS if name != "text"]
 
@@ -52,7 +53,7 @@ def test_each_image_depends_on_its_own_time_and_class(conditioning):
     assert changed_images(network(x, t, other), out) == [False, False, True]
 
 
-@pytest.mark.parametrize("conditioning", sorted({*CONDITIONINGS} - {"in-context"}))
+@pytest.mark.parametrize("conditioning", sorted({*CONDITIONINGS} - {"in-context", "tokens"}))
 @pytest.mark.parametrize("cut", [0, 1])
 def test_every_block_is_conditioned(conditioning, cut):
     """Either of two blocks passes on time and class, where all else is cut off from them."""
@@ -74,13 +75,14 @@ class ImageAttention(torch.nn.Module):
         super().__init__()
         self.attention, self.count = attention, count
 
-    def forward(self, x):
-        attended = self.attention(x[:, : self.count])
+    def forward(self, x, rotation):
+        attended = self.attention(x[:, : self.count], rotation)
         return torch.cat([attended, torch.zeros_like(x[:, self.count :])], dim=1)
 
 
-def test_in_context_conditions_by_self_attention_alone():
-    network, (x, t, y) = perturbed_dit("in-context"), inputs("in-context")
+@pytest.mark.parametrize("conditioning", ["in-context", "tokens"])
+def test_in_context_conditions_by_self_attention_alone(conditioning):
+    network, (x, t, y) = perturbed_dit(conditioning), inputs(conditioning)
     for block in network.blocks:
         block.attn = ImageAttention(block.attn, 4)
     assert torch.equal(network(x, t, y), network(x, t + 100, y.flip(0)))
@@ -195,14 +197,21 @@ def test_every_parameter_has_its_initial_weight(conditioning):
         for p in network.parameters():
             if p.requires_grad:
                 p.fill_(7.0)
-    network.init_weights()
+    init_weights(network)
     weights = dict(network.named_parameters())
     assert not any((p == 7).any() for p in weights.values())
 
     norms = {name for name in weights if "norm" in name and name.endswith("weight")}
     assert {name for name, p in weights.items() if torch.equal(p, torch.ones_like(p))} == norms
     modulation = "adaLN_modulation.1.weight"
-    zero = ("bias", modulation, "final_layer.linear.weight", "text_attn.proj.weight")
+    zero = (
+        "bias",
+        modulation,
+        "final_layer.linear.weight",
+        "text_attn.proj.weight",
+        "gate1",
+        "gate2",
+    )
     named_zero = {name for name in weights if name.endswith(zero)}
     assert {name for name, p in weights.items() if not p.any()} == named_zero
     if conditioning == "cross-attention":

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers.networks import TRUNK, fresh_dit, inputs, perturbed_dit
 
-from dit.models.dit import Condition, DiTBlock
-from dit.models.embeddings import position_embedding, sinusoids
+from dit.models.dit import DiTBlock
+from dit.models.embeddings import Condition, position_embedding, sinusoids
 
 
 def test_a_block_is_its_printed_formula():

@@ -17,7 +17,7 @@ from dit.commands.train import train
 from dit.config import EmaConfig, SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs import posthoc_ema as posthoc
 from dit.runs.checkpoint_files import latest_checkpoint
 from dit.runs.ema_profiles import gamma_of, inner_products

@@ -18,7 +18,7 @@ from dit.distributed.ranks import Ranks
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.metrics.compute import Score
 from dit.evaluation.samples import settings_key
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import checkpoint_name, latest_checkpoint
 from dit.runs.logs import read_metrics

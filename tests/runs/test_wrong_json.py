@@ -31,7 +31,7 @@ from dit.evaluation.samples import is_unconditional, recorded_settings
 from dit.latents import shards
 from dit.latents.shards import Encoding, read_note
 from dit.latents.store import LatentStore
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.report.evaluation_page import to_json
 from dit.report.reference_curves import FOLDER, Reference, recent_loss
 from dit.report.run_page import event_cells, machine

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from dit.config import SamplerConfig
 from dit.diffusion.process import Prediction
 from dit.distributed.device import autocast
-from dit.models.dit import SIZES
 from dit.models.feature_cache import CachedNetwork, run_all_blocks, run_outer_blocks
+from dit.models.sizes import SIZES
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run

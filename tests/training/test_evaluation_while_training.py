@@ -27,7 +27,7 @@ from dit.errors import UserError
 from dit.evaluation.extractors.load import load_extractors
 from dit.evaluation.metrics.compute import Score
 from dit.latents.load import build_source
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.checkpoint_files import (
     Best,
     Distance,

@@ -29,7 +29,7 @@ from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.latents.on_the_fly import MemoryLatents
 from dit.models import unet
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.checkpoint_files import (
     checkpoint_step,
     checkpoints,
@@ -65,9 +65,9 @@ class WithoutPeers(Ranks):
 def test_every_image_and_step_has_noise_of_its_own_on_any_number_of_ranks(tmp_path):
     session, seen = a_session(tmp_path, global_batch_size=64), []
 
-    def spy(x0, y, t, eps):
+    def spy(x0, y, t, eps, uniforms):
         seen.append(torch.stack([x0, eps], dim=1))
-        return session.loss(x0, y, t, eps)
+        return session.loss(x0, y, t, eps, uniforms)
 
     # With mean 0 and deviation 1, x0 is the posterior's noise.
     moments = torch.cat([torch.zeros(64, 3, 8, 8), torch.ones(64, 3, 8, 8)], dim=1)
@@ -207,6 +207,10 @@ KINDS = {
     "text": dict(conditioning="text"),
     "unet": dict(model="UNet-S"),
     "in-context": dict(conditioning="in-context"),
+    "modern": dict(block="modern+nobias", conditioning="tokens"),
+    "muon": dict(optimizer="muon", weight_decay=0.1),
+    "velocity": dict(objective="x0", loss="velocity", cosine=1.0, time_shift="auto"),
+    "routed": dict(route=0.5, conditioning="tokens", block="plain+rope"),
     "classifier": dict(model="Classifier-Ti/4", label_dropout=0.0),
 }
 

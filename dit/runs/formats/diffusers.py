@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit.models.dit import SIZES
 from dit.models.embeddings import position_embedding
 from dit.models.registry import split_name
+from dit.models.sizes import SIZES
 from dit.runs.card import NetworkSpec
 from dit.runs.formats.state_dict import (
     StateDict,

@@ -6,7 +6,7 @@ import torch
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.models.dit import PATCHES, SIZES
+from dit.models.sizes import PATCHES, SIZES
 from dit.runs.card import RELEASE_DATA, NetworkSpec
 from dit.runs.formats.state_dict import StateDict, not_a_dit
 from dit.utils.image_size import sides

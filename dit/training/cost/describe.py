@@ -14,11 +14,14 @@ from dit.models.registry import count_parameters, describe_network, is_classifie
 from dit.runs.card import NetworkSpec
 from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
 from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
+from dit.training.cost.flops import training_flops
 from dit.training.cost.memory import PART_NAMES, Memory
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
 from dit.utils.image_size import describe_size
+
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
 
 
 def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
@@ -39,7 +42,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{6 * macs / 1e9:.3g} GFLOP to train on it",
+        f"{training_flops(spec, tokens, config.route) / 1e9:.3g} GFLOP to train on it",
         "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder)),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
         "data": describe_data(config, source, spec),
@@ -95,7 +98,8 @@ def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
         decay = f", then linearly to 0 over the last {config.cooldown * steps:.0f}"
     return (
         f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); "
-        f"AdamW, lr {config.lr:g} after {config.warmup} steps{decay}; EMA {config.ema:g}"
+        f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g} after {config.warmup} steps{decay}; "
+        f"EMA {config.ema:g}"
     )
 
 

@@ -12,7 +12,8 @@ from dit.distributed.device import free_memory
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import less_memory, next_grad_accum
 from dit.errors import UserError
-from dit.models.dit import SIZES, PatchTransformer
+from dit.models.dit import PatchTransformer
+from dit.models.sizes import SIZES
 from dit.runs.card import NetworkSpec
 from dit.training.cost.ddp_or_fsdp import gib, memory
 from dit.training.cost.memory import shard_bytes

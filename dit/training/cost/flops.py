@@ -69,15 +69,16 @@ def meter(session: TrainingSession) -> Meter:
     tokens = session.captions.encoder.length if session.captions else 0
     bf16 = session.plan.precision != "fp32"
     peak = session.ranks.on_main(lambda: peak_of(session.ranks.device, bf16))
-    return Meter(training_flops(session.card.network, tokens), peak, session.ranks.world)
+    flops = training_flops(session.card.network, tokens, session.config.route)
+    return Meter(flops, peak, session.ranks.world)
 
 
-def training_flops(spec: NetworkSpec, text_tokens: int = 0) -> float:
+def training_flops(spec: NetworkSpec, text_tokens: int = 0, route: float = 0.0) -> float:
     """Return the FLOPs to train on one image: six a multiply-add, two forward and four backward.
 
     Not counted are what activation checkpointing computes again, the optimizer and frozen networks.
     """
-    return 6.0 * multiply_adds(spec.model, text_tokens, **spec.sizes)
+    return 6.0 * multiply_adds(spec.model, text_tokens, route, **spec.sizes)
 
 
 def peak_of(device: torch.device, bf16: bool) -> Peak:

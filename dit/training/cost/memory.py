@@ -21,15 +21,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dit.build import build_network
+from dit.config import TrainConfig
 from dit.distributed.activation_checkpoint import activation_checkpointing
 from dit.distributed.device import autocast, choose_attention
 from dit.models.registry import zero_inputs
 from dit.runs.card import ModelCard, NetworkSpec
+from dit.training.optimizer import build_optimizer
 
 PART_NAMES = {
     "weights": "weights",
     "averages": "EMA",
-    "optimizer": "AdamW",
+    "optimizer": "optimizer",
     "gradients": "gradients",
     "copies": "weights in bf16",
     "activations": "activations",
@@ -50,7 +52,7 @@ class Memory:
 
     weights: int  # in float32
     averages: int  # EMAs
-    optimizer: int  # AdamW's moments
+    optimizer: int  # its moments
     gradients: int
     copies: int  # of weights in bfloat16, by autocast
     activations: int  # and inputs
@@ -86,8 +88,16 @@ def simulated_step(
 ) -> "SimulatedStep":
     """Return the training step of a run, with captions of so many tokens."""
     config = card.config
-    averages = 1 + len(config.ema_lengths)
-    return SimulatedStep(card.network, device, bf16, config.recompute, text_tokens, averages)
+    return SimulatedStep(
+        card.network,
+        device,
+        bf16,
+        config.recompute,
+        text_tokens,
+        averages=1 + len(config.ema_lengths),
+        optimizer=config.optimizer,
+        route=config.route,
+    )
 
 
 @dataclass(frozen=True)
@@ -100,13 +110,15 @@ class SimulatedStep:
     recompute: str = "none"
     text_tokens: int = 0
     averages: int = 1  # EMAs
+    optimizer: str = "adamw"
+    route: float = 0.0
 
     def memory(self, batch: int, layout: Layout) -> Memory:
         """Return the peak on one rank, for `batch` images at once."""
         return self.peak(self.timeline(batch, layout), layout)
 
     def inputs(self, images: int) -> tuple[Tensor, ...]:
-        return zero_inputs(self.spec.model, images, self.text_tokens, **self.spec.sizes)
+        return zero_inputs(self.spec.model, images, self.text_tokens, self.route, **self.spec.sizes)
 
     def timeline(self, batch: int, layout: Layout) -> np.ndarray:
         """Return the bytes of each of PARTS over time, [allocations, parts]."""
@@ -120,7 +132,7 @@ class SimulatedStep:
             inputs = self.inputs(batch)
             choose_attention(network, self.device, precision)
             activation_checkpointing(network, self.recompute)
-            optimizer = with_moments(network)
+            optimizer = with_moments(network, self.optimizer)
             optimizer.zero_grad(set_to_none=not layout.keeps_gradients)
 
             ledger = Ledger()
@@ -157,13 +169,12 @@ class SimulatedStep:
             return build_network(self.spec)
 
 
-def with_moments(network: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW as the trainer has it after a step."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    # like the trainer's: the fused kernel has fewer temporaries
-    optimizer = torch.optim.AdamW(trained, fused=True)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
+def with_moments(network: nn.Module, name: str) -> torch.optim.Optimizer:
+    """Return the optimizer as the trainer has it after a step."""
+    optimizer = build_optimizer(network, TrainConfig(optimizer=name))  # type: ignore[arg-type]
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     return optimizer
 

@@ -1,27 +1,28 @@
 """The size of an optimizer step, relative to the weights."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit.distributed.parallel import full_tensor
+from dit.training.muon import MuonAdamW
 
 
 @torch.no_grad()
 def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Return |w_t - w_(t-1)| / |w_t| of AdamW's last step, [], over all weights; 0 if it was
-    skipped.
+    """Return |w_t - w_(t-1)| / |w_t| of the last step, [], over all weights; 0 if it was skipped.
 
-    The update, weight decay included, is recomputed from the weights and moments after the step,
-    one tensor at a time: no second copy of the weights is needed.
+    AdamW's update, weight decay included, is recomputed from the weights and moments after the
+    step, one tensor at a time: no second copy of the weights is needed. Muon notes its own.
     """
     updates = []
     weights = []
-    for update, weight in _last_step(optimizer):
-        updates.append(update.norm())
-        weights.append(weight.norm())
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight in optimizer.state:
+                updates.append(_update_norm(optimizer, weight, group))
+                weights.append(weight.norm())
     norm = full_tensor(nn.utils.get_total_norm(weights))
     ratio = full_tensor(nn.utils.get_total_norm(updates)) / norm
     # fused AdamW does nothing where `found_inf` is set: SpikeGuard skips steps in this way
@@ -29,12 +30,10 @@ def update_ratio(optimizer: torch.optim.Optimizer) -> Tensor:
     return torch.where(skipped.bool(), 0, ratio)
 
 
-def _last_step(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the update of each trained tensor, and the tensor."""
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            if weight in optimizer.state:
-                yield _update(weight, optimizer.state[weight], group), weight
+def _update_norm(optimizer: torch.optim.Optimizer, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    if isinstance(optimizer, MuonAdamW) and weight in optimizer.updates:
+        return optimizer.updates[weight]
+    return _update(weight, optimizer.state[weight], group).norm()
 
 
 def _update(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

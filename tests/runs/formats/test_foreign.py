@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from dit.build import build_network
 from dit.config import SamplerConfig
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard
 from dit.runs.formats.dit_release import infer_spec
 from dit.runs.formats.foreign import read_foreign

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from dit.build import build_denoiser, build_network, build_process
 from dit.diffusion import samplers
-from dit.models.dit import SIZES
 from dit.models.embeddings import sinusoids
+from dit.models.sizes import SIZES
 from dit.runs.formats.foreign import read_foreign
 from dit.runs.formats.sit import reversed_times
 

@@ -124,7 +124,7 @@ def test_a_text_encoder_adds_tokens_and_frozen_weights(capsys):
 def test_memory_is_printed_by_part(capsys):
     rows = printed_rows(capsys, precision="fp32", grad_accum=2)
     need = step_memory(spec("DiT-Ti/4"), 8, Layout(grad_accum=2))
-    parts = {"weights": need.weights, "AdamW": need.optimizer, "gradients": need.gradients}
+    parts = {"weights": need.weights, "optimizer": need.optimizer, "gradients": need.gradients}
     for name, size in parts.items():
         assert f" {name} {size / 2**30:.2f}" in rows["memory"]
     assert "bf16" not in rows["memory"]

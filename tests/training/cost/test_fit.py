@@ -9,7 +9,7 @@ from dit.config import TrainConfig
 from dit.distributed.device import free_main_memory
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.training.cost import fit
 
 SMALL = dict(vae="identity", image_size=8, model="DiT-Ti/4")

@@ -17,7 +17,7 @@ from dit.cli import main
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost import cluster as clusters
 from dit.training.cost.cluster import RING, START, TREE, Cluster

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from dit.distributed.ranks import Ranks
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.logs import MACHINE, read_metrics
 from dit.training import checkpointing as checkpoint
 from dit.training.monitoring import log as metrics_log

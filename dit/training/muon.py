@@ -1,0 +1,125 @@
+"""Muon (Jordan 2024; 2502.16982): steps of matrices are their momentum, made orthogonal.
+
+It keeps one moment where AdamW keeps two.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import GluMlp
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dit.distributed.parallel import full_tensor
+
+MOMENTUM = 0.95
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to 1
+ITERATIONS = 5
+ADAM_RMS = 0.2  # the root mean square of AdamW's steps, in units of the learning rate (2502.16982)
+
+STACKED = {".attn.qkv.weight": 3, "_attn.kv.weight": 2}
+"""Matrices that are several in one, by the end of their name: each is made orthogonal by itself."""
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Muon for some matrices, fused AdamW for all else, at one learning rate.
+
+    Args:
+        matrices: parameters [n * out, in] with their numbers n of matrices on top of each other.
+        others: parameters of AdamW.
+        options: of AdamW; `weight_decay` holds for both.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[tuple[nn.Parameter, int]],
+        others: Sequence[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ):
+        groups = [{"params": [matrix for matrix, _ in matrices]}, {"params": list(others)}]
+        super().__init__(groups, lr, betas, weight_decay=weight_decay, fused=True)
+        self.stacked = dict(matrices)
+        self.updates: dict[Tensor, Tensor] = {}  # norm of the last step of each matrix
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step, unless `found_inf` is set (see `update_weights`)."""
+        gradients = {matrix: matrix.grad for matrix in self.stacked}
+        for matrix in gradients:
+            # AdamW passes over parameters without a gradient
+            matrix.grad = None
+        super().step()
+
+        skipped = getattr(self, "found_inf", None)
+        for matrix, gradient in gradients.items():
+            if gradient is not None:
+                self._step_matrix(matrix, gradient, skipped)
+                matrix.grad = gradient
+
+    def _step_matrix(self, weight: nn.Parameter, gradient: Tensor, skipped: Tensor | None) -> None:
+        group: dict[str, Any] = self.param_groups[0]
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        momentum = state["momentum"].lerp(gradient, 1 - MOMENTUM)
+        direction = gradient.lerp(momentum, MOMENTUM)  # Nesterov's
+
+        out, size = weight.shape[0] // self.stacked[weight], weight.shape[1]
+        scale = ADAM_RMS * max(out, size) ** 0.5
+        orthogonal = _like(orthogonalise(full_tensor(direction).view(-1, out, size)), weight)
+        update = group["lr"] * (scale * orthogonal + group["weight_decay"] * weight)
+        if skipped is not None:
+            update = torch.where(skipped.bool(), 0, update)
+            momentum = torch.where(skipped.bool(), state["momentum"], momentum)
+        weight.sub_(update)
+        state["momentum"].copy_(momentum)
+        self.updates[weight] = update.norm()
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Return U V^T of U S V^T, nearly: singular values between 0.7 and 1.2; [n, out, in].
+
+    Newton and Schulz's iteration, in bfloat16 on a GPU.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def split_parameters(
+    network: nn.Module,
+) -> tuple[list[tuple[nn.Parameter, int]], list[nn.Parameter]]:
+    """Return the matrices of attention and MLP in the blocks, and all other trained parameters."""
+    matrices = []
+    others = []
+    gated = {id(mlp.fc1.weight) for mlp in network.modules() if isinstance(mlp, GluMlp)}
+    for name, parameter in network.named_parameters():
+        of_block = name.startswith("blocks.") and "adaLN" not in name
+        if not parameter.requires_grad:
+            continue
+        if not (of_block and parameter.ndim == 2):
+            others.append(parameter)
+            continue
+        number = 2 if id(parameter) in gated else 1
+        for end, count in STACKED.items():
+            number = count if name.endswith(end) else number
+        matrices.append((parameter, number))
+    return matrices, others
+
+
+def _like(full: Tensor, weight: Tensor) -> Tensor:
+    """Return a full tensor [n, out, in] as [n * out, in], or this rank's share of it."""
+    full = full.flatten(0, 1)
+    if not isinstance(weight, DTensor):
+        return full
+    # every rank has the same full tensor: nothing is sent
+    return distribute_tensor(full, weight.device_mesh, weight.placements, src_data_rank=None)
