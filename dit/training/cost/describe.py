@@ -14,7 +14,6 @@ from dit.models.registry import count_parameters, describe_network, is_classifie
 from dit.runs.card import NetworkSpec
 from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
 from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
-from dit.training.cost.flops import training_flops
 from dit.training.cost.memory import PART_NAMES, Memory
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
@@ -34,6 +33,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         network = build_network(spec)
     tokens = inputs.encoder.length if inputs.encoder else 0
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
+    routed = multiply_adds(spec.model, tokens, config.route, **spec.sizes)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
     devices = f"{ranks.world} x {ranks.device.type}"
 
@@ -42,7 +42,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{training_flops(spec, tokens, config.route) / 1e9:.3g} GFLOP to train on it",
+        f"{6 * routed / 1e9:.3g} GFLOP to train on it",
         "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder)),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
         "data": describe_data(config, source, spec),
