@@ -28,7 +28,7 @@ from dit.errors import UserError
 from dit.latents import shards
 from dit.latents.load import check_images
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
-from dit.utils.files import shell_quote
+from dit.utils.files import name_to_bytes, shell_quote, write_bytes
 from dit.utils.image_size import sides, size_flag, size_of
 
 SKIPPED = "skipped.txt"  # in a folder of latents, the damaged images that were left out
@@ -259,7 +259,8 @@ def _list_skipped(root: Path, number: int) -> None:
     if not names:
         file.unlink(missing_ok=True)
         return
-    file.write_text("".join(f"{name}\n" for name in names), errors="surrogateescape")
+    # bytes: the names as the disk has them, for other programs to read
+    write_bytes(file, name_to_bytes("".join(f"{name}\n" for name in names)))
     print(f"left out: {count_of(len(names), 'damaged image')}, listed in {file}")
 
 

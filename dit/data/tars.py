@@ -26,7 +26,7 @@ from dit.data.tar_labels import (
 )
 from dit.data.tar_samples import Sample, find_image, list_samples, open_tar
 from dit.errors import UserError
-from dit.utils.files import name_to_bytes
+from dit.utils.files import name_to_bytes, reraise_as_user_error
 from dit.utils.image_size import Size
 
 CLASS_NAMES = "classnames.txt"  # beside the shards, a class a line
@@ -208,5 +208,7 @@ def _class_names(folder: Path) -> list[str] | None:
     file = folder / CLASS_NAMES
     if not file.is_file():
         return None
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    with reraise_as_user_error(file, "a class a line, in UTF-8", "write it again"):
+        text = file.read_text(encoding="utf-8-sig")
+    lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line]
