@@ -17,7 +17,6 @@ from tqdm import tqdm
 from dit.config import EncodeConfig
 from dit.data.counts import count_of, describe_count
 from dit.data.hub_datasets import DatasetStream, StreamReader
-from dit.data.image_files import read_pixels
 from dit.data.images import ImageFiles, ImageFolder, Images
 from dit.data.labels import Classes, Columns, Label
 from dit.data.sources import load_images, load_stream
@@ -319,7 +318,7 @@ def _write_rows(encoder: Encoder, shard: int, reader: StreamReader, bar: tqdm) -
     def images() -> Iterator[Callable[[], Tensor]]:
         for row in islice(reader, cfg.shard_size):
             labels.append(row.value)
-            yield partial(read_pixels, row.open, row.name, cfg.image_size)
+            yield partial(row.pixels, cfg.image_size)
 
     def note() -> dict[str, object]:
         return {"labels": labels, "position": reader.position}
