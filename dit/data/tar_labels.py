@@ -134,30 +134,31 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 # -- classes by names ------------------------------------------------------------------------------
 
 
-def names_of_folders(images: Sequence[str]) -> list[str]:
+def names_of_folders(images: Sequence[str], must_be_clear: bool) -> list[str]:
     """Return the folder of each image below the one that holds all; none if that is the only one.
 
     Args:
         images: paths in the tars, such as train/cat/1.jpg and train/dog/1.jpg.
+        must_be_clear: refuse folders that may be no classes; else there are none.
     """
     folders = [posixpath.normpath("/" + posixpath.dirname(name)) for name in images]
     distinct = set(folders)
     if len(distinct) == 1:
         return []
     common = posixpath.commonpath(distinct)
+    names = [folder[len(common) :].strip("/").split("/")[0] for folder in folders]
+    are_splits = NO_CLASSES.issuperset(name.lower() for name in names)
+    if not must_be_clear and (common in distinct or are_splits):
+        return []
     if common in distinct:
-        directly, below = (
-            folders.index(common),
-            next(i for i, f in enumerate(folders) if f != common),
-        )
+        directly = images[folders.index(common)]
+        below = next(image for image, name in zip(images, names, strict=True) if name)
         raise UserError(
-            f"the tars have images without a folder ({images[directly]}) and in folders "
-            f"({images[below]})",
+            f"the tars have images without a folder ({directly}) and in folders ({below})",
             "one folder for each class, or labels such as .cls",
             "pack them again, or pass --num-classes 0 for no classes",
         )
-    names = [folder[len(common) :].strip("/").split("/")[0] for folder in folders]
-    if NO_CLASSES.issuperset(name.lower() for name in names):
+    if are_splits:
         raise UserError(
             f"the tars have the folders {', '.join(sorted(set(names)))}",
             "one data set, with a folder for each class",

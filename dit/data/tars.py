@@ -91,18 +91,19 @@ class TarImages(ImageFiles):
         if reader.source:
             left_out.refuse_labels(reader.source)
         elif columns.classes != "none":
-            values, source = self._names_of_classes(columns.label)
+            values, source = self._names_of_classes(columns)
         if source:
             self._set_classes(values, columns.captions)
             self.notes = [f"classes from {source}", *self.notes]
 
-    def _names_of_classes(self, column: str | None) -> tuple[list[str], str]:
+    def _names_of_classes(self, columns: Columns) -> tuple[list[str], str]:
         """Return the class of each image by the names of folders or tars, and which in words."""
         shards = self._index[:, 0].tolist()
         by_tar = [class_of_tar(self._shards[i]) for i in shards]
         if self.tar_is_class:
             return by_tar, "the names of the tars"
-        folders = names_of_folders(self._names)
+        column = columns.label
+        folders = names_of_folders(self._names, columns.classes == "ask" or column == FOLDER)
         # a folder in each tar, of the tar's name, says no more than that name
         if folders and (column == FOLDER or folders != [self._shards[i].stem for i in shards]):
             return folders, "the folders in the tars"

@@ -243,6 +243,13 @@ def test_labels_are_ignored_where_no_classes_are_wanted(tmp_path):
         assert images.notes == ["1 file in the tars left out (1 .txt)"]
 
 
+@pytest.mark.parametrize("members", ["1.png a/2.png", "train/1.png val/2.png"])
+def test_folders_that_may_be_no_classes_are_none_where_classes_are_not_needed(tmp_path, members):
+    pack(tmp_path / "a.tar", [(name, noise_file(0)) for name in members.split()])
+    images = load_images(str(tmp_path / "a.tar"), 8, Columns(classes="usual"))
+    assert (images.classes, images.labels.tolist()) == ([], [0, 0])
+
+
 def test_links_are_the_files_that_they_point_to(tmp_path):
     pack(tmp_path / "a.tar", [("x/1.png", noise_file(0)), ("x/1.cls", "a"), ("x/2.cls", "b")])
     link = tarfile.TarInfo("x/2.png")
