@@ -243,6 +243,15 @@ def test_a_mended_image_is_taken_in_again(cfg, data):
     assert not (cfg.out / "skipped.txt").exists()
 
 
+def test_a_mended_image_is_taken_in_though_it_is_of_the_only_shard(cfg, data):
+    cfg = replace(cfg, shard_size=COUNT)
+    damage(data, 5)
+    encode(replace(cfg, skip_damaged=True), Ranks())
+    (data / NAMES[5]).write_bytes(bitmap(5))
+    assert rerun(cfg) == [True]
+    assert torch.equal(pixels(cfg.out), expected_pixels(data))
+
+
 def test_a_class_of_damaged_images_keeps_its_place(cfg, data):
     damage(data, *range(5))
     encode(replace(cfg, skip_damaged=True), Ranks())
