@@ -1,6 +1,8 @@
 """Image files: how they are read and checked, to RGB of 8 bits, and cropped."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,7 +64,7 @@ def read_pixels(open_file: OpenFile, name: str, size: Size) -> Tensor:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of an image file from its header; refuse pixels of unfit types."""
+    """Return (height, width) of an image file, without decoding 8 bits; refuse unfit pixels."""
     try:
         with path.open("rb") as file, _open(file) as image:
             if image.mode.startswith(("I", "F")):
@@ -82,6 +84,11 @@ def find_damage(open_file: OpenFile) -> str:
     except Exception as error:  # Pillow's readers raise many kinds
         return _reason(error)
     return ""
+
+
+def reading_threads() -> ThreadPoolExecutor:
+    """Return threads that read images, or ask for their sizes and times."""
+    return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

@@ -19,7 +19,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.runs.checkpoint_files import latest_checkpoint
-from dit.training import batches
+from dit.training import batches, checked_data
 from dit.training.checked_data import note_data, open_checked
 from dit.training.checkpointing import Saver
 
@@ -135,6 +135,24 @@ def test_a_resumed_run_checks_again_only_what_changed(config, data, tmp_path, ch
     assert len(opened(config, checkpoint).labels) == COUNT - 2
     assert sorted(checks) == list(range(COUNT - 1))
     assert "18 images now, 19 when the run last trained" in capsys.readouterr().err
+
+
+def test_an_image_replaced_after_its_check_is_checked_by_a_resumed_run(
+    config, data, tmp_path, monkeypatch, checks
+):
+    check_images = checked_data.check_images
+
+    def replace_after(*arguments):
+        damaged = check_images(*arguments)
+        (data / "a/04.png").write_bytes(noise_file(100))
+        return damaged
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checked_data, "check_images", replace_after)
+        note_data(tmp_path / "run", opened(config))
+    checks.clear()
+    opened(config, tmp_path / "run" / "checkpoints" / "step-0000002")
+    assert sorted(checks) == list(range(COUNT))
 
 
 @pytest.mark.parametrize(
