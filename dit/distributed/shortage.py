@@ -77,7 +77,9 @@ def _out_of_memory(error: Exception, config: Any) -> UserError:
     # after the exception memory is free again, so all of the device's is named
     where = f" in {own[-1].relative_to(PACKAGE.parent)}" if own else ""
     return UserError(
-        f"out of memory{asked}{where}", f"less than {_memory_here(text)}", less_memory(config, world)
+        f"out of memory{asked}{where}",
+        f"less than {_memory_here(text)}",
+        less_memory(config, world),
     )
 
 

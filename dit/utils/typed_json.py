@@ -76,7 +76,8 @@ def parse_json(text: str | bytes, kind: type[Kind], nan: bool = False) -> Kind:
         WrongJson: the text is not UTF-8, no strict JSON, or of other types.
     """
     try:
-        decoded = text.decode() if isinstance(text, bytes) else text
+        # editors of Windows put a byte order mark first
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         if not decoded.strip():
             raise WrongJson("it is empty")
         values = json.loads(
@@ -131,8 +132,8 @@ def from_json(kind: type[Kind], values: Any, where: str = "") -> Kind:
     Raises:
         WrongJson: their types, names or ranges are others.
     """
-    convert: Any = _convert
-    return convert(kind, values, where)
+    converted: Kind = _convert(kind, values, where)
+    return converted
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

@@ -31,7 +31,8 @@ def test_memory_that_does_not_exist_is_named(allocate, tmp_path):
     with pytest.raises(UserError) as error, shortages_as_user_errors(config):
         allocate()
     # 10^15 bytes are 931,323 GiB; NumPy rounds them to 909 TiB
-    assert re.match(r"out of memory: 93[01],\d{3}\.\d\d GiB more were asked for", error.value.given)
+    asked = re.match(r"out of memory: (93[01],\d{3}\.\d\d) GiB more were asked", error.value.given)
+    assert asked
     assert error.value.expected.endswith("GiB of this machine")
     assert error.value.do == "pass --batch-size 32"
 
