@@ -71,6 +71,9 @@ WRONG_VALUES: list[tuple[str, object]] = [
     ("classes", [1, 2, 3]),
     ("latent_mean", [0.5]),
     ("latent_std", "1"),
+    ("latent_std", [1.0, 0.0, 1.0]),
+    ("class_counts", [4, -4, 4]),
+    ("class_counts", [4]),
     ("ema_length", "long"),
 ]
 
