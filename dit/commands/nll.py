@@ -22,7 +22,6 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
 from dit.latents.load import build_source
-from dit.latents.shards import holds_latents
 from dit.latents.store import Latents
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import ImageNoise
@@ -165,11 +164,12 @@ def open_data(run: LoadedRun, data: str) -> Latents:
     network, config = run.denoise.network, run.card.config
     # a run on bundled captions has no --text-encoder of its own; other data needs it
     encoder = network.captions.encoder.name if isinstance(network, Captioned) else None
-    skip = config.skip_damaged and holds_latents(Path(data))
-    if data != config.data:  # whose columns may have other names
-        config = dataclasses.replace(config, data=data, image_column=None, label_column=None)
-    config = dataclasses.replace(config, flip=False, text_encoder=encoder, skip_damaged=skip)
-    return build_source(config, run.autoencoder)
+    changes: dict[str, Any] = dict(data=data, flip=False, text_encoder=encoder)
+    changes["skip_damaged"] = config.skip_damaged and data != "digits"
+    if data != config.data:
+        # other data may have other names of columns
+        changes |= dict(image_column=None, label_column=None)
+    return build_source(dataclasses.replace(config, **changes), run.autoencoder)
 
 
 def match_classes(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun, np.ndarray]:

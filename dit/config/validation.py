@@ -45,7 +45,6 @@ LIMITS: dict[str, Limit] = {
     ),
     "codebook_size": (2**24, "more entries than a data set has patches"),
     "shift": (65_536, "no image is larger"),
-    "lr": (1000, "AdamW moves each weight by about this much in a step"),
     **dict.fromkeys(
         ("cfg_scale", "classifier_scale"),
         (10**6, "images are saturated long before"),
@@ -56,7 +55,7 @@ LIMITS: dict[str, Limit] = {
 never end, with a wide margin to all that makes sense."""
 OTHER_LIMITS: dict[type, Limit] = {
     int: (10**12, "a trillion, which nothing here reaches"),
-    float: (1e30, "float32 holds numbers up to 3e38"),
+    float: (1e38, "float32 holds numbers up to 3e38"),
 }
 """Limits of numbers that `LIMITS` does not have."""
 

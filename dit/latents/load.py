@@ -91,8 +91,9 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
     data = f"--data {config.data}"
     vae, size = f"--vae {shell_quote(config.vae)}", size_flag(config.image_size)
     again = f"encode again: dit encode --data IMAGES --out OTHER {vae} {size}"
-    # checksums, not names: the same autoencoder may be in another folder
-    if store.checksum != autoencoder.checksum:
+    # checksums, not names: the same autoencoder may be in another folder; pixels have none
+    same_name = store.checksum is not None or store.vae == autoencoder.name
+    if store.checksum != autoencoder.checksum or not same_name:
         theirs, ours = describe_checksum(store.checksum), describe_checksum(autoencoder.checksum)
         raise UserError(
             f"{data} was encoded by {store.vae} ({theirs}), not by --vae {config.vae} ({ours})",

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 CHEAP = "--steps 2 --precision fp32"
 SCORING = "--extractor digits-cnn --bootstrap 0 --no-cache"
 FILES = {
-    "convert": "convert {tmp}/release.pt {out}.safetensors --vae identity",
+    "convert": "convert {tmp}/release.pt {out}.safetensors --vae identity --format dit",
     "ema": "ema {run} --length 0.12 --out {out}.safetensors",
     "nll": "nll --run {run} --num-images 2 --steps 2 --out {out}.json",
     "sample": f"sample --run {{run}} {CHEAP} --classes 1 --out {{out}}.png",

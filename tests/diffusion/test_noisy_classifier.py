@@ -120,7 +120,7 @@ def test_refused(make_run, settings, model, message):
 
 def test_runs_on_captions_have_no_classes(make_run):
     weights = read_weights(find_weights(make_run()))
-    network = dataclasses.replace(weights.card.network, conditioning="text")
+    network = dataclasses.replace(weights.card.network, conditioning="text", text_width=8)
     captioned = dataclasses.replace(
         weights, card=dataclasses.replace(weights.card, network=network)
     )

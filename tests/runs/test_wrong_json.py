@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from dit.commands import compare
 from dit.commands.info.model import card_rows
+from dit.commands.sweep.earlier import check_folder
 from dit.commands.sweep.points import describe, read_point
-from dit.commands.sweep.results import check_folder
 from dit.encoders import autoencoder
 from dit.encoders.autoencoder import BUNDLED, load_autoencoder
+from dit.encoders.stored_weights import find_stored_weights
 from dit.errors import UserError
 from dit.evaluation.inputs.statistics import read_statistics
 from dit.evaluation.samples import is_unconditional, recorded_settings
@@ -126,10 +127,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     """The size that the network of the old run had, and a VAE that is loaded once."""
-    network = autoencoder._read_network(BUNDLED, "AutoencoderKL")
+    network = autoencoder._read_network(BUNDLED, "AutoencoderKL", find_stored_weights(BUNDLED))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "Ti", dict(depth=1, hidden_size=4, num_heads=1))
-        patch.setattr(autoencoder, "_read_network", lambda folder, kind: network)
+        patch.setattr(autoencoder, "_read_network", lambda *given: network)
         yield
 
 

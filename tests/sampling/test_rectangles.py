@@ -115,7 +115,7 @@ def test_folders_are_encoded_in_rectangles(photos: Path, tmp_path: Path, capsys)
     assert LatentStore(stored).shape == (3, HIGH, WIDE)
 
     turned = dict(image_size=(WIDE, HIGH))
-    with pytest.raises(UserError, match=r"image_size \[8, 16\], not \[16, 8\]"):
+    with pytest.raises(UserError, match=r"image_size \(8, 16\), not \(16, 8\)"):
         encode(dataclasses.replace(config, **turned), ALONE)
     with pytest.raises(UserError, match="encoded with --image-size 8 16, not --image-size 16 8"):
         train(dataclasses.replace(TINY, data=str(stored), **turned), ALONE)

@@ -569,7 +569,7 @@ def test_a_folder_is_cropped_as_in_training(folder):
     images = evaluation.choose_eval_target(config, Ranks()).reference.images
     source = build_source(config, load_autoencoder("identity"))
     assert len(images) == 4
-    assert torch.equal(images.read(0), source._images[0])
+    assert torch.equal(images.read(0), source.images[0])
 
 
 def test_an_image_that_can_not_be_read_is_refused_before_training(tmp_path, folder):

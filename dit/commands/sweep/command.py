@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dit.commands.sweep import results
+from dit.commands.sweep.earlier import check_folder
 from dit.commands.sweep.points import Keys, Point, Setting, describe, read_point
 from dit.commands.sweep.ranking import rank
 from dit.commands.sweep.score_point import SweepContext, score_point
@@ -42,7 +43,7 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     extractors = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     names = [extractor.name for extractor in extractors]
     out = cfg.out or run.home / "sweep"
-    ranks.on_main(lambda: results.check_folder(out, cfg.num_samples))
+    ranks.on_main(lambda: check_folder(out, cfg.num_samples))
     ranks.on_main(lambda: create_folder(out))
 
     with ranks.lock_folder(out):

@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from dit.commands.sweep import charts
+from dit.commands.sweep.earlier import RECORD
 from dit.commands.sweep.points import Point, classifier_scale, describe, value_text
 from dit.commands.sweep.ranking import Ranking
 from dit.config import PERFORMANCE_FLAGS, SamplerConfig, SweepConfig, to_json
-from dit.errors import UserError
 from dit.evaluation.metrics.compute import RealVsReal
 from dit.evaluation.protocol import UNKNOWN
 from dit.report.evaluation_page import real_count
@@ -20,12 +20,10 @@ from dit.report.score_names import SHARES, parse
 from dit.report.table import NUMBER, Cell, Row, Table
 from dit.report.text import arrow, counted, number, show, span
 from dit.utils.files import write_json
-from dit.utils.outputs import is_record, require_own_folder, signature
+from dit.utils.outputs import signature
 from dit.utils.pictures import write_png
-from dit.utils.typed_json import read_json
 
-RECORD = "sweep.json"
-FORMAT = 1  # of it
+FORMAT = 1  # of sweep.json
 GUIDING = ("guide", "guide_sha256", "classifier", "classifier_sha256")  # only where they guide
 LISTED, PRINTED = 4, 10  # settings in a sentence, and in the table of the terminal
 ALWAYS = ("sampler", "steps", "cfg_scale")  # flags that the command names even if default
@@ -65,40 +63,6 @@ class Sweep:
     def example(self) -> Point:
         """The best point: it has all scores, unlike a point whose images are NaN."""
         return self.points[self.ranking.best if self.ranking.order else 0]
-
-
-class Asked(TypedDict):
-    """What is read of the flags in sweep.json."""
-
-    num_samples: int
-
-
-class EarlierSweep(TypedDict):
-    """What is read of a sweep.json."""
-
-    asked: Asked
-
-
-def check_folder(out: Path, num_samples: int) -> None:
-    """Refuse a folder of other things, and to replace results of another number of images."""
-    file = out / RECORD
-    # an interrupted sweep leaves points or, before the first of them, samples
-    is_own = (
-        is_record(file, {"asked", "points", "protocol"})
-        or any(is_record(point, {"key", "setting"}) for point in out.glob("points/*.json"))
-        or any(out.glob("samples-*/samples.json"))
-    )
-    require_own_folder(out, RECORD, "dit sweep", is_own)
-    if not file.exists():
-        return
-    do = "choose another --out"
-    expected = "the results that dit sweep wrote"
-    before = read_json(file, EarlierSweep, expected, f"remove it, or {do}")["asked"]["num_samples"]
-    if before != num_samples:
-        given = f"--num-samples {num_samples} for {out}"
-        results = f"whose results are of {before} images a setting"
-        expected = "the same number for all settings of a folder"
-        raise UserError(f"{given}, {results}", expected, do)
 
 
 def write(sweep: Sweep) -> list[Path]:

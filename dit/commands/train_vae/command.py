@@ -1,8 +1,6 @@
 """The command `dit train-vae`: train a first stage, measure it on held-out images, and save it."""
 
 import json
-import math
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -14,24 +12,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit.commands.train_vae.batches import batches, split
+from dit.commands.train_vae.inputs import check_out, open_images
 from dit.commands.train_vae.learner import Learner
 from dit.commands.train_vae.networks import latent_sides, require_network_fits, save
 from dit.commands.train_vae.quality import choose_extractor, latent_statistics, measure
-from dit.commands.train_vae.report import CURVE, LOG, draw_loss, draw_reconstructions, report
+from dit.commands.train_vae.report import LOG, draw_loss, draw_reconstructions, report
 from dit.config import VaeConfig
-from dit.data.counts import count_of
-from dit.data.damage import describe_damage
 from dit.data.images import Images
-from dit.data.labels import Columns
-from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
-from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.latents.load import check_images
-from dit.utils.files import LOCK, create_new, name_file_in_errors
-from dit.utils.image_size import sides
-from dit.utils.outputs import require_own_folder
+from dit.utils.files import create_new, name_file_in_errors
 
 LOG_EVERY = 20  # steps
 MAX_FOR_STATISTICS = 10_000  # images
@@ -52,13 +43,8 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
             f"{ranks.world} processes for dit train-vae", "one", "start it without torchrun"
         )
     latent_sides(cfg)  # refuses a size that does not fit
-    # an activation of full size, four times in the encoder and four times in the decoder
-    image_bytes = 8 * 2 * math.prod(sides(cfg.image_size)) * cfg.channels[0]
-    require_batch_fits(cfg.batch_size, image_bytes, ranks.device)
     require_network_fits(cfg, ranks.device)
-    images = load_images(cfg.data, cfg.image_size, Columns(classes="none"))
-    ranks.say(images.notes)
-    readable = find_readable(images, cfg, ranks)
+    images, readable = open_images(cfg, ranks)
     training, held_out = (readable[part] for part in split(cfg, len(readable)))
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
@@ -79,30 +65,6 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         draw_reconstructions(autoencoder, images, held_out, cfg.out)
         report(cfg, learner.network, scores, len(held_out), seconds)
     return cfg.out
-
-
-def find_readable(images: Images, cfg: VaeConfig, ranks: Ranks) -> np.ndarray:
-    """Return the indices of the images that can be read, and print how many there are."""
-    damaged = check_images(images, range(len(images)), ranks, cfg.skip_damaged)
-    if damaged:
-        print(f"left out: {describe_damage(images, damaged)}", file=sys.stderr)
-    readable = np.delete(np.arange(len(images)), damaged)
-    print(f"data  {cfg.data}: {count_of(len(readable), 'image')}", flush=True)
-    return readable
-
-
-def check_out(cfg: VaeConfig) -> None:
-    """Refuse a folder inside the data, and one with files other than a stopped training's."""
-    out = cfg.out.resolve()
-    if cfg.data != "digits" and Path(cfg.data).expanduser().resolve() in (out, *out.parents):
-        raise UserError(
-            f"--out {cfg.out} lies in --data {cfg.data}",
-            "a folder elsewhere: its figures would be data",
-            "choose another --out",
-        )
-    # a stopped training leaves these beside its lock; a finished one is not replaced
-    leftovers = (LOG, CURVE) if (out / LOCK).is_file() else ()
-    require_own_folder(cfg.out, LOCK, "a stopped dit train-vae", False, leftovers)
 
 
 def fit(learner: Learner, images: Images, indices: np.ndarray, cfg: VaeConfig) -> float:

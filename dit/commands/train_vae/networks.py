@@ -1,6 +1,7 @@
 """The networks of first stages: untrained ones, their latents' size, and how they are saved."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from dit.config import VaeConfig
 from dit.config.validation import flag_of
 from dit.distributed.device import free_memory
+from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import CONFIG, WEIGHTS
 from dit.errors import UserError
 from dit.utils.files import write_bytes, write_json
@@ -41,7 +43,10 @@ def create_network(cfg: VaeConfig) -> Any:
 
 
 def require_network_fits(cfg: VaeConfig, device: torch.device) -> None:
-    """Refuse networks whose weights, gradients and two moments alone exceed the memory."""
+    """Refuse networks whose weights, gradients and moments, or whose batch, exceed the memory."""
+    # an activation of full size, four times in the encoder and four times in the decoder
+    image_bytes = 8 * 2 * math.prod(sides(cfg.image_size)) * cfg.channels[0]
+    require_batch_fits(cfg.batch_size, image_bytes, device)
     with torch.device("meta"):
         network = create_network(cfg)
     need, free = 16 * sum(p.numel() for p in network.parameters()), free_memory(device)

@@ -213,9 +213,11 @@ def test_an_assumed_autoencoder_has_the_checksum_of_latents_that_are_here(nothin
     folder = tmp_path / "latents"
     folder.mkdir()
     (folder / "encoding.json").write_text("{}")
-    entries = dict(shape=[4, 32, 32], classes=["a"], mean=[0], std=[1], captions=False)
+    entries = dict(shape=[4, 32, 32], classes=["a"], mean=[0] * 4, std=[1] * 4, captions=False)
     entries |= dict(vae="x", checksum="5b", image_size=256, flips=False, fingerprint="")
-    entries |= dict(count=1, shard_size=1, shards=[dict(file="shard-00000.npy", count=1)])
+    entries |= dict(
+        count=1, shard_size=1, shards=[dict(file="shard-00000.npy", count=1, sha256="")]
+    )
     (folder / "index.json").write_text(json.dumps(entries))
     np.save(folder / "shard-00000.npy", np.zeros((1, 1, 8, 32, 32), np.float16))
     np.save(folder / "labels.npy", np.zeros(1, np.int64))
