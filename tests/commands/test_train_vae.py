@@ -149,9 +149,7 @@ def test_an_interrupted_training_leaves_no_autoencoder_and_can_start_again(
     assert main([*argv, "--steps", "1"]) == 0
     before = (out / WEIGHTS).read_bytes()
     assert main(argv) == 2
-    message = (
-        r"--out .* holds .*; expected a folder that is new, empty or of a stopped dit train-vae"
-    )
+    message = r"--out .* holds .*; expected a folder that is new, empty or of a stopped dit"
     assert re.search(message, capsys.readouterr().err)
     assert (out / WEIGHTS).read_bytes() == before
 

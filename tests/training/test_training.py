@@ -126,7 +126,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_weights_that_end_infinite_are_not_written(tmp_path):
     flags = dict(out=tmp_path / "run", warmup=0, cooldown=0)
-    overflow = dict(steps=2, lr=1e300, ckpt_every=0)
+    overflow = dict(steps=2, lr=1e38, weight_decay=10.0, ckpt_every=0)
     with pytest.raises(UserError, match=r"NaN or infinite .*not written: start again with a lower"):
         run(**flags, **{**overflow, "steps": 1})
     good = latest_checkpoint(run(**flags, steps=1))
