@@ -118,7 +118,7 @@ def _read_json(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
     member = sample.files["json"]
     try:
         values = json.loads(_read_member(tar, member))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         file = f"{member.name} in {tar.name!r}"
         raise UserError(f"{file} is damaged ({error})", "a JSON object", "correct it") from None
     return values if isinstance(values, dict) else {}

@@ -88,9 +88,12 @@ INTACT = [
     works(ENCODE, "13 images", image("images/cat/9.png", exif=b"no EXIF block")),
     works(ENCODE, "13 images", image("images/cat/9.webp", exif=b"no EXIF block")),
     works(ENCODE, "13 images", image("images/cat/9.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")),
-    works(TRAINING, "new", image("images/cat/9.png", exif=b"no EXIF block")),
+    works(TRAINING, "step 4/4", image("images/cat/9.png", exif=b"no EXIF block")),
     *[works(ENCODE, "13 images", image(f"images/cat/9.{suffix}")) for suffix in SUFFIXES],
-    *[works(ENCODE, "13 images", image(f"images/cat/9.{m.split()[1]}", m.split()[0])) for m in MODES],
+    *[
+        works(ENCODE, "13 images", image(f"images/cat/9.{m.split()[1]}", m.split()[0]))
+        for m in MODES
+    ],
     works(ENCODE, "13 images", image("images/cat/9.png", size=(1, 1))),
     works(ENCODE, "13 images", image("images/cat/9.png", size=(500, 1))),
     works(
@@ -188,7 +191,11 @@ TAR_SHARDS = [
     refused(TARS, "0.json", shard(ZERO, ("0.json", b"[" * 100_000))),
     refused(TARS, "--label-column", shard(ZERO, ("0.json", b'{"species": 3}'))),
     refused(f"{TARS} --label-column kind", "kind", shard(ZERO, ("0.json", b'{"a": 3}'))),
-    refused(f"{TARS} --label-column label", "class [1] of 0.png", shard(ZERO, ("0.json", b'{"label": [1]}'))),
+    refused(
+        f"{TARS} --label-column label",
+        "class [1] of 0.png",
+        shard(ZERO, ("0.json", b'{"label": [1]}')),
+    ),
     refused(f"{TARS} --image-column jpg", "jpg"),
     refused(f"{TARS} --label-column json", "json"),
     refused(f"{TARS} --captions", "caption"),
@@ -228,8 +235,16 @@ TABLES = [
     refused(f"{TABLE} --image-column picture", "picture"),
     refused(f"{TABLE} --label-column kind", "kind"),
     refused(f"{TABLE} --captions", "caption"),
-    refused(TABLE, "row 0 of table (its pixels", table("a damaged image", image=[PNG[:99], *PNGS[1:]], label=[0, 1, 0, 1])),
-    refused(TABLE, "row 1 of table (it is empty)", table("an empty image", image=[PNG, b"", PNG, PNG], label=[0, 1, 0, 1])),
+    refused(
+        TABLE,
+        "row 0 of table (its pixels",
+        table("a damaged image", image=[PNG[:99], *PNGS[1:]], label=[0, 1, 0, 1]),
+    ),
+    refused(
+        TABLE,
+        "row 1 of table (it is empty)",
+        table("an empty image", image=[PNG, b"", PNG, PNG], label=[0, 1, 0, 1]),
+    ),
     refused(TABLE, "table", cut(PARQUET, 0.5)),
     refused(TABLE, "table", write(PARQUET, b"PAR1" + bytes(100) + b"PAR1")),
     refused(TABLE, "table", write(PARQUET, b"")),

@@ -123,7 +123,9 @@ LABEL_FILES = [
 ]
 
 STALE = [
-    works(AGAIN, "12 images in 3 classes", image("images/cat/0.png", size=(30, 30)), changes=REWRITTEN),
+    works(
+        AGAIN, "12 images in 3 classes", image("images/cat/0.png", size=(30, 30)), changes=REWRITTEN
+    ),
     works(AGAIN, "12 images in 3 classes", remove(SHARD), changes=REWRITTEN),
     works(AGAIN, "12 images in 3 classes", cut(SHARD, 0.5), changes=REWRITTEN),
     works(AGAIN, "12 images in 3 classes", remove(INDEX), changes=REWRITTEN),

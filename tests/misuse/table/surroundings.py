@@ -44,7 +44,7 @@ ENCODINGS = [
     works("compare evaluation evaluation", "comparable", env=PLAIN, fresh=True),
     works(
         f"evaluate --samples samples --reference images --crop {CNN} --out new",
-        "",
+        "report.html",
         env=PLAIN,
         fresh=True,
     ),
@@ -79,7 +79,7 @@ PLACES = [
     works("train --help", "usage: dit train", env={"COLUMNS": "1"}),
     works(SAMPLE, "grid", env={"OMP_NUM_THREADS": "0"}),
     works(SAMPLE, "grid", env={"CUDA_VISIBLE_DEVICES": "7,x"}),
-    works(TRAINING, "new", env={"WANDB_MODE": "nonsense"}),
+    works(TRAINING, "step 4/4", env={"WANDB_MODE": "nonsense"}),
     refused(f"{TRAINING} --wandb mine", "wandb"),
     refused(f"{TRAINING} --precision fp8", "fp8"),
     refused(
