@@ -211,6 +211,10 @@ def _run(name: str, given: Sequence[str], prog: str) -> int:
         if error.filename is None:
             raise
         return _report(_explain(error))
+    except RuntimeError as error:
+        if "Symlink loop" not in str(error):  # of pathlib, before Python 3.13
+            raise
+        return _report(UserError(str(error), "links that lead to a file or folder", "remove them"))
     return 0
 
 

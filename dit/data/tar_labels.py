@@ -108,8 +108,15 @@ def _read_label(
     if source.key:
         return values[source.key]
 
+    try:
+        text = _read_member(tar, sample.files[source.member]).decode().strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where} has a {source} that is no text ({error.reason})",
+            "UTF-8",
+            "correct it, or remove the image",
+        ) from None
     # captions that are numbers stay texts
-    text = _read_member(tar, sample.files[source.member]).decode(errors="replace").strip()
     is_id = not columns.captions and is_number(text.removeprefix("-"))
     return int(text) if is_id else text
 

@@ -56,6 +56,7 @@ class Index(Encoding):
         lengths = [len(self.mean), len(self.std)]
         conflicts = [
             (min(self.shape) < 1, f"shape {list(self.shape)}", "sizes above 0"),
+            (min(sides(self.image_size)) < 1, f"image_size {self.image_size}", "sizes above 0"),
             (
                 lengths != [channels] * 2,
                 f"mean and std of {lengths} values",

@@ -160,7 +160,7 @@ def _from_files(
 
 def _read_labels(path: Path, names: Sequence[str]) -> list[str] | None:
     """Return the label of each named file; None without labels.csv."""
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         # Spreadsheets put a byte order mark before the first column: utf-8-sig.

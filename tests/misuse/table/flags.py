@@ -4,6 +4,7 @@ from misuse.case import Case, refused, works
 from misuse.fixtures import CNN, TINY, TRAIN
 
 HUGE = 10**18
+SWEEP_ONE = f"sweep --run run --steps 2 --num-samples 4 {CNN} --out new"
 
 COMMANDS = [
     refused("trian", "did you mean train"),
@@ -55,10 +56,10 @@ UNKNOWN = [
     refused("train-classifier --run run --classes 3", "--classes"),
     refused("train --no-steps", "--no-steps"),
     refused("train --no-no-flip", "--no-no-flip"),
-    refused("sample --run run -n 8", "-n"),
+    refused("sample --run run -n 8", "Unrecognized options: -n"),
     refused("info run evaluation", "evaluation"),
     refused("train images", "images"),
-    refused("train --steps 5 -- --seed 3", "--"),
+    refused("train --steps 5 -- --seed 3", "unknown flag --;"),
 ]
 
 TYPES = [
@@ -168,15 +169,15 @@ NUMBERS = [
     refused("sample --run run --cfg-scale 1e300 --steps 2", "--cfg-scale"),
     refused("sample --run run --cfg-scale 2 --cfg-interval 0.8 0.2", "--cfg-interval"),
     refused("sample --run run --cfg-scale 2 --cfg-interval nan 1", "--cfg-interval"),
-    refused("sample --run run --cfg-scale 2 --cfg-channels 9", "9"),
+    refused("sample --run run --cfg-scale 2 --cfg-channels 9", "at most 3 latent channels"),
     refused("sample --run run --cfg-scale 2 --cfg-channels 0", "--cfg-channels 0"),
     refused("sample --run run --sampler ddim --eta 2", "--eta 2"),
     refused("sample --run run --batch-size 0", "--batch-size 0"),
     refused("sample --run run --block-cache 1", "--block-cache 1"),
     refused("sample --run run --image-size 7", "--image-size 7"),
     refused("sample --run run --image-size 0", "--image-size 0"),
-    refused("sample --run run --classes 99", "99"),
-    refused("sample --run run --classes -1", "-1"),
+    refused("sample --run run --classes 99", "no class 99"),
+    refused("sample --run run --classes -1", "no class -1"),
     refused("sample --run run --classes cta", "cat"),
     refused("sample --run run --classes 0,,1", "--classes"),
     refused("sample --run run --classes 0-2", "0-2"),
@@ -186,11 +187,11 @@ NUMBERS = [
     refused("show forward run --times 0.2,1.7", "1.7"),
     refused("show forward run --times soon", "--times soon"),
     refused("show forward run --times nan", "nan"),
-    works(f"show backward run --steps 2 --times {HUGE}", "show"),
+    refused(f"show backward run --steps 2 --times {HUGE}", "a number of times, from 2 to"),
     refused(f"show forward run --num-images {HUGE}", "--num-images"),
-    refused("show backward run --layers 9", "9"),
+    refused("show backward run --layers 9", "layers from 0 to 1"),
     refused("show backward run --layers all", "--layers all"),
-    refused("show backward run --token 99 0", "99"),
+    refused("show backward run --token 99 0", "--token 99 0 with 2 x 2 tokens"),
     refused("evaluate --run run --num-samples 1", "--num-samples 1"),
     refused("evaluate --run run --bootstrap 5", "--bootstrap 5"),
     refused("evaluate --run run --bootstrap -1", "--bootstrap -1"),
@@ -209,10 +210,11 @@ NUMBERS = [
     refused("encode --data images --out new --batch-size 0", "--batch-size 0"),
     refused("encode --data images --out new --shard-size 0", "--shard-size 0"),
     refused("encode --data images --out new --shard-size -3", "--shard-size -3"),
-    refused("encode --data images --out new --image-size 31", "31"),
+    refused("encode --data images --out new --image-size 31", "expected a multiple of 4"),
     refused(f"encode --data images --out new --vae identity --image-size {10**6}", "--image-size"),
-    works(
-        f"encode --data images --out new --vae identity --image-size 8 --shard-size {10**9}", "12 "
+    refused(
+        f"encode --data images --out new --vae identity --image-size 8 --shard-size {10**9}",
+        "at most 10,000,000",
     ),
     refused("stats --data images --out s.npz --image-size 0", "--image-size 0"),
     refused("stats --data images --out s.npz --batch-size -1", "--batch-size -1"),
@@ -234,7 +236,7 @@ NUMBERS = [
     refused("ema run --length nan", "--length nan"),
     refused("ema run --length 1e-300", "1e-300"),
     refused("ema run --length 0.05 --step 3000", "3000"),
-    refused("ema run --length 0.05 --step -1", "-1"),
+    refused("ema run --length 0.05 --step -1", "--step -1 for run"),
 ]
 
 ODD_BUT_RIGHT = [
@@ -243,10 +245,10 @@ ODD_BUT_RIGHT = [
     works("sample --run run --steps 2 --classes 0,0,0 --per-class 1", "grid of samples"),
     works("sample --run run --steps 2 --classes dog,cat --per-class 1", "grid of samples"),
     works("ema run --length 0.07", "ema-length-0.07"),
-    works(f"train --data images {TRAIN} --lr 1e-300 --out new", "new"),
-    works(f"train --data images {TRAIN} --clip 1e-300 --out new", "new"),
-    works(f"train --data images {TRAIN} --warmup 1000000000 --out new", "new"),
-    works(f"train --data flat {TRAIN} --out new", "new"),
+    works(f"train --data images {TRAIN} --lr 1e-300 --out new", "step 4/4"),
+    works(f"train --data images {TRAIN} --clip 1e-300 --out new", "step 4/4"),
+    works(f"train --data images {TRAIN} --warmup 1000000000 --out new", "step 4/4"),
+    works(f"train --data flat {TRAIN} --out new", "step 4/4"),
     works("info run", "DiT-Ti/4"),
     works("report run", "report.html"),
     works("compare evaluation evaluation", "comparable"),
@@ -278,7 +280,7 @@ CONTRADICTIONS = [
     refused("train --text-encoder digits", "--conditioning text"),
     refused("train --num-classes 0 --label-dropout 0.2", "--label-dropout 0.2"),
     refused(f"train --data images {TINY} --num-classes 2", "--num-classes 2"),
-    refused("train --image-size 36 --dry-run", "36"),
+    refused("train --image-size 36 --dry-run", "expected a multiple of 8"),
     refused(f"train --data images {TRAIN} --global-batch-size 4 --grad-accum 3", "--grad-accum 3"),
     refused("train --on-divergence stop --max-skips 3", "--max-skips 3"),
     refused("sample --run run --num-samples 4", "--out"),
@@ -324,7 +326,7 @@ CONTRADICTIONS = [
     refused("train-vae --out new --lpips-weight 2", "--lpips"),
     refused("train-vae --out new --gan-start 3", "--gan-weight"),
     refused("train-vae --out new --gan-weight 1 --gan-start 3000", "--gan-start 3000"),
-    refused("train-vae --out new --data images --image-size 17", "17"),
+    refused("train-vae --out new --data images --image-size 17", "which shrink it by 4"),
     refused("train-classifier --run run --model DiT-Ti/4", "DiT-Ti/4"),
     refused("train-classifier --run run --data flat --out new", "flat"),
     refused("train-classifier --run classifier", "classifier"),
@@ -348,17 +350,18 @@ SWEEPS = [
     refused("sweep --run run --cfg-scale nan", "nan"),
     refused("sweep --run run --cfg-scale 1,inf", "inf"),
     refused("sweep --run run --cfg-scale 1,,2", "1,,2"),
-    refused("sweep --run run --cfg-scale 1,1", "1"),
+    # one setting that was typed twice
+    works(f"{SWEEP_ONE} --cfg-scale 1,1", "1/1 "),
     refused("sweep --run run --cfg-scale high", "high"),
     refused("sweep --run run --steps 2.5", "2.5"),
-    refused("sweep --run run --steps 0,2", "0"),
+    refused("sweep --run run --steps 0,2", "(in 0,2)"),
     refused("sweep --run run --steps 1:1000000:1", "--steps"),
     refused("sweep --run run --interval 0.2", "0.2"),
     refused("sweep --run run --interval 0.8-0.2", "0.8-0.2"),
     refused("sweep --run run --interval 0-1.5", "0-1.5"),
     refused("sweep --run run --interval=-1-0", "-1-0"),
     refused("sweep --run run --ema-length 0.9", "0.9"),
-    refused(f"sweep --run run --sampler euler,euler {CNN}", "euler"),
+    works(f"{SWEEP_ONE} --sampler euler,euler --cfg-scale 1", "1/1 "),
 ]
 
 CASES: list[Case] = [
