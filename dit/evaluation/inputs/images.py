@@ -216,14 +216,20 @@ def _read_npz(path: Path, crop: Size | None) -> ImageSet:
     with open_npz(path) as file:
         array = read_array(file, path, "arr_0")
         labels = read_array(file, path, "arr_1") if "arr_1" in file.files else None
-    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iuU"):
+    if labels is not None and not _are_labels(labels):
         raise UserError(
-            f"labels {labels.dtype} {list(labels.shape)} in {path}",
-            "arr_1 [N], whole numbers or names",
+            f"labels {labels.dtype} {list(labels.shape)} in {path}, or some below 0",
+            "arr_1 [N], whole numbers from 0 or names",
             "write arr_1 again; x.argmax(1) turns one-hot vectors into numbers",
         )
     images = from_array(array, str(path), None if labels is None else labels.tolist())
     return images if crop is None else _cropped(images, crop)
+
+
+def _are_labels(values: np.ndarray) -> bool:
+    if values.ndim != 1 or values.dtype.kind not in "iuU":
+        return False
+    return values.dtype.kind == "U" or not (values < 0).any()
 
 
 def _cropped(images: ImageSet, crop: Size) -> ImageSet:

@@ -174,10 +174,10 @@ THREE = ("0.cls", b"3")
 
 TAR_SHARDS = [
     works(TARS, "3 classes"),
-    works(TARS, "2 classes", shard(ZERO, ("1.png", PNG), THREE, ("1.cls", b"5"))),
+    works(TARS, "6 classes", shard(ZERO, ("1.png", PNG), THREE, ("1.cls", b"5"))),
     works(
         TARS,
-        "2 classes",
+        "6 classes",
         shard(("a.v1.png", PNG), ("a.v1.cls", b"3"), ("b.v2.png", PNG), ("b.v2.cls", b"5")),
     ),
     works(TARS, "2 classes", shard(("cat/1.png", PNG), ("dog/1.png", PNG))),

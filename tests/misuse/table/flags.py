@@ -203,7 +203,7 @@ NUMBERS = [
     refused(f"sweep --run run --num-samples {10**12} {CNN}", "--num-samples 1000000000000"),
     refused("sweep --run run --num-samples 1", "--num-samples 1"),
     refused("nll --run run --num-images 0", "--num-images 0"),
-    works("nll --run run --steps 2 --num-images 1000", "12 images"),
+    works("nll --run run --steps 2 --num-images 1000 --out new.json", "12 images"),
     refused(f"nll --run run --num-images 2 --steps {HUGE}", "--steps"),
     refused(f"nll --run run --num-images 2 --steps 2 --probes {HUGE}", "--probes"),
     refused("nll --run run --steps 0", "--steps 0"),

@@ -70,7 +70,7 @@ INDEXES = [
     indexed("shards/0/file", "shard-00009.npy", "shard-00009.npy"),
     indexed("shards/0/count", "5"),
     indexed("shards/0/count", -5),
-    indexed("shards/0/count", 6, "shard-00000.npy"),
+    indexed("shards/0/count", 6, "count 12 for shards of 13"),
     indexed("shards/0/sha256", 3),
     indexed("captions", "no"),
 ]

@@ -107,7 +107,7 @@ OTHER_KINDS = [
             "nll --run run --data pipe",
         )
     ],
-    refused("train --resume run", "no checkpoint", link("run", "pipe"), fifo("pipe")),
+    refused("train --resume run", "is a pipe", link("run", "pipe"), fifo("pipe")),
 ]
 
 LINKS = [
@@ -312,8 +312,8 @@ NAMES = [
     refused(f"sample --run run --steps 2 --out {LONG}.png", "too long"),
     refused(f"info {DEEP * 3}", "too long"),
     refused(["info", "a\nb"], "a b"),
-    refused(["sample", "--run", "\udcffrun"], "\\udcffrun"),
-    refused(["encode", "--data", "\udcff", "--out", "new"], "\\udcff"),
+    refused(["sample", "--run", "\udcffrun"], "\\xffrun"),
+    refused(["encode", "--data", "\udcff", "--out", "new"], "\\xff"),
     refused(["info", "a\x1b[31mred"], "red"),
     works(
         f"encode --data 'my images' --out 'my latents' {ENCODE}",

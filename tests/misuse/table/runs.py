@@ -387,7 +387,9 @@ FIRST_STAGES = [
 ]
 
 DIVERGED = [
-    refused(f"train --data images {TRAIN} --lr 1e300 --steps 1 --warmup 0 --out new", "finite"),
+    refused(
+        f"train --data images {TRAIN} --lr 1e300 --steps 1 --warmup 0 --out new", "--lr 1e+300"
+    ),
     refused(f"evaluate --run run --num-samples 6 {CNN} --out new", "ema-0.999", flip(EMA)),
 ]
 
