@@ -3,6 +3,7 @@
 import torch
 
 from dit.build import build_network
+from dit.config import OPTIMIZERS
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import describe_size, sides
@@ -42,12 +43,13 @@ def card_rows(card: ModelCard) -> Rows:
         rows.append(("text encoder", config.text_encoder or "digits"))
     if not card.unconditional:
         rows += _label_rows(card)
+    optimizer = f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g}"
     average = ("EMA decay", f"{config.ema:g}") if card.ema_length is None else ("EMA", card.average)
     return [
         *rows,
         ("process", _process(card)),
         ("objective", _objective(card)),
-        ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
+        ("optimizer", f"{optimizer}, batch {config.global_batch_size}"),
         (average[0], str(average[1])),
         ("precision", config.precision),
         ("seed", str(config.seed)),
