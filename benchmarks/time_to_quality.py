@@ -44,6 +44,7 @@ LEVERS = {
     "shift": "--time-shift auto",
 }
 OURS = ("modern", "muon")  # the levers that win together
+RECIPES = ["2022", "flow", "ours"]
 SAMPLING = {"2022": "--sampler ddpm --steps 250", "": "--sampler dpmpp_2m --steps 25"}
 SCALES = (1.0, 1.25, 1.5, 2.0)
 MARKS = (1, 2, 5, 10)  # tenths of the budget that are scored
@@ -199,7 +200,8 @@ def main() -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-quality"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--recipes", nargs="+", default=["2022", "flow", "ours"])
+    known = [*RECIPES, *recipes_with_levers()]
+    parser.add_argument("--recipes", nargs="+", choices=known, default=RECIPES)
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each recipe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--num-samples", type=int, default=1000, help="behind each score")

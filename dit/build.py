@@ -80,7 +80,11 @@ def _routed(denoise: Denoiser, share: float, loss: Callable[..., Loss], *inputs:
     """Return a loss of the network with this share of the tokens on the short road."""
     *inputs, uniforms = inputs  # type: ignore[assignment]
     keep = kept_tokens(uniforms, share)
-    network = partial(denoise.network, keep=keep)  # type: ignore[call-arg]
+
+    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        # by position, as when DDP is warmed up: for a keyword the compiler would compile again
+        return denoise.network(x, t, y, keep)  # type: ignore[call-arg]
+
     return loss(replace(denoise, network=network), *inputs)
 
 

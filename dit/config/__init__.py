@@ -15,9 +15,10 @@ from dit.config.evaluation import (
 from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import to_json
-from dit.config.training import ClassifierConfig, TrainConfig, refuse_unread_flags
+from dit.config.training import OPTIMIZERS, ClassifierConfig, TrainConfig, refuse_unread_flags
 
 __all__ = [
+    "OPTIMIZERS",
     "PERFORMANCE_FLAGS",
     "ClassifierConfig",
     "CompareConfig",

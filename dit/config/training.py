@@ -23,6 +23,9 @@ from dit.config.validation import (
 )
 from dit.errors import UserError
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
+"""What a reader calls the choices of --optimizer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

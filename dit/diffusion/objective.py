@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from dit.diffusion.likelihood import variational_bound
 from dit.diffusion.process import Denoiser, add_noise, target
-from dit.diffusion.weighting import min_snr, velocity_weight
+from dit.diffusion.weighting import min_snr, turned_velocity, velocity_weight
 
 
 class Loss(NamedTuple):
@@ -72,9 +71,8 @@ def diffusion_loss(
     if velocity:
         each = velocity_weight(denoise.objective, t).to(mse) * mse
     if cosine:
-        # of a flow, whose velocity is eps - x0; over the channels at each place
-        angle = cosine_similarity(prediction.eps - prediction.x0, eps - x0, dim=1)
-        turned = (1 - angle).flatten(1).mean(1)
+        # of a flow, whose velocity is eps - x0
+        turned = turned_velocity(prediction.eps - prediction.x0, eps - x0)
         each, terms["cosine"] = each + cosine * turned, turned.detach()
     if prediction.var_fraction is not None:
         # its gradient reaches the variance alone (2102.09672, section 3.1); lambda 0.001 times 1000

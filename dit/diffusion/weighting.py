@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from dit.diffusion.process import Process
 
 LEAST_TIME = 0.05  # of the velocity's error, which has no bound at 0
+LEAST_LENGTH = 0.01  # of a velocity, whose direction has no bounded gradient at 0
 MEMORY = 10  # losses kept of each time
 UNIFORM = 0.001  # share of draws from all times alike, as in the release of 2102.09672
 
@@ -28,6 +30,15 @@ def velocity_weight(objective: str, t: Tensor) -> Tensor:
     The error of v is that of x0 over t; times below 0.05 count as 0.05.
     """
     return t.clamp(min=LEAST_TIME) ** -2 if objective == "x0" else torch.ones_like(t)
+
+
+def turned_velocity(predicted: Tensor, v: Tensor) -> Tensor:
+    """Return 1 - cos of velocities [B, C, H, W] over channels, mean over places [B] (2410.10356).
+
+    Lengths below 0.01 count as 0.01. A fresh network predicts 0, where the gradient would be 1e8.
+    """
+    cosines = cosine_similarity(predicted, v, dim=1, eps=LEAST_LENGTH)
+    return (1 - cosines).flatten(1).mean(1)
 
 
 class LossAwareSampler:

@@ -125,9 +125,9 @@ class Captioned:
     network: Network
     captions: Captions
 
-    def __call__(self, x: Tensor, t: Tensor, ids: Tensor, **options: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, ids: Tensor, *more: Tensor) -> Tensor:
         """Run the network: latents [B, C, H, W], times [B], ids [B] -> [B, C or 2C, H, W]."""
-        return self.network(x, t, self.captions(ids), **options)
+        return self.network(x, t, self.captions(ids), *more)
 
 
 # -- loading ---------------------------------------------------------------------------------------

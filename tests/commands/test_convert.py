@@ -16,7 +16,7 @@ from helpers.foreign import (
 from dit.build import build_network, build_process
 from dit.cli import main
 from dit.errors import UserError
-from dit.runs.formats.diffusers import from_diffusers, to_diffusers
+from dit.runs.formats.diffusers import diffusers_config, from_diffusers, to_diffusers
 from dit.runs.weights import read_weights
 from dit.sampling.load import load_run
 
@@ -98,6 +98,22 @@ def test_diffusers_round_trip_is_exact(weights):
     ours = from_diffusers(theirs, dit_spec())
     assert same_tensors(ours, weights)
     assert same_tensors(to_diffusers(ours, dit_spec()), theirs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    # the first two have the names and shapes of a plain DiT
+    [dict(block="plain+rope"), dict(block="plain+heads64"), dict(conditioning="tokens")],
+)
+def test_networks_that_diffusers_does_not_have_are_refused(weights, changes):
+    other = dit_spec(**changes)
+    for act in (
+        lambda: to_diffusers(build_network(other).state_dict(), other),
+        lambda: from_diffusers(to_diffusers(weights, dit_spec()), other),
+        lambda: diffusers_config(other),
+    ):
+        with pytest.raises(UserError, match="for diffusers"):
+            act()
 
 
 def test_every_block_of_diffusers_gets_the_embedders(weights):

@@ -88,6 +88,11 @@ def test_every_network_is_named(make_run, settings, network):
     assert (shown["objective"] == "class of noised latents") == network.startswith("classifier")
 
 
+@pytest.mark.parametrize(("name", "shown"), [("adamw", "AdamW"), ("muon", "Muon and AdamW")])
+def test_the_optimizer_is_named(make_run, name, shown):
+    assert rows(info(make_run(optimizer=name)))["optimizer"].startswith(f"{shown}, lr")
+
+
 def test_checkpoint_and_file_have_the_same_rows(tiny_run: Path):
     checkpoint = next(tiny_run.glob("checkpoints/*"))
     by_folder, by_file = rows(info(checkpoint)), rows(info(next(checkpoint.glob("ema-*"))))

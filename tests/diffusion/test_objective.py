@@ -7,6 +7,8 @@ import torch
 from helpers.diffusion import normal, time
 from torch.distributions import Normal, kl_divergence
 
+from dit.build import build_loss
+from dit.config import TrainConfig
 from dit.diffusion.likelihood import discretized_log_likelihood, normal_kl
 from dit.diffusion.objective import diffusion_loss, drop_labels
 from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
@@ -221,3 +223,30 @@ def test_the_cosine_of_velocities_is_over_channels(objective):
             loss.terms["cosine"], torch.full((6,), float(expected)).double(), atol=1e-6, rtol=0
         )
         torch.testing.assert_close(loss.each, loss.terms["mse"] + 0.5 * loss.terms["cosine"])
+
+
+def test_the_cosine_of_a_fresh_network_has_a_gradient_of_usual_size():
+    """A cosine has none at 0, which a fresh network predicts; 1e8 would blind the spike guard."""
+    process, out = Flow(), torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
+    loss = diffusion_loss(
+        Denoiser(lambda *_: out, process, "v"), *batch(process, TIMES), cosine=1.0
+    )
+    (gradient,) = torch.autograd.grad(loss.mean, out)
+    assert 0 < gradient.norm() < 100
+
+
+def test_routing_hands_the_kept_tokens_by_position():
+    """As the pass that warms up DDP, so that one compiled network serves both."""
+    calls = []
+
+    def network(x, *others):
+        calls.append(others)
+        return x
+
+    process, config = Flow(), TrainConfig(route=0.5)
+    x0, y, t, eps = batch(process, TIMES)
+    loss, _ = build_loss(config, network, process)
+    loss(x0, y, t, eps, torch.tensor([[0.9, 0.1, 0.8, 0.2]]).expand(6, -1))
+    ((_, labels, keep),) = calls
+    assert torch.equal(labels, y)
+    assert keep.tolist() == [[1, 3]] * 6

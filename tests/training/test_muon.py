@@ -117,12 +117,13 @@ def test_a_skipped_step_changes_nothing():
     optimizer = MuonAdamW([(matrix, 1)], [other], 0.1, (0.9, 0.99), 0.1)
     matrix.grad, other.grad = torch.randn(2, 2), torch.randn(2)
     update_weights(optimizer, 0.1, GO)
-    before = matrix.clone(), optimizer.state[matrix]["momentum"].clone()
+    before = matrix.clone(), optimizer.state[matrix]["momentum"].clone(), other.clone()
     assert update_ratio(optimizer) > 0
     matrix.grad, other.grad = torch.full((2, 2), torch.nan), torch.full((2,), torch.inf)
     update_weights(optimizer, 0.1, SKIP)
     assert torch.equal(matrix, before[0])
     assert torch.equal(optimizer.state[matrix]["momentum"], before[1])
+    assert torch.equal(other, before[2])
     assert update_ratio(optimizer) == 0
 
 

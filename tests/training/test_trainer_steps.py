@@ -204,7 +204,7 @@ KINDS = {
         loss="vlb",
         time_sampling="loss-aware",
     ),
-    "text": dict(conditioning="text"),
+    "text": dict(conditioning="text", route=0.5),
     "unet": dict(model="UNet-S"),
     "in-context": dict(conditioning="in-context"),
     "modern": dict(block="modern+nobias", conditioning="tokens"),

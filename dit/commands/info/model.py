@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dit.build import build_network
+from dit.config import OPTIMIZERS
 from dit.data.counts import count_of
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import ModelCard, NetworkSpec
@@ -64,12 +65,13 @@ def card_rows(card: ModelCard) -> Rows:
         rows.append(("text encoder", config.text_encoder or "digits"))
     if not card.unconditional:
         rows += _label_rows(card)
+    optimizer = f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g}"
     average = ("EMA decay", f"{config.ema:g}") if card.ema_length is None else ("EMA", card.average)
     return [
         *rows,
         ("process", _process(card)),
         ("objective", _objective(card)),
-        ("optimizer", f"AdamW, lr {config.lr:g}, batch {config.global_batch_size}"),
+        ("optimizer", f"{optimizer}, batch {config.global_batch_size}"),
         (average[0], str(average[1])),
         ("precision", config.precision),
         ("seed", str(config.seed)),

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit.errors import UserError
 from dit.models.embeddings import position_embedding
 from dit.models.registry import split_name
 from dit.models.sizes import SIZES
@@ -37,8 +38,19 @@ MODULES = {
 }
 
 
+def _require_plain(spec: NetworkSpec) -> None:
+    """Refuse a network that diffusers' class cannot compute, though names and shapes may fit."""
+    if spec.block != "plain" or spec.conditioning != "adaln-zero":
+        raise UserError(
+            f"a DiT of --block {spec.block} --conditioning {spec.conditioning} for diffusers",
+            "plain and adaln-zero, the only ones of DiTTransformer2DModel",
+            "use this package for it",
+        )
+
+
 def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:
     """Return the arguments of the `DiTTransformer2DModel` for the weights of `to_diffusers`."""
+    _require_plain(spec)
     name, patch = split_name(spec.model)
     size = SIZES[name]
     return dict(
@@ -60,6 +72,7 @@ def to_diffusers(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
     Every block gets a copy of the time and label embedders. One difference between the networks
     remains: diffusers embeds times at frequencies 10000^(-i/127), the release at 10000^(-i/128).
     """
+    _require_plain(spec)
     check_shapes(state_dict, spec)
     if spec.time_scale != 1:
         raise not_a_dit(f"times scaled by {spec.time_scale:g}, which diffusers' network has not")
@@ -79,6 +92,7 @@ def to_diffusers(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
 
 def from_diffusers(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
     """Convert diffusers' weights to ours, the inverse of `to_diffusers`."""
+    _require_plain(spec)
     theirs = {n: _diffusers_names(n, spec) for n in expected_shapes(spec) if n != "pos_embed"}
     given = [name for name in state_dict if name != "pos_embed.pos_embed"]
     check_names([name for names in theirs.values() for name in names], given)

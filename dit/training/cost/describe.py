@@ -5,7 +5,7 @@ from dataclasses import asdict
 import torch
 
 from dit.build import build_network
-from dit.config import TrainConfig
+from dit.config import OPTIMIZERS, TrainConfig
 from dit.data.counts import count_of, describe_count
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
@@ -19,8 +19,6 @@ from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
 from dit.utils.image_size import describe_size
-
-OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
 
 
 def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
