@@ -17,7 +17,6 @@ from tqdm import tqdm
 from dit.config import EncodeConfig
 from dit.data.counts import count_of, describe_count
 from dit.data.hub_datasets import DatasetStream, StreamReader
-from dit.data.image_files import read_pixels
 from dit.data.images import ImageFiles, ImageFolder, Images
 from dit.data.labels import Classes, Columns, Label
 from dit.data.sources import load_images, load_stream
@@ -28,7 +27,7 @@ from dit.errors import UserError
 from dit.latents import shards
 from dit.latents.load import check_images
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
-from dit.utils.files import shell_quote
+from dit.utils.files import name_to_bytes, shell_quote, write_bytes
 from dit.utils.image_size import sides, size_flag, size_of
 
 SKIPPED = "skipped.txt"  # in a folder of latents, the damaged images that were left out
@@ -259,7 +258,8 @@ def _list_skipped(root: Path, number: int) -> None:
     if not names:
         file.unlink(missing_ok=True)
         return
-    file.write_text("".join(f"{name}\n" for name in names), errors="surrogateescape")
+    # bytes: the names as the disk has them, for other programs to read
+    write_bytes(file, name_to_bytes("".join(f"{name}\n" for name in names)))
     print(f"left out: {count_of(len(names), 'damaged image')}, listed in {file}")
 
 
@@ -318,7 +318,7 @@ def _write_rows(encoder: Encoder, shard: int, reader: StreamReader, bar: tqdm) -
     def images() -> Iterator[Callable[[], Tensor]]:
         for row in islice(reader, cfg.shard_size):
             labels.append(row.value)
-            yield partial(read_pixels, row.open, row.name, cfg.image_size)
+            yield partial(row.pixels, cfg.image_size)
 
     def note() -> dict[str, object]:
         return {"labels": labels, "position": reader.position}

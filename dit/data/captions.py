@@ -39,14 +39,11 @@ class CaptionedFolder(ImageFolder):
 
         entries = _read_metadata(self.root / METADATA)
         self._files = [name for name, _ in entries]
+        self._folders: list[str] = []
         self.notes = _note_others(self.root, self._files)
         self.classes = sort_captions(text for _, text in entries)
         ids = {text: i for i, text in enumerate(self.classes)}
         self.labels = np.array([ids[text] for _, text in entries], dtype=np.int64)
-
-    def path(self, index: int) -> Path:
-        """Return the file of image `index`."""
-        return self.root / self._files[index]
 
     @cached_property
     def fingerprint(self) -> str:

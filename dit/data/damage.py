@@ -1,11 +1,11 @@
 """The check of image files, before work that reads them all."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
 from dit.data.counts import count_of
+from dit.data.image_files import reading_threads
 from dit.data.images import ImageFiles, Images
 from dit.errors import UserError
 
@@ -14,11 +14,12 @@ NAMED = 5  # damaged files, in a message
 
 
 def find_damaged_images(
-    images: ImageFiles, indices: Sequence[int], pool: ThreadPoolExecutor, quiet: bool = False
+    images: ImageFiles, indices: Sequence[int], quiet: bool = False
 ) -> Iterator[int]:
     """Yield those of the images at `indices` that cannot be read."""
     # a few are checked at once; only a longer check needs a bar
-    with tqdm(total=len(indices), unit="img", desc="checking", disable=quiet, delay=1) as bar:
+    bar = tqdm(total=len(indices), unit="img", desc="checking", disable=quiet, delay=1)
+    with bar, reading_threads() as pool:
         # in parts: a map over all images at once would hold a future for each
         for start in range(0, len(indices), CHECKED_AT_ONCE):
             part = indices[start : start + CHECKED_AT_ONCE]

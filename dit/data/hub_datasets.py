@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from dit.data.image_files import OpenFile
+from dit.data.image_files import OpenFile, read_pixels
 from dit.data.images import ImageFiles, file_mark
 from dit.data.labels import Columns, Label, Labels, ask_for_labels
 from dit.data.path_patterns import expand_pattern
@@ -93,6 +94,10 @@ class Row(NamedTuple):
     open: OpenFile
     name: str
     value: Label
+
+    def pixels(self, size: Size) -> Tensor:
+        """Read the image and crop it: uint8 [3, H, W]."""
+        return read_pixels(self.open, self.name, size)
 
 
 class DatasetStream:

@@ -1,6 +1,8 @@
 """Image files: how they are read and checked, to RGB of 8 bits, and cropped."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,6 +84,11 @@ def find_damage(open_file: OpenFile) -> str:
     except Exception as error:  # Pillow's readers raise many kinds
         return _reason(error)
     return ""
+
+
+def reading_threads() -> ThreadPoolExecutor:
+    """Return threads that read images, or ask for their sizes and times."""
+    return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

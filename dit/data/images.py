@@ -1,7 +1,8 @@
 """Images and their classes: scikit-learn's digits, image files, and folders of them."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -11,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit.data.image_files import find_damage, read_pixels
+from dit.data.image_files import find_damage, read_pixels, reading_threads
 from dit.data.image_folder import list_images
 from dit.data.labels import sort_names
 from dit.errors import UserError
 from dit.utils.files import name_to_bytes, printable
 from dit.utils.image_size import Size, sides, size_flag
 
+MARKS_AT_ONCE = 200  # images
 DIGIT_SIDE, DIGIT_MAX = 8, 16  # scikit-learn's digits are 8x8 with values 0..16
 
 
@@ -37,7 +39,7 @@ class Images(Protocol):
     @property
     def fingerprint(self) -> str: ...  # the same for images of the same names in the same order
 
-    def stamp(self, indices: Iterable[int]) -> str: ...  # other if one of these images was replaced
+    def stamp(self, indices: Sequence[int]) -> str: ...  # other if one of these images was replaced
 
 
 # -- digits ----------------------------------------------------------------------------------------
@@ -85,7 +87,7 @@ class Digits:
         """The data set's name: its content never changes."""
         return "digits"
 
-    def stamp(self, indices: Iterable[int]) -> str:
+    def stamp(self, indices: Sequence[int]) -> str:
         """Return the data set's name."""
         return self.fingerprint
 
@@ -146,19 +148,33 @@ class ImageFiles:
         """Return why image `index` cannot be read, or "" if it is intact."""
         return find_damage(partial(self.open, index))
 
-    def stamp(self, indices: Iterable[int]) -> str:
+    def stamp(self, indices: Sequence[int]) -> str:
         """Return the SHA-256 over the marks of these images: names, sizes and times of files."""
-        digest = hashlib.sha256()
-        for index in indices:
+
+        def marks(part: Sequence[int]) -> bytes:
             # a name need not be UTF-8
-            digest.update(f"{self.mark(index)}\n".encode(errors="surrogateescape"))
+            return name_to_bytes("".join(f"{self.mark(index)}\n" for index in part))
+
+        starts = range(0, len(indices), MARKS_AT_ONCE)
+        parts = [indices[start : start + MARKS_AT_ONCE] for start in starts]
+        digest = hashlib.sha256()
+        # in threads, as a network disk answers each question late; a few at a time, as each
+        # task costs more than a question to a local disk
+        with reading_threads() as pool:
+            for part in pool.map(marks, parts):
+                digest.update(part)
         return digest.hexdigest()
 
+    @cached_property
+    def first_stamp(self) -> str:
+        """The stamp of all images when this was first asked for, as before they are checked."""
+        return self.stamp(range(len(self)))
 
-def file_mark(file: Path) -> str:
+
+def file_mark(file: str | Path) -> str:
     """Return size and time of a file, one of which changes when it is replaced."""
     try:
-        status = file.stat()
+        status = os.stat(file)
     except OSError:
         return "missing"
     return f"{status.st_size} {status.st_mtime_ns}"
@@ -197,9 +213,9 @@ class ImageFolder(ImageFiles):
         return self.path(index).open("rb")
 
     def mark(self, index: int) -> str:
-        path = self.path(index)
         # relative, so that the folder may move
-        return f"{path.relative_to(self.root)} {file_mark(path)}"
+        name = os.path.join(self._folder(index), self._files[index])
+        return f"{name} {file_mark(os.path.join(self.root, name))}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from dit.errors import UserError
 from dit.utils.files import name_to_bytes
 
 MAX_CLASSES = 10**7
+MAX_DIGITS = 100  # more are no id, and Python converts no more than 4,300
 Label = int | str
 Classes = Literal["ask", "usual", "none"]
 
@@ -133,8 +134,8 @@ def sort_names(names: Iterable[str]) -> list[str]:
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a whole number, 0 or more."""
-    return text.isascii() and text.isdecimal()
+    """Return whether a text is a whole number, 0 or more, of at most `MAX_DIGITS` digits."""
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 def sort_captions(captions: Iterable[str]) -> list[str]:

@@ -52,9 +52,9 @@ def read_png(file: BinaryIO) -> BinaryIO:
 
 
 def _chunk_heads(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield type and length of each chunk up to the last; the caller moves past its content."""
+    """Yield type and length of each chunk before the end; the caller moves past its content."""
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        yield kind, length
-        if kind == b"IEND":
+        if kind == b"IEND":  # a mark without content, which Pillow does not need
             return
+        yield kind, length

@@ -1,6 +1,5 @@
 """The labels of samples in tar shards: of a member, a key of .json, a folder, or the tar's name."""
 
-import json
 import posixpath
 import re
 import tarfile
@@ -9,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dit.data.image_formats import is_image
-from dit.data.labels import Columns, ask_for_labels
+from dit.data.labels import Columns, ask_for_labels, is_number
 from dit.data.tar_samples import Sample
 from dit.errors import UserError
+from dit.utils.typed_json import WrongJson, parse_json
 
 MEMBERS = {False: ("cls",), True: ("txt", "caption")}  # by whether captions are asked for
 KEYS = {False: ("label", "cls", "class"), True: ("caption", "text")}  # of a member .json
@@ -110,17 +110,18 @@ def _read_label(
 
     # captions that are numbers stay texts
     text = _read_member(tar, sample.files[source.member]).decode(errors="replace").strip()
-    is_number = not columns.captions and text.lstrip("-").isdecimal()
-    return int(text) if is_number else text
+    is_id = not columns.captions and is_number(text.removeprefix("-"))
+    return int(text) if is_id else text
 
 
 def _read_json(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
     member = sample.files["json"]
     try:
-        values = json.loads(_read_member(tar, member))
-    except ValueError as error:
+        values = parse_json(_read_member(tar, member), Any, nan=True)
+    except WrongJson as error:
         file = f"{member.name} in {tar.name!r}"
         raise UserError(f"{file} is damaged ({error})", "a JSON object", "correct it") from None
+    # lists and the like hold no label, and may be of no use here
     return values if isinstance(values, dict) else {}
 
 
@@ -133,30 +134,31 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 # -- classes by names ------------------------------------------------------------------------------
 
 
-def names_of_folders(images: Sequence[str]) -> list[str]:
+def names_of_folders(images: Sequence[str], must_be_clear: bool) -> list[str]:
     """Return the folder of each image below the one that holds all; none if that is the only one.
 
     Args:
         images: paths in the tars, such as train/cat/1.jpg and train/dog/1.jpg.
+        must_be_clear: refuse folders that may be no classes; else there are none.
     """
     folders = [posixpath.normpath("/" + posixpath.dirname(name)) for name in images]
     distinct = set(folders)
     if len(distinct) == 1:
         return []
     common = posixpath.commonpath(distinct)
+    names = [folder[len(common) :].strip("/").split("/")[0] for folder in folders]
+    are_splits = NO_CLASSES.issuperset(name.lower() for name in names)
+    if not must_be_clear and (common in distinct or are_splits):
+        return []
     if common in distinct:
-        directly, below = (
-            folders.index(common),
-            next(i for i, f in enumerate(folders) if f != common),
-        )
+        directly = images[folders.index(common)]
+        below = next(image for image, name in zip(images, names, strict=True) if name)
         raise UserError(
-            f"the tars have images without a folder ({images[directly]}) and in folders "
-            f"({images[below]})",
+            f"the tars have images without a folder ({directly}) and in folders ({below})",
             "one folder for each class, or labels such as .cls",
             "pack them again, or pass --num-classes 0 for no classes",
         )
-    names = [folder[len(common) :].strip("/").split("/")[0] for folder in folders]
-    if NO_CLASSES.issuperset(name.lower() for name in names):
+    if are_splits:
         raise UserError(
             f"the tars have the folders {', '.join(sorted(set(names)))}",
             "one data set, with a folder for each class",

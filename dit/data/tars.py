@@ -26,7 +26,7 @@ from dit.data.tar_labels import (
 )
 from dit.data.tar_samples import Sample, find_image, list_samples, open_tar
 from dit.errors import UserError
-from dit.utils.files import name_to_bytes
+from dit.utils.files import name_to_bytes, reraise_as_user_error
 from dit.utils.image_size import Size
 
 CLASS_NAMES = "classnames.txt"  # beside the shards, a class a line
@@ -91,18 +91,19 @@ class TarImages(ImageFiles):
         if reader.source:
             left_out.refuse_labels(reader.source)
         elif columns.classes != "none":
-            values, source = self._names_of_classes(columns.label)
+            values, source = self._names_of_classes(columns)
         if source:
             self._set_classes(values, columns.captions)
             self.notes = [f"classes from {source}", *self.notes]
 
-    def _names_of_classes(self, column: str | None) -> tuple[list[str], str]:
+    def _names_of_classes(self, columns: Columns) -> tuple[list[str], str]:
         """Return the class of each image by the names of folders or tars, and which in words."""
         shards = self._index[:, 0].tolist()
         by_tar = [class_of_tar(self._shards[i]) for i in shards]
         if self.tar_is_class:
             return by_tar, "the names of the tars"
-        folders = names_of_folders(self._names)
+        column = columns.label
+        folders = names_of_folders(self._names, columns.classes == "ask" or column == FOLDER)
         # a folder in each tar, of the tar's name, says no more than that name
         if folders and (column == FOLDER or folders != [self._shards[i].stem for i in shards]):
             return folders, "the folders in the tars"
@@ -208,5 +209,7 @@ def _class_names(folder: Path) -> list[str] | None:
     file = folder / CLASS_NAMES
     if not file.is_file():
         return None
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    with reraise_as_user_error(file, "a class a line, in UTF-8", "write it again"):
+        text = file.read_text(encoding="utf-8-sig")
+    lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line]

@@ -16,7 +16,6 @@ from dit.data.sources import load_images, refuse_columns
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
-from dit.latents.moments import reading_threads
 from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
 from dit.latents.store import Latents, LatentStore, find_damaged_shards
@@ -72,9 +71,8 @@ def check_images(images: Images, own: Sequence[int], ranks: Ranks, skip: bool) -
             raise no_files_to_skip()
         return []
     flags = torch.zeros(len(images), device=ranks.device)
-    with reading_threads() as pool:
-        for index in find_damaged_images(images, own, pool, quiet=not ranks.main):
-            flags[index] = 1
+    for index in find_damaged_images(images, own, quiet=not ranks.main):
+        flags[index] = 1
     damaged = ranks.sum(flags).nonzero().flatten().tolist()
     if damaged and (not skip or len(damaged) == len(images)):
         raise damage_error(images, damaged)
@@ -107,7 +105,8 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
             "the size of the latents",
             f"pass {stored}",
         )
-    _check_labels(config, store)
+    _check_captions(config, store)
+    ranks.on_main(store.check_labels)
     if config.flip and not store.flips:
         raise UserError(
             f"--flip with {data}, which holds no mirrored images",
@@ -117,7 +116,7 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
     return store
 
 
-def _check_labels(config: TrainConfig, store: LatentStore) -> None:
+def _check_captions(config: TrainConfig, store: LatentStore) -> None:
     """Refuse classes for a network of text, and captions for one of classes."""
     text = config.conditioning == "text"
     unconditional = not text and config.num_classes == 0

@@ -4,9 +4,8 @@ Training samples a latent from the moments in each step. A mirrored image has it
 latent cannot be mirrored itself.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit.data.image_files import reading_threads
 from dit.data.images import Images
 from dit.encoders.autoencoder import Autoencoder
 
@@ -71,11 +71,6 @@ def prefetch_batches(images: Iterator[Callable[[], Tensor]], batch_size: int) ->
         while following:
             current, following = following, submit()
             yield torch.stack([image.result() for image in current])
-
-
-def reading_threads() -> ThreadPoolExecutor:
-    """Return threads that read images."""
-    return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
 
 def encode_views(images: Tensor, autoencoder: Autoencoder, flips: bool) -> Tensor:

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit.data.image_files import reading_threads
 from dit.data.images import Images
 from dit.encoders.autoencoder import Autoencoder
-from dit.latents.moments import MomentSums, decode_batches, encode_views, reading_threads
+from dit.latents.moments import MomentSums, decode_batches, encode_views
 
 SAMPLE_FOR_STATISTICS = 2048  # images that OnlineLatents.statistics encodes
 

@@ -20,10 +20,11 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 from torch import Tensor
 
+from dit.data.image_files import reading_threads
 from dit.data.images import ImageFiles, Images
 from dit.data.labels import Label
 from dit.errors import UserError
-from dit.latents.moments import MomentSums, reading_threads
+from dit.latents.moments import MomentSums
 from dit.utils.files import sha256, write_atomically, write_json
 from dit.utils.image_size import Size
 from dit.utils.outputs import require_own_folder

@@ -1,6 +1,6 @@
 """The classes that `--classes` asks for, by name or id."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dit.data.labels import is_number
 from dit.errors import UserError, did_you_mean
@@ -23,11 +23,14 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
             "a run that was trained with classes",
             "drop --classes",
         )
+    named: dict[str, list[int]] = {}
+    for label, name in enumerate(card.classes):
+        named.setdefault(name, []).append(label)
     ids: list[int] = []
     notes: list[str] = []
     for word in words:
-        for name in _split(word, set(card.classes)):
-            label = _find(name, card, typed)
+        for name in _split(word, named):
+            label = _find(name, named, card, typed)
             ids.append(label)
             if _is_id(name, card) and int(name) != label:
                 other = card.class_name(int(name))
@@ -40,22 +43,23 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
     return ids, notes
 
 
-def _split(word: str, names: set[str]) -> list[str]:
+def _split(word: str, names: Collection[str]) -> list[str]:
     """Split a word at commas, but not within the name of a class."""
     parts = word.split(",")
+    most = 1 + max((name.count(",") for name in names), default=0)  # parts of a name
     found = []
-    while parts:
-        ends = range(len(parts), 0, -1)
-        joined = [",".join(parts[:end]).strip() for end in ends]
+    start = 0
+    while start < len(parts):
+        joined = (",".join(parts[start : start + n]).strip() for n in range(most, 1, -1))
         # the longest name; else up to the next comma
-        length = next((end for end, text in zip(ends, joined, strict=True) if text in names), 1)
-        found.append(",".join(parts[:length]).strip())
-        parts = parts[length:]
+        name = next((text for text in joined if text in names), parts[start].strip())
+        found.append(name)
+        start += 1 + name.count(",")
     return found
 
 
-def _find(name: str, card: ModelCard, typed: str) -> int:
-    same = [label for label, other in enumerate(card.classes) if other == name]
+def _find(name: str, named: dict[str, list[int]], card: ModelCard, typed: str) -> int:
+    same = named.get(name, [])
     if len(same) == 1:
         return same[0]
     if len(same) > 1:

@@ -15,7 +15,7 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source, check_images
 from dit.latents.on_the_fly import OnlineLatents
-from dit.latents.store import Latents, LatentStore
+from dit.latents.store import Latents
 from dit.utils.files import write_json
 from dit.utils.typed_json import read_json
 
@@ -43,18 +43,19 @@ def open_checked(
         UserError: damaged images without --skip-damaged; labels that are no classes.
     """
     source = build_source(config, autoencoder, ranks)
-    if isinstance(source, LatentStore):
-        ranks.on_main(source.check_labels)
     if not isinstance(source, OnlineLatents) or not isinstance(source.images, ImageFiles):
         return source
 
+    images = source.images
+    # before the check: a file that is replaced meanwhile is checked when the run resumes
+    stamp = ranks.on_main(lambda: images.first_stamp)
     note = ranks.on_main(partial(_read_note, last.parents[1])) if last else None
-    left_out = _known_damage(source.images, note, ranks)
+    left_out = sorted(note.left_out.values()) if note and note.stamp == stamp else None
     if left_out is None or (left_out and not config.skip_damaged):
-        own = range(ranks.rank, len(source.images), ranks.world)
-        left_out = check_images(source.images, own, ranks, config.skip_damaged)
+        own = range(ranks.rank, len(images), ranks.world)
+        left_out = check_images(images, own, ranks, config.skip_damaged)
     if left_out and ranks.main:
-        print(f"left out: {describe_damage(source.images, left_out)}", file=sys.stderr)
+        print(f"left out: {describe_damage(images, left_out)}", file=sys.stderr)
     checked = source.without(left_out)
     _warn_of_other_number(len(checked.labels), note, ranks)
     return checked
@@ -65,19 +66,8 @@ def note_data(run: Path, source: Latents) -> None:
     if isinstance(source, OnlineLatents) and isinstance(source.images, ImageFiles):
         images = source.images
         left_out = {images.name(index): index for index in source.left_out}
-        checked = CheckedImages(_stamp(images), len(source.labels), left_out)
+        checked = CheckedImages(images.first_stamp, len(source.labels), left_out)
         write_json(run / NOTE, dataclasses.asdict(checked))
-
-
-def _known_damage(images: ImageFiles, note: CheckedImages | None, ranks: Ranks) -> list[int] | None:
-    """Return the damaged images of a note; None if it is of other images."""
-    if note and note.stamp == ranks.on_main(partial(_stamp, images)):
-        return sorted(note.left_out.values())
-    return None
-
-
-def _stamp(images: ImageFiles) -> str:
-    return images.stamp(range(len(images)))
 
 
 def _read_note(run: Path) -> CheckedImages | None:

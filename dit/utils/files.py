@@ -189,7 +189,7 @@ def reraise_as_user_error(file: Path, expected: str, do: str) -> Iterator[None]:
     """Turn any failure to read or parse `file` into a UserError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file} is missing or damaged ({type(error).__name__}: {error})", expected, do
         ) from None

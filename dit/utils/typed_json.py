@@ -76,7 +76,8 @@ def parse_json(text: str | bytes, kind: type[Kind], nan: bool = False) -> Kind:
         WrongJson: the text is not UTF-8, no strict JSON, or of other types.
     """
     try:
-        decoded = text.decode() if isinstance(text, bytes) else text
+        # editors on Windows put a byte order mark before the text
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         if not decoded.strip():
             raise WrongJson("it is empty")
         values = json.loads(

@@ -77,6 +77,21 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_captions(tmp_path):
+    file = write_captioned(tmp_path / "data") / METADATA
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    images = CaptionedFolder(file.parent, 8)
+    assert [images.classes[label] for label in images.labels] == [text for _, text in CAPTIONS]
+
+
+def test_a_replaced_image_changes_the_stamp_of_those_with_it(tmp_path):
+    images = CaptionedFolder(write_captioned(tmp_path / "data"), 8)
+    before = [images.stamp([i]) for i in range(3)]
+    images.path(1).write_bytes(b"other")
+    assert [images.stamp([i]) == before[i] for i in range(3)] == [True, False, True]
+    assert images.stamp([0, 2]) != images.stamp([2, 0])
+
+
 def test_missing_and_empty_captions_are_refused(tmp_path):
     file = write_captioned(tmp_path / "data") / METADATA
     file.write_text("\n")

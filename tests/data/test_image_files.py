@@ -211,6 +211,14 @@ def test_orientation_in_a_text_of_a_png_still_counts(tmp_path):
     np.testing.assert_array_equal(np.array(read_rgb(path)), np.rot90(np.array(picture()), 2))
 
 
+@pytest.mark.parametrize("lost", [1, 4, 12])
+def test_the_end_mark_of_a_png_does_not_matter(tmp_path, lost):
+    path = tmp_path / "x.png"
+    path.write_bytes(encoded(picture(), "PNG")[:-lost] + b"\0" * (lost % 12))
+    np.testing.assert_array_equal(np.array(read_rgb(path)), np.array(picture()))
+    assert find_damage(lambda: path.open("rb")) == ""
+
+
 # -- damage ----------------------------------------------------------------------------------------
 
 SAVED = {

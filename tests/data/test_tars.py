@@ -106,6 +106,45 @@ def test_classes_are_numbers_or_names(tmp_path, labels, names, classes, ids):
     assert (images.classes, images.labels.tolist()) == (classes, ids)
 
 
+def test_names_of_classes_may_have_a_byte_order_mark_and_are_utf_8(tmp_path):
+    tars = write_tars(tmp_path, [{"png": noise_file(0), "cls": "1"}])
+    file = tars / "classnames.txt"
+    file.write_text("ant\nbee\n", encoding="utf-8-sig")
+    assert load_images(str(tars), 8).classes == ["ant", "bee"]
+    file.write_bytes(b"ant\ncaf\xe9\n")
+    with pytest.raises(UserError, match=rf"{file} is missing or damaged .* in UTF-8"):
+        load_images(str(tars), 8)
+
+
+@pytest.mark.parametrize(
+    ("json", "message"),
+    [
+        (b"[" * 100_000, r"\.json in .* is damaged \(it is nested too deeply\)"),
+        (b"{not", r"\.json in .* is damaged \(no JSON"),
+        (b"[1, 2]", r"\.png in .* has no \.cls, but json"),
+        (b'\xef\xbb\xbf{"label": "owl"}', ""),
+        (b'{"label": "owl", "score": NaN}', ""),
+    ],
+)
+def test_labels_in_json(tmp_path, json, message):
+    tars = write_tars(tmp_path, [{"png": noise_file(0), "json": json}])
+    if message:
+        with pytest.raises(UserError, match=message):
+            load_images(str(tars), 8)
+    else:
+        assert load_images(str(tars), 8).classes == ["owl"]
+
+
+@pytest.mark.parametrize("label", ["--5", "-1", "9" * 5000])
+def test_a_label_that_is_no_class_is_named(tmp_path, label):
+    tars = write_tars(tmp_path, [{"png": noise_file(0), "cls": label}])
+    (tars / "classnames.txt").write_text("ant\nbee\n")
+    with pytest.raises(
+        UserError, match=r"class .* of .*\.png in .*; expected a number from 0 to 1"
+    ):
+        load_images(str(tars), 8)
+
+
 def test_samples_without_image_are_skipped_and_images_without_label_have_no_class(tmp_path):
     samples = [{"txt": "about"}, {"png": noise_file(0)}, {"png": noise_file(1)}]
     images = load_images(str(write_tars(tmp_path, samples)), 8)
@@ -202,6 +241,13 @@ def test_labels_are_ignored_where_no_classes_are_wanted(tmp_path):
         images = load_images(str(tmp_path / "a.tar"), 8, Columns(classes=classes))
         assert (images.classes, images.labels.tolist()) == ([], [0])
         assert images.notes == ["1 file in the tars left out (1 .txt)"]
+
+
+@pytest.mark.parametrize("members", ["1.png a/2.png", "train/1.png val/2.png"])
+def test_folders_that_may_be_no_classes_are_none_where_classes_are_not_needed(tmp_path, members):
+    pack(tmp_path / "a.tar", [(name, noise_file(0)) for name in members.split()])
+    images = load_images(str(tmp_path / "a.tar"), 8, Columns(classes="usual"))
+    assert (images.classes, images.labels.tolist()) == ([], [0, 0])
 
 
 def test_links_are_the_files_that_they_point_to(tmp_path):

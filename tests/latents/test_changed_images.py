@@ -221,6 +221,13 @@ def test_skipped_images_keep_the_others_their_classes_and_their_shards(cfg, data
     assert torch.equal(pixels(cfg.out), expected_pixels(data))
 
 
+def test_skipped_images_are_listed_by_their_names_on_the_disk(cfg, data):
+    name = os.fsdecode(b"caf\xe9.bmp")
+    (data / "a" / name).write_bytes(b"")
+    encode(replace(cfg, skip_damaged=True), Ranks())
+    assert (cfg.out / "skipped.txt").read_bytes() == os.fsencode(data / "a" / name) + b"\n"
+
+
 def test_a_mended_image_is_taken_in_again(cfg, data):
     damage(data, 5)
     encode(replace(cfg, skip_damaged=True), Ranks())

@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers.image_data import paint
 
-from dit.config import TrainConfig
+from dit.commands.encode import encode
+from dit.config import EncodeConfig, TrainConfig
+from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.latents.load import build_source, keep_class_order
@@ -31,13 +33,23 @@ def test_a_run_keeps_the_ids_of_its_classes(ours, theirs, labels):
     assert sorted(source.classes) == sorted(ours)
 
 
+def test_stored_labels_that_are_no_classes_are_refused_by_all_who_open_them(folders, tmp_path):
+    out = tmp_path / "latents"
+    encode(EncodeConfig(data=folders.data, out=out, vae="identity", image_size=8), Ranks())
+    labels = np.load(out / "labels.npy")
+    labels[3] = 12
+    np.save(out / "labels.npy", labels)
+    with pytest.raises(UserError, match=r"labels\.npy holds labels 0 to 12; expected 0 to 11"):
+        build_source(replace(folders, data=str(out)), load_autoencoder("identity"))
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Classes 0 ... 11, of which number n has n % 2 + 1 images."""
     for number in range(12):
         for image in range(number % 2 + 1):
-            paint(tmp_path / str(number) / f"{image}.png", (8, 8), (number, 0, 0))
-    return TrainConfig(data=str(tmp_path), vae="identity", image_size=8, num_classes=13)
+            paint(tmp_path / "data" / str(number) / f"{image}.png", (8, 8), (number, 0, 0))
+    return TrainConfig(data=str(tmp_path / "data"), vae="identity", image_size=8, num_classes=13)
 
 
 def test_folders_of_numbers_have_their_numbers_as_ids(folders):

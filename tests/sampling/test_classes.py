@@ -30,6 +30,7 @@ BIRDS = ["owl", "snowy owl", "heron, grey", "10", "3"]
         (["2,heron, grey,owl"], [2, 2, 0]),
         (["1,0"], [1, 0]),
         (["5"], [5]),  # the network has room for more classes
+        ([",".join(["0", "heron, grey"] * 2000)], [0, 2] * 2000),  # in no time
     ],
 )
 def test_classes_are_names_or_ids(words, ids):
@@ -54,6 +55,7 @@ def test_a_name_comes_before_an_id_and_the_difference_is_told():
         (["owl", "6"], r"--classes owl 6: no class 6; .* class ids from 0 to 5, .* `dit info RUN`"),
         (["owl,,3"], "an empty name"),
         (["crane"], "2 classes are called crane; .* pass one of the ids 5, 6"),
+        (["9" * 5000], "no class 999"),
         ([], "--classes without a value"),
     ],
 )

@@ -137,6 +137,24 @@ def test_a_resumed_run_checks_again_only_what_changed(config, data, tmp_path, ch
     assert "18 images now, 19 when the run last trained" in capsys.readouterr().err
 
 
+def test_an_image_replaced_after_its_check_is_checked_by_a_resumed_run(
+    config, data, tmp_path, monkeypatch, checks
+):
+    damage = ImageFiles.damage
+
+    def replace_after(images, index):
+        found = damage(images, index)
+        (data / "a/04.png").write_bytes(noise_file(100))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFiles, "damage", replace_after)
+        note_data(tmp_path / "run", opened(config))
+    checks.clear()
+    opened(config, tmp_path / "run" / "checkpoints" / "step-0000002")
+    assert sorted(checks) == list(range(COUNT))
+
+
 @pytest.mark.parametrize(
     "content",
     [None, "", "[]", '{"stamp": 3}', '{"stamp": "", "images": "x", "left_out": {"a": null}}'],

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dit.commands.train_vae.networks import latent_sides
 from dit.config import VaeConfig
+from dit.data.image_files import reading_threads
 from dit.data.images import Images
 from dit.errors import UserError
-from dit.latents.moments import reading_threads
 
 MAX_HELD_OUT = 5000  # images
 

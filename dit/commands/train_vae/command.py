@@ -44,11 +44,11 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         )
     latent_sides(cfg)  # refuses a size that does not fit
     require_network_fits(cfg, ranks.device)
+    check_out(cfg)
     images, readable = open_images(cfg, ranks)
     training, held_out = (readable[part] for part in split(cfg, len(readable)))
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
-    check_out(cfg)
     learner = Learner.create(cfg, ranks.device)
 
     with ranks.lock_folder(cfg.out):
