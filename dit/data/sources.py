@@ -1,15 +1,17 @@
 """The images that `--data` names: digits, a folder, tar shards, or a data set of Hugging Face."""
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
-from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder
+from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder, ListedFolder, find_label_key
 from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, holds_dataset
 from dit.data.image_formats import is_image
 from dit.data.images import Digits, ImageFolder, Images
+from dit.data.label_files import refuse_unread_labels
 from dit.data.labels import Columns
 from dit.data.path_patterns import expand_pattern, is_pattern
-from dit.data.tar_labels import TAR, tars_are_classes
+from dit.data.tar_labels import NO_CLASSES, TAR, tars_are_classes
 from dit.data.tars import TarImages, list_tars, require_one_kind
 from dit.errors import UserError, did_you_mean
 from dit.utils.files import shell_quote
@@ -18,6 +20,9 @@ from dit.utils.image_size import Size
 KINDS = (
     "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
 )
+
+
+PICTURES = {*NO_CLASSES, "image", "imgs", "img", "pictures", "photos"}  # names of their folder
 
 
 def load_images(data: str, image_size: Size, columns: Columns | None = None) -> Images:
@@ -37,16 +42,33 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     if data != "digits" and (shards := find_tars(data)):
         return _load_tars(data, shards, image_size, columns)
 
-    # images in files of their own have no columns to choose
-    refuse_columns(data, columns)
     if data == "digits":
+        refuse_columns(data, columns)
         digits = Digits(image_size)
         digits.classes = list(DIGIT_CAPTIONS) if columns.captions else digits.classes
         return digits
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise _no_such_data(data)
-    return (CaptionedFolder if columns.captions else ImageFolder)(folder, image_size)
+    return _load_folder(data, folder, image_size, columns)
+
+
+def _load_folder(data: str, folder: Path, image_size: Size, columns: Columns) -> ImageFolder:
+    if columns.captions:
+        refuse_columns(data, columns)
+        return CaptionedFolder(folder, image_size)
+
+    images = ImageFolder(folder, image_size)
+    # labels in files count where no folders say the classes
+    if not images.classes or PICTURES.issuperset(name.lower() for name in images.classes):
+        key = None if columns.classes == "none" else find_label_key(folder, columns)
+        if key is not None:
+            refuse_columns(data, replace(columns, label=None))
+            return ListedFolder(folder, image_size, key)
+        if columns.classes == "ask":
+            refuse_unread_labels(folder, images)
+    refuse_columns(data, columns)
+    return images
 
 
 def _load_tars(data: str, shards: list[Path], image_size: Size, columns: Columns) -> TarImages:
