@@ -31,10 +31,14 @@ def find_damaged_images(
 
 def damage_error(images: ImageFiles, damaged: Sequence[int]) -> UserError:
     """Return the error that names the first damaged images."""
-    names = _list_names(images, damaged)
+    by_reason: dict[str, list[str]] = {}
+    for index in damaged[:NAMED]:
+        by_reason.setdefault(images.damage(index), []).append(images.name(index))
+    parts = [f"{', '.join(names)} ({reason})" for reason, names in by_reason.items()]
+    shown = ", ".join(parts) + (", …" if len(damaged) > NAMED else "")
     count = f"{len(damaged):,} of {count_of(len(images), 'image')}"
     return UserError(
-        f"{count} cannot be read: {names} ({images.damage(damaged[0])})",
+        f"{count} cannot be read: {shown}",
         "intact image files",
         "replace or delete them, or pass --skip-damaged to leave them out",
     )
