@@ -246,7 +246,7 @@ def _refuse_splits(root: Path, images: dict[str, list[str]]) -> None:
 
 def _note_classes(root: Path, images: dict[str, list[str]], empty: list[str]) -> list[str]:
     classes = list(images)
-    notes = []
+    notes: list[str] = []
     for name in classes:
         inner = sorted({path.partition("/")[0] for path in images[name] if "/" in path})
         if len(inner) > 1 and len(notes) < NAMED:

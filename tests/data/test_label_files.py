@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 from helpers.image_data import paint
 
+from dit.commands.encode import encode
+from dit.config import EncodeConfig, TrainConfig
 from dit.data.images import ImageFolder
 from dit.data.labels import Columns
 from dit.data.sources import load_images
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
+from dit.latents.load import build_source
 
 NAMES = ["a 1.png", "b.png", "c.jpg"]
 LABELS = ["cat", "dog", "cat"]
@@ -180,3 +185,18 @@ def test_tables_beside_class_folders_do_no_harm(tmp_path):
     write_images(tmp_path / "dog", ["b.png"])
     (tmp_path / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\n")
     assert load_images(str(tmp_path), 8).classes == ["cat", "dog"]
+
+
+# -- the bundled autoencoder -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("vae", "notes"), [("digits", 1), ("identity", 0)])
+def test_the_autoencoder_of_digits_is_told_of_with_other_images(tmp_path, capsys, vae, notes):
+    write_images(tmp_path / "images")
+    sizes = dict(vae=vae, image_size=32)
+    encode(EncodeConfig(data=str(tmp_path / "images"), out=tmp_path / "out", **sizes), Ranks())
+    autoencoder = load_autoencoder(vae)
+    for data in (str(tmp_path / "images"), "digits"):
+        build_source(TrainConfig(data=data, **sizes), autoencoder, Ranks())
+    # of encode and of training on images, not on digits
+    assert capsys.readouterr().err.count("trained on gray digits alone") == 2 * notes
