@@ -335,7 +335,7 @@ def test_tars_of_several_kinds_are_one_data_set_where_folders_or_names_are_class
 @pytest.mark.parametrize("name", ["x.zip", "x.tar.gz", "x.tgz", "x.tar.ZST"])
 def test_packed_files_are_to_be_unpacked(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(UserError, match="is a file; .*; unpack it"):
+    with pytest.raises(UserError, match=r"is a file; .*; unpack it"):
         load_images(str(tmp_path / name), 8)
 
 
