@@ -211,7 +211,9 @@ def _compare_shards(encoder: Encoder, images: Images, number: int) -> tuple[set[
 
     kept = find_shards(ranks, (shard for shard in complete if shard < number), is_kept)
     others = complete - kept
-    if others and not kept:
+    # images of the same names, of which some were damaged: those were mended
+    mended = not change and any("skipped" in shards.read_note(root, shard) for shard in others)
+    if others and not kept and not mended:
         raise UserError(
             f"the images changed since those in {root} were encoded ({change or 'same names'}): "
             "no finished shard is of these",

@@ -33,7 +33,8 @@ def damage_error(images: ImageFiles, damaged: Sequence[int]) -> UserError:
     """Return the error that names the first damaged images."""
     by_reason: dict[str, list[str]] = {}
     for index in damaged[:NAMED]:
-        by_reason.setdefault(images.damage(index), []).append(images.name(index))
+        reason = images.damage(index) or "now it can: it changes while it is read"
+        by_reason.setdefault(reason, []).append(images.name(index))
     parts = [f"{', '.join(names)} ({reason})" for reason, names in by_reason.items()]
     shown = ", ".join(parts) + (", …" if len(damaged) > NAMED else "")
     count = f"{len(damaged):,} of {count_of(len(images), 'image')}"

@@ -68,7 +68,7 @@ def read_pixels(open_file: OpenFile, name: str, size: Size) -> Tensor:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of an image file from its header; refuse pixels of unfit types."""
+    """Return (height, width) of an image file, without decoding 8 bits; refuse unfit pixels."""
     try:
         with path.open("rb") as file, _open(file) as image:
             if image.mode.startswith(("I", "F")):

@@ -108,7 +108,23 @@ def claim(root: Path, encoding: Encoding, replaced: bool = False) -> None:
     check_folder(root, encoding)
     if replaced:
         (root / INDEX).unlink(missing_ok=True)
+    if describe_change(root, encoding):
+        _forget_shards_without_stamp(root)
     write_json(root / ENCODING, dataclasses.asdict(encoding))
+
+
+def _forget_shards_without_stamp(root: Path) -> None:
+    """Remove the notes of earlier versions, before encoding.json has the names of other images.
+
+    Those names are all that tells which images such shards were made of.
+    """
+    for file in root.glob("shard-*.json"):
+        try:
+            note = read_json(file, ImageNote, WRITTEN, ENCODE_AGAIN)
+        except UserError:
+            continue  # its shard is not complete
+        if "stamp" not in note:
+            file.unlink()
 
 
 def check_folder(root: Path, encoding: Encoding) -> None:

@@ -68,6 +68,10 @@ def rerun(cfg):
     return [new != old for new, old in zip(times(cfg.out), before, strict=True)]
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_an_image_replaced_under_its_name_is_encoded_again(cfg, data, capsys):
     encode(cfg, Ranks())
     assert rerun(cfg) == [False, False, False]
@@ -133,9 +137,6 @@ def test_an_interrupted_rerun_leaves_no_index_of_other_shards(cfg, data, monkeyp
     encode(cfg, Ranks())
     (data / NAMES[5]).write_bytes(bitmap(100))
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("dit.commands.encode._write_images", interrupt)
     with pytest.raises(KeyboardInterrupt):
         encode(cfg, Ranks())
@@ -166,7 +167,7 @@ def without_stamps(out):
         file.write_text(json.dumps(note))
 
 
-def test_latents_of_an_earlier_version_are_known_by_names(cfg, data):
+def test_latents_of_an_earlier_version_are_known_by_names(cfg, data, monkeypatch):
     encode(cfg, Ranks())
     without_stamps(cfg.out)
     (data / NAMES[5]).write_bytes(bitmap(100))
@@ -176,7 +177,12 @@ def test_latents_of_an_earlier_version_are_known_by_names(cfg, data):
     assert torch.equal(pixels(cfg.out), expected_pixels(data))
 
     (data / NAMES[9]).unlink()
-    encode(cfg, Ranks())  # shard 1 has a stamp of its own
+    with monkeypatch.context() as patch:
+        patch.setattr("dit.commands.encode._write_images", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            encode(cfg, Ranks())
+    # shard 1 has a stamp of its own; the others are of the names before the interruption
+    encode(cfg, Ranks())
     assert torch.equal(pixels(cfg.out), expected_pixels(data))
 
 
@@ -235,6 +241,15 @@ def test_a_mended_image_is_taken_in_again(cfg, data):
     assert rerun(cfg) == [False, True, False]
     assert torch.equal(pixels(cfg.out), expected_pixels(data))
     assert not (cfg.out / "skipped.txt").exists()
+
+
+def test_a_mended_image_is_taken_in_though_it_is_of_the_only_shard(cfg, data):
+    cfg = replace(cfg, shard_size=COUNT)
+    damage(data, 5)
+    encode(replace(cfg, skip_damaged=True), Ranks())
+    (data / NAMES[5]).write_bytes(bitmap(5))
+    assert rerun(cfg) == [True]
+    assert torch.equal(pixels(cfg.out), expected_pixels(data))
 
 
 def test_a_class_of_damaged_images_keeps_its_place(cfg, data):
