@@ -50,7 +50,16 @@ def test_what_is_left_out_is_counted_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a/.hidden.png", ".git/x.png", "__MACOSX/a/1.png", "a/Thumbs.db", "a/._1.png"]
+    "name",
+    [
+        "a/.hidden.png",
+        ".git/x.png",
+        "__MACOSX/a/1.png",
+        "@eaDir/1.png",
+        "$RECYCLE.BIN/1.png",
+        "a/Thumbs.db",
+        "a/._1.png",
+    ],
 )
 def test_files_of_systems_are_passed_over_in_silence(tmp_path, name):
     make(tmp_path, "a/1.png", "b/1.png", name)
