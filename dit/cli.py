@@ -381,8 +381,23 @@ def _mistake(kind: type, typed: dict[str, list[str]], message: str, prog: str) -
         values = " ".join(typed[flag]) or "without a value"
         expected = _describe(fields[flag].type)
         return UserError(f"{flag} {values}", expected, f"change {flag}, or see {prog} --help")
+    if message.startswith("Unrecognized options") and (mistake := _unquoted(typed)):
+        return mistake
     expected = f"flags and values as {prog} --help lists them"
     return UserError(message, expected, "correct the command line")
+
+
+def _unquoted(typed: dict[str, list[str]]) -> UserError | None:
+    """Return the error of a pattern that the shell has replaced by its files."""
+    for flag, values in typed.items():
+        if flag and len(values) > 1 and all(Path(value).exists() for value in values):
+            pattern = Path(values[0]).with_name("*" + Path(values[0]).suffix)
+            return UserError(
+                f"{flag} with {len(values)} values, {values[0]} to {values[-1]}",
+                "one",
+                f"put a pattern in quotes, such as {flag} '{pattern}'",
+            )
+    return None
 
 
 def _usage(kind: type, prog: str) -> str:

@@ -8,7 +8,7 @@ from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.formats.foreign import ForeignNetwork, read_foreign
 from dit.runs.weights import read_header, write_weights
-from dit.utils.files import shell_quote, write_atomically
+from dit.utils.files import command_line, shell_quote, write_atomically
 from dit.utils.hub import absolute_if_local
 from dit.utils.outputs import require_own_file
 
@@ -37,7 +37,7 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
     guidance = f" {GUIDANCE[foreign.format]}" if card.config.label_dropout else ""
     print(
         f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
-        f"python sample.py --run {shell_quote(config.out)}{guidance}"
+        f"{command_line('sample')} --run {shell_quote(config.out)}{guidance}"
     )
 
 

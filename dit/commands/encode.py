@@ -18,16 +18,16 @@ from dit.config import EncodeConfig
 from dit.data.counts import count_of, describe_count
 from dit.data.hub_datasets import DatasetStream, StreamReader
 from dit.data.images import ImageFiles, ImageFolder, Images
-from dit.data.labels import Classes, Columns, Label
+from dit.data.labels import Classes, Columns, Label, note_empty
 from dit.data.sources import load_images, load_stream
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import require_batch_fits
-from dit.encoders.autoencoder import Autoencoder, load_autoencoder
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder, note_other_data
 from dit.errors import UserError
 from dit.latents import shards
 from dit.latents.load import check_images
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
-from dit.utils.files import name_to_bytes, shell_quote, write_bytes
+from dit.utils.files import command_line, name_to_bytes, shell_quote, write_bytes
 from dit.utils.image_size import sides, size_flag, size_of
 
 SKIPPED = "skipped.txt"  # in a folder of latents, the damaged images that were left out
@@ -86,7 +86,10 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     load = load_stream if cfg.streaming else load_images
     images = load(cfg.data, cfg.image_size, columns)
     ranks.say(images.notes)
+    if not isinstance(images, DatasetStream) and not cfg.captions:
+        ranks.say(note_empty(images.classes, images.labels))
     autoencoder = load_autoencoder(cfg.vae, ranks.device)
+    ranks.say(note_other_data(autoencoder, cfg.data))
     encoding = describe(cfg, images, autoencoder)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)
 
@@ -147,7 +150,7 @@ def finish(encoder: Encoder, images: Images | DatasetStream, number: int) -> Non
     print(
         f"{describe_count(total, len(classes), cfg.captions)}: "
         f"latents {' x '.join(map(str, encoder.shape))} in {cfg.out}; next: "
-        f"python train.py --data {data} --vae {vae} {size_flag(cfg.image_size)}{text}"
+        f"{command_line('train')} --data {data} --vae {vae} {size_flag(cfg.image_size)}{text}"
     )
 
 

@@ -39,7 +39,7 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
         UserError: images missing, damaged, of several sizes or fewer than 2; weights; `out` is no
             .npz file.
     """
-    _check_out(config.out)
+    _check_out(config.out, config.data)
     images = _read(config)
     ranks.say(images.notes)
     if len(images) < 2:
@@ -58,7 +58,7 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
     return config.out
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, data: str) -> None:
     if out.is_dir() or out.suffix != ".npz":
         suggestion = out / "stats.npz" if out.is_dir() else out.with_suffix(".npz")
         raise UserError(
@@ -66,7 +66,7 @@ def _check_out(out: Path) -> None:
             "the .npz file to write",
             f"pass --out {shell_quote(suggestion)}",
         )
-    require_own_statistics(out)
+    require_own_statistics(out, data)
 
 
 def _read(config: StatsConfig) -> ImageSet:

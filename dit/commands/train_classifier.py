@@ -9,7 +9,7 @@ from dit.errors import UserError
 from dit.models.registry import is_classifier
 from dit.runs.checkpoint_files import checkpoint_step, find_weights, latest_checkpoint
 from dit.runs.weights import Weights, read_weights
-from dit.utils.files import shell_quote
+from dit.utils.files import command_line, shell_quote
 
 SHARED = ("preset", "vae", "image_size", "flip", "latent_norm", "process", "time_shift")
 """Settings of the guided run that hold for its classifier."""
@@ -33,7 +33,7 @@ def train_classifier(config: ClassifierConfig, ranks: Ranks) -> Path | None:
     if ranks.main and last and checkpoint_step(last) == settings.steps:
         run, classifier = shell_quote(config.run), shell_quote(out)
         flags = f"--classifier {classifier} --classifier-scale 2"
-        print(f"next        python sample.py --run {run} {flags}")
+        print(f"next        {command_line('sample')} --run {run} {flags}")
     return out
 
 

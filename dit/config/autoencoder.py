@@ -45,7 +45,7 @@ class EncodeConfig:
     label_column: str | None = None
     """Column of a data set, or extension or key of .json in tar shards, of the class or, with
     --captions, the caption, if it has an unusual name. In tar shards also `folder` or `tar`, whose
-    name is the class."""
+    name is the class; in a folder with metadata.jsonl the key of the class."""
     num_classes: int | None = None
     """0: encode no classes, for unconditional training; labels are ignored."""
     streaming: bool = False

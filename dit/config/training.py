@@ -44,7 +44,7 @@ class TrainConfig:
     image_column: str | None = None
     """With tar shards or a data set of Hugging Face: the image, as in `dit encode`."""
     label_column: str | None = None
-    """With tar shards or a data set of Hugging Face: the class or caption, as in `dit encode`."""
+    """Where the class or caption is, as in `dit encode`: in a data set, tars or metadata.jsonl."""
     skip_damaged: bool = False
     """Leave out images that cannot be read; with latents, shards whose checksum is wrong, for which
     all are read first."""

@@ -31,11 +31,15 @@ def find_damaged_images(
 
 def damage_error(images: ImageFiles, damaged: Sequence[int]) -> UserError:
     """Return the error that names the first damaged images."""
-    names = _list_names(images, damaged)
+    by_reason: dict[str, list[str]] = {}
+    for index in damaged[:NAMED]:
+        reason = images.damage(index) or "now it can: it changes while it is read"
+        by_reason.setdefault(reason, []).append(images.name(index))
+    parts = [f"{', '.join(names)} ({reason})" for reason, names in by_reason.items()]
+    shown = ", ".join(parts) + (", …" if len(damaged) > NAMED else "")
     count = f"{len(damaged):,} of {count_of(len(images), 'image')}"
-    reason = images.damage(damaged[0]) or "now it can: it changes while it is read"
     return UserError(
-        f"{count} cannot be read: {names} ({reason})",
+        f"{count} cannot be read: {shown}",
         "intact image files",
         "replace or delete them, or pass --skip-damaged to leave them out",
     )

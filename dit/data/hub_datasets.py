@@ -16,7 +16,7 @@ from torch import Tensor
 from dit.data.image_files import OpenFile, read_pixels
 from dit.data.images import ImageFiles, file_mark
 from dit.data.labels import Columns, Label, Labels, ask_for_labels
-from dit.data.path_patterns import expand_pattern
+from dit.data.path_patterns import expand_pattern, require_files
 from dit.errors import UserError, did_you_mean
 from dit.utils.image_size import Size
 
@@ -259,6 +259,7 @@ def _load(name: str, data: str, streaming: bool) -> Any:
 
     path = Path(name).expanduser()
     files = expand_pattern(name)
+    require_files(data, files)
     try:
         if is_saved(path):
             saved = datasets.load_from_disk(path)

@@ -1,6 +1,7 @@
 """Image files: how they are read and checked, to RGB of 8 bits, and cropped."""
 
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,9 @@ DARK = 16  # of 256 levels: 16 bits that hold 12 have no brighter one
 RANGES = ((0, 1), (-1, 1), (0, 255), (0, 4095), (0, 65535))  # usual black and white
 PHOTOMETRIC = 262  # TIFF tag
 WHITE_IS_ZERO = 0  # its value in negatives, which Pillow turns only up to 8 bits
+
+# Pillow warns of large images, and refuses twice as large ones
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -100,6 +104,10 @@ def _unreadable(name: str, error: Exception) -> UserError:
 
 
 def _reason(error: Exception) -> str:
+    # a link may lead nowhere, and only the system knows its name
+    name = getattr(error, "filename", None)
+    if isinstance(error, FileNotFoundError) and name and os.path.islink(name):
+        return f"a link to {os.readlink(name)}, which is missing"
     # an error of the system repeats the name of the file
     return getattr(error, "strerror", None) or str(error) or repr(error)
 

@@ -5,17 +5,33 @@ Images may lie anywhere below the folder of their class, as in torchvision's Ima
 
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dit.data.image_formats import COMMON, is_image
 from dit.errors import UserError
+from dit.utils.outputs import is_record
 
-BY_PROGRAMS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # beside names with a dot
+BY_PROGRAMS = frozenset(  # beside names with a dot
+    {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin"}
+    | {"system volume information", "lost+found"}
+)
+RECORD = "samples.json"  # in folders of samples
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 NAMED = 5  # kinds of files or subfolders in a note
+
+OUTPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "a run": (("config.json", "checkpoints"), ()),
+    "latents": (("encoding.json",), ("vae", "image_size")),
+    "samples": ((RECORD,), ("num_samples",)),
+    "an evaluation": (("report.json",), ("title", "scores", "protocol")),
+    "a sweep": (("sweep.json",), ("asked", "points", "protocol")),
+    "an autoencoder": (("config.json", "diffusion_pytorch_model.safetensors"), ()),
+}
+"""Folders that dit writes: names that lie in them, and keys of the first of those files."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +65,11 @@ class ImageListing:
 
 @dataclass
 class _Found:
-    """Images below a folder, relative to it, and the kinds of other files."""
+    """Images below a folder, relative to it, the kinds of other files, and folders of dit."""
 
-    images: list[str]
-    others: Counter[str]
+    images: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    outputs: dict[str, str] = field(default_factory=dict)  # what each is, by its path
 
 
 def list_images(root: Path, used: Collection[str] = ()) -> ImageListing:
@@ -70,7 +87,7 @@ def list_images(root: Path, used: Collection[str] = ()) -> ImageListing:
             "a folder of images, or with one subfolder of images per class",
             "check the path",
         )
-    direct, folders = _Found([], Counter()), []
+    direct, folders = _Found(), []
     for name, kind in _entries(root):
         if kind == "folder":
             folders.append(name)
@@ -79,6 +96,7 @@ def list_images(root: Path, used: Collection[str] = ()) -> ImageListing:
     below = {name: _find_images(root / name, above=root) for name in sorted(folders)}
     classes = [name for name, found in below.items() if found.images]
     others = sum((found.others for found in below.values()), direct.others)
+    outputs = [pair for found in below.values() for pair in found.outputs.items()]
 
     if direct.images and classes:
         first = f"{classes[0]}/{below[classes[0]].images[0]}"
@@ -88,16 +106,26 @@ def list_images(root: Path, used: Collection[str] = ()) -> ImageListing:
             "move one of the two kinds away",
         )
     if direct.images:
-        return ImageListing([], [sorted(direct.images)], _note_others(root, others))
+        notes = _note_outputs(outputs) + _note_others(root, others)
+        return ImageListing([], [sorted(direct.images)], notes)
+    if not classes and outputs:
+        folder, output = outputs[0]
+        raise UserError(
+            f"{root} has no images but what dit wrote: {folder} ({output})",
+            "images of your own, or one folder of samples",
+            f"check the path; samples that are to be a class need a folder without {RECORD}",
+        )
     if not classes:
         raise UserError(
             f"{root} has no images" + (f" but {_count_kinds(others)}" if others else ""),
             f"image files ({COMMON}), or one subfolder of them per class",
             "check the path",
         )
-    _refuse_splits(root, {name: below[name].images for name in classes})
-    notes = _note_classes(root, classes, [name for name in below if name not in classes])
-    files = [sorted(below[name].images) for name in classes]
+    images = {name: below[name].images for name in classes}
+    _refuse_splits(root, images)
+    empty = [name for name, found in below.items() if not found.images and not found.outputs]
+    notes = _note_outputs(outputs) + _note_classes(root, images, empty)
+    files = [sorted(images[name]) for name in classes]
     return ImageListing(classes, files, notes + _note_others(root, others))
 
 
@@ -117,7 +145,7 @@ def _find_images(top: Path, above: Path | None = None) -> _Found:
     Args:
         above: a folder around it, where the walk begins.
     """
-    found = _Found([], Counter())
+    found = _Found()
     around = frozenset() if above is None else frozenset({_identify(above)})
     pending = [("", around)]
     while pending:
@@ -126,12 +154,25 @@ def _find_images(top: Path, above: Path | None = None) -> _Found:
         identity = _identify(folder)
         if identity in around:
             continue
-        for name, kind in _entries(folder):
+        entries = list(_entries(folder))
+        inside = prefix or above
+        if inside and (output := _find_output(folder, {name for name, _ in entries})):
+            found.outputs[str(folder)] = output
+            continue
+        for name, kind in entries:
             if kind == "folder":
                 pending.append((f"{prefix}{name}/", around | {identity}))
             else:
                 _add(found, prefix + name, kind)
     return found
+
+
+def _find_output(folder: Path, names: set[str]) -> str | None:
+    """Return what dit wrote a folder with these names as; None if it is another's."""
+    for output, (files, keys) in OUTPUTS.items():
+        if names.issuperset(files) and (not keys or is_record(folder / files[0], keys)):
+            return output
+    return None
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, str]]:
@@ -206,17 +247,38 @@ def _refuse_splits(root: Path, images: dict[str, list[str]]) -> None:
         )
 
 
-def _note_classes(root: Path, classes: list[str], empty: list[str]) -> list[str]:
-    notes = []
+def _note_classes(root: Path, images: dict[str, list[str]], empty: list[str]) -> list[str]:
+    classes = list(images)
+    notes: list[str] = []
+    for name in classes:
+        inner = sorted({path.partition("/")[0] for path in images[name] if "/" in path})
+        if len(inner) > 1 and len(notes) < NAMED:
+            folders = ", ".join(f"{name}/{folder}" for folder in inner[:NAMED])
+            more = ", …" if len(inner) > NAMED else ""
+            notes.append(f"class {name} has the images of {folders}{more}")
     if len(classes) == 1:
         notes.append(
             f"{root} has one class, {classes[0]}; pass {root / classes[0]} for images without class"
+        )
+    alike = Counter(unicodedata.normalize("NFC", name) for name in classes)
+    for name in sorted(name for name, count in alike.items() if count > 1):
+        notes.append(
+            f"{alike[name]} subfolders of {root} are called {name}, in composed and in decomposed "
+            "letters: they are different classes; put the images into one of them if not"
         )
     if empty:
         names = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")
         noun = "subfolder" if len(empty) == 1 else "subfolders"
         notes.append(f"{len(empty)} {noun} of {root} without images: no class ({names})")
     return notes
+
+
+def _note_outputs(outputs: list[tuple[str, str]]) -> list[str]:
+    """Say which folders are no data because dit wrote them."""
+    named = [f"{folder} ({output})" for folder, output in outputs[:NAMED]]
+    if len(outputs) > NAMED:
+        named.append("…")
+    return [f"not read, as dit wrote it: {', '.join(named)}"] if named else []
 
 
 def _note_others(root: Path, others: Counter[str]) -> list[str]:

@@ -199,6 +199,11 @@ class ImageFolder(ImageFiles):
         # a name of a folder need not be UTF-8; that of a class is text
         self._folders, self.classes = self.classes, [printable(name) for name in self.classes]
 
+    @property
+    def files(self) -> list[str]:
+        """The name of each image within the folder of its class, in order."""
+        return self._files
+
     def path(self, index: int) -> Path:
         """Return the file of image `index`."""
         return self.root / self._folder(index) / self._files[index]

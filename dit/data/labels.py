@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dit.data.counts import count_of
 from dit.errors import UserError
-from dit.utils.files import name_to_bytes
+from dit.utils.files import name_to_bytes, shell_quote
 
+NAMED = 5  # classes, in a note
 MAX_CLASSES = 10**7
 MAX_DIGITS = 100  # more are no id, and Python converts no more than 4,300
 Label = int | str
@@ -114,12 +116,23 @@ class Labels:
 
 def ask_for_labels(given: str, candidates: Sequence[str], has_texts: bool) -> UserError:
     """Return the error of data without labels of usual names, with what else may be labels."""
+    column = shell_quote(candidates[0])
     captions = ", --captions for texts" if has_texts else ""
     return UserError(
         f"{given}, but {', '.join(candidates)}",
         "the one that holds the classes, or to know that there are none",
-        f"pass --label-column {candidates[0]}{captions}, or --num-classes 0 for no classes",
+        f"pass --label-column {column}{captions}, or --num-classes 0 for no classes",
     )
+
+
+def note_empty(classes: Sequence[str], labels: np.ndarray) -> list[str]:
+    """Say which classes have no images, such as class 0 of labels that begin at 1."""
+    used = set(np.unique(labels).tolist())
+    empty = [name for label, name in enumerate(classes) if label not in used]
+    if not empty:
+        return []
+    names = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")
+    return [f"{count_of(len(empty), 'class')} without images: {names}"]
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

@@ -1,7 +1,12 @@
 """Files by pattern: braces as in a shell, and wildcards."""
 
+from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
+
+from dit.errors import UserError
+
+NAMED = 5  # missing files, in a message
 
 
 def expand_pattern(pattern: str) -> list[Path]:
@@ -25,6 +30,19 @@ def expand_pattern(pattern: str) -> list[Path]:
     for name in names:
         files += sorted(glob(name)) if has_magic(name) else [name]
     return [Path(name) for name in files]
+
+
+def require_files(pattern: str, files: Sequence[Path]) -> None:
+    """Refuse a pattern in braces that names files which do not exist."""
+    missing = [str(file) for file in files if not file.exists()]
+    if missing:
+        names = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"{len(missing):,} of the {len(files):,} files of {pattern} {verb} missing: {names}",
+            "files that exist",
+            "correct the numbers in braces, or copy the missing files",
+        )
 
 
 def is_pattern(text: str) -> bool:

@@ -1,15 +1,18 @@
 """The images that `--data` names: digits, a folder, tar shards, or a data set of Hugging Face."""
 
 import difflib
+import re
+from dataclasses import replace
 from pathlib import Path
 
-from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder
+from dit.data.captions import DIGIT_CAPTIONS, CaptionedFolder, ListedFolder, find_label_key
 from dit.data.hub_datasets import HUB, DatasetImages, DatasetStream, holds_dataset
 from dit.data.image_formats import is_image
 from dit.data.images import Digits, ImageFolder, Images
+from dit.data.label_files import refuse_unread_labels
 from dit.data.labels import Columns
-from dit.data.path_patterns import expand_pattern, is_pattern
-from dit.data.tar_labels import TAR, tars_are_classes
+from dit.data.path_patterns import expand_pattern, is_pattern, require_files
+from dit.data.tar_labels import FOLDER, NO_CLASSES, TAR, tars_are_classes
 from dit.data.tars import TarImages, list_tars, require_one_kind
 from dit.errors import UserError, did_you_mean
 from dit.utils.files import shell_quote
@@ -18,6 +21,10 @@ from dit.utils.image_size import Size
 KINDS = (
     "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
 )
+
+
+PACKED = re.compile(r"\.(zip|t?gz|bz2|t?xz|zst|7z|rar)$", re.IGNORECASE)
+PICTURES = {*NO_CLASSES, "image", "imgs", "img", "pictures", "photos"}  # names of their folder
 
 
 def load_images(data: str, image_size: Size, columns: Columns | None = None) -> Images:
@@ -37,26 +44,45 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
     if data != "digits" and (shards := find_tars(data)):
         return _load_tars(data, shards, image_size, columns)
 
-    # images in files of their own have no columns to choose
-    refuse_columns(data, columns)
     if data == "digits":
+        refuse_columns(data, columns)
         digits = Digits(image_size)
         digits.classes = list(DIGIT_CAPTIONS) if columns.captions else digits.classes
         return digits
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise _no_such_data(data)
-    return (CaptionedFolder if columns.captions else ImageFolder)(folder, image_size)
+    return _load_folder(data, folder, image_size, columns)
+
+
+def _load_folder(data: str, folder: Path, image_size: Size, columns: Columns) -> ImageFolder:
+    if columns.captions:
+        refuse_columns(data, columns)
+        return CaptionedFolder(folder, image_size)
+
+    images = ImageFolder(folder, image_size)
+    # labels in files count where no folders say the classes
+    if not images.classes or PICTURES.issuperset(name.lower() for name in images.classes):
+        key = None if columns.classes == "none" else find_label_key(folder, columns)
+        if key is not None:
+            refuse_columns(data, replace(columns, label=None))
+            return ListedFolder(folder, image_size, key)
+        if columns.classes == "ask":
+            refuse_unread_labels(folder, images)
+    refuse_columns(data, columns)
+    return images
 
 
 def _load_tars(data: str, shards: list[Path], image_size: Size, columns: Columns) -> TarImages:
     folder = Path(data).expanduser()
     # before reading: many shards take minutes
-    if folder.is_dir() and columns.label != TAR and not tars_are_classes(shards):
+    are_chosen = columns.label in (FOLDER, TAR)
+    if folder.is_dir() and not are_chosen and not tars_are_classes(shards):
         require_one_kind(folder, shards)
     images = TarImages(shards, image_size, columns)
     # cat.tar and dog.tar that have labels of their own are two data sets
-    if folder.is_dir() and columns.classes != "none" and not images.tar_is_class:
+    is_open = columns.classes != "none" and not are_chosen and not images.tar_is_class
+    if folder.is_dir() and is_open:
         require_one_kind(folder, shards)
     return images
 
@@ -82,6 +108,8 @@ def find_tars(data: str) -> list[Path]:
         return [] if has_images else list_tars(path)
     if path.is_file() and path.suffix != ".tar":
         do = "pass a folder, or a file .tar or .parquet"
+        if PACKED.search(path.name):
+            do = "unpack it, and pass the folder or the .tar"
         if is_image(path.name):
             do = f"pass its folder, {path.parent}"
         raise UserError(f"--data {data} is a file", KINDS, do)
@@ -92,6 +120,7 @@ def find_tars(data: str) -> list[Path]:
         raise UserError(
             f"--data {data} names {other}", "files .tar or .parquet", "check the pattern"
         )
+    require_files(data, files)
     return files
 
 

@@ -201,7 +201,7 @@ def require_one_kind(folder: Path, shards: Sequence[Path]) -> None:
             f"{folder} has several kinds of tar shards: {one.name}, {other.name}",
             "shards of one data set",
             f"pass one kind of them, such as '{folder / next(iter(prefixes))}*.tar'; or "
-            f"--label-column {TAR}, if each is a class",
+            f"--label-column {TAR}, if each is a class, or {FOLDER}, if their folders are",
         )
 
 

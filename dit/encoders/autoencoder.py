@@ -198,6 +198,16 @@ class CodecConfig(TypedDict, total=False):
     latents_std: list[float] | None
 
 
+def note_other_data(autoencoder: Autoencoder, data: str) -> list[str]:
+    """Say that the bundled autoencoder knows digits alone, if the images are others."""
+    if autoencoder.name != "digits" or data == "digits":
+        return []
+    return [
+        "--vae digits was trained on gray digits alone; for photographs pass "
+        "--vae stabilityai/sd-vae-ft-ema, or --vae identity for pixels"
+    ]
+
+
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
     """Load `digits` (bundled), `identity` (pixels), a folder in diffusers' layout, or a hub name.
 

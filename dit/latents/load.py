@@ -14,7 +14,7 @@ from dit.data.images import ImageFiles, Images
 from dit.data.labels import Classes, Columns
 from dit.data.sources import load_images, refuse_columns
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.autoencoder import Autoencoder, note_other_data
 from dit.errors import UserError
 from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
@@ -35,7 +35,7 @@ def build_source(
         raise no_files_to_skip()
     images = load_images(config.data, config.image_size, _columns(config))
     if ranks:
-        ranks.say(images.notes)
+        ranks.say([*images.notes, *note_other_data(autoencoder, config.data)])
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)

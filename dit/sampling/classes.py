@@ -1,5 +1,6 @@
 """The classes that `--classes` asks for, by name or id."""
 
+import unicodedata
 from collections.abc import Collection, Sequence
 
 from dit.data.labels import is_number
@@ -25,11 +26,11 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
         )
     named: dict[str, list[int]] = {}
     for label, name in enumerate(card.classes):
-        named.setdefault(name, []).append(label)
+        named.setdefault(_composed(name), []).append(label)
     ids: list[int] = []
     notes: list[str] = []
     for word in words:
-        for name in _split(word, named):
+        for name in _split(_composed(word), named):
             label = _find(name, named, card, typed)
             ids.append(label)
             if _is_id(name, card) and int(name) != label:
@@ -41,6 +42,11 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
     if not ids:
         raise UserError("--classes without a value", "names or ids", "such as --classes 0,1,2")
     return ids, notes
+
+
+def _composed(text: str) -> str:
+    """Return a text in NFC: names of folders from macOS are decomposed, and look the same."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _split(word: str, names: Collection[str]) -> list[str]:

@@ -12,7 +12,7 @@ from dit.runs.posthoc_ema import FOLDER
 from dit.training.cost.describe import describe_data
 from dit.training.resume import changes
 from dit.training.session import TrainingSession
-from dit.utils.files import shell_quote
+from dit.utils.files import command_line, shell_quote
 
 
 def print_header(session: TrainingSession) -> None:
@@ -31,7 +31,7 @@ def print_summary(session: TrainingSession, done: int) -> None:
     """Print where the results are after `done` steps, and the command that uses them."""
     config, run = session.config, shell_quote(session.run)
     if done < session.steps:
-        resume = f"python train.py --resume {run}"
+        resume = f"{command_line('train')} --resume {run}"
         print(f"stopped after step {done} of {session.steps}; continue with: {resume}")
         return
     if session.finished:
@@ -69,5 +69,5 @@ def _results(session: TrainingSession) -> dict[str, object]:
         distance = f"{best.distance.name} {best.distance.value:.4g}"
         step = checkpoint_step(best.checkpoint)
         rows["best"] = f"{session.run / BEST} (step {step}, {distance})"
-    rows["next"] = f"python sample.py --run {run}"
+    rows["next"] = f"{command_line('sample')} --run {run}"
     return rows

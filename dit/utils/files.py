@@ -28,6 +28,12 @@ def shell_quote(name: object) -> str:
     return f"$'{''.join(escaped)}'"
 
 
+def command_line(command: str) -> str:
+    """Return what starts train, sample or evaluate from here: the script, or outside, dit's own."""
+    script = f"{command}.py"
+    return f"python {script}" if Path(script).is_file() else f"dit {command}"
+
+
 def name_to_bytes(name: str) -> bytes:
     """Return the bytes of a file's name, which need not be UTF-8; for hashes."""
     try:

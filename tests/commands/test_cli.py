@@ -17,6 +17,7 @@ from dit.config.presets import PRESETS
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.training.resilience.preemption import stop_on_signals
+from dit.utils.files import command_line
 from dit.utils.typed_json import from_json
 
 ROOT = Path(__file__).parents[2]
@@ -409,3 +410,18 @@ def test_scoring_and_encoding_under_torchrun(tiny_run, tmp_path):
     assert json.loads((tmp_path / "scores" / "report.json").read_text())["scores"]
     torchrun("dit.cli", "encode", "--data", "digits", "--out", tmp_path / "latents", module=True)
     assert main(["info", str(tmp_path / "latents")]) == 0
+
+
+def test_a_pattern_without_quotes_is_recognised(tmp_path, capsys):
+    files = [str(tmp_path / f"train-{i}.tar") for i in range(3)]
+    for file in files:
+        Path(file).touch()
+    error = error_of(["encode", "--data", *files, "--out", "x"], capsys)
+    assert f"--data with 3 values, {files[0]} to {files[2]}; expected one; put" in error
+    assert f"in quotes, such as --data '{tmp_path}/*.tar'" in error
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_next_command_exists_where_it_is_printed(tmp_path, monkeypatch, inside):
+    monkeypatch.chdir(ROOT if inside else tmp_path)
+    assert command_line("sample") == ("python sample.py" if inside else "dit sample")

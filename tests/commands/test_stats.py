@@ -141,3 +141,15 @@ def test_only_its_own_files_are_replaced(tmp_path):
     assert images.read_bytes() == before
     for _ in range(2):
         assert run(images, own, extractor=("digits-cnn",)) == own
+
+
+def test_statistics_of_other_data_are_not_replaced(tmp_path):
+    one, other, out = tmp_path / "one.npz", tmp_path / "other.npz", tmp_path / "stats.npz"
+    for file in (one, other):
+        np.savez(file, arr_0=random_pixels())
+    run(one, out, extractor=("digits-cnn",))
+    before = out.read_bytes()
+    message = f"{out} has the statistics of {one}, not of {other}; .*pass another --out"
+    with pytest.raises(UserError, match=message):
+        run(other, out, extractor=("digits-cnn",))
+    assert out.read_bytes() == before

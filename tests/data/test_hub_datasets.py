@@ -356,7 +356,7 @@ def test_unreadable_rows_are_named(forms, tmp_path):
     cells = {i: noise_file(i) for i in range(5)} | {0: None, 3: noise_file(3)[:100]}
     broken = table(5, image=cells.get, text=lambda i: "x")
     broken.save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match=r"2 of 5 images cannot be read: row 0 .*saved, row 3 of"):
+    with pytest.raises(UserError, match=r"2 of 5 images cannot be read: row 0 .*, row 3 of"):
         encode(encode_config(str(tmp_path / "saved"), tmp_path / "out"), Ranks())
     with pytest.raises(UserError, match=r"row 0 of .*saved cannot be read as an image"):
         encode(encode_config(str(tmp_path / "saved"), tmp_path / "out", streaming=True), Ranks())

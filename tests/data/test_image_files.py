@@ -300,3 +300,10 @@ def test_missing_files_are_named_once(tmp_path):
 def test_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert "exceeds limit" in refused(paint(tmp_path / "x.png", (20, 20)))
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "1.png").symlink_to("/nonexistent/2.png")
+    damage = find_damage(lambda: (tmp_path / "1.png").open("rb"))
+    assert damage == "a link to /nonexistent/2.png, which is missing"
+    assert "No such file" in find_damage(lambda: (tmp_path / "3.png").open("rb"))

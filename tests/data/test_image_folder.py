@@ -1,5 +1,6 @@
 """Listing folders of images: what counts, which class it has, and what the user is told."""
 
+import json
 import os
 
 import pytest
@@ -49,7 +50,16 @@ def test_what_is_left_out_is_counted_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a/.hidden.png", ".git/x.png", "__MACOSX/a/1.png", "a/Thumbs.db", "a/._1.png"]
+    "name",
+    [
+        "a/.hidden.png",
+        ".git/x.png",
+        "__MACOSX/a/1.png",
+        "@eaDir/1.png",
+        "$RECYCLE.BIN/1.png",
+        "a/Thumbs.db",
+        "a/._1.png",
+    ],
 )
 def test_files_of_systems_are_passed_over_in_silence(tmp_path, name):
     make(tmp_path, "a/1.png", "b/1.png", name)
@@ -138,3 +148,75 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", forbidden)
     assert f"{tmp_path} cannot be read (Permission denied)" in refused(tmp_path)
+
+
+# -- what dit wrote --------------------------------------------------------------------------------
+
+WRITTEN = {
+    "a run": ["config.json", "checkpoints/step-1/meta.json"],
+    "latents": ["encoding.json"],
+    "samples": ["samples.json"],
+    "an evaluation": ["report.json", "report.md"],
+    "a sweep": ["sweep.json"],
+    "an autoencoder": ["config.json", "diffusion_pytorch_model.safetensors"],
+}
+KEYS = ["vae", "image_size", "num_samples", "title", "scores", "protocol", "asked", "points"]
+
+
+def write_output(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(dict.fromkeys(KEYS)))
+    return make(folder, "grid.png", "samples/1.png").name
+
+
+@pytest.mark.parametrize("root", ["classes", "flat"])
+@pytest.mark.parametrize("output", WRITTEN)
+def test_a_folder_that_dit_wrote_is_no_class(tmp_path, root, output):
+    names = ["a/1.png", "b/1.png"] if root == "classes" else ["1.png", "2.png"]
+    make(tmp_path, *names)
+    write_output(tmp_path / "out", WRITTEN[output])
+    found = list_images(tmp_path)
+    assert found.paths == names
+    assert found.notes == [f"not read, as dit wrote it: {tmp_path}/out ({output})"]
+
+
+def test_a_folder_that_dit_wrote_within_a_class_is_no_part_of_it(tmp_path):
+    make(tmp_path, "a/1.png", "b/1.png")
+    write_output(tmp_path / "a" / "out", WRITTEN["samples"])
+    found = list_images(tmp_path)
+    assert found.paths == ["a/1.png", "b/1.png"]
+    assert found.notes == [f"not read, as dit wrote it: {tmp_path}/a/out (samples)"]
+
+
+def test_samples_are_images_if_asked_for_and_not_if_below(tmp_path):
+    write_output(tmp_path / "x" / "out", WRITTEN["samples"])
+    (tmp_path / "x" / "out" / "samples" / "1.png").unlink()
+    assert list_images(tmp_path / "x" / "out").paths == ["grid.png"]
+    assert f"has no images but what dit wrote: {tmp_path}/x/out (samples)" in refused(
+        tmp_path / "x"
+    )
+
+
+def test_records_of_other_programs_do_not_matter(tmp_path):
+    make(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b" / "report.json").write_text("{}")
+    assert list_images(tmp_path).classes == ["a", "b"]
+
+
+# -- names and depth -------------------------------------------------------------------------------
+
+
+def test_a_class_of_several_subfolders_is_told(tmp_path):
+    make(tmp_path, "animals/cat/1.png", "animals/dog/2.png", "cars/bus/3.png", "cars/4.png")
+    found = list_images(tmp_path)
+    assert found.classes == ["animals", "cars"]
+    assert found.notes == ["class animals has the images of animals/cat, animals/dog"]
+
+
+def test_two_classes_that_look_alike_are_told(tmp_path):
+    make(tmp_path, "B\u00e4r/1.png", "Ba\u0308r/1.png", "Eule/1.png")
+    found = list_images(tmp_path)
+    assert len(found.classes) == 3
+    (note,) = found.notes
+    assert note.startswith(f"2 subfolders of {tmp_path} are called B\u00e4r, in composed")

@@ -321,6 +321,30 @@ def test_splits_and_data_sets_are_no_classes(tmp_path, names, extra):
         load_images(str(tmp_path), 8)
 
 
+def test_tars_of_several_kinds_are_one_data_set_where_folders_or_names_are_classes(tmp_path):
+    for tar in ("tc-cat", "tc-dog"):
+        members = [(f"{name}/{tar}.png", noise_file(0)) for name in ("cat", "dog")]
+        pack(tmp_path / f"{tar}-0.tar", members)
+    with pytest.raises(UserError, match="several kinds of tar shards"):
+        load_images(str(tmp_path), 8)
+    images = load_images(str(tmp_path), 8, Columns(label="folder"))
+    assert [images.classes[i] for i in images.labels] == ["cat", "dog", "cat", "dog"]
+    assert load_images(str(tmp_path), 8, Columns(label="tar")).classes == ["tc-cat", "tc-dog"]
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz", "x.tgz", "x.tar.ZST"])
+def test_packed_files_are_to_be_unpacked(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"is a file; .*; unpack it"):
+        load_images(str(tmp_path / name), 8)
+
+
+def test_classes_without_images_are_told_at_encode(tmp_path, capsys):
+    samples = [labelled(i, cls=str(i % 2 + 1)) for i in range(4)]
+    encode(encode_config(write_tars(tmp_path / "tars", samples), tmp_path / "out"), Ranks())
+    assert "note: 1 class without images: 0\n" in capsys.readouterr().err
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -396,7 +420,7 @@ def test_other_files_are_refused(tars, tmp_path):
     (tmp_path / "val-000.tar").write_bytes((tmp_path / "train-000.tar").read_bytes())
     for data, message in [
         (tmp_path, r"several kinds of tar shards: train-000\.tar, val-000\.tar; .*train-\*\.tar'"),
-        (tars / "train-{000..005}.tar", r"train-003\.tar cannot be read as a tar"),
+        (tars / "train-{000..005}.tar", r"3 of the 6 files of .* are missing: .*train-003\.tar, "),
         (tars / "val*.tar", "names no file"),
         (tars / "{a,b", "names no file"),
         (__file__, "is a file; .* pass a folder, or a file .tar or .parquet"),

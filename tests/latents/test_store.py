@@ -217,7 +217,7 @@ def test_unreadable_images_are_named_before_anything_is_written(cfg, data, tmp_p
         (root / name).write_bytes(content[: len(content) * 2 // 3])
     (root / "bee" / "9.png").write_bytes(b"no image")
     cfg = replace(cfg, data=str(root))
-    message = r"4 of 21 images .*ant/3\.png, .*8\.png, .*9\.png, .*cut\.jpg .* or delete"
+    message = r"4 of 21 images .*ant/3\.png, .*8\.png .*9\.png .*cut\.jpg .* or delete"
     with pytest.raises(UserError, match=message):
         encode(cfg, Ranks())
     assert [path.name for path in cfg.out.iterdir()] == [".lock"]

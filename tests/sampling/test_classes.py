@@ -37,6 +37,12 @@ def test_classes_are_names_or_ids(words, ids):
     assert class_ids(words, card_of(BIRDS, 6))[0] == ids
 
 
+@pytest.mark.parametrize("named", ["B\u00e4r", "Ba\u0308r"])
+@pytest.mark.parametrize("typed", ["B\u00e4r", "Ba\u0308r"])
+def test_letters_may_be_composed_or_not(named, typed):
+    assert class_ids([f"owl,{typed}"], card_of(["owl", named]))[0] == [0, 1]
+
+
 def test_a_name_comes_before_an_id_and_the_difference_is_told():
     text_order = sorted(str(i) for i in range(12))  # of runs of earlier versions
     ids, notes = class_ids(["10", "0", "8"], card_of(text_order))

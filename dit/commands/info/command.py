@@ -14,6 +14,7 @@ from dit.commands.info.file_kind import require_pickled_weights
 from dit.commands.info.first_stage import first_stage_rows, is_first_stage
 from dit.commands.info.model import Rows, card_rows, foreign_rows, list_classes, listed, numbers
 from dit.config import InfoConfig
+from dit.data.counts import count_of
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
@@ -271,7 +272,7 @@ def _latents(root: Path) -> Findings:
     if not findings.damaged:
         # earlier versions did not record the checksum of labels
         labels = ", and their labels" if index.labels_sha256 else ""
-        shards = f"{len(index.shards):,} shards with {index.images:,} images"
+        shards = f"{count_of(len(index.shards), 'shard')} with {count_of(index.images, 'image')}"
         rows.append(("files", f"{shards}{labels}, checksums verified"))
     return findings
 

@@ -11,7 +11,7 @@ from dit.config import VaeConfig, to_json
 from dit.data.images import Images
 from dit.encoders.autoencoder import Autoencoder
 from dit.runs.logs import read_metrics
-from dit.utils.files import shell_quote, write_json
+from dit.utils.files import command_line, shell_quote, write_json
 from dit.utils.image_size import sides, size_flag
 from dit.utils.pictures import fitting_scale, grid, loss_curve, write_png
 
@@ -55,6 +55,6 @@ def report(cfg: VaeConfig, network: Any, scores: Scores, held_out: int, seconds:
     for file in (PICTURE, CURVE, REPORT):
         print(cfg.out / file)
     print(
-        f"next: python train.py --data {shell_quote(cfg.data)} --vae {shell_quote(cfg.out)} "
-        f"{size_flag(cfg.image_size)}"
+        f"next: {command_line('train')} --data {shell_quote(cfg.data)} "
+        f"--vae {shell_quote(cfg.out)} {size_flag(cfg.image_size)}"
     )

@@ -53,6 +53,7 @@ class RecordedNetwork(TypedDict):
 class Record(TypedDict, total=False):
     """What is read of the record of `dit stats`; it may hold more."""
 
+    data: str
     pixels_sha256: str
     size: str
     crop: Size | None
@@ -241,8 +242,8 @@ def _record(file: Any, path: Path) -> dict[str, Any]:
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def require_own_statistics(out: Path) -> None:
-    """Refuse to overwrite a file that dit stats did not write."""
+def require_own_statistics(out: Path, data: str) -> None:
+    """Refuse to overwrite a file that dit stats did not write, or wrote of other data."""
 
     def is_own(file: Path) -> bool:
         try:
@@ -252,6 +253,14 @@ def require_own_statistics(out: Path) -> None:
         return statistics is not None and bool(statistics.record)
 
     require_own_file(out, "stats", is_own)
+    statistics = read_statistics(out) if out.exists() else None
+    before = statistics.record.get("data", data) if statistics else data
+    if Path(before).expanduser().resolve() != Path(data).expanduser().resolve():
+        raise UserError(
+            f"{out} has the statistics of {before}, not of {data}",
+            "a new file, or one of the same data",
+            "pass another --out, or move that file away",
+        )
 
 
 def write_statistics(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from dit.errors import UserError
-from dit.utils.files import shell_quote
+from dit.utils.files import command_line, shell_quote
 from dit.utils.typed_json import read_json
 
 WANTED = "a .pt or .safetensors file of a DiT, SiT or REPA"
@@ -85,7 +85,7 @@ def _open_safetensors(file: Path) -> Any:
             raise UserError(
                 f"{file} is a weights file of this package",
                 WANTED,
-                f"pass it without conversion: python sample.py --run {shell_quote(file)}",
+                f"pass it without conversion: {command_line('sample')} --run {shell_quote(file)}",
             )
         return load_file(file)
     except (SafetensorError, OSError) as error:
@@ -141,6 +141,6 @@ def _folder(folder: Path) -> UserError:
         return UserError(
             f"{folder} is a run or a checkpoint of this package",
             WANTED,
-            f"pass it without conversion: python sample.py --run {shell_quote(folder)}",
+            f"pass it without conversion: {command_line('sample')} --run {shell_quote(folder)}",
         )
     return UserError(f"{folder} is a folder", WANTED, "pass a file in it")
