@@ -44,6 +44,11 @@ def free_memory(device: torch.device) -> int:
     return free_main_memory() // read_launch().local_world
 
 
+def describe_free(device: torch.device) -> str:
+    """Return in words what `free_memory` is: a GPU's may be in use by others."""
+    return "of this GPU" if device.type == "cuda" else "that are free on this machine"
+
+
 def free_main_memory(root: Path = Path("/")) -> int:
     """Return the bytes of main memory and swap that are free, or those of the container or job."""
     rows = {}

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import ClassifierConfig, TrainConfig, VaeConfig
+from dit.distributed.launcher import read_launch
 from dit.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
 GIB = 2**30
-UNITS = {"": 1, "bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40, "PiB": 2**50}
+PREFIXES = " KMGTPE"  # of bytes, each 1024 times the one before
 
 NO_MEMORY = re.compile(
     r"DefaultCPUAllocator|out of memory|bad_alloc|Unable to allocate|ALLOC_FAILED"
@@ -23,7 +24,7 @@ NO_MEMORY = re.compile(
     r"|array is too big|Maximum allowed dimension"
 )
 """What torch, NumPy, CUDA and the system say where memory does not suffice."""
-ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(bytes|[KMGTP]iB)?", re.IGNORECASE)
+ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?(?:([KMGTPE])iB)?", re.IGNORECASE)
 NO_COMPILER = re.compile(
     r"C\+\+ compile|C compiler|Compiler: .* is not found|[Tt]riton.*(?:not |install)"
 )
@@ -66,16 +67,19 @@ def find_shortage(error: Exception, config: Any) -> UserError | None:
 
 
 def _out_of_memory(error: Exception, config: Any) -> UserError:
-    text = str(error)
+    text, world = str(error), read_launch().world
     asked = ""
     if match := ASKED.search(text):
-        asked = f": {float(match[1]) * UNITS[match[2] or ''] / GIB:,.2f} GiB more were asked for"
+        unit = 1024 ** PREFIXES.index((match[2] or " ").upper())
+        asked = f": {float(match[1]) * unit / GIB:,.2f} GiB more were asked for"
     frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     own = [file for file in frames if PACKAGE in file.parents]
     # after the exception memory is free again, so all of the device's is named
     where = f" in {own[-1].relative_to(PACKAGE.parent)}" if own else ""
     return UserError(
-        f"out of memory{asked}{where}", f"less than {_memory_here(text)}", less_memory(config)
+        f"out of memory{asked}{where}",
+        f"less than {_memory_here(text)}",
+        less_memory(config, world),
     )
 
 
@@ -122,13 +126,13 @@ def require_batch_fits(images: int, image_bytes: int, device: Any) -> None:
         image_bytes: What an image takes at least.
         device: Where.
     """
-    from dit.distributed.device import free_memory
+    from dit.distributed.device import describe_free, free_memory
 
     free = free_memory(device)
     if images * image_bytes > free:
         raise UserError(
             f"{images:,} images at once need more than {images * image_bytes / GIB:,.2f} GiB",
-            f"at most the {free / GIB:,.2f} GiB that are free",
+            f"at most the {free / GIB:,.2f} GiB {describe_free(device)}",
             # there is more than what is surely needed
             f"pass --batch-size {max(1, free // (4 * image_bytes))}",
         )

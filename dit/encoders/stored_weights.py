@@ -1,17 +1,24 @@
 """The files of an autoencoder's weights in diffusers' layout: one, shards, or other precisions."""
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from dit.errors import UserError
-from dit.utils.files import reraise_as_user_error, sha256
+from dit.utils.files import sha256
+from dit.utils.typed_json import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ANY_WEIGHTS = ("diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.index*.json")
 VARIANTS = ("fp32", "fp16", "bf16", "ema")  # of weights, best first; others after them
+
+
+class ShardIndex(TypedDict):
+    """What is read of diffusers' index of shards."""
+
+    weight_map: dict[str, str]  # of each tensor, the file that has it
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,9 @@ def find_stored_weights(folder: Path) -> StoredWeights:
 def _shards(index: Path) -> list[Path]:
     """Return the files that an index of shards names; refuse one that is missing."""
     do = "copy the autoencoder again"
-    with reraise_as_user_error(index, "diffusers' index of shards", do):
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [index.parent / Path(name).name for name in names]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"no {file.name} in {index.parent}", f"all files of {index.name}", do)
-    return files
+    files = read_json(index, ShardIndex, "diffusers' index of shards", do)["weight_map"]
+    shards = [index.parent / Path(name).name for name in sorted(set(files.values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"no {shard.name} in {index.parent}", f"all files of {index.name}", do)
+    return shards

@@ -85,6 +85,12 @@ class ModelCard:
             if statistic is not None and len(statistic) != channels:
                 given = f"{name} of length {len(statistic)}"
                 raise UserError(given, f"a value for each of {channels} channels", INTACT)
+        if not all(value > 0 for value in self.latent_std or ()):
+            raise UserError(f"latent_std {self.latent_std}", "numbers above 0", INTACT)
+        counts = self.class_counts
+        if counts is not None and (len(counts) != len(self.classes) or min(counts, default=0) < 0):
+            expected = f"a number of images for each of {len(self.classes)} classes"
+            raise UserError(f"class_counts {counts[:5]}", expected, INTACT)
 
     @property
     def unconditional(self) -> bool:

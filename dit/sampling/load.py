@@ -196,7 +196,11 @@ def with_classifier_labels(run: LoadedRun, classifier: Path | None) -> LoadedRun
     # 2105.05233 guides unconditional models too; the names are in the header of its weights
     card, _ = read_header(find_weights(classifier))
     classes = [card.class_name(i) for i in range(card.network.num_classes)]
-    return _with_card(run, replace(run.card, classes=classes, class_counts=card.class_counts))
+    counts = card.class_counts
+    if counts is not None:
+        # the classifier may take more classes than its data had
+        counts = counts + [0] * (len(classes) - len(counts))
+    return _with_card(run, replace(run.card, classes=classes, class_counts=counts))
 
 
 # -- networks beside the run's own ---------------------------------------------------------------

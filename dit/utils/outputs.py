@@ -5,13 +5,14 @@ a record (JSON, .npz, weights), else by its `signature`, which is the generator 
 Software entry of a PNG and the comment of a GIF. A folder is a command's own by the record in it.
 """
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from dit.errors import UserError
+from dit.utils.typed_json import read_json
 
 FOLDER, PLACE = "a folder, new or existing", "a writable place"
 HEAD = 4096  # bytes of a file in which its signature lies
@@ -78,10 +79,9 @@ def is_signed(file: Path, command: str) -> bool:
 def is_record(file: Path, keys: Collection[str]) -> bool:
     """Whether a file is a JSON object with these keys."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(file, dict[str, Any], "", "").keys() >= set(keys)
+    except UserError:
         return False
-    return isinstance(values, dict) and values.keys() >= set(keys)
 
 
 def require_own_file(

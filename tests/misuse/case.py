@@ -56,6 +56,10 @@ class Case:
     unread: bool = False
     interrupt: float = 0.0
 
+    def __post_init__(self) -> None:
+        # a digit, or nothing, is found in messages about other things too
+        assert len(self.says) >= 3 or self.unread, f"{self.name} may say anything"
+
     @property
     def name(self) -> str:
         """Return the command line, and what is unusual around it."""

@@ -84,7 +84,7 @@ def test_the_verdict_on_a_use_that_must_work(
 
 def test_code_in_a_file_that_was_run_is_wrong(tmp_path: Path):
     (tmp_path / "OWNED").touch()
-    ending = verdict.judge(Case(("info",), "x"), 2, "", "error: x\n", [], tmp_path)
+    ending = verdict.judge(Case(("info",), "run is"), 2, "", "error: run is\n", [], tmp_path)
     assert ending == verdict.Verdict("wrong", "code in a file was run")
 
 
@@ -100,5 +100,5 @@ def test_a_file_that_is_changed_or_lost_is_found(tmp_path: Path):
     (tmp_path / "link").symlink_to("changed")
     (tmp_path / "new").touch()
     after = verdict.hashes(tmp_path)
-    assert sorted(verdict.lost(Case((), ""), before, after)) == ["changed", "link", "lost"]
-    assert verdict.lost(Case((), "", changes=("l*",)), before, after) == ["changed"]
+    assert sorted(verdict.lost(Case((), "run is"), before, after)) == ["changed", "link", "lost"]
+    assert verdict.lost(Case((), "run is", changes=("l*",)), before, after) == ["changed"]

@@ -114,6 +114,10 @@ def test_what_is_no_json_is_named(tmp_path, text, message):
     assert str(error.value).endswith("); expected a record; copy it again")
 
 
+def test_a_byte_order_mark_is_no_damage():
+    assert parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}', dict[str, str]) == {"a": "é"}
+
+
 def test_a_log_may_have_numbers_that_are_not_finite():
     line = parse_json('{"step": 1, "loss": NaN}', dict[str, float], nan=True)
     assert line["loss"] != line["loss"]

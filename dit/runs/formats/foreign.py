@@ -114,10 +114,11 @@ def recognise(checkpoint: ForeignCheckpoint) -> tuple[Format | None, str, bool]:
     model = str(flags.get("model", ""))
     if any(name.startswith(PROJECTORS) for name in checkpoint.state_dict):
         return "repa", "it has REPA's projectors", True
-    if "path_type" in flags or "prediction" in flags:
+    # not `prediction` alone: scripts for a DiT may have a flag of that name
+    if "path_type" in flags:
         said = ", ".join(f"{k} {flags[k]}" for k in ("path_type", "prediction") if k in flags)
         # the two scripts spell the same choices differently
-        is_repa = str(flags.get("path_type", "L")).islower()
+        is_repa = str(flags["path_type"]).islower()
         return "repa" if is_repa else "sit", f"its flags say {said}", True
     if model.startswith("SiT"):
         return "sit", f"its flags say model {model}", False

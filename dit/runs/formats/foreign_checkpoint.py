@@ -59,7 +59,10 @@ def read_checkpoint(file: Path) -> ForeignCheckpoint:
         UserError: no tensors, or those of another kind of network.
     """
     loaded = open_foreign(file)
-    keys, tensors = _find_tensors(loaded)
+    try:
+        keys, tensors = _find_tensors(loaded)
+    except RecursionError:  # a dictionary that holds itself
+        keys, tensors = (), {}
     if not tensors:
         raise _no_tensors(file, loaded)
 
@@ -85,12 +88,14 @@ def _find_tensors(loaded: Any) -> tuple[tuple[str, ...], StateDict]:
 
 
 def _find_flags(loaded: Any) -> dict[str, Any]:
+    """Return the flags that are plain values; no other ones are read."""
     for key in FLAGS:
         flags = loaded.get(key)
         if isinstance(flags, Namespace):
-            return vars(flags)
+            flags = vars(flags)
         if isinstance(flags, Mapping):
-            return dict(flags)
+            plain = (str, int, float, bool)
+            return {name: value for name, value in flags.items() if isinstance(value, plain)}
     return {}
 
 

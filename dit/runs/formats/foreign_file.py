@@ -4,12 +4,11 @@ No code in a file is run. Tensors stay on the disk until they are used.
 """
 
 import argparse
-import json
 import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from dit.errors import UserError
 from dit.utils.files import shell_quote
+from dit.utils.typed_json import read_json
 
 WANTED = "a .pt or .safetensors file of a DiT, SiT or REPA"
 DOWNLOAD = "download it again and compare its size"
@@ -38,6 +38,12 @@ FIRST_BYTES = [
     (rb"\x89PNG|\xff\xd8\xff|GIF8", "is an image", "check the path"),
     (rb"\x89HDF", "is an HDF5 file, as Keras writes them", "pass a file of PyTorch"),
 ]
+
+
+class DiffusersConfig(TypedDict):
+    """What is read of a JSON file that diffusers wrote."""
+
+    _class_name: str
 
 
 def open_foreign(file: Path) -> Any:
@@ -122,8 +128,8 @@ def _folder(folder: Path) -> UserError:
     """Return the error for a folder, which says whose it is."""
     for name in ("model_index.json", "config.json"):
         try:
-            made_by = json.loads((folder / name).read_bytes())["_class_name"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            made_by = read_json(folder / name, DiffusersConfig, "", "")["_class_name"]
+        except UserError:
             continue
         return UserError(
             f"{folder} is diffusers' {made_by}",

@@ -41,17 +41,20 @@ def check_names(expected: Iterable[str], given: Iterable[str]) -> None:
 
 
 def as_float32(state_dict: StateDict, file: Path) -> StateDict:
-    """Return the weights in float32; refuse integers, NaN and infinity by the tensor's name."""
+    """Return the weights in float32, each in memory of its own.
+
+    Integers, tensors that are sparse or have no values, NaN and infinity are refused by name.
+    """
     converted = {}
     for name, tensor in state_dict.items():
-        if not tensor.is_floating_point():
-            dtype = str(tensor.dtype).removeprefix("torch.")
+        if odd := _odd_kind(tensor):
             raise UserError(
-                f"{name} in {file} is {dtype}",
+                f"{name} in {file} is {odd}",
                 "floating-point weights",
                 "take the weights from before they were quantized",
             )
-        converted[name] = tensor.float()
+        # a copy: safetensors refuses two tensors that share memory
+        converted[name] = tensor.to(torch.float32, copy=True)
         if not converted[name].isfinite().all():
             count = int((~converted[name].isfinite()).sum())
             raise UserError(
@@ -60,6 +63,15 @@ def as_float32(state_dict: StateDict, file: Path) -> StateDict:
                 "take an earlier checkpoint",
             )
     return converted
+
+
+def _odd_kind(tensor: Tensor) -> str:
+    """Say what a tensor is that is no plain one of numbers; empty if it is."""
+    if tensor.is_meta:
+        return "without values"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    return "" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
 
 def not_a_dit(given: str) -> UserError:

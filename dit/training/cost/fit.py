@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dit.build import build_network
-from dit.distributed.device import free_memory
+from dit.distributed.device import describe_free, free_memory
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import less_memory, next_grad_accum
 from dit.errors import UserError
@@ -37,8 +37,7 @@ def _require(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks, limit: float) 
     world = ranks.world if plan.parallel.parallel == "fsdp" else 1
     network = _without_data(card.network)
     averages = 1 + len(card.config.ema_lengths)
-    device = "GPU" if ranks.device.type == "cuda" else "machine"
-    expected = f"at most the {gib(limit)} GiB that are free on this {device}"
+    expected = f"at most the {gib(limit)} GiB {describe_free(ranks.device)}"
 
     held = held_bytes(network, averages, world)
     if held > limit:
@@ -116,7 +115,7 @@ def _smaller_step(
     per_image = (need - least) / max(1, plan.micro_batch - 1)
     most = 1 + math.floor((SURE * limit - least) / max(1, per_image))
     if most < 1:
-        return less_memory(replace(config, global_batch_size=world))
+        return less_memory(replace(config, global_batch_size=world), world)
 
     share = config.global_batch_size // world
     accum = next_grad_accum(config, world, math.ceil(share / most))

@@ -123,10 +123,12 @@ LABEL_FILES = [
 ]
 
 STALE = [
-    works(AGAIN, "", image("images/cat/0.png", size=(30, 30)), changes=REWRITTEN),
-    works(AGAIN, "", remove(SHARD), changes=REWRITTEN),
-    works(AGAIN, "", cut(SHARD, 0.5), changes=REWRITTEN),
-    works(AGAIN, "", remove(INDEX), changes=REWRITTEN),
+    works(
+        AGAIN, "12 images in 3 classes", image("images/cat/0.png", size=(30, 30)), changes=REWRITTEN
+    ),
+    works(AGAIN, "12 images in 3 classes", remove(SHARD), changes=REWRITTEN),
+    works(AGAIN, "12 images in 3 classes", cut(SHARD, 0.5), changes=REWRITTEN),
+    works(AGAIN, "12 images in 3 classes", remove(INDEX), changes=REWRITTEN),
     refused(
         AGAIN,
         "latents",
@@ -139,14 +141,14 @@ STALE = [
     refused(AGAIN, "encoding.json", write("latents/encoding.json", "{")),
     refused(AGAIN, "encoding.json", write("latents/encoding.json", "[]")),
     refused(AGAIN, "encoding.json", edit("latents/encoding.json", "count", "12")),
-    works(AGAIN, "", edit(NOTE, "count", "5"), changes=REWRITTEN),
+    works(AGAIN, "12 images in 3 classes", edit(NOTE, "count", "5"), changes=REWRITTEN),
     refused(AGAIN, "latents", edit("latents/encoding.json", "shard_size", 0)),
     refused(f"{AGAIN} --shard-size 4", "latents"),
     refused(f"{AGAIN} --no-flip", "latents"),
 ]
 
 MISFITS = [
-    refused(READ.replace("--image-size 8", "--image-size 16"), "16"),
+    refused(READ.replace("--image-size 8", "--image-size 16"), "was encoded with --image-size 8"),
     refused(READ.replace("--vae identity", "--vae digits"), "identity"),
     refused(f"{READ} --num-classes 2", "--num-classes 2"),
     refused(f"{READ} --conditioning text --text-encoder digits", "latents"),

@@ -117,9 +117,11 @@ LINKS = [
     refused(f"evaluate --samples loop --reference images {CNN}", "loop", link("loop", "loop")),
     refused("encode --data images --out loop --image-size 8", "loop", link("loop", "loop")),
     refused("sample --run dangling", "dangling", link("dangling", "nowhere")),
-    works(f"encode --data images --out new {ENCODE}", "12 ", link("images/cat/again", "..")),
-    works(f"encode --data images --out new {ENCODE}", "12 ", link("images/cat/again", "../cat")),
-    works(f"encode --data other --out new {ENCODE}", "12 ", link("other", "images")),
+    works(f"encode --data images --out new {ENCODE}", "12 images", link("images/cat/again", "..")),
+    works(
+        f"encode --data images --out new {ENCODE}", "12 images", link("images/cat/again", "../cat")
+    ),
+    works(f"encode --data other --out new {ENCODE}", "12 images", link("other", "images")),
     works("sample --run other --steps 2 --per-class 1", "grid", link("other", "run")),
     refused(
         "sample --run run --steps 2 --per-class 1 --out precious.png",
@@ -229,7 +231,10 @@ OWN_OUTPUTS = [
     ),
     works("nll --run run --num-images 2 --steps 3", "bits/dim", changes=("run/nll.json",)),
     works("sample --run run --num-samples 12 --steps 2 --out samples", "12 images"),
-    works("encode --data images --vae identity --image-size 8 --shard-size 5 --out latents", "12 "),
+    works(
+        "encode --data images --vae identity --image-size 8 --shard-size 5 --out latents",
+        "12 images",
+    ),
     works(
         f"sweep --run run --cfg-scale 1,2 --steps 2 --num-samples 4 {CNN} --out sweep",
         "sweep",
@@ -311,35 +316,37 @@ NAMES = [
     refused(["encode", "--data", "\udcff", "--out", "new"], "\\udcff"),
     refused(["info", "a\x1b[31mred"], "red"),
     works(
-        f"encode --data 'my images' --out 'my latents' {ENCODE}", "12 ", copy("images", "my images")
+        f"encode --data 'my images' --out 'my latents' {ENCODE}",
+        "12 images",
+        copy("images", "my images"),
     ),
-    works(f"encode --data 'a\nb' --out new {ENCODE}", "12 ", copy("images", "a\nb")),
-    works(f"encode --data 图像 --out 潜 {ENCODE}", "12 ", copy("images", "图像")),
+    works(f"encode --data 'a\nb' --out new {ENCODE}", "12 images", copy("images", "a\nb")),
+    works(f"encode --data 图像 --out 潜 {ENCODE}", "12 images", copy("images", "图像")),
     works("sample --run './my run' --steps 2 --per-class 1", "grid", copy("run", "my run")),
     works("sample --run ./--run --steps 2 --per-class 1", "grid", copy("run", "--run")),
     works(
         f"encode --data images --out new {ENCODE}",
-        "12 ",
+        "12 images",
         raw_name("images/cat/0.png", b"images/cat/caf\xe9.png"),
     ),
     works(
         f"encode --data images --out new {ENCODE}",
-        "12 ",
+        "12 images",
         raw_name("images/cat", b"images/caf\xe9"),
     ),
     works(
         f"train --data images {TRAIN} --out new",
-        "new",
+        "step 4/4",
         raw_name("images/cat", b"images/caf\xe9"),
     ),
     works(
         ["encode", "--data", "caf\udce9", "--out", "new", *ENCODE.split()],
-        "12 ",
+        "12 images",
         raw_name("images", b"caf\xe9"),
     ),
     works(
         ["encode", "--data", "images", "--out", "caf\udce9", *ENCODE.split()],
-        "12 ",
+        "12 images",
     ),
     # safetensors opens no such path
     refused(

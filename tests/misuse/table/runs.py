@@ -71,17 +71,20 @@ WRONG_VALUES: list[tuple[str, object]] = [
     ("classes", [1, 2, 3]),
     ("latent_mean", [0.5]),
     ("latent_std", "1"),
+    ("latent_std", [1.0, 0.0, 1.0]),
+    ("class_counts", [4, -4, 4]),
+    ("class_counts", [4]),
     ("ema_length", "long"),
 ]
 
 CARDS = [
     # the newest checkpoint has the card too
-    works(RESUME, "", write(CONFIG, "[]"), changes=RESUMED),
-    works(RESUME, "", write(CONFIG, "[" * 100_000), changes=RESUMED),
-    works(RESUME, "", write(CONFIG, '{"config": 1e999}'), changes=RESUMED),
-    works(RESUME, "", cut(CONFIG, 0.5), changes=RESUMED),
-    works(RESUME, "", write(CONFIG, b"\xff\xfe"), changes=RESUMED),
-    works(RESUME, "", remove(CONFIG), changes=RESUMED),
+    works(RESUME, "step 6/6", write(CONFIG, "[]"), changes=RESUMED),
+    works(RESUME, "step 6/6", write(CONFIG, "[" * 100_000), changes=RESUMED),
+    works(RESUME, "step 6/6", write(CONFIG, '{"config": 1e999}'), changes=RESUMED),
+    works(RESUME, "step 6/6", cut(CONFIG, 0.5), changes=RESUMED),
+    works(RESUME, "step 6/6", write(CONFIG, b"\xff\xfe"), changes=RESUMED),
+    works(RESUME, "step 6/6", remove(CONFIG), changes=RESUMED),
     works(SAMPLE, "grid", remove(CONFIG)),
     refused(INFO, "config.json", write(CONFIG, "[]")),
     *[case for keys, value in WRONG_VALUES for case in configured(keys, value)],
@@ -240,8 +243,8 @@ RECORDS = [
     works("report run", "report.html", write("run/machine.json", "{")),
     works("report run", "report.html", cut(METRICS, 0.7)),
     works("report run", "report.html", write("run/scores.json", "3")),
-    works(RESUME, "", write("run/machine.json", "[1, 2]"), changes=RESUMED),
-    works(RESUME, "", cut(METRICS, 0.7), changes=RESUMED),
+    works(RESUME, "step 6/6", write("run/machine.json", "[1, 2]"), changes=RESUMED),
+    works(RESUME, "step 6/6", cut(METRICS, 0.7), changes=RESUMED),
     refused("ema run --length 0.07", "ema", remove("run/ema")),
     refused(
         "ema run --length 0.07", "ema/", cut("run/ema/length-0.05-step-0000003.safetensors", 0.5)
@@ -374,7 +377,7 @@ FIRST_STAGES = [
 ] + [
     works(
         "encode --data images --out new --image-size 32 --vae ./vae",
-        "12 ",
+        "12 images",
         copy(
             "vae/diffusion_pytorch_model.safetensors",
             "vae/diffusion_pytorch_model.fp16.safetensors",

@@ -39,12 +39,12 @@ ENCODINGS = [
     works("sample --help", "usage: dit sample", env=PLAIN, fresh=True),
     refused("train --modle x", "--modle", env=PLAIN, fresh=True),
     refused("info 图像", "expected", env=PLAIN, fresh=True),
-    works(ENCODE, "12 ", env=PLAIN, fresh=True),
-    works(ENCODE, "12 ", raw_name("images/cat", b"images/caf\xe9"), env=ASCII, fresh=True),
+    works(ENCODE, "12 images", env=PLAIN, fresh=True),
+    works(ENCODE, "12 images", raw_name("images/cat", b"images/caf\xe9"), env=ASCII, fresh=True),
     works("compare evaluation evaluation", "comparable", env=PLAIN, fresh=True),
     works(
         f"evaluate --samples samples --reference images --crop {CNN} --out new",
-        "",
+        "report.html",
         env=PLAIN,
         fresh=True,
     ),
@@ -65,7 +65,7 @@ PLACES = [
         env={"DIT_CACHE": "run/config.json/cache"},
     ),
     works(SAMPLE, "grid", env={"TMPDIR": "/nowhere"}),
-    works(ENCODE, "12 ", env={"TMPDIR": "/nowhere"}),
+    works(ENCODE, "12 images", env={"TMPDIR": "/nowhere"}),
     works(
         SAMPLE,
         "grid",
@@ -79,7 +79,7 @@ PLACES = [
     works("train --help", "usage: dit train", env={"COLUMNS": "1"}),
     works(SAMPLE, "grid", env={"OMP_NUM_THREADS": "0"}),
     works(SAMPLE, "grid", env={"CUDA_VISIBLE_DEVICES": "7,x"}),
-    works(TRAINING, "new", env={"WANDB_MODE": "nonsense"}),
+    works(TRAINING, "step 4/4", env={"WANDB_MODE": "nonsense"}),
     refused(f"{TRAINING} --wandb mine", "wandb"),
     refused(f"{TRAINING} --precision fp8", "fp8"),
     refused(
@@ -102,7 +102,7 @@ MANY_SHARDS = "encode --data many --out new --vae identity --image-size 8 --shar
 LIMITS = [
     works(
         MANY_SHARDS,
-        "180 ",
+        "180 images",
         *[copy("images/cat", f"many/{i:02d}") for i in range(45)],
         limits=FILES_64,
     ),

@@ -16,9 +16,10 @@ from helpers.foreign import (
     saved,
     without,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dit.build import build_network
+from dit.commands.convert import write_foreign
 from dit.config import SamplerConfig
 from dit.errors import UserError
 from dit.models.dit import SIZES
@@ -52,6 +53,7 @@ def without_null_class():
     [
         (dit_weights, dict(model="DiT-Ti/4"), "dit", "its flags say model DiT-Ti/4"),
         (dit_weights, dict(model="SiT-Ti/4"), "sit", "its flags say model SiT-Ti/4"),
+        (dit_weights, dict(model="DiT-Ti/4", prediction="eps"), "dit", "its flags say model DiT"),
         (dit_weights, SIT, "sit", "path_type Linear, prediction velocity"),
         (dit_weights, dict(SIT, model="DiT-Ti/4"), "sit", "path_type Linear"),
         (repa_weights, REPA, "repa", "it has REPA's projectors"),
@@ -263,6 +265,8 @@ def test_missing_and_odd_tensors_are_named(tmp_path):
         "blocks.0.attn.qkv.weight",
         "x_embedder.proj.weight",
     )
+    in_itself: dict[str, object] = {}
+    in_itself["model"] = in_itself
     last_block = [name for name in weights if name.startswith("blocks.1.")]
     for content, message in [
         (without(weights, bias), f"no {bias} among"),
@@ -276,6 +280,7 @@ def test_missing_and_odd_tensors_are_named(tmp_path):
         ({"model": 3}, "no named tensors, only model"),
         ({}, "no named tensors"),
         ({"a.weight": torch.ones(1)}, "tensors such as a.weight"),
+        (in_itself, "no named tensors, only model"),
     ]:
         with pytest.raises(UserError, match=f"file.pt.*{message}"):
             read_foreign(saved(tmp_path, content), "dit")
@@ -286,6 +291,8 @@ def test_missing_and_odd_tensors_are_named(tmp_path):
     [
         (lambda tensor: tensor.to(torch.int8), " is int8; expected floating-point weights"),
         (lambda tensor: tensor.to(torch.int64), " is int64"),
+        (lambda tensor: tensor.to_sparse(), " is sparse"),
+        (lambda tensor: tensor.to("meta"), " is without values"),
         (lambda tensor: tensor / 0, "values that are NaN or infinite"),
         (lambda tensor: torch.where(tensor == tensor.max(), torch.nan, tensor), "has 1 values"),
     ],
@@ -297,6 +304,14 @@ def test_quantized_and_infinite_weights_are_refused_by_name(tmp_path, change, me
     file = saved(tmp_path, {**weights, name: change(weights[name])})
     with pytest.raises(UserError, match=re.escape(f"{name} in {file}") + f".*{message}"):
         read_foreign(file, format)
+
+
+def test_tensors_that_share_memory_are_written(tmp_path):
+    weights = dit_weights()
+    weights["blocks.1.mlp.fc1.bias"] = weights["blocks.0.mlp.fc1.bias"]
+    found = read_foreign(saved(tmp_path, weights), "dit")
+    write_foreign(found, tmp_path / "new.safetensors", "identity")
+    assert same_tensors(load_file(tmp_path / "new.safetensors"), weights)
 
 
 def test_float8_weights_are_read(tmp_path):

@@ -1,6 +1,8 @@
 """What does not fit into memory is refused before it is built, with what would fit."""
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -75,11 +77,17 @@ def test_a_step_that_fits_is_not_counted(memory, monkeypatch):
         train(TrainConfig(**SMALL), Ranks())
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_models_are_listed_from_small_to_large(size):
+def test_one_image_a_rank_is_not_divided():
+    card = SimpleNamespace(config=TrainConfig(global_batch_size=8))
+    inputs: Any = SimpleNamespace(card=card)
+    plan: Any = SimpleNamespace(micro_batch=4)
+    advice = fit._smaller_step(inputs, plan, world=2, least=100, need=400, limit=50)
+    assert advice == "pass --recompute full or a smaller --model"
+
+
+def test_models_are_listed_from_small_to_large():
     widths = [SIZES[name]["hidden_size"] * SIZES[name]["depth"] for name in SIZES]
     assert widths == sorted(widths)
-    assert size in SIZES
 
 
 def test_free_memory_is_that_of_the_machine_or_of_its_container(tmp_path):
