@@ -13,7 +13,13 @@ from pathlib import Path
 from dit.data.image_formats import COMMON, is_image
 from dit.errors import UserError
 
-BY_PROGRAMS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})  # beside names with a dot
+BY_PROGRAMS = frozenset(
+    {
+        *("__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "lost+found"),
+        *("$recycle.bin", "recycler", "system volume information"),
+    }
+)
+"""Files and folders of systems, in lower case, beside those whose names begin with a dot."""
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 NAMED = 5  # kinds of files or subfolders in a note
 

@@ -12,7 +12,7 @@ from dit.data.path_patterns import expand_pattern, is_pattern
 from dit.data.tar_labels import TAR, tars_are_classes
 from dit.data.tars import TarImages, list_tars, require_one_kind
 from dit.errors import UserError, did_you_mean
-from dit.utils.files import shell_quote
+from dit.utils.files import printable, shell_quote
 from dit.utils.image_size import Size
 
 KINDS = (
@@ -103,6 +103,13 @@ def is_tar_or_hub_dataset(data: str) -> bool:
         return True
     files = expand_pattern(data)
     return files[0].suffix == ".tar" if files else bool(find_tars(data))
+
+
+def locate(data: str) -> str:
+    """Return `--data` with an absolute path, to compare it from any folder."""
+    if data == "digits" or data.startswith(HUB):
+        return data
+    return printable(str(Path(data).expanduser().resolve()))
 
 
 def dataset_exists(data: str) -> bool:

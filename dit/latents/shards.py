@@ -51,6 +51,7 @@ class Encoding:
     shard_size: int
     fingerprint: str  # of the names and order of the images
     captions: bool = False  # whether classes are captions; not in folders of earlier versions
+    data: str | None = None  # where the images were; not in folders of earlier versions
 
     def indices(self, shard: int) -> np.ndarray:
         """Return the images of a shard."""
@@ -138,7 +139,7 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 def _check_same(root: Path, encoding: Encoding) -> None:
     values = dataclasses.asdict(encoding)
     stored = _read_encoding(root)
-    different = [name for name in values if stored.get(name) != values[name]]
+    different = [name for name in values if stored.get(name) != values[name] and name != "data"]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # equal checksums suffice: its folder may have moved
     if None not in (stored.get("count"), encoding.count):
@@ -166,6 +167,12 @@ def describe_change(root: Path, encoding: Encoding) -> str:
     if stored.get("count") != encoding.count:
         return f"{stored.get('count')} then, {encoding.count} now"
     return "other names" if stored.get("fingerprint") != encoding.fingerprint else ""
+
+
+def is_of_same_data(root: Path, encoding: Encoding) -> bool:
+    """Return whether the images of a folder are known to come from where these lie."""
+    data = _read_encoding(root)["data"] if holds_latents(root) else None
+    return data is not None and data == encoding.data
 
 
 def holds_latents(root: Path) -> bool:
