@@ -33,8 +33,9 @@ def damage_error(images: ImageFiles, damaged: Sequence[int]) -> UserError:
     """Return the error that names the first damaged images."""
     names = _list_names(images, damaged)
     count = f"{len(damaged):,} of {count_of(len(images), 'image')}"
+    reason = images.damage(damaged[0]) or "now it can: it changes while it is read"
     return UserError(
-        f"{count} cannot be read: {names} ({images.damage(damaged[0])})",
+        f"{count} cannot be read: {names} ({reason})",
         "intact image files",
         "replace or delete them, or pass --skip-damaged to leave them out",
     )

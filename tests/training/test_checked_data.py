@@ -19,7 +19,7 @@ from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.runs.checkpoint_files import latest_checkpoint
-from dit.training import batches
+from dit.training import batches, checked_data
 from dit.training.checked_data import note_data, open_checked
 from dit.training.checkpointing import Saver
 
@@ -140,15 +140,15 @@ def test_a_resumed_run_checks_again_only_what_changed(config, data, tmp_path, ch
 def test_an_image_replaced_after_its_check_is_checked_by_a_resumed_run(
     config, data, tmp_path, monkeypatch, checks
 ):
-    damage = ImageFiles.damage
+    check_images = checked_data.check_images
 
-    def replace_after(images, index):
-        found = damage(images, index)
+    def replace_after(*arguments):
+        damaged = check_images(*arguments)
         (data / "a/04.png").write_bytes(noise_file(100))
-        return found
+        return damaged
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageFiles, "damage", replace_after)
+        patch.setattr(checked_data, "check_images", replace_after)
         note_data(tmp_path / "run", opened(config))
     checks.clear()
     opened(config, tmp_path / "run" / "checkpoints" / "step-0000002")
