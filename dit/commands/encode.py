@@ -29,7 +29,6 @@ from dit.latents.load import check_images
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
 from dit.utils.files import name_to_bytes, shell_quote, write_bytes
 from dit.utils.image_size import sides, size_flag, size_of
-from dit.utils.outputs import require_outside
 
 SKIPPED = "skipped.txt"  # in a folder of latents, the damaged images that were left out
 
@@ -91,7 +90,6 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     encoding = describe(cfg, images, autoencoder)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)
 
-    ranks.on_main(lambda: require_outside(cfg.out, cfg.data))
     autoencoder.latent_shape(cfg.image_size)  # refuses a size before the folder is created
     images_at_once = min(cfg.batch_size, cfg.shard_size, encoding.count or cfg.batch_size)
     require_batch_fits(images_at_once, autoencoder.image_bytes(cfg.image_size), ranks.device)

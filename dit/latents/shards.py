@@ -27,7 +27,7 @@ from dit.errors import UserError
 from dit.latents.moments import MomentSums
 from dit.utils.files import sha256, write_atomically, write_json
 from dit.utils.image_size import Size
-from dit.utils.outputs import require_own_folder
+from dit.utils.outputs import require_outside, require_own_folder
 from dit.utils.typed_json import read_json
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
@@ -129,7 +129,8 @@ def _forget_shards_without_stamp(root: Path) -> None:
 
 
 def check_folder(root: Path, encoding: Encoding) -> None:
-    """Refuse a folder that is neither new, nor empty, nor one of the same encoding."""
+    """Refuse a folder among the images, and one that is not new, empty, or of this encoding."""
+    require_outside(root, encoding.data)
     is_own = holds_latents(root)
     require_own_folder(root, ENCODING, "dit encode", is_own)
     if is_own:
