@@ -94,7 +94,7 @@ def require_range(
         value = getattr(config, name)
         if not holds(value) or value in (math.inf, -math.inf):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value}", expected, f"change {flag}")
+            raise UserError(flag_of(config, name), expected, f"change {flag}")
 
 
 def require_limits(config: Any, **own: Limit) -> None:

@@ -30,6 +30,7 @@ from dit.utils.typed_json import read_json
 
 BEST = "best"  # in a run, a link to its best checkpoint
 META = "meta.json"
+STATE = (".safetensors", ".json")  # endings of the files in state/
 
 
 class Listed(TypedDict):
@@ -170,7 +171,9 @@ def _require_complete(checkpoint: Path, listed: Iterable[str], do: str) -> None:
     A file that nobody lists is one that nobody verifies.
     """
     weights = [file.name for file in checkpoint.glob(WEIGHTS)] or [WEIGHTS]
-    state = [f"state/{file.name}" for file in checkpoint.glob("state/[!.]*")]
+    # other files there, as file managers leave, are not read
+    parts = [file for ending in STATE for file in checkpoint.glob(f"state/[!.]*{ending}")]
+    state = [f"state/{file.name}" for file in parts]
     for name in sorted([*weights, *state]):
         if not any(fnmatch(one, name) for one in listed):
             given = f"{checkpoint / META} does not list {name}"

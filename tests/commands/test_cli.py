@@ -62,7 +62,7 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("sample --run r --cfg-interval 0.1", "--cfg-interval 0.1; expected two numbers"),
         ("train --image-size 30 48 20", "--image-size 30 48 20; expected one number, or two: heig"),
         ("train --image-size", "--image-size without a value; expected one number"),
-        ("train --lr -1", "--lr -1.0; expected a number above 0"),
+        ("train --lr -1", "--lr -1; expected a number above 0"),
         ("train word", "word"),
         ("train foo--lr", "Unrecognized options: foo--lr; expected flags and values"),
         ("train --steps 5 -x--seed", "Unrecognized options: -x--seed; expected flags and values"),

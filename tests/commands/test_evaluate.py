@@ -252,7 +252,7 @@ def test_mistakes_with_samples(samples, tmp_path, monkeypatch):
     assert "cannot be created" in refused(**flags, out=Path("/proc/none"))
     assert "is not a folder" in refused(**flags, train_data=str(tmp_path / "nowhere"))
     assert "with no images" in refused(**flags, train_data=str(tmp_path / "stats.npz"))
-    assert "--extractor ()" in refused(**flags, extractor=())
+    assert "--extractor; expected one name" in refused(**flags, extractor=())
     one = save_digits(tmp_path / "one", 1)
     assert "1 sample in" in refused(samples=one, reference="digits")
 

@@ -49,7 +49,7 @@ def test_an_unknown_setting_is_named_with_the_nearest():
     [
         (dict(lr=0), "--lr 0"),
         (dict(lr=float("inf")), "--lr inf"),
-        (dict(label_dropout=1.0), "--label-dropout 1.0"),
+        (dict(label_dropout=1.0), "--label-dropout 1;"),
         (dict(cooldown=1.5), "--cooldown 1.5"),
         (dict(steps=0), "--steps 0"),
         (dict(image_size=(8, 0)), "--image-size 8 0"),

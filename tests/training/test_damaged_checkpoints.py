@@ -176,6 +176,8 @@ def test_a_state_that_is_not_listed_is_refused(make_run, name):
         (checkpoint / "state" / file).write_text("")
         listed[f"state/{file}"] = checksum_entry(checkpoint / "state" / file)
     relist(checkpoint, lambda files: files.update(listed))
+    (checkpoint / "state" / "Thumbs.db").touch()
+    (checkpoint / "state" / "@eaDir").mkdir()
     verify_checkpoint(checkpoint)
     relist(checkpoint, lambda files: files.pop(f"state/{name}"))
     with pytest.raises(UserError, match=rf"does not list state/{name}"):

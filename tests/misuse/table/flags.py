@@ -4,6 +4,7 @@ from misuse.case import Case, refused, works
 from misuse.fixtures import CNN, TINY, TRAIN
 
 HUGE = 10**18
+SWEEP_ONE = f"sweep --run run --steps 2 --num-samples 4 {CNN} --out new"
 
 COMMANDS = [
     refused("trian", "did you mean train"),
@@ -349,7 +350,8 @@ SWEEPS = [
     refused("sweep --run run --cfg-scale nan", "nan"),
     refused("sweep --run run --cfg-scale 1,inf", "inf"),
     refused("sweep --run run --cfg-scale 1,,2", "1,,2"),
-    refused("sweep --run run --cfg-scale 1,1", "--cfg-scale 1,1"),
+    # one setting that was typed twice
+    works(f"{SWEEP_ONE} --cfg-scale 1,1", "1/1 "),
     refused("sweep --run run --cfg-scale high", "high"),
     refused("sweep --run run --steps 2.5", "2.5"),
     refused("sweep --run run --steps 0,2", "(in 0,2)"),
@@ -359,7 +361,7 @@ SWEEPS = [
     refused("sweep --run run --interval 0-1.5", "0-1.5"),
     refused("sweep --run run --interval=-1-0", "-1-0"),
     refused("sweep --run run --ema-length 0.9", "0.9"),
-    refused(f"sweep --run run --sampler euler,euler {CNN}", "euler"),
+    works(f"{SWEEP_ONE} --sampler euler,euler --cfg-scale 1", "1/1 "),
 ]
 
 CASES: list[Case] = [
