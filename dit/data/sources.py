@@ -12,7 +12,7 @@ from dit.data.path_patterns import expand_pattern, is_pattern
 from dit.data.tar_labels import TAR, tars_are_classes
 from dit.data.tars import TarImages, list_tars, require_one_kind
 from dit.errors import UserError, did_you_mean
-from dit.utils.files import printable, shell_quote
+from dit.utils.files import printable, real_path, shell_quote
 from dit.utils.image_size import Size
 
 KINDS = (
@@ -109,7 +109,7 @@ def locate(data: str) -> str:
     """Return `--data` with an absolute path, to compare it from any folder."""
     if data == "digits" or data.startswith(HUB):
         return data
-    return printable(str(Path(data).expanduser().resolve()))
+    return printable(str(real_path(data)))
 
 
 def dataset_exists(data: str) -> bool:

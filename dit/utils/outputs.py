@@ -12,6 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from dit.errors import UserError
+from dit.utils.files import real_path
 from dit.utils.typed_json import read_json
 
 FOLDER, PLACE = "a folder, new or existing", "a writable place"
@@ -65,11 +66,11 @@ def require_outside(out: Path, *data: str | Path | None) -> None:
     Args:
         data: what `--data` names, of the command or of its run; folders of latents do no harm.
     """
-    path = out.expanduser().resolve()
+    path = real_path(out)
     for name in data:
         if name is None or name == "digits":
             continue
-        folder = Path(name).expanduser().resolve()
+        folder = real_path(name)
         inside = folder.is_dir() and folder in (path, *path.parents)
         if inside and not (folder / ENCODING).is_file():
             raise UserError(
