@@ -5,6 +5,7 @@ Flags come from the dataclasses of dit.config. torch is imported only after they
 """
 
 import ast
+import atexit
 import dataclasses
 import errno
 import importlib
@@ -158,11 +159,12 @@ def _guard_output(work: Callable[[], int]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            return work()
+            code = work()
         finally:
             # here, not when Python ends, where an error cannot be caught
             if sys.stdout:
                 sys.stdout.flush()
+        return _leave_ranks(code)
     except BrokenPipeError:
         _discard_output()
         return CLOSED
@@ -173,6 +175,21 @@ def _guard_output(work: Callable[[], int]) -> int:
         error.filename = "the output"
         _discard_output(1)
         return _report(_explain(error))
+
+
+def _leave_ranks(code: int) -> int:
+    """Return the exit code; after an error among several ranks, end the process at once.
+
+    Threads of gloo may still have tensors to release, for which they need the interpreter. Python
+    ends such threads when it ends, which aborts the process.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    # a rank without an error has left the others in order
+    if code and distributed and distributed.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _discard_output(*descriptors: int) -> None:
@@ -509,9 +526,9 @@ def _preset(name: str) -> TrainConfig:
 
 def _settings_of(run: Path) -> TrainConfig:
     from dit.runs.checkpoint_files import (
-        incomplete_checkpoints,
         latest_checkpoint,
         read_card,
+        refuse_incomplete,
         run_containing,
     )
     from dit.utils.files import shell_quote
@@ -522,11 +539,10 @@ def _settings_of(run: Path) -> TrainConfig:
             "the run, which continues from its newest one",
             f"pass --resume {shell_quote(home)}; for an older one, first move those after it away",
         )
+    refuse_incomplete(run)
     if latest_checkpoint(run) is None:
-        incomplete = incomplete_checkpoints(run)
-        but = f" with a meta.json (there is {incomplete[-1].name} without)" if incomplete else ""
         raise UserError(
-            f"--resume {run}: no checkpoint there{but}",
+            f"--resume {run}: no checkpoint there",
             "a run directory with checkpoints/",
             "check the path, or start a run with --out RUN --resume auto",
         )

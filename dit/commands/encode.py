@@ -17,9 +17,9 @@ from tqdm import tqdm
 from dit.config import EncodeConfig
 from dit.data.counts import count_of, describe_count
 from dit.data.hub_datasets import DatasetStream, StreamReader
-from dit.data.images import ImageFiles, ImageFolder, Images
+from dit.data.images import ImageFiles, Images
 from dit.data.labels import Classes, Columns, Label, note_empty
-from dit.data.sources import load_images, load_stream
+from dit.data.sources import load_images, load_stream, locate
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder, note_other_data
@@ -93,12 +93,6 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     encoding = describe(cfg, images, autoencoder)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)
 
-    if isinstance(images, ImageFolder) and cfg.out.resolve().parent == images.root.resolve():
-        raise UserError(
-            f"--out {cfg.out} lies in --data {cfg.data}",
-            "a folder elsewhere: inside the data it would be a class",
-            "choose another --out",
-        )
     autoencoder.latent_shape(cfg.image_size)  # refuses a size before the folder is created
     images_at_once = min(cfg.batch_size, cfg.shard_size, encoding.count or cfg.batch_size)
     require_batch_fits(images_at_once, autoencoder.image_bytes(cfg.image_size), ranks.device)
@@ -129,6 +123,7 @@ def describe(
         shard_size=cfg.shard_size,
         fingerprint=images.fingerprint,
         captions=cfg.captions,
+        data=locate(cfg.data),
     )
 
 
@@ -141,6 +136,8 @@ def finish(encoder: Encoder, images: Images | DatasetStream, number: int) -> Non
         classes, labels = stream_classes(cfg.out, images, number)
     else:
         classes, labels = images.classes, _labels_of_shards(encoder, images, number)
+    if cfg.num_classes == 0:
+        classes, labels = [], map(np.zeros_like, labels)
     total = shards.write_index(cfg.out, encoder.encoding, number, classes, labels, encoder.shape)
     _list_skipped(cfg.out, number)
 
@@ -194,7 +191,8 @@ def _compare_shards(encoder: Encoder, images: Images, number: int) -> tuple[set[
     """Return the complete shards of these images, and whether others are to be replaced.
 
     Raises:
-        UserError: there are complete shards, but none of these images: this is other data.
+        UserError: there are complete shards, but none of these images, nor of others that lay
+            where these do: this is other data.
     """
     root = encoder.config.out
     ranks = encoder.ranks
@@ -211,13 +209,12 @@ def _compare_shards(encoder: Encoder, images: Images, number: int) -> tuple[set[
 
     kept = find_shards(ranks, (shard for shard in complete if shard < number), is_kept)
     others = complete - kept
-    # images of the same names, of which some were damaged: those were mended
-    mended = not change and any("skipped" in shards.read_note(root, shard) for shard in others)
-    if others and not kept and not mended:
+    same_data = ranks.broadcast(shards.is_of_same_data(root, encoder.encoding))
+    if others and not kept and not same_data:
         raise UserError(
             f"the images changed since those in {root} were encoded ({change or 'same names'}): "
             "no finished shard is of these",
-            "images of which at least one shard is the same, to encode only the others again",
+            "the same --data, or images of which at least one shard is the same",
             f"choose another --out, or delete {root} to start again",
         )
     changed = bool(others or change)

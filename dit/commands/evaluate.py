@@ -26,6 +26,7 @@ from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
+from dit.utils.outputs import require_outside
 
 MOST_SAMPLES = 50_000
 SAMPLER_FLAGS = [field.name for field in dataclasses.fields(SamplerConfig)]
@@ -60,6 +61,8 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     if not isinstance(originals, str):
         extractors.append(pixel_extractor(ranks.device))
     out = cfg.out or (run.home / "evaluation" if run else _default_folder(cfg.samples))
+    if cfg.out:
+        require_outside(out, cfg.samples, cfg.reference, data)
     ranks.on_main(lambda: claim_folder(out))
 
     names = [extractor.name for extractor in scoring]

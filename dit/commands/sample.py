@@ -17,7 +17,12 @@ from dit.sampling.protocol import protocol
 from dit.sampling.sample_folder import progress_callback, sample_folder, sampling_bar
 from dit.utils.files import shell_quote
 from dit.utils.image_size import format_size
-from dit.utils.outputs import require_own_file, require_writable_file, signature
+from dit.utils.outputs import (
+    require_outside,
+    require_own_file,
+    require_writable_file,
+    signature,
+)
 from dit.utils.pictures import spread, write_png
 
 GRID_CLASSES = 16  # rows of a grid, unless --classes asks for more
@@ -36,6 +41,8 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     classes, notes = class_ids(config.classes, run.card)
     ranks.say(notes)
 
+    if config.out:
+        require_outside(config.out, run.card.config.data)
     if config.num_samples is None:
         return _sample_grid(run, config, classes, ranks)
     assert config.out

@@ -24,7 +24,7 @@ from dit.sampling.load import LoadedRun, load_to_sample, with_prompts, without_c
 from dit.sampling.own_data import training_latents
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.utils import pictures
-from dit.utils.outputs import create_folder, require_own_file, signature
+from dit.utils.outputs import create_folder, require_outside, require_own_file, signature
 
 CELL = 96  # pixels to which small images are enlarged, about
 LAYERS = 4  # attention maps, unless --layers is given
@@ -80,8 +80,10 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
     labels = _labels(run, config)
     times = parse_times(config.times)
     query = attention_query(run, config)
-    create_folder(out)
     # in a run, show/ is the command's own
+    if config.out:
+        require_outside(out, run.card.config.data)
+    create_folder(out)
     if config.out:
         for name in file_names(config.direction):
             require_own_file(out / name, "show")

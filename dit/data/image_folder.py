@@ -15,10 +15,13 @@ from dit.data.image_formats import COMMON, is_image
 from dit.errors import UserError
 from dit.utils.outputs import is_record
 
-BY_PROGRAMS = frozenset(  # beside names with a dot
-    {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin"}
-    | {"system volume information", "lost+found"}
+BY_PROGRAMS = frozenset(
+    {
+        *("__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "lost+found"),
+        *("$recycle.bin", "recycler", "system volume information"),
+    }
 )
+"""Files and folders of systems, in lower case, beside those whose names begin with a dot."""
 RECORD = "samples.json"  # in folders of samples
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 NAMED = 5  # kinds of files or subfolders in a note

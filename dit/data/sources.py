@@ -15,7 +15,7 @@ from dit.data.path_patterns import expand_pattern, is_pattern, require_files
 from dit.data.tar_labels import FOLDER, NO_CLASSES, TAR, tars_are_classes
 from dit.data.tars import TarImages, list_tars, require_one_kind
 from dit.errors import UserError, did_you_mean
-from dit.utils.files import shell_quote
+from dit.utils.files import printable, real_path, shell_quote
 from dit.utils.image_size import Size
 
 KINDS = (
@@ -132,6 +132,13 @@ def is_tar_or_hub_dataset(data: str) -> bool:
         return True
     files = expand_pattern(data)
     return files[0].suffix == ".tar" if files else bool(find_tars(data))
+
+
+def locate(data: str) -> str:
+    """Return `--data` with an absolute path, to compare it from any folder."""
+    if data == "digits" or data.startswith(HUB):
+        return data
+    return printable(str(real_path(data)))
 
 
 def dataset_exists(data: str) -> bool:

@@ -27,7 +27,7 @@ from dit.errors import UserError
 from dit.latents.moments import MomentSums
 from dit.utils.files import sha256, write_atomically, write_json
 from dit.utils.image_size import Size
-from dit.utils.outputs import require_own_folder
+from dit.utils.outputs import require_outside, require_own_folder
 from dit.utils.typed_json import read_json
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
@@ -51,6 +51,7 @@ class Encoding:
     shard_size: int
     fingerprint: str  # of the names and order of the images
     captions: bool = False  # whether classes are captions; not in folders of earlier versions
+    data: str | None = None  # where the images were; not in folders of earlier versions
 
     def indices(self, shard: int) -> np.ndarray:
         """Return the images of a shard."""
@@ -128,7 +129,8 @@ def _forget_shards_without_stamp(root: Path) -> None:
 
 
 def check_folder(root: Path, encoding: Encoding) -> None:
-    """Refuse a folder that is neither new, nor empty, nor one of the same encoding."""
+    """Refuse a folder among the images, and one that is not new, empty, or of this encoding."""
+    require_outside(root, encoding.data)
     is_own = holds_latents(root)
     require_own_folder(root, ENCODING, "dit encode", is_own)
     if is_own:
@@ -138,7 +140,7 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 def _check_same(root: Path, encoding: Encoding) -> None:
     values = dataclasses.asdict(encoding)
     stored = _read_encoding(root)
-    different = [name for name in values if stored.get(name) != values[name]]
+    different = [name for name in values if stored.get(name) != values[name] and name != "data"]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # equal checksums suffice: its folder may have moved
     if None not in (stored.get("count"), encoding.count):
@@ -166,6 +168,12 @@ def describe_change(root: Path, encoding: Encoding) -> str:
     if stored.get("count") != encoding.count:
         return f"{stored.get('count')} then, {encoding.count} now"
     return "other names" if stored.get("fingerprint") != encoding.fingerprint else ""
+
+
+def is_of_same_data(root: Path, encoding: Encoding) -> bool:
+    """Return whether the images of a folder are known to come from where these lie."""
+    data = _read_encoding(root)["data"] if holds_latents(root) else None
+    return data is not None and data == encoding.data
 
 
 def holds_latents(root: Path) -> bool:

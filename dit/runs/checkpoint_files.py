@@ -88,6 +88,19 @@ def incomplete_checkpoints(run: Path) -> list[Path]:
     return [folder for folder in folders if not (folder / META).exists()]
 
 
+def refuse_incomplete(run: Path) -> None:
+    """Refuse a run none of whose checkpoints is complete: to start it again loses its work."""
+    incomplete = incomplete_checkpoints(run)
+    if not incomplete or checkpoints(run):
+        return
+    names = ", ".join(folder.name for folder in incomplete)
+    raise UserError(
+        f"no checkpoint in {run} is complete: {names} without meta.json",
+        "a full copy of the run",
+        f"copy it again; to start from step 0, move {run / 'checkpoints'} away first",
+    )
+
+
 def run_containing(path: Path) -> Path | None:
     """Return the run of a checkpoint, or of a link to its best one; None for other paths."""
     folder = path.absolute()
@@ -208,6 +221,7 @@ def find_weights(path: Path) -> Path:
         return path
     checkpoint = path if (path / META).exists() else latest_checkpoint(path)
     if checkpoint is None:
+        refuse_incomplete(path)
         raise _no_weights(path)
     if checkpoint.is_symlink():
         # RUN/best: samples belong to the run of the checkpoint that it links to

@@ -47,6 +47,7 @@ class SampleRecord(TypedDict, total=False):
     """What is read of samples.json; it may hold more."""
 
     num_samples: int
+    data: str
     network: dict[str, Any]
     classes: list[int]
     prompts: list[str]

@@ -14,11 +14,12 @@ from dit.runs.checkpoint_files import (
     is_run,
     latest_checkpoint,
     read_card,
+    refuse_incomplete,
 )
 from dit.training.lr_schedule import total_steps
 from dit.training.resume import check_checkpoint, require_same_settings
 from dit.utils.files import printable, shell_quote, write_json
-from dit.utils.outputs import require_creatable_folder, require_own_folder
+from dit.utils.outputs import require_creatable_folder, require_outside, require_own_folder
 
 
 def note_start(run: Path, asked: TrainConfig, ranks: Ranks) -> None:
@@ -46,6 +47,7 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
     _check_flags(config)
     # Rank 0 decides, since another machine may see the file system a moment later.
     run = ranks.broadcast(config.out or _next_free(config))
+    ranks.on_main(partial(refuse_incomplete, run))
     last = ranks.broadcast(latest_checkpoint(run))
     if last is None and config.resume not in (None, "auto"):
         raise UserError(
@@ -62,6 +64,7 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
     ranks.on_main(partial(require_creatable_folder, run))
     ranks.on_main(partial(_require_utf8, run))
     if last is None:
+        ranks.on_main(partial(require_outside, run, config.data))
         ranks.on_main(
             lambda: require_own_folder(run, "config.json of a run", "train.py", is_run(run))
         )

@@ -42,6 +42,11 @@ def name_to_bytes(name: str) -> bytes:
         return name.encode("utf-8", "backslashreplace")
 
 
+def real_path(path: str | Path) -> Path:
+    """Return the absolute path without links; unlike Path.resolve, of any path, also of a loop."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
 def printable(name: str) -> str:
     r"""Return a name as text that any program can show; bytes that are not UTF-8 become \xe9.
 

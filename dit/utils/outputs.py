@@ -12,9 +12,11 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from dit.errors import UserError
+from dit.utils.files import real_path
 from dit.utils.typed_json import read_json
 
 FOLDER, PLACE = "a folder, new or existing", "a writable place"
+ENCODING = "encoding.json"  # in folders of latents
 HEAD = 4096  # bytes of a file in which its signature lies
 
 
@@ -56,6 +58,26 @@ def require_writable_file(file: Path, kind: str) -> None:
     except OSError as error:
         given = f"{file} cannot be written ({error.strerror})"
         raise _bad_out(given, f"a {kind} file in {PLACE}") from None
+
+
+def require_outside(out: Path, *data: str | Path | None) -> None:
+    """Refuse an output in a folder of images, where its pictures would be images or a class.
+
+    Args:
+        data: what `--data` names, of the command or of its run; folders of latents do no harm.
+    """
+    path = real_path(out)
+    for name in data:
+        if name is None or name == "digits":
+            continue
+        folder = real_path(name)
+        inside = folder.is_dir() and folder in (path, *path.parents)
+        if inside and not (folder / ENCODING).is_file():
+            raise UserError(
+                f"--out {out} lies in {name}, a folder of images",
+                "a folder elsewhere: its pictures would be data there, or a class",
+                "choose another --out",
+            )
 
 
 def _bad_out(given: str, expected: str) -> UserError:

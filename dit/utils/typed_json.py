@@ -132,8 +132,8 @@ def from_json(kind: type[Kind], values: Any, where: str = "") -> Kind:
     Raises:
         WrongJson: their types, names or ranges are others.
     """
-    converted: Kind = _convert(kind, values, where)
-    return converted
+    convert: Any = _convert
+    return convert(kind, values, where)
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

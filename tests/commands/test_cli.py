@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,14 +290,46 @@ def test_resume_takes_the_settings_of_the_run(make_run):
     assert (again.lr, again.steps) == (0.5, 9)
 
 
-def test_resume_without_a_finished_checkpoint(make_run):
-    home = make_run()
-    next(home.glob("checkpoints/*/meta.json")).unlink()
+INCOMPLETE = [
+    "train --resume {run}",
+    "train --vae identity --image-size 8 --model DiT-Ti/4 --out {run} --resume auto",
+    "train --vae identity --image-size 8 --model DiT-Ti/4 --out {run}",
+    "sample --run {run}",
+]
+
+
+@pytest.mark.parametrize("command", INCOMPLETE)
+def test_a_run_without_a_complete_checkpoint_does_not_start_again(command, make_run, capsys):
+    run = make_run()
+    next(run.glob("checkpoints/*/meta.json")).unlink()
+    before = sorted(run.rglob("*"))
+    said = error_of(command.format(run=run).split(), capsys)
+    assert f"no checkpoint in {run} is complete: step-0000003 without meta.json" in said
+    assert f"copy it again; to start from step 0, move {run}/checkpoints away first" in said
+    assert sorted(run.rglob("*")) == before
+
+
+def test_resume_without_a_checkpoint(make_run):
+    run = make_run()
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint there"):
-        parse(TrainConfig, ["--resume", str(home)], "train.py")
+        parse(TrainConfig, ["--resume", str(run)], "train.py")
 
 
 # -- how a command ends ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("joined", "ended"), [(True, [2]), (False, [])])
+def test_after_an_error_a_rank_ends_without_the_teardown_of_python(joined, ended, monkeypatch):
+    """Which would abort while gloo's threads still release tensors."""
+    codes = []
+    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    monkeypatch.setattr("os._exit", codes.append)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: joined)
+    assert main(["info", "nowhere"]) == 2
+    assert codes == ended
+    assert main(["--version"]) == 0
+    assert codes == ended
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:

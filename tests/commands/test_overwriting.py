@@ -136,6 +136,38 @@ def test_a_file_of_the_run_itself_is_refused(places, capsys):
         assert contents(places["tmp"]) == before
 
 
+# -- folders of images -----------------------------------------------------------------------------
+
+AMONG_IMAGES = {
+    **{name: FOLDERS[name] for name in ("encode", "sample", "sweep")},
+    "a grid": FILES["sample"].replace("{out}", "{out}/grid"),
+    "show": INSIDE["show forward.png"].replace("forward", "backward"),
+    "evaluate": EVALUATE,
+    "train": f"{FOLDERS['train']} --data {{tmp}}/images",
+    "train --resume auto": f"{FOLDERS['train']} --data {{tmp}}/images --resume auto",
+    "train-vae": f"{FOLDERS['train-vae']} --data {{tmp}}/images",
+}
+
+
+@pytest.mark.parametrize("inside", ["", "deep/new"])
+@pytest.mark.parametrize("command", AMONG_IMAGES)
+def test_no_pictures_are_written_among_the_images(command, inside, places, make_run, capsys):
+    images = places["tmp"] / "images"
+    places["run"] = make_run("of-images", data=str(images))
+    places["out"] = images / inside
+    before = contents(images)
+    said = refused(AMONG_IMAGES[command], places, capsys)
+    assert f"lies in {images}, a folder of images; expected a folder elsewhere" in said
+    assert [*images.iterdir()] == [*before]
+
+
+def test_a_run_may_lie_in_the_latents_that_it_is_of(places, capsys):
+    assert main(FOLDERS["encode"].format(**places).split()) == 0
+    train = "train --data {out} --vae identity --image-size 8 --model DiT-Ti/4 --out {out}/run"
+    flags = "--steps 1 --global-batch-size 2 --sample-every 0"
+    assert main(f"{train} {flags}".format(**places).split()) == 0, capsys.readouterr().err
+
+
 # -- what they made themselves ---------------------------------------------------------------------
 
 

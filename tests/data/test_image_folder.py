@@ -52,13 +52,10 @@ def test_what_is_left_out_is_counted_once(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "a/.hidden.png",
-        ".git/x.png",
-        "__MACOSX/a/1.png",
-        "@eaDir/1.png",
-        "$RECYCLE.BIN/1.png",
-        "a/Thumbs.db",
-        "a/._1.png",
+        *("a/.hidden.png", ".git/x.png", "__MACOSX/a/1.png", "a/Thumbs.db", "a/._1.png"),
+        *("@eaDir/1.png", "a/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/1.png"),
+        *("$RECYCLE.BIN/$R1.png", "RECYCLER/1.png", "System Volume Information/1.png"),
+        *("lost+found/1.png", ".ipynb_checkpoints/1-checkpoint.png"),
     ],
 )
 def test_files_of_systems_are_passed_over_in_silence(tmp_path, name):

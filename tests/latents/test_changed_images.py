@@ -121,15 +121,44 @@ def test_encoding_goes_on_after_an_image_is_deleted_or_added(cfg, data, unfinish
     assert "(8 then, 9 now): 2 of 2 finished shards stay" in capsys.readouterr().out
 
 
-def test_other_images_of_the_same_names_are_refused_and_nothing_is_lost(cfg, data):
+def test_other_images_of_the_same_names_are_refused_and_nothing_is_lost(cfg, data, tmp_path):
     encode(cfg, Ranks())
     before = times(cfg.out)
+    other = shutil.copytree(data, tmp_path / "other")
     for i, name in enumerate(NAMES):
-        (data / name).write_bytes(bitmap(100 + i))
+        (other / name).write_bytes(bitmap(100 + i))
     message = r"images changed .* \(same names\).*choose another --out, or delete .* start again"
     with pytest.raises(UserError, match=message):
-        encode(cfg, Ranks())
+        encode(replace(cfg, data=str(other)), Ranks())
     assert times(cfg.out) == before
+    assert len(LatentStore(cfg.out).labels) == COUNT
+
+
+@pytest.mark.parametrize("change", ["one more", "one less", "others"])
+def test_data_of_one_shard_is_encoded_again_after_a_change(cfg, data, change, monkeypatch, capsys):
+    cfg = replace(cfg, shard_size=100)
+    encode(cfg, Ranks())
+    if change == "one more":
+        (data / "a" / "x.bmp").write_bytes(bitmap(200))
+    elif change == "one less":
+        (data / NAMES[0]).unlink()
+    else:
+        for i, name in enumerate(NAMES):
+            (data / name).write_bytes(bitmap(100 + i))
+    # from another folder the same data has another name
+    monkeypatch.chdir(data)
+    encode(replace(cfg, data="../data"), Ranks())
+    assert "0 of 1 finished shards stay" in capsys.readouterr().out
+    assert torch.equal(pixels(cfg.out), expected_pixels(data))
+
+
+def test_latents_that_do_not_say_where_their_images_were_go_on(cfg, data):
+    encode(cfg, Ranks())
+    for file in (cfg.out / "encoding.json", cfg.out / "index.json"):
+        stored = json.loads(file.read_text())
+        del stored["data"]
+        file.write_text(json.dumps(stored))
+    assert rerun(cfg) == [False, False, False]
     assert len(LatentStore(cfg.out).labels) == COUNT
 
 

@@ -226,12 +226,23 @@ def test_unreadable_images_are_named_before_anything_is_written(cfg, data, tmp_p
     assert len(LatentStore(encode(cfg, Ranks())).labels) == 17
 
 
+@pytest.mark.parametrize("kind", ["folder", "digits"])
+def test_no_classes_are_stored_if_none_are_asked_for(cfg, kind, capsys):
+    cfg = replace(cfg, num_classes=0)
+    if kind == "digits":
+        cfg = replace(cfg, data="digits", vae="identity", image_size=8)
+    latents = LatentStore(encode(cfg, Ranks()))
+    assert latents.classes == []
+    assert not latents.labels.any()
+    assert "images without classes: latents" in capsys.readouterr().out
+
+
 def test_a_folder_of_something_else_is_refused(cfg, data, tmp_path):
     (tmp_path / "file").touch()
     for out, message in [
-        (data, "holds (ant|bee) and no encoding"),
+        (data, "a folder of images"),
         (tmp_path / "file", "is a file"),
-        (data / "latents", "lies in --data"),
+        (data / "ant" / "latents", "a folder of images"),
     ]:
         with pytest.raises(UserError, match=f"{message}.*choose another --out"):
             encode(replace(cfg, out=out), Ranks())

@@ -24,7 +24,7 @@ from dit.evaluation.references import (
 )
 from dit.report.text import number
 from dit.sampling.load import LoadedRun, load_run
-from dit.utils.outputs import create_folder
+from dit.utils.outputs import create_folder, require_outside
 
 
 def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
@@ -43,6 +43,8 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     extractors = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     names = [extractor.name for extractor in extractors]
     out = cfg.out or run.home / "sweep"
+    if cfg.out:
+        require_outside(out, cfg.reference, run.card.config.data)
     ranks.on_main(lambda: check_folder(out, cfg.num_samples))
     ranks.on_main(lambda: create_folder(out))
 

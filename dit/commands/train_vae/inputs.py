@@ -1,7 +1,6 @@
 """The images of a first stage and the folder that it goes to, checked before training."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -13,10 +12,9 @@ from dit.data.images import Images
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
 from dit.latents.load import check_images
 from dit.utils.files import LOCK
-from dit.utils.outputs import require_own_folder
+from dit.utils.outputs import require_outside, require_own_folder
 
 
 def open_images(cfg: VaeConfig, ranks: Ranks) -> tuple[Images, np.ndarray]:
@@ -38,13 +36,7 @@ def find_readable(images: Images, cfg: VaeConfig, ranks: Ranks) -> np.ndarray:
 
 def check_out(cfg: VaeConfig) -> None:
     """Refuse a folder inside the data, and one with files other than a stopped training's."""
-    out = cfg.out.resolve()
-    if cfg.data != "digits" and Path(cfg.data).expanduser().resolve() in (out, *out.parents):
-        raise UserError(
-            f"--out {cfg.out} lies in --data {cfg.data}",
-            "a folder elsewhere: its figures would be data",
-            "choose another --out",
-        )
+    require_outside(cfg.out, cfg.data)
     # a stopped training leaves these beside its lock; a finished one is not replaced
-    leftovers = (LOG, CURVE) if (out / LOCK).is_file() else ()
+    leftovers = (LOG, CURVE) if (cfg.out / LOCK).is_file() else ()
     require_own_folder(cfg.out, LOCK, "a stopped dit train-vae", False, leftovers)
