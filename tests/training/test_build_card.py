@@ -27,8 +27,8 @@ def test_times_are_shifted_by_the_size_of_the_latents(tmp_path):
         (dict(cosine=1.0, process="linear"), "--cosine 1 with --process linear"),
         (dict(loss="velocity", min_snr_gamma=5.0), "--loss velocity with --min-snr-gamma 5"),
         (dict(route=0.5, model="UNet-S"), "--route 0.5 with --model UNet-S"),
-        (dict(route=1.0), "--route 1.0"),
-        (dict(time_shift=0.0), "--time-shift 0.0"),
+        (dict(route=1.0), "--route 1;"),
+        (dict(time_shift=0.0), "--time-shift 0;"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, message):
