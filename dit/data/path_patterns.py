@@ -1,5 +1,6 @@
 """Files by pattern: braces as in a shell, and wildcards."""
 
+import re
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from dit.errors import UserError
 
 NAMED = 5  # missing files, in a message
+MOST_FILES = 1_000_000  # of a range in braces
 
 
 def expand_pattern(pattern: str) -> list[Path]:
@@ -21,6 +23,7 @@ def expand_pattern(pattern: str) -> list[Path]:
         return [path] if path.is_file() else []
     if not is_pattern(pattern):
         return []
+    _require_short_ranges(pattern)
     try:
         names = list(braceexpand(str(path)))
     except ValueError:  # unbalanced braces
@@ -30,6 +33,17 @@ def expand_pattern(pattern: str) -> list[Path]:
     for name in names:
         files += sorted(glob(name)) if has_magic(name) else [name]
     return [Path(name) for name in files]
+
+
+def _require_short_ranges(pattern: str) -> None:
+    """Refuse ranges in braces that would fill the memory with names."""
+    for first, last in re.findall(r"\{(\d{1,18})\.\.(\d{1,18})", pattern):
+        if abs(int(last) - int(first)) >= MOST_FILES:
+            raise UserError(
+                f"{pattern} names more than {MOST_FILES:,} files",
+                "the numbers of existing files",
+                "correct the numbers in braces",
+            )
 
 
 def require_files(pattern: str, files: Sequence[Path]) -> None:

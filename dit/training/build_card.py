@@ -81,6 +81,12 @@ def build_card(
         return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
     # The card keeps them, because sampling reverses this normalisation.
     mean, std = source.statistics()
+    if not (std > 0).all():
+        raise UserError(
+            f"latents of {config.data} with deviations {std.tolist()} by channel",
+            "numbers above 0 with --latent-norm data",
+            "pass --latent-norm vae: a channel that never changes cannot be scaled",
+        )
     return replace(card, latent_mean=mean.tolist(), latent_std=std.tolist())
 
 

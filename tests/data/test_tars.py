@@ -106,6 +106,12 @@ def test_classes_are_numbers_or_names(tmp_path, labels, names, classes, ids):
     assert (images.classes, images.labels.tolist()) == (classes, ids)
 
 
+def test_labels_that_are_no_text_are_refused(tmp_path):
+    tars = write_tars(tmp_path, [{"png": noise_file(0), "cls": b"\xff\xfe"}])
+    with pytest.raises(UserError, match=r"\.png in .* has a \.cls that is no text"):
+        load_images(str(tars), 8)
+
+
 def test_names_of_classes_may_have_a_byte_order_mark_and_are_utf_8(tmp_path):
     tars = write_tars(tmp_path, [{"png": noise_file(0), "cls": "1"}])
     file = tars / "classnames.txt"

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
 from helpers.training import TINY, a_session
 
 from dit.config import TrainConfig
 from dit.errors import UserError
-from dit.training.build_card import time_shift_of
+from dit.training.build_card import build_card, time_shift_of
 
 
 def test_times_are_shifted_by_the_size_of_the_latents(tmp_path):
@@ -34,3 +36,19 @@ def test_times_are_shifted_by_the_size_of_the_latents(tmp_path):
 def test_flags_that_do_not_go_together_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         TrainConfig(**flags)
+
+
+class ConstantLatents:
+    """One class of latents whose second channel never changes."""
+
+    labels, classes, flips, shape = np.zeros(4, np.int64), ["a"], False, (3, 8, 8)
+
+    def statistics(self):
+        return torch.zeros(3), torch.tensor([1.0, 0.0, 1.0])
+
+
+def test_a_channel_that_never_changes_is_not_scaled_by_the_data():
+    config = dataclasses.replace(TINY, latent_norm="data")
+    with pytest.raises(UserError, match=r"\[1.0, 0.0, 1.0\] .*pass --latent-norm vae"):
+        build_card(config, ConstantLatents())
+    assert build_card(TINY, ConstantLatents()).network.num_classes == 1

@@ -185,7 +185,9 @@ TAR_SHARDS = [
     refused(TARS, "1.cls in tars/train-000.tar has no image", shard(ZERO, THREE, ("1.cls", b"2"))),
     refused(TARS, "0.png", shard(("0.png", PNG[:99]), THREE)),
     refused(TARS, "class '' of 0.png", shard(ZERO, ("0.cls", b""))),
-    refused(TARS, "0.cls in tars/train-000.tar", shard(ZERO, ("0.cls", b"\xff\xfe\xfd"))),
+    refused(
+        TARS, "0.png in tars/train-000.tar has a .cls", shard(ZERO, ("0.cls", b"\xff\xfe\xfd"))
+    ),
     refused(TARS, "cat", shard(ZERO, THREE, ("1.png", PNG), ("1.cls", b"cat"))),
     refused(TARS, "0.json", shard(ZERO, ("0.json", b"{"))),
     refused(TARS, "0.json", shard(ZERO, ("0.json", b"[" * 100_000))),
