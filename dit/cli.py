@@ -157,6 +157,7 @@ def _guard_output(work: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    threading.excepthook = _report_thread
     try:
         try:
             code = work()
@@ -175,6 +176,14 @@ def _guard_output(work: Callable[[], int]) -> int:
         error.filename = "the output"
         _discard_output(1)
         return _report(_explain(error))
+
+
+def _report_thread(failed: Any) -> None:
+    """Print in one line why a thread of a library could not write; others as Python does."""
+    if isinstance(failed.exc_value, OSError):
+        print(f"warning: a thread stopped ({failed.exc_value})", file=sys.stderr, flush=True)
+    else:
+        threading.__excepthook__(failed)
 
 
 def _leave_ranks(code: int) -> int:

@@ -162,16 +162,18 @@ def test_other_data_has_the_classes_of_the_run(make_run, tmp_path):
 
 
 def test_data_without_classes_are_refused(make_run, tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (8, 8)).save(data / "image.png")
     with pytest.raises(UserError) as error:
-        train_classifier(asked(make_run(), data=str(tmp_path)), Ranks())
-    message = f"--data {tmp_path} has no classes, the run has 10; expected the same classes"
+        train_classifier(asked(make_run(), data=str(data)), Ranks())
+    message = f"--data {data} has no classes, the run has 10; expected the same classes"
     assert message in str(error.value)
     assert "--num-classes" not in str(error.value)
     with pytest.raises(
-        UserError, match=f"Classifier-Ti/4 with --data {tmp_path}, which has no classes; expected"
+        UserError, match=f"Classifier-Ti/4 with --data {data}, which has no classes; expected"
     ):
-        train_classifier(asked(make_run("other", num_classes=0), data=str(tmp_path)), Ranks())
+        train_classifier(asked(make_run("other", num_classes=0), data=str(data)), Ranks())
 
 
 def test_another_autoencoder_than_the_runs_is_refused(make_run):

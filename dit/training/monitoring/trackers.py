@@ -12,7 +12,7 @@ from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.logs import BY_TIME
 from dit.training.monitoring.log import tag
-from dit.utils.files import write_json
+from dit.utils.files import name_file_in_errors, write_json
 from dit.utils.typed_json import read_json
 
 SAMPLES = "samples"  # tag of pictures
@@ -53,18 +53,23 @@ class TensorBoard:
         # imported here: it takes a second
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self.folder = run / "tensorboard"
+        self.writer = SummaryWriter(str(self.folder), purge_step=start + 1)
         self.writer.add_custom_scalars(LAYOUT)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
-        for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)
+        # a thread writes; what failed in it is raised by the next call
+        with name_file_in_errors(self.folder):
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, step)
 
     def image(self, step: int, picture: Any) -> None:
-        self.writer.add_image(SAMPLES, np.asarray(picture), step, dataformats="HWC")
+        with name_file_in_errors(self.folder):
+            self.writer.add_image(SAMPLES, np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
-        self.writer.close()
+        with name_file_in_errors(self.folder):
+            self.writer.close()
 
 
 class Wandb:

@@ -358,7 +358,6 @@ FIRST_STAGES = [
         edit("vae/config.json", "latent_channels", 8),
         edit("vae/config.json", "block_out_channels", []),
         edit("vae/config.json", "scaling_factor", "big"),
-        edit("vae/config.json", "scaling_factor", 0),
         edit("vae/config.json", "down_block_types", ["NoBlock"]),
         remove("vae/diffusion_pytorch_model.safetensors"),
         cut("vae/diffusion_pytorch_model.safetensors", 0.5),

@@ -130,7 +130,7 @@ def labelled(words: str, labels) -> Case:
 
 IMAGES += [
     labelled("5 labels", lambda: np.zeros(5, np.int64)),
-    labelled("labels of texts", lambda: np.array(["cat"] * 6)),
+    labelled("labels of bytes", lambda: np.array([b"cat"] * 6)),
     labelled("labels of -1", lambda: np.full(6, -1)),
     labelled("fractions for labels", lambda: normal(6)),
     labelled("labels of two axes", lambda: np.zeros((6, 2), np.int64)),
