@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import resize
 
 from dit.data.images import ImageFolder
-from dit.evaluation.extractors.digits_cnn import held_out
+from dit.evaluation.extractors.digits_cnn import fit, held_out
 
 SIDE = 32  # pixels
 WIDTHS = (32, 64, 128)
 FEATURES = 64
 EPOCHS = 30
-BATCH_SIZE = 64
 
 
 class SmallFeatures(nn.Module):
@@ -72,26 +71,7 @@ def train(images: Tensor, labels: Tensor) -> SmallFeatures:
     """Train on [N, 3, H, W] uint8 with random shifts, sizes, contrast and noise."""
     torch.manual_seed(0)
     network = SmallFeatures(num_classes=int(labels.max()) + 1)
-    x = to_pixels(images)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
-    batches = len(x) // BATCH_SIZE
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=2e-3, total_steps=EPOCHS * batches
-    )
-    network.train()
-    for _ in range(EPOCHS):
-        for batch in torch.randperm(len(x)).split(BATCH_SIZE)[:batches]:
-            _, logits = network.from_pixels(augment(x[batch]))
-            loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-
-    network.eval()
-    with torch.no_grad():
-        features, _ = network.from_pixels(x)
-        network.scale.copy_(features.var(dim=0).mean().rsqrt())
+    fit(network, network.from_pixels, to_pixels(images), labels, augment, EPOCHS)
     return network
 
 

@@ -79,11 +79,15 @@ def build_card(
         return card
     if parent_card:
         return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
-    # The card keeps them, because sampling reverses this normalisation.
+    return _with_statistics(card, source)
+
+
+def _with_statistics(card: ModelCard, source: Latents) -> ModelCard:
+    """Return the card with mean and deviation of the data, which sampling reverses."""
     mean, std = source.statistics()
     if not (std > 0).all():
         raise UserError(
-            f"latents of {config.data} with deviations {std.tolist()} by channel",
+            f"latents of {card.config.data} with deviations {std.tolist()} by channel",
             "numbers above 0 with --latent-norm data",
             "pass --latent-norm vae: a channel that never changes cannot be scaled",
         )

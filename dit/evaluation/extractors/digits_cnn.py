@@ -8,6 +8,7 @@ last fifth. Scores on its features are comparable among themselves only, and nev
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +89,33 @@ def train(images: Tensor, labels: Tensor) -> DigitsCNN:
     """Train on [N, 3, H, W] uint8 digits, with random shifts, noise and contrast."""
     torch.manual_seed(0)
     network = DigitsCNN()
-    gray = to_gray(images)
+    fit(network, network.from_gray, to_gray(images), labels, _augment, EPOCHS)
+    return network
+
+
+def fit(
+    network: nn.Module,
+    classify: Callable[[Tensor], tuple[Tensor, Tensor]],
+    x: Tensor,
+    labels: Tensor,
+    augment: Callable[[Tensor], Tensor],
+    epochs: int,
+) -> None:
+    """Train a network on inputs x [N, ...] and classes [N], and set its `scale`.
+
+    Args:
+        classify: returns its features and logits.
+        augment: changes a batch of x at random.
+    """
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
-    batches = len(gray) // BATCH_SIZE
-    steps = EPOCHS * batches
+    batches = len(x) // BATCH_SIZE
+    steps = epochs * batches
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
 
     network.train()
-    for _ in range(EPOCHS):
-        for batch in torch.randperm(len(gray)).split(BATCH_SIZE)[:batches]:
-            _, logits = network.from_gray(_augment(gray[batch]))
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x)).split(BATCH_SIZE)[:batches]:
+            _, logits = classify(augment(x[batch]))
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
@@ -106,9 +124,9 @@ def train(images: Tensor, labels: Tensor) -> DigitsCNN:
 
     network.eval()
     with torch.no_grad():
-        features, _ = network.from_gray(gray)
-        network.scale.copy_(features.var(dim=0).mean().rsqrt())
-    return network
+        features, _ = classify(x)
+        scale = features.var(dim=0).mean().rsqrt()
+        network.scale.copy_(scale)  # type: ignore[operator, union-attr]
 
 
 def _augment(gray: Tensor) -> Tensor:
