@@ -65,7 +65,7 @@ class CrossAttentionBlock(Block):
     def __init__(self, hidden_size: int, num_heads: int, layers: BlockLayers = PLAIN):
         super().__init__(hidden_size, num_heads, layers)
         self.norm_cross = layers.norm(hidden_size, affine=True)
-        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.cross_attn = CrossAttention(hidden_size, num_heads, bias=not layers.nobias)
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
         x = x + self.attn(self.norm1(x), c.rotation)
@@ -95,7 +95,7 @@ class TextBlock(DiTBlock):
 
     def __init__(self, hidden_size: int, num_heads: int, layers: BlockLayers = PLAIN):
         super().__init__(hidden_size, num_heads, layers)
-        self.text_attn = CrossAttention(hidden_size, num_heads)
+        self.text_attn = CrossAttention(hidden_size, num_heads, bias=not layers.nobias)
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
         modulation = self.adaLN_modulation(c.vector)[:, None]
@@ -124,13 +124,13 @@ class PlainFinalLayer(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from image to condition tokens; names as in timm's `Attention`."""
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(self, hidden_size: int, num_heads: int, bias: bool = True):
         super().__init__()
         self.num_heads = num_heads
         self.fused_attn = use_fused_attn()
-        self.q = nn.Linear(hidden_size, hidden_size)
-        self.kv = nn.Linear(hidden_size, 2 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.q = nn.Linear(hidden_size, hidden_size, bias)
+        self.kv = nn.Linear(hidden_size, 2 * hidden_size, bias)
+        self.proj = nn.Linear(hidden_size, hidden_size, bias)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [B, T, D], [B, S, D] to [B, T, D]; bool mask [B, S], true at one token or more."""

@@ -1,6 +1,7 @@
 """The modern layers of a block: the papers' formulas, and the relations that they promise."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers.networks import changed_images, inputs, perturb, without_gradient
 
 from dit.errors import UserError
 from dit.models.attention_maps import attention_maps
+from dit.models.conditioning import CONDITIONINGS
 from dit.models.embeddings import axial_rotation
 from dit.models.feature_cache import run_all_blocks
 from dit.models.layers import (
@@ -49,6 +51,22 @@ def test_a_spec_is_a_base_and_switches():
     assert parse_layers("modern-qknorm+nobias") == dataclasses.replace(
         MODERN, qknorm=False, nobias=True
     )
+
+
+def test_layers_have_one_text_whatever_the_order_of_their_switches():
+    texts = set()
+    for values in itertools.product([False, True], repeat=len(SWITCHES)):
+        layers = BlockLayers(*values)
+        assert parse_layers(layers.spec) == layers
+        texts.add(layers.spec)
+    assert len(texts) == 2 ** len(SWITCHES)
+    for block, text in [
+        ("plain+qknorm+rope", "plain+rope+qknorm"),
+        ("plain+rope-rope", "plain"),
+        ("plain+heads64+swiglu+rope+rmsnorm", "modern-qknorm"),
+        ("modern+nobias-qknorm", "modern-qknorm+nobias"),
+    ]:
+        assert parse_layers(block).spec == text
 
 
 @pytest.mark.parametrize(
@@ -95,9 +113,17 @@ def test_heads_of_64_for_all_sizes():
     assert (xl, BlockLayers().num_heads(1152, 16)) == (18, 16)
 
 
-def test_no_biases_in_attention_and_mlp():
-    names = [name for name, _ in network_of("modern+nobias").blocks[0].named_parameters()]
-    assert not [name for name in names if name.endswith("bias") and "adaLN" not in name]
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_no_biases_in_attention_and_mlp(conditioning):
+    width = 12 if conditioning == "text" else None
+
+    def biases(block):
+        network = network_of(block, conditioning, text_width=width)
+        names = [name for name, _ in network.blocks[0].named_parameters()]
+        return [name for name in names if name.endswith("bias") and "adaLN" not in name]
+
+    assert biases("modern")
+    assert not biases("modern+nobias")
 
 
 # -- rotary positions ------------------------------------------------------------------------------
