@@ -6,7 +6,7 @@
     + qknorm              RMSNorm of queries and keys (2302.05442)
     + swiglu              SwiGLU (2002.05202) at the parameters of the GELU MLP
     + heads64             heads of 64 features, whatever the size says
-    + nobias              no biases in attention and MLP
+    + nobias              no biases in attention, cross-attention and MLP
     modern                the first five (LightningDiT 2501.01423, JiT 2511.13720)
 
 B images, T tokens, D features of a token, h heads of d = D / h features.
@@ -45,6 +45,21 @@ class BlockLayers:
     def __str__(self) -> str:
         """Return the switches that are on, such as `rope, qknorm`."""
         return ", ".join(name for name in SWITCHES if getattr(self, name))
+
+    @property
+    def spec(self) -> str:
+        """Return the text that `parse_layers` reads as these layers, with the fewest switches."""
+        texts = [name + self._changes(base) for name, base in BASES.items()]
+        return min(texts, key=lambda text: text.count("+") + text.count("-"))
+
+    def _changes(self, base: "BlockLayers") -> str:
+        """Return the switches that turn the base into these layers, such as `-qknorm+nobias`."""
+        changes = ""
+        for name in SWITCHES:
+            wanted = getattr(self, name)
+            if wanted != getattr(base, name):
+                changes += f"{'+' if wanted else '-'}{name}"
+        return changes
 
     def num_heads(self, hidden_size: int, num_heads: int) -> int:
         """Return the number of heads of a block."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from dit.config import TrainConfig, to_json
 from dit.errors import UserError
+from dit.models.layers import parse_layers
 from dit.models.registry import check_name
 from dit.utils.files import shell_quote
 from dit.utils.image_size import Size, sides
@@ -49,6 +50,8 @@ class NetworkSpec:
                 given = f"{name} {getattr(self, name)}"
                 raise UserError(given, f"{low} to {high:,}", INTACT)
         check_name(self.model, self.conditioning, self.block)
+        # networks are compared as text, and plain+rope+qknorm is plain+qknorm+rope
+        object.__setattr__(self, "block", parse_layers(self.block).spec)
         if not text and self.text_width is not None:
             given = f"text_width {self.text_width} with conditioning {self.conditioning}"
             raise UserError(given, "conditioning text with it", INTACT)

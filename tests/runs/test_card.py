@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dit.errors import UserError
-from dit.runs.card import ModelCard
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.files import write_json
 
 OLD = Path(__file__).parents[1] / "data" / "run-of-2257fc1"
@@ -31,3 +31,15 @@ def test_counts_and_statistics_fit_classes_and_channels(tmp_path, change, messag
     write_json(tmp_path / "config.json", values | change)
     with pytest.raises(UserError, match=message):
         ModelCard.read(tmp_path)
+
+
+def test_blocks_are_compared_by_their_layers():
+    """Cards of runs are compared for --init, --resume and in the protocol of samples."""
+    sizes = dict(model="DiT-S/2", input_size=8, in_channels=3, num_classes=2, learn_sigma=False)
+    one, two = (
+        NetworkSpec(block=block, **sizes) for block in ("plain+rope+qknorm", "plain+qknorm+rope")
+    )
+    assert one == two
+    assert one.summary == two.summary
+    assert "block" not in NetworkSpec(block="plain+rope-rope", **sizes).summary
+    assert one != NetworkSpec(block="plain+rope", **sizes)
