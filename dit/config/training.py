@@ -65,11 +65,12 @@ class TrainConfig:
     model: str = "DiT-Ti/2"
     """Size and patch: DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; or UNet-{S,B}."""
     conditioning: Literal[
-        "adaln-zero", "adaln", "cross-attention", "in-context", "tokens", "text"
+        "adaln-zero", "adaln", "adaln-single", "cross-attention", "in-context", "tokens", "text"
     ] = "adaln-zero"
-    """How time and class enter a DiT (2212.09748, section 3.2). tokens: as learned tokens beside
-    the patches, without adaLN, a third fewer parameters (2512.02012); text: captions enter by
-    cross-attention."""
+    """How time and class enter a DiT (2212.09748, section 3.2). adaln-single: one projection for
+    all blocks and a small table in each, a third fewer parameters (2310.00426); tokens: as learned
+    tokens beside the patches, without adaLN, a third fewer too (2512.02012); text: captions enter
+    by cross-attention."""
     block: str = "plain"
     """Layers of a DiT's blocks. plain: those of 2212.09748; modern: RMSNorm, rotary positions,
     normed queries and keys, SwiGLU and heads of 64. Each can be switched: plain+rope,

@@ -90,6 +90,57 @@ class AdaLNBlock(Block):
         return x + self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
+class SharedModulation(nn.Module):
+    """One projection of time + class to shifts, scales and gates of all blocks (PixArt)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(self, time: Tensor, label: Tensor) -> Tensor:
+        """Map time and class, each [B, D], to [B, 6, D]."""
+        return self.modulation(time + label).unflatten(1, (6, -1))
+
+
+class AdaLNSingleBlock(Block):
+    """adaLN-single: one modulation for all blocks, plus a table of each (2310.00426, section 2.3).
+
+    Unlike with adaLN-Zero, a fresh block is not the identity: tables start at N(0, 1/D).
+    """
+
+    affine = False
+    context = SharedModulation
+
+    def __init__(self, hidden_size: int, num_heads: int, layers: BlockLayers = PLAIN):
+        super().__init__(hidden_size, num_heads, layers)
+        self.adaLN_table = nn.Parameter(torch.empty(6, hidden_size))
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        modulation = c.tokens + self.adaLN_table  # [B, 6, D]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), c.rotation)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class AdaLNSingleFinalLayer(nn.Module):
+    """Tokens [B, T, D] to patches [B, T, p * p * C]; shift and scale are time + class plus a table.
+
+    That is PixArt's last layer, without a matrix.
+    """
+
+    def __init__(
+        self, hidden_size: int, patch_size: int, out_channels: int, layers: BlockLayers = PLAIN
+    ):
+        super().__init__()
+        self.norm_final = layers.norm(hidden_size, affine=False)
+        self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
+        self.adaLN_table = nn.Parameter(torch.empty(2, hidden_size))
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        shift, scale = (c.vector[:, None] + self.adaLN_table).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
 class TextBlock(DiTBlock):
     """Time by adaLN-Zero, text by cross-attention (PixArt, 2310.00426, figure 4)."""
 
@@ -159,6 +210,7 @@ class CrossAttention(nn.Module):
 CONDITIONINGS: dict[str, tuple[type[Block], type[nn.Module]]] = {
     "adaln-zero": (DiTBlock, FinalLayer),
     "adaln": (AdaLNBlock, FinalLayer),
+    "adaln-single": (AdaLNSingleBlock, AdaLNSingleFinalLayer),
     "cross-attention": (CrossAttentionBlock, PlainFinalLayer),
     "in-context": (InContextBlock, PlainFinalLayer),
     "tokens": (TokenBlock, PlainFinalLayer),

@@ -12,7 +12,7 @@ class Condition(NamedTuple):
     """Embedded time and class, or time and text; each kind of block reads the part it needs."""
 
     vector: Tensor  # [B, D]: time + class, or time alone
-    tokens: Tensor  # [B, S, D]: time and class, or text
+    tokens: Tensor  # [B, S, D]: time and class, or text; of adaln-single its modulation [B, 6, D]
     mask: Tensor | None = None  # bool [B, S]: false at padding
     rotation: Tensor | None = None  # [2, T, d / 2] of the image's tokens, for rotary positions
 

@@ -23,10 +23,10 @@ def init_weights(network: nn.Module) -> None:
         elif parameter.ndim == 1:
             # the scale of a norm
             nn.init.ones_(parameter)
-        elif name.startswith(("t_embedder.", "y_embedder.")):
+        elif name.startswith(("t_embedder.", "y_embedder.", "context.modulation.")):
             nn.init.normal_(parameter, std=0.02)
-        elif name.startswith("context."):
-            # learned tokens (2512.02012)
+        elif name.endswith((".adaLN_table", "context.tokens")):
+            # what each block adds to one modulation (2310.00426), learned tokens (2512.02012)
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         elif name != "pos_embed":
             # flattened, the patch convolution counts as a linear layer

@@ -311,6 +311,7 @@ def test_a_unet_has_no_maps(make_run, tmp_path: Path, capsys):
     [
         dict(image_size=(8, 16)),
         dict(conditioning="in-context"),
+        dict(conditioning="adaln-single"),
         dict(conditioning="cross-attention"),
         dict(process="linear", learn_sigma=True, objective="eps"),
     ],

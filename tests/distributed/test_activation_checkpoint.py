@@ -27,6 +27,7 @@ KINDS = [
     spec(conditioning="adaln"),
     spec(conditioning="cross-attention"),
     spec(conditioning="in-context"),
+    spec(conditioning="adaln-single"),
     spec(conditioning="text", text_width=32),
     spec("Classifier-Ti/4"),
     spec("UNet-S"),

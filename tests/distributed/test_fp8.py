@@ -40,6 +40,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 CONDITIONINGS = [
     *(spec(conditioning=kind) for kind in ("adaln-zero", "adaln", "cross-attention", "in-context")),
+    spec(conditioning="adaln-single"),
     spec(conditioning="text", text_width=32),
 ]
 QUICK_BACKEND = "aot_eager_decomp_partition"  # of torch.compile: no code for a CPU is made

@@ -52,6 +52,14 @@ def test_cost_of_other_conditionings_is_that_of_the_paper(conditioning):
     assert counted / 1e9 == pytest.approx(gflops, rel=2.5e-4)
 
 
+def test_adaln_single_has_one_matrix_of_modulation_and_a_table_a_block():
+    depth, width = 28, 1152
+    matrix, last = 6 * (width**2 + width), 2 * (width**2 + width)
+    network = on_meta("DiT-XL/2", conditioning="adaln-single")
+    expected = 675_129_632 - (depth - 1) * matrix - last + (6 * depth + 2) * width
+    assert count_parameters(network) == expected
+
+
 def test_xl_has_the_size_of_the_published_checkpoint():
     assert count_parameters(on_meta("DiT-XL/2")) == 675_129_632
 

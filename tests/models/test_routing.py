@@ -60,6 +60,7 @@ KINDS = [
     dict(block="modern"),
     dict(conditioning="tokens", block="plain+rope"),
     dict(conditioning="cross-attention"),
+    dict(conditioning="adaln-single"),
 ]
 
 

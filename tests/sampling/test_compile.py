@@ -24,6 +24,7 @@ FAMILIES = [
     dict(conditioning="adaln"),
     dict(conditioning="cross-attention"),
     dict(conditioning="in-context"),
+    dict(conditioning="adaln-single"),
     dict(learn_sigma=True, process="linear", objective="eps", time_sampling="uniform"),
     dict(model="UNet-S"),
 ]

@@ -13,6 +13,7 @@ from dit.build import build_network
 from dit.commands.convert import write_foreign
 from dit.config import TrainConfig
 from dit.errors import UserError
+from dit.models.conditioning import CONDITIONINGS
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.formats.foreign import read_foreign
@@ -21,9 +22,7 @@ from dit.training.finetune import PARTS, initialise
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 TABLE = "y_embedder.embedding_table.weight"
-KINDS = [
-    ("DiT-Ti/4", way) for way in ("adaln-zero", "adaln", "cross-attention", "in-context", "text")
-]
+KINDS = [("DiT-Ti/4", way) for way in CONDITIONINGS]
 KINDS += [("UNet-S", "adaln-zero"), ("Classifier-Ti/4", "adaln-zero")]
 
 

@@ -93,9 +93,10 @@ def test_queries_keys_and_values_are_orthogonal_each_by_itself():
     ("block", "stacked"),
     [("plain", [3, 1, 1, 1]), ("modern", [3, 1, 2, 1])],  # qkv, proj, fc1, fc2
 )
-def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else(block, stacked):
+@pytest.mark.parametrize("conditioning", ["adaln-zero", "adaln-single"])
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else(block, stacked, conditioning):
     sizes = dict(input_size=8, in_channels=3, num_classes=5)
-    network = create_model("DiT-Ti/4", block=block, **sizes)
+    network = create_model("DiT-Ti/4", block=block, conditioning=conditioning, **sizes)
     matrices, others = split_parameters(network)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     assert [count for _, count in matrices[:4]] == stacked

@@ -207,6 +207,7 @@ KINDS = {
     "text": dict(conditioning="text", route=0.5),
     "unet": dict(model="UNet-S"),
     "in-context": dict(conditioning="in-context"),
+    "single": dict(conditioning="adaln-single", optimizer="muon", route=0.5),
     "modern": dict(block="modern+nobias", conditioning="tokens"),
     "muon": dict(optimizer="muon", weight_decay=0.1),
     "velocity": dict(objective="x0", loss="velocity", cosine=1.0, time_shift="auto"),

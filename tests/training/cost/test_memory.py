@@ -57,6 +57,7 @@ def measured(session):
         dict(precision="bf16", batch=8, grad_accum=4),
         dict(precision="fp32", batch=16, grad_accum=2, recompute="full"),
         dict(precision="bf16", conditioning="cross-attention"),
+        dict(precision="bf16", conditioning="adaln-single"),
         dict(precision="fp32", model="UNet-S", batch=4),
         dict(precision="bf16", model="Classifier-Ti/2", label_dropout=0.0),
     ],
