@@ -6,17 +6,22 @@ from dit.config import ConvertConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.card import ModelCard
-from dit.runs.formats.foreign import ForeignNetwork, read_foreign
+from dit.runs.formats.foreign import NAMES, ForeignNetwork, read_foreign
+from dit.runs.formats.lightningdit import read_statistics
 from dit.runs.weights import read_header, write_weights
 from dit.utils.files import command_line, shell_quote, write_atomically
 from dit.utils.hub import absolute_if_local
 from dit.utils.outputs import require_own_file
 
-# Guidance of the published samples. DiT and SiT guide three of four channels; REPA not near noise.
+DEFAULT_VAE = "stabilityai/sd-vae-ft-ema"
+# Guidance of the published samples. DiT, SiT and LightningDiT guide three channels; REPA and
+# LightningDiT not near noise. The latter's 250 times are 249 steps.
 GUIDANCE = {
     "dit": "--cfg-scale 4 --cfg-channels 3",
     "sit": "--cfg-scale 4 --cfg-channels 3",
     "repa": "--cfg-scale 1.8 --cfg-interval 0 0.7",
+    "lightningdit": "--sampler euler --steps 249 --cfg-scale 6.7 --cfg-channels 3 "
+    "--cfg-interval 0 0.875",
 }
 
 
@@ -32,13 +37,43 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
     foreign = read_foreign(config.file, config.format, config.num_classes)
     for note in filter(None, foreign.notes):
         print(note)
+    if foreign.time_shift != 1:
+        print(f"sampling shifts times by {foreign.time_shift:g}, as the card records")
 
-    card = write_foreign(foreign, config.out, config.vae)
+    _require_latents(config, foreign)
+    statistics = None
+    if config.latent_stats:
+        statistics = read_statistics(config.latent_stats, foreign.spec.in_channels)
+    card = write_foreign(foreign, config.out, config.vae or DEFAULT_VAE, statistics)
     guidance = f" {GUIDANCE[foreign.format]}" if card.config.label_dropout else ""
     print(
         f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
         f"{command_line('sample')} --run {shell_quote(config.out)}{guidance}"
     )
+
+
+def _require_latents(config: ConvertConfig, foreign: ForeignNetwork) -> None:
+    """Demand what says how the latents of a LightningDiT are made, and refuse it of others."""
+    is_lightningdit = foreign.format == "lightningdit"
+    given = f"{config.file} is a LightningDiT"
+    if is_lightningdit and config.vae is None:
+        raise UserError(
+            f"{given} of {foreign.spec.in_channels} latent channels",
+            "the autoencoder of its latents",
+            "pass --vae with its folder in diffusers' layout, or its name on the hub",
+        )
+    if is_lightningdit and config.latent_stats is None:
+        raise UserError(
+            f"{given}, whose latents have zero mean and unit deviation",
+            "the statistics of its data",
+            "pass --latent-stats latents_stats.pt, which is published beside VA-VAE",
+        )
+    if config.latent_stats and not is_lightningdit:
+        raise UserError(
+            f"--latent-stats {config.latent_stats} with a {NAMES[foreign.format]}",
+            "a LightningDiT with it",
+            "drop --latent-stats: the autoencoder's constants scale its latents",
+        )
 
 
 def _is_converted(file: Path) -> bool:
@@ -49,18 +84,27 @@ def _is_converted(file: Path) -> bool:
         return False
 
 
-def write_foreign(foreign: ForeignNetwork, out: Path, vae: str) -> ModelCard:
+def write_foreign(
+    foreign: ForeignNetwork,
+    out: Path,
+    vae: str,
+    statistics: tuple[list[float], list[float]] | None = None,
+) -> ModelCard:
     """Write a network in our format.
 
     Args:
         foreign: the network.
         out: the .safetensors file to write.
         vae: the autoencoder of the network's latents.
+        statistics: mean and deviation of each channel of these, if they are scaled by the data's.
     """
+    mean, std = statistics or (None, None)
     card = ModelCard(
         config=foreign.config(absolute_if_local(vae)),
         network=foreign.spec,
         classes=[str(i) for i in range(foreign.spec.num_classes)],
+        latent_mean=mean,
+        latent_std=std,
     )
     with write_atomically(out) as temporary:
         write_weights(temporary, foreign.state_dict, card, step=0)

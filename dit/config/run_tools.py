@@ -12,7 +12,7 @@ from dit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Convert weights of the original DiT release, of SiT or of REPA for sample.py and
+    """Convert weights of the original DiT release, of SiT, REPA or LightningDiT for sample.py and
     evaluate.py."""
 
     file: Positional[Path]
@@ -20,14 +20,17 @@ class ConvertConfig:
     code in it is run."""
     out: Positional[Path]
     """The .safetensors file to write."""
-    format: Literal["dit", "sit", "repa"] | None = None
-    """Whose weights they are, where the file cannot tell: their tensors have the same names, and
-    a SiT read as a DiT gives noise. Published files of DiT and SiT need it."""
+    format: Literal["dit", "sit", "repa", "lightningdit"] | None = None
+    """Whose weights they are, where the file cannot tell: tensors of the first three have the same
+    names, and a SiT read as a DiT gives noise. Published files of DiT and SiT need it."""
     num_classes: int | None = None
     """Classes of the network, where the file cannot tell whether the last row of its label table
     is the null class of guidance."""
-    vae: str = "stabilityai/sd-vae-ft-ema"
-    """Autoencoder of the network's latents."""
+    vae: str | None = None
+    """Autoencoder of the network's latents; unless given, stabilityai/sd-vae-ft-ema. A LightningDiT
+    needs its own, such as VA-VAE in a folder of diffusers' layout."""
+    latent_stats: Path | None = None
+    """Of a LightningDiT: its latents_stats.pt, with mean and deviation of each channel."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".safetensors":

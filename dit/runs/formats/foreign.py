@@ -1,4 +1,4 @@
-"""DiT, SiT and REPA name their tensors alike: tell which of them a file is, and read it."""
+"""Tell whose weights a file has, and read it: DiT, SiT and REPA name their tensors alike."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +10,14 @@ from dit.errors import UserError
 from dit.runs.card import NetworkSpec
 from dit.runs.formats.dit_release import OUTPUT, infer_spec, release_config, with_null_class
 from dit.runs.formats.foreign_checkpoint import ForeignCheckpoint, read_checkpoint
+from dit.runs.formats.lightningdit import (
+    block_of,
+    from_lightningdit,
+    lightningdit_config,
+    modern_layers,
+    time_shift,
+    usual_image_size,
+)
 from dit.runs.formats.sit import (
     PROJECTORS,
     flow_config,
@@ -22,14 +30,25 @@ from dit.runs.formats.sit import (
 from dit.runs.formats.state_dict import StateDict, as_float32, check_shapes
 from dit.utils.image_size import sides
 
-Format = Literal["dit", "sit", "repa"]
-NAMES: dict[Format, str] = {"dit": "DiT", "sit": "SiT", "repa": "REPA"}
+Format = Literal["dit", "sit", "repa", "lightningdit"]
+NAMES: dict[Format, str] = {
+    "dit": "DiT",
+    "sit": "SiT",
+    "repa": "REPA",
+    "lightningdit": "LightningDiT",
+}
 
 # Values of the training scripts' flags that can be imported; all others are other processes.
 TRAINED_WITH: dict[Format, dict[str, Any]] = {
     "dit": {"noise_schedule": "linear", "predict_xstart": False, "diffusion_steps": 1000},
     "sit": {"path_type": "Linear", "prediction": "velocity"},
     "repa": {"path_type": "linear", "prediction": "v"},
+    "lightningdit": {
+        "path_type": "Linear",
+        "prediction": "velocity",
+        "latent_norm": True,
+        "latent_multiplier": 1,
+    },
 }
 
 
@@ -42,7 +61,8 @@ class ForeignNetwork:
         state_dict: its weights, in float32.
         format: whose it was.
         label_dropout: of its training; 0 if it has no null class.
-        image_size: of its training, if the file says it.
+        image_size: of its training, if the file or its format says it.
+        time_shift: of sampling.
         notes: what was read, and what was assumed.
     """
 
@@ -51,18 +71,24 @@ class ForeignNetwork:
     format: Format
     label_dropout: float
     image_size: int | None
+    time_shift: float
     notes: list[str]
 
     def config(self, vae: str) -> TrainConfig:
         """Return the configuration that trains such a network."""
         release = release_config(self.spec, vae, self.label_dropout, self.image_size)
-        return release if self.format == "dit" else flow_config(release)
+        if self.format == "dit":
+            return release
+        flow = flow_config(release)
+        if self.format == "lightningdit":
+            return lightningdit_config(flow, self.spec, self.time_shift)
+        return flow
 
 
 def read_foreign(
     file: Path, asked: Format | None = None, num_classes: int | None = None
 ) -> ForeignNetwork:
-    """Read a file of DiT, SiT or REPA.
+    """Read a file of DiT, SiT, REPA or LightningDiT.
 
     Args:
         file: a state dict or a training checkpoint.
@@ -82,23 +108,27 @@ def read_foreign(
     if format != "dit":
         state_dict = with_velocity_only(state_dict, spec)
         spec = flow_spec(spec)
-    if format == "sit":
+    if format in ("sit", "lightningdit"):
         state_dict = from_sit(state_dict)
     return ForeignNetwork(
         spec=spec,
         state_dict=state_dict,
         format=format,
         label_dropout=_label_dropout(checkpoint.flags) if has_null_class else 0.0,
-        image_size=_image_size(checkpoint.flags, spec),
+        image_size=_image_size(checkpoint.flags, spec, format),
+        time_shift=time_shift(checkpoint.flags) if format == "lightningdit" else 1.0,
         notes=[f"read as {NAMES[format]}: {because}", checkpoint.origin, assumed],
     )
 
 
 def dit_tensors(checkpoint: ForeignCheckpoint) -> tuple[StateDict, NetworkSpec]:
-    """Return the tensors that a DiT has too, and the DiT's description."""
+    """Return the tensors that a DiT of ours has too, by its names, and that DiT's description."""
     state_dict = without_projectors(checkpoint.state_dict)
     try:
         spec = infer_spec(state_dict)
+        if modern_layers(state_dict):
+            spec = replace(spec, block=block_of(state_dict, spec))
+            state_dict = from_lightningdit(state_dict)
         check_shapes(state_dict, spec)
     except UserError as error:
         raise UserError(f"{checkpoint.file}: {error.given}", error.expected, error.do) from None
@@ -114,6 +144,10 @@ def recognise(checkpoint: ForeignCheckpoint) -> tuple[Format | None, str, bool]:
     model = str(flags.get("model", ""))
     if any(name.startswith(PROJECTORS) for name in checkpoint.state_dict):
         return "repa", "it has REPA's projectors", True
+    if modern := modern_layers(checkpoint.state_dict):
+        return "lightningdit", f"it has {modern[0]}", True
+    if str(flags.get("model_type", "")).startswith("LightningDiT"):
+        return "lightningdit", f"its flags say model_type {flags['model_type']}", True
     # not `prediction` alone: scripts for a DiT may have a flag of that name
     if "path_type" in flags:
         said = ", ".join(f"{k} {flags[k]}" for k in ("path_type", "prediction") if k in flags)
@@ -221,7 +255,9 @@ def _label_dropout(flags: Mapping[str, Any]) -> float:
     return 0.1
 
 
-def _image_size(flags: Mapping[str, Any], spec: NetworkSpec) -> int | None:
+def _image_size(flags: Mapping[str, Any], spec: NetworkSpec, format: Format) -> int | None:
     given = flags.get("image_size", flags.get("resolution"))
     is_size = isinstance(given, int) and given > 0 and given % sides(spec.input_size)[0] == 0
-    return given if is_size else None
+    if is_size:
+        return given
+    return usual_image_size(spec) if format == "lightningdit" else None

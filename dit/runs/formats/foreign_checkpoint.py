@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from dit.errors import UserError
-from dit.runs.formats.foreign_file import WANTED, open_foreign
+from dit.runs.formats.foreign_file import READABLE, WANTED, open_foreign
+from dit.runs.formats.lightningdit import modern_layers
 from dit.runs.formats.other_networks import other_network
 from dit.runs.formats.state_dict import StateDict, first_names
 
@@ -68,7 +69,7 @@ def read_checkpoint(file: Path) -> ForeignCheckpoint:
 
     prefix = _common_prefix(tensors)
     named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    if ANCHOR not in named or other_network(named):
+    if ANCHOR not in named or (other_network(named) and not modern_layers(named)):
         raise _other_network(file, tensors)
     left_out = tuple(name for name in tensors if not name.startswith(prefix))
     return ForeignCheckpoint(file, named, keys, prefix, left_out, _find_flags(loaded))
@@ -88,15 +89,25 @@ def _find_tensors(loaded: Any) -> tuple[tuple[str, ...], StateDict]:
 
 
 def _find_flags(loaded: Any) -> dict[str, Any]:
-    """Return the flags that are plain values; no other ones are read."""
+    """Return the flags that are plain values, also of sections; no other ones are read."""
     for key in FLAGS:
         flags = loaded.get(key)
         if isinstance(flags, Namespace):
             flags = vars(flags)
         if isinstance(flags, Mapping):
-            plain = (str, int, float, bool)
-            return {name: value for name, value in flags.items() if isinstance(value, plain)}
+            return _plain_values(flags)
     return {}
+
+
+def _plain_values(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags that are plain values, also those in sections, as a YAML file has them."""
+    found = {}
+    sections = [values for values in flags.values() if isinstance(values, Mapping)]
+    for values in (*sections, flags):
+        for name, value in values.items():
+            if isinstance(value, str | int | float | bool):
+                found[name] = value
+    return found
 
 
 def _common_prefix(names: Mapping[str, Any]) -> str:
@@ -122,4 +133,4 @@ def _other_network(file: Path, tensors: StateDict) -> UserError:
     """Return the error for tensors of another network, which says of which."""
     kind = other_network(tensors)
     given = f"{file} is {kind}" if kind else f"{file} has tensors such as {first_names(tensors)}"
-    return UserError(given, "the tensors of a DiT, SiT or REPA", "check that it is the right file")
+    return UserError(given, f"the tensors of {READABLE}", "check that it is the right file")

@@ -18,7 +18,8 @@ from dit.errors import UserError
 from dit.utils.files import command_line, shell_quote
 from dit.utils.typed_json import read_json
 
-WANTED = "a .pt or .safetensors file of a DiT, SiT or REPA"
+READABLE = "a DiT, SiT, REPA or LightningDiT"
+WANTED = f"a .pt or .safetensors file of {READABLE}"
 DOWNLOAD = "download it again and compare its size"
 
 # What the first bytes of a file say: a pattern, what the file is, and what to do.

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 SIGNS = [
     (r"lora_|\.lora\.|hada_w1", "a LoRA, a change of the weights of another network"),
     (r"exp_avg|^param_groups", "the state of an optimizer"),
-    (r"\.mlp\.w12\.|feat_rope", "LightningDiT (SwiGLU, rotary positions, RMSNorm)"),
     (r"(^|\.)joint_blocks\.|context_block", "an MMDiT, as of Stable Diffusion 3"),
     (r"(^|\.)double_blocks\.", "a FLUX"),
     (r"caption_projection|y_embedder\.y_proj|cross_attn\.kv_linear", "a PixArt"),
@@ -26,7 +25,7 @@ SIGNS = [
 
 
 def other_network(names: Iterable[str]) -> str | None:
-    """Return what has tensors of these names, if it is known and neither DiT, SiT nor REPA."""
+    """Return what has tensors of these names, if it is known and none that can be read."""
     names = list(names)
     for pattern, kind in SIGNS:
         if any(re.search(pattern, name) for name in names):

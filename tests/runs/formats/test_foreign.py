@@ -325,8 +325,6 @@ def test_float8_weights_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("blocks.0.mlp.w12.weight", "LightningDiT"),
-        ("feat_rope.freqs_cos", "LightningDiT"),
         ("blocks.0.attn.q_norm.weight", "qk-norm"),
         ("blocks.0.attn.qkv.lora_A.weight", "a LoRA"),
         ("y_embedder.y_proj.fc1.weight", "a PixArt"),
