@@ -22,9 +22,11 @@ from einops import rearrange
 from timm.layers import GluMlp, Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from dit.errors import UserError, did_you_mean
+from dit.models import eager_cpu
+from dit.models.eager_cpu import is_eager_cpu
 from dit.models.embeddings import axial_rotation
 
 HEAD_SIZE = 64  # of heads64, the size that attention kernels are made for
@@ -143,6 +145,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        if is_eager_cpu(x):
+            return eager_cpu.rms_norm(exact, self.weight, EPS).to(x.dtype)
         scale = (exact.square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
         return (exact * scale * self.weight).to(x.dtype)
 
@@ -184,8 +188,11 @@ class SelfAttention(Attention):
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn neighbouring features (a, b) to (a cos - b sin, a sin + b cos): [B, h, T, d]."""
-    cos, sin = rotation.unbind(0)
-    placed, others = x.split([cos.shape[-2], x.shape[-2] - cos.shape[-2]], dim=-2)
-    a, b = placed.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    return torch.cat([turned.flatten(-2).to(x.dtype), others], dim=-2)
+    # tokens without a place: cosine 1, sine 0
+    others = x.shape[-2] - rotation.shape[-2]
+    cos = pad(rotation[0], (0, 0, 0, others), value=1.0)
+    sin = pad(rotation[1], (0, 0, 0, others))
+    if is_eager_cpu(x):
+        return eager_cpu.rotate(x, cos, sin)
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
