@@ -224,7 +224,7 @@ class DiT(PatchTransformer):
     def unpatchify(
         self, tokens: Tensor, c: Condition, x: Tensor, head: nn.Module | None = None
     ) -> Tensor:
-        """Map a block's tokens to patches by a last layer, and these to latents of the size of x."""
+        """Map a block's tokens to patches by a last layer, these to latents of the size of x."""
         p = self.patch_size
         h, w = x.shape[-2] // p, x.shape[-1] // p
         patches = (head or self.final_layer)(tokens[:, : h * w], c)  # [B, T, p * p * C]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -19,33 +18,12 @@ from dit.distributed.device import autocast
 from dit.distributed.parallel import as_forward, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
-from dit.models.dit import DiT
-from dit.models.parts import late_block
-from dit.models.routing import run_blocks
+from dit.models.alignment import Projector, late_tokens
 from dit.training.build_networks import shard_or_move
 from dit.training.session import TrainingPlan
 
 Teacher = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x0, class ids, times, noise, uniforms [B, U]), as of a loss -> features [B, T, E]."""
-
-
-class Projector(nn.Module):
-    """Tokens [B, T, D] to features [B, T, E] by one 3 x 3 convolution (iREPA, 2512.10794).
-
-    Args:
-        size: D.
-        features: E.
-        grid: tokens along height and width, T in all.
-    """
-
-    def __init__(self, size: int, features: int, grid: tuple[int, int]):
-        super().__init__()
-        self.grid = grid
-        self.conv = nn.Conv2d(size, features, kernel_size=3, padding=1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        images = rearrange(tokens, "b (h w) d -> b d h w", h=self.grid[0])
-        return rearrange(self.conv(images), "b e h w -> b (h w) e")
 
 
 @dataclass(frozen=True)
@@ -126,15 +104,3 @@ def build_self_teacher(
     if plan.compiled and not isinstance(ema, FSDPModule):
         features = torch.compile(features)
     return SelfTeacher(Captioned(features, captions) if captions else features, process)
-
-
-def late_tokens(network: DiT, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """Return the tokens [B, T, D] of the image after a late block; the blocks after it do not run.
-
-    Args:
-        x, t, y: as of the network.
-    """
-    tokens, c = network.embed(x, t, y)
-    blocks = list(network.blocks)[: late_block(len(network.blocks))]
-    tokens, _ = run_blocks(blocks, tokens, c)
-    return tokens[:, : network.pos_embed.shape[1]]
