@@ -4,22 +4,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit.config import TrainConfig
 from dit.diffusion import classifier
+from dit.diffusion.alignment import draws_of
 from dit.diffusion.classifier import NoisyClassifier, classifier_loss
 from dit.diffusion.objective import Loss, LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Denoiser, Flow, Process
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder, load_text_encoder
 from dit.errors import UserError, one_line
+from dit.models.parts import Parts
 from dit.models.registry import create_model, is_classifier, side_multiple
 from dit.models.routing import kept_tokens
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import Size, sides, size_flag, size_of
+
+INNER_WEIGHT = 0.5  # of the inner head's loss
 
 
 def build_process(config: TrainConfig) -> Process:
@@ -49,26 +54,37 @@ def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) 
 
 
 def build_loss(
-    config: TrainConfig, network: Callable[..., Tensor], process: Process
+    config: TrainConfig,
+    network: Callable[..., Any],
+    process: Process,
+    align: Callable[..., Tensor] | None = None,
 ) -> tuple[LossFunction, tuple[str, ...]]:
-    """Return the loss that training minimises, and the names of its terms."""
+    """Return the loss that training minimises, and the names of its terms.
+
+    Args:
+        align: the loss of an early block's tokens, while --align lasts.
+    """
     if is_classifier(config.model):
         loss = partial(classifier_loss, NoisyClassifier(network, process))
         return _without_uniforms(loss), classifier.TERMS
 
     denoise = Denoiser(network, process, config.objective, config.learn_sigma)
-    if config.loss == "vlb":
-        return _without_uniforms(partial(variational_loss, denoise)), ("vb",)
-    weighted = partial(
-        diffusion_loss,
-        min_snr_gamma=config.min_snr_gamma,
-        velocity=config.loss == "velocity",
-        cosine=config.cosine,
-    )
-    terms = loss_terms(config.learn_sigma, config.cosine)
+    loss: Callable[..., Loss] = variational_loss
+    terms: tuple[str, ...] = ("vb",)
+    if config.loss != "vlb":
+        loss = partial(
+            diffusion_loss,
+            min_snr_gamma=config.min_snr_gamma,
+            velocity=config.loss == "velocity",
+            cosine=config.cosine,
+        )
+        terms = loss_terms(config.learn_sigma, config.cosine)
+    if config.inner_head or config.align:
+        more = ("inner",) * config.inner_head + ("align",) * bool(config.align)
+        return partial(_loss_of_parts, denoise, config, loss, align), terms + more
     if config.route:
-        return partial(_routed, denoise, config.route, weighted), terms
-    return _without_uniforms(partial(weighted, denoise)), terms
+        return partial(_routed, denoise, config.route, loss), terms
+    return _without_uniforms(partial(loss, denoise)), terms
 
 
 def _without_uniforms(loss: Callable[..., Loss]) -> LossFunction:
@@ -86,6 +102,44 @@ def _routed(denoise: Denoiser, share: float, loss: Callable[..., Loss], *inputs:
         return denoise.network(x, t, y, keep)  # type: ignore[call-arg]
 
     return loss(replace(denoise, network=network), *inputs)
+
+
+def _loss_of_parts(
+    denoise: Denoiser,
+    config: TrainConfig,
+    loss: Callable[..., Loss],
+    align: Callable[..., Tensor] | None,
+    *inputs: Tensor,
+) -> Loss:
+    """Return a loss of a network, with those of its inner head and of its early tokens."""
+    *given, uniforms = inputs
+    draws = draws_of(config.align)
+    uniforms, for_align = uniforms.split([uniforms.shape[1] - draws, draws], dim=1)
+    keep = kept_tokens(uniforms, config.route) if config.route else None
+    calls: list[Parts] = []
+
+    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        calls.append(denoise.network(x, t, y, keep, True))  # type: ignore
+        return calls[0].out
+
+    total = loss(replace(denoise, network=network), *given)
+    (parts,) = calls
+    if config.inner_head:
+        # the same target, from the same call
+        inner = loss(replace(denoise, network=lambda x, t, y: parts.inner), *given)
+        total = _plus(total, "inner", INNER_WEIGHT, inner.each)
+    if config.align:
+        # once it has ended, the log still has its column
+        aligned = torch.zeros_like(total.each)
+        if align:
+            aligned = align(parts.tokens, *given, for_align)
+        total = _plus(total, "align", config.align_weight, aligned)
+    return total
+
+
+def _plus(loss: Loss, name: str, weight: float, each: Tensor) -> Loss:
+    """Return a loss with another one of each image [B] added."""
+    return Loss(loss.each + weight * each, {**loss.terms, name: each.detach()})
 
 
 def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoiser:

@@ -49,6 +49,8 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
         num_classes=num_classes,
         learn_sigma=config.learn_sigma,
         conditioning=config.conditioning,
+        block=config.block,
+        inner_head=config.inner_head,
     )
     statistics = [0.5] * 3 if config.latent_norm == "data" else None
     card = ModelCard(

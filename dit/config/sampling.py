@@ -26,6 +26,7 @@ from dit.config.validation import (
     require_words,
 )
 
+INTERNAL = Path("internal")  # value of --guide: the run's own inner head
 PERFORMANCE_FLAGS = ("batch_size", "compile")  # settings that images do not depend on
 
 
@@ -52,7 +53,8 @@ class SamplerConfig:
     """Variance of ddpm steps; auto: learned where the network has it, else small."""
     guide: Path | None = None
     """Autoguidance (2406.02507): --cfg-scale extrapolates from this weaker run or checkpoint, not
-    from the null class. It must have the same latents and process."""
+    from the null class. It must have the same latents and process. internal: from the inner head of
+    a run that was trained with --inner-head, in the same call (2512.24176)."""
     classifier: Path | None = None
     """Classifier guidance (2105.05233): a run of `dit train-classifier` with the same latents and
     process."""

@@ -75,6 +75,9 @@ class TrainConfig:
     """Layers of a DiT's blocks. plain: those of 2212.09748; modern: RMSNorm, rotary positions,
     normed queries and keys, SwiGLU and heads of 64. Each can be switched: plain+rope,
     modern-qknorm+nobias; the switches are rmsnorm, rope, qknorm, swiglu, heads64, nobias."""
+    inner_head: bool = False
+    """A second last layer after an early block of a DiT (8 of 28), trained along with half the
+    weight; `sample.py --guide internal` guides by it (2512.24176)."""
     unet_attention: tuple[int, ...] | None = None
     """With a UNet: levels with self-attention, by their side in latents, such as 16 8; unless
     given, those of its size."""
@@ -110,6 +113,15 @@ class TrainConfig:
     route: float = 0.0
     """Share of an image's tokens that skip the middle blocks in training, such as 0.5, drawn again
     in every step (TREAD, 2501.04765). It saves their work; sampling uses all tokens."""
+
+    align: str | None = None
+    """Align the tokens of an early block of a DiT (8 of 28) with features of the same image. self:
+    those of a later block of the EMA, at less noise (SRA, 2505.02831). A projector is trained for
+    it and dropped in the end."""
+    align_weight: float = 0.5
+    """Weight of the loss of --align, 1 - cos (2410.06940)."""
+    align_until: float = 0.4
+    """Share of the steps after which --align ends: it helps early and hinders late (2505.16792)."""
 
     # -- optimisation ----------------------------------------------------------------------------
     steps: int = 560
@@ -223,8 +235,14 @@ class TrainConfig:
         _require_generator(self)
         _require_process(self)
         _require_network(self)
+        _require_align(self)
         _require_labels(self)
         _require_text(self)
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether training reads what an early block of the network knows."""
+        return self.inner_head or self.align is not None
 
 
 RANGES: dict[tuple[str, ...], Range] = {
@@ -240,6 +258,8 @@ RANGES: dict[tuple[str, ...], Range] = {
     ("sample_every", "ckpt_every", "log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
     ("label_dropout", "ema", "beta2", "route"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     ("cooldown",): (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    ("align_weight",): POSITIVE,
+    ("align_until",): (lambda v: 0 < v <= 1, "a number above 0, at most 1"),
     ("eval_samples",): TWO_OR_MORE,
     ("ema_every", "epochs", "min_snr_gamma"): POSITIVE_OR_NONE,
     ("gpus",): (lambda v: all(count > 0 for count in v), "numbers above 0"),
@@ -324,6 +344,18 @@ def _require_network(config: TrainConfig) -> None:
                 "drop --route, or pass --model DiT-S/2",
             ),
             (
+                config.align is not None and not config.model.startswith("DiT-"),
+                f"--align {config.align} {model}",
+                "a DiT with it",
+                "its tokens are aligned: drop --align, or pass --model DiT-S/2",
+            ),
+            (
+                config.inner_head and not config.model.startswith("DiT-"),
+                f"--inner-head {model}",
+                "a DiT with it",
+                "drop --inner-head, or pass --model DiT-S/2",
+            ),
+            (
                 config.optimizer == "muon" and config.model.startswith("UNet-"),
                 f"--optimizer muon {model}",
                 "a DiT with it",
@@ -350,6 +382,14 @@ def _require_network(config: TrainConfig) -> None:
             ),
         ]
     )
+
+
+def _require_align(config: TrainConfig) -> None:
+    aligned = config.align is not None
+    unread = "without --align", "--align", "pass --align self"
+    require_use(config, ("align_weight", "align_until"), aligned, *unread)
+    if aligned and config.align != "self":
+        raise UserError(f"--align {config.align}", "self", "pass --align self, or drop it")
 
 
 def _require_labels(config: TrainConfig) -> None:

@@ -1,14 +1,25 @@
 """Guidance: maps a denoiser to a denoiser, so that samplers need not know of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from dit.diffusion.process import Denoise, Prediction, Process, like, target
+from dit.diffusion.process import (
+    Denoise,
+    Denoiser,
+    Prediction,
+    Process,
+    like,
+    network_times,
+    target,
+)
 
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, t, y) -> the gradient of log p(y | x_t) by x_t, in the shape of x_t."""
+Pair = Callable[[Tensor, Tensor, Tensor], tuple[Prediction, Prediction]]
+"""(x_t, t, y) -> a strong and a weak prediction."""
 
 
 def cfg(
@@ -20,6 +31,7 @@ def cfg(
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
     guide: Denoise | None = None,
+    pair: Pair | None = None,
 ) -> Denoise:
     """Return classifier-free guidance of a denoiser (2207.12598), or autoguidance (2406.02507).
 
@@ -34,6 +46,7 @@ def cfg(
         channels: guide only the first so many, as the DiT release does with 3; all if None.
         guide: autoguidance: a weaker denoiser, instead of the null class. Its `out` has to be of
             the same objective, see `with_objective`.
+        pair: internal guidance: both predictions of one call, see `inner_pair`.
     """
     low, high = interval
 
@@ -41,7 +54,9 @@ def cfg(
         if scale == 1 or not low <= float(t) / process.end <= high:
             return denoise(x_t, t, y)
 
-        if guide:
+        if pair:
+            strong, weak = pair(x_t, t, y)
+        elif guide:
             strong, weak = denoise(x_t, t, y), guide(x_t, t, y)
         else:
             # both halves in one call
@@ -64,6 +79,29 @@ def _extrapolate(strong: Tensor, weak: Tensor, scale: float, channels: int | Non
         return guided
     # the other channels stay conditional
     return torch.cat([guided[:, :channels], strong[:, channels:]], dim=1)
+
+
+def inner_pair(denoise: Denoiser) -> Pair:
+    """Return the predictions of a network and of its inner head (2512.24176, equation 9).
+
+    Args:
+        denoise: whose network returns the two.
+    """
+
+    def pair(x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Prediction, Prediction]:
+        times = network_times(denoise.process, t, x_t)
+        strong, weak = (
+            replace(denoise, network=lambda *inputs, out=out: out)(x_t, t, y)
+            for out in denoise.network(x_t, times, y)
+        )
+        return strong, weak
+
+    return pair
+
+
+def strong_of(pair: Pair) -> Denoise:
+    """Return the denoiser of the strong prediction alone."""
+    return lambda x_t, t, y: pair(x_t, t, y)[0]
 
 
 def classifier_guidance(

@@ -1,21 +1,29 @@
 """A network over ranks: each has all of it (DDP), or a share of every tensor (FSDP2)."""
 
-from collections.abc import Callable, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 
 
 def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> None:
-    """Keep this rank's share of every tensor, block by block (FSDP2).
+    """Keep this rank's share of every tensor, block by block where there are blocks (FSDP2).
 
     A block's weights are gathered when it is called, in bfloat16 where that is the precision, and
     freed after it. Shares, gradients summed over ranks, and the optimizer are float32.
@@ -32,7 +40,7 @@ def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> 
     ignored = {parameter for name, parameter in network.named_parameters() if name in fixed}
     for parameter in ignored:
         parameter.data = parameter.data.to(ranks.device)
-    for block in network.blocks:  # type: ignore[union-attr]
+    for block in _blocks(network):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, mp_policy=policy, ignored_params=ignored)
 
@@ -41,7 +49,7 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
     """Return the network as the loop calls it: gradients are means over ranks."""
     if isinstance(network, FSDPModule):
         # FSDP2's hooks stay outside of what is compiled.
-        for block in network.blocks if compiled else ():  # type: ignore[union-attr]
+        for block in _blocks(network) if compiled else ():
             block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
         return network
     wrapped = network
@@ -53,7 +61,27 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
     return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
 
 
-def warm_up_ddp(network: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) -> None:
+def as_forward(network: nn.Module, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the function (network, *inputs) of a frozen network as one of the inputs.
+
+    A sharded network gathers its weights for it, as for its forward pass, and frees them after it.
+    """
+    bound = partial(function, network)
+    if not isinstance(network, FSDPModule):
+        return bound
+    network.bound = bound  # type: ignore[assignment]
+    register_fsdp_forward_method(network, "bound")
+
+    def call(*inputs: Tensor) -> Tensor:
+        out = network.bound(*inputs)  # type: ignore[operator]
+        # without a backward pass, nothing else frees those outside of the blocks
+        network.reshard()
+        return out
+
+    return call
+
+
+def warm_up_ddp(network: nn.Module, inputs: Callable[[], tuple[Any, ...]]) -> None:
     """Let DDP fix the order in which it sums gradients, which takes a backward pass.
 
     The last bit of sums over three ranks or more depends on that order, and a resumed run has to
@@ -63,18 +91,27 @@ def warm_up_ddp(network: nn.Module, inputs: Callable[[], tuple[Tensor, ...]]) ->
         inputs: returns any inputs of a step.
     """
     if isinstance(_uncompiled(network), DistributedDataParallel):
-        network(*inputs()).sum().backward()
+        outputs = [part for part in tree_leaves(network(*inputs())) if part is not None]
+        sum(part.sum() for part in outputs).backward()  # type: ignore[union-attr]
         network.zero_grad(set_to_none=True)
 
 
-def sync_gradients(network: nn.Module, last: bool) -> AbstractContextManager:
-    """Return a context in which ranks average gradients in the last micro-batch only."""
-    wrapped = _uncompiled(network)
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(last)
-    if isinstance(wrapped, DistributedDataParallel) and not last:
-        return wrapped.no_sync()
-    return nullcontext()
+@contextmanager
+def sync_gradients(networks: Sequence[nn.Module], last: bool) -> Iterator[None]:
+    """Let ranks average gradients in the last micro-batch only."""
+    with ExitStack() as stack:
+        for network in networks:
+            wrapped = _uncompiled(network)
+            if isinstance(wrapped, FSDPModule):
+                wrapped.set_requires_gradient_sync(last)
+            if isinstance(wrapped, DistributedDataParallel) and not last:
+                stack.enter_context(wrapped.no_sync())
+        yield
+
+
+def _blocks(network: nn.Module) -> Sequence[nn.Module]:
+    """Return the blocks of a network, if it has any."""
+    return list(getattr(network, "blocks", ()))
 
 
 def _uncompiled(network: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import PERFORMANCE_FLAGS, SamplerConfig
+from dit.config.sampling import INTERNAL
 from dit.distributed.device import compute_precision
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -68,10 +69,17 @@ def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
         config,
         precision=compute_precision(run.device, config.precision),
         image_size=size_of(*run.image_size) if run.trained_size else None,
-        guide=config.guide and sha256(find_weights(config.guide)),
+        guide=_guide(config),
         classifier=config.classifier and sha256(find_weights(config.classifier)),
     )
     return {name: value for name, value in asked.items() if name not in PERFORMANCE_FLAGS}
+
+
+def _guide(config: SamplerConfig) -> str | None:
+    """Return the hash of the weights that guide, or `internal`."""
+    if config.guide in (None, INTERNAL):
+        return config.guide and str(config.guide)
+    return sha256(find_weights(config.guide))
 
 
 def settings_in_use(config: SamplerConfig, **known: Any) -> dict[str, Any]:

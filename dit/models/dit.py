@@ -9,29 +9,26 @@ B images; T tokens, one a patch; D features of a token; p the side of a patch: T
 
 import torch
 from einops import rearrange
-from timm.layers import PatchEmbed, to_2tuple
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from dit.errors import UserError
 from dit.models.embeddings import (
     Condition,
     LabelEmbedder,
     TimestepEmbedder,
     position_embedding,
+    stack_tokens,
     text_mask,
 )
 from dit.models.initial_weights import init_weights
 from dit.models.layers import PLAIN, BlockLayers
-from dit.models.routing import run_routed
+from dit.models.parts import Parts, early_block
+from dit.models.routing import run_blocks, run_routed
+from dit.models.sizes import grid_of
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
-
-
-def stack_tokens(time: Tensor, label: Tensor) -> Tensor:
-    """Return time and class, each [B, D], as two tokens [B, 2, D]."""
-    return torch.stack([time, label], dim=1)
 
 
 class Block(nn.Module):
@@ -99,7 +96,7 @@ class PatchTransformer(nn.Module):
     ):
         super().__init__()
         self.patch_size = patch_size
-        self.grid = self._grid(input_size)
+        self.grid = grid_of(input_size, patch_size)
         self.x_embedder = PatchEmbed(None, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         positions = position_embedding(hidden_size, self.grid)
@@ -112,19 +109,9 @@ class PatchTransformer(nn.Module):
     def resize(self, input_size: int | tuple[int, int]) -> None:
         """Accept latents of another size, over which the grid of training is stretched."""
         features = self.pos_embed.shape[-1]
-        positions = position_embedding(features, self._grid(input_size), self.grid)
+        grid = grid_of(input_size, self.patch_size)
+        positions = position_embedding(features, grid, self.grid)
         self.pos_embed = nn.Parameter(positions[None].to(self.pos_embed), requires_grad=False)
-
-    def _grid(self, input_size: int | tuple[int, int]) -> tuple[int, int]:
-        """Return the number of tokens along height and width."""
-        height, width = to_2tuple(input_size)
-        if height % self.patch_size or width % self.patch_size:
-            raise UserError(
-                f"latents of {height} x {width} with patch size {self.patch_size}",
-                "a patch size that divides the latents",
-                "change --model or --image-size",
-            )
-        return height // self.patch_size, width // self.patch_size
 
 
 class DiT(PatchTransformer):
@@ -142,6 +129,7 @@ class DiT(PatchTransformer):
         layers: of the blocks; those of the paper unless given.
         block, final_layer: how the network is conditioned; adaLN-Zero unless given.
         text_width: features of a text token, for a network of text instead of classes.
+        inner_head: whether there is a second last layer, after an early block (see parts.py).
     """
 
     def __init__(
@@ -159,6 +147,7 @@ class DiT(PatchTransformer):
         block: type[Block] = DiTBlock,
         final_layer: type[nn.Module] = FinalLayer,
         text_width: int | None = None,
+        inner_head: bool = False,
     ):
         super().__init__(
             input_size=input_size,
@@ -176,7 +165,9 @@ class DiT(PatchTransformer):
         else:
             self.y_embedder = LabelEmbedder(num_classes, hidden_size)
         self.blocks = nn.ModuleList(block(hidden_size, num_heads, layers) for _ in range(depth))
-        self.final_layer = final_layer(hidden_size, patch_size, out_channels, layers)
+        last = (hidden_size, patch_size, out_channels, layers)
+        self.final_layer = final_layer(*last)
+        self.inner_final_layer = final_layer(*last) if inner_head else None
         self.layers = layers
         self.head_size = hidden_size // num_heads
         rotation = layers.rotation(self.head_size, self.grid)
@@ -185,22 +176,32 @@ class DiT(PatchTransformer):
 
     def resize(self, input_size: int | tuple[int, int]) -> None:
         super().resize(input_size)
-        rotation = self.layers.rotation(self.head_size, self._grid(input_size), self.grid)
+        grid = grid_of(input_size, self.patch_size)
+        rotation = self.layers.rotation(self.head_size, grid, self.grid)
         self.rotation = None if rotation is None else rotation.to(self.pos_embed)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, keep: Tensor | None = None, parts: bool = False
+    ) -> Tensor | Parts:
         """Predict [B, C or 2C, H, W] from latents, times [B] and class ids [B] or text.
 
         Args:
             keep: tokens [B, K] that do not skip the middle blocks, in training; all unless given.
+            parts: return what an early block knows too.
         """
         tokens, c = self.embed(x, t, y)
-        if keep is not None:
-            tokens = run_routed(list(self.blocks), tokens, c, keep, self.pos_embed.shape[1])
-            return self.unpatchify(tokens, c, x)
-        for block in self.blocks:
-            tokens = block(tokens, c)
-        return self.unpatchify(tokens, c, x)
+        blocks, places = list(self.blocks), self.pos_embed.shape[1]
+        tap = early_block(len(blocks)) if parts else 0
+        if keep is None:
+            tokens, early = run_blocks(blocks, tokens, c, tap)
+        else:
+            tokens, early = run_routed(blocks, tokens, c, keep, places, tap)
+
+        out = self.unpatchify(tokens, c, x)
+        if early is None:
+            return out
+        inner = self.inner_final_layer and self.unpatchify(early, c, x, self.inner_final_layer)
+        return Parts(out, inner, early[:, :places])
 
     def embed(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Condition]:
         """Return what the blocks read: tokens [B, T, D] and the condition."""
@@ -220,9 +221,11 @@ class DiT(PatchTransformer):
         # adaLN reads the sum, in-context and cross-attention read the two
         return Condition(time + label, self.context(time, label))
 
-    def unpatchify(self, tokens: Tensor, c: Condition, x: Tensor) -> Tensor:
-        """Map the last block's tokens to patches, and these to latents of the size of x."""
+    def unpatchify(
+        self, tokens: Tensor, c: Condition, x: Tensor, head: nn.Module | None = None
+    ) -> Tensor:
+        """Map a block's tokens to patches by a last layer, these to latents of the size of x."""
         p = self.patch_size
         h, w = x.shape[-2] // p, x.shape[-1] // p
-        patches = self.final_layer(tokens[:, : h * w], c)  # [B, T, p * p * C]
+        patches = (head or self.final_layer)(tokens[:, : h * w], c)  # [B, T, p * p * C]
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)

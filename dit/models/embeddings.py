@@ -23,6 +23,11 @@ class Condition(NamedTuple):
         return self._replace(rotation=self.rotation[:, keep][:, :, None])  # [2, B, 1, K, d / 2]
 
 
+def stack_tokens(time: Tensor, label: Tensor) -> Tensor:
+    """Return time and class, each [B, D], as two tokens [B, 2, D]."""
+    return torch.stack([time, label], dim=1)
+
+
 class TimestepEmbedder(nn.Module):
     """Times [B] to vectors [B, D]: cosines and sines of 128 frequencies, two linear layers."""
 

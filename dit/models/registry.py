@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from torch import Tensor, nn
+from torch import nn
 
 from dit.errors import UserError, did_you_mean
 from dit.models import classifier, unet
@@ -12,6 +12,7 @@ from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import DiT, PatchTransformer
 from dit.models.layers import PLAIN, parse_layers
+from dit.models.parts import early_block
 from dit.models.routing import number_kept
 from dit.models.sizes import PATCHES, SIZES
 from dit.models.unet import UNet
@@ -33,9 +34,10 @@ def create_model(
     text_width: int | None = None,
     unet_attention: tuple[int, ...] | None = None,
     time_scale: float = 1.0,
+    inner_head: bool = False,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
-    check_name(name, conditioning, block)
+    check_name(name, conditioning, block, inner_head)
     assert (conditioning == "text") == (text_width is not None)
     family, size, patch = _parts(name)
     shape: dict[str, Any] = dict(
@@ -72,13 +74,16 @@ def create_model(
         block=kind,
         final_layer=final_layer,
         text_width=text_width,
+        inner_head=inner_head,
     )
     transformer.t_embedder.time_scale = time_scale
     return transformer
 
 
-def check_name(name: str, conditioning: str, block: str = "plain") -> None:
-    """Refuse unknown names, and a choice of conditioning or block for networks that are no DiT."""
+def check_name(
+    name: str, conditioning: str, block: str = "plain", inner_head: bool = False
+) -> None:
+    """Refuse unknown names, and choices of a DiT for networks that are none."""
     if name not in NAMES:
         raise UserError(
             f"unknown model {name!r}",
@@ -89,13 +94,14 @@ def check_name(name: str, conditioning: str, block: str = "plain") -> None:
         known = ", ".join(CONDITIONINGS)
         raise UserError(f"--conditioning {conditioning}", f"one of {known}", "choose one of them")
     parse_layers(block)
-    for flag, value, default in (
-        ("--conditioning", conditioning, "adaln-zero"),
-        ("--block", block, "plain"),
+    for flag, typed, default in (
+        ("--conditioning", f"--conditioning {conditioning}", conditioning == "adaln-zero"),
+        ("--block", f"--block {block}", block == "plain"),
+        ("--inner-head", "--inner-head", not inner_head),
     ):
-        if value != default and name not in DIT_NAMES:
+        if not default and name not in DIT_NAMES:
             raise UserError(
-                f"{flag} {value} with --model {name}",
+                f"{typed} with --model {name}",
                 f"a DiT with {flag}",
                 f"drop {flag}, or pass --model {DIT_NAMES[1]}",
             )
@@ -139,6 +145,8 @@ def describe_network(network: nn.Module) -> str:
         kind = f"Diffusion Transformer, {of_block[type(network.blocks[0])]} conditioning"  # type: ignore[index]
         if network.layers != PLAIN:
             kind += f", blocks with {network.layers}"
+        if network.inner_final_layer:
+            kind += f", an inner head after block {early_block(len(network.blocks))}"
     height, width = network.grid
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 
@@ -154,18 +162,20 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def multiply_adds(name: str, text_tokens: int = 0, route: float = 0.0, **sizes: Any) -> int:
+def multiply_adds(
+    name: str, text_tokens: int = 0, route: float = 0.0, parts: bool = False, **sizes: Any
+) -> int:
     """Return multiply-adds of a forward pass for one image, which papers call "Gflops".
 
-    Real FLOPs are twice that. `sizes` are those of `create_model`.
+    Real FLOPs are twice that. `route`, `parts` and `sizes` are those of `zero_inputs`.
     """
     # nothing is allocated or computed on the meta device
     with torch.device("meta"):
         network = create_model(name, **sizes)
-        return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, route, **sizes))
+        return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, route, parts, **sizes))
 
 
-def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def multiply_adds_of(network: nn.Module, inputs: tuple[Any, ...]) -> int:
     """Return multiply-adds of a forward pass on these inputs."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -175,12 +185,18 @@ def multiply_adds_of(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 
 def zero_inputs(
-    name: str, batch: int, text_tokens: int, route: float = 0.0, **sizes: Any
-) -> tuple[Tensor, ...]:
+    name: str,
+    batch: int,
+    text_tokens: int,
+    route: float = 0.0,
+    parts: bool = False,
+    **sizes: Any,
+) -> tuple[Any, ...]:
     """Return inputs of zeros for the network `create_model(name, **sizes)`.
 
     Args:
         route: share of the tokens that skip the middle blocks.
+        parts: whether a DiT returns what an early block knows too.
     """
     x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
     t = torch.zeros(batch)
@@ -189,7 +205,10 @@ def zero_inputs(
     y = torch.zeros(batch, dtype=torch.long)
     if width := sizes.get("text_width"):
         y = torch.zeros(batch, text_tokens, width)
-    if not route:
-        return x, t, y
-    keep = torch.arange(number_kept(route, count_tokens(name, sizes["input_size"])))
-    return x, t, y, keep.expand(batch, -1)
+    keep = None
+    if route:
+        kept = number_kept(route, count_tokens(name, sizes["input_size"]))
+        keep = torch.arange(kept).expand(batch, -1)
+    if parts:
+        return x, t, y, keep, True
+    return (x, t, y) if keep is None else (x, t, y, keep)

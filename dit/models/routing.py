@@ -1,4 +1,4 @@
-"""Token routing (TREAD, 2501.04765): in training, half of the tokens skip the middle blocks.
+"""How tokens pass the blocks; in routing (TREAD, 2501.04765) half of them skip the middle ones.
 
 B images, T tokens of an image, K kept ones, S tokens of a condition, D features.
 """
@@ -30,26 +30,45 @@ def routed_blocks(depth: int) -> range:
     return range(2, depth - 3) if depth >= 12 else range(1, depth - 1)
 
 
+def run_blocks(
+    blocks: Sequence[nn.Module], tokens: Tensor, c: Condition, tap: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Run blocks on tokens [B, T + S, D]; return them after all blocks, and after the first `tap`.
+
+    The second is None if there are not so many blocks, or `tap` is 0.
+    """
+    early = None
+    for number, block in enumerate(blocks, start=1):
+        tokens = block(tokens, c)
+        if number == tap:
+            early = tokens
+    return tokens, early
+
+
 def run_routed(
-    blocks: Sequence[nn.Module], tokens: Tensor, c: Condition, keep: Tensor, places: int
-) -> Tensor:
-    """Run blocks on tokens [B, T + S, D]; the middle ones on `keep` [B, K] of the image alone.
+    blocks: Sequence[nn.Module],
+    tokens: Tensor,
+    c: Condition,
+    keep: Tensor,
+    places: int,
+    tap: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """Run blocks as `run_blocks` does; the middle ones on `keep` [B, K] of the image alone.
 
     All others return to their places as they came to the middle.
 
     Args:
         places: T. Tokens of a condition follow those of the image, and never skip.
+        tap: at most the last block of the middle. Within it, tokens return as after it.
     """
     middle = routed_blocks(len(blocks))
     others = torch.arange(places, tokens.shape[1], device=keep.device).expand(len(keep), -1)
     ids = torch.cat([keep, others], dim=1)[..., None].expand(-1, -1, tokens.shape[-1])
 
-    tokens = _run(blocks[: middle.start], tokens, c)
-    kept = _run(blocks[middle.start : middle.stop], tokens.gather(1, ids), c.at(keep))
-    return _run(blocks[middle.stop :], tokens.scatter(1, ids, kept.to(tokens.dtype)), c)
-
-
-def _run(blocks: Sequence[nn.Module], tokens: Tensor, c: Condition) -> Tensor:
-    for block in blocks:
-        tokens = block(tokens, c)
-    return tokens
+    first, short = blocks[: middle.start], blocks[middle.start : middle.stop]
+    tokens, early = run_blocks(first, tokens, c, tap)
+    kept, early_kept = run_blocks(short, tokens.gather(1, ids), c.at(keep), tap - middle.start)
+    if early_kept is not None:
+        early = tokens.scatter(1, ids, early_kept.to(tokens.dtype))
+    tokens = tokens.scatter(1, ids, kept.to(tokens.dtype))
+    return run_blocks(blocks[middle.stop :], tokens, c)[0], early

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from timm.layers import to_2tuple
+
+from dit.errors import UserError
+
 PATCHES = (1, 2, 4, 8)
 SIZES: dict[str, dict[str, Any]] = {
     "Ti": dict(depth=6, hidden_size=256, num_heads=4),
@@ -14,3 +18,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "3B": dict(depth=32, hidden_size=2304, num_heads=18),
     "7B": dict(depth=40, hidden_size=3072, num_heads=24),
 }
+
+
+def grid_of(input_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Return the number of tokens along height and width."""
+    height, width = to_2tuple(input_size)
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"latents of {height} x {width} with patch size {patch_size}",
+            "a patch size that divides the latents",
+            "change --model or --image-size",
+        )
+    return height // patch_size, width // patch_size

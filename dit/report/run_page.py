@@ -38,10 +38,11 @@ PAGE = "report.html"
 UNSIGNED = b"metrics.jsonl, config.json, machine.json.</footer>"  # ends pages of earlier versions
 MOST_GRIDS = 6  # in the strip of samples
 SETTINGS = {
-    "network": "model conditioning block unet_attention text_encoder learn_sigma",
+    "network": "model conditioning block inner_head unet_attention text_encoder learn_sigma",
     "data": "data image_column label_column vae image_size num_classes flip latent_norm",
     "diffusion": (
-        "process objective loss cosine time_sampling time_shift min_snr_gamma label_dropout route"
+        "process objective loss cosine time_sampling time_shift min_snr_gamma label_dropout route "
+        "align align_weight align_until"
     ),
     "optimisation": (
         "steps epochs global_batch_size grad_accum optimizer lr weight_decay beta2 warmup cooldown "

@@ -33,6 +33,7 @@ class NetworkSpec:
     block: str = "plain"  # layers of a DiT's blocks, see models/layers.py
     text_width: int | None = None  # features of a text token, with conditioning `text`
     unet_attention: tuple[int, ...] | None = None  # sides where a U-Net attends; None: its default
+    inner_head: bool = False  # a second last layer after an early block
     time_scale: float = 1.0  # factor on times 0 … 1000 before they are embedded; SiT has 1/1000
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class NetworkSpec:
             if not all(value is not None and low <= value <= high for value in values):
                 given = f"{name} {getattr(self, name)}"
                 raise UserError(given, f"{low} to {high:,}", INTACT)
-        check_name(self.model, self.conditioning, self.block)
+        check_name(self.model, self.conditioning, self.block, self.inner_head)
         # networks are compared as text, and plain+rope+qknorm is plain+qknorm+rope
         object.__setattr__(self, "block", parse_layers(self.block).spec)
         if not text and self.text_width is not None:

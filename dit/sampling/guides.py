@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from dit.config import SamplerConfig
+from dit.config.sampling import INTERNAL
 from dit.diffusion.classifier import NoisyClassifier
-from dit.diffusion.guidance import cfg, classifier_guidance, unconditional, with_objective
+from dit.diffusion.guidance import (
+    cfg,
+    classifier_guidance,
+    inner_pair,
+    strong_of,
+    unconditional,
+    with_objective,
+)
 from dit.diffusion.process import Denoise, Denoiser
 from dit.encoders.autoencoder import load_autoencoder
 from dit.encoders.text import Captioned
@@ -32,15 +40,18 @@ def build_guidance(
     process, objective = denoise.process, denoise.objective
     num_classes = card.network.num_classes
 
-    # the weak prediction is that of the null class (2207.12598) or of a weaker network (2406.02507)
+    # the weak prediction is that of the null class (2207.12598), of a weaker network (2406.02507),
+    # or of the inner head (2512.24176)
+    pair = inner_pair(denoise) if settings.guide == INTERNAL else None
     guided = cfg(
-        denoise,
+        strong_of(pair) if pair else denoise,
         process,
         settings.cfg_scale,
         null_label=num_classes,
         interval=settings.cfg_interval,
         channels=settings.cfg_channels,
         guide=with_objective(weaker, process, objective) if weaker else None,
+        pair=pair,
     )
     if not num_classes:
         # labels, if there are any, are the classifier's

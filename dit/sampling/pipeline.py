@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import SamplerConfig
+from dit.config.sampling import INTERNAL
 from dit.diffusion import samplers
 from dit.diffusion.process import Denoise, Denoiser, Prediction, Process
 from dit.encoders.text import Captioned
 from dit.models.feature_cache import CachedNetwork, run_all_blocks, run_outer_blocks
+from dit.models.parts import BothHeads
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
 from dit.sampling.load import LoadedRun, without_captions
@@ -94,7 +96,8 @@ def build_pipeline(
     assert settings.steps
 
     # before anything is compiled: these may not fit the run
-    guide = load_guide(run, settings.guide) if settings.guide else None
+    other = settings.guide if settings.guide != INTERNAL else None
+    guide = load_guide(run, other) if other else None
     classifier = load_classifier(run, settings.classifier) if settings.classifier else None
 
     denoise = prepare_for_inference(run, settings)
@@ -151,6 +154,9 @@ def prepare_for_inference(run: LoadedRun, settings: SamplerConfig) -> Denoiser:
         all_blocks = compiled(partial(run_all_blocks, network))
         outer_blocks = compiled(partial(run_outer_blocks, network))
         network = CachedNetwork(all_blocks, outer_blocks, settings.block_cache)
+    elif settings.guide == INTERNAL:
+        # 2512.24176: the inner head is the weaker network
+        network = compiled(BothHeads(network))
     else:
         network = compiled(network)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dit.config.sampling import INTERNAL
 from dit.encoders.text import Captioned
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_header
@@ -57,7 +58,9 @@ def _guides(pipeline: SamplingPipeline) -> dict[str, Any]:
     settings = pipeline.settings
     entries: dict[str, Any] = {}
     # no paths: the same network elsewhere makes the same images
-    if settings.guide:
+    if settings.guide == INTERNAL:
+        entries["guide"] = "its inner head"
+    elif settings.guide:
         entries |= _network("guide", settings.guide)
     if settings.classifier:
         entries |= _network("classifier", settings.classifier)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dit.build import build_process
 from dit.config import SamplerConfig
+from dit.config.sampling import INTERNAL
 from dit.config.validation import NOT_DDPM, require_use
 from dit.diffusion.process import DDPM
 from dit.distributed.device import compute_precision
@@ -31,6 +32,7 @@ def validate(config: SamplerConfig, card: ModelCard) -> None:
         )
     _validate_times(config, card)
     _validate_guidance(config, card)
+    _validate_inner_head(config, card)
 
     if config.block_cache and not card.network.model.startswith("DiT"):
         raise UserError(
@@ -76,6 +78,23 @@ def _validate_guidance(config: SamplerConfig, card: ModelCard) -> None:
             f"--cfg-scale {config.cfg_scale:g} for a run {why}",
             "a network with classes and a null class",
             "pass --cfg-scale 1, or a weaker run with --guide",
+        )
+
+
+def _validate_inner_head(config: SamplerConfig, card: ModelCard) -> None:
+    if config.guide != INTERNAL:
+        return
+    if not card.network.inner_head:
+        raise UserError(
+            "--guide internal for a run without an inner head",
+            "a run trained with --inner-head",
+            "train one, or pass a weaker run (a folder of that name: with its full path)",
+        )
+    if config.block_cache:
+        raise UserError(
+            f"--guide internal with --block-cache {config.block_cache}",
+            "one of the two",
+            "the inner head needs the blocks that the cache leaves out: drop --block-cache",
         )
 
 

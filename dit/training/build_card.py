@@ -54,6 +54,7 @@ def build_card(
         learn_sigma=config.learn_sigma,
         conditioning=config.conditioning,
         block=config.block,
+        inner_head=config.inner_head,
         text_width=encoder.width if encoder else None,
         unet_attention=config.unet_attention,
     )

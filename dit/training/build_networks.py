@@ -2,6 +2,7 @@
 
 from collections.abc import Set
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,14 @@ def wrap(
 
 def _blank_micro_batch(
     card: ModelCard, plan: TrainingPlan, ranks: Ranks, text_tokens: int
-) -> tuple[Tensor, ...]:
-    spec = card.network
-    inputs = zero_inputs(spec.model, plan.micro_batch, text_tokens, card.config.route, **spec.sizes)
-    return tuple(part.to(ranks.device) for part in inputs)
+) -> tuple[Any, ...]:
+    spec, config = card.network, card.config
+    inputs = zero_inputs(
+        spec.model,
+        plan.micro_batch,
+        text_tokens,
+        config.route,
+        parts=config.reads_parts,
+        **spec.sizes,
+    )
+    return tuple(part.to(ranks.device) if isinstance(part, Tensor) else part for part in inputs)

@@ -10,6 +10,7 @@ from dit.runs.card import ModelCard, same_autoencoder
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_header, read_weights
 
+INNER_HEAD = "inner_final_layer."  # before the names of its tensors
 PARTS = {
     "model": "model",
     "block": "blocks",
@@ -40,6 +41,11 @@ def find_origin(card: ModelCard, weights: Path) -> Path:
                 "the same for both",
                 f"pass {flag} {old}",
             )
+
+    if theirs["inner_head"] and not ours["inner_head"]:
+        raise UserError(
+            f"{trained_with} --inner-head", "the same network for both", "pass --inner-head"
+        )
 
     different = []
     for name, words in PARTS.items():
@@ -81,11 +87,14 @@ def _in_words(value: object) -> str:
 
 
 def initialise(network: nn.Module, card: ModelCard, weights: Path) -> None:
-    """Load another run's EMA; with another number of classes, what depends on them stays fresh."""
+    """Load another run's EMA; what it has not stays fresh: other classes, an inner head."""
     origin = read_weights(find_origin(card, weights))
     tensors = origin.state_dict
     if origin.card.network.num_classes != card.network.num_classes:
         tensors = tensors | fresh_classes(network, tensors)
+    if card.network.inner_head and not origin.card.network.inner_head:
+        own = network.state_dict()
+        tensors = tensors | {name: own[name] for name in own if name.startswith(INNER_HEAD)}
     load_weights(network, tensors, origin.path)
 
 

@@ -7,13 +7,17 @@ from dit.config import TrainConfig
 from dit.training.muon import MuonAdamW, split_parameters
 
 
-def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, config: TrainConfig, projector: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Return AdamW (1711.05101) of all weights that are trained, or Muon of those of the blocks."""
     betas = (0.9, config.beta2)
+    more = list(projector.parameters()) if projector else []
     if config.optimizer == "muon":
         matrices, others = split_parameters(network)
-        return MuonAdamW(matrices, others, config.lr, betas, config.weight_decay)
+        return MuonAdamW(matrices, others + more, config.lr, betas, config.weight_decay)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained += more
     return torch.optim.AdamW(
         trained, config.lr, betas, weight_decay=config.weight_decay, fused=True
     )

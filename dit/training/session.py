@@ -45,6 +45,8 @@ class TrainingSession:
     network: nn.Module  # as DDP and the compiler wrap it
     loss: LossFunction  # of that network
     start: int  # steps done before
+    projector: nn.Module | None = None  # of --align, wrapped alike
+    late_loss: LossFunction | None = None  # after --align has ended
     rollbacks: int = 0  # to the checkpoint at `start`
 
     @property
@@ -71,6 +73,20 @@ class TrainingSession:
     def finished(self) -> bool:
         """Whether all steps were done before."""
         return self.start == self.steps
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that is trained, as DDP and the compiler wrap it."""
+        return (self.network,) if self.projector is None else (self.network, self.projector)
+
+    def aligns(self, step: int) -> bool:
+        """Return whether step `step`, counted from 1, is one of --align."""
+        return self.projector is not None and step <= self.config.align_until * self.steps
+
+    def loss_of(self, step: int) -> LossFunction:
+        """Return the loss of step `step`."""
+        ended = self.projector is not None and not self.aligns(step)
+        return self.late_loss if ended and self.late_loss else self.loss
 
     def position(self, step: int) -> int:
         """Return the position in the data of step `step`, counted from 1; rollbacks move it."""

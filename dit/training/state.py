@@ -20,6 +20,7 @@ class State:
     """All that changes in training. All else derives from the step number."""
 
     network: nn.Module
+    projector: nn.Module | None  # of --align, trained beside the network
     optimizer: torch.optim.Optimizer
     ema: EMA
     means: RunningMeans
@@ -32,12 +33,25 @@ class State:
         """All networks that follow the trained one."""
         return self.ema, *self.power_emas
 
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """All networks that are trained, by their prefix in checkpoints."""
+        return {
+            "network": self.network,
+            **({"projector": self.projector} if self.projector else {}),
+        }
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All weights that are trained, and fixed tables."""
+        return [p for network in self.trained.values() for p in network.parameters()]
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by its name in checkpoints; loading into them restores the state."""
         if not self.optimizer.state:
             create_moments(self.optimizer)
         # Prefixes are those of checkpoints, whatever attributes are called today.
-        networks = {"network": self.network, "ema": self.ema.network}
+        networks = {**self.trained, "ema": self.ema.network}
         networks |= {f"ema-{ema.length:g}": ema.network for ema in self.power_emas}
 
         tensors = {
@@ -45,7 +59,10 @@ class State:
             for prefix, network in networks.items()
             for name, tensor in network.state_dict().items()
         }
-        for name, parameter in self.network.named_parameters():
+        names = dict(self.network.named_parameters())
+        if self.projector:
+            names |= dict(self.projector.named_parameters("projector"))
+        for name, parameter in names.items():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
         if self.time_sampler:
@@ -59,6 +76,7 @@ class State:
 
 def new_state(
     network: nn.Module,
+    projector: nn.Module | None,
     ema: EMA,
     power_emas: tuple[PowerEMA, ...],
     config: TrainConfig,
@@ -74,7 +92,8 @@ def new_state(
     loss_aware = config.time_sampling == "loss-aware"
     return State(
         network,
-        build_optimizer(network, config),
+        projector,
+        build_optimizer(network, config, projector),
         ema,
         RunningMeans(("loss", "grad_norm", *terms), device, process.end),
         SpikeGuard(config.spike, device),

@@ -1,5 +1,7 @@
 """One optimizer step."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ from dit.training.state import State
 def train_step(
     state: State,
     inputs: LossInputs,
-    network: nn.Module,
+    networks: Sequence[nn.Module],
     loss_function: LossFunction,
     *,
     step: int,
@@ -31,7 +33,7 @@ def train_step(
     the averages still move towards the weights.
 
     Args:
-        network: `state.network` as DDP and the compiler wrap it; `loss_function` calls it.
+        networks: those of the state as DDP and the compiler wrap them; `loss_function` calls them.
         grad_accum: micro-batches whose gradients are averaged.
         clip: the largest norm of the gradient; 0 does not clip.
     """
@@ -40,7 +42,7 @@ def train_step(
     micro_batches = zip(*(part.chunk(grad_accum) for part in inputs), strict=True)
     for number, (x0, labels, t, eps, weights, uniforms) in enumerate(micro_batches, start=1):
         # Ranks average gradients in the last micro-batch only; DDP decides it in the forward pass.
-        with sync_gradients(network, number == grad_accum), autocast(ranks.device, precision):
+        with sync_gradients(networks, number == grad_accum), autocast(ranks.device, precision):
             unweighted = loss_function(x0, labels, t, eps, uniforms)
         loss = unweighted.weighted(weights)
         (loss.mean / grad_accum).backward()
@@ -49,7 +51,7 @@ def train_step(
         terms = [loss.mean.detach(), *(term.mean() for term in loss.terms.values())]
         logged += torch.stack(terms) / grad_accum
 
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip or float("inf"))
+    norm = nn.utils.clip_grad_norm_(state.parameters, clip or float("inf"))
     norm = full_tensor(norm)
 
     # Ranks skip the same steps, because they compare the same numbers. Nothing waits for the GPU.

@@ -9,7 +9,7 @@ from dit.runs.checkpoint_files import (
     latest_checkpoint,
 )
 from dit.runs.posthoc_ema import FOLDER
-from dit.training.cost.describe import describe_data
+from dit.training.cost.describe_data import describe_data
 from dit.training.resume import changes
 from dit.training.session import TrainingSession
 from dit.utils.files import command_line, shell_quote

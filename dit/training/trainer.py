@@ -39,8 +39,8 @@ def take_step(session: TrainingSession, batch: Batch, step: int) -> None:
     train_step(
         state,
         draw_loss_inputs(session.stream, batch, session.autoencoder, state.time_sampler, position),
-        session.network,
-        session.loss,
+        session.networks,
+        session.loss_of(step),
         step=step,
         lr=learning_rate(config, step - 1, session.steps),
         grad_accum=config.grad_accum,

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from dit.commands.sweep import parameter_grid as grid
 from dit.commands.sweep.points import Setting
 from dit.config import SamplerConfig, SweepConfig
+from dit.config.sampling import INTERNAL
 from dit.config.validation import NOT_DDIM, NOT_DDPM, NOTHING_GUIDED, require_lengths, require_use
 from dit.runs import posthoc_ema
 from dit.runs.checkpoint_files import find_weights
@@ -44,7 +45,9 @@ def settings_of(cfg: SweepConfig, run: LoadedRun) -> list[Setting]:
     grid.check_count("the sweep", math.prod(map(len, axes.values())))
 
     # the weights as they are now: a guiding run may go on training
-    guide = cfg.guide and find_weights(cfg.guide)
+    guide = cfg.guide
+    if guide and guide != INTERNAL:
+        guide = find_weights(guide)
     classifier = cfg.classifier and find_weights(cfg.classifier)
     pinned = dataclasses.replace(cfg, guide=guide, classifier=classifier)
 

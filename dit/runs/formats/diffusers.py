@@ -46,6 +46,12 @@ def _require_plain(spec: NetworkSpec) -> None:
             "plain and adaln-zero, the only ones of DiTTransformer2DModel",
             "use this package for it",
         )
+    if spec.inner_head:
+        raise UserError(
+            "a DiT with an inner head for diffusers",
+            "one last layer, as DiTTransformer2DModel has",
+            "use this package for it",
+        )
 
 
 def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:

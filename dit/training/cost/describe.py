@@ -3,22 +3,20 @@
 from dataclasses import asdict
 
 import torch
+from torch import nn
 
 from dit.build import build_network
 from dit.config import OPTIMIZERS, TrainConfig
-from dit.data.counts import count_of, describe_count
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import Autoencoder
-from dit.latents.store import Latents
 from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
-from dit.runs.card import NetworkSpec
-from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
+from dit.training.cost.describe_data import describe_data, describe_latents
+from dit.training.cost.flops import alignment_flops, training_flops
 from dit.training.cost.memory import PART_NAMES, Memory
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
-from dit.utils.image_size import describe_size
 
 
 def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
@@ -31,7 +29,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         network = build_network(spec)
     tokens = inputs.encoder.length if inputs.encoder else 0
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
-    routed = multiply_adds(spec.model, tokens, config.route, **spec.sizes)
+    trained = training_flops(spec, tokens, config.route)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
     devices = f"{ranks.world} x {ranks.device.type}"
 
@@ -40,7 +38,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{6 * routed / 1e9:.3g} GFLOP to train on it",
+        f"{trained / 1e9:.3g} GFLOP to train on it{describe_alignment(network, card, tokens)}",
         "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder)),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
         "data": describe_data(config, source, spec),
@@ -53,6 +51,15 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
 
+def describe_alignment(network: nn.Module, card: ModelCard, text_tokens: int) -> str:
+    """Return what --align costs in words: a pass of the teacher, and the projector."""
+    config = card.config
+    if config.align is None:
+        return ""
+    flops = alignment_flops(network, card.network, text_tokens) / 1e9
+    return f", and {flops:.3g} for --align in the first {config.align_until:.0%} of the steps"
+
+
 def describe_memory(need: Memory, frozen: int) -> str:
     """Return the parts that are not negligible, with the bytes of networks that are not trained."""
     sizes = {PART_NAMES[name]: size for name, size in asdict(need).items()}
@@ -60,25 +67,6 @@ def describe_memory(need: Memory, frozen: int) -> str:
     parts = [f"{name} {gib(size)}" for name, size in sizes.items() if size >= 2**30 / 200]
     total = gib(need.total + frozen)
     return f"about {total} GiB a rank at the peak of a step: {', '.join(parts)}"
-
-
-def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> str:
-    """Return how many images and classes a network is trained on."""
-    captions = spec.text_width is not None
-    count = describe_count(len(source.labels), len(source.classes), captions)
-    if source.classes and not spec.num_classes:
-        count = f"{count_of(len(source.labels), 'image')}, unconditional"
-    if isinstance(source, AssumedImageNet):
-        count = f"not found here; ImageNet assumed, {count}"
-    return f"{config.data}: {count}, flips {'on' if source.flips else 'off'}"
-
-
-def describe_latents(config: TrainConfig, source: Latents, autoencoder: Autoencoder) -> str:
-    shape = "x".join(map(str, source.shape))
-    stage = f"{autoencoder.name} (factor {autoencoder.factor})"
-    if isinstance(autoencoder, AssumedAutoencoder):
-        stage += "; its weights are not here, their shapes are assumed"
-    return f"{shape} from {describe_size(config.image_size)}, {stage}"
 
 
 def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:

@@ -22,8 +22,11 @@ from torch.utils._pytree import tree_leaves
 
 from dit.build import build_network
 from dit.config import TrainConfig
+from dit.diffusion.alignment import alignment_loss
 from dit.distributed.activation_checkpoint import activation_checkpointing
 from dit.distributed.device import autocast, choose_attention
+from dit.models.alignment import Projector, late_tokens
+from dit.models.parts import Parts
 from dit.models.registry import zero_inputs
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.optimizer import build_optimizer
@@ -97,6 +100,8 @@ def simulated_step(
         averages=1 + len(config.ema_lengths),
         optimizer=config.optimizer,
         route=config.route,
+        parts=config.reads_parts,
+        align=config.align,
     )
 
 
@@ -112,13 +117,22 @@ class SimulatedStep:
     averages: int = 1  # EMAs
     optimizer: str = "adamw"
     route: float = 0.0
+    parts: bool = False  # whether an early block is read
+    align: str | None = None
 
     def memory(self, batch: int, layout: Layout) -> Memory:
         """Return the peak on one rank, for `batch` images at once."""
         return self.peak(self.timeline(batch, layout), layout)
 
     def inputs(self, images: int) -> tuple[Tensor, ...]:
-        return zero_inputs(self.spec.model, images, self.text_tokens, self.route, **self.spec.sizes)
+        return zero_inputs(
+            self.spec.model,
+            images,
+            self.text_tokens,
+            self.route,
+            self.parts,
+            **self.spec.sizes,
+        )
 
     def timeline(self, batch: int, layout: Layout) -> np.ndarray:
         """Return the bytes of each of PARTS over time, [allocations, parts]."""
@@ -132,20 +146,38 @@ class SimulatedStep:
             inputs = self.inputs(batch)
             choose_attention(network, self.device, precision)
             activation_checkpointing(network, self.recompute)
-            optimizer = with_moments(network, self.optimizer)
+            projector, teacher = self.alignment(network)
+            optimizer = with_moments(network, self.optimizer, projector)
             optimizer.zero_grad(set_to_none=not layout.keeps_gradients)
 
             ledger = Ledger()
             drawn = torch.zeros(DRAWN * layout.grad_accum, *inputs[0].shape)
-            record_existing(ledger, network, optimizer, [*inputs, drawn])
+            trained = nn.ModuleList([network, *([projector] if projector else [])])
+            tensors = [part for part in inputs if isinstance(part, Tensor)]
+            record_existing(ledger, trained, optimizer, [*tensors, drawn])
             with ledger:
                 with autocast(device, precision):
-                    loss = network(*inputs).float().square().mean()
+                    outputs = network(*inputs)
+                    loss = sum_of_losses(outputs)
+                    if projector:
+                        with torch.no_grad():
+                            features = late_tokens(teacher, *inputs[:3])
+                        projected = projector(outputs.tokens).float()
+                        loss = loss + alignment_loss(projected, features.float()).mean()
                 ledger.part = "temporaries"
                 loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
                 optimizer.step()
         return np.array(ledger.rows)
+
+    def alignment(self, network: Any) -> tuple[nn.Module | None, Any]:
+        """Return projector and teacher of --align, if it is asked for."""
+        if self.align is None:
+            return None, None
+        # the averages count the teacher's weights: what it allocates is its activations
+        teacher = build_network(self.spec).requires_grad_(False)
+        size = network.pos_embed.shape[-1]
+        return Projector(size, size, network.grid), teacher
 
     def peak(self, timeline: np.ndarray, layout: Layout) -> Memory:
         """Return the moment with most bytes in use on one rank."""
@@ -169,9 +201,18 @@ class SimulatedStep:
             return build_network(self.spec)
 
 
-def with_moments(network: nn.Module, name: str) -> torch.optim.Optimizer:
+def sum_of_losses(outputs: Tensor | Parts) -> Tensor:
+    """Return the squares of a network's predictions, []."""
+    predictions = outputs if isinstance(outputs, Parts) else (outputs,)
+    return sum(each.float().square().mean() for each in predictions[:2] if each is not None)  # type: ignore[return-value]
+
+
+def with_moments(
+    network: nn.Module, name: str, projector: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer as the trainer has it after a step."""
-    optimizer = build_optimizer(network, TrainConfig(optimizer=name))  # type: ignore[arg-type]
+    config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
+    optimizer = build_optimizer(network, config, projector)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)

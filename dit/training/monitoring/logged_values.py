@@ -16,6 +16,8 @@ def log_values(
     """Return the numbers of the log: means since its last line; update and memory as of now."""
     # This waits for the device, so that the stopwatch counts all of its work.
     means = session.state.means.compute_and_reset(session.ranks)
+    if session.config.align and not session.aligns(step):
+        del means["align"]
     lap = watch.lap(step - session.start)
     speed = session.config.global_batch_size * lap.steps_per_second
 
