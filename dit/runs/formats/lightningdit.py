@@ -74,9 +74,10 @@ def from_lightningdit(state_dict: StateDict) -> StateDict:
     for name, tensor in state_dict.items():
         if name.endswith((".mlp.w12.weight", ".mlp.w12.bias")):
             converted[name.replace("w12", "fc1")] = _wider(tensor, parts=2)
-        elif name.endswith(".mlp.w3.weight"):
+        elif name.endswith(".mlp.w3.weight") and tensor.ndim == 2:
+            # its columns are the hidden features
             converted[name.replace("w3", "fc2")] = _wider(tensor.mT).mT
-        elif name.endswith(".mlp.w3.bias"):
+        elif name.endswith((".mlp.w3.weight", ".mlp.w3.bias")):
             converted[name.replace("w3", "fc2")] = tensor
         elif name.startswith("blocks.") and ".adaLN_modulation.1." in name:
             converted[name] = _with_shifts(tensor, width)
@@ -126,22 +127,8 @@ def read_statistics(file: Path, channels: int) -> tuple[list[float], list[float]
         loaded = open_foreign(file)
     except UserError as error:
         raise UserError(f"--latent-stats: {error.given}", STATISTICS, error.do) from None
-    values = []
-    for name in ("mean", "std"):
-        tensor = loaded.get(name) if isinstance(loaded, Mapping) else None
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            has = f", only {first_names(map(str, loaded))}" if isinstance(loaded, Mapping) else ""
-            raise UserError(
-                f"--latent-stats {file} has no numbers {name}{has}", STATISTICS, "check the path"
-            )
-        if tensor.numel() != channels or not tensor.isfinite().all():
-            raise UserError(
-                f"--latent-stats {file} with {name} of shape {list(tensor.shape)}",
-                f"a finite number for each of {channels} channels",
-                "take the file of the same autoencoder",
-            )
-        values.append(tensor.float().flatten().tolist())
-    mean, std = values
+    mean = _values(loaded, "mean", channels, file)
+    std = _values(loaded, "std", channels, file)
     if min(std) <= 0:
         raise UserError(
             f"--latent-stats {file} with deviations down to {min(std):g}",
@@ -149,6 +136,23 @@ def read_statistics(file: Path, channels: int) -> tuple[list[float], list[float]
             "copy it again",
         )
     return mean, std
+
+
+def _values(loaded: Any, name: str, channels: int, file: Path) -> list[float]:
+    """Return a number for each channel, by its name in a loaded file."""
+    tensor = loaded.get(name) if isinstance(loaded, Mapping) else None
+    if not isinstance(tensor, Tensor) or not _is_plain(tensor):
+        has = f", only {first_names(map(str, loaded))}" if isinstance(loaded, Mapping) else ""
+        given = f"--latent-stats {file} has no numbers {name}{has}"
+        raise UserError(given, STATISTICS, "check the path")
+    values = tensor.float().flatten()
+    if len(values) != channels or not values.isfinite().all():
+        raise UserError(
+            f"--latent-stats {file} with {name} of shape {list(tensor.shape)}",
+            f"a finite number for each of {channels} channels",
+            "take the file of the same autoencoder",
+        )
+    return values.tolist()
 
 
 def _check_rotation(state_dict: StateDict) -> None:
@@ -170,7 +174,7 @@ def _head_size(state_dict: StateDict, width: int, usual: int) -> int:
     """Return the features of a head, from tensors that have them; else those of its code."""
     for name in (ROTATION[0], "blocks.0.attn.q_norm.weight"):
         if name in state_dict:
-            return state_dict[name].shape[-1]
+            return state_dict[name].shape[-1] if state_dict[name].ndim else 0
     return HEAD_SIZE if width == WIDTH_OF_1P0B else usual
 
 
@@ -179,9 +183,11 @@ def _wider(rows: Tensor, parts: int = 1) -> Tensor:
 
     A hidden feature of zeros is silu(0) * 0 = 0.
     """
+    if not _is_plain(rows) or len(rows) % parts:
+        return rows
     hidden = len(rows) // parts
     missing = -hidden % 8
-    if missing == 0 or not _is_plain(rows):
+    if missing == 0:
         return rows
     by_part = rows.float().unflatten(0, (parts, hidden))
     zeros = by_part.new_zeros(parts, missing, *rows.shape[1:])
@@ -190,7 +196,7 @@ def _wider(rows: Tensor, parts: int = 1) -> Tensor:
 
 def _with_shifts(rows: Tensor, width: int) -> Tensor:
     """Return rows of shift, scale and gate, twice, where the file has scale and gate alone."""
-    if len(rows) != 4 * width or not _is_plain(rows):
+    if not _is_plain(rows) or len(rows) != 4 * width:
         return rows
     scales_and_gates = rows.float().unflatten(0, (2, 2 * width))
     shifts = torch.zeros_like(scales_and_gates[:, :width])
@@ -198,5 +204,6 @@ def _with_shifts(rows: Tensor, width: int) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is one of numbers; others are refused by name later."""
-    return tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
+    """Whether a tensor is a list of numbers, or more; others are refused by name later."""
+    is_stored = tensor.layout is torch.strided and not tensor.is_meta
+    return is_stored and tensor.is_floating_point() and tensor.ndim > 0

@@ -283,6 +283,16 @@ CONTRADICTIONS = [
     refused("train --image-size 36 --dry-run", "expected a multiple of 8"),
     refused(f"train --data images {TRAIN} --global-batch-size 4 --grad-accum 3", "--grad-accum 3"),
     refused("train --on-divergence stop --max-skips 3", "--max-skips 3"),
+    refused("convert release.pt new.safetensors --latent-stats stats.npz", "--latent-stats"),
+    refused("convert release.pt new.safetensors --format lightningdit", "--vae"),
+    refused(
+        "convert release.pt new.safetensors --format lightningdit --vae identity", "--latent-stats"
+    ),
+    refused(
+        "convert release.pt new.safetensors --format lightningdit --vae identity "
+        "--latent-stats release.pt",
+        "no numbers mean",
+    ),
     refused("sample --run run --num-samples 4", "--out"),
     refused("sample --run run --num-samples 4 --out new.png", "new.png"),
     refused("sample --run run --out new", "new"),
