@@ -1,5 +1,6 @@
 """A frozen vision transformer of timm, whose patch features training aligns with (--align)."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -107,7 +108,9 @@ def _read_network(name: str, file: Path, config: TimmConfig) -> Any:
     network: Any = None
     # a name with a scheme, as hf-hub:…, would be downloaded
     if timm.is_model(architecture):
-        network = timm.create_model(architecture, pretrained=False, num_classes=0, **options)
+        # other networks do not take such arguments
+        with suppress(TypeError, ValueError, RuntimeError):
+            network = timm.create_model(architecture, pretrained=False, num_classes=0, **options)
     if not isinstance(network, VisionTransformer):
         raise UserError(
             f"--align {name} is {architecture!r}",

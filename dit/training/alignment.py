@@ -98,7 +98,9 @@ class SelfTeacher:
     process: Process
 
     def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor) -> Tensor:
-        earlier = cleaner_times(self.process, t, uniforms[:, 0].cpu())
+        # where the uniforms are: a GPU's would have to be waited for
+        t = t.to(uniforms.device, non_blocking=True)
+        earlier = cleaner_times(self.process, t, uniforms[:, 0])
         x_s = add_noise(self.process, x0, eps, earlier)
         return self.features(x_s, network_times(self.process, earlier, x_s), y)
 
