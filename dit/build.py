@@ -76,8 +76,8 @@ def build_loss(
         align: the loss of an early block's tokens, while --align lasts.
     """
     if is_classifier(config.model):
-        loss = partial(classifier_loss, NoisyClassifier(network, process))
-        return _without_uniforms(loss), classifier.TERMS
+        classified = partial(classifier_loss, NoisyClassifier(network, process))
+        return _without_uniforms(classified), classifier.TERMS
 
     denoise = Denoiser(network, process, config.objective, config.learn_sigma)
     loss: Callable[..., Loss] = variational_loss
@@ -129,17 +129,19 @@ def _loss_of_parts(
     keep = kept_tokens(uniforms, config.route) if config.route else None
     # before the network's pass, whose activations stay: the teacher's are gone by then
     features = align.features(*given, for_align) if align else None
+    read: Callable[..., Any] = denoise.network
     calls: list[Parts] = []
 
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        calls.append(denoise.network(x, t, y, keep, True))  # type: ignore
+        calls.append(read(x, t, y, keep, True))
         return calls[0].out
 
     total = loss(replace(denoise, network=network), *given)
     (parts,) = calls
     if config.inner_head:
         # the same target, from the same call
-        inner = loss(replace(denoise, network=lambda x, t, y: parts.inner), *given)
+        weak: Any = parts.inner
+        inner = loss(replace(denoise, network=lambda x, t, y: weak), *given)
         total = _plus(total, "inner", INNER_WEIGHT, inner.each)
     if config.align:
         # once it has ended, the log still has its column
