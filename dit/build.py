@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,25 @@ from dit.diffusion.objective import Loss, LossFunction, diffusion_loss, loss_ter
 from dit.diffusion.process import DDPM, Denoiser, Flow, Process
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder, load_text_encoder
+from dit.encoders.vision import VisionEncoder, load_vision_encoder
 from dit.errors import UserError, one_line
 from dit.models.parts import Parts
-from dit.models.registry import create_model, is_classifier, side_multiple
+from dit.models.registry import create_model, is_classifier, side_multiple, token_grid
 from dit.models.routing import kept_tokens
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.utils.image_size import Size, sides, size_flag, size_of
 
 INNER_WEIGHT = 0.5  # of the inner head's loss
+
+
+class AlignmentLoss(Protocol):
+    """The loss of --align: against features of a teacher."""
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        """Return the teacher's features [B, T, E] for the inputs of a loss."""
+
+    def __call__(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """Return the loss [B] of an early block's tokens [B, T, D]."""
 
 
 def build_process(config: TrainConfig) -> Process:
@@ -57,7 +68,7 @@ def build_loss(
     config: TrainConfig,
     network: Callable[..., Any],
     process: Process,
-    align: Callable[..., Tensor] | None = None,
+    align: AlignmentLoss | None = None,
 ) -> tuple[LossFunction, tuple[str, ...]]:
     """Return the loss that training minimises, and the names of its terms.
 
@@ -65,8 +76,8 @@ def build_loss(
         align: the loss of an early block's tokens, while --align lasts.
     """
     if is_classifier(config.model):
-        loss = partial(classifier_loss, NoisyClassifier(network, process))
-        return _without_uniforms(loss), classifier.TERMS
+        classified = partial(classifier_loss, NoisyClassifier(network, process))
+        return _without_uniforms(classified), classifier.TERMS
 
     denoise = Denoiser(network, process, config.objective, config.learn_sigma)
     loss: Callable[..., Loss] = variational_loss
@@ -108,7 +119,7 @@ def _loss_of_parts(
     denoise: Denoiser,
     config: TrainConfig,
     loss: Callable[..., Loss],
-    align: Callable[..., Tensor] | None,
+    align: AlignmentLoss | None,
     *inputs: Tensor,
 ) -> Loss:
     """Return a loss of a network, with those of its inner head and of its early tokens."""
@@ -116,23 +127,27 @@ def _loss_of_parts(
     draws = draws_of(config.align)
     uniforms, for_align = uniforms.split([uniforms.shape[1] - draws, draws], dim=1)
     keep = kept_tokens(uniforms, config.route) if config.route else None
+    # before the network's pass, whose activations stay: the teacher's are gone by then
+    features = align.features(*given, for_align) if align else None
+    read: Callable[..., Any] = denoise.network
     calls: list[Parts] = []
 
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        calls.append(denoise.network(x, t, y, keep, True))  # type: ignore
+        calls.append(read(x, t, y, keep, True))
         return calls[0].out
 
     total = loss(replace(denoise, network=network), *given)
     (parts,) = calls
     if config.inner_head:
         # the same target, from the same call
-        inner = loss(replace(denoise, network=lambda x, t, y: parts.inner), *given)
+        weak: Any = parts.inner
+        inner = loss(replace(denoise, network=lambda x, t, y: weak), *given)
         total = _plus(total, "inner", INNER_WEIGHT, inner.each)
     if config.align:
         # once it has ended, the log still has its column
         aligned = torch.zeros_like(total.each)
-        if align:
-            aligned = align(parts.tokens, *given, for_align)
+        if align and features is not None:
+            aligned = align(parts.tokens, features)
         total = _plus(total, "align", config.align_weight, aligned)
     return total
 
@@ -152,6 +167,15 @@ def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder
     if config.conditioning != "text":
         return None
     return load_text_encoder(config.text_encoder or "digits", device)
+
+
+def build_vision_encoder(
+    config: TrainConfig, spec: NetworkSpec, device: torch.device
+) -> VisionEncoder | None:
+    """Return the encoder of --align, for as many patches as the network has tokens."""
+    if config.align in (None, "self"):
+        return None
+    return load_vision_encoder(config.align, token_grid(spec.model, spec.input_size), device)
 
 
 def require_size(image_size: Size, spec: NetworkSpec, vae: str) -> None:

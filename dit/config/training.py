@@ -116,8 +116,10 @@ class TrainConfig:
 
     align: str | None = None
     """Align the tokens of an early block of a DiT (8 of 28) with features of the same image. self:
-    those of a later block of the EMA, at less noise (SRA, 2505.02831). A projector is trained for
-    it and dropped in the end."""
+    those of a later block of the EMA, at less noise (SRA, 2505.02831). Or a vision transformer of
+    timm that sees the decoded image (iREPA, 2512.10794): a local folder with config.json and
+    model.safetensors, or a hub name such as timm/vit_base_patch14_dinov2.lvd142m. A projector is
+    trained for it and dropped in the end."""
     align_weight: float = 0.5
     """Weight of the loss of --align, 1 - cos (2410.06940)."""
     align_until: float = 0.4
@@ -388,8 +390,6 @@ def _require_align(config: TrainConfig) -> None:
     aligned = config.align is not None
     unread = "without --align", "--align", "pass --align self"
     require_use(config, ("align_weight", "align_until"), aligned, *unread)
-    if aligned and config.align != "self":
-        raise UserError(f"--align {config.align}", "self", "pass --align self, or drop it")
 
 
 def _require_labels(config: TrainConfig) -> None:

@@ -196,11 +196,11 @@ class DiT(PatchTransformer):
             tokens, early = run_blocks(blocks, tokens, c, tap)
         else:
             tokens, early = run_routed(blocks, tokens, c, keep, places, tap)
-
         out = self.unpatchify(tokens, c, x)
         if early is None:
             return out
-        inner = self.inner_final_layer and self.unpatchify(early, c, x, self.inner_final_layer)
+        head = self.inner_final_layer
+        inner = self.unpatchify(early, c, x, head) if head else None
         return Parts(out, inner, early[:, :places])
 
     def embed(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Condition]:

@@ -1,5 +1,6 @@
 """Networks by name: forward(x, t, y) -> prediction; of classifiers forward(x, t) -> logits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from dit.models.dit import DiT, PatchTransformer
 from dit.models.layers import PLAIN, parse_layers
 from dit.models.parts import early_block
 from dit.models.routing import number_kept
-from dit.models.sizes import PATCHES, SIZES
+from dit.models.sizes import PATCHES, SIZES, grid_of
 from dit.models.unet import UNet
 
 DIT_NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]
@@ -151,6 +152,11 @@ def describe_network(network: nn.Module) -> str:
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 
 
+def token_grid(name: str, input_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the tokens of a DiT along height and width."""
+    return grid_of(input_size, split_name(name)[1])
+
+
 def count_tokens(name: str, input_size: int | tuple[int, int]) -> int:
     """Return the tokens of an image in a DiT."""
     height, width = to_2tuple(input_size)
@@ -175,7 +181,7 @@ def multiply_adds(
         return multiply_adds_of(network, zero_inputs(name, 1, text_tokens, route, parts, **sizes))
 
 
-def multiply_adds_of(network: nn.Module, inputs: tuple[Any, ...]) -> int:
+def multiply_adds_of(network: Callable[..., Any], inputs: tuple[Any, ...]) -> int:
     """Return multiply-adds of a forward pass on these inputs."""
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -82,6 +82,7 @@ class ModelCard:
     latent_std: list[float] | None = None
     vae_sha256: str | None = None  # of the autoencoder's weights; unknown in early versions
     text_encoder_sha256: str | None = None  # of --conditioning text
+    align_sha256: str | None = None  # of the encoder of --align
     ema_length: float | None = None  # of weights that are a power-function average (2312.02696)
 
     def __post_init__(self) -> None:

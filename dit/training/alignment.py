@@ -17,9 +17,12 @@ from dit.diffusion.process import Process, add_noise, network_times
 from dit.distributed.device import autocast
 from dit.distributed.parallel import as_forward, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captioned, Captions
+from dit.encoders.vision import VisionEncoder
 from dit.models.alignment import Projector, late_tokens
 from dit.training.build_networks import shard_or_move
+from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
 
 Teacher = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -40,10 +43,13 @@ class Alignment:
     wrapped: nn.Module
     teacher: Teacher
 
-    def __call__(self, tokens: Tensor, *inputs: Tensor) -> Tensor:
-        """Return the loss of each image, [B], of tokens [B, T, D] and the inputs of a loss."""
-        with torch.no_grad():
-            features = self.teacher(*inputs)
+    @torch.no_grad()
+    def features(self, *inputs: Tensor) -> Tensor:
+        """Return the teacher's features [B, T, E] for the inputs of a loss."""
+        return self.teacher(*inputs)
+
+    def __call__(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """Return the loss of each image, [B], of tokens [B, T, D] and features [B, T, E]."""
         return alignment_loss(self.wrapped(tokens).float(), features.float())
 
 
@@ -52,16 +58,18 @@ def build_alignment(
     ema: nn.Module,
     process: Process,
     captions: Captions | None,
+    inputs: RunInputs,
     plan: TrainingPlan,
     ranks: Ranks,
-    align: str | None,
 ) -> Alignment | None:
     """Return the alignment that --align asks for, with a fresh projector; None without it."""
-    if align is None:
+    if inputs.card.config.align is None:
         return None
     _, places, size = network.pos_embed.shape
-    teacher = build_self_teacher(ema, process, captions, plan)
-    projector = Projector(size, size, network.grid)
+    width, teacher = size, build_teacher(ema, process, captions, inputs, plan)
+    if inputs.vision:
+        width = inputs.vision.width
+    projector = Projector(size, width, network.grid)
     shard_or_move(projector, set(), plan, ranks)
 
     # DDP apart from the network's: once --align has ended, nothing calls it
@@ -90,15 +98,37 @@ class SelfTeacher:
     process: Process
 
     def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor) -> Tensor:
-        earlier = cleaner_times(self.process, t, uniforms[:, 0].cpu())
+        # where the uniforms are: a GPU's would have to be waited for
+        t = t.to(uniforms.device, non_blocking=True)
+        earlier = cleaner_times(self.process, t, uniforms[:, 0])
         x_s = add_noise(self.process, x0, eps, earlier)
         return self.features(x_s, network_times(self.process, earlier, x_s), y)
 
 
-def build_self_teacher(
-    ema: nn.Module, process: Process, captions: Captions | None, plan: TrainingPlan
-) -> SelfTeacher:
-    """Return the teacher of --align self, for networks of captions too."""
+@dataclass(frozen=True)
+class EncoderTeacher:
+    """A frozen encoder, which sees the clean image as the autoencoder decodes it.
+
+    Latents alone are at hand, whatever the data: the features are those of the reconstruction.
+    """
+
+    encoder: VisionEncoder
+    autoencoder: Autoencoder
+
+    def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor) -> Tensor:
+        return self.encoder.features(self.autoencoder.decode(x0))
+
+
+def build_teacher(
+    ema: nn.Module,
+    process: Process,
+    captions: Captions | None,
+    inputs: RunInputs,
+    plan: TrainingPlan,
+) -> Teacher:
+    """Return the teacher of --align: an encoder, or the EMA."""
+    if inputs.vision:
+        return EncoderTeacher(inputs.vision, inputs.autoencoder)
     features: Any = as_forward(ema, late_tokens)
     # FSDP2's hooks stay outside of what is compiled
     if plan.compiled and not isinstance(ema, FSDPModule):

@@ -23,7 +23,11 @@ MAX_CAPTIONS = 10_000  # that a card keeps of its data
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Return the configuration with absolute paths of other networks, to be found from anywhere."""
     encoder = config.text_encoder and absolute_if_local(config.text_encoder)
-    return replace(config, vae=absolute_if_local(config.vae), text_encoder=encoder)
+    align = config.align
+    if align not in (None, "self"):
+        align = absolute_if_local(align)
+    vae = absolute_if_local(config.vae)
+    return replace(config, vae=vae, text_encoder=encoder, align=align)
 
 
 def build_card(

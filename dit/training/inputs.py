@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dit.build import build_text_encoder, with_data_statistics
+from dit.build import build_text_encoder, build_vision_encoder, with_data_statistics
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import TextEncoder
+from dit.encoders.vision import VisionEncoder
 from dit.latents.load import keep_class_order
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
@@ -27,6 +28,7 @@ class RunInputs:
     source: Latents
     autoencoder: Autoencoder
     encoder: TextEncoder | None = None  # of captions
+    vision: VisionEncoder | None = None  # of --align
 
 
 def load_inputs(
@@ -50,14 +52,16 @@ def load_inputs(
     encoder = build_text_encoder(config, ranks.device)
 
     card = build_card(config, source, encoder, before)
+    vision = build_vision_encoder(card.config, card.network, ranks.device)
     card = replace(card, vae_sha256=autoencoder.checksum)
+    card = replace(card, align_sha256=vision.checksum if vision else None)
     # which times a network embeds is no flag: it follows from the weights that training starts from
     start = before if last else _card_of_init(config)
     if start:
         card = replace(card, network=replace(card.network, time_scale=start.network.time_scale))
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
-    return RunInputs(card, source, with_data_statistics(autoencoder, card), encoder)
+    return RunInputs(card, source, with_data_statistics(autoencoder, card), encoder, vision)
 
 
 def _card_of_init(config: TrainConfig) -> ModelCard | None:

@@ -38,7 +38,7 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
     captions = Captions(source.classes, "", encoder) if encoder else None
     conditioned = Captioned(wrapped, captions) if captions else wrapped
 
-    alignment = build_alignment(network, ema.network, process, captions, plan, ranks, config.align)
+    alignment = build_alignment(network, ema.network, process, captions, inputs, plan, ranks)
     loss, terms = build_loss(config, conditioned, process, alignment)
     late_loss, _ = build_loss(config, conditioned, process)
 

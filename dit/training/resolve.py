@@ -21,7 +21,7 @@ def resolve(inputs: RunInputs, ranks: Ranks) -> TrainingPlan:
         checkpoint=checkpoint,
         steps=total_steps(config, images),
         micro_batch=config.global_batch_size // (ranks.world * config.grad_accum),
-        parallel=choose(card, inputs.autoencoder, inputs.encoder, ranks),
+        parallel=choose(card, inputs.autoencoder, inputs.encoder, ranks, inputs.vision),
         precision=compute_precision(ranks.device, config.precision),
         compiled=compiled,
     )

@@ -127,4 +127,5 @@ def _all_settings(card: ModelCard) -> dict[str, object]:
         "latent_mean": card.latent_mean,
         "latent_std": card.latent_std,
         "text_encoder_sha256": card.text_encoder_sha256,
+        "align_sha256": card.align_sha256,
     }

@@ -1,7 +1,5 @@
 """One optimizer step."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -17,7 +15,7 @@ from dit.training.state import State
 def train_step(
     state: State,
     inputs: LossInputs,
-    networks: Sequence[nn.Module],
+    networks: tuple[nn.Module, ...],
     loss_function: LossFunction,
     *,
     step: int,

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dit.build import build_vision_encoder
 from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
@@ -47,7 +48,9 @@ def a_session(
     config = dataclasses.replace(config, out=folder / "session", **changes)
     autoencoder = load_autoencoder(config.vae)
     source = source or build_source(config, autoencoder)
-    return prepared(RunInputs(build_card(config, source), source, autoencoder), ranks)
+    card = build_card(config, source)
+    vision = build_vision_encoder(card.config, card.network, torch.device("cpu"))
+    return prepared(RunInputs(card, source, autoencoder, vision=vision), ranks)
 
 
 def prepared(inputs: RunInputs, ranks: Ranks | None = None) -> TrainingSession:

@@ -8,6 +8,7 @@ from dit.distributed.device import available_memory, uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder
+from dit.encoders.vision import VisionEncoder
 from dit.models.registry import count_parameters
 from dit.runs.card import ModelCard
 from dit.training.cost.memory import RESERVE, Layout, Memory, simulated_step
@@ -28,7 +29,11 @@ ALONE = Choice("ddp", "one process")
 
 
 def choose(
-    card: ModelCard, autoencoder: Autoencoder, encoder: TextEncoder | None, ranks: Ranks
+    card: ModelCard,
+    autoencoder: Autoencoder,
+    encoder: TextEncoder | None,
+    ranks: Ranks,
+    vision: VisionEncoder | None = None,
 ) -> Choice:
     """Return the same choice on all ranks: unless --parallel says which, DDP where every rank has
     the memory for it, else FSDP2."""
@@ -44,7 +49,7 @@ def choose(
     tokens = encoder.length if encoder else 0
     # counted once: the simulated step takes seconds
     need = ranks.on_main(lambda: memory(card, ranks, "ddp", tokens)).total
-    need += frozen_bytes(autoencoder, encoder)
+    need += frozen_bytes(autoencoder, encoder, vision)
 
     compared = f"{gib(need)} GiB per rank of the {gib(limit)} available to training"
     if need <= limit:
@@ -61,11 +66,13 @@ def memory(card: ModelCard, ranks: Ranks, parallel: str, text_tokens: int) -> Me
     return step.memory(batch, Layout(parallel, ranks.world, config.grad_accum))
 
 
-def frozen_bytes(autoencoder: Autoencoder, encoder: TextEncoder | None) -> int:
+def frozen_bytes(
+    autoencoder: Autoencoder, encoder: TextEncoder | None, vision: VisionEncoder | None = None
+) -> int:
     """Return the bytes of the networks that are not trained, in float32."""
     # the codec of `identity` has no network
     first_stage = getattr(autoencoder.codec, "network", None)
-    networks = [first_stage, encoder.network if encoder else None]
+    networks = [first_stage, *(each.network for each in (encoder, vision) if each)]
     return 4 * sum(count_parameters(network) for network in networks if network)
 
 

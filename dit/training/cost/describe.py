@@ -9,10 +9,11 @@ from dit.build import build_network
 from dit.config import OPTIMIZERS, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
-from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.card import NetworkSpec
+from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
 from dit.training.cost.describe_data import describe_data, describe_latents
-from dit.training.cost.flops import alignment_flops, training_flops
+from dit.training.cost.flops import training_flops
 from dit.training.cost.memory import PART_NAMES, Memory
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
@@ -38,8 +39,8 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{trained / 1e9:.3g} GFLOP to train on it{describe_alignment(network, card, tokens)}",
-        "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder)),
+        f"{trained / 1e9:.3g} GFLOP to train on it{describe_alignment(network, inputs)}",
+        "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder, inputs.vision)),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
         "data": describe_data(config, source, spec),
         "latents": describe_latents(config, source, autoencoder),
@@ -51,12 +52,12 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
 
 
-def describe_alignment(network: nn.Module, card: ModelCard, text_tokens: int) -> str:
+def describe_alignment(network: nn.Module, inputs: RunInputs) -> str:
     """Return what --align costs in words: a pass of the teacher, and the projector."""
-    config = card.config
+    config = inputs.card.config
     if config.align is None:
         return ""
-    flops = alignment_flops(network, card.network, text_tokens) / 1e9
+    flops = alignment_flops(network, inputs) / 1e9
     return f", and {flops:.3g} for --align in the first {config.align_until:.0%} of the steps"
 
 

@@ -30,7 +30,7 @@ def dry_run(inputs: RunInputs, ranks: Ranks) -> str:
     if not config.gpus:
         return table
 
-    frozen = frozen_bytes(inputs.autoencoder, encoder)
+    frozen = frozen_bytes(inputs.autoencoder, encoder, inputs.vision)
     step = PlannedStep(card, encoder.length if encoder else 0, frozen)
     images = plan.steps * config.global_batch_size
     return f"{table}\n{ranks.on_main(lambda: scaling_table(step, images))}"

@@ -7,11 +7,8 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from dit.distributed.device import device_kind
-from dit.models.dit import DiT
-from dit.models.parts import late_block
 from dit.models.registry import multiply_adds
 from dit.runs.card import NetworkSpec
 from dit.training.session import TrainingSession
@@ -83,16 +80,6 @@ def training_flops(spec: NetworkSpec, text_tokens: int = 0, route: float = 0.0) 
     what --align adds for a while.
     """
     return 6.0 * multiply_adds(spec.model, text_tokens, route, spec.inner_head, **spec.sizes)
-
-
-def alignment_flops(network: nn.Module, spec: NetworkSpec, text_tokens: int) -> float:
-    """Return the FLOPs of --align self for one image: the teacher's pass and the projector."""
-    assert isinstance(network, DiT)
-    _, places, size = network.pos_embed.shape
-    share = late_block(len(network.blocks)) / len(network.blocks)
-    # 3 x 3 products a token, trained as the network is
-    projector = 6.0 * 9 * places * size**2
-    return 2.0 * share * multiply_adds(spec.model, text_tokens, **spec.sizes) + projector
 
 
 def peak_of(device: torch.device, bf16: bool) -> Peak:

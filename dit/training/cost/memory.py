@@ -157,11 +157,12 @@ class SimulatedStep:
             record_existing(ledger, trained, optimizer, [*tensors, drawn])
             with ledger:
                 with autocast(device, precision):
-                    outputs = network(*inputs)
-                    loss = sum_of_losses(outputs)
                     if projector:
                         with torch.no_grad():
                             features = late_tokens(teacher, *inputs[:3])
+                    outputs = network(*inputs)
+                    loss = sum_of_losses(outputs)
+                    if projector:
                         projected = projector(outputs.tokens).float()
                         loss = loss + alignment_loss(projected, features.float()).mean()
                 ledger.part = "temporaries"
@@ -174,7 +175,8 @@ class SimulatedStep:
         """Return projector and teacher of --align, if it is asked for."""
         if self.align is None:
             return None, None
-        # the averages count the teacher's weights: what it allocates is its activations
+        # The averages count the teacher's weights: what it allocates is its activations. An
+        # encoder's weights count as frozen; its features are taken as wide as the tokens.
         teacher = build_network(self.spec).requires_grad_(False)
         size = network.pos_embed.shape[-1]
         return Projector(size, size, network.grid), teacher

@@ -174,6 +174,25 @@ NUMBERS = [
     refused("sample --run run --sampler ddim --eta 2", "--eta 2"),
     refused("sample --run run --batch-size 0", "--batch-size 0"),
     refused("sample --run run --block-cache 1", "--block-cache 1"),
+    refused("sample --run run --guide internal --cfg-scale 2", "without an inner head"),
+    refused("sample --run run --guide internal", "--cfg-scale 1"),
+    refused(
+        f"train --data images {TRAIN} --out new --align nothing", "--align nothing is not a folder"
+    ),
+    refused(
+        f"train --data images {TRAIN} --out new --align images", "--align images has no config.json"
+    ),
+    refused(
+        f"train --data images {TRAIN} --out new --align-until 0.5",
+        "--align-until 0.5 without --align",
+    ),
+    refused(
+        f"train --data images {TRAIN} --out new --align self --align-until 0", "--align-until 0;"
+    ),
+    refused(
+        f"train --data images {TRAIN} --out new --align self --align-weight -1",
+        "--align-weight -1;",
+    ),
     refused("sample --run run --image-size 7", "--image-size 7"),
     refused("sample --run run --image-size 0", "--image-size 0"),
     refused("sample --run run --classes 99", "no class 99"),

@@ -121,6 +121,23 @@ def test_a_text_encoder_adds_tokens_and_frozen_weights(capsys):
     assert f"about {need / 2**30:.2f} GiB" in rows["memory"]
 
 
+def test_alignment_and_inner_head_are_counted(capsys):
+    """A teacher's pass over 4 of 6 blocks, and 3 x 3 products on 4 tokens of 256 features."""
+    plain = printed_rows(capsys)["compute"]
+    assert "--align" not in plain
+    network = spec("DiT-Ti/4")
+    macs = multiply_adds(network.model, **network.sizes)
+    flops = 2 * macs * 4 / 6 + 6 * 9 * 4 * 256**2
+    aligned = printed_rows(capsys, align="self", align_until=0.25)["compute"]
+    assert aligned == f"{plain}, and {flops / 1e9:.3g} for --align in the first 25% of the steps"
+
+    headed = printed_rows(capsys, inner_head=True)
+    # modulation of two vectors an image, and 48 numbers a token
+    head = 6 * (256 * 2 * 256 + 4 * 256 * 48)
+    assert f"{(6 * macs + head) / 1e9:.3g} GFLOP to train" in headed["compute"]
+    assert "an inner head after block 2" in headed["model"]
+
+
 def test_memory_is_printed_by_part(capsys):
     rows = printed_rows(capsys, precision="fp32", grad_accum=2)
     need = step_memory(spec("DiT-Ti/4"), 8, Layout(grad_accum=2))

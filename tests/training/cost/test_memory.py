@@ -41,7 +41,8 @@ def measured(session):
     step = stepper(session)
     step()  # AdamW creates its moments
     ledger = Ledger()
-    record_existing(ledger, session.state.network, session.state.optimizer, [])
+    trained = nn.ModuleList(session.state.trained.values())
+    record_existing(ledger, trained, session.state.optimizer, [])
     with ledger:
         step()
     return max(ledger.rows, key=sum)
@@ -58,6 +59,7 @@ def measured(session):
         dict(precision="fp32", batch=16, grad_accum=2, recompute="full"),
         dict(precision="bf16", conditioning="cross-attention"),
         dict(precision="bf16", conditioning="adaln-single"),
+        dict(precision="bf16", align="self", inner_head=True, align_until=1.0),
         dict(precision="fp32", model="UNet-S", batch=4),
         dict(precision="bf16", model="Classifier-Ti/2", label_dropout=0.0),
     ],
