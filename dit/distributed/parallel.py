@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dit.distributed.compile_cache import keep_compiled_code
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 
@@ -39,6 +40,8 @@ def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> 
 
 def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     """Return the network as the loop calls it: gradients are means over ranks."""
+    if compiled:
+        keep_compiled_code(ranks.device)
     if isinstance(network, FSDPModule):
         # FSDP2's hooks stay outside of what is compiled.
         for block in network.blocks if compiled else ():  # type: ignore[union-attr]
