@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from helpers import forked
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit.build import build_network
@@ -154,9 +153,12 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give the tests a feature cache of their own; compiled code stays where PyTorch puts it."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
-    os.environ["DIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Give the tests a cache of their own, but for compiled code, which takes minutes."""
+    folder = tmp_path_factory.mktemp("cache")
+    shared = Path(tempfile.gettempdir()) / f"dit-tests-compiled-{os.getuid()}"
+    shared.mkdir(exist_ok=True)
+    (folder / "compiled").symlink_to(shared)
+    os.environ["DIT_CACHE"] = str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,12 @@ def keep_compiled_code(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo
     Nothing changes where the user names a folder, or where none can be written. A GPU's code stays
     on the local disk: home directories are often on a network.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     root = cache_root()
-    if device.type != "cpu" or VARIABLE in os.environ or root is None:
+    # PyTorch itself sets the variable to its default when it is imported
+    free = os.environ.get(VARIABLE, default_cache_dir()) == default_cache_dir()
+    if device.type != "cpu" or root is None or not free:
         return
     # a home directory may be shared by machines, whose code is for their own instructions
     folder = root / "compiled" / _instructions(cpuinfo)

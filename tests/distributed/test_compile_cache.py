@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from dit.distributed.compile_cache import VARIABLE, keep_compiled_code
 
@@ -39,6 +40,13 @@ def test_each_processor_has_its_own(folder, tmp_path):
     assert len(names) == 3
     # without such lines: the rest is the same on each machine
     assert folder(cpuinfo=tmp_path / "missing") in names
+
+
+def test_the_default_of_pytorch_is_no_choice_of_the_user(folder, monkeypatch):
+    named = folder()
+    monkeypatch.setenv(VARIABLE, default_cache_dir())
+    keep_compiled_code(CPU)
+    assert os.environ[VARIABLE] == named
 
 
 def test_a_folder_of_the_user_stays(monkeypatch):
