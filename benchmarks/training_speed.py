@@ -9,12 +9,14 @@
 - `plain` is that step with our network, as the original release trains: float32 (on CUDA with
   products in TF32, as its authors advise), eager, AdamW with its default implementation.
 - `diffusers` is DiTTransformer2DModel.
+- `modern` has the blocks of `--block modern`, `tokens` their conditioning by tokens.
 
-On a CPU all variants of a model take turns in every round, so that other work on the machine
-disturbs them alike. On a GPU one follows the other, so that each has the memory to itself, and a
-round is two seconds of steps in a row. Each figure is the median over rounds. MFU is relative to
-the large matrix product measured in the same run; it counts six FLOPs for each multiply-add of our
-network's forward pass. On CUDA the file also has the time of kernels by kind.
+bf16 is left out on CPUs that do not multiply it faster. On a CPU all variants of a model take turns
+in every round, so that other work on the machine disturbs them alike. On a GPU one follows the
+other, so that each has the memory to itself, and a round is two seconds of steps in a row. Each
+figure is the median over rounds. MFU is relative to the large matrix product measured in the same
+run; it counts six FLOPs for each multiply-add of the forward pass of our network, which has modern
+blocks in rows of modern ones. On CUDA the file also has the time of kernels by kind.
 """
 
 import gc
@@ -35,7 +37,7 @@ from benchmarks.memory import session_of, stepper
 from benchmarks.rows import matches, print_rows, require_rows, within_budget
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM, Denoiser
-from dit.distributed.device import autocast
+from dit.distributed.device import autocast, fast_bf16
 from dit.distributed.float8 import has_fp8
 from dit.distributed.ranks import Ranks
 from dit.models.registry import create_model
@@ -55,10 +57,26 @@ class Variant(NamedTuple):
     whose: str
     precision: str  # fp32, tf32 (products of fp32 on CUDA), bf16, fp8
     compiled: str = ""  # a key of COMPILED
+    block: str = "plain"
+    conditioning: str = "adaln-zero"
 
     @property
     def title(self) -> str:
-        return f"{self.whose} {self.precision} {COMPILED[self.compiled]}"
+        words = [self.whose, self.precision, COMPILED[self.compiled]]
+        if self.block != "plain":
+            words.insert(1, self.block)
+        if self.conditioning != "adaln-zero":
+            words.insert(2, self.conditioning)
+        return " ".join(words)
+
+    @property
+    def network(self) -> dict[str, str]:
+        """Settings of the network."""
+        return {"block": self.block, "conditioning": self.conditioning}
+
+    def modern(self, **changes: str) -> "Variant":
+        """Return the same with modern blocks."""
+        return self._replace(block="modern", **changes)
 
 
 Plan = list[tuple[str, int, list[Variant]]]
@@ -70,25 +88,41 @@ TF32 = Variant("plain", "tf32")
 DIFFUSERS = Variant("diffusers", "bf16", "full")
 DIFFUSERS_EAGER = Variant("diffusers", "bf16")
 DIFFUSERS_TF32 = Variant("diffusers", "tf32")
-VARIANTS = [
+FP32 = [
     Variant("plain", "fp32"),
     Variant("dit", "fp32"),
-    DIT_EAGER,
-    DIT,
+    Variant("dit", "fp32").modern(),
+    Variant("dit", "fp32").modern(conditioning="tokens"),
     Variant("diffusers", "fp32"),
+]
+FP32_COMPILED = [
+    Variant("dit", "fp32", "full"),
+    Variant("dit", "fp32", "full").modern(),
+    Variant("diffusers", "fp32", "full"),
+]
+BF16 = [
+    DIT_EAGER,
+    DIT_EAGER.modern(),
+    DIT,
+    DIT.modern(),
+    DIT.modern(conditioning="tokens"),
     DIFFUSERS_EAGER,
     DIFFUSERS,
 ]
 
-CPU: Plan = [("DiT-S/4", 32, VARIANTS), ("DiT-S/2", 8, [DIT])]
+CPU: Plan = [("DiT-S/4", 32, [*FP32, *BF16]), ("DiT-S/2", 8, [DIT])]
+CPU_FP32: Plan = [("DiT-S/4", 32, [*FP32, *FP32_COMPILED])]
 CUDA: Plan = [
-    *(("DiT-XL/2", 128, [variant]) for variant in (TF32, DIT, DIFFUSERS)),
-    *((f"DiT-{size}", 256, [BY_BLOCK]) for size in ("XL/2", "L/2", "B/2", "S/2")),
+    *(("DiT-XL/2", 128, [variant]) for variant in (TF32, DIT, DIFFUSERS, DIT.modern())),
+    ("DiT-XL/2", 256, [BY_BLOCK]),
+    ("DiT-XL/2", 256, [BY_BLOCK.modern()]),
+    ("DiT-XL/2", 256, [BY_BLOCK.modern(conditioning="tokens")]),
+    *((f"DiT-{size}", 256, [BY_BLOCK]) for size in ("L/2", "B/2", "S/2")),
     *((f"DiT-{size}", 256, [BY_BLOCK]) for size in ("XL/4", "L/4", "B/4", "S/4")),
     *(("DiT-XL/2", 128, [variant]) for variant in (FP8, BY_BLOCK, DIT_EAGER)),
     *(("DiT-XL/2", 128, [variant]) for variant in (DIFFUSERS_EAGER, DIFFUSERS_TF32)),
 ]
-TINY: Plan = [("DiT-S/8", 4, VARIANTS)]
+TINY: Plan = [("DiT-S/8", 4, [*FP32, *BF16, BY_BLOCK.modern(conditioning="tokens")])]
 """Models, images a step, and the variants that take turns; the most important first."""
 
 
@@ -111,7 +145,10 @@ def build_step(variant: Variant, model: str, batch: int, device: torch.device, f
     if variant.whose == "dit":
         return trainer_step(variant, model, batch, device, folder)
     with device:
-        network = create_model(model, **SHAPE) if variant.whose == "plain" else Diffusers(model)
+        if variant.whose == "plain":
+            network: nn.Module = create_model(model, **SHAPE, **variant.network)
+        else:
+            network = Diffusers(model)
     return peer_step(variant, network, batch, device)
 
 
@@ -124,6 +161,7 @@ def trainer_step(
         precision=variant.precision,
         compile=variant.compiled == "full",
         steps=10**6,
+        **variant.network,
     )
     session = session_of(settings, Ranks(device=device), folder)
     if variant.compiled == "blocks":
@@ -208,8 +246,8 @@ def measure_rows(
     plain: dict[str, float] = {}
     parts = within_budget(budget, plan, lambda part: ", ".join(row_names([part])))
     for model, batch, variants in parts:
-        flops = training_flops(NetworkSpec(model=model, **SHAPE))
         for variant, figures in measure(model, batch, variants, rounds, device):
+            flops = training_flops(NetworkSpec(model=model, **SHAPE, **variant.network))
             speed = batch / figures["seconds"]
             if variant.whose == "plain":
                 plain[model] = speed
@@ -273,7 +311,10 @@ def main() -> None:
     args = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = CUDA if device.type == "cuda" else CPU
+    if device.type == "cuda":
+        plan = CUDA
+    else:
+        plan = CPU if fast_bf16(device) else CPU_FP32
     if args.tiny:
         plan = TINY
     fp8 = has_fp8(device) and find_spec("torchao") is not None

@@ -155,8 +155,12 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give the tests a feature cache of their own."""
-    os.environ["DIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Give the tests a cache of their own, but for compiled code, which takes minutes."""
+    folder = tmp_path_factory.mktemp("cache")
+    shared = Path(tempfile.gettempdir()) / f"dit-tests-compiled-{os.getuid()}"
+    shared.mkdir(exist_ok=True)
+    (folder / "compiled").symlink_to(shared)
+    os.environ["DIT_CACHE"] = str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,8 @@ class TrainConfig:
     """What each rank holds. ddp: all weights; fsdp: a share of weights, EMA and optimizer; auto:
     ddp if the estimate of --dry-run fits into memory."""
     compile: bool | None = None
-    """Compile the network with torch.compile; unless given, on for CUDA and off for CPU."""
+    """Compile the network with torch.compile; unless given, on for CUDA and off for CPU, whose
+    compiled code is kept in ~/.cache/dit (or $DIT_CACHE) for later runs."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: what the backward pass computes again instead of storing it.
     selective: all but matrix products; full: everything, for the least memory and a third more
@@ -524,7 +525,8 @@ class ClassifierConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward and backward pass; auto: bf16 where the hardware has it."""
     compile: bool | None = None
-    """Compile the network with torch.compile; unless given, on for CUDA and off for CPU."""
+    """Compile the network with torch.compile; unless given, on for CUDA and off for CPU, whose
+    compiled code is kept in ~/.cache/dit (or $DIT_CACHE) for later runs."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing, as in train.py."""
     seed: int = 0

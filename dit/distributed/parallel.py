@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
+from dit.distributed.compile_cache import keep_compiled_code
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 
@@ -47,6 +48,8 @@ def shard(network: nn.Module, fixed: Set[str], ranks: Ranks, precision: str) -> 
 
 def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     """Return the network as the loop calls it: gradients are means over ranks."""
+    if compiled:
+        keep_compiled_code(ranks.device)
     if isinstance(network, FSDPModule):
         # FSDP2's hooks stay outside of what is compiled.
         for block in _blocks(network) if compiled else ():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.diffusion.process import Denoise, Prediction
+from dit.distributed.compile_cache import keep_compiled_code
 from dit.distributed.device import uses_bf16
 
 GRAPH_ROWS = 16  # up to this many rows a GPU waits for kernel launches, which a CUDA graph saves
@@ -43,6 +44,7 @@ def compile_network(
         device: Where it runs.
         rows: Size of the largest batch.
     """
+    keep_compiled_code(device)
     # large batches keep a GPU busy without a graph, whose buffers they would multiply
     if device.type == "cpu" or rows > GRAPH_ROWS:
         return torch.compile(network, dynamic=False)

@@ -3,7 +3,7 @@
 It keeps one moment where AdamW keeps two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values to 1
 ITERATIONS = 5
 ADAM_RMS = 0.2  # the root mean square of AdamW's steps, in units of the learning rate (2502.16982)
+
+AT_ONCE = 2**24
+"""Numbers in matrices that are made orthogonal together: more gain nothing and take memory."""
 
 STACKED = {".attn.qkv.weight": 3, "_attn.kv.weight": 2}
 """Matrices that are several in one, by the end of their name: each is made orthogonal by itself."""
@@ -47,36 +50,57 @@ class MuonAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, unless `found_inf` is set (see `update_weights`)."""
-        gradients = {matrix: matrix.grad for matrix in self.stacked}
+        gradients = {matrix: matrix.grad for matrix in self.stacked if matrix.grad is not None}
         for matrix in gradients:
             # AdamW passes over parameters without a gradient
             matrix.grad = None
         super().step()
 
-        skipped = getattr(self, "found_inf", None)
+        for matrices in self._batches(gradients):
+            self._step_matrices(matrices, [gradients[matrix] for matrix in matrices])
         for matrix, gradient in gradients.items():
-            if gradient is not None:
-                self._step_matrix(matrix, gradient, skipped)
-                matrix.grad = gradient
+            matrix.grad = gradient
 
-    def _step_matrix(self, weight: nn.Parameter, gradient: Tensor, skipped: Tensor | None) -> None:
+    def _batches(self, matrices: Iterable[nn.Parameter]) -> Iterator[Sequence[nn.Parameter]]:
+        """Yield groups of one shape, up to `AT_ONCE` numbers: small matrices share a product."""
+        groups: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for matrix in matrices:
+            groups.setdefault(self._shape(matrix), []).append(matrix)
+        for group in groups.values():
+            count = max(1, AT_ONCE // max(matrix.numel() for matrix in group))
+            for start in range(0, len(group), count):
+                yield group[start : start + count]
+
+    def _shape(self, matrix: nn.Parameter) -> tuple[int, int]:
+        """Return output and input features of the matrices in this one."""
+        return matrix.shape[0] // self.stacked[matrix], matrix.shape[1]
+
+    def _step_matrices(self, weights: Sequence[nn.Parameter], gradients: list[Tensor]) -> None:
         group: dict[str, Any] = self.param_groups[0]
+        skipped = getattr(self, "found_inf", None)
+        before = [self._momentum(weight) for weight in weights]
+        momenta = torch._foreach_lerp(before, gradients, 1 - MOMENTUM)
+        directions = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
+
+        out, size = self._shape(weights[0])
+        scale = ADAM_RMS * max(out, size) ** 0.5
+        full = torch.cat([full_tensor(direction).view(-1, out, size) for direction in directions])
+        parts = orthogonalise(full).split([self.stacked[weight] for weight in weights])
+        for weight, old, new, part in zip(weights, before, momenta, parts, strict=True):
+            decay = group["weight_decay"] * weight
+            update = group["lr"] * (scale * _like(part, weight) + decay)
+            if skipped is not None:
+                update = torch.where(skipped.bool(), 0, update)
+                new = torch.where(skipped.bool(), old, new)
+            weight.sub_(update)
+            old.copy_(new)
+            self.updates[weight] = update.norm()
+
+    def _momentum(self, weight: nn.Parameter) -> Tensor:
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
-        momentum = state["momentum"].lerp(gradient, 1 - MOMENTUM)
-        direction = gradient.lerp(momentum, MOMENTUM)  # Nesterov's
-
-        out, size = weight.shape[0] // self.stacked[weight], weight.shape[1]
-        scale = ADAM_RMS * max(out, size) ** 0.5
-        orthogonal = _like(orthogonalise(full_tensor(direction).view(-1, out, size)), weight)
-        update = group["lr"] * (scale * orthogonal + group["weight_decay"] * weight)
-        if skipped is not None:
-            update = torch.where(skipped.bool(), 0, update)
-            momentum = torch.where(skipped.bool(), state["momentum"], momentum)
-        weight.sub_(update)
-        state["momentum"].copy_(momentum)
-        self.updates[weight] = update.norm()
+        return state["momentum"]
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -91,7 +115,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        # x <- a x + (b gram + c gram^2) x, with the sums as part of the products
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 

@@ -59,10 +59,22 @@ def test_rows_are_selected_by_pattern():
     assert training_speed.row_names(training_speed.select(supported, patterns)) == [
         "DiT-XL/2 x128 plain tf32 eager",
         "DiT-XL/2 x128 dit bf16 compiled",
+        "DiT-XL/2 x128 dit modern bf16 compiled",
         "DiT-B/2 x256 dit bf16 compiled by block",
         "DiT-XL/2 x128 dit bf16 compiled by block",
         "DiT-XL/2 x128 dit bf16 eager",
     ]
+
+
+def test_rows_of_modern_blocks_count_their_own_flops(monkeypatch):
+    """Conditioning by tokens has 12 more of them in each image, but no adaLN."""
+    variants = [training_speed.DIT, training_speed.DIT.modern(conditioning="tokens")]
+    assert variants[1].title == "dit modern tokens bf16 compiled"
+    measured = [(variant, {"seconds": 1.0}) for variant in variants]
+    monkeypatch.setattr(training_speed, "measure", lambda *_: measured)
+    plan = [("DiT-S/8", 4, variants)]
+    plain, tokens = training_speed.measure_rows(plan, 1, torch.device("cpu"), 1e12, None)
+    assert plain["mfu"] < tokens["mfu"] < 2 * plain["mfu"]
 
 
 @pytest.mark.parametrize(("device", "calls"), [("cuda", ceilings.TIMED_SECONDS), ("cpu", 1)])

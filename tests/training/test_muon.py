@@ -14,6 +14,7 @@ from dit.distributed.parallel import full_tensor, shard
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.registry import create_model
+from dit.training import muon
 from dit.training.monitoring.update_ratio import update_ratio
 from dit.training.muon import MuonAdamW, orthogonalise, split_parameters
 from dit.training.optimizer import update_weights
@@ -87,6 +88,30 @@ def test_queries_keys_and_values_are_orthogonal_each_by_itself():
         part.grad = rows
         MuonAdamW([(part, 1)], [nn.Parameter(torch.ones(1))], 0.1, (0.9, 0.99), 0).step()
     torch.testing.assert_close(stacked, torch.cat(parts))
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**24])
+def test_matrices_step_together_as_each_by_itself(at_once, monkeypatch):
+    """Of two shapes, one of them stacked; in batches of one, of two, and of all."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(muon, "AT_ONCE", at_once)
+    shapes = [(6, 8, 1), (18, 8, 3), (6, 8, 1), (8, 6, 1)]
+    together = [nn.Parameter(torch.randn(rows, size)) for rows, size, _ in shapes]
+    alone = [nn.Parameter(matrix.detach().clone()) for matrix in together]
+    matrices = [(matrix, count) for matrix, (*_, count) in zip(together, shapes, strict=True)]
+    groups = [matrices]
+    groups += [[(matrix, count)] for matrix, (*_, count) in zip(alone, shapes, strict=True)]
+    optimizers = [
+        MuonAdamW(group, [nn.Parameter(torch.ones(1))], 0.1, (0.9, 0.99), 0.1) for group in groups
+    ]
+    for _ in range(2):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            update_weights(optimizer, 0.1, GO)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from dit.distributed.ranks import Ranks
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import Extracted, Features, extract
 from dit.evaluation.inputs.images import ImageSet
+from dit.utils.cache import cache_root
 from dit.utils.files import write_atomically
 
 FORMAT = 1  # raise it when this package reads images or runs a network differently
@@ -71,13 +71,9 @@ def extract_cached(
 
 
 def cache_folder() -> Path | None:
-    """Return the folder in $DIT_CACHE, $XDG_CACHE_HOME/dit or ~/.cache/dit; None without a home."""
-    try:
-        own = os.environ.get("DIT_CACHE")
-        root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dit"
-        return root.expanduser() / "features"
-    except RuntimeError:
-        return None
+    """Return the folder of features in `cache_root`; None without a home."""
+    root = cache_root()
+    return root / "features" if root else None
 
 
 def _key(contents: str, extractor: Extractor) -> str:
