@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dit.config import TrainConfig
 from dit.diffusion import classifier
 from dit.diffusion.classifier import NoisyClassifier, classifier_loss
+from dit.diffusion.meanflow import IntervalFlow, MeanFlowLoss, Tangent
 from dit.diffusion.objective import Loss, LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import DDPM, Denoiser, Flow, Process
 from dit.encoders.autoencoder import Autoencoder
@@ -26,7 +27,8 @@ def build_process(config: TrainConfig) -> Process:
     """Return the noise process of a run."""
     if config.process == "flow":
         assert config.time_shift != "auto", "a card has a number"
-        return Flow(config.time_sampling, config.time_shift)
+        kind = IntervalFlow if config.objective == "meanflow" else Flow
+        return kind(config.time_sampling, config.time_shift)
     return DDPM(config.process)
 
 
@@ -88,9 +90,34 @@ def _routed(denoise: Denoiser, share: float, loss: Callable[..., Loss], *inputs:
     return loss(replace(denoise, network=network), *inputs)
 
 
+def build_meanflow(
+    config: TrainConfig,
+    network: Callable[..., Tensor],
+    tangent: Tangent,
+    process: Process,
+    null_label: int,
+) -> tuple[LossFunction, tuple[str, ...]]:
+    """Return the loss of --objective meanflow, and the names of its terms."""
+    assert isinstance(process, IntervalFlow)
+    scale, mix = config.meanflow_scale, config.meanflow_mix
+    loss = MeanFlowLoss(
+        network,
+        tangent,
+        process,
+        null_label,
+        classic=config.meanflow_form == "classic",
+        instant=config.meanflow_instant,
+        scale=scale,
+        mix=1 - 1 / scale if mix is None else mix,
+    )
+    return loss, ("mse",)
+
+
 def build_denoiser(config: TrainConfig, network: Callable[..., Tensor]) -> Denoiser:
     """Return network and process as one."""
-    return Denoiser(network, build_process(config), config.objective, config.learn_sigma)
+    # at length 0 the average velocity is the velocity
+    objective = "v" if config.objective == "meanflow" else config.objective
+    return Denoiser(network, build_process(config), objective, config.learn_sigma)
 
 
 def build_text_encoder(config: TrainConfig, device: torch.device) -> TextEncoder | None:

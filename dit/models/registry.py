@@ -11,6 +11,7 @@ from dit.models import classifier, unet
 from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import DiT, PatchTransformer
+from dit.models.embeddings import IntervalEmbedder, with_lengths
 from dit.models.layers import PLAIN, parse_layers
 from dit.models.routing import number_kept
 from dit.models.sizes import PATCHES, SIZES
@@ -33,9 +34,11 @@ def create_model(
     text_width: int | None = None,
     unet_attention: tuple[int, ...] | None = None,
     time_scale: float = 1.0,
+    interval: bool = False,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
     check_name(name, conditioning, block)
+    assert name in DIT_NAMES or not interval
     assert (conditioning == "text") == (text_width is not None)
     family, size, patch = _parts(name)
     shape: dict[str, Any] = dict(
@@ -73,6 +76,9 @@ def create_model(
         final_layer=final_layer,
         text_width=text_width,
     )
+    if interval:
+        # drawn last, so that all other weights are those of a network without it
+        transformer.t_embedder = with_lengths(transformer.t_embedder)
     transformer.t_embedder.time_scale = time_scale
     return transformer
 
@@ -139,6 +145,8 @@ def describe_network(network: nn.Module) -> str:
         kind = f"Diffusion Transformer, {of_block[type(network.blocks[0])]} conditioning"  # type: ignore[index]
         if network.layers != PLAIN:
             kind += f", blocks with {network.layers}"
+        if isinstance(network.t_embedder, IntervalEmbedder):
+            kind += ", times with lengths"
     height, width = network.grid
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 
@@ -183,7 +191,8 @@ def zero_inputs(
         route: share of the tokens that skip the middle blocks.
     """
     x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
-    t = torch.zeros(batch)
+    # a network of intervals takes times and lengths
+    t = torch.zeros(batch, 2) if sizes.get("interval") else torch.zeros(batch)
     if is_classifier(name):
         return x, t
     y = torch.zeros(batch, dtype=torch.long)

@@ -41,7 +41,8 @@ SETTINGS = {
     "network": "model conditioning block unet_attention text_encoder learn_sigma",
     "data": "data image_column label_column vae image_size num_classes flip latent_norm",
     "diffusion": (
-        "process objective loss cosine time_sampling time_shift min_snr_gamma label_dropout route"
+        "process objective loss cosine time_sampling time_shift min_snr_gamma label_dropout route "
+        "meanflow_form meanflow_instant meanflow_scale meanflow_mix"
     ),
     "optimisation": (
         "steps epochs global_batch_size grad_accum optimizer lr weight_decay beta2 warmup cooldown "

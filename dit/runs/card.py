@@ -33,6 +33,9 @@ class NetworkSpec:
     text_width: int | None = None  # features of a text token, with conditioning `text`
     unet_attention: tuple[int, ...] | None = None  # sides where a U-Net attends; None: its default
     time_scale: float = 1.0  # factor on times 0 … 1000 before they are embedded; SiT has 1/1000
+    interval: bool = (
+        False  # whether it takes lengths of steps beside times, see models/embeddings.py
+    )
 
     def __post_init__(self) -> None:
         text = self.conditioning == "text"

@@ -56,6 +56,7 @@ def build_card(
         block=config.block,
         text_width=encoder.width if encoder else None,
         unet_attention=config.unet_attention,
+        interval=config.objective == "meanflow",
     )
     require_size(config.image_size, spec, config.vae)
 

@@ -1,6 +1,6 @@
 """The network to train and its averages, on their devices, for DDP, FSDP2 and the compiler."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from dit.distributed.float8 import convert_to_float8
 from dit.distributed.parallel import shard, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
 from dit.models.registry import zero_inputs
+from dit.models.tangent import tangent
 from dit.runs.card import ModelCard
 from dit.training.ema import EMA, PowerEMA
 from dit.training.finetune import initialise
@@ -62,6 +63,12 @@ def wrap(
     with autocast(ranks.device, plan.precision):
         warm_up_ddp(wrapped, partial(_blank_micro_batch, card, plan, ranks, text_tokens))
     return wrapped
+
+
+def compile_tangent(network: nn.Module, compiled: bool) -> Callable[..., Tensor]:
+    """Return the derivative of the network itself, without DDP: no gradient is averaged."""
+    along = partial(tangent, network)
+    return torch.compile(along) if compiled else along
 
 
 def _blank_micro_batch(

@@ -14,6 +14,7 @@ from dit.models.registry import count_parameters, describe_network, is_classifie
 from dit.runs.card import NetworkSpec
 from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
 from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
+from dit.training.cost.flops import more_forward_passes, training_flops
 from dit.training.cost.memory import PART_NAMES, Memory
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
@@ -30,8 +31,8 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     with torch.device("meta"):
         network = build_network(spec)
     tokens = inputs.encoder.length if inputs.encoder else 0
+    work = training_flops(spec, tokens, config.route, more_forward_passes(config))
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
-    routed = multiply_adds(spec.model, tokens, config.route, **spec.sizes)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
     devices = f"{ranks.world} x {ranks.device.type}"
 
@@ -40,7 +41,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{6 * routed / 1e9:.3g} GFLOP to train on it",
+        f"{work / 1e9:.3g} GFLOP to train on it",
         "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder)),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
         "data": describe_data(config, source, spec),
@@ -86,7 +87,11 @@ def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:
         return "predicts the class of noised latents"
     variance = " and the variance" if spec.learn_sigma else ""
     dropout = f", label dropout {config.label_dropout:g}" if spec.num_classes else ""
-    return f"predicts {config.objective}{variance}{dropout}"
+    quantity = config.objective
+    if spec.interval:
+        guidance = f" of scale {config.meanflow_scale:g}" if config.meanflow_scale != 1 else ""
+        quantity = f"average velocities{guidance} ({config.meanflow_form} MeanFlow)"
+    return f"predicts {quantity}{variance}{dropout}"
 
 
 def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
