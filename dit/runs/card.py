@@ -52,6 +52,8 @@ class NetworkSpec:
                 given = f"{name} {getattr(self, name)}"
                 raise UserError(given, f"{low} to {high:,}", INTACT)
         check_name(self.model, self.conditioning, self.block)
+        if self.interval and not self.model.startswith("DiT-"):
+            raise UserError(f"interval with model {self.model}", "a DiT with it", INTACT)
         if not text and self.text_width is not None:
             given = f"text_width {self.text_width} with conditioning {self.conditioning}"
             raise UserError(given, "conditioning text with it", INTACT)
