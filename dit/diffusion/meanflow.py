@@ -100,7 +100,7 @@ class MeanFlowLoss:
 
     def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor) -> Loss:
         t = t.to(x0.device, non_blocking=True)
-        rows = moving_rows(len(x0), self.instant).to(x0.device)
+        rows = moving_rows(len(x0), self.instant).to(x0.device, non_blocking=True)
         r = t.index_copy(0, rows, self.process.earlier(t[rows], uniforms[rows, 0]))
         x_t = add_noise(self.process, x0, eps, t)
 

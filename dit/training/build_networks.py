@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from dit.build import build_network
 from dit.distributed.activation_checkpoint import activation_checkpointing
@@ -13,7 +14,7 @@ from dit.distributed.float8 import convert_to_float8
 from dit.distributed.parallel import shard, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
 from dit.models.registry import zero_inputs
-from dit.models.tangent import tangent
+from dit.models.tangent import differentiate, tangent
 from dit.runs.card import ModelCard
 from dit.training.ema import EMA, PowerEMA
 from dit.training.finetune import initialise
@@ -67,8 +68,10 @@ def wrap(
 
 def compile_tangent(network: nn.Module, compiled: bool) -> Callable[..., Tensor]:
     """Return the derivative of the network itself, without DDP: no gradient is averaged."""
-    along = partial(tangent, network)
-    return torch.compile(along) if compiled else along
+    # FSDP2's hooks stay outside of what is compiled
+    if compiled and not isinstance(network, FSDPModule):
+        return partial(tangent, network, derivative=torch.compile(differentiate))
+    return partial(tangent, network)
 
 
 def _blank_micro_batch(

@@ -159,7 +159,7 @@ def test_the_meter_counts_the_passes_of_the_loss(tmp_path):
 
 
 def test_micro_batches_have_a_whole_number_of_steps_without_length(tmp_path):
-    with pytest.raises(UserError, match="--meanflow-instant 0.5 of 5 images"):
+    with pytest.raises(UserError, match=r"--meanflow-instant 0\.5 of 5 images"):
         run(tmp_path / "run", MEAN, global_batch_size=5)
 
 
