@@ -128,6 +128,12 @@ def _check_classes(
             f"{in_data} or more, or 0 for none",
             "drop --num-classes to count them in the data",
         )
+    if config.meanflow_scale != 1 and not num_classes:
+        raise UserError(
+            f"--meanflow-scale {config.meanflow_scale:g} for data without classes",
+            "classes, and a null class that label dropout trains",
+            "drop --meanflow-scale",
+        )
     if is_classifier(config.model) and in_data < 2:
         raise UserError(
             f"--model {config.model} with --data {config.data}, which has "
