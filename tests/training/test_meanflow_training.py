@@ -19,7 +19,8 @@ from dit.errors import UserError
 from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import checkpoints, find_weights, latest_checkpoint
-from dit.sampling.generate import sample_latents
+from dit.runs.weights import read_weights, write_weights
+from dit.sampling.generate import ImageNoise, sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training.cost.flops import meter
@@ -38,8 +39,8 @@ LAYOUTS = {
     "selective": (1, dict(recompute="selective")),
     "full": (2, dict(recompute="full", grad_accum=2)),
     "full-fsdp": (2, dict(recompute="full", parallel="fsdp")),
-    "aot_eager": (2, dict(compile=True, grad_accum=2)),
-    "aot_eager-fsdp": (2, dict(compile=True, parallel="fsdp")),
+    "compiled": (2, dict(compile=True, grad_accum=2)),
+    "compiled-fsdp": (2, dict(compile=True, parallel="fsdp")),
 }
 
 
@@ -66,7 +67,10 @@ def distance(a, b):
 
 
 @pytest.mark.portable
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(name, marks=pytest.mark.slow if "compiled" in name else ()) for name in LAYOUTS],
+)
 def test_any_layout_learns_what_one_process_learns(runs, layout, tmp_path):
     world, changes = LAYOUTS[layout]
     out = tmp_path / "run"
@@ -124,7 +128,8 @@ def test_lengths_are_learnt(tmp_path, weights, changes):
     session = a_session(tmp_path, MEAN, init=weights, **changes)
     last = session.state.network.t_embedder.length_mlp[2].weight
     assert not last.any()
-    assert last.any() or do_step(session).state.network.t_embedder.length_mlp[2].weight.any()
+    do_step(session)
+    assert last.any()
 
 
 def test_it_starts_with_the_weights_of_a_flow(tmp_path, weights):
@@ -170,17 +175,14 @@ def test_micro_batches_have_a_whole_number_of_steps_without_length(tmp_path):
 def averaging(tmp_path_factory, small_networks):
     """A run whose network is random and hears the length of a step."""
     out = run(tmp_path_factory.mktemp("averaging") / "run", MEAN, steps=1, sample_every=1)
-    file = find_weights(out)
-    from dit.runs.weights import read_weights, write_weights
-
-    weights = read_weights(file)
-    torch.manual_seed(1)
+    weights = read_weights(find_weights(out))
     tensors = random_weights(weights.card.network)
     for name, tensor in tensors.items():
         if "length_mlp" in name:
             tensors[name] = tensor + 0.1 * torch.randn_like(tensor)
-    write_weights(tmp := out.parent / "averaging.safetensors", tensors, weights.card, 1)
-    return tmp
+    file = out.parent / "averaging.safetensors"
+    write_weights(file, tensors, weights.card, 1)
+    return file
 
 
 def latents(path, **settings):
@@ -196,8 +198,6 @@ def test_samples_are_steps_of_the_average_velocity(averaging, steps, scale):
     pipeline, found = latents(averaging, steps=steps, cfg_scale=scale)
     assert pipeline.settings.sampler == "euler"
     network, y = pipeline.run.denoise.network, torch.arange(6) % 10
-
-    from dit.sampling.generate import ImageNoise
 
     x = ImageNoise(0, range(6), pipeline.run.latent_shape, torch.device("cpu"))()
     for i in range(steps):
@@ -221,18 +221,21 @@ def test_two_steps_unless_given_and_other_samplers_take_velocities_at_times(aver
     assert (euler - ddim).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "settings", [dict(batch_size=4), dict(batch_size=2, cfg_scale=2.0), dict(block_cache=2)]
-)
-def test_samples_do_not_depend_on_the_batch(averaging, settings):
-    _, found = latents(averaging, **settings)
-    _, expected = latents(averaging, **(settings | {"batch_size": 64}))
-    assert (
-        settings.get("block_cache")
-        or torch.equal(found, expected)
-        or ((found - expected).abs().max() < 1e-5)
-    )
-    assert found.isfinite().all()
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_samples_do_not_depend_on_the_batch(averaging, scale):
+    _, found = latents(averaging, batch_size=4, cfg_scale=scale)
+    _, expected = latents(averaging, cfg_scale=scale)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_block_cache_reuses_the_first_of_two_steps(averaging):
+    _, exact = latents(averaging, steps=2)
+    _, cached = latents(averaging, steps=2, block_cache=2)
+    _, one = latents(averaging, steps=1)
+    assert cached.isfinite().all()
+    assert (cached - one).abs().max() > 1e-3
+    # two blocks: there is none between the first and the last
+    torch.testing.assert_close(cached, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_a_guide_averages_too(averaging, weights):

@@ -87,7 +87,7 @@ def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:
         return "predicts the class of noised latents"
     variance = " and the variance" if spec.learn_sigma else ""
     dropout = f", label dropout {config.label_dropout:g}" if spec.num_classes else ""
-    quantity = config.objective
+    quantity: str = config.objective
     if spec.interval:
         guidance = f" of scale {config.meanflow_scale:g}" if config.meanflow_scale != 1 else ""
         quantity = f"average velocities{guidance} ({config.meanflow_form} MeanFlow)"
