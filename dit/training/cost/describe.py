@@ -1,7 +1,5 @@
 """A training in words, row by row: network, cost, data and schedule."""
 
-from dataclasses import asdict
-
 import torch
 
 from dit.build import build_network
@@ -13,9 +11,8 @@ from dit.latents.store import Latents
 from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
 from dit.runs.card import NetworkSpec
 from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
-from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
+from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes, memory
 from dit.training.cost.flops import more_forward_passes, training_flops
-from dit.training.cost.memory import PART_NAMES, Memory
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
@@ -52,15 +49,6 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "hardware": f"{devices}, {plan.precision}, {plan.micro_batch} images a rank at once",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
-
-
-def describe_memory(need: Memory, frozen: int) -> str:
-    """Return the parts that are not negligible, with the bytes of networks that are not trained."""
-    sizes = {PART_NAMES[name]: size for name, size in asdict(need).items()}
-    sizes["frozen networks"] = frozen
-    parts = [f"{name} {gib(size)}" for name, size in sizes.items() if size >= 2**30 / 200]
-    total = gib(need.total + frozen)
-    return f"about {total} GiB a rank at the peak of a step: {', '.join(parts)}"
 
 
 def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> str:
