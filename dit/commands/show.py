@@ -76,6 +76,9 @@ def show(config: ShowConfig, ranks: Ranks) -> Path:
 
 
 def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
+    # predictions of single times: no steps to average over
+    if config.direction == "forward" and config.sampler == "auto" and run.card.network.interval:
+        config = replace(config, sampler="dpmpp_2m")
     pipeline = build_pipeline(run, config)
     labels = _labels(run, config)
     times = parse_times(config.times)

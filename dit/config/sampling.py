@@ -35,9 +35,11 @@ class SamplerConfig:
     """How to turn noise into an image."""
 
     sampler: Literal["auto", "ddpm", "ddim", "euler", "heun", "dpmpp_2m"] = "auto"
-    """auto: dpmpp_2m for flow matching, ddpm for the DDPM processes."""
+    """auto: dpmpp_2m for flow matching, ddpm for the DDPM processes, euler for --objective
+    meanflow: it takes the average velocity of each step, the others take velocities at times."""
     steps: int | None = None
-    """Sampling steps (heun calls the network twice in each); unless given, 25, and 250 for ddpm."""
+    """Sampling steps (heun calls the network twice in each); unless given, 25, 250 for ddpm, and 2
+    for euler with --objective meanflow, which also takes 1."""
     spacing: Literal["uniform", "cosine"] = "uniform"
     """Times of the steps. cosine: denser near noise and near data, for few steps; quantiles of
     Beta(1/2, 1/2), after 2407.12173 with exponents 1/2."""

@@ -89,8 +89,22 @@ class TrainConfig:
     # -- diffusion -------------------------------------------------------------------------------
     process: Literal["flow", "linear", "cosine"] = "flow"
     """Noise process: flow matching, or DDPM's 1000 steps with linear or cosine betas."""
-    objective: Literal["eps", "x0", "v"] = "v"
-    """What the network predicts: the noise, the data, or the velocity."""
+    objective: Literal["eps", "x0", "v", "meanflow"] = "v"
+    """What the network predicts: the noise, the data, or the velocity. meanflow: the velocity of a
+    flow averaged over a step of any length, to sample in one or two steps (2505.13447)."""
+    meanflow_form: Literal["improved", "classic"] = "improved"
+    """Loss of --objective meanflow. improved: squared error of the velocity, the derivative taken
+    along the network's own one (2512.02012); classic: along that of each image, and with weights
+    that bound each image's loss (2505.13447)."""
+    meanflow_instant: float = 0.5
+    """With --objective meanflow: share of images with steps of length 0, usually 0.5, or 0.75 with
+    the classic form. They train as flow matching and cost less."""
+    meanflow_scale: float = 1.0
+    """With --objective meanflow: scale of classifier-free guidance that the network learns, so that
+    sampling needs none, with one call a step; 1: none."""
+    meanflow_mix: float | None = None
+    """With --meanflow-scale S: share of the network's own velocity in the guided one (kappa of
+    2505.13447, section 4.2); unless given, 1 - 1 / S (2512.02012)."""
     learn_sigma: bool = False
     """Predict the variance too, trained by the variational bound (DDPM processes only)."""
     loss: Literal["simple", "velocity", "vlb"] = "simple"
@@ -237,6 +251,7 @@ class TrainConfig:
         require_lengths("--ema-lengths", self.ema_lengths)
         _require_generator(self)
         _require_process(self)
+        _require_meanflow(self)
         _require_network(self)
         _require_align(self)
         _require_labels(self)
@@ -260,9 +275,11 @@ RANGES: dict[tuple[str, ...], Range] = {
     ("warmup", "cosine", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
     ("sample_every", "ckpt_every", "log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
     ("label_dropout", "ema", "beta2", "route"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    ("cooldown",): (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
     ("align_weight",): POSITIVE,
     ("align_until",): (lambda v: 0 < v <= 1, "a number above 0, at most 1"),
+    ("cooldown", "meanflow_instant"): (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    ("meanflow_scale",): (lambda v: v >= 1, "1 or more"),
+    ("meanflow_mix",): (lambda v: v is None or 0 <= v < 1, "a number in [0, 1)"),
     ("eval_samples",): TWO_OR_MORE,
     ("ema_every", "epochs", "min_snr_gamma"): POSITIVE_OR_NONE,
     ("gpus",): (lambda v: all(count > 0 for count in v), "numbers above 0"),
@@ -324,6 +341,58 @@ def _require_process(config: TrainConfig) -> None:
                 f"--loss vlb with {flag_of(config, 'min_snr_gamma')}",
                 "one of the two",
                 "the bound has its own weights: drop --min-snr-gamma, or pass --loss simple",
+            ),
+        ]
+    )
+
+
+def _require_meanflow(config: TrainConfig) -> None:
+    """Refuse what MeanFlow cannot be combined with, and its flags without it."""
+    if config.objective != "meanflow":
+        names = ("meanflow_form", "meanflow_instant", "meanflow_scale", "meanflow_mix")
+        given = f"with --objective {config.objective}"
+        require_use(config, names, False, given, "--objective meanflow")
+        return
+
+    guided = config.meanflow_scale != 1
+    require_use(config, ("meanflow_mix",), guided, "without --meanflow-scale", "a scale")
+    own_loss = "with --objective meanflow, which has a loss of its own,", "another objective"
+    require_use(config, ("loss", "min_snr_gamma", "route", "inner_head", "align"), False, *own_loss)
+    unguided = config.num_classes == 0 or config.label_dropout == 0
+    reason = "label_dropout" if config.label_dropout == 0 else "num_classes"
+    require_none_of(
+        [
+            (
+                config.process != "flow",
+                f"--objective meanflow with --process {config.process}",
+                "--process flow with it",
+                "it averages the velocity of a flow: pass --process flow",
+            ),
+            (
+                not config.model.startswith("DiT-"),
+                f"--objective meanflow with --model {config.model}",
+                "a DiT, which takes the length of a step",
+                "pass --model DiT-S/2, or --objective v",
+            ),
+            # a preset may have set it
+            (
+                config.cosine > 0,
+                f"--objective meanflow with {flag_of(config, 'cosine')}",
+                "the loss of MeanFlow alone",
+                "pass --cosine 0",
+            ),
+            # float8 products have no forward-mode derivative
+            (
+                config.precision == "fp8",
+                "--objective meanflow with --precision fp8",
+                "--precision bf16 or fp32 with it",
+                "pass --precision bf16",
+            ),
+            (
+                guided and unguided,
+                f"{flag_of(config, 'meanflow_scale')} with {flag_of(config, reason)}",
+                "classes, and a null class that label dropout trains",
+                "drop --meanflow-scale",
             ),
         ]
     )

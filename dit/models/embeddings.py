@@ -7,6 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+SMOOTHING = 25.0  # deviation of times, of 0 … 1000, over which an interval's waves are means
+
 
 class Condition(NamedTuple):
     """Embedded time and class, or time and text; each kind of block reads the part it needs."""
@@ -41,9 +43,52 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(self.waves(t))
+
+    def waves(self, t: Tensor) -> Tensor:
+        """Return the cosines and sines of times: [B, 256]."""
         waves = sinusoids(self.time_scale * t, self.frequency_size)
         # sinusoids are at least float32, the weights may be bfloat16
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
+        return waves.to(self.mlp[0].weight.dtype)  # type: ignore[arg-type]
+
+
+class IntervalEmbedder(TimestepEmbedder):
+    """Times, and lengths of the step that begins there, to the sum of two embeddings (2505.13447).
+
+    The length's last layer starts at zero: a fresh network, or one with the weights of a flow, does
+    not hear the length.
+
+    Waves are means over times nearby. The fastest one, of period 2 pi in 0 … 1000, never matters
+    to a flow; but it would make up most of the derivative by time, from which MeanFlow learns.
+    """
+
+    def __init__(self, hidden_size: int, frequency_size: int = 256):
+        super().__init__(hidden_size, frequency_size)
+        first, last = nn.Linear(frequency_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+        nn.init.normal_(first.weight, std=0.02)
+        for zero in (first.bias, last.weight, last.bias):
+            nn.init.zeros_(zero)
+        self.length_mlp = nn.Sequential(first, nn.SiLU(), last)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map times and lengths [B, 2], or times [B] of steps without length, to [B, D]."""
+        times, lengths = (t, torch.zeros_like(t)) if t.ndim == 1 else t.unbind(dim=1)
+        return self.mlp(self.waves(times)) + self.length_mlp(self.waves(lengths))
+
+    def waves(self, t: Tensor) -> Tensor:
+        """Return the means of cosines and sines over normal times around t: [B, 256]."""
+        waves = super().waves(t)
+        # E cos(f (t + s n)) = exp(-(f s)^2 / 2) cos(f t) for a standard normal n
+        angles = self.time_scale * SMOOTHING * frequencies(self.frequency_size, t)
+        return waves * torch.exp(-angles.square() / 2).repeat(2).to(waves.dtype)
+
+
+def with_lengths(embedder: TimestepEmbedder) -> IntervalEmbedder:
+    """Return an embedder of times and lengths that has the times of this one."""
+    hidden_size = embedder.mlp[2].out_features
+    embedding = IntervalEmbedder(hidden_size, embedder.frequency_size)  # type: ignore[arg-type]
+    embedding.mlp = embedder.mlp
+    return embedding
 
 
 class LabelEmbedder(nn.Module):
@@ -66,12 +111,17 @@ def text_mask(text: Tensor) -> Tensor:
 
 def sinusoids(position: Tensor, size: int) -> Tensor:
     """Return cosines and sines at frequencies from 1 to 1/10000: [N] -> [N, size]."""
-    half = size // 2
-    dtype = torch.promote_types(position.dtype, torch.float32)
-    exponents = torch.arange(half, dtype=dtype, device=position.device)
-    frequencies = torch.exp(-math.log(10000) * exponents / half)
-    angles = position[:, None].to(dtype) * frequencies
+    along = frequencies(size, position)
+    angles = position[:, None].to(along.dtype) * along
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def frequencies(size: int, like: Tensor) -> Tensor:
+    """Return size / 2 frequencies from 1 to 1/10000, at least float32, where `like` is."""
+    half = size // 2
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    exponents = torch.arange(half, dtype=dtype, device=like.device)
+    return torch.exp(-math.log(10000) * exponents / half)
 
 
 def position_embedding(

@@ -12,6 +12,7 @@ from dit.models import classifier, unet
 from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import DiT, PatchTransformer
+from dit.models.embeddings import IntervalEmbedder, with_lengths
 from dit.models.layers import PLAIN, parse_layers
 from dit.models.parts import early_block
 from dit.models.routing import number_kept
@@ -36,9 +37,11 @@ def create_model(
     unet_attention: tuple[int, ...] | None = None,
     time_scale: float = 1.0,
     inner_head: bool = False,
+    interval: bool = False,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
     check_name(name, conditioning, block, inner_head)
+    assert name in DIT_NAMES or not interval
     assert (conditioning == "text") == (text_width is not None)
     family, size, patch = _parts(name)
     shape: dict[str, Any] = dict(
@@ -77,6 +80,9 @@ def create_model(
         text_width=text_width,
         inner_head=inner_head,
     )
+    if interval:
+        # drawn last, so that all other weights are those of a network without it
+        transformer.t_embedder = with_lengths(transformer.t_embedder)
     transformer.t_embedder.time_scale = time_scale
     return transformer
 
@@ -148,6 +154,8 @@ def describe_network(network: nn.Module) -> str:
             kind += f", blocks with {network.layers}"
         if network.inner_final_layer:
             kind += f", an inner head after block {early_block(len(network.blocks))}"
+        if isinstance(network.t_embedder, IntervalEmbedder):
+            kind += ", times with lengths"
     height, width = network.grid
     return f"{kind}, {height * width} tokens of {network.patch_size} x {network.patch_size} latents"
 
@@ -205,7 +213,8 @@ def zero_inputs(
         parts: whether a DiT returns what an early block knows too.
     """
     x = torch.zeros(batch, sizes["in_channels"], *to_2tuple(sizes["input_size"]))
-    t = torch.zeros(batch)
+    # a network of intervals takes times and lengths
+    t = torch.zeros(batch, 2) if sizes.get("interval") else torch.zeros(batch)
     if is_classifier(name):
         return x, t
     y = torch.zeros(batch, dtype=torch.long)

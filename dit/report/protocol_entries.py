@@ -59,6 +59,7 @@ ABSENT = {
     "sampling/network text_width": None,
     "sampling/network unet_attention": None,
     "sampling/network time_scale": 1.0,
+    "sampling/network interval": False,
 }
 """What the absence of an entry means in a report that names its sampler."""
 

@@ -42,7 +42,8 @@ SETTINGS = {
     "data": "data image_column label_column vae image_size num_classes flip latent_norm",
     "diffusion": (
         "process objective loss cosine time_sampling time_shift min_snr_gamma label_dropout route "
-        "align align_weight align_until"
+        "align align_weight align_until "
+        "meanflow_form meanflow_instant meanflow_scale meanflow_mix"
     ),
     "optimisation": (
         "steps epochs global_batch_size grad_accum optimizer lr weight_decay beta2 warmup cooldown "

@@ -35,6 +35,9 @@ class NetworkSpec:
     unet_attention: tuple[int, ...] | None = None  # sides where a U-Net attends; None: its default
     inner_head: bool = False  # a second last layer after an early block
     time_scale: float = 1.0  # factor on times 0 … 1000 before they are embedded; SiT has 1/1000
+    interval: bool = (
+        False  # whether it takes lengths of steps beside times, see models/embeddings.py
+    )
 
     def __post_init__(self) -> None:
         text = self.conditioning == "text"
@@ -53,6 +56,8 @@ class NetworkSpec:
         check_name(self.model, self.conditioning, self.block, self.inner_head)
         # networks are compared as text, and plain+rope+qknorm is plain+qknorm+rope
         object.__setattr__(self, "block", parse_layers(self.block).spec)
+        if self.interval and not self.model.startswith("DiT-"):
+            raise UserError(f"interval with model {self.model}", "a DiT with it", INTACT)
         if not text and self.text_width is not None:
             given = f"text_width {self.text_width} with conditioning {self.conditioning}"
             raise UserError(given, "conditioning text with it", INTACT)

@@ -74,6 +74,14 @@ def load_guide(run: LoadedRun, path: Path) -> LoadedRun:
     if isinstance(ours, Captioned) and isinstance(theirs, Captioned):
         guide = with_captions(guide, theirs.network, ours.captions)
     require_compatible(flag, guide.card, run, run.card.network.num_classes)
+    # a velocity averaged over a step and one of a moment have no common scale
+    if guide.card.network.interval != run.card.network.interval:
+        raise UserError(
+            f"{flag} has --objective {guide.card.config.objective}, {run.weights.path} has "
+            f"{run.card.config.objective}",
+            "meanflow for both, or for none",
+            "pass another guide",
+        )
     return guide
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dit.config import SamplerConfig
 from dit.config.sampling import INTERNAL
 from dit.diffusion import samplers
+from dit.diffusion.meanflow import steps_between
 from dit.diffusion.process import Denoise, Denoiser, Prediction, Process
 from dit.encoders.text import Captioned
 from dit.models.feature_cache import CachedNetwork, run_all_blocks, run_outer_blocks
@@ -18,7 +19,7 @@ from dit.models.parts import BothHeads
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
 from dit.sampling.load import LoadedRun, without_captions
-from dit.sampling.resolve import resolve, validate
+from dit.sampling.resolve import averages_steps, resolve, validate
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,16 @@ def build_pipeline(
     classifier = load_classifier(run, settings.classifier) if settings.classifier else None
 
     denoise = prepare_for_inference(run, settings)
+    times = denoise.process.times(settings.steps, settings.spacing)
     networks: list[Callable[..., Tensor]] = [denoise.network]
     weaker = None
     if guide:
         weaker = prepare_for_inference(guide, replace(settings, block_cache=None))
         networks.append(weaker.network)
+    # 2505.13447, section 4.3: Euler's steps with the average velocity of each
+    if averages_steps(settings.sampler, run.card):
+        denoise = steps_between(denoise, times)
+        weaker = steps_between(weaker, times) if weaker else None
     if classifier:
         networks.append(classifier.network)
 
@@ -120,7 +126,7 @@ def build_pipeline(
         classes=tuple(run.card.ids if classes is None else classes),
         denoise=guided,
         sampler=choose_sampler(settings),
-        times=denoise.process.times(settings.steps, settings.spacing),
+        times=times,
         networks=tuple(networks),
     )
 

@@ -17,7 +17,7 @@ from dit.runs.card import ModelCard
 from dit.sampling.load import LoadedRun
 from dit.utils.image_size import size_of
 
-DDPM_STEPS, ODE_STEPS = 250, 25  # unless --steps is given
+DDPM_STEPS, ODE_STEPS, AVERAGE_STEPS = 250, 25, 2  # unless --steps is given
 
 
 def validate(config: SamplerConfig, card: ModelCard) -> None:
@@ -122,13 +122,26 @@ def find_sampler(name: str, card: ModelCard) -> str:
     """Return the sampler of this name, or the one that `auto` stands for."""
     if name != "auto":
         return name
+    if card.network.interval:
+        return "euler"
     return "dpmpp_2m" if card.config.process == "flow" else "ddpm"
 
 
 def find_steps(config: SamplerConfig, card: ModelCard) -> int:
     """Return --steps, or the usual number for the sampler."""
-    usual = DDPM_STEPS if find_sampler(config.sampler, card) == "ddpm" else ODE_STEPS
+    sampler = find_sampler(config.sampler, card)
+    usual = DDPM_STEPS if sampler == "ddpm" else ODE_STEPS
+    if averages_steps(sampler, card):
+        usual = AVERAGE_STEPS
     return config.steps or usual
+
+
+def averages_steps(sampler: str, card: ModelCard) -> bool:
+    """Return whether each step takes its average velocity: Euler's of a run of MeanFlow.
+
+    Other samplers take the velocity at times, which such a network has too.
+    """
+    return sampler == "euler" and card.network.interval
 
 
 def has_null_class(card: ModelCard) -> bool:

@@ -61,6 +61,7 @@ def build_card(
         inner_head=config.inner_head,
         text_width=encoder.width if encoder else None,
         unet_attention=config.unet_attention,
+        interval=config.objective == "meanflow",
     )
     require_size(config.image_size, spec, config.vae)
 
@@ -131,6 +132,12 @@ def _check_classes(
             f"--num-classes {num_classes} for data with {count_of(in_data, 'class')}",
             f"{in_data} or more, or 0 for none",
             "drop --num-classes to count them in the data",
+        )
+    if config.meanflow_scale != 1 and not num_classes:
+        raise UserError(
+            f"--meanflow-scale {config.meanflow_scale:g} for data without classes",
+            "classes, and a null class that label dropout trains",
+            "drop --meanflow-scale",
         )
     if is_classifier(config.model) and in_data < 2:
         raise UserError(

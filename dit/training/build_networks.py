@@ -1,11 +1,12 @@
 """The network to train and its averages, on their devices, for DDP, FSDP2 and the compiler."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from dit.build import build_network
 from dit.distributed.activation_checkpoint import activation_checkpointing
@@ -14,6 +15,7 @@ from dit.distributed.float8 import convert_to_float8
 from dit.distributed.parallel import shard, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
 from dit.models.registry import zero_inputs
+from dit.models.tangent import differentiate, tangent
 from dit.runs.card import ModelCard
 from dit.training.ema import EMA, PowerEMA
 from dit.training.finetune import initialise
@@ -63,6 +65,14 @@ def wrap(
     with autocast(ranks.device, plan.precision):
         warm_up_ddp(wrapped, partial(_blank_micro_batch, card, plan, ranks, text_tokens))
     return wrapped
+
+
+def compile_tangent(network: nn.Module, compiled: bool) -> Callable[..., Tensor]:
+    """Return the derivative of the network itself, without DDP: no gradient is averaged."""
+    # FSDP2's hooks stay outside of what is compiled
+    if compiled and not isinstance(network, FSDPModule):
+        return partial(tangent, network, derivative=torch.compile(differentiate))
+    return partial(tangent, network)
 
 
 def _blank_micro_batch(

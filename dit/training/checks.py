@@ -23,7 +23,22 @@ def check_and_find_checkpoint(config: TrainConfig, ranks: Ranks) -> Path | None:
             f"a multiple of {divisor}",
             "change one of them",
         )
+    _require_whole_share(config, config.global_batch_size // divisor)
     _, last = find_run(config, ranks)
     require_wandb(config.wandb)
     require_fp8(config.precision, ranks.device)
     return last
+
+
+def _require_whole_share(config: TrainConfig, micro_batch: int) -> None:
+    """Refuse a share of a micro-batch that is no whole number of images."""
+    if config.objective != "meanflow":
+        return
+    images = config.meanflow_instant * micro_batch
+    if abs(images - round(images)) > 1e-6:
+        raise UserError(
+            f"--meanflow-instant {config.meanflow_instant:g} of {micro_batch} images a rank at "
+            "once",
+            "a whole number of images",
+            "pass another --global-batch-size, --grad-accum or --meanflow-instant",
+        )

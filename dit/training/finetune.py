@@ -23,6 +23,9 @@ PARTS = {
 }
 """What two networks must share for one to start from the other, beside condition and classes."""
 
+VELOCITIES = ("v", "meanflow")
+"""Objectives of which the second may start from the first: at length 0 they are the same."""
+
 
 def find_origin(card: ModelCard, weights: Path) -> Path:
     """Return the file of another run's weights, once they fit the network that starts from them."""
@@ -35,7 +38,7 @@ def find_origin(card: ModelCard, weights: Path) -> Path:
     for name in ("conditioning", "process", "objective", "latent_norm"):
         flag = f"--{name.replace('_', '-')}"
         old, new = theirs[name], ours[name]
-        if old != new:
+        if old != new and (old, new) != VELOCITIES:
             raise UserError(
                 f"{trained_with} {flag} {old}, not {new}",
                 "the same for both",
@@ -87,15 +90,23 @@ def _in_words(value: object) -> str:
 
 
 def initialise(network: nn.Module, card: ModelCard, weights: Path) -> None:
-    """Load another run's EMA; what it has not stays fresh: other classes, an inner head."""
+    """Load another run's EMA; what it has not stays fresh: classes, inner head, lengths."""
     origin = read_weights(find_origin(card, weights))
     tensors = origin.state_dict
+    if card.network.interval and not origin.card.network.interval:
+        tensors = tensors | fresh_lengths(network)
     if origin.card.network.num_classes != card.network.num_classes:
         tensors = tensors | fresh_classes(network, tensors)
     if card.network.inner_head and not origin.card.network.inner_head:
         own = network.state_dict()
         tensors = tensors | {name: own[name] for name in own if name.startswith(INNER_HEAD)}
     load_weights(network, tensors, origin.path)
+
+
+def fresh_lengths(network: nn.Module) -> dict[str, Tensor]:
+    """Return the network's own embedding of lengths, which starts at zero."""
+    own = network.state_dict()
+    return {name: own[name].clone() for name in own if name.startswith("t_embedder.length_mlp.")}
 
 
 def fresh_classes(network: nn.Module, trained: dict[str, Tensor]) -> dict[str, Tensor]:

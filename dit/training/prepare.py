@@ -1,14 +1,14 @@
 """Build all that a training needs, from its inputs and its plan."""
 
-from dit.build import build_loss, build_process
-from dit.diffusion.alignment import draws_of
+from typing import Any
+
+from dit.build import build_process
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
-from dit.models.registry import count_tokens
-from dit.runs.card import ModelCard
 from dit.training.alignment import build_alignment
 from dit.training.batches import DataStream
-from dit.training.build_networks import build_networks, wrap
+from dit.training.build_loss import build_loss, build_meanflow, count_uniforms
+from dit.training.build_networks import build_networks, compile_tangent, wrap
 from dit.training.checkpointing import load
 from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan, TrainingSession
@@ -30,7 +30,7 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
         label_dropout=1.0 if card.unconditional else config.label_dropout,
         flip=source.flips and config.flip is not False,
         ranks=ranks,
-        uniforms=_uniforms(card),
+        uniforms=count_uniforms(card),
     )
 
     network, ema, power_emas = build_networks(card, plan, ranks)
@@ -39,8 +39,14 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
     conditioned = Captioned(wrapped, captions) if captions else wrapped
 
     alignment = build_alignment(network, ema.network, process, captions, inputs, plan, ranks)
-    loss, terms = build_loss(config, conditioned, process, alignment)
-    late_loss, _ = build_loss(config, conditioned, process)
+    if config.objective == "meanflow":
+        tangent: Any = compile_tangent(network, plan.compiled)
+        tangent = Captioned(tangent, captions) if captions else tangent
+        loss, terms = build_meanflow(config, conditioned, tangent, process, stream.null_label)
+        late_loss = loss
+    else:
+        loss, terms = build_loss(config, conditioned, process, alignment)
+        late_loss, _ = build_loss(config, conditioned, process)
 
     # Loaded last, into tensors that are where training needs them.
     state = new_state(
@@ -67,12 +73,3 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
         alignment.wrapped if alignment else None,
         late_loss,
     )
-
-
-def _uniforms(card: ModelCard) -> int:
-    """Return how many numbers the loss draws for an image."""
-    tokens = 0
-    if card.config.route:
-        # one number a token decides which are kept
-        tokens = count_tokens(card.network.model, card.network.input_size)
-    return tokens + draws_of(card.config.align)

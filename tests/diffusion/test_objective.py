@@ -7,12 +7,12 @@ import torch
 from helpers.diffusion import normal, time
 from torch.distributions import Normal, kl_divergence
 
-from dit.build import build_loss
 from dit.config import TrainConfig
 from dit.diffusion.likelihood import discretized_log_likelihood, normal_kl
 from dit.diffusion.objective import diffusion_loss, drop_labels
 from dit.diffusion.process import DDPM, Denoiser, Flow, add_noise, posterior
 from dit.diffusion.weighting import min_snr
+from dit.training.build_loss import build_loss
 
 SHAPE = (6, 2, 4, 4)
 TIMES = [2, 17, 200, 512, 800, 1000]

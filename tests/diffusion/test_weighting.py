@@ -7,7 +7,6 @@ import torch
 from conftest import torchrun
 from helpers.training import prepared
 
-from dit.build import build_loss
 from dit.commands.train import train
 from dit.config import TrainConfig
 from dit.diffusion.objective import Loss
@@ -22,6 +21,7 @@ from dit.runs.logs import read_metrics
 from dit.runs.weights import read_weights
 from dit.training.batches import read_batch, training_times
 from dit.training.build_card import build_card
+from dit.training.build_loss import build_loss
 from dit.training.inputs import RunInputs
 from dit.training.trainer import take_step
 

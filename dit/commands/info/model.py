@@ -106,6 +106,8 @@ def _objective(card: ModelCard) -> str:
     if is_classifier(card.network.model):
         return "class of noised latents"
     variance = ", learned variance" if card.config.learn_sigma else ""
+    if card.network.interval:
+        return f"average velocities (MeanFlow, {card.config.meanflow_form})"
     return f"{card.config.objective} prediction{variance}"
 
 

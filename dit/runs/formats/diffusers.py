@@ -82,6 +82,8 @@ def to_diffusers(state_dict: StateDict, spec: NetworkSpec) -> StateDict:
     check_shapes(state_dict, spec)
     if spec.time_scale != 1:
         raise not_a_dit(f"times scaled by {spec.time_scale:g}, which diffusers' network has not")
+    if spec.interval:
+        raise not_a_dit("lengths of steps beside times, which diffusers' network has not")
     if not torch.allclose(state_dict["pos_embed"].float().cpu(), _positions(spec), atol=1e-4):
         raise not_a_dit(
             "pos_embed differs from the fixed sin-cos positions, the only ones diffusers has"

@@ -1,6 +1,6 @@
 """Choice between full copies on every rank (DDP) and shares (FSDP2)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -11,7 +11,7 @@ from dit.encoders.text import TextEncoder
 from dit.encoders.vision import VisionEncoder
 from dit.models.registry import count_parameters
 from dit.runs.card import ModelCard
-from dit.training.cost.memory import RESERVE, Layout, Memory, simulated_step
+from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, simulated_step
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ def frozen_bytes(
     first_stage = getattr(autoencoder.codec, "network", None)
     networks = [first_stage, *(each.network for each in (encoder, vision) if each)]
     return 4 * sum(count_parameters(network) for network in networks if network)
+
+
+def describe_memory(need: Memory, frozen: int) -> str:
+    """Return the parts that are not negligible, with the bytes of networks that are not trained."""
+    sizes = {PART_NAMES[name]: size for name, size in asdict(need).items()}
+    sizes["frozen networks"] = frozen
+    parts = [f"{name} {gib(size)}" for name, size in sizes.items() if size >= 2**30 / 200]
+    total = gib(need.total + frozen)
+    return f"about {total} GiB a rank at the peak of a step: {', '.join(parts)}"
 
 
 def gib(size: float) -> str:

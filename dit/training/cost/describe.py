@@ -1,7 +1,5 @@
 """A training in words, row by row: network, cost, data and schedule."""
 
-from dataclasses import asdict
-
 import torch
 from torch import nn
 
@@ -11,10 +9,9 @@ from dit.distributed.ranks import Ranks
 from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
 from dit.runs.card import NetworkSpec
 from dit.training.cost.alignment import alignment_flops
-from dit.training.cost.ddp_or_fsdp import frozen_bytes, gib, memory
+from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes, memory
 from dit.training.cost.describe_data import describe_data, describe_latents
-from dit.training.cost.flops import training_flops
-from dit.training.cost.memory import PART_NAMES, Memory
+from dit.training.cost.flops import more_forward_passes, training_flops
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
@@ -29,8 +26,8 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     with torch.device("meta"):
         network = build_network(spec)
     tokens = inputs.encoder.length if inputs.encoder else 0
+    work = training_flops(spec, tokens, config.route, more_forward_passes(config))
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
-    trained = training_flops(spec, tokens, config.route)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
     devices = f"{ranks.world} x {ranks.device.type}"
 
@@ -39,7 +36,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{trained / 1e9:.3g} GFLOP to train on it{describe_alignment(network, inputs)}",
+        f"{work / 1e9:.3g} GFLOP to train on it{describe_alignment(network, inputs)}",
         "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder, inputs.vision)),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
         "data": describe_data(config, source, spec),
@@ -61,21 +58,16 @@ def describe_alignment(network: nn.Module, inputs: RunInputs) -> str:
     return f", and {flops:.3g} for --align in the first {config.align_until:.0%} of the steps"
 
 
-def describe_memory(need: Memory, frozen: int) -> str:
-    """Return the parts that are not negligible, with the bytes of networks that are not trained."""
-    sizes = {PART_NAMES[name]: size for name, size in asdict(need).items()}
-    sizes["frozen networks"] = frozen
-    parts = [f"{name} {gib(size)}" for name, size in sizes.items() if size >= 2**30 / 200]
-    total = gib(need.total + frozen)
-    return f"about {total} GiB a rank at the peak of a step: {', '.join(parts)}"
-
-
 def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:
     if is_classifier(spec.model):
         return "predicts the class of noised latents"
     variance = " and the variance" if spec.learn_sigma else ""
     dropout = f", label dropout {config.label_dropout:g}" if spec.num_classes else ""
-    return f"predicts {config.objective}{variance}{dropout}"
+    quantity: str = config.objective
+    if spec.interval:
+        guidance = f" of scale {config.meanflow_scale:g}" if config.meanflow_scale != 1 else ""
+        quantity = f"average velocities{guidance} ({config.meanflow_form} MeanFlow)"
+    return f"predicts {quantity}{variance}{dropout}"
 
 
 def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from dit.config import TrainConfig
+from dit.diffusion.meanflow import forward_passes
 from dit.distributed.device import device_kind
 from dit.models.registry import multiply_adds
 from dit.runs.card import NetworkSpec
@@ -69,17 +71,33 @@ def meter(session: TrainingSession) -> Meter:
     tokens = session.captions.encoder.length if session.captions else 0
     bf16 = session.plan.precision != "fp32"
     peak = session.ranks.on_main(lambda: peak_of(session.ranks.device, bf16))
-    flops = training_flops(session.card.network, tokens, session.config.route)
+    config = session.config
+    more = more_forward_passes(config)
+    flops = training_flops(session.card.network, tokens, config.route, more)
     return Meter(flops, peak, session.ranks.world)
 
 
-def training_flops(spec: NetworkSpec, text_tokens: int = 0, route: float = 0.0) -> float:
+def training_flops(
+    spec: NetworkSpec, text_tokens: int = 0, route: float = 0.0, more_passes: float = 0.0
+) -> float:
     """Return the FLOPs to train on one image: six a multiply-add, two forward and four backward.
 
     Not counted are what activation checkpointing computes again, the optimizer, frozen networks and
     what --align adds for a while.
+
+    Args:
+        more_passes: forward passes of the loss beside that with a gradient.
     """
-    return 6.0 * multiply_adds(spec.model, text_tokens, route, spec.inner_head, **spec.sizes)
+    macs = multiply_adds(spec.model, text_tokens, route, spec.inner_head, **spec.sizes)
+    return (6 + 2 * more_passes) * macs
+
+
+def more_forward_passes(config: TrainConfig) -> float:
+    """Return how many forward passes the loss of an image takes beside that with a gradient."""
+    if config.objective != "meanflow":
+        return 0.0
+    classic = config.meanflow_form == "classic"
+    return forward_passes(classic, config.meanflow_instant, config.meanflow_scale)
 
 
 def peak_of(device: torch.device, bf16: bool) -> Peak:

@@ -12,6 +12,7 @@ from dit.models.dit import PatchTransformer
 from dit.models.registry import multiply_adds_of
 from dit.runs.card import ModelCard
 from dit.training.cost.cluster import Cluster, build_cluster
+from dit.training.cost.flops import more_forward_passes
 from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, simulated_step
 from dit.training.cost.step_time import Seconds, Work, seconds, traffic
 
@@ -45,6 +46,7 @@ class PlannedStep:
             blocks=len(network.blocks),  # type: ignore[arg-type]
             flops=flops,
             again=float(self.card.config.recompute == "full"),
+            beside=more_forward_passes(self.card.config),
             width=2 if self.bf16 else 4,
             averages=self.step.averages,
         )
@@ -99,8 +101,14 @@ class Column:
 
     @property
     def mfu(self) -> float:
-        # one forward and one backward pass, as papers count it: recomputed work is not useful
-        return 3 * self.work.flops * self.speed / (self.cluster.peak * self.cluster.gpus)
+        # one forward and one backward pass, as papers count it, and those of the loss beside:
+        # recomputed work is not useful
+        return (
+            (3 + self.work.beside)
+            * self.work.flops
+            * self.speed
+            / (self.cluster.peak * self.cluster.gpus)
+        )
 
     @property
     def sent(self) -> float:

@@ -22,6 +22,7 @@ class Work:
     blocks: int
     flops: float  # of a forward pass for one image
     again: float = 0.0  # share of a forward pass that the backward pass computes again
+    beside: float = 0.0  # forward passes of the loss beside that with a gradient
     width: int = 2  # bytes of a weight that FSDP gathers
     averages: int = 1  # EMAs
 
@@ -55,7 +56,8 @@ def seconds(work: Work, cluster: Cluster, parallel: str, batch: int, accum: int)
 
     communicate = exposed_fsdp if parallel == "fsdp" else exposed_ddp
     spent, exposed = communicate(work, cluster, forward, backward, accum)
-    return Seconds(accum * (forward + backward), update, spent, exposed)
+    compute = accum * ((1 + work.beside) * forward + backward)
+    return Seconds(compute, update, spent, exposed)
 
 
 def exposed_ddp(

@@ -65,7 +65,7 @@ def _sampling(session: TrainingSession, settings: SamplerConfig) -> dict[str, An
     config = session.config
     section = {
         **settings_in_use(settings),
-        # dpmpp_2m uses neither
+        # neither dpmpp_2m nor euler uses them
         **dict.fromkeys(("eta", "variance")),
         "weights": "the EMA at every step",
         "weights_sha256": "in meta.json of checkpoints",

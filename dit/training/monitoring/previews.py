@@ -19,6 +19,7 @@ from dit.sampling.pipeline import build_pipeline
 from dit.utils import pictures
 
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
+FEW_STEPS = SamplerConfig(sampler="euler", steps=2)  # of --objective meanflow
 CFG_SCALE = 1.5
 CLASSES, PER_CLASS = 10, 4  # rows and columns of a grid
 
@@ -28,11 +29,14 @@ def sampler_settings(card: ModelCard) -> SamplerConfig:
     guided."""
     # guidance needs a null class, which label dropout trains, and other classes
     guided = card.config.label_dropout and not card.unconditional
+    # the network has learned its own
+    guided = guided and card.config.meanflow_scale == 1
     precision = card.config.precision
     if precision == "fp8":
         # averages have no float8 layers
         precision = "bf16"
-    return replace(SETTINGS, precision=precision, cfg_scale=CFG_SCALE if guided else 1.0)
+    settings = FEW_STEPS if card.network.interval else SETTINGS
+    return replace(settings, precision=precision, cfg_scale=CFG_SCALE if guided else 1.0)
 
 
 def ema_run(

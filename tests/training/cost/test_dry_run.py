@@ -23,8 +23,7 @@ from dit.latents.load import build_source
 from dit.models.registry import count_parameters, multiply_adds
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.assumed import load_or_assume_autoencoder
-from dit.training.cost.ddp_or_fsdp import frozen_bytes
-from dit.training.cost.describe import describe_memory
+from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes
 from dit.training.cost.memory import Layout
 
 TINY = TrainConfig(
