@@ -356,7 +356,7 @@ def _require_meanflow(config: TrainConfig) -> None:
 
     guided = config.meanflow_scale != 1
     require_use(config, ("meanflow_mix",), guided, "without --meanflow-scale", "a scale")
-    own_loss = "with --objective meanflow, which has a loss of its own,", "another objective"
+    own_loss = "with --objective meanflow, which has a loss of its own", "another objective"
     require_use(config, ("loss", "min_snr_gamma", "route", "inner_head", "align"), False, *own_loss)
     unguided = config.num_classes == 0 or config.label_dropout == 0
     reason = "label_dropout" if config.label_dropout == 0 else "num_classes"
