@@ -77,8 +77,10 @@ def image_settings(run: LoadedRun, config: SamplerConfig) -> dict[str, Any]:
 
 def _guide(config: SamplerConfig) -> str | None:
     """Return the hash of the weights that guide, or `internal`."""
-    if config.guide in (None, INTERNAL):
-        return config.guide and str(config.guide)
+    if config.guide is None:
+        return None
+    if config.guide == INTERNAL:
+        return str(INTERNAL)
     return sha256(find_weights(config.guide))
 
 
