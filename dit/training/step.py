@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dit.diffusion.objective import LossFunction
-from dit.distributed.device import autocast
+from dit.distributed.device import autocast, widest_float
 from dit.distributed.parallel import full_tensor, sync_gradients
 from dit.distributed.ranks import Ranks
 from dit.training.batches import LossInputs
@@ -67,5 +67,6 @@ def train_step(
     if state.time_sampler:
         # The sampler ignores infinite losses, so that it learns nothing from a skipped step.
         each = each.masked_fill(skipped.bool(), torch.inf)
-        rows = torch.stack([inputs.t.to(ranks.device), each], dim=1)
+        t = inputs.t.to(ranks.device, widest_float(ranks.device))
+        rows = torch.stack([t, each], dim=1)
         state.time_sampler.update(*ranks.gather(rows).cpu().T)
