@@ -38,6 +38,7 @@ from dit.config import (
     TrainConfig,
     VaeConfig,
 )
+from dit.config.parse import asked_help
 from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
@@ -305,6 +306,9 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
         UserError: An unknown flag, a missing one, or a value that does not fit.
     """
     default: Any = _train_default if kind is TrainConfig else lambda typed: None
+    if page := asked_help(kind, argv, prog, default, as_started):
+        print(page)
+        sys.exit(0)
     return parse_flags(kind, argv, prog, default, require_file_or_folder)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -60,44 +60,52 @@ def help_texts(kind: type) -> dict[str, HelpText]:
 
 
 def help_page(
-    kind: type, guide: Guide, prog: str, defaults: dict[str, Any], columns: int, everything: bool
+    kind: type,
+    guide: Guide,
+    prog: str,
+    defaults: dict[str, Any],
+    columns: int,
+    everything: bool,
+    as_started: Callable[[str], str],
 ) -> str:
     """Return the page of a command.
 
     Args:
         kind: Its configuration.
-        prog: How it was started, such as `python train.py`.
+        prog: Its name, such as `train.py` or `dit sample`.
         defaults: Defaults of its settings, such as those of a preset.
         columns: Width of the terminal.
         everything: Whether all flags get their text, not only the basic ones.
+        as_started: Names train.py, sample.py and evaluate.py in a text as they are started here.
     """
     columns = max(LEAST_COLUMNS, min(columns, MOST_COLUMNS))
-    texts = help_texts(kind)
+    texts = {name: as_started(one.text) for name, one in help_texts(kind).items()}
+    group_of = {name: one.group for name, one in help_texts(kind).items()}
     fields = {field.name: field for field in dataclasses.fields(kind)}
     basics = guide.basics or tuple(fields)
 
     lines = [f"usage: {usage(kind, prog)} [FLAGS]", ""]
-    lines += textwrap.wrap(" ".join((kind.__doc__ or "").split()), columns)
+    lines += textwrap.wrap(as_started(" ".join((kind.__doc__ or "").split())), columns)
+    started = f"python {prog}" if prog.endswith(".py") else prog
     lines += ["", "examples:"]
     for flags, what in guide.examples:
-        lines += [f"  {prog} {flags}".rstrip(), *_wrap(what, 6, columns)]
+        lines += [f"  {started} {flags}".rstrip(), *_wrap(what, 6, columns)]
 
-    lines += ["", "basics:" if guide.basics else "flags:"]
-    for name in basics:
-        lines += _entry(fields[name], texts[name].text, defaults.get(name), columns)
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {"basics" if guide.basics else "flags": [*basics]}
     for name in fields:
         if name not in basics:
-            groups.setdefault(texts[name].group, []).append(name)
-    if groups and not everything:
-        lines += ["", f"more, described by `{prog} --help-all`:"]
-    for group, names in groups.items():
-        if everything:
-            lines += ["", f"{group}:"]
-            for name in names:
-                lines += _entry(fields[name], texts[name].text, defaults.get(name), columns)
-        else:
-            lines += _names(group, names, columns)
+            groups.setdefault(group_of[name], []).append(name)
+    described = groups if everything else [*groups][:1]
+    for group in described:
+        lines += ["", f"{group}:"]
+        for name in groups[group]:
+            lines += _entry(fields[name], texts[name], defaults.get(name), columns)
+
+    named = [group for group in groups if group not in described]
+    if named:
+        lines += ["", f"more, described by `{started} --help-all`:"]
+    for group in named:
+        lines += _names(group, groups[group], columns)
     return "\n".join(lines)
 
 

@@ -5,7 +5,6 @@ import io
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -67,7 +66,7 @@ def parse(
     default_of: Callable[[dict[str, list[str]]], Config | None] = lambda typed: None,
     check_value: Callable[[str, str], None] = lambda flag, value: None,
 ) -> Config:
-    """Turn flags into a configuration; exit with code 0 after `--help`.
+    """Turn flags into a configuration.
 
     Args:
         prog: What was typed before the flags, for messages.
@@ -78,11 +77,6 @@ def parse(
         UserError: Unknown or missing flags, or values that do not fit: all of them at once.
     """
     typed = _with_run(kind, split_flags(argv, earlier_names(kind)))
-    if asked := HELP.intersection(argv):
-        default = default_of({one.flag: one.values for one in typed})
-        print(_help(kind, prog, default, "--help-all" in asked))
-        sys.exit(0)
-
     for one in typed:
         _check_values(one, check_value)
     typed, wrong = _without_unfit(kind, typed, prog)
@@ -97,6 +91,29 @@ def parse(
         positive = [flag.replace("--no-", "--", 1) if flag not in names else flag for flag in flags]
         refuse_unread_flags(config, {names[flag] for flag in positive if flag in names})
     return config
+
+
+def asked_help(
+    kind: type[Config],
+    argv: list[str],
+    prog: str,
+    default_of: Callable[[dict[str, list[str]]], Config | None],
+    as_started: Callable[[str], str],
+) -> str | None:
+    """Return the page of --help or --help-all, for this terminal; None if neither is typed."""
+    if not (asked := HELP.intersection(argv)):
+        return None
+    typed = split_flags(argv, earlier_names(kind))
+    default = default_of({one.flag: one.values for one in typed})
+    if default is None:
+        required = dataclasses.MISSING
+        values = {field.name: field.default for field in dataclasses.fields(kind)}
+        defaults = {name: value for name, value in values.items() if value is not required}
+    else:
+        defaults = _values(default)
+    columns = shutil.get_terminal_size().columns
+    everything = "--help-all" in asked
+    return help_page(kind, GUIDES[kind], prog, defaults, columns, everything, as_started)
 
 
 def split_flags(argv: list[str], earlier: dict[str, str]) -> list[Typed]:
@@ -249,7 +266,7 @@ def _for_tyro(kind: type, typed: set[str]) -> Any:
     )
 
 
-# -- errors and help of the parser -----------------------------------------------------------------
+# -- errors of the parser --------------------------------------------------------------------------
 
 
 def _wrong_flag(kind: type, typed: list[Typed], message: str, prog: str) -> WrongFlag:
@@ -309,14 +326,3 @@ def _unframe(box: str) -> str:
     message = re.split(r"[─-]{3,}", body)[0]
     words = message.replace("│", " ").split()
     return " ".join(words).removeprefix("Error parsing ").rstrip(".")
-
-
-def _help(kind: type, prog: str, default: Any, everything: bool) -> str:
-    """Return the page of a command, for this terminal."""
-    if default is None:
-        values = {field.name: field.default for field in dataclasses.fields(kind)}
-        defaults = {n: None if v is dataclasses.MISSING else v for n, v in values.items()}
-    else:
-        defaults = _values(default)
-    columns = shutil.get_terminal_size().columns
-    return help_page(kind, GUIDES[kind], prog, defaults, columns, everything)

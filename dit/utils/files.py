@@ -41,7 +41,9 @@ def command_line(command: str) -> str:
 
 
 def as_started(advice: str) -> str:
-    """Return advice that names train.py, sample.py or evaluate.py with what starts them."""
+    """Return advice that names train.py, sample.py and evaluate.py as they are started here."""
+    if Path(sys.argv[0]).name in SCRIPTS:
+        return advice
     return SCRIPT.sub(lambda found: command_line(found[1]), advice)
 
 
