@@ -91,6 +91,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 """Flags of each command, and the function (config, ranks) that does the work."""
 
+FIRST = (
+    "dit train --data FOLDER --out RUN",
+    "dit sample --run RUN",
+    "dit evaluate --run RUN",
+)
+"""What a new user types."""
+
 MOVED = {
     "plan": "dit plan is now train.py --dry-run --gpus N",
     "verify": "dit verify is now dit info",
@@ -201,7 +208,9 @@ def _discard_output(*descriptors: int) -> None:
 
 
 def _overview() -> str:
-    lines = ["usage: dit COMMAND [FLAGS]", ""]
+    lines = ["usage: dit COMMAND [FLAGS]", "", "start with:"]
+    lines += [f"  {example}" for example in FIRST]
+    lines += ["", "commands:"]
     for name, (config, _) in COMMANDS.items():
         summary = (config.__doc__ or "").split("\n")[0]
         lines.append(f"  {name:<16} {summary}")

@@ -85,7 +85,7 @@ def help_page(
     basics = guide.basics or tuple(fields)
 
     lines = [f"usage: {usage(kind, prog)} [FLAGS]", ""]
-    lines += textwrap.wrap(as_started(" ".join((kind.__doc__ or "").split())), columns)
+    lines += _wrap(as_started(" ".join((kind.__doc__ or "").split())), 0, columns)
     started = f"python {prog}" if prog.endswith(".py") else prog
     lines += ["", "examples:"]
     for flags, what in guide.examples:
@@ -147,7 +147,7 @@ def _typed(field: dataclasses.Field) -> str:
         return field.name.upper()
     flag = flag_name(field.name)
     if is_switch(field.type):
-        return f"{flag}, --no-{flag[2:]}"
+        return flag if field.default is False else f"{flag}, --no-{flag[2:]}"
     return f"{flag} {_value(field.type)}"
 
 

@@ -132,7 +132,7 @@ GUIDES: dict[type, Guide] = {
         (
             ("DiT-XL-2-256x256.pt xl2.safetensors --format dit", "a release of DiT"),
             ("SiT-XL-2-256x256.pt xl2.safetensors --format sit", "a release of SiT"),
-            ("xl1.pt xl1.safetensors --vae va-vae --latent-stats latents_stats.pt", "LightningDiT"),
+            ("xl1.pt xl1.safetensors --vae va-vae --latent-stats stats.pt", "LightningDiT"),
         )
     ),
     ReportConfig: Guide((("runs/photos", "write runs/photos/report.html"),)),

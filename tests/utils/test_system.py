@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 ON_WINDOWS = """
 import os, pkgutil, importlib, signal, sys
+# libraries know the system by its name, which is still Linux
+import torch.distributed.checkpoint, torch.distributed.fsdp, torch.utils.tensorboard
+import datasets, diffusers, huggingface_hub, matplotlib.figure, sklearn.datasets, timm
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
 for name in ("sched_getaffinity", "preadv", "pread", "posix_fadvise", "O_NOFOLLOW", "O_NONBLOCK",

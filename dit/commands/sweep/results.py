@@ -11,8 +11,7 @@ from dit.commands.sweep import charts
 from dit.commands.sweep.earlier import RECORD
 from dit.commands.sweep.points import Point, classifier_scale, describe, value_text
 from dit.commands.sweep.ranking import Ranking
-from dit.config import PERFORMANCE_FLAGS, SamplerConfig, SweepConfig, to_json
-from dit.config.flag_names import flag_name
+from dit.config import PERFORMANCE_FLAGS, SamplerConfig, SweepConfig, flag_name, to_json
 from dit.evaluation.metrics.compute import RealVsReal
 from dit.evaluation.protocol import UNKNOWN
 from dit.report.evaluation_page import real_count
