@@ -86,7 +86,7 @@ def parse(
         raise UserErrors.of(wrong)
 
     if isinstance(config, TrainConfig):
-        names = {flag_name(field.name): field.name for field in dataclasses.fields(kind)}
+        names = {flag_name(name): name for name in _values(config)}
         flags = [one.flag for one in typed]
         positive = [flag.replace("--no-", "--", 1) if flag not in names else flag for flag in flags]
         refuse_unread_flags(config, {names[flag] for flag in positive if flag in names})
@@ -105,12 +105,7 @@ def asked_help(
         return None
     typed = split_flags(argv, earlier_names(kind))
     default = default_of({one.flag: one.values for one in typed})
-    if default is None:
-        required = dataclasses.MISSING
-        values = {field.name: field.default for field in dataclasses.fields(kind)}
-        defaults = {name: value for name, value in values.items() if value is not required}
-    else:
-        defaults = _values(default)
+    defaults = _defaults(kind) if default is None else _values(default)
     columns = shutil.get_terminal_size().columns
     everything = "--help-all" in asked
     return help_page(kind, GUIDES[kind], prog, defaults, columns, everything, as_started)
@@ -251,6 +246,11 @@ def _values(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
+def _defaults(kind: type) -> dict[str, Any]:
+    values = {field.name: field.default for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if value is not dataclasses.MISSING}
+
+
 def _for_tyro(kind: type, typed: set[str]) -> Any:
     """Return a subclass whose fields have the names of their flags."""
     fields = []
@@ -259,8 +259,8 @@ def _for_tyro(kind: type, typed: set[str]) -> Any:
         name = tyro.conf.arg(name=flag_name(f.name)[2:], help=f.name)
         # `--run RUN` is understood where RUN alone is usual
         plain = is_positional(f) and flag_name(f.name) in typed
-        annotated = Annotated[get_args(f.type)[0] if plain else f.type, name]
-        fields.append((f.name, annotated, dataclasses.field(default=f.default)))
+        of = get_args(f.type)[0] if plain else f.type
+        fields.append((f.name, Annotated[of, name], dataclasses.field(default=f.default)))
     return dataclasses.make_dataclass(
         kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True
     )

@@ -94,27 +94,27 @@ def require_values(config: Any, ranges: dict[tuple[str, ...], Range], **own: Lim
     Args:
         own: Limits of this command, in the place of those of `LIMITS`.
     """
-    fields = {field.name for field in dataclasses.fields(config)}
-    wrong: dict[str, str] = {}
-    if "image_size" in fields:
+    if hasattr(config, "image_size"):
         ranges = {**ranges, ("image_size",): SIDES}
-    for names, (holds, expected) in ranges.items():
+    expected: dict[str, str] = {}
+    for names, (holds, allowed) in ranges.items():
         for name in names:
             value = getattr(config, name)
             if not holds(value) or value in (math.inf, -math.inf):
-                wrong[name] = UserError(
-                    flag_of(config, name), expected, f"change {flag_name(name)}"
-                )
-    for name in fields - wrong.keys():
-        if expected := _above_limit(name, getattr(config, name), LIMITS | own):
-            wrong[name] = UserError(flag_of(config, name), expected, f"change {flag_name(name)}")
+                expected[name] = allowed
+
+    wrong: list[UserError] = []
+    for field in dataclasses.fields(config):
+        name = field.name
+        most = _above_limit(name, getattr(config, name), LIMITS | own)
+        allowed = expected.get(name, most)
+        if allowed:
+            wrong.append(UserError(flag_of(config, name), allowed, f"change {flag_name(name)}"))
     if wrong:
-        # in the order of the flags
-        names = [field.name for field in dataclasses.fields(config)]
-        raise UserErrors([wrong[name] for name in names if name in wrong])
+        raise UserErrors(wrong)
 
 
-def _above_limit(name: str, value: Any, limits: dict[str, Limit]) -> str | None:
+def _above_limit(name: str, value: Any, limits: dict[str, Limit]) -> str:
     """Return what would be allowed if a number is above its limit."""
     for number in value if isinstance(value, tuple) else (value,):
         # a bool is not one of these types, and a seed has a range of its own
@@ -124,7 +124,7 @@ def _above_limit(name: str, value: Any, limits: dict[str, Limit]) -> str | None:
         if abs(number) > most:
             shown = f"{most:,}" if isinstance(most, int) else f"{most:g}"
             return f"at most {shown} ({why})"
-    return None
+    return ""
 
 
 def require_none_of(conflicts: Iterable[tuple[object, str, str, str]]) -> None:
