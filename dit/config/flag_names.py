@@ -50,6 +50,10 @@ def as_typed(kind: type, setting: str, value: Any) -> str:
         return f"no {flag}"
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"
+    return f"{flag} {value_words(value)}".rstrip()
+
+
+def value_words(value: Any) -> str:
+    """Return the value of a setting as it is typed, such as `30 48`."""
     values = value if isinstance(value, (tuple, list)) else (value,)
-    words = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-    return " ".join([flag, *words])
+    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from dit.config.flag_names import flag_name, is_positional, is_switch
+from dit.config.flag_names import flag_name, is_positional, is_switch, value_words
 
 GROUP = re.compile(r"\s*# -- (.+?) -+")
 OTHER = "options"  # group of flags above the first line that names one
@@ -167,10 +167,7 @@ def _shown(default: Any) -> str:
     """Return a default as it is typed; nothing where a setting is off, empty or depends."""
     if default is None or default is False or default in ((), ""):
         return ""
-    if default is True:
-        return "on"
-    values = default if isinstance(default, tuple) else (default,)
-    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+    return "on" if default is True else value_words(default)
 
 
 def _wrap(text: str, indent: int, columns: int) -> list[str]:
