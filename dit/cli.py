@@ -4,28 +4,21 @@ Flags come from the dataclasses of dit.config. torch is imported only after they
 --help and mistakes answer at once.
 """
 
-import ast
 import atexit
 import dataclasses
 import errno
 import importlib
-import inspect
 import io
 import os
-import re
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from itertools import pairwise
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
-
-import tyro
+from types import FrameType
+from typing import Any, TypeVar
 
 from dit import __version__
 from dit.config import (
@@ -44,12 +37,13 @@ from dit.config import (
     SweepConfig,
     TrainConfig,
     VaeConfig,
-    refuse_unread_flags,
 )
+from dit.config.parse import asked_help
+from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
-from dit.errors import PeerLost, UserError, did_you_mean
-from dit.utils.files import printable, require_file_or_folder
+from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
+from dit.utils.files import as_started, printable, require_file_or_folder
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
@@ -72,10 +66,6 @@ NO_TEMPORARY = UserError(
     "free space in /tmp",
     "free some space, or set TMPDIR to a folder on another disk",
 )
-
-TYPES = {int: "whole number", float: "number", Path: "path"}
-MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
-NARROWEST = 20  # columns of a terminal
 
 Config = TypeVar("Config")
 
@@ -101,6 +91,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 """Flags of each command, and the function (config, ranks) that does the work."""
 
+FIRST = (
+    "dit train --data FOLDER --out RUN",
+    "dit sample --run RUN",
+    "dit evaluate --run RUN",
+)
+"""What a new user types."""
+
 MOVED = {
     "plan": "dit plan is now train.py --dry-run --gpus N",
     "verify": "dit verify is now dit info",
@@ -116,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(name: str, rest: Sequence[str]) -> int:
-    if name in ("-h", "--help"):
+    if name == "help" and rest:
+        name, rest = rest[0], ["--help", *rest[1:]]
+    if name in ("-h", "--help", "help"):
         print(_overview())
         return 0
     if name in ("-V", "--version"):
@@ -209,11 +208,13 @@ def _discard_output(*descriptors: int) -> None:
 
 
 def _overview() -> str:
-    lines = ["usage: dit COMMAND [FLAGS]", ""]
+    lines = ["usage: dit COMMAND [FLAGS]", "", "start with:"]
+    lines += [f"  {example}" for example in FIRST]
+    lines += ["", "commands:"]
     for name, (config, _) in COMMANDS.items():
         summary = (config.__doc__ or "").split("\n")[0]
         lines.append(f"  {name:<16} {summary}")
-    return "\n".join([*lines, "", "`dit COMMAND --help` lists the flags."])
+    return "\n".join([*lines, "", "`dit help COMMAND` shows examples and the flags."])
 
 
 def _run(name: str, given: Sequence[str], prog: str) -> int:
@@ -290,14 +291,17 @@ def _call(target: str, config: Any) -> None:
 
 
 def _report(error: UserError) -> int:
-    """Print a mistake once, however many ranks made it."""
+    """Print mistakes, a line each, and once, however many ranks made them."""
     rank = rank_for_messages()
     if rank:
         # torchrun ends this rank meanwhile if rank 0 made the same mistake
         time.sleep(PATIENCE)
     where = f" (rank {rank})" if rank else ""
-    line = " ".join(printable(str(error)).split())
-    print(f"error{where}: {line}", file=sys.stderr, flush=True)
+    for mistake in error.mistakes if isinstance(error, UserErrors) else [error]:
+        # not what was given: that may be a file of this name
+        shown = UserError(mistake.given, as_started(mistake.expected), as_started(mistake.do))
+        line = " ".join(printable(str(shown)).split())
+        print(f"error{where}: {line}", file=sys.stderr, flush=True)
     return MISTAKE
 
 
@@ -310,194 +314,11 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     Raises:
         UserError: An unknown flag, a missing one, or a value that does not fit.
     """
-    typed = _typed(argv)
-    _check_flags(kind, typed, prog)
-    default = _train_default(dict(typed)) if kind is TrainConfig else None
-    flags = _with_help_texts(kind)
-    # tyro breaks lines for ever where no word fits
-    if shutil.get_terminal_size().columns < NARROWEST:
-        os.environ["COLUMNS"] = str(NARROWEST)
-
-    # tyro prints its errors in a box and exits
-    errors = io.StringIO()
-    try:
-        with redirect_stderr(errors):
-            given = tyro.cli(
-                flags,
-                prog=prog,
-                args=argv,
-                default=default and flags(**_values(default)),
-                config=(tyro.conf.DisallowNone,),
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise _mistake(kind, dict(typed), _unframe(errors.getvalue()), prog) from None
-
-    # the class itself, not the subclass with help texts
-    config = kind(**_values(given))
-    if isinstance(config, TrainConfig):
-        refuse_unread_flags(
-            config, {flag.removeprefix("--").replace("-", "_") for flag, _ in typed}
-        )
-    return config
-
-
-def _values(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
-def _flag(field: dataclasses.Field) -> str:
-    return "--" + field.name.replace("_", "-")
-
-
-def _typed(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """Return each flag with its values; the first entry, "", has the values before any flag."""
-    typed: list[tuple[str, list[str]]] = [("", [])]
-    for arg in argv:
-        if arg.startswith("--"):
-            name, equals, value = arg.partition("=")
-            flag = name.replace("_", "-")
-            typed.append((flag, [value] if equals else []))
-        else:
-            typed[-1][1].append(arg)
-    return typed
-
-
-def _check_flags(kind: type, typed: list[tuple[str, list[str]]], prog: str) -> None:
-    """Refuse unknown flags, with the nearest known ones, and empty values."""
-    known = ["--help"]
-    positional = set()
-    for field in dataclasses.fields(kind):
-        if _is_positional(field):
-            positional.add(_flag(field))
-            continue
-        known.append(_flag(field))
-        if "bool" in str(field.type):
-            known.append("--no-" + _flag(field)[2:])
-
-    for flag, values in typed:
-        if flag in positional:
-            raise UserError(f"{flag} is not a flag", _usage(kind, prog), "give its value alone")
-        if flag and flag not in known:
-            near = did_you_mean(flag, known, f"see {prog} --help")
-            raise UserError(f"unknown flag {flag}", f"a flag of {prog}", near)
-        if flag not in MAY_BE_EMPTY and not all(map(str.strip, values)):
-            raise UserError(
-                f"{flag or 'an argument'} is empty",
-                "a value",
-                "check the variable of the shell that it came from",
-            )
-        # any value may be a path, and captions are none
-        for value in values if flag not in MAY_BE_EMPTY else ():
-            require_file_or_folder(flag, value)
-
-
-def _mistake(kind: type, typed: dict[str, list[str]], message: str, prog: str) -> UserError:
-    """Return an error of tyro's parser in the form of ours."""
-    fields = {_flag(field): field for field in dataclasses.fields(kind)}
-    if message.startswith("Missing from"):
-        given = f"arguments of {prog} are missing"
-        return UserError(given, _usage(kind, prog), f"see {prog} --help")
-
-    # not any flag in it: a word that was typed may contain one, as `foo--lr` does
-    named = re.search(r"(?:^|')(--[a-z0-9-]+)[:']", message)
-    if named and named[1] in fields and named[1] in typed:
-        flag = named[1]
-        values = " ".join(typed[flag]) or "without a value"
-        expected = _describe(fields[flag].type)
-        return UserError(f"{flag} {values}", expected, f"change {flag}, or see {prog} --help")
-    if message.startswith("Unrecognized options") and (mistake := _unquoted(typed)):
-        return mistake
-    expected = f"flags and values as {prog} --help lists them"
-    return UserError(message, expected, "correct the command line")
-
-
-def _unquoted(typed: dict[str, list[str]]) -> UserError | None:
-    """Return the error of a pattern that the shell has replaced by its files."""
-    for flag, values in typed.items():
-        if flag and len(values) > 1 and all(Path(value).exists() for value in values):
-            pattern = Path(values[0]).with_name("*" + Path(values[0]).suffix)
-            return UserError(
-                f"{flag} with {len(values)} values, {values[0]} to {values[-1]}",
-                "one",
-                f"put a pattern in quotes, such as {flag} '{pattern}'",
-            )
-    return None
-
-
-def _usage(kind: type, prog: str) -> str:
-    """Return the shortest command line: what is required."""
-    words = [prog]
-    for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING:
-            if not _is_positional(field):
-                words.append(_flag(field))
-            words.append(field.name.upper())
-    return " ".join(words)
-
-
-def _is_positional(field: dataclasses.Field) -> bool:
-    return tyro.conf.Positional in get_args(field.type)
-
-
-def _describe(kind: Any) -> str:
-    """Return what a flag of this type takes, in words."""
-    parts = [part for part in get_args(kind) if part is not NoneType]
-    if int in parts and any(get_origin(part) is tuple for part in parts):
-        return "one number, or two: height and width"
-    if get_origin(kind) is tuple:
-        word = TYPES.get(parts[0], "value")
-        return f"one {word} or more" if Ellipsis in parts else f"two {word}s"
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(parts)}"
-    return _describe(parts[0]) if parts else f"a {TYPES.get(kind, 'value')}"
-
-
-def _unframe(box: str) -> str:
-    """Return the message of tyro's error, without its frame, title and advice."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    # the title is in the frame, or without UTF-8 on a line of its own with a rule below
-    title_lines = 1 if text.startswith("╭") else 2
-    body = " ".join(text.splitlines()[title_lines:])
-    message = re.split(r"[─-]{3,}", body)[0]
-    words = message.replace("│", " ").split()
-    return " ".join(words).removeprefix("Error parsing ").rstrip(".")
-
-
-def _with_help_texts(kind: type) -> Any:
-    """Return a subclass whose fields carry their help texts, without "(default: None)"."""
-    texts = _help_texts(kind)
-    fields = []
-    for f in dataclasses.fields(kind):
-        text = tyro.conf.arg(help=texts[f.name], help_behavior_hint=_hint)
-        default = dataclasses.field(default=f.default)
-        fields.append((f.name, Annotated[f.type, text], default))
-    return dataclasses.make_dataclass(
-        kind.__name__,
-        fields,
-        bases=(kind,),
-        namespace={"__doc__": kind.__doc__},
-        frozen=True,
-        kw_only=True,
-    )
-
-
-def _hint(default: str) -> str:
-    return {"None": "", "(required)": "(required)"}.get(default, f"(default: {default})")
-
-
-def _help_texts(kind: type) -> dict[str, str]:
-    """Return the string under each field, as one line: tyro would keep the breaks of the source."""
-    texts = {}
-    for base in kind.__mro__[-2::-1]:
-        (tree,) = ast.parse(inspect.getsource(base)).body
-        for field, text in pairwise(getattr(tree, "body", ())):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                name = ast.unparse(field.target)
-                words = ast.literal_eval(text.value).split()
-                texts[name] = " ".join(words)
-    return texts
+    default: Any = _train_default if kind is TrainConfig else lambda typed: None
+    if page := asked_help(kind, argv, prog, default, as_started):
+        print(page)
+        sys.exit(0)
+    return parse_flags(kind, argv, prog, default, require_file_or_folder)
 
 
 # -- defaults of training ------------------------------------------------------------------------

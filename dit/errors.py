@@ -10,7 +10,7 @@ class UserError(Exception):
     Args:
         given: What was found, with its value.
         expected: What would have been right.
-        do: What to try next.
+        do: What to try next; empty where `expected` says it all.
     """
 
     def __init__(self, given: str, expected: str, do: str):
@@ -18,7 +18,25 @@ class UserError(Exception):
         super().__init__(given, expected, do)  # what pickle makes it from on another rank
 
     def __str__(self) -> str:
-        return f"{self.given}; expected {self.expected}; {self.do}"
+        advice = f"; {self.do}" if self.do else ""
+        return f"{self.given}; expected {self.expected}{advice}"
+
+
+class UserErrors(UserError):
+    """Several mistakes of one command line, a line each."""
+
+    def __init__(self, mistakes: list[UserError]):
+        first = mistakes[0]
+        super().__init__(first.given, first.expected, first.do)
+        self.mistakes, self.args = mistakes, (mistakes,)
+
+    @classmethod
+    def of(cls, mistakes: list[UserError]) -> UserError:
+        """Return the only mistake itself, or all in one."""
+        return mistakes[0] if len(mistakes) == 1 else cls(mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.mistakes))
 
 
 def one_line(error: object, most: int = 300) -> str:
@@ -48,17 +66,17 @@ class PeerLost(Exception):
     """The end of another rank, without which this one cannot go on; torchrun may restart all."""
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return the last part of an error, "did you mean A or B?", with the known names like `name`.
 
     Args:
         name: What was given.
         known: All names.
-        otherwise: The text if none is like it; a list of all names unless given.
+        otherwise: The text if none is like it; empty where the error lists all names already.
     """
     known = list(known)
     close = [one for one in known if name and name.lower() in one.lower()]
     close = close or difflib.get_close_matches(name, known, cutoff=0.65)
     if close:
         return f"did you mean {' or '.join(close[:3])}?"
-    return otherwise or f"choose one of {', '.join(known)}"
+    return otherwise

@@ -11,7 +11,7 @@ from dit.utils.outputs import require_writable_file
 
 
 def ema(config: EmaConfig, ranks: Ranks) -> None:
-    """Write the averages that --length asks for; existing files are refused, not overwritten."""
+    """Write the averages that --ema-lengths asks for; refuse files that exist."""
     if not ranks.main:
         return
     outputs = {}

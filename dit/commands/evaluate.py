@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from dit.config import EvalConfig, SamplerConfig, TrainConfig
+from dit.config.flag_names import as_typed, flag_name
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
@@ -100,9 +101,9 @@ def _check_flags(cfg: EvalConfig) -> None:
     for setting in dataclasses.fields(EvalConfig):
         value = getattr(cfg, setting.name)
         if setting.name in names and value != setting.default:
-            flag = "--" + setting.name.replace("_", "-")
+            flag = flag_name(setting.name)
             raise UserError(
-                f"{flag} {value} with --samples",
+                f"{as_typed(EvalConfig, setting.name, value)} with --samples",
                 f"{flag} with --run only, for these images are sampled already",
                 f"drop {flag}",
             )

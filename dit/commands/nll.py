@@ -17,7 +17,7 @@ from dit.config import NllConfig
 from dit.diffusion.likelihood import Levels, Tick, bound_of_chain, chain_times
 from dit.diffusion.ode_likelihood import UnitProbes, ode_log_density, ode_times
 from dit.diffusion.process import DDPM
-from dit.distributed.device import autocast, compute_precision, device_kind
+from dit.distributed.device import autocast, compute_precision, device_kind, with_float64
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
@@ -42,6 +42,8 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     Raises:
         UserError: Not a pixel model, flags or classes that do not fit it, or NaN.
     """
+    # likelihoods are sums in float64
+    ranks = dataclasses.replace(ranks, device=with_float64(ranks.device))
     run = load_run(config.run, ranks.device)
     plan = make_plan(run, config)
     out = config.out or run.home / "nll.json"

@@ -12,10 +12,11 @@ from dit.config.evaluation import (
     StatsConfig,
     SweepConfig,
 )
+from dit.config.flag_names import flag_name
 from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import to_json
-from dit.config.training import OPTIMIZERS, ClassifierConfig, TrainConfig, refuse_unread_flags
+from dit.config.training import OPTIMIZERS, ClassifierConfig, TrainConfig
 
 __all__ = [
     "OPTIMIZERS",
@@ -37,6 +38,6 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "VaeConfig",
-    "refuse_unread_flags",
+    "flag_name",
     "to_json",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dit.config.flag_names import flag_name
 from dit.config.validation import (
     NOT_NEGATIVE,
     NOT_NEGATIVE_OR_NONE,
@@ -13,11 +14,9 @@ from dit.config.validation import (
     SEED,
     TWO_OR_MORE,
     Range,
-    require_limits,
     require_none_of,
-    require_range,
-    require_sides,
     require_use,
+    require_values,
 )
 from dit.errors import UserError
 
@@ -26,6 +25,7 @@ from dit.errors import UserError
 class EncodeConfig:
     """Encode images to latents, once for all trainings; continue if interrupted."""
 
+    # -- data ------------------------------------------------------------------------------------
     data: str
     """`digits`; a folder of images, flat or with one subfolder per class; WebDataset shards, by
     their folder or a pattern such as 'train-{0000..0009}.tar'; a data set of Hugging Face:
@@ -55,17 +55,15 @@ class EncodeConfig:
     """Leave out images that cannot be read, and list them in skipped.txt."""
     flip: bool | None = None
     """Also store the mirrored image; unless given, where the data allows it (never for digits)."""
+
+    # -- run -------------------------------------------------------------------------------------
     batch_size: int = 64
     """Images per call of the encoder and rank."""
     shard_size: int = 10_000
     """Images in one shard file."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("batch_size", "shard_size"), *POSITIVE)
-        require_limits(self)
-        require_sides(self)
-        only_0 = "0, or no --num-classes to count them in the data"
-        require_range(self, ("num_classes",), lambda v: v in (None, 0), only_0)
+        require_values(self, ENCODE_RANGES)
         unlabelled = "with --num-classes 0", "classes or captions", "drop --num-classes"
         require_use(self, ("label_column",), self.num_classes is None, *unlabelled)
         if self.captions and self.num_classes == 0:
@@ -78,6 +76,16 @@ class EncodeConfig:
             )
 
 
+ENCODE_RANGES: dict[tuple[str, ...], Range] = {
+    ("batch_size", "shard_size"): POSITIVE,
+    ("num_classes",): (
+        lambda v: v in (None, 0),
+        "0, or no --num-classes to count them in the data",
+    ),
+}
+"""Ranges of the flags of EncodeConfig."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
     """Train a KL or VQ autoencoder on your own images, for --vae of train.py (2112.10752).
@@ -85,6 +93,7 @@ class VaeConfig:
     There are no checkpoints in between: a training that was stopped starts over.
     """
 
+    # -- data ------------------------------------------------------------------------------------
     out: Path
     """New or empty folder for config.json and the weights, in diffusers' layout, and the report."""
     kind: Literal["kl", "vq"] = "kl"
@@ -146,10 +155,7 @@ class VaeConfig:
     """Weights file of that network, for machines that cannot download it."""
 
     def __post_init__(self) -> None:
-        for names, allowed in RANGES.items():
-            require_range(self, names, *allowed)
-        require_limits(self)
-        require_sides(self)
+        require_values(self, RANGES)
         _require_read(self)
 
     def resolved(self) -> "VaeConfig":
@@ -193,7 +199,7 @@ def _require_read(config: VaeConfig) -> None:
     conflicts: list[tuple[object, str, str, str]] = []
     for kind, names in OF_KIND.items():
         for name in names:
-            flag, value = "--" + name.replace("_", "-"), getattr(config, name)
+            flag, value = flag_name(name), getattr(config, name)
             conflicts.append(
                 (
                     kind != config.kind and value is not None,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.sampling import SamplerConfig
+from dit.config.sampling import SAMPLER_RANGES, SamplerConfig
 from dit.config.validation import (
     NO_CLASSIFIER,
     NOT_EMPTY,
@@ -15,10 +15,9 @@ from dit.config.validation import (
     SAMPLING_STEPS,
     SEED,
     TWO_OR_MORE,
-    require_limits,
-    require_range,
-    require_sides,
+    Range,
     require_use,
+    require_values,
 )
 from dit.errors import UserError
 
@@ -27,6 +26,7 @@ from dit.errors import UserError
 class ScoringConfig:
     """What to compare samples with, and how."""
 
+    # -- scores ----------------------------------------------------------------------------------
     reference: str | None = None
     """`digits`, a folder of images, tar shards, a data set of Hugging Face, or an .npz file of
     images or statistics; the run's own data unless given."""
@@ -45,15 +45,43 @@ class ScoringConfig:
     """Keep features of references in ~/.cache/dit (or $DIT_CACHE), named by content."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("extractor",), *NOT_EMPTY)
-        require_limits(self, steps=SAMPLING_STEPS)
-        require_range(self, ("bootstrap",), lambda v: v == 0 or v >= 10, "0, or 10 or more")
+        require_values(self, SCORING_RANGES, steps=SAMPLING_STEPS)
+
+
+SCORING_RANGES: dict[tuple[str, ...], Range] = {
+    ("extractor",): NOT_EMPTY,
+    ("bootstrap",): (lambda v: v == 0 or v >= 10, "0, or 10 or more"),
+}
+"""Ranges of the flags of ScoringConfig."""
+EVAL_RANGES: dict[tuple[str, ...], Range] = {
+    **SAMPLER_RANGES,
+    **SCORING_RANGES,
+    ("num_samples",): TWO_OR_MORE,
+}
+SWEEP_RANGES: dict[tuple[str, ...], Range] = {
+    **SCORING_RANGES,
+    ("batch_size",): POSITIVE,
+    ("eta",): (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+    ("cfg_channels",): POSITIVE_OR_NONE,
+    ("num_samples",): TWO_OR_MORE,
+    ("seed",): SEED,
+}
+STATS_RANGES: dict[tuple[str, ...], Range] = {
+    ("batch_size",): POSITIVE,
+    ("extractor",): NOT_EMPTY,
+}
+NLL_RANGES: dict[tuple[str, ...], Range] = {
+    ("num_images", "probes", "batch_size"): POSITIVE,
+    ("steps",): POSITIVE_OR_NONE,
+    ("seed",): SEED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(SamplerConfig, ScoringConfig):
     """Score samples against a reference and write report.json, report.md and report.html."""
 
+    # -- samples ---------------------------------------------------------------------------------
     run: Path | None = None
     """Run to sample from and score."""
     samples: Path | None = None
@@ -68,15 +96,16 @@ class EvalConfig(SamplerConfig, ScoringConfig):
     samples."""
 
     def __post_init__(self) -> None:
+        require_values(self, EVAL_RANGES, steps=SAMPLING_STEPS)
         SamplerConfig.__post_init__(self)
         ScoringConfig.__post_init__(self)
-        require_range(self, ("num_samples",), *TWO_OR_MORE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ScoringConfig):
     """Score a grid of sampling settings on one run with the same seeds; continue if interrupted."""
 
+    # -- settings --------------------------------------------------------------------------------
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     cfg_scale: str | None = None
@@ -105,6 +134,8 @@ class SweepConfig(ScoringConfig):
     """DDIM's noise: 0 is deterministic, 1 is ancestral."""
     variance: Literal["auto", "small", "large", "learned"] = "auto"
     """Variance of ddpm steps; auto: learned where the network has it, else small."""
+
+    # -- samples ---------------------------------------------------------------------------------
     num_samples: int = 1000
     """Images for each setting."""
     image_size: int | tuple[int, int] | None = None
@@ -121,14 +152,9 @@ class SweepConfig(ScoringConfig):
     """Keep the images of every setting, not only a grid of the first."""
 
     def __post_init__(self) -> None:
+        require_values(self, SWEEP_RANGES, steps=SAMPLING_STEPS)
         super().__post_init__()
         require_use(self, ("classifier_scale",), self.classifier is not None, *NO_CLASSIFIER)
-        require_sides(self)
-        require_range(self, ("batch_size",), *POSITIVE)
-        require_range(self, ("eta",), lambda v: 0 <= v <= 1, "a number from 0 to 1")
-        require_range(self, ("cfg_channels",), *POSITIVE_OR_NONE)
-        require_range(self, ("num_samples",), *TWO_OR_MORE)
-        require_range(self, ("seed",), *SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +179,7 @@ class StatsConfig:
     """Keep features in ~/.cache/dit (or $DIT_CACHE), named by content."""
 
     def __post_init__(self) -> None:
-        require_limits(self)
-        require_range(self, ("batch_size",), *POSITIVE)
-        require_sides(self)
-        require_range(self, ("extractor",), *NOT_EMPTY)
+        require_values(self, STATS_RANGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,10 +225,7 @@ class NllConfig:
     """The JSON file to write; unless given, nll.json in the run."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("num_images", "probes", "batch_size"), *POSITIVE)
-        require_range(self, ("steps",), *POSITIVE_OR_NONE)
-        require_range(self, ("seed",), *SEED)
-        require_limits(self, steps=SAMPLING_STEPS)
+        require_values(self, NLL_RANGES, steps=SAMPLING_STEPS)
         if self.exact and self.probes != 1:
             given = f"--exact with --probes {self.probes}"
             raise UserError(given, "one of the two", "drop --probes")

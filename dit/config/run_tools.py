@@ -6,7 +6,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from dit.config.validation import require_lengths, require_limits, require_range
+from dit.config.flag_names import flag_name
+from dit.config.validation import require_lengths, require_values
 from dit.errors import UserError
 
 
@@ -55,12 +56,11 @@ class EmaConfig:
     in the run."""
 
     def __post_init__(self) -> None:
-        require_range(self, ("length",), lambda v: len(v) > 0, "one length or more")
-        require_limits(self)
-        require_lengths("--length", self.length)
+        require_values(self, {("length",): (lambda v: len(v) > 0, "one length or more")})
+        require_lengths(flag_name("length"), self.length)
         if self.out and len(self.length) > 1:
             given = f"--out {self.out} with {len(self.length)} lengths"
-            raise UserError(given, "one length for one file", "drop --out, or pass one --length")
+            raise UserError(given, "one length for one file", "drop --out, or pass one length")
         if self.out and self.out.suffix != ".safetensors":
             raise UserError(f"--out {self.out}", "a file that ends in .safetensors", "change --out")
 

@@ -18,11 +18,9 @@ from dit.config.validation import (
     TWO_OR_MORE,
     Range,
     flag_of,
-    require_limits,
     require_none_of,
-    require_range,
-    require_sides,
     require_use,
+    require_values,
     require_words,
 )
 
@@ -34,6 +32,7 @@ PERFORMANCE_FLAGS = ("batch_size", "compile")  # settings that images do not dep
 class SamplerConfig:
     """How to turn noise into an image."""
 
+    # -- sampler ---------------------------------------------------------------------------------
     sampler: Literal["auto", "ddpm", "ddim", "euler", "heun", "dpmpp_2m"] = "auto"
     """auto: dpmpp_2m for flow matching, ddpm for the DDPM processes, euler for --objective
     meanflow: it takes the average velocity of each step, the others take velocities at times."""
@@ -43,16 +42,18 @@ class SamplerConfig:
     spacing: Literal["uniform", "cosine"] = "uniform"
     """Times of the steps. cosine: denser near noise and near data, for few steps; quantiles of
     Beta(1/2, 1/2), after 2407.12173 with exponents 1/2."""
+    eta: float = 0.0
+    """With --sampler ddim, its noise: 0 is deterministic, 1 is ancestral."""
+    variance: Literal["auto", "small", "large", "learned"] = "auto"
+    """Variance of ddpm steps; auto: learned where the network has it, else small."""
+
+    # -- guidance --------------------------------------------------------------------------------
     cfg_scale: float = 1.0
     """Scale of classifier-free guidance; 1: none."""
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     """Guide only at times in this interval: 0 is data, 1 is noise (2404.07724)."""
     cfg_channels: int | None = None
     """Guide only the first channels, as the original DiT release does with 3; all unless given."""
-    eta: float = 0.0
-    """With --sampler ddim, its noise: 0 is deterministic, 1 is ancestral."""
-    variance: Literal["auto", "small", "large", "learned"] = "auto"
-    """Variance of ddpm steps; auto: learned where the network has it, else small."""
     guide: Path | None = None
     """Autoguidance (2406.02507): --cfg-scale extrapolates from this weaker run or checkpoint, not
     from the null class. It must have the same latents and process. internal: from the inner head of
@@ -62,11 +63,15 @@ class SamplerConfig:
     process."""
     classifier_scale: float = 1.0
     """Weight of the classifier's gradient."""
+
+    # -- images ----------------------------------------------------------------------------------
     image_size: int | tuple[int, int] | None = None
     """Side, or height and width, of the images; unless given, that of training. Position embeddings
     are interpolated."""
     seed: int = 0
     """Image i depends on (seed, i) alone, whatever the batch size or the number of ranks."""
+
+    # -- speed -----------------------------------------------------------------------------------
     batch_size: int = 64
     """Images per network call and rank; does not change the images."""
     block_cache: int | None = None
@@ -80,10 +85,7 @@ class SamplerConfig:
     Unless given, off. Images are the same but for rounding."""
 
     def __post_init__(self) -> None:
-        for names, allowed in RANGES.items():
-            require_range(self, names, *allowed)
-        require_limits(self, steps=SAMPLING_STEPS)
-        require_sides(self)
+        require_values(self, SAMPLER_RANGES, steps=SAMPLING_STEPS)
         guided = self.cfg_scale != 1
         require_use(self, ("guide", "cfg_interval", "cfg_channels"), guided, *NOTHING_GUIDED)
         sampler = f"with --sampler {self.sampler}"
@@ -91,7 +93,7 @@ class SamplerConfig:
         require_use(self, ("classifier_scale",), self.classifier is not None, *NO_CLASSIFIER)
 
 
-RANGES: dict[tuple[str, ...], Range] = {
+SAMPLER_RANGES: dict[tuple[str, ...], Range] = {
     ("steps", "cfg_channels"): POSITIVE_OR_NONE,
     ("batch_size",): POSITIVE,
     ("cfg_scale", "classifier_scale"): NOT_NEGATIVE,
@@ -101,12 +103,23 @@ RANGES: dict[tuple[str, ...], Range] = {
     ("cfg_interval",): (lambda v: 0 <= v[0] <= v[1] <= 1, "two times 0 <= low <= high <= 1"),
 }
 """Ranges of the flags of SamplerConfig."""
+SAMPLE_RANGES: dict[tuple[str, ...], Range] = {
+    **SAMPLER_RANGES,
+    ("per_class",): POSITIVE,
+    ("num_samples",): POSITIVE_OR_NONE,
+}
+SHOW_RANGES: dict[tuple[str, ...], Range] = {
+    **SAMPLER_RANGES,
+    ("num_images",): POSITIVE,
+    ("token",): (lambda v: v is None or min(v) >= 0, "a row and a column, 0 or more"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(SamplerConfig):
     """Sample images from a trained run: a labelled grid, or a folder or .npz file of many."""
 
+    # -- images ----------------------------------------------------------------------------------
     run: Path
     """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
     classes: tuple[str, ...] | None = None
@@ -127,10 +140,9 @@ class SampleConfig(SamplerConfig):
     """With --num-samples: one .png an image, or one samples.npz."""
 
     def __post_init__(self) -> None:
+        require_values(self, SAMPLE_RANGES, steps=SAMPLING_STEPS)
         super().__post_init__()
         require_words(self)
-        require_range(self, ("per_class",), *POSITIVE)
-        require_range(self, ("num_samples",), *POSITIVE_OR_NONE)
         grid, count = self.num_samples is None, f"with --num-samples {self.num_samples}"
         require_use(self, ("per_class",), grid, count, "a grid", "drop --num-samples")
         many = "without --num-samples", "many images", "pass --num-samples 1000"
@@ -160,6 +172,7 @@ class SampleConfig(SamplerConfig):
 class ShowConfig(SamplerConfig):
     """Draw how a run noises images or makes them, with its predictions and attention maps."""
 
+    # -- pictures --------------------------------------------------------------------------------
     direction: Positional[Literal["forward", "backward"]]
     """forward: images of the run's own data, noised, and the prediction from each; backward:
     sampling."""
@@ -184,11 +197,9 @@ class ShowConfig(SamplerConfig):
     """Folder of the pictures; unless given, show/ in the run."""
 
     def __post_init__(self) -> None:
+        require_values(self, SHOW_RANGES, steps=SAMPLING_STEPS)
         super().__post_init__()
         require_words(self)
-        require_range(self, ("num_images",), *POSITIVE)
-        row_and_column = "a row and a column, 0 or more"
-        require_range(self, ("token",), lambda v: v is None or min(v) >= 0, row_and_column)
 
         other = flag_of(self, "classes") if self.classes else ""
         if self.direction == "forward":

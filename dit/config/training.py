@@ -14,12 +14,10 @@ from dit.config.validation import (
     Range,
     flag_of,
     require_lengths,
-    require_limits,
     require_none,
     require_none_of,
-    require_range,
-    require_sides,
     require_use,
+    require_values,
 )
 from dit.errors import UserError
 
@@ -195,7 +193,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of initial weights, order of data, times, noise and label dropout."""
 
-    # -- the run ---------------------------------------------------------------------------------
+    # -- run -------------------------------------------------------------------------------------
     out: Path | None = None
     """Run directory; unless given, the next free runs/NNN-DATA-MODEL."""
     init: Path | None = None
@@ -244,10 +242,7 @@ class TrainConfig:
     bandwidths."""
 
     def __post_init__(self) -> None:
-        for names, allowed in RANGES.items():
-            require_range(self, names, *allowed)
-        require_limits(self)
-        require_sides(self)
+        require_values(self, RANGES)
         require_lengths("--ema-lengths", self.ema_lengths)
         _require_generator(self)
         _require_process(self)

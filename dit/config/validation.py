@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dit.errors import UserError
+from dit.config.flag_names import as_typed, flag_name
+from dit.errors import UserError, UserErrors
 
 Range = tuple[Callable[[Any], bool], str]
 """Whether a value is allowed, and what is, in words."""
@@ -17,6 +18,10 @@ NOT_NEGATIVE_OR_NONE: Range = (lambda v: v is None or v >= 0, "0 or more")
 TWO_OR_MORE: Range = (lambda v: v is None or v > 1, "2 or more")
 SEED: Range = (lambda v: 0 <= v < 2**63, "a number in [0, 2^63)")
 NOT_EMPTY: Range = (lambda v: len(v) > 0, "one name or more")
+SIDES: Range = (
+    lambda v: v is None or min(v if isinstance(v, tuple) else (v,)) > 0,
+    "numbers above 0",
+)
 
 Limit = tuple[float, str]
 """The largest value of a flag, and why there is no use for more."""
@@ -80,38 +85,46 @@ PLAIN_MEAN_LENGTH = 12**-0.5
 
 def flag_of(config: Any, name: str) -> str:
     """Return a field as it is typed, such as `--image-size 30 48`."""
-    value = getattr(config, name)
-    values = value if isinstance(value, tuple) else (value,)
-    words = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-    return " ".join(["--" + name.replace("_", "-"), *words])
+    return as_typed(type(config), name, getattr(config, name))
 
 
-def require_range(
-    config: Any, names: Iterable[str], holds: Callable[[Any], bool], expected: str
-) -> None:
-    """Refuse values outside a range, and infinity."""
-    for name in names:
-        value = getattr(config, name)
-        if not holds(value) or value in (math.inf, -math.inf):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(flag_of(config, name), expected, f"change {flag}")
+def require_values(config: Any, ranges: dict[tuple[str, ...], Range], **own: Limit) -> None:
+    """Refuse values outside their ranges, infinity, and numbers above the limits, all at once.
 
+    Args:
+        own: Limits of this command, in the place of those of `LIMITS`.
+    """
+    if hasattr(config, "image_size"):
+        ranges = {**ranges, ("image_size",): SIDES}
+    expected: dict[str, str] = {}
+    for names, (holds, allowed) in ranges.items():
+        for name in names:
+            value = getattr(config, name)
+            if not holds(value) or value in (math.inf, -math.inf):
+                expected[name] = allowed
 
-def require_limits(config: Any, **own: Limit) -> None:
-    """Refuse numbers above the limits, which are `LIMITS` unless the command has its own."""
-    limits = LIMITS | own
+    wrong: list[UserError] = []
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            # a bool is not one of these types, and a seed has a range of its own
-            if type(number) not in OTHER_LIMITS or field.name == "seed":
-                continue
-            most, why = limits.get(field.name, OTHER_LIMITS[type(number)])
-            if abs(number) > most:
-                shown = f"{most:,}" if isinstance(most, int) else f"{most:g}"
-                flag = "--" + field.name.replace("_", "-")
-                given = flag_of(config, field.name)
-                raise UserError(given, f"at most {shown} ({why})", f"change {flag}")
+        name = field.name
+        most = _above_limit(name, getattr(config, name), LIMITS | own)
+        allowed = expected.get(name, most)
+        if allowed:
+            wrong.append(UserError(flag_of(config, name), allowed, f"change {flag_name(name)}"))
+    if wrong:
+        raise UserErrors(wrong)
+
+
+def _above_limit(name: str, value: Any, limits: dict[str, Limit]) -> str:
+    """Return what would be allowed if a number is above its limit."""
+    for number in value if isinstance(value, tuple) else (value,):
+        # a bool is not one of these types, and a seed has a range of its own
+        if type(number) not in OTHER_LIMITS or name == "seed":
+            continue
+        most, why = limits.get(name, OTHER_LIMITS[type(number)])
+        if abs(number) > most:
+            shown = f"{most:,}" if isinstance(most, int) else f"{most:g}"
+            return f"at most {shown} ({why})"
+    return ""
 
 
 def require_none_of(conflicts: Iterable[tuple[object, str, str, str]]) -> None:
@@ -135,7 +148,7 @@ def require_none(
 ) -> None:
     """Refuse these settings, which nothing would read."""
     for name in names:
-        flag = "--" + name.replace("_", "-")
+        flag = flag_name(name)
         drop = f"{do}, or drop {flag}" if do else f"drop {flag}"
         raise UserError(f"{flag_of(config, name)} {given}", f"{expected} with {flag}", drop)
 
@@ -153,14 +166,6 @@ def require_lengths(flag: str, lengths: tuple[float, ...]) -> None:
     shown = [f"{length:g}" for length in lengths]
     if len(set(shown)) < len(shown):
         raise UserError(f"{flag} {' '.join(shown)}", "each length once", "drop one")
-
-
-def require_sides(config: Any) -> None:
-    """Refuse image sizes of 0 or less."""
-    size = config.image_size
-    sides = size if isinstance(size, tuple) else (size,)
-    if size is not None and min(sides) <= 0:
-        raise UserError(flag_of(config, "image_size"), "numbers above 0", "change --image-size")
 
 
 def require_words(config: Any) -> None:

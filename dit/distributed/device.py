@@ -1,19 +1,68 @@
-"""What a device offers: its kind, memory, precision, attention."""
+"""Which device computes, and what it offers: memory, precision, attention."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from dit.distributed.launcher import read_launch
+from dit.distributed.launcher import Launch, read_launch
+from dit.errors import UserError
 
+DEVICE = "DIT_DEVICE"  # environment variable that chooses the kind of device
+WITHOUT_FLOAT64 = {"mps"}  # kinds of devices
+UNKNOWN_MEMORY = 2**50  # of a system that does not say: nothing is refused for it
 CGROUPS = {
     "": ("sys/fs/cgroup", "memory.max"),  # version 2
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),  # version 1
 }
+
+
+def choose_device(launch: Launch, environ: Mapping[str, str] = os.environ) -> torch.device:
+    """Return this rank's device: its NVIDIA or AMD GPU, Apple's GPU, or the CPU.
+
+    Apple's GPU takes one process: ranks cannot exchange its tensors.
+    """
+    asked = environ.get(DEVICE, "").strip()
+    has = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and launch.world == 1,
+        "cpu": True,
+    }
+    if asked and not has.get(asked):
+        there = [kind for kind, is_there in has.items() if is_there]
+        expected = f"{' or '.join(there)}, which this machine has"
+        raise UserError(
+            f"{DEVICE}={asked} in the environment", expected, f"change or unset {DEVICE}"
+        )
+    kind = asked or next(kind for kind, is_there in has.items() if is_there)
+    return _choose_gpu(launch) if kind == "cuda" else torch.device(kind)
+
+
+def _choose_gpu(launch: Launch) -> torch.device:
+    """Return this rank's GPU, and make it the current one."""
+    count = torch.cuda.device_count()
+    if launch.local_rank >= count:
+        raise UserError(
+            f"rank {launch.local_rank} of this machine, which has {count} GPUs",
+            "one rank a GPU",
+            f"pass torchrun --nproc-per-node {count}",
+        )
+    device = torch.device("cuda", launch.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the type for sums on a device: float64 where it has it."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def with_float64(device: torch.device) -> torch.device:
+    """Return the device, or the CPU in place of one without float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def device_kind(device: torch.device) -> str:
@@ -63,7 +112,9 @@ def free_main_memory(root: Path = Path("/")) -> int:
 
 def main_memory(root: Path = Path("/")) -> int:
     """Return the bytes of the machine's memory, or those that its container or job may use."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = UNKNOWN_MEMORY
+    if hasattr(os, "sysconf"):  # not on Windows
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([machine, *_cgroup_limits(root)])
 
 
@@ -89,6 +140,8 @@ def fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return False  # the first of these GPUs emulate it; --precision bf16 asks for it
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

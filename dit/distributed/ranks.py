@@ -1,6 +1,5 @@
 """The processes of a run: their devices, what they exchange, and how they find each other."""
 
-import fcntl
 import os
 import pickle
 import sys
@@ -16,10 +15,12 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
+from dit.distributed.device import choose_device
 from dit.distributed.launcher import Launch, read_launch
 from dit.errors import UserError
 from dit.utils.files import LOCK, open_lock
 from dit.utils.outputs import create_folder
+from dit.utils.system import lock_file
 
 Value = TypeVar("Value")
 
@@ -141,7 +142,7 @@ class Ranks:
         """Give rank 0 all cores while the others wait: torchrun leaves each rank one thread."""
         threads = torch.get_num_threads()
         if self.main and self.world > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            torch.set_num_threads(_usable_cores())
         try:
             yield
         finally:
@@ -158,12 +159,19 @@ class Ranks:
                 os.close(descriptor)
 
 
+def _usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _lock(folder: Path) -> int:
     """Return the descriptor of a folder's lock, which is held until it is closed."""
     create_folder(folder)
     descriptor = open_lock(folder / LOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(descriptor)
     except OSError as error:
         os.close(descriptor)
         if not isinstance(error, BlockingIOError):
@@ -196,8 +204,8 @@ def _sendable_error(error: BaseException) -> BaseException:
 def ranks() -> Iterator[Ranks]:
     """Join the process group of torchrun (nccl on CUDA, gloo on CPU); alone without torchrun."""
     launch = read_launch()
-    cuda = torch.cuda.is_available()
-    device = _choose_gpu(launch) if cuda else torch.device("cpu")
+    device = choose_device(launch)
+    cuda = device.type == "cuda"
     if launch.world == 1 and not launch.restarts:
         yield Ranks(device=device)
         return
@@ -216,20 +224,6 @@ def ranks() -> Iterator[Ranks]:
     )
     yield Ranks(launch.rank, launch.world, device, store=store, generation=generation)
     dist.destroy_process_group()  # not after an error: it would wait for ranks that have left
-
-
-def _choose_gpu(launch: Launch) -> torch.device:
-    """Return this rank's GPU, and make it the current one."""
-    count = torch.cuda.device_count()
-    if launch.local_rank >= count:
-        raise UserError(
-            f"rank {launch.local_rank} of this machine, which has {count} GPUs",
-            "one rank a GPU",
-            f"pass torchrun --nproc-per-node {count}",
-        )
-    device = torch.device("cuda", launch.local_rank)
-    torch.cuda.set_device(device)
-    return device
 
 
 def _meet(launch: Launch) -> tuple[dist.Store, str]:

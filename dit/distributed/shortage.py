@@ -105,7 +105,7 @@ def less_memory(config: Any, world: int = 1) -> str:
     elif isinstance(config, (TrainConfig, ClassifierConfig, VaeConfig)):
         name = "batch_size" if isinstance(config, VaeConfig) else "global_batch_size"
         if (batch := getattr(config, name)) > 1:
-            ways.append(f"--{name.replace('_', '-')} {batch // 2}")
+            ways.append(f"--batch-size {batch // 2}")
         ways.append("a smaller network")
     elif getattr(config, "batch_size", 1) > 1:
         ways.append(f"--batch-size {config.batch_size // 2}")

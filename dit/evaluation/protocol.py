@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dit.distributed.device import library_versions
+from dit.distributed.device import device_kind, library_versions
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics import compute as metrics
@@ -143,6 +143,6 @@ def _software(device: torch.device) -> Section:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": "CPU" if device.type == "cpu" else device_kind(device),
         **library_versions(*LIBRARIES),
     }

@@ -2,7 +2,6 @@
 
 import math
 import os
-import resource
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from dit.latents.shards import (
     ListedShard,
     holds_latents,
 )
+from dit.utils import system
 from dit.utils.files import sha256
 from dit.utils.image_size import sides, size_of
 from dit.utils.typed_json import read_json
@@ -185,10 +185,8 @@ class LatentStore:
 
 def most_open_files() -> int:
     """Return how many shards to keep open: a quarter of the files that the system allows."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MAX_OPEN
-    return max(1, min(MAX_OPEN, soft // 4))
+    allowed = system.most_open_files()
+    return MAX_OPEN if allowed is None else max(1, min(MAX_OPEN, allowed // 4))
 
 
 class ShardFile:
@@ -197,7 +195,7 @@ class ShardFile:
     def __init__(self, path: Path):
         self._path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = os.open(path, os.O_RDONLY | system.OPEN_FLAGS)
         except OSError as error:
             given = f"{path} cannot be opened ({error.strerror})"
             raise UserError(given, "a shard as when training started", DAMAGED) from error
@@ -212,7 +210,7 @@ class ShardFile:
         """Fill the bytes [n] of a buffer."""
         end = HEADER + start + len(buffer)
         try:
-            count = os.preadv(self._descriptor, [buffer.data], HEADER + start)
+            count = system.read_at(self._descriptor, buffer.data, HEADER + start)
         except OSError as error:
             raise UserError(
                 f"{self._path} cannot be read before byte {end:,} ({error.strerror})",

@@ -99,7 +99,8 @@ def check_name(
         )
     if conditioning not in CONDITIONINGS:
         known = ", ".join(CONDITIONINGS)
-        raise UserError(f"--conditioning {conditioning}", f"one of {known}", "choose one of them")
+        do = did_you_mean(conditioning, CONDITIONINGS)
+        raise UserError(f"--conditioning {conditioning}", f"one of {known}", do)
     parse_layers(block)
     for flag, typed, default in (
         ("--conditioning", f"--conditioning {conditioning}", conditioning == "adaln-zero"),

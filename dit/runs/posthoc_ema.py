@@ -18,7 +18,8 @@ from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import Listed, checkpoint_name, checksum_entry
 from dit.runs.ema_profiles import fit
 from dit.runs.weights import read_header, require_usable, write_weights
-from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
+from dit.utils.files import shell_quote, write_atomically, write_json
+from dit.utils.system import sync_to_disk
 from dit.utils.typed_json import read_json
 
 FOLDER = "ema"  # of snapshots, in a run

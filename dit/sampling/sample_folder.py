@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dit.config import SamplerConfig
+from dit.config import SampleConfig, SamplerConfig
+from dit.config.flag_names import as_typed
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.sampling.fit import require_samples_fit
@@ -226,9 +227,9 @@ def _require_same(record: Path, settings: dict[str, Any]) -> None:
     for key in [*settings, *recorded]:
         old, new = recorded.get(key), settings.get(key)
         if key != "num_samples" and old != new:
-            given = f"{key} {json.dumps(new)} for images that {record} says were made with"
+            given = f"{as_typed(SampleConfig, key, new)} for images that {record} says were made"
             raise UserError(
-                f"{given} {json.dumps(old)}",
+                f"{given} with {as_typed(SampleConfig, key, old)}",
                 "the same settings for all images of a folder",
                 "choose another --out, or sample with the settings of before",
             )

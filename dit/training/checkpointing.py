@@ -40,7 +40,8 @@ from dit.runs.checkpoint_files import (
 )
 from dit.runs.weights import require_usable, write_weights
 from dit.training.state import State
-from dit.utils.files import shell_quote, sync_to_disk, write_atomically, write_json
+from dit.utils.files import shell_quote, write_atomically, write_json
+from dit.utils.system import sync_to_disk
 
 # DCP parses what it reads without checking it
 READ_ERRORS = (CheckpointException, SafetensorError, OSError, ValueError, KeyError, TypeError)

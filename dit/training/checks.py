@@ -18,10 +18,10 @@ def check_and_find_checkpoint(config: TrainConfig, ranks: Ranks) -> Path | None:
     if config.global_batch_size % divisor:
         count = f"{ranks.world} rank{'s' if ranks.world > 1 else ''}"
         raise UserError(
-            f"--global-batch-size {config.global_batch_size} on {count} with --grad-accum "
+            f"--batch-size {config.global_batch_size} on {count} with --grad-accum "
             f"{config.grad_accum}",
             f"a multiple of {divisor}",
-            "change one of them",
+            f"pass --batch-size {divisor * max(1, config.global_batch_size // divisor)}",
         )
     _require_whole_share(config, config.global_batch_size // divisor)
     _, last = find_run(config, ranks)

@@ -4,7 +4,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from dit.config import to_json
+from dit.config import TrainConfig, to_json
+from dit.config.flag_names import as_typed
 from dit.errors import UserError
 from dit.runs.card import CONFIG, ModelCard
 from dit.runs.checkpoint_files import (
@@ -82,7 +83,7 @@ def changes(then: ModelCard, now: ModelCard) -> dict[str, str]:
     """Return settings that changed in the course of a run, by name, in words."""
     old, new = _all_settings(then), _all_settings(now)
     return {
-        key: f"{key} {old[key]} before, {new[key]} now"
+        key: f"{_typed(key, old)} before, {_typed(key, new)} now"
         for key in new
         if key not in ("out", "resume", "dry_run") and old[key] != new[key]
     }
@@ -100,7 +101,8 @@ def require_same_settings(run: Path, card: ModelCard) -> None:
     fixed = [key for key in new if key not in allowed]
     different = [key for key in fixed if old[key] != new[key]]
     if different:
-        words = "; ".join(f"{key} {old[key]} there, {new[key]} now" for key in different)
+        changed = [f"{_typed(key, old)} there, {_typed(key, new)} now" for key in different]
+        words = "; ".join(changed)
         raise UserError(
             f"run directory {run} has another configuration ({words})",
             "the same settings",
@@ -116,6 +118,10 @@ def require_autoencoder(card: ModelCard, before: ModelCard, run: object, do: str
             f"{describe_checksum(before.vae_sha256)}, the one that {run} was trained with",
             do,
         )
+
+
+def _typed(key: str, settings: dict[str, object]) -> str:
+    return as_typed(TrainConfig, key, settings[key])
 
 
 def _all_settings(card: ModelCard) -> dict[str, object]:

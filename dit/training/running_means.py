@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dit.distributed.device import widest_float
 from dit.distributed.ranks import Ranks
 from dit.runs.logs import BY_TIME
 
@@ -30,12 +31,13 @@ class RunningMeans:
     def __init__(self, names: Sequence[str], device: torch.device, t_end: float):
         self.names = names
         self.t_end = t_end
-        self.sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
-        self.by_time = torch.zeros(2, len(BUCKETS), dtype=torch.float64, device=device)
+        wide = widest_float(device)
+        self.sums = torch.zeros(len(names) + 1, dtype=wide, device=device)
+        self.by_time = torch.zeros(2, len(BUCKETS), dtype=wide, device=device)
 
     def add(self, values: Sequence[Tensor], skipped: Tensor) -> None:
         """Add one step's numbers, in the order of the names, unless `skipped` is 1."""
-        counted = [value.detach().double() for value in values]
+        counted = [value.detach().to(self.sums) for value in values]
         counted.append(torch.ones_like(self.sums[-1]))
         taken = ~skipped.bool()
         self.sums += torch.where(taken, torch.stack(counted), 0)
@@ -46,10 +48,10 @@ class RunningMeans:
         bucket = (t / self.t_end * count).long()
         bucket = bucket.clamp(max=count - 1)
         one_hot = bucket[:, None] == torch.arange(count)  # [B, buckets]
-        one_hot = one_hot.double().to(losses.device, non_blocking=True)
+        one_hot = one_hot.to(self.by_time.dtype).to(losses.device, non_blocking=True)
 
         # A product, because adding by index is in no fixed order on a GPU.
-        losses = losses.double()
+        losses = losses.to(self.by_time)
         rows = torch.stack([losses, torch.ones_like(losses)])
         shares = rows @ one_hot / len(losses)
         self.by_time += torch.where(skipped.bool(), 0, shares)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dit.distributed.device import widest_float
+
 DECAY = 0.99  # of the weight of earlier steps, in means and deviations
 MIN_WEIGHT = 1 - DECAY**100  # a spike needs statistics of 100 steps
 CHECK_EVERY = 10  # steps, at most, between two checks for skipped ones
@@ -25,18 +27,20 @@ class SpikeGuard:
         spike: standard deviations above the running mean that make a spike; 0: none is one.
 
     Attributes:
-        moments: float64 [3, 2], running sums of 1, x and x^2 of both numbers, over steps taken.
-        streak: float64 [1], steps skipped in a row, until now.
+        moments: [3, 2], running sums of 1, x and x^2 of both numbers, over steps taken; float64
+            where the device has it.
+        streak: [1], of the same type, steps skipped in a row, until now.
         offset: int64 [1], batches of the data passed over by all rollbacks.
     """
 
     def __init__(self, spike: float, device: torch.device):
         self.spike = spike
-        self.moments = torch.zeros(3, 2, dtype=torch.float64, device=device)
-        self.streak = torch.zeros(1, dtype=torch.float64, device=device)
+        wide = widest_float(device)
+        self.moments = torch.zeros(3, 2, dtype=wide, device=device)
+        self.streak = torch.zeros(1, dtype=wide, device=device)
         self.offset = torch.zeros(1, dtype=torch.int64)
         # Rows of the last steps: number, whether skipped, loss, gradient norm.
-        self._recent = torch.zeros(CHECK_EVERY, 4, dtype=torch.float64, device=device)
+        self._recent = torch.zeros(CHECK_EVERY, 4, dtype=wide, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds of it."""
@@ -44,7 +48,7 @@ class SpikeGuard:
 
     def update(self, step: int, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """Return 1 to skip this step, else 0, float32 []; all ranks pass the same numbers."""
-        now = torch.stack([loss.detach(), grad_norm.detach()]).double()
+        now = torch.stack([loss.detach(), grad_norm.detach()]).to(self.moments)
         bad = ~now.isfinite().all() | self._is_spike(now)
 
         # `where` keeps the old sums: those with a NaN would never recover.
@@ -53,7 +57,7 @@ class SpikeGuard:
         self.moments.copy_(torch.where(bad, self.moments, updated))
         self.streak.copy_(torch.where(bad, self.streak + 1, 0))
 
-        number = bad.new_full((), step, dtype=torch.float64)
+        number = self.streak.new_full((), step)
         self._recent[step % CHECK_EVERY] = torch.cat([torch.stack([number, bad]), now])
         return bad.float()
 

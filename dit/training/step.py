@@ -49,8 +49,7 @@ def train_step(
         terms = [loss.mean.detach(), *(term.mean() for term in loss.terms.values())]
         logged += torch.stack(terms) / grad_accum
 
-    norm = nn.utils.clip_grad_norm_(state.parameters, clip or float("inf"))
-    norm = full_tensor(norm)
+    norm = full_tensor(nn.utils.clip_grad_norm_(state.parameters, clip or float("inf")))
 
     # Ranks skip the same steps, because they compare the same numbers. Nothing waits for the GPU.
     skipped = state.guard.update(step, ranks.mean(logged[0]), norm)
@@ -64,6 +63,5 @@ def train_step(
     state.means.add_losses(inputs.t, each, skipped)
     if state.time_sampler:
         # The sampler ignores infinite losses, so that it learns nothing from a skipped step.
-        each = each.masked_fill(skipped.bool(), torch.inf)
-        rows = torch.stack([inputs.t.to(ranks.device), each], dim=1)
+        rows = torch.stack([inputs.t.to(each), each.masked_fill(skipped.bool(), torch.inf)], dim=1)
         state.time_sampler.update(*ranks.gather(rows).cpu().T)

@@ -63,7 +63,7 @@ def _results(session: TrainingSession) -> dict[str, object]:
         rows["scores"] = f"{scores}.png; how they were measured: {scores}.json"
     if config.ema_lengths:
         folder = session.run / FOLDER
-        rows["averages"] = f"{folder}; one of any length: dit ema {run} --length 0.07"
+        rows["averages"] = f"{folder}; one of any length: dit ema {run} --ema-lengths 0.07"
     best = find_best(session.run)
     if best and (session.run / BEST).exists():
         distance = f"{best.distance.name} {best.distance.value:.4g}"

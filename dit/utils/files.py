@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from dit.errors import UserError
+from dit.utils.system import NO_FOLLOW
 
+SCRIPTS = ("train.py", "sample.py", "evaluate.py")
+SCRIPT = re.compile(r"(?<![\w/.-])(?:python )?(train|sample|evaluate)\.py\b")
 LOCK = ".lock"  # in folders that one process at a time may write to
 
 
@@ -29,9 +33,18 @@ def shell_quote(name: object) -> str:
 
 
 def command_line(command: str) -> str:
-    """Return what starts train, sample or evaluate from here: the script, or outside, dit's own."""
-    script = f"{command}.py"
-    return f"python {script}" if Path(script).is_file() else f"dit {command}"
+    """Return what starts a command in the way this one was started: `python train.py`, or `dit`."""
+    script = Path(sys.argv[0])
+    if script.name not in SCRIPTS or f"{command}.py" not in SCRIPTS:
+        return f"dit {command}"
+    return f"python {shell_quote(script.with_name(f'{command}.py'))}"
+
+
+def as_started(advice: str) -> str:
+    """Return advice that names train.py, sample.py and evaluate.py as they are started here."""
+    if Path(sys.argv[0]).name in SCRIPTS:
+        return advice
+    return SCRIPT.sub(lambda found: command_line(found[1]), advice)
 
 
 def name_to_bytes(name: str) -> bytes:
@@ -143,7 +156,7 @@ def open_lock(file: Path) -> int:
     """
     try:
         # O_NONBLOCK: opening a device must not wait
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
     except OSError as error:
         if not file.is_symlink() and not file.is_dir():
             raise
@@ -167,15 +180,6 @@ def _bad_lock(file: Path) -> UserError:
 def write_json(file: Path, values: Any) -> None:
     """Write readable, strict JSON (NaN is an error), atomically."""
     write_text(file, json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-
-def sync_to_disk(path: Path) -> None:
-    """Sync a file, or the names in a folder, to the disk, to survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def require_file_or_folder(flag: str, path: str) -> None:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,19 @@ from conftest import torchrun
 
 from dit import __version__, cli
 from dit.cli import main, parse
-from dit.config import EvalConfig, SampleConfig, TrainConfig
+from dit.config import (
+    ClassifierConfig,
+    EmaConfig,
+    EvalConfig,
+    SampleConfig,
+    ShowConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from dit.config.parse import _unframe
 from dit.config.presets import PRESETS
 from dit.distributed.ranks import Ranks
-from dit.errors import UserError
+from dit.errors import UserError, UserErrors
 from dit.training.resilience.preemption import stop_on_signals
 from dit.utils.files import command_line
 from dit.utils.typed_json import from_json
@@ -41,13 +51,16 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         # unknown names
         ("trian", "unknown command 'trian'; expected train | "),
         ("trian", "did you mean train"),
-        ("plan --gpus 8", "; dit plan is now train.py --dry-run --gpus N"),
+        ("plan --gpus 8", "; dit plan is now dit train --dry-run --gpus N"),
         ("verify runs/x", "; dit verify is now dit info"),
         (
             "train --modle DiT-S/4",
             "unknown flag --modle; expected a flag of dit train; did you mea",
         ),
-        ("train --foo 3", "unknown flag --foo; expected a flag of dit train; see dit train --help"),
+        (
+            "train --foo 3",
+            "unknown flag --foo; expected a flag of dit train; see dit train --help-all",
+        ),
         ("sample --cfg 3", "did you mean --cfg-scale or --cfg-interval or --cfg-channels?"),
         ("train --preset imagenet-265", "unknown preset 'imagenet-265'"),
         ("train --preset imagenet-265", "did you mean imagenet-256"),
@@ -67,12 +80,13 @@ def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("train word", "word"),
         ("train foo--lr", "Unrecognized options: foo--lr; expected flags and values"),
         ("train --steps 5 -x--seed", "Unrecognized options: -x--seed; expected flags and values"),
-        ("info --path x", "--path is not a flag; expected dit info PATH; give its value alone"),
-        ("show --run x", "--run is not a flag; expected dit show DIRECTION RUN; give its value"),
+        ("info --path nowhere", "nothing at nowhere"),
+        ("show --run x", "of dit show are missing; expected dit show DIRECTION RUN; see dit show"),
+        ("sample nowhere", "no checkpoint in nowhere, which is not there"),
         # missing arguments
         ("sample", "of dit sample are missing; expected dit sample --run RUN; see dit sample --h"),
         ("show --steps 4 forward", "expected dit show DIRECTION RUN; see dit show --help"),
-        ("ema", "expected dit ema RUN --length LENGTH; see dit ema --help"),
+        ("ema", "expected dit ema RUN --ema-lengths LENGTH; see dit ema --help"),
         # networks of another task
         ("train --model Classifier-S/2", "is a classifier; expected a network that draws images"),
         ("train --model Classifier-S/2 --label-dropout 0", "is a classifier; expected a network"),
@@ -136,7 +150,7 @@ def test_a_negative_prompt_may_be_empty():
     ],
 )
 def test_an_error_of_the_parser_is_one_line_with_and_without_a_frame(box: str):
-    assert cli._unframe(box) == "--lr: no number"
+    assert _unframe(box) == "--lr: no number"
 
 
 def test_an_unknown_model_names_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -159,35 +173,6 @@ def test_python_m_dit_prints_the_version():
     argv = [sys.executable, "-m", "dit", "--version"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"dit {__version__}\n")
-
-
-@pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_help_is_readable(name: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as end:
-        main([name, "--help"])
-    assert end.value.code == 0
-    out = capsys.readouterr().out
-    assert f"usage: dit {name}" in out
-    assert "{None}" not in out
-    assert "(default: None)" not in out
-
-
-def test_help_breaks_its_lines_where_the_terminal_ends(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("COLUMNS", "2000")
-    with pytest.raises(SystemExit):
-        main(["encode", "--help"])
-    assert len([line for line in capsys.readouterr().out.splitlines() if "hf:OWNER" in line]) == 1
-
-
-def test_help_ends_where_no_word_fits_into_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("COLUMNS", "1")
-    with pytest.raises(SystemExit):
-        main(["ema", "--help"])
-    assert "usage: dit ema" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
@@ -454,7 +439,85 @@ def test_a_pattern_without_quotes_is_recognised(tmp_path, capsys):
     assert f"in quotes, such as --data '{tmp_path}/*.tar'" in error
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_the_next_command_exists_where_it_is_printed(tmp_path, monkeypatch, inside):
-    monkeypatch.chdir(ROOT if inside else tmp_path)
-    assert command_line("sample") == ("python sample.py" if inside else "dit sample")
+@pytest.mark.parametrize(
+    ("started", "typed"),
+    [
+        ("train.py", "python sample.py"),
+        ("/opt/dit/train.py", "python /opt/dit/sample.py"),
+        ("my code/train.py", "python 'my code/sample.py'"),
+        ("/usr/bin/dit", "dit sample"),
+    ],
+)
+def test_the_next_command_is_started_as_this_one(started, typed, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
+    assert command_line("sample") == typed
+    assert command_line("encode") == "dit encode"
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        ("dit", "error: train.py; expected dit train; pass x/train.py to dit sample\n"),
+        ("train.py", "error: train.py; expected python train.py; pass x/train.py to sample.py\n"),
+    ],
+)
+def test_advice_names_what_is_there(started, shown, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [started])
+    mistake = UserError("train.py", "python train.py", "pass x/train.py to sample.py")
+    assert ending(monkeypatch, mistake) == 2
+    assert capsys.readouterr().err == shown
+
+
+def test_all_wrong_flags_are_told_at_once(capsys: pytest.CaptureFixture[str]):
+    flags = "--stepps 9 --lr fast --warmup -1 --batch-size 0 --flip yes --dry-run"
+    assert main(["train", *flags.split()]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unknown flag --stepps; expected a flag of dit train; did you mean --steps?",
+        "error: --flip yes; expected no value; pass --flip or --no-flip",
+        "error: --lr fast; expected a number; change --lr, or see dit train --help",
+        "error: --batch-size 0; expected a number above 0; change --batch-size",
+        "error: --warmup -1; expected 0 or more; change --warmup",
+    ]
+
+
+def test_what_a_wrong_flag_may_cause_is_not_told_too(capsys: pytest.CaptureFixture[str]):
+    # --gpus needs --dry-run
+    error = error_of(["train", "--dry-rum", "--gpus", "8"], capsys)
+    assert error.startswith("error: unknown flag --dry-rum")
+    # --run is required
+    assert error_of(["sample", "--runn", "x"], capsys).startswith("error: unknown flag --runn")
+
+
+def test_several_mistakes_survive_the_way_to_another_rank():
+    mistakes = UserErrors([UserError("a", "b", "c"), UserError("d", "e", "")])
+    sent = pickle.loads(pickle.dumps(mistakes))
+    assert str(sent) == "a; expected b; c\nd; expected e"
+
+
+# -- one name for one flag -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "setting", "value"),
+    [
+        (TrainConfig, "--batch-size 8", "global_batch_size", 8),
+        (TrainConfig, "--global-batch-size 8", "global_batch_size", 8),
+        (TrainConfig, "--global_batch_size=8", "global_batch_size", 8),
+        (ClassifierConfig, "--run r --batch-size 8", "global_batch_size", 8),
+        (SweepConfig, "--run r --cfg-interval 0-0.5", "interval", "0-0.5"),
+        (SweepConfig, "--run r --interval 0-0.5", "interval", "0-0.5"),
+        (SweepConfig, "--run r --ema-lengths 0.1", "ema_length", "0.1"),
+        (EmaConfig, "r --ema-lengths 0.1 0.2", "length", (0.1, 0.2)),
+        (EmaConfig, "r --length 0.1", "length", (0.1,)),
+        (EmaConfig, "--run r --length 0.1", "run", Path("r")),
+        (SampleConfig, "r --steps 3", "run", Path("r")),
+        (ShowConfig, "forward --run r", "run", Path("r")),
+    ],
+)
+def test_a_flag_has_one_name_and_keeps_its_earlier_one(kind, flags, setting, value):
+    assert getattr(parse(kind, flags.split(), "dit"), setting) == value
+
+
+def test_a_flag_with_another_name_counts_as_typed():
+    with pytest.raises(UserError, match="--steps 9 with --epochs 2"):
+        parse(TrainConfig, ["--batch-size", "8", "--epochs", "2", "--steps", "9"], "train.py")

@@ -34,7 +34,7 @@ def test_imported_file_is_ready_to_sample(weights, tmp_path, dtype, capsys):
     out = tmp_path / "new" / "file.safetensors"
     assert main(["convert", str(file), str(out), "--format", "dit", "--vae", "identity"]) == 0
     assert capsys.readouterr().out.endswith(
-        f"DiT-Ti/4, 5 classes, in {out}; next: python sample.py --run {out} "
+        f"DiT-Ti/4, 5 classes, in {out}; next: dit sample --run {out} "
         "--cfg-scale 4 --cfg-channels 3\n"
     )
 
@@ -70,9 +70,7 @@ def test_a_network_without_a_null_class_is_not_to_be_guided(weights, tmp_path, c
     file = saved(tmp_path, checkpoint(content, model="DiT-Ti/4", num_classes=5))
     out = tmp_path / "out.safetensors"
     assert main(["convert", str(file), str(out), "--vae", "identity"]) == 0
-    assert capsys.readouterr().out.endswith(
-        f"5 classes, in {out}; next: python sample.py --run {out}\n"
-    )
+    assert capsys.readouterr().out.endswith(f"5 classes, in {out}; next: dit sample --run {out}\n")
     assert main(["sample", "--run", str(out), "--cfg-scale", "2"]) == 2
 
 

@@ -22,7 +22,7 @@ CHEAP = "--steps 2 --precision fp32"
 SCORING = "--extractor digits-cnn --bootstrap 0 --no-cache"
 FILES = {
     "convert": "convert {tmp}/release.pt {out}.safetensors --vae identity --format dit",
-    "ema": "ema {run} --length 0.12 --out {out}.safetensors",
+    "ema": "ema {run} --ema-lengths 0.12 --out {out}.safetensors",
     "nll": "nll --run {run} --num-images 2 --steps 2 --out {out}.json",
     "sample": f"sample --run {{run}} {CHEAP} --classes 1 --out {{out}}.png",
     "stats": "stats --data {tmp}/images --extractor digits-cnn --no-cache --out {out}.npz",
@@ -164,7 +164,7 @@ def test_no_pictures_are_written_among_the_images(command, inside, places, make_
 def test_a_run_may_lie_in_the_latents_that_it_is_of(places, capsys):
     assert main(FOLDERS["encode"].format(**places).split()) == 0
     train = "train --data {out} --vae identity --image-size 8 --model DiT-Ti/4 --out {out}/run"
-    flags = "--steps 1 --global-batch-size 2 --sample-every 0"
+    flags = "--steps 1 --batch-size 2 --sample-every 0"
     assert main(f"{train} {flags}".format(**places).split()) == 0, capsys.readouterr().err
 
 

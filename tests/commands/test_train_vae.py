@@ -77,7 +77,7 @@ def test_the_command_writes_an_autoencoder(tmp_path: Path, kind: str, own: str, 
     out = tmp_path / "vae"
     assert main(f"{COMMAND} {out} --kind {kind} --steps 2".split()) == 0
     printed = capsys.readouterr().out
-    assert f"next: python train.py --data digits --vae {out} --image-size 16" in printed
+    assert f"next: dit train --data digits --vae {out} --image-size 16" in printed
     assert {"PSNR", "SSIM", "rFD(digits-cnn)", own} <= read_scores(out).keys()
     for name in ("reconstructions.png", "loss.png"):
         Image.open(out / name).verify()

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from dit.cli import COMMANDS, _help_texts
+from dit.cli import COMMANDS
 from dit.config import SampleConfig, TrainConfig, to_json
+from dit.config.help import help_texts
 from dit.config.presets import PRESETS
 from dit.errors import UserError
 from dit.utils.typed_json import WrongJson, from_json
@@ -35,8 +36,8 @@ def test_presets_say_what_they_cost_and_score():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_has_a_help_text(command):
     config, _ = COMMANDS[command]
-    texts = _help_texts(config)
-    assert all(texts[field.name] for field in dataclasses.fields(config))
+    texts = help_texts(config)
+    assert all(texts[field.name].text for field in dataclasses.fields(config))
 
 
 def test_an_unknown_setting_is_named_with_the_nearest():

@@ -6,6 +6,7 @@ import pytest
 
 from dit.cli import COMMANDS, parse
 from dit.config import TrainConfig
+from dit.config.flag_names import flag_name
 from dit.config.validation import LIMITS
 from dit.errors import UserError
 
@@ -20,7 +21,7 @@ REQUIRED = {
     "nll": "--run r",
     "encode": "--data d --out o",
     "train-vae": "--out o",
-    "ema": "r --length 0.1",
+    "ema": "r --ema-lengths 0.1",
 }
 NUMBERS = [
     (command, field.name, "1e39" if "float" in str(field.type) else str(8 * 10**17))
@@ -38,7 +39,7 @@ def refused(command: str, flags: str) -> UserError:
 
 @pytest.mark.parametrize(("command", "name", "value"), NUMBERS)
 def test_no_number_is_without_a_bound(command, name, value):
-    flag = "--" + name.replace("_", "-")
+    flag = flag_name(name)
     pair = name in ("cfg_interval", "token")
     assert refused(command, f"{flag} {value} {value if pair else ''}").given.startswith(flag)
 
@@ -60,7 +61,11 @@ def test_no_number_is_without_a_bound(command, name, value):
         ("train", "--clip 1e300", "--clip 1e+300; expected at most 1e+38 (float32 holds"),
         ("train", "--time-shift 1e-300", "--time-shift 1e-300; expected a number from 0.000001"),
         ("train", "--warmup 1000000000001", "at most 1,000,000,000,000 (a trillion"),
-        ("ema", "--length 1e-300", "--length 1e-300; expected lengths from 1e-09 to below 0.2887"),
+        (
+            "ema",
+            "--ema-lengths 1e-300",
+            "--ema-lengths 1e-300; expected lengths from 1e-09 to below 0.2887",
+        ),
     ],
 )
 def test_the_line_says_why(command, flags, line):

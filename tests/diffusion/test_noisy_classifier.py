@@ -68,9 +68,7 @@ def test_it_learns_for_the_run_and_guides_it(make_run, capsys):
     output = capsys.readouterr().out
     assert f"accuracy    {out / 'accuracy.png'}" in output
     *others, last = output.splitlines()
-    assert (
-        last == f"next        python sample.py --run {run} --classifier {out} --classifier-scale 2"
-    )
+    assert last == f"next        dit sample --run {run} --classifier {out} --classifier-scale 2"
     assert not any("next" in line for line in others)
     guided = SampleConfig(run=run, classifier=out, classifier_scale=2.0, steps=2, per_class=1)
     sample(guided, Ranks())

@@ -13,7 +13,7 @@ from dit.runs.logs import MACHINE, read_metrics
 ROOT = Path(__file__).parents[2]
 
 FLAGS = (
-    "--vae identity --image-size 8 --model DiT-Ti/4 --global-batch-size 16 --sample-every 0 "
+    "--vae identity --image-size 8 --model DiT-Ti/4 --batch-size 16 --sample-every 0 "
     "--log-every 1 --ckpt-every 20 --precision fp32"
 )
 LONG = 100_000  # steps, or seconds

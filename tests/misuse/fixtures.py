@@ -17,14 +17,14 @@ STEP = "run/checkpoints/step-0000004"
 EMA = f"{STEP}/ema-0.999.safetensors"
 
 TINY = "--vae identity --image-size 8 --model DiT-Ti/4"
-TRAIN = f"{TINY} --global-batch-size 4 --steps 4 --warmup 1 --sample-every 0 --log-every 1"
+TRAIN = f"{TINY} --batch-size 4 --steps 4 --warmup 1 --sample-every 0 --log-every 1"
 CNN = "--extractor digits-cnn --bootstrap 0"
 COMMANDS = [
     f"train --data images {TRAIN} --ckpt-every 2 --ema-lengths 0.05 0.1 --ema-every 1 --out run",
     f"train --data images {TRAIN} --process linear --objective eps --learn-sigma "
     "--time-sampling uniform --out ddpm",
     f"train --data captions {TRAIN} --conditioning text --text-encoder digits --out text",
-    "train-classifier --run run --model Classifier-Ti/4 --steps 2 --global-batch-size 4 "
+    "train-classifier --run run --model Classifier-Ti/4 --steps 2 --batch-size 4 "
     "--warmup 1 --out classifier",
     "encode --data images --vae identity --image-size 8 --shard-size 5 --out latents",
     "sample --run run --num-samples 12 --steps 2 --out samples",

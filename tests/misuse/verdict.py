@@ -62,10 +62,11 @@ def judge(
             return Verdict("wrong", f"nothing says {case.says!r}: {last[:300]}")
         return Verdict("works", last[:300])
     errors = [line for line in lines if line.startswith("error")]
-    if case.code == MISTAKE and errors != [last]:
-        return Verdict("wrong", f"not one line: {last[:300]}")
-    if case.says not in last:
-        return Verdict("wrong", f"{case.says!r} is not in: {last[:400]}")
+    if case.code == MISTAKE and (not errors or errors != lines[-len(errors) :]):
+        return Verdict("wrong", f"not a line for each mistake: {last[:300]}")
+    ending = "\n".join(errors or [last])
+    if case.says not in ending:
+        return Verdict("wrong", f"{case.says!r} is not in: {ending[:400]}")
     return Verdict("clear", last[:300])
 
 

@@ -146,7 +146,7 @@ def test_chosen_levels_are_trained_stored_and_checked_at_resume(tmp_path):
 
     resumed = dataclasses.replace(config, resume=str(config.out), steps=2)
     train(resumed, Ranks())
-    with pytest.raises(UserError, match=r"unet_attention \(2,\) there, None now"):
+    with pytest.raises(UserError, match=r"--unet-attention 2 there, no --unet-attention now"):
         train(dataclasses.replace(resumed, unet_attention=None), Ranks())
 
 

@@ -179,7 +179,7 @@ def test_ranks_with_shares_write_full_snapshots(tmp_path, monkeypatch):
 def test_lengths_stay_those_of_the_run_and_every_may_change(trained, tmp_path):
     asked = dataclasses.replace(TINY, out=tmp_path / "run", steps=6, cooldown=0.0)
     train(asked, Ranks())
-    with pytest.raises(UserError, match=r"ema_lengths \[0.1, 0.14, 0.2\] there, \[0.1\] now"):
+    with pytest.raises(UserError, match=r"--ema-lengths 0.1 0.14 0.2 there, --ema-lengths 0.1 now"):
         train(dataclasses.replace(asked, resume="auto", steps=9, ema_lengths=(0.1,)), Ranks())
     train(dataclasses.replace(asked, resume="auto", steps=9, ema_every=1), Ranks())
     assert sorted({s.step for s in find_snapshots(tmp_path / "run")}) == [3, 6, 7, 8, 9]
@@ -308,16 +308,16 @@ def test_one_tensor_of_one_file_at_a_time(run, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ("nowhere --length 0.1", ["no snapshots of averages in nowhere/ema", "--ema-lengths"]),
+        ("nowhere --ema-lengths 0.1", ["no snapshots of averages in nowhere/ema", "--ema-lengths"]),
         (
-            "RUN --length 0.01",
+            "RUN --ema-lengths 0.01",
             ["length 0.01 at step 48", "error of the fit", "10% at most, which lengths from 0.0"],
         ),
-        ("RUN --length 0.1 --step 10", ["--step 10", "such as 6, 9, 12"]),
-        ("RUN --length 0.3", ["--length 0.3", "below 0.2887"]),
-        ("RUN --length 0.1 0.15 --out x.safetensors", ["--out x.safetensors with 2 lengths"]),
-        ("RUN --length 0.1 --out x.pt", ["--out x.pt", ".safetensors"]),
-        ("RUN", ["--length"]),
+        ("RUN --ema-lengths 0.1 --step 10", ["--step 10", "such as 6, 9, 12"]),
+        ("RUN --ema-lengths 0.3", ["--ema-lengths 0.3", "below 0.2887"]),
+        ("RUN --ema-lengths 0.1 0.15 --out x.safetensors", ["--out x.safetensors with 2 lengths"]),
+        ("RUN --ema-lengths 0.1 --out x.pt", ["--out x.pt", ".safetensors"]),
+        ("RUN", ["--ema-lengths"]),
     ],
 )
 def test_mistakes(run, argv, parts, capsys):

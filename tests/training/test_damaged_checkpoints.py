@@ -110,7 +110,7 @@ def test_only_trained_classes_are_sampled_unless_asked_for(tiny_run):
 def test_our_own_weights_are_not_converted(tiny_run, tmp_path, capsys):
     file = next(latest_checkpoint(tiny_run).glob(WEIGHTS))
     assert main(["convert", str(file), str(tmp_path / "out.safetensors")]) == 2
-    assert f"sample.py --run {file}" in capsys.readouterr().err
+    assert f"dit sample --run {file}" in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()
 
 

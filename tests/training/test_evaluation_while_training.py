@@ -344,7 +344,7 @@ def test_the_best_before_counts_when_a_run_continues(tmp_path, monkeypatch):
 def test_scores_may_begin_when_a_run_continues(tmp_path, monkeypatch):
     prescribe(monkeypatch, 2.0)
     out = run(tmp_path / "run", PLAIN, steps=2)
-    with pytest.raises(UserError, match="eval_samples 500 there, 5 now"):
+    with pytest.raises(UserError, match="--eval-samples 500 there, --eval-samples 5 now"):
         resume(out, FEW, steps=4)
     run(out, FEW, steps=4, resume=str(out))
     assert measured(out) == {4: {FD: 2.0}}

@@ -40,8 +40,7 @@ from dit.utils.files import sha256, write_atomically, write_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 FLAGS = shlex.split(
-    "--model DiT-Ti/4 --vae identity --image-size 8 --global-batch-size 16 --sample-every 0 "
-    "--log-every 3"
+    "--model DiT-Ti/4 --vae identity --image-size 8 --batch-size 16 --sample-every 0 --log-every 3"
 )
 CPU = torch.device("cpu")
 
@@ -186,9 +185,9 @@ def test_an_existing_run_needs_resume_and_the_same_configuration(tmp_path):
     before = sorted(out.rglob("*"))
     with pytest.raises(UserError, match="--resume"):
         run(out)
-    with pytest.raises(UserError, match=r"lr 0.004 there, 0.001 now"):
+    with pytest.raises(UserError, match=r"--lr 0.004 there, --lr 0.001 now"):
         resume(out, lr=1e-3)
-    with pytest.raises(UserError, match=r"seed 0 there, 1 now"):
+    with pytest.raises(UserError, match=r"--seed 0 there, --seed 1 now"):
         run(out, seed=1, resume=str(out))
     assert sorted(out.rglob("*")) == before
 
@@ -201,7 +200,10 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
     again = dataclasses.replace(TINY, resume=str(out), steps=8, lr=1e-3)
     run(out, again)
     printed = capsys.readouterr()
-    assert "changed     steps 6 before, 8 now; lr 0.004 before, 0.001 now\n" in printed.out
+    assert (
+        "changed     --steps 6 before, --steps 8 now; --lr 0.004 before, --lr 0.001 now\n"
+        in printed.out
+    )
     for warning in (
         "config.json is missing or damaged; restored from step-0000006",
         "step-0000007 has no meta.json",
@@ -217,7 +219,7 @@ def test_resuming_by_name_may_change_the_optimisation(tmp_path, capsys):
 
     values = ModelCard.read(out).to_json()
     write_json(out / "config.json", {**values, "config": {**values["config"], "seed": 1}})
-    changed = r"config.json is not that of step-0000008 \(seed 0 before, 1 now\)"
+    changed = r"config.json is not that of step-0000008 \(--seed 0 before, --seed 1 now\)"
     with pytest.raises(UserError, match=changed):
         run(out, again, seed=1, steps=9)
 
@@ -247,7 +249,7 @@ def test_a_run_without_checkpoint_starts_again(tmp_path):
         (dict(resume="RUN"), "no checkpoint"),
         (dict(resume="one"), "--out"),
         (dict(resume="auto", out=None), "--out"),
-        (dict(grad_accum=5), "--global-batch-size 16 on 1 rank with"),
+        (dict(grad_accum=5), "--batch-size 16 on 1 rank with"),
     ],
 )
 def test_a_mistake_leaves_no_run_directory(wrong, message, tmp_path, monkeypatch):
@@ -258,7 +260,7 @@ def test_a_mistake_leaves_no_run_directory(wrong, message, tmp_path, monkeypatch
 
 
 def test_a_batch_that_ranks_do_not_divide():
-    with pytest.raises(UserError, match="--global-batch-size 16 on 3 ranks with"):
+    with pytest.raises(UserError, match="--batch-size 16 on 3 ranks with"):
         train(TINY, Ranks(world=3))
 
 
@@ -304,7 +306,7 @@ def test_a_finished_run_stays_unchanged(tmp_path, capsys):
     assert "all 1 steps were done before" in (printed := capsys.readouterr().out)
     assert "such as --steps 2" in printed
     assert f"dit report '{config.out}'\n" in printed
-    assert printed.endswith(f"python sample.py --run '{config.out}'\n")
+    assert printed.endswith(f"dit sample --run '{config.out}'\n")
     assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
 
 

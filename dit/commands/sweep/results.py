@@ -11,7 +11,7 @@ from dit.commands.sweep import charts
 from dit.commands.sweep.earlier import RECORD
 from dit.commands.sweep.points import Point, classifier_scale, describe, value_text
 from dit.commands.sweep.ranking import Ranking
-from dit.config import PERFORMANCE_FLAGS, SamplerConfig, SweepConfig, to_json
+from dit.config import PERFORMANCE_FLAGS, SamplerConfig, SweepConfig, flag_name, to_json
 from dit.evaluation.metrics.compute import RealVsReal
 from dit.evaluation.protocol import UNKNOWN
 from dit.report.evaluation_page import real_count
@@ -240,7 +240,7 @@ def command(sweep: Sweep) -> str:
         is_changed = value != flag.default and flag.name not in PERFORMANCE_FLAGS
         if flag.name in ALWAYS or is_changed:
             values = value if isinstance(value, tuple) else [value]
-            parts.append("--" + flag.name.replace("_", "-"))
+            parts.append(flag_name(flag.name))
             parts += [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
     return shlex.join(parts)
 

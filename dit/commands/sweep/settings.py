@@ -31,10 +31,10 @@ def settings_of(cfg: SweepConfig, run: LoadedRun) -> list[Setting]:
         weights = grid.parse_numbers("--classifier-scale", cfg.classifier_scale or "1")
     # the first axis varies slowest: its networks are loaded once each
     axes: dict[str, list[Any]] = {
-        "ema_length": _optional(grid.parse_numbers, "--ema-length", cfg.ema_length),
+        "ema_length": _optional(grid.parse_numbers, "--ema-lengths", cfg.ema_length),
         "sampler": samplers,
         "steps": _optional(grid.parse_counts, "--steps", cfg.steps),
-        "cfg_interval": grid.parse_intervals("--interval", cfg.interval),
+        "cfg_interval": grid.parse_intervals("--cfg-interval", cfg.interval),
         "cfg_scale": scales,
         "classifier_scale": weights,
     }
@@ -103,7 +103,7 @@ def ema_files(run: Path, lengths: list[float]) -> dict[float | None, Path]:
     """Return weights of every EMA length, written into the run as `dit ema` does if missing."""
     if not lengths:
         return {}
-    require_lengths("--ema-length", tuple(lengths))
+    require_lengths("--ema-lengths", tuple(lengths))
 
     files: dict[float | None, Path] = {}
     for mixture in posthoc_ema.mixtures(run, lengths):

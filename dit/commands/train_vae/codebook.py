@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dit.distributed.device import widest_float
+
 
 def nearest_entries(codebook: Tensor, z: Tensor) -> Tensor:
     """Return the index [B, h, w] of the entry of `codebook` [K, C] nearest to z [B, C, h, w]."""
@@ -18,7 +20,7 @@ def count_usage(entries: Tensor, size: int) -> Tensor:
 
 def perplexity(counts: Tensor) -> Tensor:
     """Return exp of the entropy of usage `counts` [K]: so many entries, if used equally often."""
-    share = counts.double() / counts.sum()
+    share = counts.to(widest_float(counts.device)) / counts.sum()
     return torch.special.entr(share).sum().exp()
 
 

@@ -100,7 +100,7 @@ def mean_values(steps: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean of each logged value over the steps that have it."""
     means = {}
     for name in dict.fromkeys(name for step in steps for name in step):
-        values = [step[name].double() for step in steps if name in step]
+        values = [step[name].cpu().double() for step in steps if name in step]
         means[name] = float(torch.stack(values).mean())
     return means
 

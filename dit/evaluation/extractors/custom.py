@@ -157,8 +157,9 @@ def _import_class(name: str) -> type[nn.Module]:
         return found
     values = vars(module).items()
     classes = [key for key, v in values if isinstance(v, type) and issubclass(v, nn.Module)]
+    there = f"it has {', '.join(classes)}" if classes else "write one there"
     raise UserError(
         f"--extractor {name}: {where} has no class {class_name!r} of a network",
         "a subclass of torch.nn.Module",
-        did_you_mean(class_name, classes) if classes else "write one there",
+        did_you_mean(class_name, classes, there),
     )

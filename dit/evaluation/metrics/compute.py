@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dit.distributed.device import with_float64
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.inputs.features import Features
 from dit.evaluation.metrics.frechet import Gaussian, fit, frechet
@@ -252,6 +253,7 @@ def kernel_distance(samples: Tensor, target: Target, device: torch.device) -> Sc
 
     size = kid_subset_size(len(samples), len(reference))
     generator = np.random.RandomState(SEED)
+    device = with_float64(device)
 
     # In float64: at Inception's scale float32 is off by 1%.
     def subset(features: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dit.distributed.device import with_float64
+
 BLOCK = 1024  # points a side: 8 MB of distances
 NEIGHBOURS = 3  # of precision and recall, as in ADM (1904.06991, 2105.05233)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (2002.09797)
@@ -37,6 +39,7 @@ class Manifold:
 
 def manifold(samples: Tensor, reference: Tensor, device: torch.device) -> Manifold:
     """Compare `samples` [N, D] with `reference` [M, D]; each set needs more than 3 points."""
+    device = with_float64(device)
     centre = _centre(reference)
     ours = _Points(samples, centre, device)
     real = _Points(reference, centre, device)
@@ -78,6 +81,7 @@ def nearest(
         skip: [N] int64, the point to ignore for each query: itself, where queries are among the
             points. The distance is infinite if no other point is left.
     """
+    device = with_float64(device)
     centre = _centre(points)
     near = _Points(queries, centre, device)
     real = _Points(points, centre, device)

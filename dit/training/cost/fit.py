@@ -121,6 +121,6 @@ def _smaller_step(
     share = config.global_batch_size // world
     accum = next_grad_accum(config, world, math.ceil(share / most))
     if "Classifier-" in config.model or accum is None:
-        return f"pass --global-batch-size {most * world}"
+        return f"pass --batch-size {most * world}"
     batch = share // accum
     return f"pass --grad-accum {accum} for {batch} images at once ({most} would fit)"

@@ -36,7 +36,7 @@ DATA_SHEETS = {
 }
 """By the GPU's name: TFLOP/s in bf16 on tensor cores without sparsity, and in fp32 without TF32."""
 PARTIAL_GPU = r"\bMIG\b|Laptop"  # names of GPUs that have less than the data sheet says
-MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}  # of matrices that keep a device busy
+MATRIX_SIDE = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # of matrices that keep a device busy
 MEASURING = 0.3  # seconds
 
 

@@ -123,9 +123,9 @@ def build_columns(step: PlannedStep) -> Iterator[Column]:
     for gpus in config.gpus:
         if config.global_batch_size % gpus:
             raise UserError(
-                f"--global-batch-size {config.global_batch_size} on --gpus {gpus}",
+                f"--batch-size {config.global_batch_size} on --gpus {gpus}",
                 f"a multiple of {gpus}",
-                "change --global-batch-size",
+                f"pass --batch-size {gpus * max(1, config.global_batch_size // gpus)}",
             )
         cluster = build_cluster(config.gpu, gpus, step.bf16)
         both = ("ddp", "fsdp") if gpus > 1 else ("ddp",)

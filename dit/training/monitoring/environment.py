@@ -1,7 +1,5 @@
 """Hardware and versions of a run, recorded at each of its starts."""
 
-import resource
-import sys
 from datetime import datetime, timezone
 
 import torch
@@ -11,6 +9,7 @@ from dit.runs.logs import MACHINE, read_starts
 from dit.training.cost.flops import Meter
 from dit.training.session import TrainingSession
 from dit.utils.files import write_json
+from dit.utils.system import peak_process_memory
 
 
 def record_start(session: TrainingSession, meter: Meter) -> None:
@@ -38,6 +37,4 @@ def peak_memory(device: torch.device) -> float:
     """Return the GiB that this process had at most so far: of a GPU, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    # ru_maxrss is in bytes on macOS, in kB elsewhere
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_process_memory() / 2**30

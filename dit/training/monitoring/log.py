@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dit.runs.checkpoint_files import Distance, is_distance
 from dit.runs.logs import read_metrics
-from dit.utils.files import name_file_in_errors, sync_to_disk, write_atomically
+from dit.utils.files import name_file_in_errors, write_atomically
+from dit.utils.system import sync_to_disk
 
 Item = TypeVar("Item")
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from dit.distributed.device import widest_float
 from dit.training.cost.flops import Meter
 from dit.training.lr_schedule import learning_rate
 from dit.training.monitoring.environment import peak_memory
@@ -24,7 +25,7 @@ def log_values(
     # Each rank measures its own wait and memory: logged are their mean and their maximum.
     device = session.ranks.device
     measured = [[lap.waiting, peak_memory(device)]]
-    mine = torch.tensor(measured, dtype=torch.float64, device=device)
+    mine = torch.tensor(measured, dtype=widest_float(device), device=device)
     waiting, memory = session.ranks.gather(mine).T
     return {
         **means,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit.distributed.device import widest_float
 from dit.distributed.parallel import full_tensor
 from dit.training.muon import MuonAdamW
 
@@ -43,7 +44,7 @@ def _update(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Ten
     """
     beta1, beta2 = group["betas"]
     lr = group["lr"]
-    count = state["step"].double()
+    count = state["step"].to(widest_float(weight.device))
     mean = state["exp_avg"] / (1 - beta1**count)
     deviation = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt()
     step = lr * mean / (deviation + group["eps"])

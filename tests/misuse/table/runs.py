@@ -245,15 +245,19 @@ RECORDS = [
     works("report run", "report.html", write("run/scores.json", "3")),
     works(RESUME, "step 6/6", write("run/machine.json", "[1, 2]"), changes=RESUMED),
     works(RESUME, "step 6/6", cut(METRICS, 0.7), changes=RESUMED),
-    refused("ema run --length 0.07", "ema", remove("run/ema")),
+    refused("ema run --ema-lengths 0.07", "ema", remove("run/ema")),
     refused(
-        "ema run --length 0.07", "ema/", cut("run/ema/length-0.05-step-0000003.safetensors", 0.5)
+        "ema run --ema-lengths 0.07",
+        "ema/",
+        cut("run/ema/length-0.05-step-0000003.safetensors", 0.5),
     ),
     refused(
-        "ema run --length 0.07", "ema/", write("run/ema/length-0.05-step-0000003.safetensors", "x")
+        "ema run --ema-lengths 0.07",
+        "ema/",
+        write("run/ema/length-0.05-step-0000003.safetensors", "x"),
     ),
     refused(
-        "ema run --length 0.07",
+        "ema run --ema-lengths 0.07",
         "length-x-step-3",
         write("run/ema/length-x-step-3.safetensors", "x"),
     ),

@@ -120,7 +120,7 @@ LIMITS = [
         check=absent("new.safetensors"),
         limits={"RLIMIT_FSIZE": 3000},
     ),
-    refused("ema run --length 0.07", "ema-length", limits={"RLIMIT_FSIZE": 3000}),
+    refused("ema run --ema-lengths 0.07", "ema-length", limits={"RLIMIT_FSIZE": 3000}),
     refused(
         "sample --run run --num-samples 4 --steps 2 --out new", "new", limits={"RLIMIT_FSIZE": 100}
     ),
@@ -166,7 +166,7 @@ LIMITS = [
 
 MEMORY = [
     refused("train --model DiT-7B/1 --steps 2 --out new", "DiT-7B/1"),
-    refused("train --model DiT-XL/2 --global-batch-size 65536 --out new", "--grad-accum"),
+    refused("train --model DiT-XL/2 --batch-size 65536 --out new", "--grad-accum"),
 ]
 
 ENDINGS = [

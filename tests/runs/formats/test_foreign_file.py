@@ -108,7 +108,7 @@ def test_folders_are_named(tmp_path, weights):
     (tmp_path / "other").mkdir()
     for path, message in [
         (diffusers, "is diffusers' DiTPipeline.*from_diffusers"),
-        (weights, "is a run or a checkpoint of this package.*sample.py --run"),
+        (weights, "is a run or a checkpoint of this package.*dit sample --run"),
         (latest_checkpoint(weights), "is a run or a checkpoint of this package"),
         (tmp_path / "other", "is a folder"),
         (tmp_path / "nothing.pt", "no file"),

@@ -75,7 +75,7 @@ def test_classifier_and_unconditional(capsys):
     ("changes", "message"),
     [
         (dict(steps=9, lr=1.0, keep=5, recompute="full", gpus=(8,)), None),
-        (dict(model="DiT-Ti/2"), "model DiT-Ti/4 there, DiT-Ti/2 now"),
+        (dict(model="DiT-Ti/2"), "--model DiT-Ti/4 there, --model DiT-Ti/2 now"),
         (dict(global_batch_size=16), "global_batch_size 64 there"),
         (dict(num_classes=12), "num_classes"),
         (dict(conditioning="adaln"), "conditioning"),
@@ -187,7 +187,7 @@ def test_known_shapes_are_assumed(nothing_here, capsys):
         (dict(data="imagenet/trian"), "--data imagenet/trian is neither `digits` nor a folder"),
         (dict(preset="digits"), "--data imagenet is neither `digits` nor a folder"),
         (dict(image_size=100), "--image-size 100 with --vae stabilityai/sd-vae-ft-ema"),
-        (dict(gpus=(3,)), "--global-batch-size 8 on --gpus 3"),
+        (dict(gpus=(3,)), "--batch-size 8 on --gpus 3"),
     ],
 )
 def test_unknown_shapes_and_mistakes_are_refused(nothing_here, capsys, changes, message):

@@ -199,7 +199,7 @@ def test_large_sizes_are_as_large_as_their_names(size, billions):
     ("changes", "named"),
     [
         (dict(gpus=(12,), global_batch_size=24), "--gpus 12; expected 8 or fewer"),
-        (dict(gpus=(3,)), "--global-batch-size 64 on --gpus 3"),
+        (dict(gpus=(3,)), "--batch-size 64 on --gpus 3"),
         (dict(gpus=(0,)), "--gpus 0;"),
         (dict(gpus=(8, 64), dry_run=False), "--gpus 8 64 without --dry-run"),
     ],
