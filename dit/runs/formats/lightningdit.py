@@ -27,7 +27,7 @@ from dit.runs.formats.state_dict import StateDict, first_names, not_a_dit
 from dit.utils.image_size import sides
 
 ROTATION = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")  # [T, d]: each pair's value twice
-SAMPLING_SHIFT = 0.3  # of the published samples
+SAMPLING_SHIFT = 0.3  # of the published samples, for files without flags
 WIDTH_OF_1P0B = 1536  # its heads have 64 features there, and 128 here
 FACTOR = 16  # of its autoencoders, but for those of Stable Diffusion with 4 channels
 STATISTICS = "the latents_stats.pt of its data: mean and std of each channel"
@@ -112,8 +112,8 @@ def time_shift(flags: Mapping[str, Any]) -> float:
 
     Theirs takes 1 - t to s (1 - t) / (1 + (s - 1) (1 - t)), which takes t to its shift by 1 / s.
     """
-    shift = flags.get("timestep_shift", SAMPLING_SHIFT)
-    # its code samples without a shift where none is given, or 0
+    # its code does not shift where its flags have no shift, or 0
+    shift = flags.get("timestep_shift", 0 if flags else SAMPLING_SHIFT)
     return 1 / shift if isinstance(shift, int | float) and shift > 0 else 1.0
 
 

@@ -193,10 +193,18 @@ def test_it_predicts_what_its_own_network_predicts(tmp_path, options, block, t):
 
 
 @pytest.mark.portable
-@pytest.mark.parametrize(("shift", "ours"), [(0.3, 1 / 0.3), (0, 1.0), (1.0, 1.0)])
-def test_it_samples_as_its_own_ode_at_its_own_times(tmp_path, shift, ours):
+@pytest.mark.parametrize(
+    ("sample", "ours"),
+    [
+        ({"timestep_shift": 0.3}, 1 / 0.3),
+        ({"timestep_shift": 0}, 1.0),
+        ({"timestep_shift": 1.0}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_it_samples_as_its_own_ode_at_its_own_times(tmp_path, sample, ours):
     weights = theirs()
-    config = CONFIG | {"sample": {"timestep_shift": shift}}
+    config, shift = CONFIG | {"sample": sample}, sample.get("timestep_shift", 0)
     foreign, denoise, process = imported(tmp_path, {"ema": weights, "config": config})
     assert foreign.config("identity").time_shift == ours
     x, y = inputs()
