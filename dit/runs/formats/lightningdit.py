@@ -53,13 +53,17 @@ def block_of(state_dict: StateDict, spec: NetworkSpec) -> str:
     head = _head_size(state_dict, size["hidden_size"], usual)
     if head not in (usual, HEAD_SIZE):
         raise not_a_dit(f"heads of {head} features where {spec.model} has {usual} or {HEAD_SIZE}")
-    return BlockLayers(
+    layers = BlockLayers(
         rmsnorm="blocks.0.norm1.weight" in state_dict,
         rope=ROTATION[0] in state_dict,
         qknorm="blocks.0.attn.q_norm.weight" in state_dict,
         swiglu="blocks.0.mlp.w12.weight" in state_dict,
         heads64=head != usual,
-    ).spec
+    )
+    if usual == HEAD_SIZE:
+        # the same network either way: users write the shorter name
+        return min(layers.spec, replace(layers, heads64=True).spec, key=len)
+    return layers.spec
 
 
 def from_lightningdit(state_dict: StateDict) -> StateDict:
