@@ -9,7 +9,7 @@ from dit.build import build_network
 from dit.config import OPTIMIZERS
 from dit.data.counts import count_of
 from dit.models.registry import count_parameters, describe_network, is_classifier
-from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.card import RELEASE_DATA, ModelCard, NetworkSpec
 from dit.runs.formats.foreign import NAMES, dit_tensors, recognise
 from dit.runs.formats.foreign_checkpoint import read_checkpoint
 from dit.utils.image_size import describe_size, sides
@@ -99,7 +99,11 @@ def _process(card: ModelCard) -> str:
     config = card.config
     if config.process != "flow":
         return f"DDPM, {config.process} betas"
-    return f"flow matching, {config.time_sampling} times shifted by {config.time_shift:g}"
+    shift = f"shifted by {config.time_shift:g}"
+    if config.data == RELEASE_DATA:
+        # the card of a converted release has the shift of its samples
+        return f"flow matching, {config.time_sampling} times; sampled at times {shift}"
+    return f"flow matching, {config.time_sampling} times {shift}"
 
 
 def _objective(card: ModelCard) -> str:

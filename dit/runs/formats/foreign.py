@@ -184,7 +184,7 @@ def _choose_format(checkpoint: ForeignCheckpoint, asked: Format | None) -> tuple
         f"{checkpoint.file} may be a DiT or a SiT: {reason}",
         "to be told whose it is",
         "pass --format dit for weights of the DiT release, --format sit for SiT, --format repa for "
-        "REPA",
+        "REPA, --format lightningdit for LightningDiT",
     )
 
 

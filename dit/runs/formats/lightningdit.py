@@ -27,7 +27,7 @@ from dit.runs.formats.state_dict import StateDict, first_names, not_a_dit
 from dit.utils.image_size import sides
 
 ROTATION = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")  # [T, d]: each pair's value twice
-SAMPLING_SHIFT = 0.3  # of the published samples
+SAMPLING_SHIFT = 0.3  # of the published samples, for files without flags
 WIDTH_OF_1P0B = 1536  # its heads have 64 features there, and 128 here
 FACTOR = 16  # of its autoencoders, but for those of Stable Diffusion with 4 channels
 STATISTICS = "the latents_stats.pt of its data: mean and std of each channel"
@@ -53,13 +53,17 @@ def block_of(state_dict: StateDict, spec: NetworkSpec) -> str:
     head = _head_size(state_dict, size["hidden_size"], usual)
     if head not in (usual, HEAD_SIZE):
         raise not_a_dit(f"heads of {head} features where {spec.model} has {usual} or {HEAD_SIZE}")
-    return BlockLayers(
+    layers = BlockLayers(
         rmsnorm="blocks.0.norm1.weight" in state_dict,
         rope=ROTATION[0] in state_dict,
         qknorm="blocks.0.attn.q_norm.weight" in state_dict,
         swiglu="blocks.0.mlp.w12.weight" in state_dict,
         heads64=head != usual,
-    ).spec
+    )
+    if usual == HEAD_SIZE:
+        # the same network either way: users write the shorter name
+        return min(layers.spec, replace(layers, heads64=True).spec, key=len)
+    return layers.spec
 
 
 def from_lightningdit(state_dict: StateDict) -> StateDict:
@@ -112,8 +116,8 @@ def time_shift(flags: Mapping[str, Any]) -> float:
 
     Theirs takes 1 - t to s (1 - t) / (1 + (s - 1) (1 - t)), which takes t to its shift by 1 / s.
     """
-    shift = flags.get("timestep_shift", SAMPLING_SHIFT)
-    # its code samples without a shift where none is given, or 0
+    # its code does not shift where its flags have no shift, or 0
+    shift = flags.get("timestep_shift", 0 if flags else SAMPLING_SHIFT)
     return 1 / shift if isinstance(shift, int | float) and shift > 0 else 1.0
 
 

@@ -193,10 +193,18 @@ def test_it_predicts_what_its_own_network_predicts(tmp_path, options, block, t):
 
 
 @pytest.mark.portable
-@pytest.mark.parametrize(("shift", "ours"), [(0.3, 1 / 0.3), (0, 1.0), (1.0, 1.0)])
-def test_it_samples_as_its_own_ode_at_its_own_times(tmp_path, shift, ours):
+@pytest.mark.parametrize(
+    ("sample", "ours"),
+    [
+        ({"timestep_shift": 0.3}, 1 / 0.3),
+        ({"timestep_shift": 0}, 1.0),
+        ({"timestep_shift": 1.0}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_it_samples_as_its_own_ode_at_its_own_times(tmp_path, sample, ours):
     weights = theirs()
-    config = CONFIG | {"sample": {"timestep_shift": shift}}
+    config, shift = CONFIG | {"sample": sample}, sample.get("timestep_shift", 0)
     foreign, denoise, process = imported(tmp_path, {"ema": weights, "config": config})
     assert foreign.config("identity").time_shift == ours
     x, y = inputs()
@@ -235,6 +243,21 @@ def test_heads_are_those_of_the_rotation(tmp_path, monkeypatch):
     x, y = inputs()
     expected = published(weights, x, torch.full((3,), 0.3), y, heads=2)
     assert error(-denoise(x, torch.tensor(0.7), y).out, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("layers", "block"),
+    [
+        (MODERN, "modern-qknorm"),
+        (MODERN | {"qknorm"}, "modern"),
+        ({"swiglu"}, "plain+swiglu"),
+    ],
+)
+def test_usual_heads_of_64_have_the_shorter_name(tmp_path, monkeypatch, layers, block):
+    """`--init` compares names; these are the same networks with and without heads64."""
+    monkeypatch.setitem(SIZES, "Ti", dict(depth=DEPTH, hidden_size=128, num_heads=2))
+    foreign, _, _ = imported(tmp_path, {"ema": theirs(layers)})
+    assert foreign.spec.block == block
 
 
 def test_prefixes_averages_and_sections_of_flags(tmp_path):
@@ -348,6 +371,7 @@ def test_the_command_records_statistics_shift_and_autoencoder(tmp_path, capsys):
     assert run.autoencoder.shift.flatten().tolist() == [0.5, -1.0, 2.0]
     assert run.denoise.process.shift == 1 / 0.3
     assert main(["info", str(out)]) == 0
+    assert "logit-normal times; sampled at times shifted by 3.33" in capsys.readouterr().out
     words = capsys.readouterr().out.split()
     assert "blocks with rmsnorm, rope, swiglu," in " ".join(words)
     assert main(["info", str(tmp_path / "lightning.pt")]) == 0
