@@ -44,6 +44,8 @@ from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
 from dit.utils.files import as_started, printable, require_file_or_folder
+from dit.utils.image_size import sides, size_of
+from dit.utils.outputs import ENCODING
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
@@ -66,6 +68,8 @@ NO_TEMPORARY = UserError(
     "free space in /tmp",
     "free some space, or set TMPDIR to a folder on another disk",
 )
+
+INDEX = "index.json"  # in folders of latents
 
 Config = TypeVar("Config")
 
@@ -325,11 +329,16 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
 
 
 def _train_default(typed: dict[str, list[str]]) -> TrainConfig | None:
-    """Return the defaults of all flags: settings of the run to --resume, or of the --preset."""
+    """Return the defaults of all flags: settings of the run to --resume, or of the --preset.
+
+    Stored latents have an autoencoder and an image size, which are the defaults of these flags.
+    """
     resume = _first(typed, "--resume")
     preset = _first(typed, "--preset")
     if resume is None or resume == "auto":
-        return None if preset is None else _preset(preset)
+        default = None if preset is None else _preset(preset)
+        data = _first(typed, "--data") or (default.data if default else "digits")
+        return _with_latents(default, Path(data))
     if preset is not None:
         raise UserError(
             f"--preset {preset} with --resume {resume}",
@@ -343,6 +352,18 @@ def _first(typed: dict[str, list[str]], flag: str) -> str | None:
     """Return the first value of a flag, if any was typed."""
     values = typed.get(flag)
     return values[0] if values else None
+
+
+def _with_latents(default: TrainConfig | None, data: Path) -> TrainConfig | None:
+    """Return defaults with the autoencoder and the image size of `data`, if it holds latents."""
+    # not by dit.latents, which loads torch: most mistakes and --help need none
+    if not all((data / name).is_file() for name in (ENCODING, INDEX)):
+        return default
+    from dit.latents.store import read_index
+
+    index = read_index(data)
+    size = size_of(*sides(index.image_size))
+    return dataclasses.replace(default or TrainConfig(), vae=index.vae, image_size=size)
 
 
 def _preset(name: str) -> TrainConfig:

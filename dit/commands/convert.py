@@ -1,5 +1,6 @@
 """The command `dit convert`: weights of another program as a file that `sample.py --run` takes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dit.config import ConvertConfig
@@ -7,8 +8,10 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.formats.foreign import NAMES, ForeignNetwork, read_foreign
+from dit.runs.formats.imagenet import CLASSES, imagenet_names
 from dit.runs.formats.lightningdit import read_statistics
 from dit.runs.weights import read_header, write_weights
+from dit.sampling.classes import given_names
 from dit.utils.files import command_line, shell_quote, write_atomically
 from dit.utils.hub import absolute_if_local
 from dit.utils.outputs import require_own_file
@@ -41,10 +44,11 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
         print(f"sampling shifts times by {foreign.time_shift:g}, as the card records")
 
     _require_latents(config, foreign)
+    names = _class_names(config.classes, foreign.spec.num_classes)
     statistics = None
     if config.latent_stats:
         statistics = read_statistics(config.latent_stats, foreign.spec.in_channels)
-    card = write_foreign(foreign, config.out, config.vae or DEFAULT_VAE, statistics)
+    card = write_foreign(foreign, config.out, config.vae or DEFAULT_VAE, statistics, names)
     guidance = f" {GUIDANCE[foreign.format]}" if card.config.label_dropout else ""
     print(
         f"{card.network.model}, {card.network.num_classes} classes, in {config.out}; next: "
@@ -76,6 +80,16 @@ def _require_latents(config: ConvertConfig, foreign: ForeignNetwork) -> None:
         )
 
 
+def _class_names(words: Sequence[str] | None, count: int) -> list[str]:
+    """Return the names of so many classes: those of --classes, ImageNet's, or their ids."""
+    if words is not None:
+        return given_names(words, count)
+    if count != CLASSES:
+        return [str(label) for label in range(count)]
+    print("its 1000 classes have ImageNet's names; --classes gives others")
+    return imagenet_names()
+
+
 def _is_converted(file: Path) -> bool:
     """Whether a file has converted weights, which were trained for no step here."""
     try:
@@ -89,6 +103,7 @@ def write_foreign(
     out: Path,
     vae: str,
     statistics: tuple[list[float], list[float]] | None = None,
+    names: list[str] | None = None,
 ) -> ModelCard:
     """Write a network in our format.
 
@@ -97,12 +112,13 @@ def write_foreign(
         out: the .safetensors file to write.
         vae: the autoencoder of the network's latents.
         statistics: mean and deviation of each channel of these, if they are scaled by the data's.
+        names: of the classes; their ids unless given.
     """
     mean, std = statistics or (None, None)
     card = ModelCard(
         config=foreign.config(absolute_if_local(vae)),
         network=foreign.spec,
-        classes=[str(i) for i in range(foreign.spec.num_classes)],
+        classes=names or [str(i) for i in range(foreign.spec.num_classes)],
         latent_mean=mean,
         latent_std=std,
     )

@@ -5,8 +5,9 @@ import os
 from dit.config import EmaConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.runs.checkpoint_files import read_card
 from dit.runs.posthoc_ema import default_file, mixtures, write_mixture
-from dit.utils.files import command_line, shell_quote
+from dit.training.monitoring.previews import sample_command
 from dit.utils.outputs import require_writable_file
 
 
@@ -26,4 +27,4 @@ def ema(config: EmaConfig, ranks: Ranks) -> None:
     for file, mixture in outputs.items():
         write_mixture(mixture, file)
         print(f"{mixture}\n{file}", flush=True)
-    print(f"next        {command_line('sample')} --run {shell_quote(file)}")
+    print(f"next        {sample_command(file, read_card(config.run))}")

@@ -28,8 +28,10 @@ from dit.latents import shards
 from dit.latents.load import check_images
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
 from dit.utils.files import command_line, name_to_bytes, shell_quote, write_bytes
-from dit.utils.image_size import sides, size_flag, size_of
+from dit.utils.image_size import Size, sides, size_of
 
+DIGITS_SIZE, USUAL_SIZE = 32, 256  # pixels, unless --image-size is given
+TEXT_ENCODER = "openai/clip-vit-large-patch14"  # in the next command, for captions
 SKIPPED = "skipped.txt"  # in a folder of latents, the damaged images that were left out
 
 
@@ -45,7 +47,7 @@ class Encoder:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, h, w) of a latent."""
-        return self.autoencoder.latent_shape(self.config.image_size)
+        return self.autoencoder.latent_shape(self.encoding.image_size)
 
     @property
     def view(self) -> tuple[int, int, int, int]:
@@ -83,19 +85,20 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     """
     classes: Classes = "none" if cfg.num_classes == 0 else "ask"
     columns = Columns(cfg.captions, cfg.image_column, cfg.label_column, classes)
+    vae, size = ranks.on_main(partial(choose_first_stage, cfg))
     load = load_stream if cfg.streaming else load_images
-    images = load(cfg.data, cfg.image_size, columns)
+    images = load(cfg.data, size, columns)
     ranks.say(images.notes)
     if not isinstance(images, DatasetStream) and not cfg.captions:
         ranks.say(note_empty(images.classes, images.labels))
-    autoencoder = load_autoencoder(cfg.vae, ranks.device)
+    autoencoder = load_autoencoder(vae, ranks.device)
     ranks.say(note_other_data(autoencoder, cfg.data))
-    encoding = describe(cfg, images, autoencoder)
+    encoding = describe(cfg, images, autoencoder, size)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)
 
-    autoencoder.latent_shape(cfg.image_size)  # refuses a size before the folder is created
+    autoencoder.latent_shape(size)  # refuses a size before the folder is created
     images_at_once = min(cfg.batch_size, cfg.shard_size, encoding.count or cfg.batch_size)
-    require_batch_fits(images_at_once, autoencoder.image_bytes(cfg.image_size), ranks.device)
+    require_batch_fits(images_at_once, autoencoder.image_bytes(size), ranks.device)
     ranks.on_main(lambda: shards.check_folder(cfg.out, encoding))
 
     with ranks.lock_folder(cfg.out):
@@ -110,14 +113,22 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     return cfg.out
 
 
+def choose_first_stage(cfg: EncodeConfig) -> tuple[str, Size]:
+    """Return autoencoder and image size: of the flags, else of the latents in --out, if any."""
+    stored = shards.read_encoding(cfg.out) if shards.holds_latents(cfg.out) else None
+    usual = DIGITS_SIZE if cfg.data == "digits" else USUAL_SIZE
+    vae = cfg.vae or (stored.vae if stored else "digits")
+    return vae, cfg.image_size or (stored.image_size if stored else usual)
+
+
 def describe(
-    cfg: EncodeConfig, images: Images | DatasetStream, autoencoder: Autoencoder
+    cfg: EncodeConfig, images: Images | DatasetStream, autoencoder: Autoencoder, size: Size
 ) -> shards.Encoding:
     """Return the description of the folder's content."""
     return shards.Encoding(
-        vae=autoencoder.name,
+        vae=autoencoder.location,
         checksum=autoencoder.checksum,
-        image_size=size_of(*sides(cfg.image_size)),
+        image_size=size_of(*sides(size)),
         flips=images.flips if cfg.flip is None else cfg.flip,
         count=None if isinstance(images, DatasetStream) else len(images),
         shard_size=cfg.shard_size,
@@ -141,13 +152,14 @@ def finish(encoder: Encoder, images: Images | DatasetStream, number: int) -> Non
     total = shards.write_index(cfg.out, encoder.encoding, number, classes, labels, encoder.shape)
     _list_skipped(cfg.out, number)
 
-    data = shell_quote(cfg.out)
-    vae = shell_quote(cfg.vae)
-    text = " --conditioning text --text-encoder NAME" if cfg.captions else ""
+    # the latents say their autoencoder and size
+    text = f" --conditioning text --text-encoder {TEXT_ENCODER}" if cfg.captions else ""
+    if cfg.captions and cfg.data == "digits":
+        text = " --conditioning text --text-encoder digits"
     print(
         f"{describe_count(total, len(classes), cfg.captions)}: "
         f"latents {' x '.join(map(str, encoder.shape))} in {cfg.out}; next: "
-        f"{command_line('train')} --data {data} --vae {vae} {size_flag(cfg.image_size)}{text}"
+        f"{command_line('train')} --data {shell_quote(cfg.out)}{text}"
     )
 
 
@@ -320,7 +332,7 @@ def _write_rows(encoder: Encoder, shard: int, reader: StreamReader, bar: tqdm) -
     def images() -> Iterator[Callable[[], Tensor]]:
         for row in islice(reader, cfg.shard_size):
             labels.append(row.value)
-            yield partial(row.pixels, cfg.image_size)
+            yield partial(row.pixels, encoder.encoding.image_size)
 
     def note() -> dict[str, object]:
         return {"labels": labels, "position": reader.position}

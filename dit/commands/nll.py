@@ -21,7 +21,7 @@ from dit.distributed.device import autocast, compute_precision, device_kind, wit
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
-from dit.latents.load import build_source
+from dit.latents.load import build_source, require_latents_of
 from dit.latents.store import Latents
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import ImageNoise
@@ -51,6 +51,7 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
     ranks.on_main(lambda: require_own_file(out, "nll", _is_own))
 
     data = config.data or run.card.config.data
+    require_latents_of(run.card, config.run, data)
     source = open_data(run, data)
     run, labels = match_classes(run, source, data)
     count = min(config.num_images, len(labels))
@@ -193,7 +194,7 @@ def match_classes(run: LoadedRun, source: Latents, data: str) -> tuple[LoadedRun
         raise UserError(
             f"--data {data} has {f'class {unknown[0]}' if unknown else 'no classes'}",
             f"classes of the run: {', '.join(card.classes[:5])} …",
-            "name the subfolders as the run's classes (see `dit info RUN`)",
+            "name the subfolders as the run's classes (see `dit info RUN --classes`)",
         )
     ids = np.array([card.classes.index(name) for name in source.classes])
     return run, ids[source.labels]

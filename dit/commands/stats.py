@@ -23,9 +23,9 @@ from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.inputs.statistics import Moments, require_own_statistics, write_statistics
 from dit.evaluation.metrics.frechet import Counted, merge, moments
 from dit.evaluation.references import choose_extractors
-from dit.latents.shards import holds_latents
+from dit.latents.shards import holds_latents, read_encoding
 from dit.utils.files import sha256, shell_quote
-from dit.utils.image_size import format_size
+from dit.utils.image_size import format_size, size_flag
 
 DIGITS_SIZE = 32
 MOST = 50_000  # images whose features are in memory at a time
@@ -72,9 +72,9 @@ def _check_out(out: Path, data: str) -> None:
 def _read(config: StatsConfig) -> ImageSet:
     path = Path(config.data).expanduser()
     if holds_latents(path):
-        raise UserError(
-            f"{config.data} holds latents", "images", "pass the folder of images that was encoded"
-        )
+        latents = read_encoding(path)
+        encoded = f"--data {shell_quote(latents.data or 'IMAGES')} {size_flag(latents.image_size)}"
+        raise UserError(f"{config.data} holds latents", "the images encoded", f"pass {encoded}")
     size = config.image_size or (DIGITS_SIZE if config.data == "digits" else None)
     images = read_data_set(config.data, size, labelled=False)
     return images or read_images(path, config.image_size)

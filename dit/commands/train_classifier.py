@@ -6,6 +6,7 @@ from dit.commands.train import train
 from dit.config import ClassifierConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.latents.load import require_latents_of
 from dit.models.registry import is_classifier
 from dit.runs.checkpoint_files import checkpoint_step, find_weights, latest_checkpoint
 from dit.runs.weights import Weights, read_weights
@@ -28,6 +29,7 @@ def train_classifier(config: ClassifierConfig, ranks: Ranks) -> Path | None:
     """
     guided = read_weights(find_weights(config.run))
     settings = settings_for(config, guided)
+    require_latents_of(guided.card, config.run, settings.data)
     out = train(settings, ranks, parent_card=guided.card)
     last = latest_checkpoint(out) if out else None
     if ranks.main and last and checkpoint_step(last) == settings.steps:

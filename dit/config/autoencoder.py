@@ -33,10 +33,11 @@ class EncodeConfig:
     save_to_disk, a folder or pattern of .parquet files."""
     out: Path
     """Folder for the latent shards."""
-    vae: str = "digits"
-    """Autoencoder, as in train.py."""
-    image_size: int | tuple[int, int] = 256
-    """Side of the images in pixels, or their height and width."""
+    vae: str | None = None
+    """Autoencoder, as in train.py; unless given, that of the latents in --out, else digits."""
+    image_size: int | tuple[int, int] | None = None
+    """Side of the images in pixels, or their height and width; unless given, that of the latents
+    in --out, else 32 for digits and 256 for other images."""
     captions: bool = False
     """Keep captions, for --conditioning text: those of digits, of the folder's metadata.jsonl, of
     .txt or .json in tar shards, or of a column of texts."""

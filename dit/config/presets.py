@@ -72,7 +72,6 @@ def imagenet_256_flow() -> TrainConfig:
         global_batch_size=1024,
         lr=2e-4,
         beta2=0.95,
-        warmup=1000,
         cooldown=0.2,
         ema=0.9999,
         sample_every=5_000,

@@ -24,6 +24,9 @@ class ConvertConfig:
     format: Literal["dit", "sit", "repa", "lightningdit"] | None = None
     """Whose weights they are, where the file cannot tell: tensors of the first three have the same
     names, and a SiT read as a DiT gives noise. Published files of DiT and SiT need it."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes by id, such as cat dog or cat,dog, or a text file with one a line;
+    unless given, ImageNet's for a network of 1000 classes, else the ids."""
     num_classes: int | None = None
     """Classes of the network, where the file cannot tell whether the last row of its label table
     is the null class of guidance."""
@@ -72,6 +75,8 @@ class InfoConfig:
     path: Positional[Path]
     """Run directory, checkpoint directory, .safetensors file, a .pt file of DiT, SiT or REPA, a
     folder of `dit encode`, or a folder of `dit train-vae`."""
+    classes: bool = False
+    """Only list all classes, with id, name and images."""
 
 
 @dataclass(frozen=True, kw_only=True)

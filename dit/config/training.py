@@ -7,6 +7,7 @@ from typing import Literal
 
 from dit.config.validation import (
     NOT_NEGATIVE,
+    NOT_NEGATIVE_OR_NONE,
     POSITIVE,
     POSITIVE_OR_NONE,
     SEED,
@@ -48,9 +49,10 @@ class TrainConfig:
     all are read first."""
     vae: str = "digits"
     """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as
-    stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout."""
+    stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout. Latents say their own."""
     image_size: int | tuple[int, int] = 32
-    """Side of the images in pixels, or their height and width, such as 32 48."""
+    """Side of the images in pixels, or their height and width, such as 32 48. Latents say their
+    own."""
     num_classes: int | None = None
     """Number of classes; counted in the data unless given. 0: unconditional, labels are ignored."""
     flip: bool | None = None
@@ -155,8 +157,9 @@ class TrainConfig:
     """Decoupled weight decay."""
     beta2: float = 0.99
     """Second-moment decay of AdamW."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
+    warmup: int | None = None
+    """Steps of linear warm-up; unless given, a hundredth of the steps, from 50 to 1000 of them, but
+    at most a tenth, and none in the cool-down."""
     cooldown: float = 0.5
     """Last share of the steps, in which the learning rate falls linearly to zero; 0: constant."""
     clip: float = 1.0
@@ -267,7 +270,8 @@ RANGES: dict[tuple[str, ...], Range] = {
         lambda v: v == "auto" or 1e-6 <= v <= 1e6,
         "a number from 0.000001 to 1,000,000, or auto",
     ),
-    ("warmup", "cosine", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
+    ("warmup",): NOT_NEGATIVE_OR_NONE,
+    ("cosine", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
     ("sample_every", "ckpt_every", "log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
     ("label_dropout", "ema", "beta2", "route"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     ("align_weight",): POSITIVE,
@@ -584,8 +588,8 @@ class ClassifierConfig:
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
+    warmup: int | None = None
+    """Steps of linear warm-up; unless given, as in train.py."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward and backward pass; auto: bf16 where the hardware has it."""
     compile: bool | None = None

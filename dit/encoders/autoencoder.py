@@ -17,7 +17,7 @@ from dit.encoders.stored_weights import (
     find_stored_weights,
 )
 from dit.errors import UserError, one_line
-from dit.utils.hub import find_folder
+from dit.utils.hub import absolute_if_local, find_folder
 from dit.utils.image_size import Size, sides, size_flag
 from dit.utils.typed_json import read_json
 
@@ -119,6 +119,11 @@ class Autoencoder:
         network = getattr(self.codec, "network", None)
         widths = network.config.block_out_channels if network else (0,)
         return 4 * math.prod(sides(size)) * (3 + 2 * widths[0])
+
+    @property
+    def location(self) -> str:
+        """Its name; of a local folder the absolute path, to be found from anywhere."""
+        return absolute_if_local(self.name)
 
     @property
     def device(self) -> torch.device:

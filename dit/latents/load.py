@@ -18,7 +18,8 @@ from dit.encoders.autoencoder import Autoencoder, note_other_data
 from dit.errors import UserError
 from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
-from dit.latents.store import Latents, LatentStore, find_damaged_shards
+from dit.latents.store import Latents, LatentStore, find_damaged_shards, read_index
+from dit.runs.card import ModelCard
 from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import sides, size_flag
 
@@ -114,6 +115,24 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
             f"drop --flip, or {again} --flip",
         )
     return store
+
+
+def require_latents_of(card: ModelCard, run: Path, data: str) -> None:
+    """Refuse latents of another autoencoder or image size than those of a run; images are fine."""
+    if not holds_latents(Path(data)):
+        return
+    index, config = read_index(Path(data)), card.config
+    theirs = f"--vae {shell_quote(index.vae)} {size_flag(index.image_size)}"
+    ours = f"--vae {shell_quote(config.vae)} {size_flag(config.image_size)}"
+    # by checksum where both are known: folders move
+    known = card.vae_sha256 is not None
+    same_vae = index.checksum == card.vae_sha256 if known else index.vae == config.vae
+    if not same_vae or sides(index.image_size) != sides(config.image_size):
+        raise UserError(
+            f"--data {data} was encoded with {theirs}, the run {run} was trained with {ours}",
+            "latents like those of the run, or images",
+            f"encode again: dit encode --data IMAGES --out OTHER {ours}",
+        )
 
 
 def _check_captions(config: TrainConfig, store: LatentStore) -> None:

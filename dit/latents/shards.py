@@ -139,7 +139,7 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 
 def _check_same(root: Path, encoding: Encoding) -> None:
     values = dataclasses.asdict(encoding)
-    stored = _read_encoding(root)
+    stored = dataclasses.asdict(read_encoding(root))
     different = [name for name in values if stored.get(name) != values[name] and name != "data"]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # equal checksums suffice: its folder may have moved
@@ -155,16 +155,18 @@ def _check_same(root: Path, encoding: Encoding) -> None:
         )
 
 
-def _read_encoding(root: Path) -> dict[str, Any]:
-    expected, do = "what dit encode began to encode", "choose another --out"
-    return dataclasses.asdict(read_json(root / ENCODING, Encoding, expected, do))
+def read_encoding(root: Path) -> Encoding:
+    """Return what `dit encode` wrote, or began to write, to a folder."""
+    return read_json(
+        root / ENCODING, Encoding, "what dit encode began to encode", "choose another --out"
+    )
 
 
 def describe_change(root: Path, encoding: Encoding) -> str:
     """Return how number or names of the images differ from those of a folder, or ""."""
     if not holds_latents(root):
         return ""
-    stored = _read_encoding(root)
+    stored = dataclasses.asdict(read_encoding(root))
     if stored.get("count") != encoding.count:
         return f"{stored.get('count')} then, {encoding.count} now"
     return "other names" if stored.get("fingerprint") != encoding.fingerprint else ""
@@ -172,7 +174,7 @@ def describe_change(root: Path, encoding: Encoding) -> str:
 
 def is_of_same_data(root: Path, encoding: Encoding) -> bool:
     """Return whether the images of a folder are known to come from where these lie."""
-    data = _read_encoding(root)["data"] if holds_latents(root) else None
+    data = read_encoding(root).data if holds_latents(root) else None
     return data is not None and data == encoding.data
 
 

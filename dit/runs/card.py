@@ -122,10 +122,10 @@ class ModelCard:
 
     @property
     def names(self) -> list[str]:
-        """Return names that identify classes, by id: neither captions nor the DiT release's ids."""
-        ids = [str(i) for i in range(len(self.classes))]
-        only_ids = self.config.data == RELEASE_DATA and self.classes == ids
-        return [] if only_ids or self.network.conditioning == "text" else self.classes
+        """Return names that identify classes, by id: neither captions nor those of a release."""
+        # its names are not those of ImageNet's folders, and nothing counted its images
+        is_release = self.config.data == RELEASE_DATA and self.class_counts is None
+        return [] if is_release or self.network.conditioning == "text" else self.classes
 
     def class_name(self, label: int) -> str:
         """Return the name of a class; its id if the data had none of it."""

@@ -1,11 +1,14 @@
-"""The classes that `--classes` asks for, by name or id."""
+"""What `--classes` says: the classes to sample, by name or id, or the names of all classes."""
 
 import unicodedata
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
+from dit.data.counts import count_of
 from dit.data.labels import is_number
 from dit.errors import UserError, did_you_mean
 from dit.runs.card import ModelCard
+from dit.utils.files import reraise_as_user_error
 
 
 def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], list[str]]:
@@ -44,6 +47,22 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
     return ids, notes
 
 
+def given_names(words: Sequence[str], count: int) -> list[str]:
+    """Return the names of so many classes, typed or in a text file with one a line."""
+    typed = f"--classes {' '.join(words)}".strip()
+    names = [part.strip() for word in words for part in word.split(",")]
+    if len(words) == 1 and (file := Path(words[0]).expanduser()).is_file():
+        with reraise_as_user_error(file, "a text file in UTF-8, one name a line", "correct it"):
+            names = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+    expected = f"{count}, one for each class"
+    if len(names) != count:
+        raise UserError(f"{typed} with {count_of(len(names), 'name')}", expected, "name them all")
+    if "" in names:
+        empty = names.index("")
+        raise UserError(f"{typed} with an empty name of class {empty}", expected, "name them all")
+    return names
+
+
 def _composed(text: str) -> str:
     """Return a text in NFC: names of folders from macOS are decomposed, and look the same."""
     return unicodedata.normalize("NFC", text)
@@ -77,7 +96,7 @@ def _find(name: str, named: dict[str, list[int]], card: ModelCard, typed: str) -
     if _is_id(name, card):
         return int(name)
     last = _count(card) - 1
-    see = "see `dit info RUN` for the classes of a run"
+    see = "see `dit info RUN --classes` for all of them"
     raise UserError(
         f"{typed}: no class {name}" if name else f"{typed}: an empty name",
         f"names of classes, or class ids from 0 to {last}, separated by commas",

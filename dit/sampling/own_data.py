@@ -34,9 +34,9 @@ def training_latents(run: LoadedRun, labels: Tensor, seed: int) -> Tensor:
         for label, images in members.items():
             if not len(images):
                 raise UserError(
-                    f"no image of class {label} in {config.data}",
+                    f"no image of class {run.card.class_name(label)} in {config.data}",
                     "a class that the data has",
-                    "pass other --classes",
+                    "pass other --classes: `dit info RUN --classes` counts the images of each",
                 )
         turns = {label: cycle(images) for label, images in members.items()}
         indices = np.array([next(turns[label]) for label in labels.tolist()])

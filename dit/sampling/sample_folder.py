@@ -41,7 +41,7 @@ RECORD, LABELS, ARCHIVE, PARTS = "samples.json", "labels.csv", "samples.npz", "p
 TEMPORARY = re.compile(r"\.(\d{6,}\.png|samples\.json|samples\.npz|labels\.csv|part-\d+\.npz)\.\d+")
 PNG_END = b"IEND\xaeB`\x82"
 PNG_THREADS = 4
-BAR = "{l_bar}{bar}| {n:,.1f}/{total:,} img [{elapsed}<{remaining}, {rate_fmt}]"
+BAR = "{l_bar}{bar}| {n:,}/{total:,} img [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 class SampleRecord(TypedDict, total=False):
@@ -165,7 +165,7 @@ def _error_of(writing: Future[None] | None) -> BaseException | None:
 
 
 def sampling_bar(total: int, done: int, ranks: Ranks) -> tqdm:
-    """Return a progress bar of images, parts of images included."""
+    """Return a progress bar of images."""
     return tqdm(
         total=total,
         initial=done,
@@ -174,14 +174,25 @@ def sampling_bar(total: int, done: int, ranks: Ranks) -> tqdm:
         bar_format=BAR,
         disable=not ranks.main,
         leave=None,
+        miniters=1,
         # in a log file every change is another line of text
         mininterval=0.1 if sys.stderr.isatty() else 30,
     )
 
 
 def progress_callback(bar: tqdm, ranks: int = 1) -> Callable[[float], object]:
-    """Return a function that moves the bar by images on each rank, but not past its end."""
-    return lambda images: bar.update(min(images * ranks, bar.total - bar.n))
+    """Return a function that counts images on each rank, parts of them too; the bar shows whole
+    ones, and does not pass its end."""
+    start, made = bar.n, 0.0
+
+    def count(images: float) -> None:
+        nonlocal made
+        made += images * ranks
+        # a sum of parts such as 1/3 may be a little less than the whole
+        whole = start + int(made + 1e-6)
+        bar.update(max(0, min(whole, bar.total) - bar.n))
+
+    return count
 
 
 # -- whose folder it is --------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def build_card(
         raise UserError(
             f"--data {config.data} has class {label} {theirs!r}, the run has {ours!r}",
             "the same classes for both",
-            "name the subfolders as the run's classes (see `dit info RUN`)",
+            "name the subfolders as the run's classes (see `dit info RUN --classes`)",
         )
     if config.latent_norm == "vae":
         return card
@@ -119,7 +119,7 @@ def _check_classes(
         raise UserError(
             f"--data {config.data} has no classes, the run has {num_classes}",
             "the same classes for both",
-            "make a subfolder for each of the run's classes (see `dit info RUN`)",
+            "make a subfolder for each of the run's classes (see `dit info RUN --classes`)",
         )
     if num_classes and not in_data:
         raise UserError(

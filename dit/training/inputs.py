@@ -17,6 +17,7 @@ from dit.runs.weights import read_header
 from dit.training.build_card import build_card
 from dit.training.checked_data import open_checked
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
+from dit.training.lr_schedule import total_steps, warmup_steps
 from dit.training.resume import require_autoencoder
 
 
@@ -50,6 +51,10 @@ def load_inputs(
     if before:
         keep_class_order(source, before.classes)
     encoder = build_text_encoder(config, ranks.device)
+    if config.warmup is None:
+        # a run that continues keeps its own: earlier versions had another default
+        usual = warmup_steps(config, total_steps(config, len(source.labels)))
+        config = replace(config, warmup=before.config.warmup if last and before else usual)
 
     card = build_card(config, source, encoder, before)
     vision = build_vision_encoder(card.config, card.network, ranks.device)

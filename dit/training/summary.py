@@ -10,6 +10,8 @@ from dit.runs.checkpoint_files import (
 )
 from dit.runs.posthoc_ema import FOLDER
 from dit.training.cost.describe_data import describe_data
+from dit.training.lr_schedule import note_warmup
+from dit.training.monitoring.previews import sample_command
 from dit.training.resume import changes
 from dit.training.session import TrainingSession
 from dit.utils.files import command_line, shell_quote
@@ -21,6 +23,7 @@ def print_header(session: TrainingSession) -> None:
     print(f"data        {data}", flush=True)
     if session.ranks.world > 1:
         print(f"parallel    {session.plan.parallel}", flush=True)
+    session.ranks.say(note_warmup(session.config, session.steps))
     last = latest_checkpoint(session.run)
     before = checkpoint_card(last) if last else session.card
     if changed := changes(before, session.card):
@@ -69,5 +72,5 @@ def _results(session: TrainingSession) -> dict[str, object]:
         distance = f"{best.distance.name} {best.distance.value:.4g}"
         step = checkpoint_step(best.checkpoint)
         rows["best"] = f"{session.run / BEST} (step {step}, {distance})"
-    rows["next"] = f"{command_line('sample')} --run {run}"
+    rows["next"] = sample_command(session.run, session.card)
     return rows

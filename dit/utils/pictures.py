@@ -22,6 +22,7 @@ GAP = 4  # pixels between cells
 BREAK = 10  # further pixels between groups of rows
 WIDEST_NAME = 160  # pixels of a row's label, where its images are small
 CAPTION_HEIGHT = 60  # maximum pixels of a caption below an image
+SMOOTHED_FROM = 10  # lines of a log
 HEAT = 0.8  # opacity of a heat map on its image
 
 Item = TypeVar("Item")
@@ -228,7 +229,7 @@ def write_png(picture: Image.Image, file: Path, software: str = "") -> None:
 
 
 def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
-    """Plot training loss (raw and smoothed) and learning rate over steps, as a PNG.
+    """Plot training loss and learning rate over steps, as a PNG; of many lines also smoothed.
 
     Args:
         lines: of a run's log; those with `step`, `loss` and `lr` are plotted.
@@ -242,8 +243,11 @@ def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     axis = figure.add_subplot(xlabel="step", ylabel="loss")
     marker = "o" if len(lines) == 1 else None  # a line of one point is invisible
-    axis.plot(steps, losses, color="#9db7d5", linewidth=1, label="loss", marker=marker)
-    axis.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="smoothed", marker=marker)
+    if len(lines) < SMOOTHED_FROM:
+        axis.plot(steps, losses, color="#1f4e8c", linewidth=2, label="loss", marker=marker)
+    else:
+        axis.plot(steps, losses, color="#9db7d5", linewidth=1, label="loss")
+        axis.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="loss, smoothed")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -263,9 +267,12 @@ def _plot_lr(axis: Any, steps: Sequence[int], rates: Sequence[float]) -> None:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Return exponential averages over about 1/30 of the values, without bias at the start."""
+    """Return exponential averages over about 1/30 of the values, and over three or more.
+
+    There is no bias at the start.
+    """
     # dividing by the sum of weights removes the bias, as in Adam
-    keep = 1 - 1 / max(1.0, len(values) / 30)
+    keep = 1 - 1 / max(3.0, len(values) / 30)
     total = weight = 0.0
     out = []
     for value in values:

@@ -1,5 +1,7 @@
 """`dit convert`: weights of other programs as files to sample from; diffusers' both ways."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.foreign import (
@@ -15,9 +17,13 @@ from helpers.foreign import (
 
 from dit.build import build_network, build_process
 from dit.cli import main
+from dit.config import TrainConfig
 from dit.errors import UserError
+from dit.runs.card import RELEASE_DATA, ModelCard, class_mismatch
 from dit.runs.formats.diffusers import diffusers_config, from_diffusers, to_diffusers
+from dit.runs.formats.imagenet import CLASSES, imagenet_names
 from dit.runs.weights import read_weights
+from dit.sampling.classes import class_ids, given_names
 from dit.sampling.load import load_run
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -72,6 +78,56 @@ def test_a_network_without_a_null_class_is_not_to_be_guided(weights, tmp_path, c
     assert main(["convert", str(file), str(out), "--vae", "identity"]) == 0
     assert capsys.readouterr().out.endswith(f"5 classes, in {out}; next: dit sample --run {out}\n")
     assert main(["sample", "--run", str(out), "--cfg-scale", "2"]) == 2
+
+
+def test_imagenet_has_a_thousand_names():
+    names = imagenet_names()
+    assert len(set(names)) == CLASSES
+    assert (names[0], names[207], names[999]) == ("tench", "golden retriever", "toilet tissue")
+
+    card = ModelCard(config=TrainConfig(data=RELEASE_DATA), network=dit_spec(), classes=names)
+    card = replace(card, network=replace(card.network, num_classes=CLASSES))
+    assert class_ids(["golden retriever,0,tench"], card)[0] == [207, 0, 0]
+    assert class_ids(["crane", "crane bird"], card)[0] == [517, 134]
+    with pytest.raises(UserError, match=r"did you mean flat-coated retriever or curly-coated"):
+        class_ids(["retriever"], card)
+    with pytest.raises(UserError, match="did you mean golden retriever"):
+        class_ids(["Golden Retreiver"], card)
+    # folders of ImageNet have other names for the same classes
+    trained = replace(card, classes=["n01440764"], class_counts=[1300])
+    assert class_mismatch(trained, card) is None
+    assert class_mismatch(trained, replace(trained, classes=["dog"])) == (0, "n01440764", "dog")
+
+
+def test_a_network_of_a_thousand_classes_has_their_names(tmp_path, capsys):
+    file = saved(tmp_path, dit_weights(num_classes=CLASSES))
+    out = tmp_path / "new.safetensors"
+    argv = ["convert", str(file), str(out), "--format", "dit", "--vae", "identity"]
+    assert main(argv) == 0
+    assert "1000 classes have ImageNet's names" in capsys.readouterr().out
+    assert read_weights(out).card.classes == imagenet_names()
+    assert main(["info", str(out), "--classes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1001
+    assert lines[208] == "207  golden retriever"
+
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"class, {i}\n" for i in range(CLASSES)))
+    assert main([*argv, "--classes", str(names)]) == 0
+    assert read_weights(out).card.classes[7] == "class, 7"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cat", "dog"], "--classes cat dog with 2 names; expected 5, one for each class"),
+        (["a,b,,d,e"], "an empty name of class 2"),
+        ([], "--classes with 0 names"),
+    ],
+)
+def test_names_are_one_for_each_class(words, message):
+    with pytest.raises(UserError, match=message):
+        given_names(words, 5)
 
 
 def test_the_output_is_a_safetensors_file(tmp_path, capsys):

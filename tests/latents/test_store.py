@@ -264,7 +264,7 @@ def test_encode_prints_the_next_command(cfg, capsys):
         encode(cfg, Ranks())
         assert capsys.readouterr().out == (
             f"20 images in 2 classes: latents 4 x 8 x 8 in {cfg.out}; next: "
-            f"dit train --data {cfg.out} --vae digits --image-size 32\n"
+            f"dit train --data {cfg.out}\n"
         )
 
 

@@ -58,7 +58,10 @@ def test_a_name_comes_before_an_id_and_the_difference_is_told():
     ("words", "message"),
     [
         (["snowy owls"], "--classes snowy owls: no class snowy owls; .* did you mean snowy owl"),
-        (["owl", "6"], r"--classes owl 6: no class 6; .* class ids from 0 to 5, .* `dit info RUN`"),
+        (
+            ["owl", "6"],
+            r"--classes owl 6: no class 6; .* ids from 0 to 5, .* `dit info RUN --classes`",
+        ),
         (["owl,,3"], "an empty name"),
         (["crane"], "2 classes are called crane; .* pass one of the ids 5, 6"),
         (["9" * 5000], "no class 999"),

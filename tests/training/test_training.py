@@ -33,7 +33,7 @@ from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import find_snapshots
 from dit.sampling.load import load_run
 from dit.training.batches import read_batch
-from dit.training.lr_schedule import learning_rate, total_steps
+from dit.training.lr_schedule import learning_rate, note_warmup, total_steps, warmup_steps
 from dit.training.monitoring.log import MetricsLog
 from dit.training.running_means import RunningMeans
 from dit.utils.files import sha256, write_atomically, write_json
@@ -396,6 +396,30 @@ def test_learning_rate_rises_holds_and_falls():
     assert 0 < rates[-1] < 0.03
     constant = dataclasses.replace(config, cooldown=0.0, warmup=0)
     assert {learning_rate(constant, s, 100) for s in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize("cooldown", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("steps", [1, 5, 60, 560, 100_000])
+def test_the_usual_warmup_ends_before_the_cooldown(steps, cooldown):
+    config = dataclasses.replace(TINY, warmup=None, cooldown=cooldown)
+    warmup = warmup_steps(config, steps)
+    assert warmup <= (1 - cooldown) * steps
+    assert note_warmup(config, steps) == []
+    if cooldown == 0.5:
+        assert warmup == {1: 0, 5: 0, 60: 6, 560: 50, 100_000: 1000}[steps]
+
+
+def test_a_warmup_that_lasts_too_long_is_told():
+    config = dataclasses.replace(TINY, warmup=50, cooldown=0.5, lr=4e-3)
+    assert note_warmup(config, 100) == []
+    (note,) = note_warmup(config, 60)
+    # the rates that the network sees
+    peak = max(learning_rate(config, step, 60) for step in range(60))
+    assert peak < 4e-3
+    assert "--warmup 50 lasts longer than the 30 steps until the cool-down begins" in note
+    assert f"reaches {peak:.2g}, not 0.004" in note
+    (note,) = note_warmup(dataclasses.replace(config, cooldown=0.0), 20)
+    assert "the 20 steps until the run ends: the learning rate reaches 0.0016" in note
 
 
 def test_epochs_become_steps():

@@ -192,6 +192,18 @@ def test_a_loss_curve_of_one_point_has_a_marker(tmp_path):
     assert (31, 78, 140) in shown[0] - shown[1]
 
 
+def test_a_loss_curve_has_two_lines_that_differ_or_one(tmp_path):
+    raw, mean = (157, 183, 213), (31, 78, 140)
+    for count, is_smoothed in ((9, False), (28, True), (300, True)):
+        lines = [{"step": i, "loss": float(i % 2), "lr": 1e-3} for i in range(count)]
+        pictures.loss_curve(lines, tmp_path / "loss.png")
+        # without the legend
+        plot = Image.open(tmp_path / "loss.png").convert("RGB").crop((100, 150, 860, 380))
+        shown = {colour for _, colour in plot.getcolors(2**24)}
+        assert mean in shown
+        assert (raw in shown) == is_smoothed
+
+
 def test_smoothing_has_no_bias_and_follows():
     assert pictures.smooth([2.0] * 100) == pytest.approx([2.0] * 100)
     assert 0 < pictures.smooth([0.0] * 300 + [1.0] * 5)[-1] < 0.5

@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from dit.commands.info.classes import class_table
 from dit.commands.info.file_kind import require_pickled_weights
 from dit.commands.info.first_stage import first_stage_rows, is_first_stage
-from dit.commands.info.model import Rows, card_rows, foreign_rows, list_classes, listed, numbers
+from dit.commands.info.latents import advice, latent_rows
+from dit.commands.info.model import Rows, card_rows, foreign_rows
 from dit.config import InfoConfig
-from dit.data.counts import count_of
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
-from dit.latents.store import DAMAGED, find_damaged_shards, read_index
+from dit.latents.shards import holds_latents
 from dit.runs import checkpoint_files as runs
 from dit.runs.card import CONFIG, ModelCard
 from dit.runs.logs import read_metrics
@@ -54,6 +53,9 @@ def show(config: InfoConfig, ranks: Ranks) -> None:
     Raises:
         UserError: nothing that can be described, or a file in it is damaged.
     """
+    if config.classes:
+        print(ranks.on_main(partial(class_table, config.path)))
+        return
     ranks.on_main(partial(_show, config.path))
 
 
@@ -65,8 +67,7 @@ def _show(path: Path) -> None:
         names = ", ".join(findings.damaged[:MOST_DAMAGED]) + more
         do = "do as the line of each says: a run continues from its newest intact checkpoint"
         if holds_latents(path):
-            # shards can be skipped in training, the labels of all images cannot
-            do = ENCODE_AGAIN if LABELS in findings.damaged else DAMAGED
+            do = advice(findings.damaged)
         raise UserError(f"damaged in {path}: {names}", "what was written", do)
 
 
@@ -251,41 +252,8 @@ def _foreign_file(file: Path) -> Findings:
 
 
 def _latents(root: Path) -> Findings:
-    index = read_index(root)
-    kind = "captions" if index.captions else "class names"
-    names = listed(index.classes, len(index.classes)) or "none (unconditional)"
-    if index.classes and not index.captions:
-        names = list_classes(index.classes, _count_images(root, len(index.classes)))
-    rows = [
-        ("latents", str(root)),
-        ("images", f"{index.images:,}, mirrored too: {'yes' if index.flips else 'no'}"),
-        (kind, names),
-        ("latents of each", " x ".join(map(str, index.shape))),
-        ("autoencoder", index.vae),
-        ("mean by channel", numbers(index.mean)),
-        ("deviation", numbers(index.std)),
-    ]
-    findings = Findings(rows)
-    for damage in find_damaged_shards(root):
-        findings.damaged.append(damage.file)
-        rows.append((damage.file, f"DAMAGED: {damage.reason}; {damage.images:,} images"))
-    if not findings.damaged:
-        # earlier versions did not record the checksum of labels
-        labels = ", and their labels" if index.labels_sha256 else ""
-        shards = f"{count_of(len(index.shards), 'shard')} with {count_of(index.images, 'image')}"
-        rows.append(("files", f"{shards}{labels}, checksums verified"))
-    return findings
-
-
-def _count_images(root: Path, num_classes: int) -> list[int] | None:
-    """Return the images of each class; None if labels are damaged, which has a row of its own."""
-    try:
-        labels = np.load(root / LABELS, mmap_mode="r")
-        if not len(labels) or not 0 <= labels.min() <= labels.max() < num_classes:
-            return None
-        return np.bincount(labels, minlength=num_classes).tolist()
-    except (OSError, ValueError, EOFError, TypeError):
-        return None
+    rows, damages = latent_rows(root)
+    return Findings(rows, [damage.file for damage in damages])
 
 
 def _size(count: float) -> str:

@@ -12,7 +12,7 @@ from dit.config import TrainConfig
 from dit.config.presets import PRESETS
 from dit.data.sources import dataset_exists
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import WEIGHTS, Autoencoder, build_codec, load_autoencoder
+from dit.encoders.autoencoder import CONFIG, WEIGHTS, Autoencoder, build_codec, load_autoencoder
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents, read_index
 from dit.runs.card import ModelCard
@@ -127,4 +127,5 @@ def is_cached(name: str) -> bool:
     """Whether the hub's cache has the weights; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, WEIGHTS), str)
+    # a download that was stopped leaves one of them
+    return all(isinstance(try_to_load_from_cache(name, file), str) for file in (CONFIG, WEIGHTS))

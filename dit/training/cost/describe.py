@@ -14,6 +14,7 @@ from dit.training.cost.describe_data import describe_data, describe_latents
 from dit.training.cost.flops import more_forward_passes, training_flops
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
+from dit.training.lr_schedule import note_warmup, warmup_steps
 from dit.training.session import TrainingPlan
 
 
@@ -43,6 +44,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "latents": describe_latents(config, source, autoencoder),
         "diffusion": f"{config.process}, {describe_task(config, spec)}",
         "schedule": describe_schedule(config, plan.steps, len(source.labels)),
+        "note": "; ".join(note_warmup(config, plan.steps)),
         "averages": describe_snapshots(config, plan.steps, count),
         "hardware": f"{devices}, {plan.precision}, {plan.micro_batch} images a rank at once",
     }
@@ -77,7 +79,8 @@ def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
         decay = f", then linearly to 0 over the last {config.cooldown * steps:.0f}"
     return (
         f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); "
-        f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g} after {config.warmup} steps{decay}; "
+        f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g} after {warmup_steps(config, steps)} "
+        f"steps{decay}; "
         f"EMA {config.ema:g}"
     )
 

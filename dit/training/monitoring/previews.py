@@ -17,6 +17,7 @@ from dit.sampling.image_grid import draw_grid
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
 from dit.utils import pictures
+from dit.utils.files import command_line, shell_quote
 
 SETTINGS = SamplerConfig(sampler="dpmpp_2m", steps=20)
 FEW_STEPS = SamplerConfig(sampler="euler", steps=2)  # of --objective meanflow
@@ -37,6 +38,13 @@ def sampler_settings(card: ModelCard) -> SamplerConfig:
         precision = "bf16"
     settings = FEW_STEPS if card.network.interval else SETTINGS
     return replace(settings, precision=precision, cfg_scale=CFG_SCALE if guided else 1.0)
+
+
+def sample_command(path: Path, card: ModelCard) -> str:
+    """Return the command that samples a run, or a file of weights, with the previews' guidance."""
+    scale = sampler_settings(card).cfg_scale
+    guidance = "" if scale == 1 else f" --cfg-scale {scale:g}"
+    return f"{command_line('sample')} --run {shell_quote(path)}{guidance}"
 
 
 def ema_run(
