@@ -132,5 +132,5 @@ def build_teacher(
     features: Any = as_forward(ema, late_tokens)
     # FSDP2's hooks stay outside of what is compiled
     if plan.compiled and not isinstance(ema, FSDPModule):
-        features = torch.compile(features)
+        features = torch.compile(features, dynamic=False)
     return SelfTeacher(Captioned(features, captions) if captions else features, process)
