@@ -9,7 +9,7 @@ B images; times are of a flow, 0 = data and 1 = noise.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -180,19 +180,16 @@ def forward_passes(classic: bool, instant: float, scale: float) -> float:
 class StepDenoiser(Denoiser):
     """A denoiser whose velocity is the average over the step that begins at the time given.
 
-    With it, Euler's method takes the steps of the paper: x_s = x_t - (t - s) u(x_t, s, t). At other
-    times it has the velocity of that moment.
+    With it, Euler's method takes the steps of the paper: x_s = x_t - (t - s) u(x_t, s, t).
 
     Attributes:
         ends: end of each step by its beginning, see `steps_between`.
     """
 
-    ends: dict[float, float] | None = None
+    ends: dict[float, float] = field(kw_only=True)
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        assert self.ends is not None
-        start = float(t)
-        end = torch.tensor(self.ends.get(start, start), dtype=torch.float64)
+        end = torch.tensor(self.ends[float(t)], dtype=torch.float64)
         times = interval(self.process, t, end, x_t)
 
         def network(x: Tensor, _: Tensor, y: Tensor) -> Tensor:
@@ -206,5 +203,5 @@ def steps_between(denoise: Denoiser, times: Tensor) -> StepDenoiser:
     """Return the denoiser of the steps between these times [steps + 1]."""
     ends = dict(pairwise(times.tolist()))
     return StepDenoiser(
-        denoise.network, denoise.process, denoise.objective, denoise.learn_sigma, ends
+        denoise.network, denoise.process, denoise.objective, denoise.learn_sigma, ends=ends
     )
