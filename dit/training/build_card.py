@@ -13,6 +13,7 @@ from dit.errors import UserError
 from dit.latents.store import Latents
 from dit.models.registry import is_classifier
 from dit.runs.card import ModelCard, NetworkSpec, class_mismatch
+from dit.training.lr_schedule import total_steps
 from dit.utils.hub import absolute_if_local
 from dit.utils.image_size import size_of
 
@@ -73,6 +74,7 @@ def build_card(
         classes=classes[:MAX_CAPTIONS] if encoder else classes,
         class_counts=None if encoder else _count_images(source, len(classes)),
         text_encoder_sha256=encoder.checksum if encoder else None,
+        align_steps=_align_steps(config, len(source.labels), parent_card),
     )
     if parent_card and (mismatch := class_mismatch(card, parent_card)):
         label, theirs, ours = mismatch
@@ -86,6 +88,15 @@ def build_card(
     if parent_card:
         return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
     return _with_statistics(card, source)
+
+
+def _align_steps(config: TrainConfig, images: int, before: ModelCard | None) -> int | None:
+    """Return the steps that --align lasts; those of `before`, the same run with other --steps."""
+    if config.align is None:
+        return None
+    if before and before.align_steps is not None:
+        return before.align_steps
+    return int(config.align_until * total_steps(config, images))
 
 
 def _with_statistics(card: ModelCard, source: Latents) -> ModelCard:

@@ -81,7 +81,7 @@ class TrainingSession:
 
     def aligns(self, step: int) -> bool:
         """Return whether step `step`, counted from 1, is one of --align."""
-        return self.projector is not None and step <= self.config.align_until * self.steps
+        return self.projector is not None and step <= (self.card.align_steps or 0)
 
     def loss_of(self, step: int) -> LossFunction:
         """Return the loss of step `step`."""

@@ -121,6 +121,18 @@ def test_a_run_resumes_exactly_and_its_weights_have_no_projector(tmp_path):
     assert len(logged(whole, "align")) == 4
 
 
+def test_more_steps_do_not_align_again(tmp_path):
+    """After two steps of four it has ended; in the two runs no rate depends on the last step."""
+    options = dict(config=ALIGNED, cooldown=0, ckpt_every=4, log_every=1)
+    whole = run(tmp_path / "whole", **options, steps=8, align_until=0.25)
+    longer = run(tmp_path / "longer", **options, steps=4, align_until=0.5)
+    for steps in (6, 8):
+        run(longer, **options, steps=steps, align_until=0.5, resume="auto")
+    left, right = (tensors(latest_checkpoint(folder)) for folder in (whole, longer))
+    assert differing(left, right) == []
+    assert [step for _, step in logged(longer, "align", "step")] == [1, 2]
+
+
 def test_without_the_flag_a_checkpoint_has_nothing_of_it(tmp_path):
     names = a_session(tmp_path).state.tensors()
     assert not [name for name in names if "projector" in name]
