@@ -66,9 +66,7 @@ def build_alignment(
     if inputs.card.config.align is None:
         return None
     _, places, size = network.pos_embed.shape
-    width, teacher = size, build_teacher(ema, process, captions, inputs, plan)
-    if inputs.vision:
-        width = inputs.vision.width
+    width = inputs.vision.width if inputs.vision else size
     projector = Projector(size, width, network.grid)
     shard_or_move(projector, set(), plan, ranks)
 
@@ -77,6 +75,7 @@ def build_alignment(
     blank = torch.zeros(plan.micro_batch, places, size, device=ranks.device)
     with autocast(ranks.device, plan.precision):
         warm_up_ddp(wrapped, lambda: (blank,))
+    teacher = build_teacher(ema, process, captions, inputs, plan)
     return Alignment(projector, wrapped, teacher)
 
 
