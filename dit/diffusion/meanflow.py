@@ -137,7 +137,7 @@ class MeanFlowLoss:
         if self.classic:
             along = v[rows]  # 2505.13447, algorithm 1
         else:
-            # 2512.02012, equation 12: the marginal velocity, as the network has it
+            # 2512.02012: the marginal velocity, as the network has it
             along = own[rows] if self.scale != 1 else self.velocity(x, t, y)
         times = interval(self.process, t, r, x)
         # a second of a flow is 1000 of the network's
@@ -148,9 +148,9 @@ class MeanFlowLoss:
     def guided_velocity(self, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor, own: Tensor) -> Tensor:
         """Return w v + (1 - w - k) u(null) + k u(y) at time t, with w = scale (1 - k).
 
-        This is 2505.13447, equation 19. Its fixed point u(y) is guidance of that scale, whatever k:
+        This is from 2505.13447. Its fixed point u(y) is guidance of that scale, whatever k:
         u(y) = [w v + (1 - w - k) u(null)] / (1 - k) = scale v + (1 - scale) u(null). With
-        k = 1 - 1 / scale, w is 1: v + (1 - 1 / scale) (u(y) - u(null)) of 2512.02012, section 4.2.
+        k = 1 - 1 / scale, w is 1: v + (1 - 1 / scale) (u(y) - u(null)) of 2512.02012.
         Images of the null class keep v.
         """
         null = torch.full_like(y, self.null_label)
