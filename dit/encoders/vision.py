@@ -56,7 +56,7 @@ class VisionEncoder:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 [B, 3, H, W] to patch features [B, T, E], those of the last norm."""
+        """Map uint8 [B, 3, H, W] to patch features [B, T, E] after the last norm before pooling."""
         pixels = F.interpolate(images.float() / 255, self.size, mode="bicubic", antialias=True)
         tokens = self.network.forward_features((pixels - self.mean) / self.deviation)
         return tokens[:, self.network.num_prefix_tokens :]

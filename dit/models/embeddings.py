@@ -7,7 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-SMOOTHING = 25.0  # deviation of times, of 0 … 1000, over which an interval's waves are means
+# Deviation of times, of 0 … 1000, over which the waves of an interval are means. Never change it:
+# checkpoints depend on it.
+SMOOTHING = 25.0
 
 
 class Condition(NamedTuple):
