@@ -14,6 +14,7 @@ from dit.sampling.image_grid import draw_grid
 from dit.sampling.load import LoadedRun, load_to_sample, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.protocol import protocol
+from dit.sampling.resolve import notes_on_guidance
 from dit.sampling.sample_folder import progress_callback, sample_folder, sampling_bar
 from dit.utils.files import shell_quote
 from dit.utils.image_size import format_size
@@ -39,7 +40,7 @@ def sample(config: SampleConfig, ranks: Ranks) -> Path:
     if config.prompt or config.negative_prompt:
         run = with_prompts(run, config.prompt or (), config.negative_prompt)
     classes, notes = class_ids(config.classes, run.card)
-    ranks.say(notes)
+    ranks.say([*notes, *notes_on_guidance(config, run.card)])
 
     if config.out:
         require_outside(config.out, run.card.config.data)

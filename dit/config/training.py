@@ -104,7 +104,7 @@ class TrainConfig:
     sampling needs none, with one call a step; 1: none."""
     meanflow_mix: float | None = None
     """With --meanflow-scale S: share of the network's own velocity in the guided one (kappa of
-    2505.13447, section 4.2); unless given, 1 - 1 / S (2512.02012)."""
+    2505.13447); unless given, 1 - 1 / S (2512.02012)."""
     learn_sigma: bool = False
     """Predict the variance too, trained by the variational bound (DDPM processes only)."""
     loss: Literal["simple", "velocity", "vlb"] = "simple"

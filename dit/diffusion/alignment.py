@@ -16,7 +16,7 @@ SPAN = 0.2  # how much cleaner a teacher's image is at most, in times from 0 to 
 def spatial_norm(features: Tensor) -> Tensor:
     """Return features [B, N, E] less most of their mean over the tokens, at equal deviation.
 
-    So the alignment is less one of what all tokens share (2512.10794, section 4).
+    So the alignment is less one of what all tokens share (2512.10794).
     """
     # a factor on all features changes no cosine: of N tokens or N - 1 is the same here
     deviation = features.std(dim=1, keepdim=True, correction=0)
@@ -24,7 +24,7 @@ def spatial_norm(features: Tensor) -> Tensor:
 
 
 def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
-    """Return 1 - cos of each image, [B], mean over its tokens (2410.06940, equation 8).
+    """Return 1 - cos of each image, [B], mean over its tokens (2410.06940).
 
     Args:
         projected: tokens of the network after the projector, [B, N, E].

@@ -82,7 +82,7 @@ def _extrapolate(strong: Tensor, weak: Tensor, scale: float, channels: int | Non
 
 
 def inner_pair(denoise: Denoiser) -> Pair:
-    """Return the predictions of a network and of its inner head (2512.24176, equation 9).
+    """Return the predictions of a network and of its inner head (2512.24176).
 
     Args:
         denoise: whose network returns the two.

@@ -9,7 +9,7 @@ B images; times are of a flow, 0 = data and 1 = noise.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -137,7 +137,7 @@ class MeanFlowLoss:
         if self.classic:
             along = v[rows]  # 2505.13447, algorithm 1
         else:
-            # 2512.02012, equation 12: the marginal velocity, as the network has it
+            # 2512.02012: the marginal velocity, as the network has it
             along = own[rows] if self.scale != 1 else self.velocity(x, t, y)
         times = interval(self.process, t, r, x)
         # a second of a flow is 1000 of the network's
@@ -148,9 +148,9 @@ class MeanFlowLoss:
     def guided_velocity(self, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor, own: Tensor) -> Tensor:
         """Return w v + (1 - w - k) u(null) + k u(y) at time t, with w = scale (1 - k).
 
-        This is 2505.13447, equation 19. Its fixed point u(y) is guidance of that scale, whatever k:
+        This is from 2505.13447. Its fixed point u(y) is guidance of that scale, whatever k:
         u(y) = [w v + (1 - w - k) u(null)] / (1 - k) = scale v + (1 - scale) u(null). With
-        k = 1 - 1 / scale, w is 1: v + (1 - 1 / scale) (u(y) - u(null)) of 2512.02012, section 4.2.
+        k = 1 - 1 / scale, w is 1: v + (1 - 1 / scale) (u(y) - u(null)) of 2512.02012.
         Images of the null class keep v.
         """
         null = torch.full_like(y, self.null_label)
@@ -180,19 +180,16 @@ def forward_passes(classic: bool, instant: float, scale: float) -> float:
 class StepDenoiser(Denoiser):
     """A denoiser whose velocity is the average over the step that begins at the time given.
 
-    With it, Euler's method takes the steps of the paper: x_s = x_t - (t - s) u(x_t, s, t). At other
-    times it has the velocity of that moment.
+    With it, Euler's method takes the steps of the paper: x_s = x_t - (t - s) u(x_t, s, t).
 
     Attributes:
         ends: end of each step by its beginning, see `steps_between`.
     """
 
-    ends: dict[float, float] | None = None
+    ends: dict[float, float] = field(kw_only=True)
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
-        assert self.ends is not None
-        start = float(t)
-        end = torch.tensor(self.ends.get(start, start), dtype=torch.float64)
+        end = torch.tensor(self.ends[float(t)], dtype=torch.float64)
         times = interval(self.process, t, end, x_t)
 
         def network(x: Tensor, _: Tensor, y: Tensor) -> Tensor:
@@ -206,5 +203,5 @@ def steps_between(denoise: Denoiser, times: Tensor) -> StepDenoiser:
     """Return the denoiser of the steps between these times [steps + 1]."""
     ends = dict(pairwise(times.tolist()))
     return StepDenoiser(
-        denoise.network, denoise.process, denoise.objective, denoise.learn_sigma, ends
+        denoise.network, denoise.process, denoise.objective, denoise.learn_sigma, ends=ends
     )

@@ -53,7 +53,7 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
     if isinstance(network, FSDPModule):
         # FSDP2's hooks stay outside of what is compiled.
         for block in _blocks(network) if compiled else ():
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
         return network
     wrapped = network
     if ranks.world > 1:
@@ -61,7 +61,10 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
         wrapped = DistributedDataParallel(
             network, gradient_as_bucket_view=True, broadcast_buffers=False
         )
-    return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]
+    if not compiled:
+        return wrapped
+    # sizes of batches never change; those of MeanFlow have two, which would become a variable
+    return torch.compile(wrapped, dynamic=False)  # type: ignore[return-value]
 
 
 def as_forward(network: nn.Module, function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -15,7 +15,7 @@ from dit.utils.hub import find_folder
 from dit.utils.typed_json import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HEAD = ("head.", "fc_norm.")  # tensors of a classifier, which gives no patch features
+HEAD = ("head.", "fc_norm.")  # tensors of a classifier, which may be left out
 ARGUMENTS = (
     *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("init_values", "class_token", "reg_tokens", "no_embed_class", "global_pool"),
@@ -56,7 +56,7 @@ class VisionEncoder:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 [B, 3, H, W] to patch features [B, T, E], those of the last norm."""
+        """Map uint8 [B, 3, H, W] to patch features [B, T, E] after the last norm before pooling."""
         pixels = F.interpolate(images.float() / 255, self.size, mode="bicubic", antialias=True)
         tokens = self.network.forward_features((pixels - self.mean) / self.deviation)
         return tokens[:, self.network.num_prefix_tokens :]
@@ -119,7 +119,10 @@ def _read_network(name: str, file: Path, config: TimmConfig) -> Any:
         )
     try:
         tensors = load_file(file)
-        kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(HEAD)}
+        own = network.state_dict().keys()
+        # with average pooling, fc_norm stays without a classifier
+        extra = {key for key in tensors if key.startswith(HEAD) and key not in own}
+        kept = {key: tensor for key, tensor in tensors.items() if key not in extra}
         network.load_state_dict({key: tensor.float() for key, tensor in kept.items()})
     except Exception as error:  # of safetensors and torch
         raise UserError(

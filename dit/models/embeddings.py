@@ -7,7 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-SMOOTHING = 25.0  # deviation of times, of 0 … 1000, over which an interval's waves are means
+# Deviation of times, of 0 … 1000, over which the waves of an interval are means. Never change it:
+# checkpoints depend on it.
+SMOOTHING = 25.0
 
 
 class Condition(NamedTuple):
@@ -46,10 +48,13 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(self.waves(t))
 
     def waves(self, t: Tensor) -> Tensor:
-        """Return the cosines and sines of times: [B, 256]."""
-        waves = sinusoids(self.time_scale * t, self.frequency_size)
-        # sinusoids are at least float32, the weights may be bfloat16
-        return waves.to(self.mlp[0].weight.dtype)  # type: ignore[arg-type]
+        """Return the waves of times [B, 256] in the type of the weights."""
+        # those are at least float32, the weights may be bfloat16
+        return self.exact_waves(t).to(self.mlp[0].weight.dtype)  # type: ignore[arg-type]
+
+    def exact_waves(self, t: Tensor) -> Tensor:
+        """Return the cosines and sines of times: [B, 256], at least float32."""
+        return sinusoids(self.time_scale * t, self.frequency_size)
 
 
 class IntervalEmbedder(TimestepEmbedder):
@@ -75,12 +80,12 @@ class IntervalEmbedder(TimestepEmbedder):
         times, lengths = (t, torch.zeros_like(t)) if t.ndim == 1 else t.unbind(dim=1)
         return self.mlp(self.waves(times)) + self.length_mlp(self.waves(lengths))
 
-    def waves(self, t: Tensor) -> Tensor:
+    def exact_waves(self, t: Tensor) -> Tensor:
         """Return the means of cosines and sines over normal times around t: [B, 256]."""
-        waves = super().waves(t)
+        waves = super().exact_waves(t)
         # E cos(f (t + s n)) = exp(-(f s)^2 / 2) cos(f t) for a standard normal n
         angles = self.time_scale * SMOOTHING * frequencies(self.frequency_size, t)
-        return waves * torch.exp(-angles.square() / 2).repeat(2).to(waves.dtype)
+        return waves * torch.exp(-angles.square() / 2).repeat(2)
 
 
 def with_lengths(embedder: TimestepEmbedder) -> IntervalEmbedder:

@@ -88,6 +88,7 @@ class ModelCard:
     vae_sha256: str | None = None  # of the autoencoder's weights; unknown in early versions
     text_encoder_sha256: str | None = None  # of --conditioning text
     align_sha256: str | None = None  # of the encoder of --align
+    align_steps: int | None = None  # that --align lasts: resumed with other --steps, still these
     ema_length: float | None = None  # of weights that are a power-function average (2312.02696)
 
     def __post_init__(self) -> None:

@@ -81,6 +81,17 @@ def _validate_guidance(config: SamplerConfig, card: ModelCard) -> None:
         )
 
 
+def notes_on_guidance(config: SamplerConfig, card: ModelCard) -> list[str]:
+    """Return what the user should know of the guidance of a network that learned its own."""
+    learned = card.config.meanflow_scale
+    if learned == 1 or config.cfg_scale == 1:
+        return []
+    return [
+        f"--cfg-scale {config.cfg_scale:g} guides a network that learned guidance of scale "
+        f"{learned:g} (--meanflow-scale): both apply; --cfg-scale 1 has that one alone"
+    ]
+
+
 def _validate_inner_head(config: SamplerConfig, card: ModelCard) -> None:
     if config.guide != INTERNAL:
         return

@@ -66,9 +66,7 @@ def build_alignment(
     if inputs.card.config.align is None:
         return None
     _, places, size = network.pos_embed.shape
-    width, teacher = size, build_teacher(ema, process, captions, inputs, plan)
-    if inputs.vision:
-        width = inputs.vision.width
+    width = inputs.vision.width if inputs.vision else size
     projector = Projector(size, width, network.grid)
     shard_or_move(projector, set(), plan, ranks)
 
@@ -77,6 +75,7 @@ def build_alignment(
     blank = torch.zeros(plan.micro_batch, places, size, device=ranks.device)
     with autocast(ranks.device, plan.precision):
         warm_up_ddp(wrapped, lambda: (blank,))
+    teacher = build_teacher(ema, process, captions, inputs, plan)
     return Alignment(projector, wrapped, teacher)
 
 
@@ -132,5 +131,5 @@ def build_teacher(
     features: Any = as_forward(ema, late_tokens)
     # FSDP2's hooks stay outside of what is compiled
     if plan.compiled and not isinstance(ema, FSDPModule):
-        features = torch.compile(features)
+        features = torch.compile(features, dynamic=False)
     return SelfTeacher(Captioned(features, captions) if captions else features, process)

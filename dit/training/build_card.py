@@ -13,6 +13,9 @@ from dit.errors import UserError
 from dit.latents.store import Latents
 from dit.models.registry import is_classifier
 from dit.runs.card import ModelCard, NetworkSpec, class_mismatch
+from dit.runs.checkpoint_files import find_weights
+from dit.runs.weights import read_header
+from dit.training.lr_schedule import total_steps
 from dit.utils.hub import absolute_if_local
 from dit.utils.image_size import size_of
 
@@ -73,6 +76,7 @@ def build_card(
         classes=classes[:MAX_CAPTIONS] if encoder else classes,
         class_counts=None if encoder else _count_images(source, len(classes)),
         text_encoder_sha256=encoder.checksum if encoder else None,
+        align_steps=_align_steps(config, len(source.labels), parent_card),
     )
     if parent_card and (mismatch := class_mismatch(card, parent_card)):
         label, theirs, ours = mismatch
@@ -86,6 +90,15 @@ def build_card(
     if parent_card:
         return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
     return _with_statistics(card, source)
+
+
+def _align_steps(config: TrainConfig, images: int, before: ModelCard | None) -> int | None:
+    """Return the steps that --align lasts; those of `before`, the same run with other --steps."""
+    if config.align is None:
+        return None
+    if before and before.align_steps is not None:
+        return before.align_steps
+    return int(config.align_until * total_steps(config, images))
 
 
 def _with_statistics(card: ModelCard, source: Latents) -> ModelCard:
@@ -146,3 +159,8 @@ def _check_classes(
             "two or more classes",
             "pass --data with one subfolder of images per class",
         )
+
+
+def card_of_init(config: TrainConfig) -> ModelCard | None:
+    """Return the card of the weights of --init, if there are any."""
+    return read_header(find_weights(config.init))[0] if config.init else None

@@ -71,7 +71,7 @@ def compile_tangent(network: nn.Module, compiled: bool) -> Callable[..., Tensor]
     """Return the derivative of the network itself, without DDP: no gradient is averaged."""
     # FSDP2's hooks stay outside of what is compiled
     if compiled and not isinstance(network, FSDPModule):
-        return partial(tangent, network, derivative=torch.compile(differentiate))
+        return partial(tangent, network, derivative=torch.compile(differentiate, dynamic=False))
     return partial(tangent, network)
 
 

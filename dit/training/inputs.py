@@ -12,9 +12,8 @@ from dit.encoders.vision import VisionEncoder
 from dit.latents.load import keep_class_order
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
-from dit.runs.checkpoint_files import find_weights, read_card
-from dit.runs.weights import read_header
-from dit.training.build_card import build_card
+from dit.runs.checkpoint_files import read_card
+from dit.training.build_card import build_card, card_of_init
 from dit.training.checked_data import open_checked
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
 from dit.training.lr_schedule import total_steps, warmup_steps
@@ -61,13 +60,9 @@ def load_inputs(
     card = replace(card, vae_sha256=autoencoder.checksum)
     card = replace(card, align_sha256=vision.checksum if vision else None)
     # which times a network embeds is no flag: it follows from the weights that training starts from
-    start = before if last else _card_of_init(config)
+    start = before if last else card_of_init(config)
     if start:
         card = replace(card, network=replace(card.network, time_scale=start.network.time_scale))
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
     return RunInputs(card, source, with_data_statistics(autoencoder, card), encoder, vision)
-
-
-def _card_of_init(config: TrainConfig) -> ModelCard | None:
-    return read_header(find_weights(config.init))[0] if config.init else None

@@ -69,7 +69,7 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
         state,
         wrapped,
         loss,
+        late_loss,
         start,
         alignment.wrapped if alignment else None,
-        late_loss,
     )

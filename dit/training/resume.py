@@ -39,7 +39,8 @@ MAY_CHANGE = {
 }
 """Settings that may differ when a run continues.
 
-`data`, `vae` and `text_encoder` may have moved: their classes, shapes and checksums may not change.
+`data`, `vae`, `text_encoder` and the encoder of `align` may have moved: their classes, shapes and
+checksums may not change.
 """
 MAY_CHANGE_IF_RUN_IS_NAMED = {
     *("lr", "weight_decay", "beta2", "warmup", "cooldown", "clip", "precision", "label_dropout"),
@@ -134,4 +135,6 @@ def _all_settings(card: ModelCard) -> dict[str, object]:
         "latent_std": card.latent_std,
         "text_encoder_sha256": card.text_encoder_sha256,
         "align_sha256": card.align_sha256,
+        # an encoder may have moved: its checksum may not change
+        "align": "an encoder" if card.align_sha256 else card.config.align,
     }

@@ -43,10 +43,10 @@ class TrainingSession:
     stream: DataStream
     state: State
     network: nn.Module  # as DDP and the compiler wrap it
-    loss: LossFunction  # of that network
+    loss: LossFunction  # of that network, with --align while it lasts
+    late_loss: LossFunction  # without it
     start: int  # steps done before
     projector: nn.Module | None = None  # of --align, wrapped alike
-    late_loss: LossFunction | None = None  # after --align has ended
     rollbacks: int = 0  # to the checkpoint at `start`
 
     @property
@@ -81,12 +81,11 @@ class TrainingSession:
 
     def aligns(self, step: int) -> bool:
         """Return whether step `step`, counted from 1, is one of --align."""
-        return self.projector is not None and step <= self.config.align_until * self.steps
+        return self.projector is not None and step <= (self.card.align_steps or 0)
 
     def loss_of(self, step: int) -> LossFunction:
         """Return the loss of step `step`."""
-        ended = self.projector is not None and not self.aligns(step)
-        return self.late_loss if ended and self.late_loss else self.loss
+        return self.loss if self.aligns(step) else self.late_loss
 
     def position(self, step: int) -> int:
         """Return the position in the data of step `step`, counted from 1; rollbacks move it."""

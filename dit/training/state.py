@@ -38,7 +38,7 @@ class State:
         """All networks that are trained, by their prefix in checkpoints."""
         return {
             "network": self.network,
-            **({"projector": self.projector} if self.projector else {}),
+            **({"projector": self.projector} if self.projector is not None else {}),
         }
 
     @property
@@ -60,7 +60,7 @@ class State:
             for name, tensor in network.state_dict().items()
         }
         names = dict(self.network.named_parameters())
-        if self.projector:
+        if self.projector is not None:
             names |= dict(self.projector.named_parameters("projector"))
         for name, parameter in names.items():
             moments = self.optimizer.state.get(parameter, {})

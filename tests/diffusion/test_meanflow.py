@@ -289,14 +289,3 @@ def test_with_the_exact_average_velocity_any_number_of_steps_is_exact(steps, shi
     noise, y = normal(3, 2, 4, 4), torch.zeros(3, dtype=torch.long)
     x = samplers.euler(denoise, flow, noise, y, times, lambda: noise)
     torch.testing.assert_close(x, 0.5 * noise, rtol=1e-12, atol=1e-12)
-
-
-def test_times_between_the_steps_have_the_velocity_of_that_moment():
-    flow = IntervalFlow()
-    step = steps_between(Denoiser(gaussian, flow, "v"), flow.times(2))
-    moment = Denoiser(lambda x, t, y: gaussian(x, torch.stack([t, 0 * t], 1), y), flow, "v")
-    x, y = normal(3, 2, 4, 4), torch.zeros(3, dtype=torch.long)
-    t = torch.tensor(0.7, dtype=torch.float64)
-    assert torch.equal(step(x, t, y).out, moment(x, t, y).out)
-    start = torch.tensor(0.5, dtype=torch.float64)
-    assert not torch.equal(step(x, start, y).out, moment(x, start, y).out)

@@ -37,6 +37,7 @@ TINY = TrainConfig(
     precision="fp32",
     compile=False,
 )
+ALIGNED = dataclasses.replace(TINY, align="self", align_until=0.5, inner_head=True)
 LAYOUTS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
 
 
@@ -106,6 +107,31 @@ def assert_learnt_the_same(runs: Path, run: Path) -> None:
     )
     assert loss == pytest.approx(expected_loss, rel=1e-5)  # 84 eps of float32
     assert norm == pytest.approx(expected_norm, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def aligned_runs(tmp_path_factory):
+    """A training with --align and --inner-head, by one process, and in four micro-batches."""
+    root, before = tmp_path_factory.mktemp("aligned"), SIZES["Ti"]
+    SIZES["Ti"] = SMALL
+    write_run(root / "weights", inner_head=True)
+    SIZES["Ti"] = before
+    for name, grad_accum in (("1-ddp", 1), ("1-in-parts", 4)):
+        config = dataclasses.replace(
+            ALIGNED, out=root / name, init=root / "weights", grad_accum=grad_accum
+        )
+        forked.run(1, train_small, config)
+    return root
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ranks_with_alignment_learn_what_one_process_learns(aligned_runs, parallel, tmp_path):
+    config = dataclasses.replace(
+        ALIGNED, out=tmp_path / "run", init=aligned_runs / "weights", parallel=parallel
+    )
+    forked.run(2, train_small, config)
+    assert_learnt_the_same(aligned_runs, config.out)
 
 
 def train_compiled(ranks: Ranks, config: TrainConfig, backend: str) -> None:

@@ -18,22 +18,26 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 ARGUMENTS = dict(img_size=28, patch_size=7, embed_dim=24, depth=2, num_heads=2, reg_tokens=1)
 
 
-@pytest.fixture
-def folder(tmp_path):
+def write_encoder(path, **changes):
     """As a hub's: a classifier of 28 pixels, of which the head is not read."""
     torch.manual_seed(0)
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=5, **ARGUMENTS)
-    path = tmp_path / "encoder"
+    arguments = {**ARGUMENTS, **changes}
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=5, **arguments)
     path.mkdir()
     save_file(network.state_dict(), path / "model.safetensors")
     statistics = dict(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
     # the last argument would let timm read a pickle
-    arguments = {**ARGUMENTS, "checkpoint_path": str(tmp_path / "evil.bin")}
+    arguments["checkpoint_path"] = str(path.parent / "evil.bin")
     config = dict(
         architecture="vit_tiny_patch16_224", model_args=arguments, pretrained_cfg=statistics
     )
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_encoder(tmp_path / "encoder")
 
 
 def test_features_are_those_of_timm(folder):
@@ -45,6 +49,16 @@ def test_features_are_those_of_timm(folder):
     expected = network.forward_features((images / 255 - mean) / deviation)[:, 2:]
     assert expected.shape == (3, 16, 24)
     torch.testing.assert_close(encoder.features(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_that_pools_by_the_mean_has_its_norm_after_the_pooling(tmp_path):
+    folder = write_encoder(tmp_path / "pooled", global_pool="avg")
+    stored = load_file(folder / "model.safetensors")
+    assert "fc_norm.weight" in stored
+    encoder = load_vision_encoder(str(folder), (4, 4))
+    assert torch.equal(encoder.network.fc_norm.weight, stored["fc_norm.weight"])
+    images = torch.randint(0, 256, (3, 3, 28, 28), dtype=torch.uint8)
+    assert encoder.features(images).shape == (3, 16, 24)
 
 
 def test_there_is_a_patch_for_each_token(folder):
@@ -71,6 +85,10 @@ def test_a_run_names_it_and_its_weights_do_not_have_it(folder, tmp_path):
     assert card.align_sha256 == load_vision_encoder(str(folder), (2, 2)).checksum
     assert card.config.align == str(folder)
     assert not [name for name in load_file(find_weights(out)) if "projector" in name]
+    moved = folder.rename(tmp_path / "moved")
+    run(out, align=str(moved), steps=3, resume="auto")
+    assert ModelCard.read(out).config.align == str(moved)
+    folder = moved
     weights = load_file(folder / "model.safetensors")
     doubled = {name: 2 * tensor for name, tensor in weights.items()}
     save_file(doubled, folder / "model.safetensors")

@@ -74,6 +74,15 @@ def test_waves_are_means_over_normal_times(time_scale):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_waves_are_rounded_once():
+    """For weights in bfloat16: means in float32, then one rounding."""
+    embedder = embeddings.IntervalEmbedder(16)
+    t = torch.linspace(0, 1000, 101)
+    exact = embedder.waves(t)
+    assert exact.dtype == torch.float32
+    assert torch.equal(embedder.bfloat16().waves(t), exact.bfloat16())
+
+
 def test_a_network_changes_as_slowly_with_time_as_its_waves_do():
     """Without the means, the fastest wave turns once in 6 of 1000 units of time."""
     x, t, y = inputs()

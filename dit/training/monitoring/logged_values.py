@@ -18,6 +18,7 @@ def log_values(
     # This waits for the device, so that the stopwatch counts all of its work.
     means = session.state.means.compute_and_reset(session.ranks)
     if session.config.align and not session.aligns(step):
+        # the last window has steps without it, whose zeros are no losses
         del means["align"]
     lap = watch.lap(step - session.start)
     speed = session.config.global_batch_size * lap.steps_per_second
