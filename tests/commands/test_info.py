@@ -337,3 +337,19 @@ def test_a_file_of_no_weights_is_described(tmp_path, name, content, kind):
     with pytest.raises(UserError) as error:
         info(file)
     assert str(error.value).startswith(f"{file} is {kind}; expected a file of weights")
+
+
+def test_all_classes_of_latents_are_listed(tmp_path, capsys):
+    out = tmp_path / "latents"
+    config = EncodeConfig(data="digits", out=out, vae="identity", image_size=8)
+    encode(config, Ranks())
+    capsys.readouterr()
+    assert main(["info", str(out), "--classes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert lines[0].split() == ["id", "name", "images"]
+    assert lines[4].split() == ["3", "3", "183"]
+
+    encode(replace(config, out=tmp_path / "plain", num_classes=0), Ranks())
+    assert main(["info", str(tmp_path / "plain"), "--classes"]) == 2
+    assert "which has no classes" in capsys.readouterr().err
