@@ -27,6 +27,7 @@ from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.resolve import notes_on_guidance
 from dit.utils.outputs import require_outside
 
 MOST_SAMPLES = 50_000
@@ -52,6 +53,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     sampler = SamplerConfig(**{name: getattr(cfg, name) for name in SAMPLER_FLAGS})
     if run:
         build_pipeline(run, sampler)  # refuses what the run cannot do
+        ranks.say(notes_on_guidance(sampler, run.card))
 
     reference = _find_reference(cfg, size, data, trained)
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)

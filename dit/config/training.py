@@ -137,7 +137,8 @@ class TrainConfig:
     align_weight: float = 0.5
     """Weight of the loss of --align, 1 - cos (2410.06940)."""
     align_until: float = 0.4
-    """Share of the steps after which --align ends: it helps early and hinders late (2505.16792)."""
+    """Share of the steps after which --align ends: it helps early and hinders late (2505.16792).
+    It is of the steps that the run starts with, also if it is resumed with more."""
 
     # -- optimisation ----------------------------------------------------------------------------
     steps: int = 560

@@ -24,9 +24,11 @@ from dit.runs.weights import read_weights, write_weights
 from dit.sampling.generate import ImageNoise, sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.resolve import notes_on_guidance
 from dit.training.batches import draw_loss_inputs, read_batch
 from dit.training.cost.flops import meter
 from dit.training.finetune import find_origin
+from dit.training.monitoring.previews import CFG_SCALE, sampler_settings
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 MEAN = dataclasses.replace(TINY, objective="meanflow", cooldown=0, log_every=1, compile=False)
@@ -159,6 +161,18 @@ def test_at_its_start_it_has_nearly_the_loss_of_the_flow(tmp_path):
             session.loss(*given).mean.item() for session in (flow, fresh, averaging)
         )
     assert 0 < abs(found - plain) < 0.05 * (untrained - plain)
+
+
+def test_guidance_that_is_learned_and_given_too_is_noted(tmp_path):
+    learned = a_session(tmp_path / "learned", MEAN, meanflow_scale=2.0).card
+    plain = a_session(tmp_path / "plain", MEAN).card
+    (note,) = notes_on_guidance(SamplerConfig(cfg_scale=1.5), learned)
+    assert note.startswith("--cfg-scale 1.5 guides a network that learned guidance of scale 2")
+    assert not notes_on_guidance(SamplerConfig(cfg_scale=1.0), learned)
+    assert not notes_on_guidance(SamplerConfig(cfg_scale=1.5), plain)
+    # previews and scores while training
+    assert sampler_settings(learned).cfg_scale == 1
+    assert sampler_settings(plain).cfg_scale == CFG_SCALE
 
 
 def test_only_a_flow_of_velocities_may_become_one_of_averages(tmp_path, weights):
