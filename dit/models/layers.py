@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from dit.errors import UserError, did_you_mean
-from dit.models import eager_cpu
-from dit.models.eager_cpu import is_eager_cpu
 from dit.models.embeddings import axial_rotation
 
 HEAD_SIZE = 64  # of heads64, the size that attention kernels are made for
@@ -145,8 +143,6 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        if is_eager_cpu(x):
-            return eager_cpu.rms_norm(exact, self.weight, EPS).to(x.dtype)
         scale = (exact.square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
         return (exact * scale * self.weight).to(x.dtype)
 
@@ -193,6 +189,19 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     cos = pad(rotation[0], (0, 0, 0, others), value=1.0)
     sin = pad(rotation[1], (0, 0, 0, others))
     if is_eager_cpu(x):
-        return eager_cpu.rotate(x, cos, sin)
+        return _rotate_as_complex(x, cos, sin)
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def is_eager_cpu(x: Tensor) -> bool:
+    """Whether operations on x run one by one on a CPU."""
+    return x.is_cpu and not torch.compiler.is_compiling()
+
+
+def _rotate_as_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (a, b), as the complex number a + b i times cos + i sin: few passes over memory."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    turns = torch.complex(cos.to(exact), sin.to(exact))
+    pairs = torch.view_as_complex(x.to(exact).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

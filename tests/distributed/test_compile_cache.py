@@ -82,6 +82,7 @@ def test_a_private_module_of_pytorch_may_move(folder, monkeypatch):
     assert folder() == expected
 
 
+@pytest.mark.slow
 def test_the_compiler_writes_its_code_there(tmp_path):
     """In a process of its own, as PyTorch reads the variable once."""
     variables = {name: value for name, value in os.environ.items() if name != VARIABLE}

@@ -8,6 +8,7 @@ import torch
 from helpers.networks import changed_images, inputs, perturb, without_gradient
 
 from dit.errors import UserError
+from dit.models import layers
 from dit.models.attention_maps import attention_maps
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.embeddings import axial_rotation
@@ -289,3 +290,74 @@ def test_tokens_have_a_third_fewer_parameters():
         for kind in ("tokens", "adaln-zero")
     ]
     assert 0.62 < sizes[0] / sizes[1] < 0.70
+
+
+# -- on eager CPUs: a complex product --------------------------------------------------------------
+
+
+@pytest.mark.portable
+def test_derivatives_of_the_rotation_are_finite_differences():
+    """Also forward and second ones."""
+    x = torch.randn(2, 1, 4, 8, dtype=torch.float64, requires_grad=True)
+    rotation = axial_rotation(8, (2, 2)).double()
+    torch.autograd.gradcheck(lambda x: rotate(x, rotation), (x,), check_forward_ad=True)
+    torch.autograd.gradgradcheck(lambda x: rotate(x, rotation).sin(), (x,))
+
+
+@pytest.mark.portable
+def test_outputs_and_gradients_on_eager_cpus_are_those_of_the_formula(monkeypatch):
+    network = perturb(network_of("modern")).double()
+    x, t, y = inputs()
+
+    def compute():
+        network.zero_grad()
+        out = network(x.double(), t, y)
+        out.square().sum().backward()
+        return [out.detach(), *(p.grad for p in network.parameters() if p.requires_grad)]
+
+    fast = compute()
+    monkeypatch.setattr(layers, "is_eager_cpu", lambda x: False)
+    for found, plain in zip(fast, compute(), strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-8, atol=1e-8 * float(plain.abs().max()))
+
+
+def test_bfloat16_is_turned_in_float32():
+    """Outputs and gradients are rounded once."""
+    torch.manual_seed(0)
+    rotation = axial_rotation(64, (2, 2))
+    x = torch.randn(8, 2, 6, 64).bfloat16().requires_grad_()
+    g = torch.randn(x.shape).bfloat16()
+    exact = x.detach().double().requires_grad_()
+
+    out, expected = rotate(x, rotation), rotate(exact, rotation.double())
+    found = [out, *torch.autograd.grad(out, x, g)]
+    expected = [expected, *torch.autograd.grad(expected, exact, g.double())]
+    # half of it is the bound of one rounding, to the nearest
+    eps = torch.finfo(torch.bfloat16).eps
+    # where the two products cancel, the rounding of float32 is left
+    left = 4 * torch.finfo(torch.float32).eps * float(torch.stack([x, g]).abs().max())
+    for rounded, truth in zip(found, expected, strict=True):
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded.double(), truth, rtol=eps, atol=left)
+
+
+def test_forward_derivatives_pass_through_modern_blocks():
+    """torch.func.jvp beside a central difference, as MeanFlow takes it."""
+    network = perturb(network_of("modern")).double()
+    for block in network.blocks:
+        block.attn.fused_attn = False  # the kernel has no forward derivatives
+    x, t, y = inputs()
+    x, direction = x.double(), torch.randn(x.shape, dtype=torch.float64)
+    _, slope = torch.func.jvp(lambda x: network(x, t, y), (x,), (direction,))
+    h = 1e-5
+    with torch.no_grad():
+        difference = network(x + h * direction, t, y) - network(x - h * direction, t, y)
+    torch.testing.assert_close(slope, difference / (2 * h), rtol=1e-5, atol=1e-6)
+
+
+def test_the_norm_of_zeros_has_finite_derivatives():
+    x = torch.zeros(2, 8, requires_grad=True)
+    norm = RMSNorm(8)
+    norm(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert norm(x).eq(0).all()
