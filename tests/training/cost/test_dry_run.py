@@ -76,8 +76,8 @@ def test_classifier_and_unconditional(capsys):
     [
         (dict(steps=9, lr=1.0, keep=5, recompute="full", gpus=(8,)), None),
         (dict(model="DiT-Ti/2"), "--model DiT-Ti/4 there, --model DiT-Ti/2 now"),
-        (dict(global_batch_size=16), "global_batch_size 64 there"),
-        (dict(num_classes=12), "num_classes"),
+        (dict(global_batch_size=16), "--batch-size 64 there, --batch-size 16 now"),
+        (dict(num_classes=12), "--num-classes"),
         (dict(conditioning="adaln"), "conditioning"),
         (dict(out=Path("elsewhere")), "with --out elsewhere"),
         (dict(steps=2), "--steps 2 for .*, which has done 3"),
