@@ -98,7 +98,8 @@ def _align_steps(config: TrainConfig, images: int, before: ModelCard | None) -> 
         return None
     if before and before.align_steps is not None:
         return before.align_steps
-    return int(config.align_until * total_steps(config, images))
+    # at least one: a projector without moments would be in no checkpoint to resume from
+    return max(1, int(config.align_until * total_steps(config, images)))
 
 
 def _with_statistics(card: ModelCard, source: Latents) -> ModelCard:
