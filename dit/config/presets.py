@@ -19,6 +19,24 @@ def digits() -> TrainConfig:
     return TrainConfig(preset="digits")
 
 
+def modern() -> TrainConfig:
+    """`digits` with modern blocks and twice as many steps of half the images, for small images.
+
+    Cost: per image about 14% more than `digits` at 16 tokens.
+    Score: not measured on digits. On 5,000 digits of MNIST it needs a third fewer images than plain
+    blocks for the same error, see docs/speedrun.md.
+    """
+    return replace(
+        digits(),
+        preset="modern",
+        block="modern",
+        global_batch_size=32,
+        steps=1120,
+        sample_every=280,
+        ckpt_every=560,
+    )
+
+
 def imagenet_256() -> TrainConfig:
     """ImageNet at 256 px by the recipe of 2212.09748; pass --data with latents or an image folder.
 
@@ -102,6 +120,7 @@ def imagenet_256_modern() -> TrainConfig:
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "digits": digits,
+    "modern": modern,
     "imagenet-256": imagenet_256,
     "imagenet-256-flow": imagenet_256_flow,
     "imagenet-256-modern": imagenet_256_modern,

@@ -31,7 +31,7 @@ class TrainConfig:
     """Train a diffusion model of images, on latents or pixels: by class, caption, or neither."""
 
     preset: str = "digits"
-    """Named configuration that gives the defaults of all other flags: digits, imagenet-256,
+    """Named configuration that gives the defaults of all other flags: digits, modern, imagenet-256,
     imagenet-256-flow, imagenet-256-modern."""
 
     # -- data ------------------------------------------------------------------------------------
