@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,9 @@ def test_a_converted_file_is_sampled_from(shell: Shell, tmp_path: Path):
     shell.type(f"{sample} {SAMPLE} --classes goldfish")
 
 
-def test_a_script_in_the_folder_is_named(shell: Shell, encode: str):
-    Path("train.py").touch()
+def test_where_a_script_was_typed_the_next_one_is_named(
+    shell: Shell, encode: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", ["sample.py"])
     assert main([*shlex.split(encode)[1:], "--out", "latents"]) == 0
     assert "next: python train.py --data latents\n" in shell.capsys.readouterr().out
