@@ -112,7 +112,7 @@ def test_values_are_shown_by_kind(capsys):
     ):
         assert typed in shown
     assert "--time-shift X|auto" in shown
-    assert "--objective {eps, x0, v}" in shown
+    assert "--objective {eps, x0, v, meanflow}" in shown
     assert "(default: )" not in shown
     assert "None" not in shown
     assert "FILE" in page(capsys, "convert", "--help")
