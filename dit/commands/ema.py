@@ -5,8 +5,8 @@ import os
 from dit.config import EmaConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.runs.checkpoint_files import read_card
 from dit.runs.posthoc_ema import default_file, mixtures, write_mixture
+from dit.runs.weights import read_header
 from dit.training.monitoring.previews import sample_command
 from dit.utils.outputs import require_writable_file
 
@@ -27,4 +27,4 @@ def ema(config: EmaConfig, ranks: Ranks) -> None:
     for file, mixture in outputs.items():
         write_mixture(mixture, file)
         print(f"{mixture}\n{file}", flush=True)
-    print(f"next        {sample_command(file, read_card(config.run))}")
+    print(f"next        {sample_command(file, read_header(file)[0])}")

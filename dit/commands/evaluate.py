@@ -3,8 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dit.config import EvalConfig, SamplerConfig, TrainConfig
-from dit.config.flag_names import as_typed, flag_name
+from dit.config import EvalConfig, SamplerConfig, TrainConfig, as_typed, flag_name
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract

@@ -12,7 +12,7 @@ from dit.config.evaluation import (
     StatsConfig,
     SweepConfig,
 )
-from dit.config.flag_names import flag_name
+from dit.config.flag_names import as_typed, flag_name
 from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import to_json
@@ -38,6 +38,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "VaeConfig",
+    "as_typed",
     "flag_name",
     "to_json",
 ]

@@ -42,10 +42,6 @@ class SamplerConfig:
     spacing: Literal["uniform", "cosine"] = "uniform"
     """Times of the steps. cosine: denser near noise and near data, for few steps; quantiles of
     Beta(1/2, 1/2), after 2407.12173 with exponents 1/2."""
-    eta: float = 0.0
-    """With --sampler ddim, its noise: 0 is deterministic, 1 is ancestral."""
-    variance: Literal["auto", "small", "large", "learned"] = "auto"
-    """Variance of ddpm steps; auto: learned where the network has it, else small."""
 
     # -- guidance --------------------------------------------------------------------------------
     cfg_scale: float = 1.0
@@ -54,6 +50,10 @@ class SamplerConfig:
     """Guide only at times in this interval: 0 is data, 1 is noise (2404.07724)."""
     cfg_channels: int | None = None
     """Guide only the first channels, as the original DiT release does with 3; all unless given."""
+    eta: float = 0.0
+    """With --sampler ddim, its noise: 0 is deterministic, 1 is ancestral."""
+    variance: Literal["auto", "small", "large", "learned"] = "auto"
+    """Variance of ddpm steps; auto: learned where the network has it, else small."""
     guide: Path | None = None
     """Autoguidance (2406.02507): --cfg-scale extrapolates from this weaker run or checkpoint, not
     from the null class. It must have the same latents and process. internal: from the inner head of

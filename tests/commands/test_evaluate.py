@@ -237,7 +237,7 @@ def test_flags_that_contradict(samples, tmp_path):
     flags = dict(samples=samples, reference="digits")
     assert "neither --run nor --samples" in refused()
     assert "both --run and --samples" in refused(run=tmp_path, samples=samples)
-    assert "--cfg-scale 2.0 with --samples" in refused(**flags, cfg_scale=2.0)
+    assert "--cfg-scale 2 with --samples" in refused(**flags, cfg_scale=2.0)
     assert "--num-samples 9 with --samples" in refused(**flags, num_samples=9)
     assert "no --reference for" in refused(samples=samples)
     assert "--weights" in refused(**flags, weights=(str(tmp_path / "w.pth"),))

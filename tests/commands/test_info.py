@@ -267,7 +267,9 @@ def test_settings_are_compared_with_those_of_the_checkpoint(make_run, key, value
     card["config"][key] = value
     (run / "config.json").write_text(json.dumps(card) if key else "{")
     shown, _ = run_info(run, capsys, code)
-    assert (f"{key} {old} before, {value} now" if key else "is missing") in shown["config.json"]
+    assert (f"--{key} {old} before, --{key} {value} now" if key else "is missing") in shown[
+        "config.json"
+    ]
     assert f"--resume {run}" in shown["config.json"] or code == 0
     assert shown["model"] == "DiT-Ti/4"  # a lost config.json is replaced by the checkpoint's
 

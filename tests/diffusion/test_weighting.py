@@ -129,7 +129,7 @@ def test_a_step_draws_times_weighs_and_stores_losses(tmp_path):
     batch = read_batch(session.stream, 0)
     expected, weights = training_times(session.stream, session.state.time_sampler, batch, 0)
     before = session.state.time_sampler.counts.sum()
-    take_step(dataclasses.replace(session, loss=spy), batch, 1)
+    take_step(dataclasses.replace(session, loss=spy, late_loss=spy), batch, 1)
     assert torch.equal(torch.cat(seen), expected)
     assert not torch.equal(expected, batch.t)
     assert session.state.time_sampler.counts.sum() == before + 16

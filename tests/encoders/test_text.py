@@ -396,7 +396,7 @@ def test_a_folder_of_samples_records_the_prompts(run, tmp_path):
     assert {"transformers", "tokenizers"} < {*record["versions"]}
     assert record["text_encoder"] == "digits"
     assert record["text_encoder_sha256"] == run.card.text_encoder_sha256
-    with pytest.raises(UserError, match="negative_prompt"):
+    with pytest.raises(UserError, match="--negative-prompt"):
         sample(replace(config, negative_prompt=""), Ranks())
 
 

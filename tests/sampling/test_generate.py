@@ -161,7 +161,7 @@ def test_spacing_is_a_setting_of_the_images(run: LoadedRun, tmp_path: Path):
     slower = dataclasses.replace(QUICK, compile=False, batch_size=1)
     assert settings_key(run, QUICK, 4) == settings_key(run, slower, 4)
     fill(run, tmp_path / "out", 2, config=cosine)
-    with pytest.raises(UserError, match=r"spacing null .* \"cosine\""):
+    with pytest.raises(UserError, match=r"no --spacing .* made with --spacing cosine"):
         fill(run, tmp_path / "out", 2)
 
 

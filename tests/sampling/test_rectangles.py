@@ -108,7 +108,7 @@ def test_folders_are_encoded_in_rectangles(photos: Path, tmp_path: Path, capsys)
         data=str(photos), out=tmp_path / "latents", vae="identity", image_size=(HIGH, WIDE)
     )
     stored = encode(config, ALONE)
-    assert f"--image-size {HIGH} {WIDE}\n" in capsys.readouterr().out
+    assert f"latents 3 x {HIGH} x {WIDE} in" in capsys.readouterr().out
     before = (stored / "shard-00000.npy").stat().st_mtime_ns
     encode(config, ALONE)
     assert (stored / "shard-00000.npy").stat().st_mtime_ns == before

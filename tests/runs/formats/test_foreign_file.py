@@ -119,7 +119,7 @@ def test_folders_are_named(tmp_path, weights):
 
 def test_our_own_files_are_named(weights, tmp_path):
     file = next(latest_checkpoint(weights).glob("*.safetensors"))
-    with pytest.raises(UserError, match=r"a weights file of this package.*sample\.py --run"):
+    with pytest.raises(UserError, match=r"a weights file of this package.*dit sample --run"):
         open_foreign(file)
     state = tmp_path / "model-00001-of-00001.safetensors"
     save_file({"network.pos_embed": torch.ones(1)}, state, {"DCP_VERSION": "1.0"})
