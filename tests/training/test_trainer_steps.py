@@ -76,7 +76,8 @@ def test_every_image_and_step_has_noise_of_its_own_on_any_number_of_ranks(tmp_pa
     for rank, world, step in [(0, 1, 1), (0, 1, 2), (0, 2, 1), (1, 2, 1)]:
         mine = Batch(*(part[: 64 // world] for part in batch))
         stream = dataclasses.replace(session.stream, ranks=WithoutPeers(rank, world))
-        take_step(dataclasses.replace(session, stream=stream, loss=spy), mine, step)
+        spied = dataclasses.replace(session, stream=stream, loss=spy, late_loss=spy)
+        take_step(spied, mine, step)
     one, two, *halves = seen
     assert torch.equal(one, torch.cat(halves))
 

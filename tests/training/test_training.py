@@ -306,7 +306,7 @@ def test_a_finished_run_stays_unchanged(tmp_path, capsys):
     assert "all 1 steps were done before" in (printed := capsys.readouterr().out)
     assert "such as --steps 2" in printed
     assert f"dit report '{config.out}'\n" in printed
-    assert printed.endswith(f"dit sample --run '{config.out}'\n")
+    assert printed.endswith(f"dit sample --run '{config.out}' --cfg-scale 1.5\n")
     assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
 
 
