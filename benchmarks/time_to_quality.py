@@ -69,7 +69,7 @@ RECIPES = ["2022", "flow", "ours", f"ours{THIRD}"]
 # few steps, to save time: the release samples in 250
 SAMPLER = {"2022": "ddim"}
 OTHER_SAMPLER, SAMPLING_STEPS = "dpmpp_2m", 10
-SCALES = (1.0, 1.5)
+SCALES = (1.0, 1.5, 2.0)
 MARKS = (1, 2, 5, 10)  # tenths of the budget that are scored
 SHORT, LONG = 10, 40  # steps of two trainings that tell the speed
 SHOWN = 18  # samples of each recipe that are drawn
