@@ -1,6 +1,7 @@
 """Reconstruction quality of a first stage on held-out images, and statistics of its latents."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,17 @@ def latent_statistics(
     batches = decode_batches(images, indices, batch_size)
     total = MomentSums.total(map(sums_of, batches))
     return total.statistics()
+
+
+def freeze_copy(network: Any, cfg: VaeConfig, device: torch.device) -> Autoencoder:
+    """Return a frozen copy of a network in training, whose latents are not normalised."""
+    codec = build_codec(deepcopy(network))
+    channels = cfg.codebook_dim or cfg.latent_channels
+    one = torch.ones(channels, 1, 1, device=device)
+    factor = 2 ** (len(cfg.channels) - 1)
+    return Autoencoder(
+        name="", codec=codec, factor=factor, channels=channels, shift=0 * one, scale=one
+    )
 
 
 def measure(
