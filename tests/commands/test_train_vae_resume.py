@@ -39,8 +39,8 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def fast() -> Iterator[None]:
     """Score without a feature network, log every three steps, and restart entries in all of them.
 
     So a checkpoint comes between two lines of the log.
@@ -49,9 +49,11 @@ def fast(monkeypatch) -> None:
     def no_network(*args: object) -> None:
         raise UserError("no weights", "the file", "download it")
 
-    monkeypatch.setattr(quality, "choose_extractors", no_network)
-    monkeypatch.setattr(loop, "LOG_EVERY", 3)
-    monkeypatch.setattr(losses, "RESTART_EVERY", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "choose_extractors", no_network)
+        patch.setattr(loop, "LOG_EVERY", 3)
+        patch.setattr(losses, "RESTART_EVERY", 1)
+        yield
 
 
 def act_before(monkeypatch, step: int, act: Any) -> None:
@@ -81,14 +83,19 @@ def train(photos: Path, out: Path, more: str = "") -> int:
     return main(f"train-vae --data {photos} --out {out} {FLAGS} {more}".split())
 
 
-@pytest.fixture
-def stopped(photos: Path, tmp_path: Path, monkeypatch) -> Iterator[Path]:
-    """A training that was killed in step 6, with a checkpoint of step 4 and a picture of step 5."""
-    out = tmp_path / "vae"
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped_once(fast: None, photos: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("stopped") / "vae"
+    with pytest.MonkeyPatch.context() as patch:
         act_before(patch, 6, kill)
         assert train(photos, out, "--ckpt-every 4 --sample-every 5") == 130
     return out
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A training that was killed in step 6, with a checkpoint of step 4 and a picture of step 5."""
+    return shutil.copytree(stopped_once, tmp_path / "vae")
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
@@ -125,6 +132,13 @@ def test_a_signal_saves_and_says_how_to_continue(
     assert not (out / CONFIG).exists()
     assert main(command.split()[1:]) == 0
     assert (out / CONFIG).exists()
+
+
+def test_info_says_how_to_continue(stopped: Path, capsys):
+    assert main(["info", str(stopped)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 of 8 steps" in printed
+    assert f"dit train-vae --resume {stopped}" in printed
 
 
 def test_a_stopped_training_is_not_replaced(stopped: Path, photos: Path, capsys):
