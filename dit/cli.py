@@ -359,7 +359,7 @@ def _vae_default(typed: dict[str, list[str]]) -> VaeConfig | None:
     if resume in (None, "auto"):
         return None
     # loads torch, which most mistakes and --help need not
-    from dit.commands.train_vae.inputs import settings_of
+    from dit.commands.train_vae.resume import settings_of
 
     folder = Path(str(resume))
     return dataclasses.replace(settings_of(folder), resume=str(resume), out=folder)

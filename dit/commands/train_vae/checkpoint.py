@@ -28,8 +28,8 @@ EXPECTED = "the checkpoint that dit train-vae wrote"
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """A training that was stopped.
+class Progress:
+    """How far a training is, and its settings.
 
     Attributes:
         images: how many there are to train on.
@@ -47,29 +47,29 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / CHECKPOINT).is_file()
 
 
-def read_stopped(folder: Path) -> Stopped:
+def read_stopped(folder: Path) -> Progress:
     """Return how far the training in a folder is, by the header of its checkpoint."""
     file = folder / CHECKPOINT
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get(HEADER, "")
-        return parse_json(header, Stopped)
+        return parse_json(header, Progress)
     except (SafetensorError, OSError, WrongJson) as error:
         raise UserError(
             f"{file} is missing or damaged ({error})", EXPECTED, _start_over(file)
         ) from None
 
 
-def save_checkpoint(out: Path, stopped: Stopped, learner: Learner, window: LogWindow) -> None:
+def save_checkpoint(out: Path, done: Progress, learner: Learner, window: LogWindow) -> None:
     """Replace the checkpoint in a folder; refuse weights that are not finite."""
     file = out / CHECKPOINT
-    lower = f"lower --lr (it is {stopped.config.lr:g})"
+    lower = f"lower --lr (it is {done.config.lr:g})"
     kept = lower
     if has_checkpoint(out):
         kept = f"continue from the one before with --resume {shell_quote(out)}, and {lower}"
     require_usable(file, learner.network.state_dict(), f"it was not written: {kept}")
 
-    values = {**vars(stopped), "config": to_json(stopped.config)}
+    values = {**vars(done), "config": to_json(done.config)}
     tensors = learner.tensors() | window.tensors()
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_atomically(file) as beside:

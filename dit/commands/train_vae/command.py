@@ -6,13 +6,7 @@ import numpy as np
 
 from dit.commands.train_vae.batches import split
 from dit.commands.train_vae.checkpoint import CHECKPOINT
-from dit.commands.train_vae.inputs import (
-    find_stopped,
-    is_finished,
-    load_shown,
-    open_images,
-    require_same_images,
-)
+from dit.commands.train_vae.inputs import load_shown, open_images
 from dit.commands.train_vae.learner import Learner
 from dit.commands.train_vae.loop import Split, fit
 from dit.commands.train_vae.networks import latent_sides, require_network_fits, save
@@ -23,16 +17,17 @@ from dit.commands.train_vae.report import (
     draw_loss,
     draw_reconstructions,
     print_report,
+    print_stopped,
     read_report,
     write_report,
 )
+from dit.commands.train_vae.resume import find_stopped, is_finished, require_same_images
 from dit.config import VaeConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.training.resilience.preemption import stop_on_signals
-from dit.utils.files import shell_quote
 
 MAX_FOR_STATISTICS = 10_000  # images
 
@@ -59,6 +54,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         report["config"] = cfg
         print_report(report)
         return cfg.out
+
     stopped = find_stopped(cfg)
     images, readable = open_images(cfg, ranks)
     training, held_out = (readable[part] for part in split(cfg, len(readable)))
@@ -73,8 +69,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         with stop_on_signals(ranks) as stop:
             done = fit(learner, parts, cfg, stopped, stop.now)
         if done.step < cfg.steps:
-            resume = f"dit train-vae --resume {shell_quote(cfg.out)}"
-            print(f"stopped after step {done.step} of {cfg.steps}; continue with: {resume}")
+            print_stopped(cfg, done.step)
             return cfg.out
         finish(learner, parts, held_out, extractor, cfg, done.seconds)
     return cfg.out

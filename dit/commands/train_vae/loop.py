@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dit.commands.train_vae.batches import batches
-from dit.commands.train_vae.checkpoint import Stopped, load_checkpoint, save_checkpoint
+from dit.commands.train_vae.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dit.commands.train_vae.learner import Learner, learning_rate
 from dit.commands.train_vae.log_window import LogWindow
 from dit.commands.train_vae.quality import freeze_copy
@@ -42,9 +42,9 @@ def fit(
     learner: Learner,
     split: Split,
     cfg: VaeConfig,
-    stopped: Stopped | None = None,
+    stopped: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Stopped:
+) -> Progress:
     """Train until the last step, or until asked to stop; return how far the training is.
 
     It writes log, pictures and checkpoints.
@@ -53,7 +53,7 @@ def fit(
         stopped: the training to continue, whose checkpoint is in --out.
     """
     window = LogWindow()
-    start = Stopped(0, len(split.indices), 0.0, cfg)
+    start = Progress(0, len(split.indices), 0.0, cfg)
     if stopped:
         load_checkpoint(cfg.out, stopped.step, learner, window)
         start = replace(stopped, config=cfg)
@@ -67,7 +67,7 @@ class Loop:
     learner: Learner
     split: Split
     cfg: VaeConfig
-    start: Stopped
+    start: Progress
     window: LogWindow
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -76,7 +76,8 @@ class Loop:
         self.log = MetricsLog(self.cfg.out, self.start.step)
         self.previews = Previews(self.cfg.out, self.split.shown, self.start.step)
 
-    def run(self, should_stop: Callable[[], bool]) -> Stopped:
+    def run(self, should_stop: Callable[[], bool]) -> Progress:
+        """Train until the last step, or until asked to stop; return how far the training is."""
         cfg, done = self.cfg, self.start
         source = batches(self.split.images, self.split.indices, cfg, done.step)
         with closing(source), Bar(done.step, cfg.steps, shown=True) as bar:
@@ -94,21 +95,24 @@ class Loop:
                     break
         return done
 
-    def run_events(self, done: Stopped, stop: bool) -> dict[str, float]:
+    def run_events(self, done: Progress, stop: bool) -> dict[str, float]:
         """Do what is due after a step; return the numbers that it logged."""
         cfg, step = self.cfg, done.step
         values: dict[str, float] = {}
+
         if is_due(step, LOG_EVERY, cfg.steps):
             values = self.window.take_means()
             check_finite(values, step, cfg)
             speed = self.stopwatch.lap(step - self.start.step).steps_per_second
             values |= {"lr": learning_rate(cfg, step - 1), "img_per_s": speed * cfg.batch_size}
+
         assert cfg.sample_every is not None
         if is_due(step, cfg.sample_every, cfg.steps):
             frozen = freeze_copy(self.learner.network, cfg, self.learner.device)
             values["psnr"] = self.previews.draw(step, frozen)
         if values:
             self.log.write(step, values, EvalResult())
+
         if stop or step == cfg.steps or is_due(step, cfg.ckpt_every, cfg.steps):
             save_checkpoint(cfg.out, done, self.learner, self.window)
         return values

@@ -96,6 +96,12 @@ def print_report(report: Report) -> None:
     )
 
 
+def print_stopped(cfg: VaeConfig, step: int) -> None:
+    """Print how to continue a training that was stopped."""
+    resume = f"dit train-vae --resume {shell_quote(cfg.out)}"
+    print(f"stopped after step {step} of {cfg.steps}; continue with: {resume}")
+
+
 def verdict(cfg: VaeConfig, psnr: float) -> list[str]:
     """Return in words whether a PSNR is enough and, where it is not good, what raises it."""
     lines = [f"quality: PSNR {describe_psnr(psnr)}"]
