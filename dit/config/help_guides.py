@@ -113,8 +113,8 @@ GUIDES: dict[type, Guide] = {
     VaeConfig: Guide(
         (
             ("--data photos --image-size 64 --out runs/vae", "an autoencoder of your images"),
-            ("--data photos --image-size 64 --out runs/sharp --steps 5000", "longer and sharper"),
-            ("--resume runs/sharp", "go on where that was stopped"),
+            ("--data photos --image-size 64 --out runs/vae --steps 5000", "longer and sharper"),
+            ("--kind vq --out runs/vq --resume auto", "on the digits; go on where it stopped"),
         ),
         (
             *("data", "image_size", "out", "resume", "kind", "channels", "latent_channels"),

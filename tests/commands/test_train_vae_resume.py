@@ -138,7 +138,8 @@ def test_info_says_how_to_continue(stopped: Path, capsys):
     assert main(["info", str(stopped)]) == 0
     printed = capsys.readouterr().out
     assert "4 of 8 steps" in printed
-    assert f"dit train-vae --resume {stopped}" in printed
+    # a narrow table breaks lines
+    assert f"dit train-vae --resume {stopped}".replace(" ", "") in "".join(printed.split())
 
 
 def test_a_stopped_training_is_not_replaced(stopped: Path, photos: Path, capsys):
