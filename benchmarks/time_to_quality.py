@@ -97,7 +97,7 @@ class Bench:
         size = f"--image-size {SETS[self.name]}"
         vae, latents = self.folder / "vae", self.folder / "latents"
         if not (vae / "config.json").exists():
-            perform(f"dit train-vae --data {images} {size} {FIRST_STAGE} --out {vae}")
+            perform(f"dit train-vae --data {images} {size} {FIRST_STAGE} --out {vae} --resume auto")
         if not (latents / "index.json").exists():
             flips = "--flip" if self.name == "emoji-64" else "--no-flip"
             perform(f"dit encode --data {images} --vae {vae} {size} {flips} --out {latents}")

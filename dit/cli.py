@@ -318,14 +318,15 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     Raises:
         UserError: An unknown flag, a missing one, or a value that does not fit.
     """
-    default: Any = _train_default if kind is TrainConfig else lambda typed: None
+    defaults: dict[type, Any] = {TrainConfig: _train_default, VaeConfig: _vae_default}
+    default = defaults.get(kind, lambda typed: None)
     if page := asked_help(kind, argv, prog, default, as_started):
         print(page)
         sys.exit(0)
     return parse_flags(kind, argv, prog, default, require_file_or_folder)
 
 
-# -- defaults of training ------------------------------------------------------------------------
+# -- defaults of trainings -----------------------------------------------------------------------
 
 
 def _train_default(typed: dict[str, list[str]]) -> TrainConfig | None:
@@ -346,6 +347,22 @@ def _train_default(typed: dict[str, list[str]]) -> TrainConfig | None:
             "drop --preset: a run continues with its own settings",
         )
     return _settings_of(Path(resume))
+
+
+def _vae_default(typed: dict[str, list[str]]) -> VaeConfig | None:
+    """Return the defaults of `dit train-vae`: settings of the training to --resume, if it is named.
+
+    Raises:
+        UserError: That folder has none.
+    """
+    resume = _first(typed, "--resume")
+    if resume in (None, "auto"):
+        return None
+    # loads torch, which most mistakes and --help need not
+    from dit.commands.train_vae.resume import settings_of
+
+    folder = Path(str(resume))
+    return dataclasses.replace(settings_of(folder), resume=str(resume), out=folder)
 
 
 def _first(typed: dict[str, list[str]], flag: str) -> str | None:

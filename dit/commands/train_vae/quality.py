@@ -1,6 +1,7 @@
 """Reconstruction quality of a first stage on held-out images, and statistics of its latents."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from dit.config import VaeConfig
 from dit.data.images import Images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, VQCodec, build_codec
+from dit.encoders.psnr import reconstruct
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.load import DIGITS_CNN
@@ -60,6 +62,17 @@ def latent_statistics(
     return total.statistics()
 
 
+def freeze_copy(network: Any, cfg: VaeConfig, device: torch.device) -> Autoencoder:
+    """Return a frozen copy of a network in training, whose latents are not normalised."""
+    codec = build_codec(deepcopy(network))
+    channels = cfg.codebook_dim or cfg.latent_channels
+    one = torch.ones(channels, 1, 1, device=device)
+    factor = 2 ** (len(cfg.channels) - 1)
+    return Autoencoder(
+        name="", codec=codec, factor=factor, channels=channels, shift=0 * one, scale=one
+    )
+
+
 def measure(
     autoencoder: Autoencoder,
     images: Images,
@@ -84,13 +97,6 @@ def measure(
     if isinstance(autoencoder.codec, VQCodec):
         return scores | _codebook_usage(autoencoder.codec, pairs())
     return scores | _robustness(autoencoder, pairs(), seed)
-
-
-def reconstruct(autoencoder: Autoencoder, moments: Tensor) -> Tensor:
-    """Decode the means in moments [B, 2C, h, w] to uint8 [B, 3, H, W] on the CPU."""
-    mean, _ = moments.chunk(2, dim=1)
-    z = autoencoder.draw(moments, torch.zeros_like(mean))
-    return autoencoder.decode(z).cpu()
 
 
 def _similarity(autoencoder: Autoencoder, pairs: Pairs, smallest_side: int) -> Scores:
