@@ -50,22 +50,9 @@ def build_card(
     num_classes = in_data if config.num_classes is None else config.num_classes
     _check_classes(config, num_classes, in_data, parent_card)
 
-    channels, *size = source.shape
     if config.time_shift == "auto":
         config = replace(config, time_shift=time_shift_of(source.shape))
-    spec = NetworkSpec(
-        model=config.model,
-        input_size=size_of(*size),
-        in_channels=channels,
-        num_classes=num_classes,
-        learn_sigma=config.learn_sigma,
-        conditioning=config.conditioning,
-        block=config.block,
-        inner_head=config.inner_head,
-        text_width=encoder.width if encoder else None,
-        unet_attention=config.unet_attention,
-        interval=config.objective == "meanflow",
-    )
+    spec = describe_network(config, source, encoder)
     require_size(config.image_size, spec, config.vae)
 
     # A set of captions may have millions; the card keeps enough to show.
@@ -90,6 +77,27 @@ def build_card(
     if parent_card:
         return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
     return _with_statistics(card, source)
+
+
+def describe_network(
+    config: TrainConfig, source: Latents, encoder: TextEncoder | None
+) -> NetworkSpec:
+    """Return the network that this configuration trains on this data."""
+    channels, *size = source.shape
+    in_data = len(source.classes)
+    return NetworkSpec(
+        model=config.model,
+        input_size=size_of(*size),
+        in_channels=channels,
+        num_classes=in_data if config.num_classes is None else config.num_classes,
+        learn_sigma=config.learn_sigma,
+        conditioning=config.conditioning,
+        block=config.block,
+        inner_head=config.inner_head,
+        text_width=encoder.width if encoder else None,
+        unet_attention=config.unet_attention,
+        interval=config.objective == "meanflow",
+    )
 
 
 def _align_steps(config: TrainConfig, images: int, before: ModelCard | None) -> int | None:

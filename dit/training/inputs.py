@@ -1,6 +1,7 @@
 """Load what a run reads: autoencoder, data, text encoder; with its card."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dit.build import build_text_encoder, build_vision_encoder, with_data_statistics
@@ -13,10 +14,10 @@ from dit.latents.load import keep_class_order
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import read_card
-from dit.training.build_card import build_card, card_of_init
+from dit.training.build_card import build_card, card_of_init, describe_network
 from dit.training.checked_data import open_checked
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
-from dit.training.lr_schedule import total_steps, warmup_steps
+from dit.training.length import with_length
 from dit.training.resume import require_autoencoder
 
 
@@ -50,10 +51,12 @@ def load_inputs(
     if before:
         keep_class_order(source, before.classes)
     encoder = build_text_encoder(config, ranks.device)
-    if config.warmup is None:
-        # a run that continues keeps its own: earlier versions had another default
-        usual = warmup_steps(config, total_steps(config, len(source.labels)))
-        config = replace(config, warmup=before.config.warmup if last and before else usual)
+    config = with_length(
+        config,
+        len(source.labels),
+        before.config if last and before else None,
+        partial(measure_speed, config, source, encoder, ranks),
+    )
 
     card = build_card(config, source, encoder, before)
     vision = build_vision_encoder(card.config, card.network, ranks.device)
