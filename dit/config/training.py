@@ -49,10 +49,10 @@ class TrainConfig:
     """Leave out images that cannot be read; with latents, shards whose checksum is wrong, for which
     all are read first."""
     vae: str = "digits"
-    """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as
-    stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout. Latents say their own. With
-    photos: tiny (bundled, for colour), or stabilityai/sd-vae-ft-ema where there are a GPU, large
-    images, and the hub or a copy of it."""
+    """Autoencoder: `digits` (bundled), `tiny` (bundled, for small colour images), `identity`
+    (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a local folder in diffusers'
+    layout. Latents say their own. With photos: tiny, or stabilityai/sd-vae-ft-ema where there are
+    a GPU, large images, and the hub or a copy of it."""
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or their height and width, such as 32 48. Latents say their
     own. With photos: 256 for stabilityai/sd-vae-ft-ema, else 64, and 32 for smaller images."""
