@@ -3,11 +3,14 @@
 They are decided once, before the first step, and are settings of the run from then on.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from dit.config import TrainConfig
-from dit.training.cost.measured_time import Pace
+from dit.distributed.ranks import Ranks
+from dit.encoders.text import TextEncoder
+from dit.latents.store import Latents
+from dit.training.build_card import describe_network
+from dit.training.cost.measured_time import Pace, measure_pace
 from dit.training.lr_schedule import total_steps, warmup_steps
 
 FOR_STEPS = 0.9  # share of --minutes; grids, checkpoints and the start take the rest
@@ -16,37 +19,49 @@ PREVIEWS, MOST_PREVIEWS, CHECKPOINTS = 10, 100, 4  # of a run, unless intervals 
 
 
 def with_length(
-    config: TrainConfig, images: int, before: TrainConfig | None, measure: Callable[[], Pace]
-) -> TrainConfig:
-    """Return the settings with steps, intervals and warm-up.
+    config: TrainConfig,
+    source: Latents,
+    encoder: TextEncoder | None,
+    before: TrainConfig | None,
+    ranks: Ranks,
+) -> tuple[TrainConfig, Pace | None]:
+    """Return the settings with steps, intervals and warm-up, and the speed where it was measured.
 
     Args:
         before: Settings of the run that this one continues, whose length stays.
-        measure: Times steps on this machine, for --minutes.
     """
     if before:
-        return _as_before(config, images, before)
+        return _as_before(config, before), None
 
-    preview = config.sample_every
+    pace = None
     if config.minutes is not None:
-        pace = measure()
-        steps = round_down(max(1, pace.steps_in(60 * FOR_STEPS * config.minutes)))
-        soon = int(FIRST_PREVIEW / pace.step)
-        config = replace(config, minutes=None, epochs=None, steps=steps)
-        if preview is None:
-            preview = max(min(steps // PREVIEWS, soon), steps // MOST_PREVIEWS, 1)
+        spec = describe_network(config, source, encoder)
+        tokens = encoder.length if encoder else 0
+        pace = measure_pace(spec, config, source, tokens, ranks)
+        config = _within_minutes(config, config.minutes, pace)
 
-    steps = total_steps(config, images)
-    checkpoint = config.ckpt_every
-    if preview is None:
-        preview = max(1, steps // PREVIEWS)
-    if checkpoint is None:
-        checkpoint = max(1, steps // CHECKPOINTS)
+    steps = total_steps(config, len(source.labels))
+    previews, checkpoints = config.sample_every, config.ckpt_every
+    if previews is None:
+        previews = max(1, steps // PREVIEWS)
+    if checkpoints is None:
+        checkpoints = max(1, steps // CHECKPOINTS)
     warmup = warmup_steps(config, steps)
-    return replace(config, sample_every=preview, ckpt_every=checkpoint, warmup=warmup)
+    config = replace(config, sample_every=previews, ckpt_every=checkpoints, warmup=warmup)
+    return config, pace
 
 
-def _as_before(config: TrainConfig, images: int, before: TrainConfig) -> TrainConfig:
+def _within_minutes(config: TrainConfig, minutes: float, pace: Pace) -> TrainConfig:
+    """Return the settings with the steps of so many minutes, and the first grid soon."""
+    steps = round_down(max(1, pace.steps_in(60 * FOR_STEPS * minutes)))
+    previews = config.sample_every
+    if previews is None:
+        soon = min(steps // PREVIEWS, int(FIRST_PREVIEW / pace.step))
+        previews = max(1, soon, steps // MOST_PREVIEWS)
+    return replace(config, minutes=None, epochs=None, steps=steps, sample_every=previews)
+
+
+def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
     """Return settings of a run that continues, with its own in place of those left open."""
     if config.minutes is not None:
         config = replace(config, minutes=None, steps=before.steps, epochs=before.epochs)

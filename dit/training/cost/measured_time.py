@@ -3,25 +3,27 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
-from dit.distributed.device import autocast, choose_attention
+from dit.distributed.device import autocast, choose_attention, uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
 from dit.models.registry import zero_inputs
 from dit.runs.card import NetworkSpec
+from dit.training.cost.flops import more_forward_passes, peak_of, training_flops
 from dit.training.cost.memory import sum_of_losses
 from dit.training.optimizer import build_optimizer
 
-WARM_UP, TIMED = 2, 5  # steps
+TIMED = 6  # steps
 ENOUGH = 10.0  # seconds after which no further step is timed
 READ = 16  # images, to time how they are read and encoded
+HEAVY = 2e11  # FLOPs of an image, from which a step on a CPU takes too long to be tried
+USUAL_SHARE = 0.4  # of the peak, that a training reaches
 BESIDE = 1.05  # the EMA, the guard and the log, which no timed step has
 
 
@@ -47,8 +49,12 @@ def measure_pace(
 ) -> Pace:
     """Return the speed of the slowest rank; all ranks call it."""
     share = config.global_batch_size // (ranks.world * config.grad_accum)
-    work = timed_step(spec, config, share, text_tokens, ranks.device)
-    step = BESIDE * config.grad_accum * median_seconds(work, ranks.device)
+    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
+    if flops < HEAVY or ranks.device.type == "cuda":
+        work = timed_step(spec, config, share, text_tokens, ranks.device)
+        step = BESIDE * config.grad_accum * fastest_seconds(work, ranks.device)
+    else:
+        step = expected_seconds(flops, config, ranks)
 
     once = 0.0
     if isinstance(source, OnlineLatents):
@@ -60,6 +66,12 @@ def measure_pace(
             step += per_image * config.global_batch_size / ranks.world
     slowest = ranks.max(torch.tensor([step, once], device=ranks.device)).tolist()
     return Pace(*slowest)
+
+
+def expected_seconds(flops: float, config: TrainConfig, ranks: Ranks) -> float:
+    """Return the seconds of a step, by the FLOPs of an image and the peak of this device."""
+    peak = peak_of(ranks.device, uses_bf16(ranks.device, config.precision))
+    return config.global_batch_size / ranks.world * flops / (USUAL_SHARE * peak.flops)
 
 
 def timed_step(
@@ -87,11 +99,11 @@ def timed_step(
     return step
 
 
-def median_seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Return the median of some calls, after others that warm up."""
+def fastest_seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of the fastest of some calls: other programs slow the rest."""
     begun = time.perf_counter()
     seconds: list[float] = []
-    for _ in range(WARM_UP + TIMED):
+    for _ in range(TIMED):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -99,8 +111,7 @@ def median_seconds(work: Callable[[], None], device: torch.device) -> float:
         seconds.append(time.perf_counter() - start)
         if time.perf_counter() - begun > ENOUGH:
             break
-    # of a slow network the first step alone is known
-    return median(seconds[WARM_UP:] or seconds[-1:])
+    return min(seconds)
 
 
 def seconds_to_read(source: OnlineLatents) -> float:
