@@ -48,7 +48,7 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     with ranks.lock_folder(session.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             if not session.finished:
-                print_header(session)
+                print_header(session, inputs)
             # the card comes first: with it the folder is a run, even if a kill follows
             write_card(session.run, session.card, session.finished)
             if not session.finished:

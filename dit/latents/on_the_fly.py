@@ -110,7 +110,7 @@ class OnlineLatents:
 
     def encode(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         """Encode images now."""
-        images = list(self._pool.map(self.images.__getitem__, self._positions(indices).tolist()))
+        images = list(self._pool.map(self.images.__getitem__, self.positions(indices).tolist()))
         batch = torch.stack(images)
         # mirror the pixels: only the chosen view is encoded
         mirrored = torch.as_tensor(flip).bool()[:, None, None, None]
@@ -120,11 +120,11 @@ class OnlineLatents:
         # a sample: encoding all images would delay the start of training
         count = min(len(self.labels), SAMPLE_FOR_STATISTICS)
         indices = np.linspace(0, len(self.labels) - 1, count).astype(np.int64)
-        batches = decode_batches(self.images, self._positions(indices), batch_size=32)
+        batches = decode_batches(self.images, self.positions(indices), batch_size=32)
         views = (encode_views(batch, self._autoencoder, self.flips) for batch in batches)
         return MomentSums.total(map(MomentSums.of, views)).statistics()
 
-    def _positions(self, indices: np.ndarray) -> np.ndarray:
+    def positions(self, indices: np.ndarray) -> np.ndarray:
         """Return where these images are among all, those left out included."""
         indices = np.asarray(indices)
         return indices if self._kept is None else self._kept[indices]
