@@ -19,11 +19,12 @@ from dit.utils.files import command_line, shell_quote
 
 def print_header(session: TrainingSession, inputs: RunInputs) -> None:
     """Print what the run trains, on what, for how long, and settings that changed."""
-    rows, notes = start_rows(inputs, session.plan, session.ranks)
+    rows, remarks = start_rows(inputs, session.plan, session.ranks)
     for name, text in rows.items():
         if text:
             print(f"{name:<11} {text}", flush=True)
-    session.ranks.say(notes)
+    for kind, text in remarks:
+        session.ranks.say([text], kind)
     last = latest_checkpoint(session.run)
     before = checkpoint_card(last) if last else session.card
     if changed := changes(before, session.card):

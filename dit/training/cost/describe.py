@@ -33,7 +33,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     frozen = frozen_bytes(inputs.autoencoder, inputs.encoder, inputs.vision)
     devices = f"{ranks.world} x {ranks.device.type}"
 
-    rows, notes = start_rows(inputs, plan, ranks)
+    rows, remarks = start_rows(inputs, plan, ranks)
     rows |= {
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
@@ -43,14 +43,14 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "averages": describe_snapshots(config, plan.steps, count_parameters(network)),
         "hardware": f"{devices}, {plan.precision}, {plan.micro_batch} images a rank at once",
     }
-    lines = [*rows.items(), *(("note", text) for text in notes)]
+    lines = [*rows.items(), *remarks]
     return "\n".join(f"{name:<10} {text}" for name, text in lines if text)
 
 
 def start_rows(
     inputs: RunInputs, plan: TrainingPlan, ranks: Ranks
-) -> tuple[dict[str, str], list[str]]:
-    """Return what a run prints before its first step, by name, and what is probably not meant."""
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return what a run prints before its first step, by name, and notes and warnings."""
     source, spec = inputs.source, inputs.card.network
     config = inputs.card.config
     with torch.device("meta"):
@@ -67,8 +67,9 @@ def start_rows(
         "disk": describe_disk(inputs, plan),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
     }
-    notes = [*note_warmup(config, plan.steps), *questions(inputs, plan.steps, psnr)]
-    return rows, notes
+    remarks = [("note", text) for text in note_warmup(config, plan.steps)]
+    remarks += [("warning", text) for text in questions(inputs, plan.steps, psnr)]
+    return rows, remarks
 
 
 def describe_preset(config: TrainConfig) -> str:
