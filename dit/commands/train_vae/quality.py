@@ -13,6 +13,7 @@ from dit.config import VaeConfig
 from dit.data.images import Images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, VQCodec, build_codec
+from dit.encoders.psnr import reconstruct
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.load import DIGITS_CNN
@@ -84,13 +85,6 @@ def measure(
     if isinstance(autoencoder.codec, VQCodec):
         return scores | _codebook_usage(autoencoder.codec, pairs())
     return scores | _robustness(autoencoder, pairs(), seed)
-
-
-def reconstruct(autoencoder: Autoencoder, moments: Tensor) -> Tensor:
-    """Decode the means in moments [B, 2C, h, w] to uint8 [B, 3, H, W] on the CPU."""
-    mean, _ = moments.chunk(2, dim=1)
-    z = autoencoder.draw(moments, torch.zeros_like(mean))
-    return autoencoder.decode(z).cpu()
 
 
 def _similarity(autoencoder: Autoencoder, pairs: Pairs, smallest_side: int) -> Scores:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dit.commands.train_vae.quality import Scores, reconstruct
+from dit.commands.train_vae.quality import Scores
 from dit.config import VaeConfig, to_json
 from dit.data.images import Images
 from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.psnr import reconstruct
 from dit.runs.logs import read_metrics
 from dit.utils.files import command_line, shell_quote, write_json
 from dit.utils.image_size import sides, size_flag
