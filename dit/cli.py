@@ -41,7 +41,7 @@ from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
-from dit.training.defaults import default_settings
+from dit.training.defaults import default_settings, vae_settings
 from dit.utils.files import as_started, printable, require_file_or_folder
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
@@ -313,7 +313,8 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     Raises:
         UserError: An unknown flag, a missing one, or a value that does not fit.
     """
-    default: Any = default_settings if kind is TrainConfig else lambda typed: None
+    defaults: dict[type, Any] = {TrainConfig: default_settings, VaeConfig: vae_settings}
+    default = defaults.get(kind, lambda typed: None)
     if page := asked_help(kind, argv, prog, default, as_started):
         print(page)
         sys.exit(0)

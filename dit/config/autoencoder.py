@@ -106,7 +106,8 @@ class VaeConfig:
     skip_damaged: bool = False
     """Leave out images that cannot be read."""
     image_size: int | tuple[int, int] = 32
-    """Side of the images in pixels, or their height and width."""
+    """Side of the images in pixels, or their height and width; unless given, 32 for digits, and for
+    a folder the largest of 256, 128, 64 and 32 that its images have, at most 64 on a CPU."""
 
     # -- network ---------------------------------------------------------------------------------
     channels: tuple[int, ...] = (16, 32, 32)

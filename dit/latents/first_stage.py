@@ -51,7 +51,7 @@ def choose_first_stage(
     if image_size is not None:
         side = min(sides(image_size))
     vae = vae or choose_autoencoder(side, gpu, lambda: is_available(SD_VAE, SD_FILES))
-    return FirstStage(vae, image_size or suitable_size(vae, side, gpu))
+    return FirstStage(vae, image_size or suitable_size(side, most_pixels(vae, gpu)))
 
 
 def choose_autoencoder(side: int | None, gpu: bool, has_sd_vae: Callable[[], bool]) -> str:
@@ -60,10 +60,14 @@ def choose_autoencoder(side: int | None, gpu: bool, has_sd_vae: Callable[[], boo
     return SD_VAE if gpu and large and has_sd_vae() else TINY
 
 
-def suitable_size(vae: str, side: int | None, gpu: bool) -> int:
-    """Return the largest usual size that the images nearly have and the machine can train."""
+def most_pixels(vae: str, gpu: bool) -> int:
+    """Return the largest side that a small network learns in minutes, with this autoencoder."""
     # without an autoencoder a network of patches of 2 has four times as many tokens at 64 px
-    most = {PIXELS: 32, DIGITS: 32, TINY: 128 if gpu else 64}.get(vae, 256)
+    return {PIXELS: 32, DIGITS: 32, TINY: 128 if gpu else 64}.get(vae, 256)
+
+
+def suitable_size(side: int | None, most: int) -> int:
+    """Return the largest usual size that the images nearly have, and that is at most `most`."""
     reached = (size for size in SIZES if side is None or size <= ENLARGED * side)
     return next((size for size in reached if size <= most), SIZES[-1])
 

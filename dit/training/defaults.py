@@ -1,4 +1,4 @@
-"""Defaults of the flags of train.py: of the run to --resume, the --preset, or those of --data.
+"""Defaults of flags of training: of the run to --resume, the --preset, or those of --data.
 
 What follows from images and machine is decided here, once. torch is imported only where images are
 looked at: most mistakes and --help need none.
@@ -7,7 +7,7 @@ looked at: most mistakes and --help need none.
 import dataclasses
 from pathlib import Path
 
-from dit.config import TrainConfig
+from dit.config import TrainConfig, VaeConfig
 from dit.distributed.launcher import read_launch
 from dit.errors import UserError, did_you_mean
 from dit.utils.image_size import Size, sides, size_of
@@ -70,6 +70,19 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
 
     stage = choose_first_stage(data, gpu, _first(typed, "--vae"), _size(typed))
     return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)
+
+
+def vae_settings(typed: Typed) -> VaeConfig | None:
+    """Return the defaults of `dit train-vae`, whose image size suits the images."""
+    data, out = _first(typed, "--data"), _first(typed, "--out")
+    if data in (None, "digits") or out is None or "--image-size" in typed:
+        return None
+    from dit.distributed.device import choose_device
+    from dit.latents.first_stage import suitable_size, typical_side
+
+    gpu = choose_device(read_launch()).type == "cuda"
+    size = suitable_size(typical_side(Path(data).expanduser()), 256 if gpu else 64)
+    return VaeConfig(out=Path(out), image_size=size)
 
 
 def _size(typed: Typed) -> Size | None:

@@ -5,6 +5,7 @@ import numpy as np
 from dit.config import TrainConfig
 from dit.data.counts import count_of, describe_count
 from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.psnr import describe_psnr
 from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
 from dit.runs.card import NetworkSpec
@@ -43,5 +44,5 @@ def describe_latents(
     if isinstance(autoencoder, AssumedAutoencoder):
         stage += "; its weights are not here, their shapes are assumed"
     if psnr is not None:
-        stage += f"; it restores these images with a PSNR of {psnr:.1f} dB"
+        stage += f"; PSNR {describe_psnr(psnr)}"
     return f"{shape} from {describe_size(config.image_size)}, {stage}"

@@ -12,9 +12,9 @@ from dit.build import build_network
 from dit.config import TrainConfig
 from dit.data.counts import count_of
 from dit.distributed.ranks import Ranks
+from dit.encoders.psnr import describe_psnr, is_enough, measure_psnr
 from dit.latents.first_stage import TINY
 from dit.latents.on_the_fly import OnlineLatents
-from dit.latents.reconstruction import measure_psnr
 from dit.models.registry import count_parameters
 from dit.training.cost.assumed import AssumedAutoencoder
 from dit.training.cost.flops import more_forward_passes, training_flops
@@ -25,7 +25,6 @@ from dit.utils.files import shell_quote
 
 RESTORED = 32  # images that are encoded and decoded, to measure the first stage
 FEW, LARGE_CODEC = 4, 10_000_000  # images on a CPU, with an autoencoder of so many parameters
-POOR = 20.0  # dB, below which samples look wrong whatever the network learns
 MANY_EPOCHS = 5_000
 UNEVEN = 20  # times as many images in a class as in another
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60))
@@ -43,7 +42,8 @@ def restored_psnr(inputs: RunInputs) -> float | None:
     slow = autoencoder.device.type == "cpu" and count_parameters(network) > LARGE_CODEC
     count = min(FEW if slow else RESTORED, len(source.labels))
     chosen = np.linspace(0, len(source.labels) - 1, count).astype(np.int64)
-    return measure_psnr(source.images, autoencoder, source.positions(chosen))
+    images = [source.images[int(index)] for index in source.positions(chosen)]
+    return measure_psnr(autoencoder, torch.stack(images))
 
 
 def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
@@ -95,13 +95,12 @@ def questions(inputs: RunInputs, steps: int, psnr: float | None) -> list[str]:
     """Return what is probably not meant: it is printed, not refused."""
     config, images = inputs.card.config, len(inputs.source.labels)
     asked = _question_length(config, images, steps) + _question_classes(inputs)
-    if psnr is not None and psnr < POOR:
+    if psnr is not None and not is_enough(psnr):
         other = f"pass one of `dit train-vae --data {shell_quote(config.data)} --out VAE`"
         if config.vae != TINY:
             other = f"pass --vae {TINY}, or one of `dit train-vae`"
         asked.append(
-            f"--vae {config.vae} restores these images with {psnr:.1f} dB only, and samples cannot "
-            f"be better: {other}"
+            f"--vae {config.vae} restores these images with {describe_psnr(psnr)}; {other}"
         )
     return asked
 
