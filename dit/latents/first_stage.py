@@ -14,7 +14,7 @@ from dit.data.image_files import read_size
 from dit.data.image_formats import is_image
 from dit.errors import UserError
 from dit.utils.hub import is_available
-from dit.utils.image_size import Size, sides
+from dit.utils.image_size import Size, sides, size_of
 
 TINY, PIXELS, DIGITS = "tiny", "identity", "digits"
 SD_VAE = "stabilityai/sd-vae-ft-ema"
@@ -42,8 +42,10 @@ def choose_first_stage(
         data: As --data: `digits`, a folder, tars, or a data set of Hugging Face.
         gpu: Whether a GPU computes.
     """
-    if vae is not None and image_size is not None:
-        return FirstStage(vae, image_size)
+    if image_size is not None:
+        image_size = size_of(*sides(image_size))
+        if vae is not None:
+            return FirstStage(vae, image_size)
     if data == DIGITS:
         return FirstStage(vae or DIGITS, image_size or 32)
 
