@@ -31,6 +31,8 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
+    # the hub may have answered some ranks only, which would choose another autoencoder
+    asked = ranks.broadcast(asked)
     config = with_restart(asked, ranks)
     last = check_and_find_checkpoint(config, ranks)
     inputs = load_inputs(config, ranks, last, parent_card)
