@@ -77,13 +77,14 @@ class OnlineLatents:
         self._kept = np.delete(np.arange(len(images)), left_out) if left_out else None
         self._autoencoder = autoencoder
         self._pool = reading_threads()
-        self._moments: Tensor | None = None  # [N, F, 2C, h, w], where they are kept
-        self._known = np.zeros((len(self.labels), 2 if flips else 1), dtype=bool)
+        self._moments: Tensor | None = None  # [N, 2, 2C, h, w], where they are kept
+        self._known = np.zeros((len(self.labels), 2), dtype=bool)  # as it is, and mirrored
 
     @property
     def keeps(self) -> bool:
         """Whether latents are kept: those of all images are small."""
-        return 4 * math.prod(self._view) * self._known.size <= MOST_KEPT
+        views = 2 if self.flips else 1
+        return 4 * math.prod(self._view) * views * len(self.labels) <= MOST_KEPT
 
     @property
     def _view(self) -> tuple[int, int, int]:
@@ -98,7 +99,7 @@ class OnlineLatents:
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
         if not self.keeps:
             return self.encode(indices, flip)
-        views = np.asarray(flip).astype(int)
+        indices, views = np.asarray(indices), np.asarray(flip).astype(int)
         if self._moments is None:
             self._moments = torch.empty(*self._known.shape, *self._view)
         # one by one: the last bits depend on the size of a batch, and a resumed run has others
