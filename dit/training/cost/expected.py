@@ -58,7 +58,8 @@ def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         flops = training_flops(card.network, tokens, config.route, more)
         step, begin = expected_seconds(flops, config, ranks), 0.0
         source = "expected"
-    words = f"about {duration(begin + plan.steps * step)}, {step:.2g} s a step {source}"
+    each = f"{step:.2g} s" if step < 100 else duration(step)
+    words = f"about {duration(begin + plan.steps * step)}, {each} a step {source}"
     if not config.sample_every:
         return words
     first = min(config.sample_every, plan.steps)
