@@ -51,11 +51,11 @@ class TrainConfig:
     vae: str = "digits"
     """Autoencoder: `digits` (bundled), `tiny` (bundled, for small colour images), `identity`
     (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a local folder in diffusers'
-    layout. Latents say their own. With photos: tiny, or stabilityai/sd-vae-ft-ema where there are
-    a GPU, large images, and the hub or a copy of it."""
+    layout. Latents say their own. With photos: tiny, or on a GPU Stable Diffusion's for large
+    images."""
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or their height and width, such as 32 48. Latents say their
-    own. With photos: 256 for stabilityai/sd-vae-ft-ema, else 64, and 32 for smaller images."""
+    own. With photos: on a CPU 64, or 32 for smaller images; on a GPU up to 256."""
     num_classes: int | None = None
     """Number of classes; counted in the data unless given. 0: unconditional, labels are ignored."""
     flip: bool | None = None
@@ -149,9 +149,8 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the data; overrides --steps."""
     minutes: float | None = None
-    """Length of the run on this machine, whose speed is measured before the first step; overrides
-    --steps. The run keeps the steps that follow. With photos, unless a length is given: 15, or 30
-    on a GPU."""
+    """Length of the run by the speed of this machine, which is measured before the first step;
+    overrides --steps. With photos, unless a length is given: 15, or 30 on a GPU."""
     global_batch_size: int = 64
     """Images per optimizer step, over all ranks and accumulation steps."""
     grad_accum: int = 1
@@ -213,8 +212,8 @@ class TrainConfig:
     resume: str | None = None
     """Continue a run: its directory, or `auto` to continue --out if it has a checkpoint."""
     sample_every: int | None = 140
-    """Steps between sample grids; 0: never. With photos: a tenth of the steps, and at most a minute
-    and a half of them where --minutes is given."""
+    """Steps between sample grids; 0: never. With photos: a tenth of the steps, and with --minutes
+    at most a minute and a half of them."""
     ckpt_every: int | None = 280
     """Steps between checkpoints; 0: only at the end. With photos: a quarter of the steps."""
     log_every: int = 20
