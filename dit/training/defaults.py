@@ -63,12 +63,20 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
     default = photos(gpu)
     if {"--steps", "--epochs"} & typed.keys():
         default = dataclasses.replace(default, minutes=None)
+
+    from dit.latents.first_stage import FirstStage, choose_first_stage, choose_patch, latent_side
+
     if _holds_latents(Path(data)):
-        return _with_latents(default, Path(data))
+        from dit.latents.store import read_index
 
-    from dit.latents.first_stage import choose_first_stage
-
-    stage = choose_first_stage(data, gpu, _first(typed, "--vae"), _size(typed))
+        index = read_index(Path(data))
+        stage = FirstStage(index.vae, size_of(*sides(index.image_size)))
+        side = min(index.shape[1:])
+    else:
+        stage = choose_first_stage(data, gpu, _first(typed, "--vae"), _size(typed))
+        side = latent_side(stage)
+    if not gpu:
+        default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(side)}")
     return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)
 
 

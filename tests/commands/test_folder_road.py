@@ -55,6 +55,7 @@ def test_from_a_folder_to_a_report(folder: Path, capsys):
     assert "60 images in 2 classes (30 each), flips on" in rows["data"]
     assert rows["latents"].startswith("4x16x16 from 64x64 pixels, tiny (factor 4); PSNR ")
     assert "4 steps of 32 images (2.1 epochs)" in rows["schedule"]
+    assert rows["model"].startswith("DiT-Ti/4, ")
     assert "first grid after" in rows["time"]
     assert "for 2 checkpoints in run" in rows["disk"]
     assert "1 subfolder of my photos without images: no class (nothing yet)" in err
@@ -72,7 +73,7 @@ def test_from_a_folder_to_a_report(folder: Path, capsys):
     few = ["--num-samples", "8", "--extractor", "digits-cnn", "--out", "scores"]
     assert typed("evaluate", "--run", "run", *sampler, *few) == 0
     assert typed("report", "run") == 0
-    assert "DiT-Ti/2" in Path("run/report.html").read_text()
+    assert "DiT-Ti/4" in Path("run/report.html").read_text()
 
 
 def test_a_run_by_the_clock_resumes_with_the_steps_that_it_began_with(folder, monkeypatch):

@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 
 from dit.latents import first_stage
-from dit.latents.first_stage import SD_VAE, FirstStage, choose_first_stage, typical_side
+from dit.latents.first_stage import (
+    SD_VAE,
+    FirstStage,
+    choose_first_stage,
+    choose_patch,
+    latent_side,
+    typical_side,
+)
 
 
 def images(root: Path, *sides: tuple[int, int]) -> Path:
@@ -52,6 +59,16 @@ def test_both_follow_from_images_and_machine(side, gpu, hub, expected, monkeypat
 def test_what_is_given_stays_and_decides_the_other(tmp_path, given, expected):
     folder = images(tmp_path / "set", (300, 300))
     assert choose_first_stage(str(folder), False, **given) == FirstStage(*expected)
+
+
+@pytest.mark.parametrize(("side", "patch"), [(8, 2), (16, 4), (18, 2), (32, 4), (64, 8)])
+def test_the_patch_leaves_sixteen_tokens_or_more(side, patch):
+    assert choose_patch(side) == patch
+
+
+def test_the_side_of_latents_follows_from_the_autoencoder():
+    stages = [FirstStage("tiny", 64), FirstStage("identity", (32, 48)), FirstStage(SD_VAE, 256)]
+    assert list(map(latent_side, stages)) == [16, 32, 32]
 
 
 def test_data_that_are_no_folder_count_as_large(monkeypatch):
