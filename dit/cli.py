@@ -5,7 +5,6 @@ Flags come from the dataclasses of dit.config. torch is imported only after they
 """
 
 import atexit
-import dataclasses
 import errno
 import importlib
 import io
@@ -16,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from dit import __version__
+from dit.commands.train_vae import defaults as vae_defaults
 from dit.config import (
     ClassifierConfig,
     CompareConfig,
@@ -43,9 +42,8 @@ from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
+from dit.training.defaults import default_settings
 from dit.utils.files import as_started, printable, require_file_or_folder
-from dit.utils.image_size import sides, size_of
-from dit.utils.outputs import ENCODING
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
@@ -68,8 +66,6 @@ NO_TEMPORARY = UserError(
     "free space in /tmp",
     "free some space, or set TMPDIR to a folder on another disk",
 )
-
-INDEX = "index.json"  # in folders of latents
 
 Config = TypeVar("Config")
 
@@ -318,103 +314,15 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     Raises:
         UserError: An unknown flag, a missing one, or a value that does not fit.
     """
-    defaults: dict[type, Any] = {TrainConfig: _train_default, VaeConfig: _vae_default}
+    defaults: dict[type, Any] = {
+        TrainConfig: default_settings,
+        VaeConfig: vae_defaults.default_settings,
+    }
     default = defaults.get(kind, lambda typed: None)
     if page := asked_help(kind, argv, prog, default, as_started):
         print(page)
         sys.exit(0)
     return parse_flags(kind, argv, prog, default, require_file_or_folder)
-
-
-# -- defaults of trainings -----------------------------------------------------------------------
-
-
-def _train_default(typed: dict[str, list[str]]) -> TrainConfig | None:
-    """Return the defaults of all flags: settings of the run to --resume, or of the --preset.
-
-    Stored latents have an autoencoder and an image size, which are the defaults of these flags.
-    """
-    resume = _first(typed, "--resume")
-    preset = _first(typed, "--preset")
-    if resume is None or resume == "auto":
-        default = None if preset is None else _preset(preset)
-        data = _first(typed, "--data") or (default.data if default else "digits")
-        return _with_latents(default, Path(data))
-    if preset is not None:
-        raise UserError(
-            f"--preset {preset} with --resume {resume}",
-            "one of the two",
-            "drop --preset: a run continues with its own settings",
-        )
-    return _settings_of(Path(resume))
-
-
-def _vae_default(typed: dict[str, list[str]]) -> VaeConfig | None:
-    """Return the defaults of `dit train-vae`: settings of the training to --resume, if it is named.
-
-    Raises:
-        UserError: That folder has none.
-    """
-    resume = _first(typed, "--resume")
-    if resume in (None, "auto"):
-        return None
-    # loads torch, which most mistakes and --help need not
-    from dit.commands.train_vae.resume import settings_of
-
-    folder = Path(str(resume))
-    return dataclasses.replace(settings_of(folder), resume=str(resume), out=folder)
-
-
-def _first(typed: dict[str, list[str]], flag: str) -> str | None:
-    """Return the first value of a flag, if any was typed."""
-    values = typed.get(flag)
-    return values[0] if values else None
-
-
-def _with_latents(default: TrainConfig | None, data: Path) -> TrainConfig | None:
-    """Return defaults with the autoencoder and the image size of `data`, if it holds latents."""
-    # not by dit.latents, which loads torch: most mistakes and --help need none
-    if not all((data / name).is_file() for name in (ENCODING, INDEX)):
-        return default
-    from dit.latents.store import read_index
-
-    index = read_index(data)
-    size = size_of(*sides(index.image_size))
-    return dataclasses.replace(default or TrainConfig(), vae=index.vae, image_size=size)
-
-
-def _preset(name: str) -> TrainConfig:
-    from dit.config.presets import PRESETS
-
-    if name not in PRESETS:
-        given, expected = f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}"
-        raise UserError(given, expected, did_you_mean(name, PRESETS))
-    return PRESETS[name]()
-
-
-def _settings_of(run: Path) -> TrainConfig:
-    from dit.runs.checkpoint_files import (
-        latest_checkpoint,
-        read_card,
-        refuse_incomplete,
-        run_containing,
-    )
-    from dit.utils.files import shell_quote
-
-    if home := run_containing(run):
-        raise UserError(
-            f"--resume {run}, a checkpoint of the run {home}",
-            "the run, which continues from its newest one",
-            f"pass --resume {shell_quote(home)}; for an older one, first move those after it away",
-        )
-    refuse_incomplete(run)
-    if latest_checkpoint(run) is None:
-        raise UserError(
-            f"--resume {run}: no checkpoint there",
-            "a run directory with checkpoints/",
-            "check the path, or start a run with --out RUN --resume auto",
-        )
-    return dataclasses.replace(read_card(run).config, resume=str(run), out=run)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,11 @@ from dit.distributed.shortage import require_batch_fits
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder, note_other_data
 from dit.errors import UserError
 from dit.latents import shards
+from dit.latents.first_stage import FirstStage, choose_first_stage
 from dit.latents.load import check_images
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
 from dit.utils.files import command_line, name_to_bytes, shell_quote, write_bytes
-from dit.utils.image_size import Size, sides, size_of
 
-DIGITS_SIZE, USUAL_SIZE = 32, 256  # pixels, unless --image-size is given
 TEXT_ENCODER = "openai/clip-vit-large-patch14"  # in the next command, for captions
 SKIPPED = "skipped.txt"  # in a folder of latents, the damaged images that were left out
 
@@ -85,15 +84,17 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     """
     classes: Classes = "none" if cfg.num_classes == 0 else "ask"
     columns = Columns(cfg.captions, cfg.image_column, cfg.label_column, classes)
-    vae, size = ranks.on_main(partial(choose_first_stage, cfg))
+    gpu = ranks.device.type == "cuda"
+    stage = ranks.on_main(partial(first_stage_of, cfg, gpu))
+    size = stage.image_size
     load = load_stream if cfg.streaming else load_images
     images = load(cfg.data, size, columns)
     ranks.say(images.notes)
     if not isinstance(images, DatasetStream) and not cfg.captions:
         ranks.say(note_empty(images.classes, images.labels))
-    autoencoder = load_autoencoder(vae, ranks.device)
+    autoencoder = load_autoencoder(stage.vae, ranks.device)
     ranks.say(note_other_data(autoencoder, cfg.data))
-    encoding = describe(cfg, images, autoencoder, size)
+    encoding = describe(cfg, images, autoencoder, stage)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)
 
     autoencoder.latent_shape(size)  # refuses a size before the folder is created
@@ -113,22 +114,23 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     return cfg.out
 
 
-def choose_first_stage(cfg: EncodeConfig) -> tuple[str, Size]:
-    """Return autoencoder and image size: of the flags, else of the latents in --out, if any."""
-    stored = shards.read_encoding(cfg.out) if shards.holds_latents(cfg.out) else None
-    usual = DIGITS_SIZE if cfg.data == "digits" else USUAL_SIZE
-    vae = cfg.vae or (stored.vae if stored else "digits")
-    return vae, cfg.image_size or (stored.image_size if stored else usual)
+def first_stage_of(cfg: EncodeConfig, gpu: bool) -> FirstStage:
+    """Return those of the flags, else of the latents in --out, else what suits the images."""
+    vae, size = cfg.vae, cfg.image_size
+    if shards.holds_latents(cfg.out):
+        stored = shards.read_encoding(cfg.out)
+        vae, size = vae or stored.vae, size or stored.image_size
+    return choose_first_stage(cfg.data, gpu, vae, size)
 
 
 def describe(
-    cfg: EncodeConfig, images: Images | DatasetStream, autoencoder: Autoencoder, size: Size
+    cfg: EncodeConfig, images: Images | DatasetStream, autoencoder: Autoencoder, stage: FirstStage
 ) -> shards.Encoding:
     """Return the description of the folder's content."""
     return shards.Encoding(
         vae=autoencoder.location,
         checksum=autoencoder.checksum,
-        image_size=size_of(*sides(size)),
+        image_size=stage.image_size,
         flips=images.flips if cfg.flip is None else cfg.flip,
         count=None if isinstance(images, DatasetStream) else len(images),
         shard_size=cfg.shard_size,

@@ -31,6 +31,8 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     Raises:
         UserError: settings, data or files that do not fit; numbers that are not finite.
     """
+    # the hub may have answered some ranks only, which would choose another autoencoder
+    asked = ranks.broadcast(asked)
     config = with_restart(asked, ranks)
     last = check_and_find_checkpoint(config, ranks)
     inputs = load_inputs(config, ranks, last, parent_card)
@@ -48,7 +50,7 @@ def train(asked: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = None
     with ranks.lock_folder(session.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             if not session.finished:
-                print_header(session)
+                print_header(session, inputs)
             # the card comes first: with it the folder is a run, even if a kill follows
             write_card(session.run, session.card, session.finished)
             if not session.finished:

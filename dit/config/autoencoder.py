@@ -34,10 +34,11 @@ class EncodeConfig:
     out: Path
     """Folder for the latent shards."""
     vae: str | None = None
-    """Autoencoder, as in train.py; unless given, that of the latents in --out, else digits."""
+    """Autoencoder, as in train.py; unless given, that of the latents in --out, else digits for
+    digits and what suits the images for others, as in train.py."""
     image_size: int | tuple[int, int] | None = None
     """Side of the images in pixels, or their height and width; unless given, that of the latents
-    in --out, else 32 for digits and 256 for other images."""
+    in --out, else 32 for digits and what suits other images, as in train.py."""
     captions: bool = False
     """Keep captions, for --conditioning text: those of digits, of the folder's metadata.jsonl, of
     .txt or .json in tar shards, or of a column of texts."""
@@ -105,7 +106,8 @@ class VaeConfig:
     skip_damaged: bool = False
     """Leave out images that cannot be read."""
     image_size: int | tuple[int, int] = 32
-    """Side of the images in pixels, or their height and width."""
+    """Side of the images in pixels, or their height and width; unless given, 32 for digits, and for
+    a folder the largest of 256, 128, 64 and 32 that its images have, at most 64 on a CPU."""
 
     # -- network ---------------------------------------------------------------------------------
     channels: tuple[int, ...] = (16, 32, 32)

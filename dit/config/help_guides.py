@@ -22,7 +22,8 @@ GUIDES: dict[type, Guide] = {
         ),
         (
             *("data", "preset", "out", "resume", "dry_run", "vae", "image_size", "model"),
-            *("steps", "epochs", "global_batch_size", "lr", "precision", "sample_every", "seed"),
+            *("minutes", "steps", "epochs", "global_batch_size", "lr", "precision"),
+            *("sample_every", "seed"),
         ),
     ),
     ClassifierConfig: Guide(

@@ -31,8 +31,9 @@ class TrainConfig:
     """Train a diffusion model of images, on latents or pixels: by class, caption, or neither."""
 
     preset: str = "digits"
-    """Named configuration that gives the defaults of all other flags: digits, modern, imagenet-256,
-    imagenet-256-flow, imagenet-256-modern."""
+    """Named configuration that gives the defaults of all other flags: digits, photos, modern,
+    imagenet-256, imagenet-256-flow, imagenet-256-modern. Unless given, digits, and photos with any
+    other --data."""
 
     # -- data ------------------------------------------------------------------------------------
     data: str = "digits"
@@ -48,11 +49,13 @@ class TrainConfig:
     """Leave out images that cannot be read; with latents, shards whose checksum is wrong, for which
     all are read first."""
     vae: str = "digits"
-    """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as
-    stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout. Latents say their own."""
+    """Autoencoder: `digits` (bundled), `tiny` (bundled, for small colour images), `identity`
+    (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a local folder in diffusers'
+    layout. Latents say their own. With photos: tiny, or on a GPU Stable Diffusion's for large
+    images."""
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or their height and width, such as 32 48. Latents say their
-    own."""
+    own. With photos: on a CPU 64, or 32 for smaller images; on a GPU up to 256."""
     num_classes: int | None = None
     """Number of classes; counted in the data unless given. 0: unconditional, labels are ignored."""
     flip: bool | None = None
@@ -145,6 +148,9 @@ class TrainConfig:
     """Optimizer steps in all."""
     epochs: float | None = None
     """Passes over the data; overrides --steps."""
+    minutes: float | None = None
+    """Length of the run by the speed of this machine, which is measured before the first step;
+    overrides --steps. With photos, unless a length is given: 15, or 30 on a GPU."""
     global_batch_size: int = 64
     """Images per optimizer step, over all ranks and accumulation steps."""
     grad_accum: int = 1
@@ -205,10 +211,11 @@ class TrainConfig:
     embeddings are initialised again if the number of classes differs."""
     resume: str | None = None
     """Continue a run: its directory, or `auto` to continue --out if it has a checkpoint."""
-    sample_every: int = 140
-    """Steps between sample grids; 0: never."""
-    ckpt_every: int = 280
-    """Steps between checkpoints; 0: only at the end."""
+    sample_every: int | None = 140
+    """Steps between sample grids; 0: never. With photos: a tenth of the steps, and with --minutes
+    at most a minute and a half of them."""
+    ckpt_every: int | None = 280
+    """Steps between checkpoints; 0: only at the end. With photos: a quarter of the steps."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl; 0: never."""
     ema_every: int | None = None
@@ -273,7 +280,8 @@ RANGES: dict[tuple[str, ...], Range] = {
     ),
     ("warmup",): NOT_NEGATIVE_OR_NONE,
     ("cosine", "clip", "weight_decay", "timeout", "spike"): NOT_NEGATIVE,
-    ("sample_every", "ckpt_every", "log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
+    ("log_every", "eval_every", "keep_every"): NOT_NEGATIVE,
+    ("sample_every", "ckpt_every"): NOT_NEGATIVE_OR_NONE,
     ("label_dropout", "ema", "beta2", "route"): (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     ("align_weight",): POSITIVE,
     ("align_until",): (lambda v: 0 < v <= 1, "a number above 0, at most 1"),
@@ -281,7 +289,7 @@ RANGES: dict[tuple[str, ...], Range] = {
     ("meanflow_scale",): (lambda v: v >= 1, "1 or more"),
     ("meanflow_mix",): (lambda v: v is None or 0 <= v < 1, "a number in [0, 1)"),
     ("eval_samples",): TWO_OR_MORE,
-    ("ema_every", "epochs", "min_snr_gamma"): POSITIVE_OR_NONE,
+    ("ema_every", "epochs", "minutes", "min_snr_gamma"): POSITIVE_OR_NONE,
     ("gpus",): (lambda v: all(count > 0 for count in v), "numbers above 0"),
     ("num_classes",): (lambda v: v is None or 0 <= v <= 10**7, "from 0 to ten million"),
 }
@@ -547,12 +555,15 @@ def refuse_unread_flags(config: TrainConfig, typed: Set[str]) -> None:
     no_classes = config.num_classes == 0 and config.label_dropout > 0
     resumed = config.resume not in (None, "auto")
     epochs = f"with --epochs {config.epochs or 0:g}"
+    minutes = f"with --minutes {config.minutes or 0:g}"
 
     unread: list[tuple[bool, set[str], str, str]] = [
         (config.process != "flow", flow_only, f"with --process {config.process}", "--process flow"),
         (not dit, {"conditioning"}, f"with --model {config.model}", "a DiT"),
         (no_classes, {"label_dropout"}, "with --num-classes 0", "classes"),
         (config.epochs is not None, {"steps"}, epochs, "no --epochs"),
+        (config.minutes is not None, {"steps", "epochs"}, minutes, "no --minutes"),
+        (resumed, {"minutes"}, f"with --resume {config.resume}", "more --steps, or a new run"),
         (not skips, {"max_skips"}, "with --on-divergence stop", "skip or rollback"),
         (not config.eval_every, scores, "without --eval-every", "--eval-every"),
         (not config.gpus, {"gpu"}, "without --gpus", "--gpus"),

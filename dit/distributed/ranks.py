@@ -49,11 +49,11 @@ class Ranks:
         """Whether this is rank 0, which prints, and writes what is written once."""
         return self.rank == 0
 
-    def say(self, notes: Iterable[str]) -> None:
+    def say(self, notes: Iterable[str], kind: str = "note") -> None:
         """Print on rank 0 what the user should know of."""
         if self.main:
             for text in notes:
-                print(f"note: {text}", file=sys.stderr, flush=True)
+                print(f"{kind}: {text}", file=sys.stderr, flush=True)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -1,5 +1,6 @@
-"""Latents without `dit encode`: encoded once and kept in memory, or encoded on access."""
+"""Latents without `dit encode`: of digits, encoded at once; of images, encoded on access."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.latents.moments import MomentSums, decode_batches, encode_views
 
 SAMPLE_FOR_STATISTICS = 2048  # images that OnlineLatents.statistics encodes
+MOST_KEPT = 2**30  # bytes of moments of all images, up to which OnlineLatents keeps them
 
 
 class MemoryLatents:
@@ -50,7 +52,10 @@ class MemoryLatents:
 
 
 class OnlineLatents:
-    """Images encoded on access: nothing to prepare, but the encoder runs in every step.
+    """Images encoded on access: nothing to prepare.
+
+    The latents of small data are kept in memory once they were encoded; of large data the encoder
+    runs in every step.
 
     Args:
         left_out: indices of images that are not used, since they are damaged.
@@ -72,27 +77,55 @@ class OnlineLatents:
         self._kept = np.delete(np.arange(len(images)), left_out) if left_out else None
         self._autoencoder = autoencoder
         self._pool = reading_threads()
+        self._moments: Tensor | None = None  # [N, 2, 2C, h, w], where they are kept
+        self._known = np.zeros((len(self.labels), 2), dtype=bool)  # as it is, and mirrored
+
+    @property
+    def keeps(self) -> bool:
+        """Whether latents are kept: those of all images are small."""
+        views = 2 if self.flips else 1
+        return 4 * math.prod(self._view) * views * len(self.labels) <= MOST_KEPT
+
+    @property
+    def _view(self) -> tuple[int, int, int]:
+        """The shape of the moments of an image, (2C, h, w)."""
+        channels, height, width = self.shape
+        return 2 * channels, height, width
 
     def without(self, left_out: Sequence[int]) -> "OnlineLatents":
         """Return the latents of the other images."""
         return OnlineLatents(self.images, self._autoencoder, self.flips, left_out)
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
-        images = list(self._pool.map(self.images.__getitem__, self._positions(indices).tolist()))
+        if not self.keeps:
+            return self.encode(indices, flip)
+        indices, views = np.asarray(indices), np.asarray(flip).astype(int)
+        if self._moments is None:
+            self._moments = torch.empty(*self._known.shape, *self._view)
+        # one by one: the last bits depend on the size of a batch, and a resumed run has others
+        for index, view in zip(indices, views, strict=True):
+            if not self._known[index, view]:
+                self._moments[index, view] = self.encode(index[None], view[None])[0]
+                self._known[index, view] = True
+        return self._moments[torch.as_tensor(indices), torch.as_tensor(views)]
+
+    def encode(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
+        """Encode images now."""
+        images = list(self._pool.map(self.images.__getitem__, self.positions(indices).tolist()))
         batch = torch.stack(images)
         # mirror the pixels: only the chosen view is encoded
-        mirrored = torch.as_tensor(flip)[:, None, None, None]
+        mirrored = torch.as_tensor(flip).bool()[:, None, None, None]
         return self._autoencoder.encode(torch.where(mirrored, batch.flip(-1), batch)).cpu()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         # a sample: encoding all images would delay the start of training
         count = min(len(self.labels), SAMPLE_FOR_STATISTICS)
         indices = np.linspace(0, len(self.labels) - 1, count).astype(np.int64)
-        batches = decode_batches(self.images, self._positions(indices), batch_size=32)
+        batches = decode_batches(self.images, self.positions(indices), batch_size=32)
         views = (encode_views(batch, self._autoencoder, self.flips) for batch in batches)
         return MomentSums.total(map(MomentSums.of, views)).statistics()
 
-    def _positions(self, indices: np.ndarray) -> np.ndarray:
+    def positions(self, indices: np.ndarray) -> np.ndarray:
         """Return where these images are among all, those left out included."""
         indices = np.asarray(indices)
         return indices if self._kept is None else self._kept[indices]

@@ -46,30 +46,12 @@ def build_card(
             measured on the data unless given.
     """
     config = with_absolute_paths(config)
-    in_data = len(source.classes)
-    num_classes = in_data if config.num_classes is None else config.num_classes
-    _check_classes(config, num_classes, in_data, parent_card)
-
-    channels, *size = source.shape
     if config.time_shift == "auto":
         config = replace(config, time_shift=time_shift_of(source.shape))
-    spec = NetworkSpec(
-        model=config.model,
-        input_size=size_of(*size),
-        in_channels=channels,
-        num_classes=num_classes,
-        learn_sigma=config.learn_sigma,
-        conditioning=config.conditioning,
-        block=config.block,
-        inner_head=config.inner_head,
-        text_width=encoder.width if encoder else None,
-        unet_attention=config.unet_attention,
-        interval=config.objective == "meanflow",
-    )
-    require_size(config.image_size, spec, config.vae)
+    spec = describe_network(config, source, encoder, parent_card)
 
     # A set of captions may have millions; the card keeps enough to show.
-    classes = source.classes if num_classes else []
+    classes = source.classes if spec.num_classes else []
     card = ModelCard(
         config=config,
         network=spec,
@@ -90,6 +72,35 @@ def build_card(
     if parent_card:
         return replace(card, latent_mean=parent_card.latent_mean, latent_std=parent_card.latent_std)
     return _with_statistics(card, source)
+
+
+def describe_network(
+    config: TrainConfig,
+    source: Latents,
+    encoder: TextEncoder | None,
+    parent_card: ModelCard | None = None,
+) -> NetworkSpec:
+    """Return the network that this configuration trains on this data; refuse one that cannot."""
+    in_data = len(source.classes)
+    num_classes = in_data if config.num_classes is None else config.num_classes
+    _check_classes(config, num_classes, in_data, parent_card)
+
+    channels, *size = source.shape
+    spec = NetworkSpec(
+        model=config.model,
+        input_size=size_of(*size),
+        in_channels=channels,
+        num_classes=num_classes,
+        learn_sigma=config.learn_sigma,
+        conditioning=config.conditioning,
+        block=config.block,
+        inner_head=config.inner_head,
+        text_width=encoder.width if encoder else None,
+        unet_attention=config.unet_attention,
+        interval=config.objective == "meanflow",
+    )
+    require_size(config.image_size, spec, config.vae)
+    return spec
 
 
 def _align_steps(config: TrainConfig, images: int, before: ModelCard | None) -> int | None:

@@ -51,8 +51,9 @@ def events_after(step: int, config: TrainConfig, steps: int, stop: bool) -> Even
     return events
 
 
-def is_due(step: int, every: int, steps: int) -> bool:
+def is_due(step: int, every: int | None, steps: int) -> bool:
     """Whether an event of every so many steps (0: never), and of the last, follows this step."""
+    assert every is not None, "a card has a number"
     return every > 0 and (step % every == 0 or step == steps)
 
 

@@ -16,7 +16,7 @@ from dit.runs.checkpoint_files import read_card
 from dit.training.build_card import build_card, card_of_init
 from dit.training.checked_data import open_checked
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
-from dit.training.lr_schedule import total_steps, warmup_steps
+from dit.training.length import Pace, with_length
 from dit.training.resume import require_autoencoder
 
 
@@ -29,6 +29,7 @@ class RunInputs:
     autoencoder: Autoencoder
     encoder: TextEncoder | None = None  # of captions
     vision: VisionEncoder | None = None  # of --align
+    pace: Pace | None = None  # where --minutes asked to measure it
 
 
 def load_inputs(
@@ -50,10 +51,8 @@ def load_inputs(
     if before:
         keep_class_order(source, before.classes)
     encoder = build_text_encoder(config, ranks.device)
-    if config.warmup is None:
-        # a run that continues keeps its own: earlier versions had another default
-        usual = warmup_steps(config, total_steps(config, len(source.labels)))
-        config = replace(config, warmup=before.config.warmup if last and before else usual)
+    continued = before.config if last and before else None
+    config, pace = with_length(config, source, encoder, continued, ranks)
 
     card = build_card(config, source, encoder, before)
     vision = build_vision_encoder(card.config, card.network, ranks.device)
@@ -65,4 +64,5 @@ def load_inputs(
         card = replace(card, network=replace(card.network, time_scale=start.network.time_scale))
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
-    return RunInputs(card, source, with_data_statistics(autoencoder, card), encoder, vision)
+    autoencoder = with_data_statistics(autoencoder, card)
+    return RunInputs(card, source, autoencoder, encoder, vision, pace)

@@ -9,21 +9,22 @@ from dit.runs.checkpoint_files import (
     latest_checkpoint,
 )
 from dit.runs.posthoc_ema import FOLDER
-from dit.training.cost.describe_data import describe_data
-from dit.training.lr_schedule import note_warmup
+from dit.training.cost.describe import start_rows
+from dit.training.inputs import RunInputs
 from dit.training.monitoring.previews import sample_command
 from dit.training.resume import changes
 from dit.training.session import TrainingSession
 from dit.utils.files import command_line, shell_quote
 
 
-def print_header(session: TrainingSession) -> None:
-    """Print what the run trains on, how ranks share it, and settings that changed."""
-    data = describe_data(session.config, session.stream.source, session.card.network)
-    print(f"data        {data}", flush=True)
-    if session.ranks.world > 1:
-        print(f"parallel    {session.plan.parallel}", flush=True)
-    session.ranks.say(note_warmup(session.config, session.steps))
+def print_header(session: TrainingSession, inputs: RunInputs) -> None:
+    """Print what the run trains, on what, for how long, and settings that changed."""
+    rows, remarks = start_rows(inputs, session.plan, session.ranks)
+    for name, text in rows.items():
+        if text:
+            print(f"{name:<11} {text}", flush=True)
+    for kind, text in remarks:
+        session.ranks.say([text], kind)
     last = latest_checkpoint(session.run)
     before = checkpoint_card(last) if last else session.card
     if changed := changes(before, session.card):

@@ -1,11 +1,12 @@
 """Networks by name: local folders, or files of the Hugging Face hub."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dit.errors import UserError, one_line
 
-BUNDLED = ("digits", "identity")  # never names of folders
+BUNDLED = ("digits", "tiny", "identity")  # never names of folders
+PATIENCE = 5.0  # seconds in which the hub answers, or counts as out of reach
 
 
 def find_folder(
@@ -37,6 +38,27 @@ def absolute_if_local(name: str) -> str:
     """Return the name of a network, of a local folder its absolute path."""
     path = Path(name).expanduser()
     return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name
+
+
+def is_cached(name: str, files: Iterable[str]) -> bool:
+    """Whether the hub's cache has these files; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    # a download that was stopped leaves one of them
+    return all(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+
+
+def is_available(name: str, files: Iterable[str]) -> bool:
+    """Whether the hub's cache has these files, or the hub answers that it has their repository."""
+    if is_cached(name, files):
+        return True
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=PATIENCE)
+    except Exception:  # of many kinds, also of the HTTP library
+        return False
+    return True
 
 
 def _download(

@@ -42,8 +42,9 @@ def test_latents_say_theirs_whatever_the_preset(folder: Path):
     assert settings("--data latents --preset imagenet-256") == ("identity", 8)
     assert settings("--data latents --vae digits") == ("digits", 8)
     assert settings("--data latents --image-size 16 24") == ("identity", (16, 24))
-    # images say neither
-    assert settings("--data images") == ("digits", 32)
+    # of images of 12 px follows what suits them
+    assert settings("--data images") == ("tiny", 32)
+    assert settings("--data images --preset digits") == ("digits", 32)
     assert settings("--data imagenet --preset imagenet-256") == ("stabilityai/sd-vae-ft-ema", 256)
 
 
@@ -82,13 +83,14 @@ def test_encode_continues_with_those_of_its_latents(folder: Path, capsys):
     assert "latents with image_size 8, not 16" in capsys.readouterr().err
 
 
-def test_digits_are_encoded_at_their_own_size():
-    from dit.commands.encode import choose_first_stage
+def test_encode_chooses_what_suits_the_images(folder: Path):
+    from dit.commands.encode import first_stage_of
+    from dit.latents.first_stage import FirstStage
 
-    sizes = {}
-    for data in ("digits", "photos"):
-        sizes[data] = choose_first_stage(EncodeConfig(data=data, out=Path("new")))
-    assert sizes == {"digits": ("digits", 32), "photos": ("digits", 256)}
+    stages = {}
+    for data in ("digits", "images"):
+        stages[data] = first_stage_of(EncodeConfig(data=data, out=Path("new")), gpu=False)
+    assert stages == {"digits": FirstStage("digits", 32), "images": FirstStage("tiny", 32)}
 
 
 def test_a_classifier_refuses_latents_unlike_those_of_its_run(folder: Path, capsys):

@@ -49,7 +49,9 @@ def autoencoder():
 
 
 def encode_config(data, out):
-    return EncodeConfig(data=str(data), out=out, image_size=32, batch_size=4, shard_size=6)
+    return EncodeConfig(
+        data=str(data), out=out, vae="digits", image_size=32, batch_size=4, shard_size=6
+    )
 
 
 @pytest.fixture

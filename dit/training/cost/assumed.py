@@ -17,6 +17,7 @@ from dit.latents.shards import holds_latents
 from dit.latents.store import Latents, read_index
 from dit.runs.card import ModelCard
 from dit.training.checked_data import open_checked
+from dit.utils.hub import is_cached
 
 IMAGES, CLASSES = 1_281_167, 1000  # of ILSVRC 2012, training set
 SD_VAE_NAMES = {"stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse"}  # of one shape
@@ -101,7 +102,7 @@ def load_or_assume_autoencoder(
 ) -> Autoencoder:
     """Return the autoencoder, or a known shape in its place where it is not on this disk."""
     local = Path(config.vae).expanduser().is_dir()
-    if local or config.vae not in SD_VAE_NAMES or is_cached(config.vae):
+    if local or config.vae not in SD_VAE_NAMES or is_cached(config.vae, (CONFIG, WEIGHTS)):
         return load_autoencoder(config.vae, device)
 
     from diffusers import AutoencoderKL
@@ -121,11 +122,3 @@ def load_or_assume_autoencoder(
         scale=torch.full((4, 1, 1), SD_SCALE),
         checksum=checksum,
     )
-
-
-def is_cached(name: str) -> bool:
-    """Whether the hub's cache has the weights; nothing is downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    # a download that was stopped leaves one of them
-    return all(isinstance(try_to_load_from_cache(name, file), str) for file in (CONFIG, WEIGHTS))

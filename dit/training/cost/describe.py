@@ -11,6 +11,7 @@ from dit.runs.card import NetworkSpec
 from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes, memory
 from dit.training.cost.describe_data import describe_data, describe_latents
+from dit.training.cost.expected import describe_disk, describe_time, questions, restored_psnr
 from dit.training.cost.flops import more_forward_passes, training_flops
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
@@ -19,10 +20,9 @@ from dit.training.session import TrainingPlan
 
 
 def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
-    """Return the table that --dry-run prints."""
-    card, source, autoencoder = inputs.card, inputs.source, inputs.autoencoder
-    config = card.config
-    spec = card.network
+    """Return the table that --dry-run prints: what a start prints, and what it costs."""
+    card = inputs.card
+    config, spec = card.config, card.network
     # without data: a network of billions of parameters needs no memory here
     with torch.device("meta"):
         network = build_network(spec)
@@ -30,25 +30,52 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     work = training_flops(spec, tokens, config.route, more_forward_passes(config))
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
+    frozen = frozen_bytes(inputs.autoencoder, inputs.encoder, inputs.vision)
     devices = f"{ranks.world} x {ranks.device.type}"
 
-    count = count_parameters(network)
-    rows = {
-        "model": f"{spec.model}, {count:,} parameters; {describe_network(network)}",
+    rows, remarks = start_rows(inputs, plan, ranks)
+    rows |= {
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
         f"{work / 1e9:.3g} GFLOP to train on it{describe_alignment(network, inputs)}",
-        "memory": describe_memory(need, frozen_bytes(autoencoder, inputs.encoder, inputs.vision)),
-        "parallel": str(plan.parallel) if ranks.world > 1 else "",
-        "data": describe_data(config, source, spec),
-        "latents": describe_latents(config, source, autoencoder),
+        "memory": describe_memory(need, frozen),
         "diffusion": f"{config.process}, {describe_task(config, spec)}",
-        "schedule": describe_schedule(config, plan.steps, len(source.labels)),
-        "note": "; ".join(note_warmup(config, plan.steps)),
-        "averages": describe_snapshots(config, plan.steps, count),
+        "averages": describe_snapshots(config, plan.steps, count_parameters(network)),
         "hardware": f"{devices}, {plan.precision}, {plan.micro_batch} images a rank at once",
     }
-    return "\n".join(f"{name:<10} {text}" for name, text in rows.items() if text)
+    lines = [*rows.items(), *remarks]
+    return "\n".join(f"{name:<10} {text}" for name, text in lines if text)
+
+
+def start_rows(
+    inputs: RunInputs, plan: TrainingPlan, ranks: Ranks
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return what a run prints before its first step, by name, and notes and warnings."""
+    source, spec = inputs.source, inputs.card.network
+    config = inputs.card.config
+    with torch.device("meta"):
+        network = build_network(spec)
+    psnr = restored_psnr(inputs)
+    rows = {
+        "preset": describe_preset(config),
+        "data": describe_data(config, source, spec),
+        "latents": describe_latents(config, source, inputs.autoencoder, psnr),
+        "model": f"{spec.model}, {count_parameters(network):,} parameters; "
+        f"{describe_network(network)}",
+        "schedule": describe_schedule(config, plan.steps, len(source.labels)),
+        "time": f"{describe_time(inputs, plan, ranks)}, on {ranks.world} x {ranks.device.type}",
+        "disk": describe_disk(inputs, plan),
+        "parallel": str(plan.parallel) if ranks.world > 1 else "",
+    }
+    remarks = [("note", text) for text in note_warmup(config, plan.steps)]
+    remarks += [("warning", text) for text in questions(inputs, plan.steps, psnr)]
+    return rows, remarks
+
+
+def describe_preset(config: TrainConfig) -> str:
+    """Return the preset, and for images that it was chosen for them."""
+    chosen = "; it suits --data with images, --preset names another"
+    return config.preset + (chosen if config.preset == "photos" else "")
 
 
 def describe_alignment(network: nn.Module, inputs: RunInputs) -> str:
@@ -78,7 +105,7 @@ def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
     if config.cooldown:
         decay = f", then linearly to 0 over the last {config.cooldown * steps:.0f}"
     return (
-        f"{steps} steps of {config.global_batch_size} images ({epochs:.1f} epochs); "
+        f"{steps:,} steps of {config.global_batch_size} images ({epochs:,.1f} epochs); "
         f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g} after {warmup_steps(config, steps)} "
         f"steps{decay}; "
         f"EMA {config.ema:g}"

@@ -176,7 +176,7 @@ def test_known_shapes_are_assumed(nothing_here, capsys):
     assert rows["latents"].startswith("4x32x32 from 256x256 pixels, stabilityai/sd-vae-ft-ema")
     assert rows["latents"].endswith("its weights are not here, their shapes are assumed")
     assert "frozen networks 0.31" in rows["memory"]  # 83.7 M parameters
-    assert rows["schedule"].startswith("160146 steps of 8 images (1.0 epochs)")
+    assert rows["schedule"].startswith("160,146 steps of 8 images (1.0 epochs)")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""The autoencoder and the image size for images whose owner names neither: they follow from them.
+
+Stable Diffusion's autoencoder is good from about 256 px, and slow without a GPU. The bundled `tiny`
+is for all else.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from dit.data.image_files import read_size
+from dit.data.image_formats import is_image
+from dit.errors import UserError
+from dit.utils.hub import is_available
+from dit.utils.image_size import Size, sides, size_of
+
+TINY, PIXELS, DIGITS = "tiny", "identity", "digits"
+SD_VAE = "stabilityai/sd-vae-ft-ema"
+SD_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+FACTORS = {PIXELS: 1, DIGITS: 4, TINY: 4}
+PATCHES = {8: 64, 4: 16}  # the least side of latents for each
+SIZES = (256, 128, 64, 32)  # pixels, to choose from
+LEAST_SD_SIDE = 192  # of images that are worth 256 px
+ENLARGED = 4 / 3  # at most, in size
+LOOKED_AT, PER_FOLDER, FOLDERS = 200, 10, 1000  # images, and folders, to know their sizes
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """What images are encoded with."""
+
+    vae: str
+    image_size: Size
+
+
+def choose_first_stage(
+    data: str, gpu: bool, vae: str | None = None, image_size: Size | None = None
+) -> FirstStage:
+    """Return autoencoder and image size for these images, where they are not given.
+
+    Args:
+        data: As --data: `digits`, a folder, tars, or a data set of Hugging Face.
+        gpu: Whether a GPU computes.
+    """
+    if image_size is not None:
+        image_size = size_of(*sides(image_size))
+        if vae is not None:
+            return FirstStage(vae, image_size)
+    if data == DIGITS:
+        return FirstStage(vae or DIGITS, image_size or 32)
+
+    side = typical_side(Path(data).expanduser())
+    if image_size is not None:
+        side = min(sides(image_size))
+    vae = vae or choose_autoencoder(side, gpu, lambda: is_available(SD_VAE, SD_FILES))
+    return FirstStage(vae, image_size or suitable_size(side, most_pixels(vae, gpu)))
+
+
+def choose_autoencoder(side: int | None, gpu: bool, has_sd_vae: Callable[[], bool]) -> str:
+    """Return the autoencoder for images of this side; None: it is not known."""
+    large = side is None or side >= LEAST_SD_SIDE
+    return SD_VAE if gpu and large and has_sd_vae() else TINY
+
+
+def most_pixels(vae: str, gpu: bool) -> int:
+    """Return the largest side that a small network learns in minutes, with this autoencoder."""
+    # without an autoencoder a network of patches of 2 has four times as many tokens at 64 px
+    return {PIXELS: 32, DIGITS: 32, TINY: 128 if gpu else 64}.get(vae, 256)
+
+
+def suitable_size(side: int | None, most: int) -> int:
+    """Return the largest usual size that the images nearly have, and that is at most `most`."""
+    reached = (size for size in SIZES if side is None or size <= ENLARGED * side)
+    return next((size for size in reached if size <= most), SIZES[-1])
+
+
+def latent_side(stage: FirstStage) -> int:
+    """Return the shorter side of the latents; that of an autoencoder of others is a guess."""
+    return min(sides(stage.image_size)) // FACTORS.get(stage.vae, 8)
+
+
+def choose_patch(side: int) -> int:
+    """Return the patch for latents of this side, for a network that a CPU trains in minutes.
+
+    With patches of 4 on latents of 16 x 16, four times as many steps fit into the same time as with
+    2, and the pictures are further.
+    """
+    fits = (patch for patch, least in PATCHES.items() if side >= least and side % patch == 0)
+    return next(fits, 2)
+
+
+def typical_side(folder: Path) -> int | None:
+    """Return the shorter side that three quarters of a folder's images have; None if unknown.
+
+    Only some images are looked at, and only their headers are read.
+    """
+    found = []
+    for path in islice(_some_images(folder), LOOKED_AT):
+        try:
+            found.append(min(read_size(path)))
+        except UserError:
+            continue  # all images are checked later, where the broken ones are named
+    return sorted(found)[len(found) // 4] if found else None
+
+
+def _some_images(folder: Path) -> Iterator[Path]:
+    """Yield some images of each folder, in a fixed order."""
+    for place, folders, names in islice(os.walk(folder, followlinks=True), FOLDERS):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(filter(is_image, names))[:PER_FOLDER]:
+            yield Path(place, name)

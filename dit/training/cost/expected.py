@@ -1,0 +1,134 @@
+"""What a training is expected to take, and the quality of its first stage, before its first step.
+
+And questions about settings that make little sense; none is refused.
+"""
+
+import shutil
+
+import numpy as np
+import torch
+
+from dit.build import build_network
+from dit.config import TrainConfig
+from dit.data.counts import count_of
+from dit.distributed.ranks import Ranks
+from dit.encoders.psnr import describe_psnr, is_enough, measure_psnr
+from dit.latents.first_stage import TINY
+from dit.latents.on_the_fly import OnlineLatents
+from dit.models.registry import count_parameters
+from dit.training.cost.assumed import AssumedAutoencoder
+from dit.training.cost.flops import more_forward_passes, training_flops
+from dit.training.cost.measured_time import expected_seconds
+from dit.training.inputs import RunInputs
+from dit.training.session import TrainingPlan
+from dit.utils.files import shell_quote
+
+RESTORED = 32  # images that are encoded and decoded, to measure the first stage
+FEW, LARGE_CODEC = 4, 10_000_000  # images on a CPU, with an autoencoder of so many parameters
+MANY_EPOCHS = 5_000
+UNEVEN = 20  # times as many images in a class as in another
+UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60))
+
+
+def restored_psnr(inputs: RunInputs) -> float | None:
+    """Return the PSNR of the first stage on some of the images; None where they are not at hand."""
+    source, autoencoder = inputs.source, inputs.autoencoder
+    network = getattr(autoencoder.codec, "network", None)
+    known = isinstance(source, OnlineLatents) and not isinstance(autoencoder, AssumedAutoencoder)
+    if not known or network is None:
+        return None
+
+    assert isinstance(source, OnlineLatents)
+    slow = autoencoder.device.type == "cpu" and count_parameters(network) > LARGE_CODEC
+    count = min(FEW if slow else RESTORED, len(source.labels))
+    chosen = np.linspace(0, len(source.labels) - 1, count).astype(np.int64)
+    images = [source.images[int(index)] for index in source.positions(chosen)]
+    return measure_psnr(autoencoder, torch.stack(images))
+
+
+def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
+    """Return how long the run and its first grid of samples take on this machine, in words."""
+    card, config = inputs.card, inputs.card.config
+    if inputs.pace:
+        step, begin = inputs.pace.step, inputs.pace.once
+        source = "measured"
+    else:
+        tokens = inputs.encoder.length if inputs.encoder else 0
+        more = more_forward_passes(config)
+        flops = training_flops(card.network, tokens, config.route, more)
+        step, begin = expected_seconds(flops, config, ranks), 0.0
+        source = "expected"
+    each = f"{step:.2g} s" if step < 100 else duration(step)
+    words = f"about {duration(begin + plan.steps * step)}, {each} a step {source}"
+    if not config.sample_every:
+        return words
+    first = min(config.sample_every, plan.steps)
+    return f"{words}; first grid after {duration(begin + first * step)} (step {first:,})"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its largest unit, as "1.5 hours"."""
+    for name, length in UNITS:
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {name}" if seconds < 100 * length else _long(seconds)
+    return f"{max(1, round(seconds))} seconds"
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds / 86_400:,.0f} days"
+
+
+def describe_disk(inputs: RunInputs, plan: TrainingPlan) -> str:
+    """Return what the checkpoints of a run take, and what is free, in words."""
+    config = inputs.card.config
+    with torch.device("meta"):
+        weights = 4 * count_parameters(build_network(inputs.card.network))
+    # weights, two moments, and the averages
+    each = weights * (4 + len(config.ema_lengths))
+    kept = config.keep + bool(config.eval_every)
+    exists = next(path for path in (plan.run, *plan.run.absolute().parents) if path.exists())
+    free = shutil.disk_usage(exists).free
+    checkpoints = f"{each * kept / 1e9:.2g} GB for {count_of(kept, 'checkpoint')}"
+    return f"{checkpoints} in {plan.run}, {free / 1e9:,.3g} GB free"
+
+
+def questions(inputs: RunInputs, steps: int, psnr: float | None) -> list[str]:
+    """Return what is probably not meant: it is printed, not refused."""
+    config, images = inputs.card.config, len(inputs.source.labels)
+    asked = _question_length(config, images, steps) + _question_classes(inputs)
+    if psnr is not None and not is_enough(psnr):
+        other = f"pass one of `dit train-vae --data {shell_quote(config.data)} --out VAE`"
+        if config.vae != TINY:
+            other = f"pass --vae {TINY}, or one of `dit train-vae`"
+        asked.append(
+            f"--vae {config.vae} restores these images with {describe_psnr(psnr)}; {other}"
+        )
+    return asked
+
+
+def _question_length(config: TrainConfig, images: int, steps: int) -> list[str]:
+    epochs = steps * config.global_batch_size / images
+    asked = []
+    if config.global_batch_size > images:
+        asked.append(
+            f"--batch-size {config.global_batch_size} of {count_of(images, 'image')}: each is in a "
+            "batch more than once; pass a smaller one"
+        )
+    if epochs > MANY_EPOCHS:
+        asked.append(
+            f"{epochs:,.0f} epochs: the network will repeat these {images:,} images; pass fewer "
+            "--steps, or add images"
+        )
+    return asked
+
+
+def _question_classes(inputs: RunInputs) -> list[str]:
+    """Ask about a class that is learned little, since others have many more images."""
+    counts = inputs.card.class_counts
+    if not counts or not min(counts) or max(counts) < UNEVEN * min(counts):
+        return []
+    name = inputs.card.class_name(counts.index(min(counts)))
+    return [
+        f"class {name} has {count_of(min(counts), 'image')}, another has {max(counts):,}: it is "
+        "learned from few steps; add images of it"
+    ]

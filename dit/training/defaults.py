@@ -1,0 +1,152 @@
+"""Defaults of flags of training: of the run to --resume, the --preset, or those of --data.
+
+What follows from images and machine is decided here, once. torch is imported only where images are
+looked at: most mistakes and --help need none.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from dit.config import TrainConfig
+from dit.distributed.launcher import read_launch
+from dit.errors import UserError, did_you_mean
+from dit.utils.image_size import Size, sides, size_of
+from dit.utils.outputs import ENCODING
+
+INDEX = "index.json"  # in folders of latents
+PHOTOS = "photos"
+
+Typed = dict[str, list[str]]  # the values of each flag that was typed
+
+
+def default_settings(typed: Typed) -> TrainConfig | None:
+    """Return the defaults of all flags; None for those of TrainConfig.
+
+    Stored latents have an autoencoder and an image size, which are the defaults of these flags.
+    """
+    resume = first_value(typed, "--resume")
+    preset = first_value(typed, "--preset")
+    if resume not in (None, "auto"):
+        if preset is not None:
+            raise UserError(
+                f"--preset {preset} with --resume {resume}",
+                "one of the two",
+                "drop --preset: a run continues with its own settings",
+            )
+        return _settings_of(Path(resume))
+
+    data = first_value(typed, "--data")
+    if preset is None and data not in (None, "digits"):
+        preset = PHOTOS
+    if preset == PHOTOS:
+        started = _started_before(typed) if resume else None
+        return started or _of_images(typed, data or "digits")
+    default = None if preset is None else _preset(preset)
+    return _with_latents(default, Path(data or (default.data if default else "digits")))
+
+
+def first_value(typed: Typed, flag: str) -> str | None:
+    """Return the first value of a flag, if any was typed."""
+    values = typed.get(flag)
+    return values[0] if values else None
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def _of_images(typed: Typed, data: str) -> TrainConfig:
+    """Return the preset photos, as it suits these images and this machine."""
+    from dit.config.presets import photos
+    from dit.distributed.device import choose_device
+
+    gpu = choose_device(read_launch()).type == "cuda"
+    default = photos(gpu)
+    if {"--steps", "--epochs"} & typed.keys():
+        default = dataclasses.replace(default, minutes=None)
+
+    from dit.latents.first_stage import FirstStage, choose_first_stage, choose_patch, latent_side
+
+    if _holds_latents(Path(data)):
+        from dit.latents.store import read_index
+
+        index = read_index(Path(data))
+        stage = FirstStage(index.vae, size_of(*sides(index.image_size)))
+        side = min(index.shape[1:])
+    else:
+        stage = choose_first_stage(data, gpu, first_value(typed, "--vae"), _size(typed))
+        side = latent_side(stage)
+    if not gpu:
+        default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(side)}")
+    return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)
+
+
+def _size(typed: Typed) -> Size | None:
+    """Return --image-size; None if it is not typed, or wrong, which the parser refuses."""
+    values = typed.get("--image-size", [])
+    if not values or not all(value.isdecimal() for value in values):
+        return None
+    return size_of(int(values[0]), int(values[-1]))
+
+
+def _started_before(typed: Typed) -> TrainConfig | None:
+    """Return the settings of a run that `--resume auto` continues: none is decided again."""
+    from dit.runs.checkpoint_files import latest_checkpoint, read_card
+
+    out = first_value(typed, "--out")
+    if out is None or latest_checkpoint(Path(out)) is None:
+        return None
+    before = read_card(Path(out)).config
+    return before if before.preset == PHOTOS else None
+
+
+# -- latents, presets, runs ------------------------------------------------------------------------
+
+
+def _holds_latents(data: Path) -> bool:
+    # not by dit.latents, which loads torch
+    return all((data / name).is_file() for name in (ENCODING, INDEX))
+
+
+def _with_latents(default: TrainConfig | None, data: Path) -> TrainConfig | None:
+    """Return defaults with the autoencoder and the image size of `data`, if it holds latents."""
+    if not _holds_latents(data):
+        return default
+    from dit.latents.store import read_index
+
+    index = read_index(data)
+    size = size_of(*sides(index.image_size))
+    return dataclasses.replace(default or TrainConfig(), vae=index.vae, image_size=size)
+
+
+def _preset(name: str) -> TrainConfig:
+    from dit.config.presets import PRESETS
+
+    if name not in PRESETS:
+        given, expected = f"unknown preset {name!r}", f"one of {', '.join(PRESETS)}"
+        raise UserError(given, expected, did_you_mean(name, PRESETS))
+    return PRESETS[name]()
+
+
+def _settings_of(run: Path) -> TrainConfig:
+    from dit.runs.checkpoint_files import (
+        latest_checkpoint,
+        read_card,
+        refuse_incomplete,
+        run_containing,
+    )
+    from dit.utils.files import shell_quote
+
+    if home := run_containing(run):
+        raise UserError(
+            f"--resume {run}, a checkpoint of the run {home}",
+            "the run, which continues from its newest one",
+            f"pass --resume {shell_quote(home)}; for an older one, first move those after it away",
+        )
+    refuse_incomplete(run)
+    if latest_checkpoint(run) is None:
+        raise UserError(
+            f"--resume {run}: no checkpoint there",
+            "a run directory with checkpoints/",
+            "check the path, or start a run with --out RUN --resume auto",
+        )
+    return dataclasses.replace(read_card(run).config, resume=str(run), out=run)

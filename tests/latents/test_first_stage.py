@@ -1,0 +1,89 @@
+"""Autoencoder and image size of images whose owner names neither."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit.latents import first_stage
+from dit.latents.first_stage import (
+    SD_VAE,
+    FirstStage,
+    choose_first_stage,
+    choose_patch,
+    latent_side,
+    typical_side,
+)
+
+
+def images(root: Path, *sides: tuple[int, int]) -> Path:
+    """Write an image of each of these sizes into a class of its own."""
+    for number, size in enumerate(sides):
+        folder = root / f"class {number}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", size).save(folder / "an image.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("side", "gpu", "hub", "expected"),
+    [
+        (300, False, True, ("tiny", 64)),
+        (48, False, True, ("tiny", 64)),
+        (47, False, True, ("tiny", 32)),
+        (16, True, True, ("tiny", 32)),
+        (300, True, True, (SD_VAE, 256)),
+        (192, True, True, (SD_VAE, 256)),
+        (191, True, True, ("tiny", 128)),
+        (300, True, False, ("tiny", 128)),
+        (64, True, True, ("tiny", 64)),
+    ],
+)
+def test_both_follow_from_images_and_machine(side, gpu, hub, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(first_stage, "is_available", lambda *names: hub)
+    chosen = choose_first_stage(str(images(tmp_path / "set", (side, side + 20))), gpu)
+    assert chosen == FirstStage(*expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (dict(vae="identity"), ("identity", 32)),
+        (dict(vae="some/autoencoder"), ("some/autoencoder", 256)),
+        (dict(image_size=48), ("tiny", 48)),
+        (dict(vae="digits", image_size=(16, 24)), ("digits", (16, 24))),
+    ],
+)
+def test_what_is_given_stays_and_decides_the_other(tmp_path, given, expected):
+    folder = images(tmp_path / "set", (300, 300))
+    assert choose_first_stage(str(folder), False, **given) == FirstStage(*expected)
+
+
+@pytest.mark.parametrize(("side", "patch"), [(8, 2), (16, 4), (18, 2), (32, 4), (64, 8)])
+def test_the_patch_leaves_sixteen_tokens_or_more(side, patch):
+    assert choose_patch(side) == patch
+
+
+def test_the_side_of_latents_follows_from_the_autoencoder():
+    stages = [FirstStage("tiny", 64), FirstStage("identity", (32, 48)), FirstStage(SD_VAE, 256)]
+    assert list(map(latent_side, stages)) == [16, 32, 32]
+
+
+def test_data_that_are_no_folder_count_as_large(monkeypatch):
+    monkeypatch.setattr(first_stage, "is_available", lambda *names: True)
+    assert choose_first_stage("hf:owner/name", True) == FirstStage(SD_VAE, 256)
+    assert choose_first_stage("hf:owner/name", False) == FirstStage("tiny", 64)
+
+
+def test_the_size_is_that_of_three_quarters_of_the_images_by_their_shorter_side(tmp_path):
+    folder = images(tmp_path / "set", (20, 900), (64, 80), (90, 70), (300, 300))
+    # neither counts: a broken file, and one in a hidden folder
+    (folder / "class 0" / "broken.png").write_bytes(b"no image")
+    hidden = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(hidden, "png")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "small.png").write_bytes(hidden.getvalue())
+    assert typical_side(folder) == 64
+    assert typical_side(tmp_path / "nothing") is None

@@ -1,0 +1,100 @@
+"""The length of a run: of steps, epochs or minutes, decided once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers.training import TINY
+
+from dit.config import TrainConfig
+from dit.config.presets import photos
+from dit.distributed.ranks import Ranks
+from dit.encoders.autoencoder import load_autoencoder
+from dit.errors import UserError
+from dit.latents.load import build_source
+from dit.latents.on_the_fly import MemoryLatents
+from dit.training import length
+from dit.training.cost.measured_time import Pace, measure_pace
+from dit.training.length import round_down, with_length
+
+SOURCE = MemoryLatents(torch.zeros(100, 1, 6, 8, 8), np.zeros(100, np.int64), [])
+
+
+def lengths(monkeypatch, pace=None, before=None, **changes) -> TrainConfig:
+    """Return the settings with their length; without a pace none may be measured."""
+
+    def measure(*args):
+        assert pace is not None
+        return pace
+
+    monkeypatch.setattr(length, "measure_pace", measure)
+    config = dataclasses.replace(photos(), **changes)
+    return with_length(config, SOURCE, None, before, Ranks())[0]
+
+
+def test_minutes_become_steps(monkeypatch):
+    config = lengths(monkeypatch, Pace(0.5))
+    # 0.9 of 900 seconds, in steps of half a second
+    assert (config.steps, config.minutes, config.epochs) == (1600, None, None)
+    assert config.sample_every == 160
+    assert config.ckpt_every == 400
+    assert config.warmup == 50
+
+
+@pytest.mark.parametrize(
+    ("step", "minutes", "every"),
+    [(0.5, 15, 160), (0.5, 60, 180), (0.5, 600, 640), (120, 15, 1), (100_000, 15, 1)],
+)
+def test_the_first_grid_comes_soon_and_there_are_at_most_a_hundred(
+    monkeypatch, step, minutes, every
+):
+    assert lengths(monkeypatch, Pace(step), minutes=minutes).sample_every == every
+
+
+def test_the_time_to_encode_comes_first_but_leaves_half():
+    assert Pace(1.0, once=100).steps_in(900) == 800
+    assert Pace(1.0, once=2000).steps_in(900) == 450
+
+
+def test_steps_and_epochs_measure_nothing(monkeypatch):
+    assert lengths(monkeypatch, minutes=None, steps=40).sample_every == 4
+    config = lengths(monkeypatch, minutes=None, epochs=8)
+    assert (config.epochs, config.sample_every, config.ckpt_every) == (8, 2, 6)
+
+
+def test_intervals_that_are_given_stay(monkeypatch):
+    config = lengths(monkeypatch, Pace(0.5), sample_every=0, ckpt_every=7, warmup=3)
+    assert (config.sample_every, config.ckpt_every, config.warmup) == (0, 7, 3)
+
+
+def test_a_run_that_continues_keeps_its_length(monkeypatch):
+    before = lengths(monkeypatch, Pace(0.5))
+    assert lengths(monkeypatch, before=before) == before
+    longer = lengths(monkeypatch, before=before, minutes=None, steps=3000)
+    assert (longer.steps, longer.sample_every) == (3000, before.sample_every)
+
+
+@pytest.mark.parametrize(("steps", "rounded"), [(7, 7), (99, 99), (1234, 1200), (98765, 98000)])
+def test_steps_are_round(steps, rounded):
+    assert round_down(steps) == rounded
+
+
+def test_a_pace_is_measured_and_leaves_the_random_numbers_alone():
+    config = dataclasses.replace(TINY, global_batch_size=4)
+    source = build_source(config, load_autoencoder("identity"))
+    before = torch.get_rng_state()
+    spec = length.describe_network(config, source, None)
+    pace = measure_pace(spec, config, source, 0, Ranks())
+    assert 0 < pace.step < 60
+    assert pace.once == 0
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("flags", [["--steps", "9"], ["--epochs", "9"]])
+def test_one_length_is_enough(flags):
+    from dit.cli import parse
+
+    assert parse(TrainConfig, ["--preset", "photos", *flags], "train.py").minutes is None
+    with pytest.raises(UserError, match="with --minutes 5"):
+        parse(TrainConfig, ["--preset", "photos", "--minutes", "5", *flags], "train.py")
