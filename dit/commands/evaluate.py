@@ -19,9 +19,10 @@ from dit.evaluation.references import (
     choose_extractors,
     find_reference,
     prepare_reference,
+    same_data,
 )
 from dit.evaluation.samples import read_samples, recorded_settings, sample_to_folder
-from dit.report.contact_sheets import draw_grid
+from dit.report.evaluation_notes import note_colours
 from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
@@ -56,6 +57,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
 
     reference = _find_reference(cfg, size, data, trained)
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
+    ranks.say(note_colours(scoring, samples or reference.images))
     count = _count_samples(cfg, samples, reference)
     originals = _find_training_images(cfg, data, size, reference)
     # Everything that needs an image runs in the same pass over the images.
@@ -121,14 +123,9 @@ def _find_reference(
             "pass --reference",
         )
     name = cfg.reference or str(data)
-    own_data = _same_data(name, str(data)) and name != "digits"
+    own_data = same_data(name, str(data)) and name != "digits"
     crop = own_data if cfg.crop is None else cfg.crop
     return find_reference(name, size, crop, trained)
-
-
-def _same_data(name: str, other: str) -> bool:
-    one, two = Path(name).expanduser(), Path(other).expanduser()
-    return one.resolve() == two.resolve()
 
 
 def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Reference) -> int:
@@ -156,7 +153,7 @@ def _find_training_images(
     name = cfg.train_data or data
     if name is None:
         return "the training images are not known: pass --train-data"
-    if reference.images and _same_data(name, reference.name):
+    if reference.images and same_data(name, reference.name):
         return reference.images
     if cfg.train_data is None:
         return f"the training images, {name}, are not the reference: pass --train-data"
@@ -186,7 +183,7 @@ def _default_folder(samples: Path | None) -> Path:
 def _write_report(comparison: EvaluationInputs, cfg: EvalConfig, out: Path, ranks: Ranks) -> None:
     title = f"Evaluation of {cfg.run or cfg.samples}"
     report = build_report(comparison, cfg.run, title, cfg.bootstrap, ranks.device)
-    paths = write_report(report, draw_grid(comparison.samples), out)
+    paths = write_report(report, out)
     print(to_text(report))
     for path in paths:
         print(path)

@@ -47,7 +47,7 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
             f"{len(images)} image in {config.data}", "at least 2, better thousands", "add images"
         )
     # No network is loaded before the data are known to be good.
-    auto = DIGITS_CNN if config.data == "digits" else "inception"
+    auto = DIGITS_CNN if config.data == "digits" else None
     extractors = choose_extractors(config.extractor, config.weights, auto, ranks)
     networks, digest = _all_moments(config, images, extractors, ranks)
     if ranks.main:

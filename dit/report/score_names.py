@@ -8,6 +8,20 @@ from dit.evaluation.extractors.inception import INCEPTION
 DISTANCES = ("FID", "FD", "sFID", "sFD", "KID")  # lower is better
 SHARES = ("precision", "recall", "density", "coverage")  # of the manifolds of two sets of images
 KINDS = (*DISTANCES, *SHARES, "IS")
+MEANINGS = {
+    "FID": "how far all samples are from all real images: quality and variety at once",
+    "FD": "how far all samples are from all real images: quality and variety at once",
+    "sFID": "the same, where things are in the image counts too",
+    "sFD": "the same, where things are in the image counts too",
+    "KID": "another such distance, fair to few images; 0 is equal",
+    "precision": "quality: the share of samples that lie among real images",
+    "recall": "variety: the share of real images that lie among samples",
+    "density": "quality: how many real images are around a sample; above 1 is safe and common",
+    "coverage": "variety: the share of real images that have a sample nearby",
+    "IS": "how surely a classifier names the samples, and how many classes; sees no real image",
+    "digits recognised": "the share of samples that are read as the digit asked for",
+}
+"""What a score means, by its kind."""
 
 
 class ScoreName(NamedTuple):
