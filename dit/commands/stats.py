@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import StatsConfig
+from dit.data.labels import Columns
+from dit.data.sources import refuse_columns
 from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -20,11 +22,16 @@ from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.data_sets import read_data_set
 from dit.evaluation.inputs.images import ImageSet, read_images
-from dit.evaluation.inputs.statistics import Moments, require_own_statistics, write_statistics
+from dit.evaluation.inputs.statistics import (
+    Moments,
+    digest_of_numbers,
+    require_own_statistics,
+    write_statistics,
+)
 from dit.evaluation.metrics.frechet import Counted, merge, moments
 from dit.evaluation.references import choose_extractors
 from dit.latents.shards import holds_latents, read_encoding
-from dit.utils.files import sha256, shell_quote
+from dit.utils.files import shell_quote
 from dit.utils.image_size import format_size, size_flag
 
 DIGITS_SIZE = 32
@@ -53,7 +60,8 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
     if ranks.main:
         record = _record(config, images, extractors, digest)
         write_statistics(config.out, networks, len(images), record)
-        print(_table(config.out, images, extractors, digest))
+        numbers = digest_of_numbers(networks)
+        print(_table(config.out, images, extractors, digest, numbers))
     ranks.barrier()
     return config.out
 
@@ -76,7 +84,9 @@ def _read(config: StatsConfig) -> ImageSet:
         encoded = f"--data {shell_quote(latents.data or 'IMAGES')} {size_flag(latents.image_size)}"
         raise UserError(f"{config.data} holds latents", "the images encoded", f"pass {encoded}")
     size = config.image_size or (DIGITS_SIZE if config.data == "digits" else None)
-    images = read_data_set(config.data, size, labelled=False)
+    images = read_data_set(config.data, size, labelled=False, column=config.image_column)
+    if images is None:
+        refuse_columns(config.data, Columns(image=config.image_column))
     return images or read_images(path, config.image_size)
 
 
@@ -151,12 +161,15 @@ def _record(
     }
 
 
-def _table(out: Path, images: ImageSet, extractors: Sequence[Extractor], digest: str) -> str:
+def _table(
+    out: Path, images: ImageSet, extractors: Sequence[Extractor], digest: str, numbers: str
+) -> str:
+    """Return what is printed; the checksums do not depend on the date or the name of the data."""
     width = max(len("network"), *(len(e.name) for e in extractors))
     lines = [f"{'network':<{width}}  {'images':>9}  {'features':>8}  weights (SHA-256)"]
     for e in extractors:
         numbers = f"{len(images):>9,}  {e.widths[0]:>8,}"
         lines.append(f"{e.name:<{width}}  {numbers}  {e.weights} ({e.checksum[:8]})")
     lines.append(f"pixels  {format_size(images.size)}, SHA-256 {digest}")
-    lines.append(f"file    {out}, {out.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(out)}")
+    lines.append(f"file    {out}, {out.stat().st_size / 1e6:.2f} MB, numbers SHA-256 {numbers}")
     return "\n".join(lines)

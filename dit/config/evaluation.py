@@ -28,14 +28,16 @@ class ScoringConfig:
 
     # -- scores ----------------------------------------------------------------------------------
     reference: str | None = None
-    """`digits`, a folder of images, tar shards, a data set of Hugging Face, or an .npz file of
-    images or statistics; the run's own data unless given."""
+    """`digits`, a folder of images, tar shards, a data set of Hugging Face, latents of `dit encode`
+    (their images count), or an .npz file of images or statistics; the run's own data unless
+    given."""
     crop: bool | None = None
     """Crop the reference's images to the samples' size as ADM does; unless given, only the run's
     own data."""
     extractor: tuple[str, ...] = ("auto",)
-    """Feature networks, one or several: inception, dinov2, digits-cnn, MODULE:CLASS, or a name
-    registered with torch-fidelity; auto: digits-cnn for digits, else inception."""
+    """Feature networks, one or several: inception, dinov2, colour-cnn, digits-cnn, MODULE:CLASS, or
+    a name registered with torch-fidelity. auto: digits-cnn for digits; else inception, or
+    colour-cnn (no FID, no download) where Inception's weights are not on this machine."""
     weights: tuple[str, ...] = ()
     """Local weights of the feature network, where they cannot be downloaded: FILE, or NAME=FILE for
     several."""
@@ -168,7 +170,10 @@ class StatsConfig:
     """The .npz file to write."""
     image_size: int | tuple[int, int] | None = None
     """Crop images to this side, or height and width, as ADM does; unless given, no crop (digits:
-    32)."""
+    32). Tar shards and data sets of Hugging Face need it."""
+    image_column: str | None = None
+    """Column of the images of a data set of Hugging Face, or their ending in tar shards, such as
+    png; unless given, the one of a usual name."""
     extractor: tuple[str, ...] = ("auto",)
     """Feature networks, as in evaluate.py."""
     weights: tuple[str, ...] = ()

@@ -17,13 +17,18 @@ from dit.utils.image_size import Size
 
 
 def read_data_set(
-    name: str, size: Size | None, trained: TrainConfig | None = None, labelled: bool = True
+    name: str,
+    size: Size | None,
+    trained: TrainConfig | None = None,
+    labelled: bool = True,
+    column: str | None = None,
 ) -> ImageSet | None:
     """Return the images of such a data set, cropped to one size; None for any other name.
 
     Args:
         trained: settings of a run, whose columns hold if this is its data.
         labelled: whether to read labels.
+        column: of the images, where labels are not read.
     """
     if trained and name == trained.data and not dataset_exists(name):
         raise UserError(
@@ -39,7 +44,7 @@ def read_data_set(
             "the size to crop its images to",
             "pass --image-size",
         )
-    columns = _columns(name, trained) if labelled else Columns(classes="none")
+    columns = _columns(name, trained) if labelled else Columns(image=column, classes="none")
     return from_data(load_images(name, size, columns), name)
 
 
