@@ -8,20 +8,21 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import ImageSet, read_images
-from dit.evaluation.metrics.memorisation import (
-    TrainingImages,
-    extract_training_images,
-    pixel_extractor,
-)
+from dit.evaluation.metrics.memorisation import extract_training_images, pixel_extractor
 from dit.evaluation.references import (
-    PreparedReference,
     Reference,
     choose_extractors,
     find_reference,
+    keep_classes,
     prepare_reference,
     same_data,
 )
-from dit.evaluation.samples import read_samples, recorded_settings, sample_to_folder
+from dit.evaluation.samples import (
+    choose_classes,
+    read_samples,
+    recorded_settings,
+    sample_to_folder,
+)
 from dit.report.evaluation_notes import note_colours
 from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
@@ -55,7 +56,10 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         build_pipeline(run, sampler)  # refuses what the run cannot do
         ranks.say(notes_on_guidance(sampler, run.card))
 
+    classes = choose_classes(cfg.classes, run, ranks) if run else None
     reference = _find_reference(cfg, size, data, trained)
+    if run and classes:
+        reference = keep_classes(reference, [run.card.class_name(label) for label in classes])
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     ranks.say(note_colours(scoring, samples or reference.images))
     count = _count_samples(cfg, samples, reference)
@@ -73,15 +77,12 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     prepared = prepare_reference(
         reference, extractors, names, count, cfg.batch_size, ranks, cfg.cache
     )
-    training: TrainingImages | str
-    if isinstance(originals, str):
-        training = originals
-    elif originals is reference.images:
-        training = _reuse_features(originals, prepared)
-    else:
-        training = extract_training_images(originals, extractors, cfg.batch_size, ranks, cfg.cache)
+    known = prepared.features if originals is reference.images else None
+    training = extract_training_images(
+        originals, known, extractors, cfg.batch_size, ranks, cfg.cache
+    )
     if run:
-        folder = sample_to_folder(run, sampler, count, out, ranks)
+        folder = sample_to_folder(run, sampler, count, out, ranks, classes)
         samples, settings = read_images(folder), recorded_settings(folder)
     assert samples
     found = extract(samples, extractors, cfg.batch_size, ranks, "features of samples")
@@ -100,7 +101,7 @@ def _check_flags(cfg: EvalConfig) -> None:
         )
     if cfg.samples is None:
         return
-    names = {*SAMPLER_FLAGS, "num_samples"} - {"batch_size"}
+    names = {*SAMPLER_FLAGS, "num_samples", "classes"} - {"batch_size"}
     for setting in dataclasses.fields(EvalConfig):
         value = getattr(cfg, setting.name)
         if setting.name in names and value != setting.default:
@@ -166,13 +167,6 @@ def _find_training_images(
             "pass the folder of training images",
         )
     return images
-
-
-def _reuse_features(images: ImageSet, prepared: PreparedReference) -> TrainingImages:
-    """Return the reference's images with the features that it has already."""
-    targets = prepared.targets.items()
-    features = {name: target.values for name, target in targets if target.values is not None}
-    return TrainingImages(images, features)
 
 
 def _default_folder(samples: Path | None) -> Path:

@@ -12,8 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from dit.config import StatsConfig
-from dit.data.labels import Columns
-from dit.data.sources import refuse_columns
 from dit.distributed.device import library_versions
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -85,8 +83,6 @@ def _read(config: StatsConfig) -> ImageSet:
         raise UserError(f"{config.data} holds latents", "the images encoded", f"pass {encoded}")
     size = config.image_size or (DIGITS_SIZE if config.data == "digits" else None)
     images = read_data_set(config.data, size, labelled=False, column=config.image_column)
-    if images is None:
-        refuse_columns(config.data, Columns(image=config.image_column))
     return images or read_images(path, config.image_size)
 
 

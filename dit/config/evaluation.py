@@ -90,6 +90,9 @@ class EvalConfig(SamplerConfig, ScoringConfig):
     """Images to score instead: a folder or an .npz file."""
     num_samples: int | None = None
     """Images to sample from the run; unless given, as many as the reference has, at most 50,000."""
+    classes: tuple[str, ...] | None = None
+    """Names or ids of classes such as cat dog or 0,1,2, to sample and to keep of the reference;
+    unless given, all that have images."""
     train_data: str | None = None
     """Images that samples may be copies of: `digits` or a folder, cropped to the samples' size;
     unless given, the reference, if it is the run's own data."""

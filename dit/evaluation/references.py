@@ -1,8 +1,8 @@
 """The reference of an evaluation: images, statistics or both, in the features of every network."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors, usual_ne
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.data_sets import read_data_set, read_encoded
 from dit.evaluation.inputs.features import Extracted, Features
-from dit.evaluation.inputs.images import ImageSet, has_images, read_images
+from dit.evaluation.inputs.images import ImageSet, has_images, read_images, select
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
 from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import RealVsReal, Score, Target
@@ -96,6 +96,25 @@ def find_reference(
     return Reference(name, images, statistics, side if crop else None)
 
 
+def keep_classes(reference: Reference, names: Collection[str]) -> Reference:
+    """Return a reference with the images of these classes only."""
+    images = reference.images
+    if images is None or images.labels is None or reference.statistics:
+        raise UserError(
+            f"--classes with the reference {reference.name}, whose images have no classes",
+            "a reference with the classes of the run",
+            "drop --classes, or pass --reference with a folder that has a subfolder for each class",
+        )
+    kept = [i for i, label in enumerate(images.labels) if label in names]
+    if len(kept) < 2:
+        raise UserError(
+            f"{len(kept)} images of the classes {', '.join(names)} in {reference.name}",
+            "at least 2, better thousands",
+            "pass other --classes, or another --reference",
+        )
+    return replace(reference, images=select(images, kept))
+
+
 def same_data(name: str, other: str) -> bool:
     """Return whether two names are of the same images; latents are of those they were made of."""
     one, two = (Path(_source(data)).expanduser() for data in (name, other))
@@ -142,6 +161,12 @@ class PreparedReference:
     targets: dict[str, Target]
     real_vs_real: dict[str, RealVsReal]
     digest: str
+
+    @property
+    def features(self) -> dict[str, torch.Tensor]:
+        """Return the features of its images by network."""
+        targets = self.targets.items()
+        return {name: target.values for name, target in targets if target.values is not None}
 
 
 def prepare_reference(

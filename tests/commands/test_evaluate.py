@@ -225,6 +225,17 @@ def test_run_is_sampled_and_scored(run):
     assert len(list((run / "evaluation").glob("samples-*"))) == 2
 
 
+def test_chosen_classes_are_sampled_and_compared_with_their_own(run):
+    flags = dict(run=run, sampler="euler", steps=1, num_samples=6)
+    values = report(**flags, classes=("3", "0"))
+    assert [row["label"] for row in values["classes"]] == ["0", "3"]
+    recorded = values["protocol"]
+    assert recorded["samples"]["labels"] == "2 classes, 3 images each"
+    assert recorded["reference"]["count"] == 361  # of 1,797 digits
+    assert "no class cat" in refused(**flags, classes=("cat",))
+    assert len(list((run / "evaluation").glob("samples-*"))) == 1
+
+
 def test_run_on_latents_is_compared_with_the_images_that_were_encoded(
     tmp_path, make_run, monkeypatch
 ):

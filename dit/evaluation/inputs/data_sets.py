@@ -9,7 +9,12 @@ from pathlib import Path
 from dit.config import TrainConfig
 from dit.data.counts import count_of
 from dit.data.labels import Columns
-from dit.data.sources import dataset_exists, is_tar_or_hub_dataset, load_images
+from dit.data.sources import (
+    dataset_exists,
+    is_tar_or_hub_dataset,
+    load_images,
+    refuse_columns,
+)
 from dit.errors import UserError
 from dit.evaluation.inputs.images import ImageSet, from_data, select
 from dit.latents.shards import Encoding, read_encoding, skipped_images
@@ -37,6 +42,7 @@ def read_data_set(
             "pass --reference with the folder where they are now",
         )
     if name != "digits" and not is_tar_or_hub_dataset(name):
+        refuse_columns(name, Columns(image=column))
         return None
     if size is None:
         raise UserError(
