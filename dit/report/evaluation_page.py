@@ -190,7 +190,7 @@ def to_page(report: Report) -> Page:
         essentials(report),
         [scores, *_sections(report), Section("Protocol", protocol=protocol)],
         "The same numbers for programs: report.json.",
-        lead=[*filter(None, [report.verdict])],
+        verdict=report.verdict,
         notes=report.notes,
         generator=signature("evaluate"),
     )

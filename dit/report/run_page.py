@@ -120,7 +120,8 @@ def to_page(run: Path, lines: Sequence[Line], events: Sequence[Line]) -> Page:
         essentials(run, card, lines),
         sections,
         "The same numbers for programs: metrics.jsonl, config.json, machine.json.",
-        lead=[*filter(None, [newest_verdict(evaluations)]), comparison],
+        verdict=newest_verdict(evaluations),
+        lead=[comparison],
         generator=signature("report"),
     )
 

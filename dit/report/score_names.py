@@ -9,17 +9,17 @@ DISTANCES = ("FID", "FD", "sFID", "sFD", "KID")  # lower is better
 SHARES = ("precision", "recall", "density", "coverage")  # of the manifolds of two sets of images
 KINDS = (*DISTANCES, *SHARES, "IS")
 MEANINGS = {
-    "FID": "how far all samples are from all real images: quality and variety at once",
-    "FD": "how far all samples are from all real images: quality and variety at once",
-    "sFID": "the same, where things are in the image counts too",
-    "sFD": "the same, where things are in the image counts too",
+    "FID": "distance of the samples to real images: quality and variety",
+    "FD": "distance of the samples to real images: quality and variety",
+    "sFID": "the same, with positions in the image",
+    "sFD": "the same, with positions in the image",
     "KID": "another such distance, fair to few images; 0 is equal",
-    "precision": "quality: the share of samples that lie among real images",
-    "recall": "variety: the share of real images that lie among samples",
-    "density": "quality: how many real images are around a sample; above 1 is safe and common",
-    "coverage": "variety: the share of real images that have a sample nearby",
-    "IS": "how surely a classifier names the samples, and how many classes; sees no real image",
-    "digits recognised": "the share of samples that are read as the digit asked for",
+    "precision": "quality: samples that lie among real images",
+    "recall": "variety: real images that lie among samples",
+    "density": "quality: how many real images surround a sample",
+    "coverage": "variety: real images with a sample nearby",
+    "IS": "clear and many classes, to a classifier; sees no real image",
+    "digits recognised": "samples that are read as the digit asked for",
 }
 """What a score means, by its kind."""
 

@@ -162,7 +162,7 @@ def test_page_shows_values_reasons_and_protocol():
         "1,000 / 1,797",
         "8.50 ± 0.10",
         f"Not available: KID(digits-cnn) ({MISSING}).",
-        "quality and variety at once",
+        "distance of the samples to real images: quality and variety",
         "heun",
         "cfg_interval",
         "1000 values, 0 … 999",
@@ -327,7 +327,7 @@ def test_markdown_has_every_score_and_escapes():
     given.protocol["sampling"]["data"] = "a|b"
     text = markdown_of(given)
     real = "0.520 – 0.610 (N = 898, 5 splits)"
-    row = f"| FD(digits-cnn) ↓ | **1.235** (1.10 – 1.40) | {real} | 1,000 / 1,797 | how far"
+    row = f"| FD(digits-cnn) ↓ | **1.235** (1.10 – 1.40) | {real} | 1,000 / 1,797 | distance of"
     assert row in text
     assert "| KID(digits-cnn)" not in text
     assert "| data | a\\|b |" in text
