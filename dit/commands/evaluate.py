@@ -61,7 +61,8 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     if run and classes:
         reference = keep_classes(reference, [run.card.class_name(label) for label in classes])
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
-    ranks.say(note_colours(scoring, samples or reference.images))
+    # before hours of sampling; the report notes it for images that exist
+    ranks.say(note_colours(scoring, reference.images if run else None))
     count = _count_samples(cfg, samples, reference)
     originals = _find_training_images(cfg, data, size, reference)
     # Everything that needs an image runs in the same pass over the images.
@@ -178,6 +179,7 @@ def _write_report(comparison: EvaluationInputs, cfg: EvalConfig, out: Path, rank
     title = f"Evaluation of {cfg.run or cfg.samples}"
     report = build_report(comparison, cfg.run, title, cfg.bootstrap, ranks.device)
     paths = write_report(report, out)
+    ranks.say(report.notes)
     print(to_text(report))
     for path in paths:
         print(path)

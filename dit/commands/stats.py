@@ -164,8 +164,8 @@ def _table(
     width = max(len("network"), *(len(e.name) for e in extractors))
     lines = [f"{'network':<{width}}  {'images':>9}  {'features':>8}  weights (SHA-256)"]
     for e in extractors:
-        numbers = f"{len(images):>9,}  {e.widths[0]:>8,}"
-        lines.append(f"{e.name:<{width}}  {numbers}  {e.weights} ({e.checksum[:8]})")
+        counts = f"{len(images):>9,}  {e.widths[0]:>8,}"
+        lines.append(f"{e.name:<{width}}  {counts}  {e.weights} ({e.checksum[:8]})")
     lines.append(f"pixels  {format_size(images.size)}, SHA-256 {digest}")
     lines.append(f"file    {out}, {out.stat().st_size / 1e6:.2f} MB, numbers SHA-256 {numbers}")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from dit.evaluation.extractors.load import COLOUR_CNN, DIGITS_CNN
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics.memorisation import evenly
 
-COLOUR_SAMPLE = 64  # images that are looked at for colours
+COLOUR_SAMPLE = 32  # images that are looked at for colours
 
 
 def note_colours(extractors: list[Extractor], images: ImageSet | None) -> list[str]:

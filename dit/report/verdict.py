@@ -9,6 +9,7 @@ Each score is compared with what real images score against real images, at as ma
 Without real against real, shares are compared with 1, and a distance is only named.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,9 @@ def verdict(
 
 def _first_network(values: Mapping[str, float | None]) -> dict[str, tuple[str, float]]:
     """Return name and value of distance, precision and coverage, in features of one network."""
-    known = {name: value for name, value in values.items() if value is not None}
+    known = {
+        name: value for name, value in values.items() if value is not None and math.isfinite(value)
+    }
     network = next((parse(name).network for name in known if is_frechet(name)), None)
     found: dict[str, tuple[str, float]] = {}
     for name, value in known.items():

@@ -325,8 +325,8 @@ def test_mistakes_with_a_run(run, tmp_path, make_run):
     assert "--variance learned" in refused(run=run, variance="learned")
     ddpm = make_run("ddpm", process="linear", objective="eps")
     assert "--steps 2000" in refused(run=ddpm, steps=2000)
-    gone = make_run("gone", data=str(tmp_path / "gone"))
+    gone = make_run("gone", data=str(tmp_path / "lost"))
     message = refused(run=gone)
-    assert f"the images of training are no longer at {tmp_path / 'gone'}" in message
+    assert f"the images of training are no longer at {tmp_path / 'lost'}" in message
     assert "pass --reference with the folder" in message
     assert not list(tmp_path.rglob("samples-*"))

@@ -337,8 +337,8 @@ def test_terminal_table_is_aligned():
     sentence, first, fd, score, missing = report.to_text(make()).splitlines()
     assert sentence == make().verdict
     assert first.index("real") == fd.index("0.520")
-    assert fd.startswith("FD(digits-cnn) ↓   1.235 (1.10 – 1.40)  0.520")
-    assert score.startswith("IS(digits-cnn) ↑   8.50 ± 0.10")
+    assert fd.startswith("FD(digits-cnn) ↓  1.235 (1.10 – 1.40)  0.520")
+    assert score.startswith("IS(digits-cnn) ↑  8.50 ± 0.10")
     assert missing == f"Not available: KID(digits-cnn) ({MISSING})."
     assert len({len(line) for line in (first, fd)}) == 1  # the count is aligned to the right
     assert NETWORK in report.to_text(rich())
