@@ -202,7 +202,8 @@ def _sections(report: Report) -> list[Section]:
     texts: dict[str, Sequence[str]] = {MEMORISATION: [*map(str, report.memorisation)]}
     if report.classes:
         tables[CLASSES], texts[CLASSES] = classes_table(report.classes), [ABOUT_CLASSES]
-    if report.uncertainty:
+    # reasons alone say nothing that the number of samples does not
+    if any(limit.limit is not None for limit in report.uncertainty.values()):
         tables[UNCERTAINTY], texts[UNCERTAINTY] = limits_table(report.uncertainty), [ABOUT_LIMITS]
 
     sections = []

@@ -106,11 +106,11 @@ def to_page(run: Path, lines: Sequence[Line], events: Sequence[Line]) -> Page:
     curves = draw_all(lines, [event["step"] for event in events], reference)
     evaluations, unreadable = read_evaluations(run)
     sections = [
+        evaluations_section(evaluations, unreadable),
+        training_section(lines),
         _events(events),
         Section("Curves", None, [ABOUT_CURVES], curves, "curve"),
         Section("Samples", figures=_samples(run), figure_kind="picture"),
-        evaluations_section(evaluations, unreadable),
-        training_section(lines),
         _checkpoints(run),
         Section("Settings and machine", protocol={**settings(card.config), **machine(starts)}),
     ]

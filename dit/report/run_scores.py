@@ -18,7 +18,7 @@ from dit.utils import pictures
 from dit.utils.typed_json import read_json
 
 FOLDER = "evaluation"  # in a run, of evaluate.py
-SHOWN = ("FID", "FD", "precision", "recall", "coverage", "IS")  # kinds of scores in the tables
+SHOWN = ("precision", "recall", "coverage")  # beside the distance
 MOST_STEPS = 10  # of scores during training
 ABOUT_EVALUATIONS = (
     "The newest is first. Compare scores at equal numbers of samples and one reference only: "
@@ -92,27 +92,32 @@ def evaluations_section(evaluations: Mapping[str, Evaluation], unreadable: list[
     if not evaluations:
         return Section("Evaluations", None, paragraphs)
 
-    names = dict.fromkeys(
-        name for report in evaluations.values() for name in report["scores"] if _is_shown(name)
-    )
-    rows = [_evaluation_row(name, report, [*names]) for name, report in evaluations.items()]
-    columns = ("report", "date", "step", "samples", "guidance", *names)
+    rows = []
+    for name, report in evaluations.items():
+        by_network: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for score, entry in report["scores"].items():
+            kind, network, convention = parse(score)
+            if kind in KINDS and not convention:
+                by_network.setdefault(network, {})[kind] = entry
+        rows += [_row(name, report, network, kinds) for network, kinds in by_network.items()]
+    facts = ("step", "samples", "guidance", "date")
+    columns = ("report", "features", "distance", *SHOWN, *facts)
     table = Table(columns, rows).without_empty_columns()
     return Section("Evaluations", table, paragraphs)
 
 
-def _is_shown(name: str) -> bool:
-    parsed = parse(name)
-    return parsed.kind in SHOWN and not parsed.convention
-
-
-def _evaluation_row(name: str, report: Evaluation, scores: Sequence[str]) -> Row:
+def _row(
+    name: str, report: Evaluation, network: str, kinds: Mapping[str, Mapping[str, Any]]
+) -> Row:
+    """Return the scores of a report in features of one network."""
     protocol = report["protocol"]
     sampling, samples = protocol.get("sampling", {}), protocol.get("samples", {})
     facts = (sampling.get("step"), samples.get("count"), sampling.get("cfg_scale"))
-    cells = [Cell(name, "name"), Cell(_date(report)[:10])]
+    kind = next((kind for kind in ("FID", "FD") if kind in kinds), "")
+    cells = [Cell(name, "name"), Cell(network), _score_cell(kind, kinds.get(kind))]
+    cells += [_score_cell(kind, kinds.get(kind)) for kind in SHOWN]
     cells += [Cell(_known(fact), NUMBER) for fact in facts]
-    return Row([*cells, *(_score_cell(report["scores"].get(score)) for score in scores)])
+    return Row([*cells, Cell(_date(report)[:10], NUMBER)])
 
 
 def _known(value: Any) -> str:
@@ -121,11 +126,15 @@ def _known(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else show(value)
 
 
-def _score_cell(score: Mapping[str, Any] | None) -> Cell:
+def _score_cell(kind: str, score: Mapping[str, Any] | None) -> Cell:
+    """Return a share in percent, or a distance with its kind beside what real images score."""
     if not score or score.get("value") is None:
         return Cell(NOTHING, NUMBER)
+    if kind in SHARES:
+        return Cell(f"{score['value']:.1%}", NUMBER)
     floor = score.get("floor")
-    return Cell(number(score["value"]), NUMBER, f"real: {number(floor['mean'])}" if floor else "")
+    real = f"real: {number(floor['mean'])}" if floor else ""
+    return Cell(f"{kind} {number(score['value'])}", NUMBER, real)
 
 
 # -- during training -------------------------------------------------------------------------------
@@ -145,8 +154,16 @@ def training_section(lines: Sequence[Line]) -> Section:
     # spread from the end, so that the last is among them
     shown = pictures.spread(alike[::-1], MOST_STEPS)[::-1]
     rows = [_step_row(line, names, distance, lowest) for line in shown]
-    table = Table(("step", *names), rows).without_empty_columns()
+    table = Table(("step", *_short(names)), rows).without_empty_columns()
     return Section("Scores during training", table, [ABOUT_TRAINING], {"Scores of the EMA": chart})
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Return names without their network if all are of one; distances keep it: FD is no FID."""
+    if len({parse(name).network for name in names}) > 1:
+        return [*names]
+    kinds = [parse(name).kind for name in names]
+    return [name if kind in DISTANCES else kind for name, kind in zip(names, kinds, strict=True)]
 
 
 def _step_row(line: Line, names: Sequence[str], distance: str | None, lowest: float | None) -> Row:
