@@ -30,12 +30,26 @@ ABOUT_TRAINING = (
 )
 
 
+class ReportedScore(TypedDict):
+    """What is read of a score in report.json."""
+
+    value: float | None
+    floor: RealVsReal | None
+
+
+class ReportedCopies(TypedDict):
+    """What is read of near-copies in report.json."""
+
+    share: float
+    real_share: float
+
+
 class Evaluation(TypedDict):
     """What is read of a report.json."""
 
     format: int
-    scores: dict[str, dict[str, Any]]
-    memorisation: list[dict[str, Any]]
+    scores: dict[str, ReportedScore]
+    memorisation: list[ReportedCopies]
     protocol: dict[str, dict[str, Any]]
 
 
@@ -72,9 +86,9 @@ def newest_verdict(evaluations: Mapping[str, Evaluation]) -> str:
     """Return the sentence about the newest evaluation, or "" without any."""
     for name, report in evaluations.items():
         scores = report["scores"]
-        values = {score: entry.get("value") for score, entry in scores.items()}
-        floors = {score: entry.get("floor") for score, entry in scores.items()}
-        real = {score: RealVsReal(**floor) for score, floor in floors.items() if floor}
+        values = {score: entry["value"] for score, entry in scores.items()}
+        floors = {score: entry["floor"] for score, entry in scores.items()}
+        real = {score: floor for score, floor in floors.items() if floor}
         copies = [Copies(one["share"], one["real_share"]) for one in report["memorisation"]]
         step = report["protocol"].get("sampling", {}).get("step")
         where = f"{name}, step {step:,}" if isinstance(step, int) else name
@@ -94,7 +108,7 @@ def evaluations_section(evaluations: Mapping[str, Evaluation], unreadable: list[
 
     rows = []
     for name, report in evaluations.items():
-        by_network: dict[str, dict[str, Mapping[str, Any]]] = {}
+        by_network: dict[str, dict[str, ReportedScore]] = {}
         for score, entry in report["scores"].items():
             kind, network, convention = parse(score)
             if kind in KINDS and not convention:
@@ -106,9 +120,7 @@ def evaluations_section(evaluations: Mapping[str, Evaluation], unreadable: list[
     return Section("Evaluations", table, paragraphs)
 
 
-def _row(
-    name: str, report: Evaluation, network: str, kinds: Mapping[str, Mapping[str, Any]]
-) -> Row:
+def _row(name: str, report: Evaluation, network: str, kinds: Mapping[str, ReportedScore]) -> Row:
     """Return the scores of a report in features of one network."""
     protocol = report["protocol"]
     sampling, samples = protocol.get("sampling", {}), protocol.get("samples", {})
@@ -126,14 +138,14 @@ def _known(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else show(value)
 
 
-def _score_cell(kind: str, score: Mapping[str, Any] | None) -> Cell:
+def _score_cell(kind: str, score: ReportedScore | None) -> Cell:
     """Return a share in percent, or a distance with its kind beside what real images score."""
-    if not score or score.get("value") is None:
+    if score is None or score["value"] is None:
         return Cell(NOTHING, NUMBER)
     if kind in SHARES:
         return Cell(f"{score['value']:.1%}", NUMBER)
-    floor = score.get("floor")
-    real = f"real: {number(floor['mean'])}" if floor else ""
+    floor = score["floor"]
+    real = f"real: {number(floor.mean)}" if floor else ""
     return Cell(f"{kind} {number(score['value'])}", NUMBER, real)
 
 

@@ -55,7 +55,10 @@ def undrawn(monkeypatch):
 def add_evaluation(folder: Path, date: str, distance: float) -> None:
     """Write the report.json of an evaluation."""
     real = {"low": 1.0, "mean": 1.0, "high": 1.0, "splits": 5, "samples": 9, "reference": 9}
-    scores = {FD: {"value": distance, "floor": real}, "KID(digits-cnn)": {"value": None}}
+    scores = {
+        FD: {"value": distance, "floor": real},
+        "KID(digits-cnn)": {"value": None, "floor": None},
+    }
     protocol = {
         "samples": {"count": 1797},
         "sampling": {"step": 20, "cfg_scale": 1.5},
@@ -76,7 +79,8 @@ def test_evaluations_of_a_run_are_on_its_page_newest_first(home, undrawn, capsys
     assert sentence.startswith("Newest evaluation (evaluation/later, step 20). As good as real")
     html = (home / "report.html").read_text(encoding="utf-8")
     assert sentence in html
-    assert html.index(">evaluation/later<") < html.index(">evaluation<")
+    table = html[html.index(">Evaluations<") :]
+    assert table.index("evaluation/later") < table.index("<span>evaluation<")
     assert "Not shown, damaged or of another format: evaluation/bad." in html
     assert "KID" not in html
 
