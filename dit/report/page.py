@@ -56,7 +56,8 @@ class Page:
     Args:
         subtitle: date, versions and device.
         essentials: name -> value of what the numbers mean nothing without.
-        lead: paragraphs of the main results.
+        verdict: the main result in one sentence, below the title.
+        lead: paragraphs of further main results.
         notes: warnings.
         generator: the program and command that wrote it.
     """
@@ -67,6 +68,7 @@ class Page:
     sections: Sequence[Section]
     footer: str
     highlight: Highlight | None = None
+    verdict: str = ""
     lead: Sequence[str] = ()
     notes: Sequence[str] = ()
     generator: str = ""
@@ -86,7 +88,9 @@ class Page:
         return templates.get_template("page.html.j2").render(page=self)
 
     def to_markdown(self) -> str:
-        parts = [f"# {escape(self.title)}", two_columns(self.essentials).to_markdown()]
+        parts = [f"# {escape(self.title)}"]
+        parts += [f"**{escape(self.verdict)}**"] if self.verdict else []
+        parts.append(two_columns(self.essentials).to_markdown())
         if top := self.highlight:
             parts.append(f"{top.caption}: **{escape(top.text)}**, {top.value} ({top.small})")
             parts.append(f"    {top.command}")

@@ -16,7 +16,6 @@ from PIL import Image
 
 from dit.cli import main, parse
 from dit.commands.train_vae import learner as learners
-from dit.commands.train_vae import quality
 from dit.commands.train_vae.batches import batches, random_shift, split, to_unit
 from dit.commands.train_vae.codebook import (
     count_usage,
@@ -114,18 +113,19 @@ def test_same_seed_same_weights(tmp_path: Path, kind: str):
 
 
 def test_rectangles_without_inception(tmp_path: Path, monkeypatch, capsys):
-    def no_network(*args: object) -> None:
-        raise UserError("Inception's weights are not here", "the file", "download it")
-
-    monkeypatch.setattr(quality, "choose_extractors", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     data = write_photos(tmp_path / "photos", 5)
     out = tmp_path / "vae"
     train_vae(VaeConfig(out=out, data=str(data), **SMALL | dict(image_size=(8, 16))), Ranks())
     scores = read_scores(out)
-    assert scores["rFD"] == "not available (Inception's weights are not here)"
+    assert scores["rFD(colour-cnn)"] > 0
     assert scores["SSIM"].startswith("not available (its window")
     assert "--image-size 8 16" in capsys.readouterr().out
 
+    def no_download(*args: object, **more: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_download)
     asked = VaeConfig(out=tmp_path / "new", data=str(data), extractor="inception", **SMALL)
     with pytest.raises(UserError, match="Inception's weights"):
         train_vae(asked, Ranks())
