@@ -48,8 +48,9 @@ class TrainConfig:
     """Leave out images that cannot be read; with latents, shards whose checksum is wrong, for which
     all are read first."""
     vae: str = "digits"
-    """Autoencoder: `digits` (bundled), `identity` (pixels), a hub name such as
-    stabilityai/sd-vae-ft-ema, or a local folder in diffusers' layout. Latents say their own."""
+    """Autoencoder: `digits` (bundled), `tiny` (bundled, for small colour images), `identity`
+    (pixels), a hub name such as stabilityai/sd-vae-ft-ema, or a local folder in diffusers'
+    layout. Latents say their own."""
     image_size: int | tuple[int, int] = 32
     """Side of the images in pixels, or their height and width, such as 32 48. Latents say their
     own."""

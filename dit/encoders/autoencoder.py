@@ -21,7 +21,8 @@ from dit.utils.hub import absolute_if_local, find_folder
 from dit.utils.image_size import Size, sides, size_flag
 from dit.utils.typed_json import read_json
 
-BUNDLED = Path(__file__).parent.parent / "assets" / "digits-vae"
+ASSETS = Path(__file__).parent.parent / "assets"
+BUNDLED = {"digits": ASSETS / "digits-vae", "tiny": ASSETS / "tiny-vae"}
 CONFIG = "config.json"
 SUBFOLDERS = ("vae", "vqvae")  # of pipelines
 KINDS = ("AutoencoderKL", "VQModel")  # of diffusers
@@ -204,20 +205,20 @@ class CodecConfig(TypedDict, total=False):
 
 
 def note_other_data(autoencoder: Autoencoder, data: str) -> list[str]:
-    """Say that the bundled autoencoder knows digits alone, if the images are others."""
+    """Say that the autoencoder of digits knows nothing else, if the images are others."""
     if autoencoder.name != "digits" or data == "digits":
         return []
     return [
-        "--vae digits was trained on gray digits alone; for photographs pass "
-        "--vae stabilityai/sd-vae-ft-ema, or --vae identity for pixels"
+        "--vae digits was trained on gray digits alone; for small colour images pass --vae tiny, "
+        "for photographs --vae stabilityai/sd-vae-ft-ema, or --vae identity for pixels"
     ]
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
-    """Load `digits` (bundled), `identity` (pixels), a folder in diffusers' layout, or a hub name.
+    """Load `digits` or `tiny` (bundled), `identity` (pixels), a folder, or a hub name.
 
-    A folder may hold the autoencoder itself or, as pipelines do, a `vae/` or `vqvae/` subfolder.
-    Only safetensors are read.
+    A folder is in diffusers' layout. It may hold the autoencoder itself or, as pipelines do, a
+    `vae/` or `vqvae/` subfolder. Only safetensors are read.
     """
     device = torch.device(device)
     if name == "identity":
@@ -273,14 +274,14 @@ def _check_statistics(
 
 def _locate(name: str) -> Path:
     """Return the folder that holds config.json, downloaded if necessary."""
-    if name == "digits":
-        return BUNDLED
+    if name in BUNDLED:
+        return BUNDLED[name]
     # shards and other precisions are downloaded only where the usual file is missing
     for files in ((CONFIG, WEIGHTS), (CONFIG, *ANY_WEIGHTS)):
         path = find_folder(
             "--vae",
             name,
-            "`digits`, `identity`, a folder in diffusers' layout",
+            "`digits`, `tiny`, `identity`, a folder in diffusers' layout",
             f"the model's {CONFIG} and {WEIGHTS}",
             [*files, *(f"{folder}/{file}" for folder in SUBFOLDERS for file in files)],
         )

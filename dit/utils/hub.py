@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dit.errors import UserError, one_line
 
-BUNDLED = ("digits", "identity")  # never names of folders
+BUNDLED = ("digits", "tiny", "identity")  # never names of folders
 
 
 def find_folder(

@@ -113,12 +113,13 @@ def test_file_of_another_program(tmp_path: Path):
 
 
 def test_bundled_first_stage():
-    shown = rows(info(BUNDLED))
-    config = json.loads((BUNDLED / "config.json").read_text())
+    folder = BUNDLED["digits"]
+    shown = rows(info(folder))
+    config = json.loads((folder / "config.json").read_text())
     assert (shown["kind"], shown["latent channels"]) == ("KL (AutoencoderKL)", "4")
     assert shown["factor"].startswith("4 pixels")
     assert shown["latents scaled by"].startswith(f"mean {config['latents_mean'][0]:.3g} ")
-    assert shown["weights"] == f"SHA-256 {sha256(BUNDLED / WEIGHTS)}"
+    assert shown["weights"] == f"SHA-256 {sha256(folder / WEIGHTS)}"
 
 
 def test_trained_first_stage(tmp_path: Path):

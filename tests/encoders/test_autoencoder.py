@@ -45,8 +45,9 @@ def test_bundled_reconstructs_digits(bundled, images):
 
 
 def test_bundled_is_small_and_frozen(bundled):
-    assert (BUNDLED / WEIGHTS).stat().st_size < 2e6
-    assert bundled.checksum == sha256(BUNDLED / WEIGHTS)
+    weights = BUNDLED["digits"] / WEIGHTS
+    assert weights.stat().st_size < 2e6
+    assert bundled.checksum == sha256(weights)
     network = bundled.codec.network
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())

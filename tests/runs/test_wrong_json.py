@@ -127,7 +127,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
     """The size that the network of the old run had, and a VAE that is loaded once."""
-    network = autoencoder._read_network(BUNDLED, "AutoencoderKL", find_stored_weights(BUNDLED))
+    folder = BUNDLED["digits"]
+    network = autoencoder._read_network(folder, "AutoencoderKL", find_stored_weights(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "Ti", dict(depth=1, hidden_size=4, num_heads=1))
         patch.setattr(autoencoder, "_read_network", lambda *given: network)
@@ -148,7 +149,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference = json.loads((FOLDER / "digits.json").read_text())
     runs = {seed: lines[:3] for seed, lines in reference["runs"].items()}
     write_json(root / "digits.json", {**reference, "runs": runs})
-    shutil.copytree(BUNDLED, root / "vae")
+    shutil.copytree(BUNDLED["digits"], root / "vae")
     write_latents(root / "latents")
     return root
 

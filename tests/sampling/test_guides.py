@@ -221,7 +221,7 @@ def test_classes_without_names_can_not_differ(make_run, classifier):
 
 
 def test_the_same_autoencoder_under_another_path(make_run, tmp_path):
-    shutil.copytree(BUNDLED, tmp_path / "vae")
+    shutil.copytree(BUNDLED["digits"], tmp_path / "vae")
     ours, theirs = make_run("ours", vae="digits"), make_run("theirs", vae=str(tmp_path / "vae"))
     assert latents(load_run(ours, CPU), guide=theirs, cfg_scale=2.0).isfinite().all()
 
