@@ -4,7 +4,7 @@ They become data/tiny-images. This needs npm, and `pip install resvg_py==0.5.0`.
 permissive licences or in the public domain:
 
 - icons: Fluent emoji, 3D and flat (Microsoft; MIT), FxEmojis (Mozilla; Apache 2.0), VSCode Icons
-  (R. Rosatti; MIT), flat colour icons (Icons8; MIT) and circle flags (HatScripts; MIT).
+  (R. Huertas; MIT), flat colour icons (Icons8; MIT) and circle flags (HatScripts; MIT).
 - photos: those of scikit-image in CC0 or the public domain, and SciPy's raccoon (public domain).
 - leaves: rendered here. Random shapes of all sizes that hide one another have the statistics of
   natural images (the dead leaves model; Lee, Mumford and Huang 2001).
