@@ -127,7 +127,8 @@ def train_and_save(out: Path, minutes: float) -> None:
     some = np.random.default_rng(SEED).permutation(len(images))[:FOR_STATISTICS]
     mean, std = latent_statistics(network, images, some, 64, CPU)
     out.mkdir(parents=True, exist_ok=True)
-    save(network, out, mean, std)
+    # half precision halves the file; it is read as float32
+    save(network.half(), out, mean, std)
     print(f"{steps:,} steps of {BATCH} crops; the autoencoder is in {out}")
 
 
