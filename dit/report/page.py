@@ -56,10 +56,10 @@ class Page:
     Args:
         subtitle: date, versions and device.
         essentials: name -> value of what the numbers mean nothing without.
-        verdict: the main result in one sentence, below the title.
-        lead: paragraphs of further main results.
+        lead: paragraphs of the main results.
         notes: warnings.
         generator: the program and command that wrote it.
+        verdict: the main result in one sentence, below the title.
     """
 
     title: str
@@ -68,10 +68,10 @@ class Page:
     sections: Sequence[Section]
     footer: str
     highlight: Highlight | None = None
-    verdict: str = ""
     lead: Sequence[str] = ()
     notes: Sequence[str] = ()
     generator: str = ""
+    verdict: str = ""
 
     def to_html(self) -> str:
         # not at the top: jinja2 is needed for pages only

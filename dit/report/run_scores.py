@@ -161,7 +161,7 @@ def training_section(lines: Sequence[Line]) -> Section:
     if chart is None or not names:
         return Section("Scores during training")
 
-    distance = next((name for name in names if parse(name).kind in DISTANCES), None)
+    distance = next((name for name in names if parse(name).kind in DISTANCES), "")
     lowest = min((line[distance] for line in alike if distance in line), default=None)
     # spread from the end, so that the last is among them
     shown = pictures.spread(alike[::-1], MOST_STEPS)[::-1]
@@ -178,7 +178,7 @@ def _short(names: Sequence[str]) -> list[str]:
     return [name if kind in DISTANCES else kind for name, kind in zip(names, kinds, strict=True)]
 
 
-def _step_row(line: Line, names: Sequence[str], distance: str | None, lowest: float | None) -> Row:
+def _step_row(line: Line, names: Sequence[str], distance: str, lowest: float | None) -> Row:
     cells = [Cell(f"{line['step']:,}", NUMBER)]
     for name in names:
         if name not in line:
