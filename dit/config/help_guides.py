@@ -101,6 +101,10 @@ GUIDES: dict[type, Guide] = {
                 "a folder with one subfolder per class, at 256 px",
             ),
             (
+                "--data icons --out latents/icons --vae tiny --image-size 64",
+                "small colour images, with a bundled autoencoder",
+            ),
+            (
                 "--data photos --out latents/mine --vae runs/vae --image-size 64",
                 "with an autoencoder of `dit train-vae`",
             ),

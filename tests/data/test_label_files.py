@@ -190,7 +190,7 @@ def test_tables_beside_class_folders_do_no_harm(tmp_path):
 # -- the bundled autoencoder -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("vae", "notes"), [("digits", 1), ("identity", 0)])
+@pytest.mark.parametrize(("vae", "notes"), [("digits", 1), ("tiny", 0), ("identity", 0)])
 def test_the_autoencoder_of_digits_is_told_of_with_other_images(tmp_path, capsys, vae, notes):
     write_images(tmp_path / "images")
     sizes = dict(vae=vae, image_size=32)
