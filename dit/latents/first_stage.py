@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from dit.data.image_files import read_size
 from dit.data.image_formats import is_image
 from dit.errors import UserError
 from dit.utils.hub import is_available
 from dit.utils.image_size import Size, sides, size_of
+from dit.utils.typed_json import read_json
 
 TINY, PIXELS, DIGITS = "tiny", "identity", "digits"
 SD_VAE = "stabilityai/sd-vae-ft-ema"
 SD_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+USUAL_FACTOR = 8  # of autoencoders on the hub
 FACTORS = {PIXELS: 1, DIGITS: 4, TINY: 4}
 PATCHES = {8: 64, 4: 16}  # the least side of latents for each
 SIZES = (256, 128, 64, 32)  # pixels, to choose from
@@ -77,8 +80,18 @@ def suitable_size(side: int | None, most: int) -> int:
 
 
 def latent_side(stage: FirstStage) -> int:
-    """Return the shorter side of the latents; that of an autoencoder of others is a guess."""
-    return min(sides(stage.image_size)) // FACTORS.get(stage.vae, 8)
+    """Return the shorter side of the latents."""
+    return min(sides(stage.image_size)) // (FACTORS.get(stage.vae) or factor_of(stage.vae))
+
+
+def factor_of(vae: str) -> int:
+    """Return the factor that the config.json of a local autoencoder says; 8 if it is not local."""
+    try:
+        config = read_json(Path(vae).expanduser() / "config.json", dict[str, Any], "", "")
+    except UserError:
+        return USUAL_FACTOR  # a hub name, or a mistake that loading it will name
+    widths = config.get("block_out_channels")
+    return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else USUAL_FACTOR
 
 
 def choose_patch(side: int) -> int:

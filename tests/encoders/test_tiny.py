@@ -55,23 +55,21 @@ def psnr(a, b):
     return -10 * ((a.float() - b.float()) / 255).square().mean().log10()
 
 
-@pytest.mark.parametrize(("images", "least"), [(icons, 0), (photos, 0)])
+@pytest.mark.parametrize(("images", "least"), [(icons, 27), (photos, 24)])
 def test_reconstructs_colours(tiny, images, least):
     real = images()
     moments = tiny.encode(real)
     assert moments.shape == (12, 8, 16, 16)
     latents = tiny.draw(moments, torch.zeros(12, 4, 16, 16))
-    print(images.__name__, psnr(tiny.decode(latents), real), latents.mean(), latents.std())
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    print(psnr(tiny.decode(latents + 0.1 * noise), real))
     assert psnr(tiny.decode(latents), real) > least
     assert 0.6 < latents.std() < 1.6
-    # colours of diffusion are never exact
+    # latents of diffusion are never exact
     assert psnr(tiny.decode(latents + 0.1 * noise), real) > least - 2
 
 
 def test_is_small_and_of_any_size(tiny):
-    assert (BUNDLED["tiny"] / WEIGHTS).stat().st_size < 3e6
+    assert (BUNDLED["tiny"] / WEIGHTS).stat().st_size < 2e6
     assert (tiny.factor, tiny.channels) == (4, 4)
     assert tiny.latent_shape((48, 128)) == (4, 12, 32)
     wide = photos()[:1].repeat(1, 1, 1, 2)[:, :, :48]

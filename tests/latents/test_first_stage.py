@@ -66,7 +66,9 @@ def test_the_patch_leaves_sixteen_tokens_or_more(side, patch):
     assert choose_patch(side) == patch
 
 
-def test_the_side_of_latents_follows_from_the_autoencoder():
+def test_the_side_of_latents_follows_from_the_autoencoder(tmp_path):
+    (tmp_path / "config.json").write_text('{"block_out_channels": [8, 8]}')
+    assert latent_side(FirstStage(str(tmp_path), 64)) == 32
     stages = [FirstStage("tiny", 64), FirstStage("identity", (32, 48)), FirstStage(SD_VAE, 256)]
     assert list(map(latent_side, stages)) == [16, 32, 32]
 

@@ -82,7 +82,7 @@ def test_skipped_images_are_left_out_and_the_header_counts_the_others(
     out = run(tmp_path / "run", config, skip_damaged=True, steps=1)
     printed = capsys.readouterr()
     assert "left out: 2 damaged images: " in printed.err
-    assert "18 images in 2 classes, flips on" in printed.out
+    assert "18 images in 2 classes (9 each), 2 left out, flips on" in printed.out
     assert note(out)["images"] == 18
     assert note(out)["left_out"] == {str(data / "a/04.png"): 2, str(data / "b/07.png"): 13}
 

@@ -16,6 +16,7 @@ from dit.encoders.psnr import describe_psnr, is_enough, measure_psnr
 from dit.latents.first_stage import TINY
 from dit.latents.on_the_fly import OnlineLatents
 from dit.models.registry import count_parameters
+from dit.runs.checkpoint_files import checkpoint_step
 from dit.training.cost.assumed import AssumedAutoencoder
 from dit.training.cost.flops import more_forward_passes, training_flops
 from dit.training.cost.measured_time import expected_seconds
@@ -59,8 +60,9 @@ def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         step, begin = expected_seconds(flops, config, ranks), 0.0
         source = "expected"
     each = f"{step:.2g} s" if step < 100 else duration(step)
-    words = f"about {duration(begin + plan.steps * step)}, {each} a step {source}"
-    if not config.sample_every:
+    done = checkpoint_step(plan.checkpoint) if plan.checkpoint else 0
+    words = f"about {duration(begin + (plan.steps - done) * step)}, {each} a step {source}"
+    if not config.sample_every or done:
         return words
     first = min(config.sample_every, plan.steps)
     return f"{words}; first grid after {duration(begin + first * step)} (step {first:,})"
@@ -71,7 +73,7 @@ def duration(seconds: float) -> str:
     for name, length in UNITS:
         if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {name}" if seconds < 100 * length else _long(seconds)
-    return f"{max(1, round(seconds))} seconds"
+    return count_of(max(1, round(seconds)), "second")
 
 
 def _long(seconds: float) -> str:
