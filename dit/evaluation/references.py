@@ -132,11 +132,10 @@ def choose_extractors(
     """Return feature networks by name.
 
     Args:
-        auto: the name of the default one; None: Inception if its weights are here, else the one
-            that is bundled.
+        auto: the name of the default one; None: see `usual_network`.
     """
     if auto is None and "auto" in names:
-        auto, note = ranks.on_main(lambda: usual_network(names, weights))
+        auto, note = ranks.on_main(lambda: usual_network(names, weights, ranks.device))
         ranks.say([note] if note else [])
     chosen = [str(auto) if name == "auto" else name for name in names]
     # Rank 0 goes first: it may download weights.

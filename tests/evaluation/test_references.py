@@ -13,6 +13,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.inception import INCEPTION_FILE
+from dit.evaluation.extractors.load import usual_network
 from dit.evaluation.inputs import cache
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
@@ -313,6 +314,12 @@ def test_auto_takes_colour_cnn_where_inception_is_not_here(tmp_path, monkeypatch
         cached = tmp_path / "hub" / "checkpoints" / INCEPTION_FILE
         cached.parent.mkdir(parents=True, exist_ok=True)
         cached.write_bytes(b"damaged")
+
+
+def test_auto_is_inception_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert usual_network(["auto"], [], torch.device("cuda")) == ("inception", "")
+    assert usual_network(["auto"], [], torch.device("cpu"))[0] == "colour-cnn"
 
 
 def test_auto_is_the_network_of_statistics(statistics):

@@ -79,7 +79,7 @@ def finish(
     learner: Learner,
     parts: Split,
     held_out: np.ndarray,
-    extractor: Extractor | str,
+    extractor: Extractor,
     cfg: VaeConfig,
     seconds: float,
 ) -> None:

@@ -158,13 +158,16 @@ def bundled_weights(name: str) -> Path:
 # -- which one, unless named -----------------------------------------------------------------------
 
 
-def usual_network(names: Sequence[str], weights: Sequence[str]) -> tuple[str, str]:
+def usual_network(
+    names: Sequence[str], weights: Sequence[str], device: torch.device
+) -> tuple[str, str]:
     """Return the network of images other than digits, and a note if it is not Inception.
 
-    Inception counts if its weights are here: in the cache, or in a file that is of none of `names`.
+    On a GPU it is Inception, as in papers. On other machines Inception counts if its weights are
+    here: in the cache, or in a file that is of none of `names`.
     """
     given = any(entry.partition("=")[0] not in names for entry in weights)
-    if given or inception_cache().is_file():
+    if device.type == "cuda" or given or inception_cache().is_file():
         return "inception", ""
     note = (
         f"features: {COLOUR_CNN}, which is bundled, for Inception's weights are not on this "
