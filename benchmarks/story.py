@@ -129,11 +129,11 @@ def run_all(lab: Lab, vae_steps: int) -> dict[str, Any]:
 
 
 def train_vae(root: Path, steps: int) -> None:
-    """Train the VQ autoencoder; it has no checkpoints, so a stopped one starts over."""
+    """Train the VQ autoencoder, or go on where that was stopped."""
     out = root / "vae-vq"
     command = f"dit train-vae --kind vq --data digits --steps {steps}"
     if not (claim(root / "vae-vq.txt", command) and (out / "config.json").exists()):
-        perform(f"{command} --out {out}")
+        perform(f"{command} --out {out} --resume auto")
 
 
 # -- tables ------------------------------------------------------------------------------------

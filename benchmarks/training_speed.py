@@ -122,8 +122,12 @@ CUDA: Plan = [
     *(("DiT-XL/2", 128, [variant]) for variant in (FP8, BY_BLOCK, DIT_EAGER)),
     *(("DiT-XL/2", 128, [variant]) for variant in (DIFFUSERS_EAGER, DIFFUSERS_TF32)),
 ]
-TINY: Plan = [
-    ("DiT-S/8", 4, [*FP32, DIT_EAGER, BY_BLOCK, BY_BLOCK.modern(conditioning="tokens"), DIFFUSERS])
+TINY: Plan = [  # diffusers eager: compiling it whole takes minutes on a CPU
+    (
+        "DiT-S/8",
+        4,
+        [*FP32, DIT_EAGER, BY_BLOCK, BY_BLOCK.modern(conditioning="tokens"), DIFFUSERS_EAGER],
+    )
 ]
 """Models, images a step, and the variants that take turns; the most important first."""
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from dit import __version__
+from dit.commands.train_vae import defaults as vae_defaults
 from dit.config import (
     ClassifierConfig,
     CompareConfig,
@@ -41,7 +42,7 @@ from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
-from dit.training.defaults import default_settings, vae_settings
+from dit.training.defaults import default_settings
 from dit.utils.files import as_started, printable, require_file_or_folder
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
@@ -313,7 +314,10 @@ def parse(kind: type[Config], argv: list[str], prog: str) -> Config:
     Raises:
         UserError: An unknown flag, a missing one, or a value that does not fit.
     """
-    defaults: dict[type, Any] = {TrainConfig: default_settings, VaeConfig: vae_settings}
+    defaults: dict[type, Any] = {
+        TrainConfig: default_settings,
+        VaeConfig: vae_defaults.default_settings,
+    }
     default = defaults.get(kind, lambda typed: None)
     if page := asked_help(kind, argv, prog, default, as_started):
         print(page)

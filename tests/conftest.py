@@ -155,9 +155,14 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give the tests a cache of their own, but for compiled code, which takes minutes."""
+    """Give the tests a cache of their own; workers share compiled code, which takes minutes.
+
+    Another run does not: one that was killed may have left half a file.
+    """
     folder = tmp_path_factory.mktemp("cache")
-    shared = Path(tempfile.gettempdir()) / f"dit-tests-compiled-{os.getuid()}"
+    base = tmp_path_factory.getbasetemp()
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    shared = (base.parent if is_worker else base) / "compiled"
     shared.mkdir(exist_ok=True)
     (folder / "compiled").symlink_to(shared)
     os.environ["DIT_CACHE"] = str(folder)

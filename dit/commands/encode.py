@@ -137,6 +137,9 @@ def describe(
         fingerprint=images.fingerprint,
         captions=cfg.captions,
         data=locate(cfg.data),
+        image_column=cfg.image_column,
+        label_column=cfg.label_column,
+        format=shards.FORMAT,
     )
 
 

@@ -8,20 +8,22 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import ImageSet, read_images
-from dit.evaluation.metrics.memorisation import (
-    TrainingImages,
-    extract_training_images,
-    pixel_extractor,
-)
+from dit.evaluation.metrics.memorisation import extract_training_images, pixel_extractor
 from dit.evaluation.references import (
-    PreparedReference,
     Reference,
     choose_extractors,
     find_reference,
+    keep_classes,
     prepare_reference,
+    same_data,
 )
-from dit.evaluation.samples import read_samples, recorded_settings, sample_to_folder
-from dit.report.contact_sheets import draw_grid
+from dit.evaluation.samples import (
+    choose_classes,
+    read_samples,
+    recorded_settings,
+    sample_to_folder,
+)
+from dit.report.evaluation_notes import note_colours
 from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
@@ -54,8 +56,13 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         build_pipeline(run, sampler)  # refuses what the run cannot do
         ranks.say(notes_on_guidance(sampler, run.card))
 
+    classes = choose_classes(cfg.classes, run, ranks) if run else None
     reference = _find_reference(cfg, size, data, trained)
+    if run and classes:
+        reference = keep_classes(reference, [run.card.class_name(label) for label in classes])
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
+    # before hours of sampling; the report notes it for images that exist
+    ranks.say(note_colours(scoring, reference.images if run else None))
     count = _count_samples(cfg, samples, reference)
     originals = _find_training_images(cfg, data, size, reference)
     # Everything that needs an image runs in the same pass over the images.
@@ -71,15 +78,12 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     prepared = prepare_reference(
         reference, extractors, names, count, cfg.batch_size, ranks, cfg.cache
     )
-    training: TrainingImages | str
-    if isinstance(originals, str):
-        training = originals
-    elif originals is reference.images:
-        training = _reuse_features(originals, prepared)
-    else:
-        training = extract_training_images(originals, extractors, cfg.batch_size, ranks, cfg.cache)
+    known = prepared.features if originals is reference.images else None
+    training = extract_training_images(
+        originals, known, extractors, cfg.batch_size, ranks, cfg.cache
+    )
     if run:
-        folder = sample_to_folder(run, sampler, count, out, ranks)
+        folder = sample_to_folder(run, sampler, count, out, ranks, classes)
         samples, settings = read_images(folder), recorded_settings(folder)
     assert samples
     found = extract(samples, extractors, cfg.batch_size, ranks, "features of samples")
@@ -98,7 +102,7 @@ def _check_flags(cfg: EvalConfig) -> None:
         )
     if cfg.samples is None:
         return
-    names = {*SAMPLER_FLAGS, "num_samples"} - {"batch_size"}
+    names = {*SAMPLER_FLAGS, "num_samples", "classes"} - {"batch_size"}
     for setting in dataclasses.fields(EvalConfig):
         value = getattr(cfg, setting.name)
         if setting.name in names and value != setting.default:
@@ -121,14 +125,9 @@ def _find_reference(
             "pass --reference",
         )
     name = cfg.reference or str(data)
-    own_data = _same_data(name, str(data)) and name != "digits"
+    own_data = same_data(name, str(data)) and name != "digits"
     crop = own_data if cfg.crop is None else cfg.crop
     return find_reference(name, size, crop, trained)
-
-
-def _same_data(name: str, other: str) -> bool:
-    one, two = Path(name).expanduser(), Path(other).expanduser()
-    return one.resolve() == two.resolve()
 
 
 def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Reference) -> int:
@@ -156,7 +155,7 @@ def _find_training_images(
     name = cfg.train_data or data
     if name is None:
         return "the training images are not known: pass --train-data"
-    if reference.images and _same_data(name, reference.name):
+    if reference.images and same_data(name, reference.name):
         return reference.images
     if cfg.train_data is None:
         return f"the training images, {name}, are not the reference: pass --train-data"
@@ -171,13 +170,6 @@ def _find_training_images(
     return images
 
 
-def _reuse_features(images: ImageSet, prepared: PreparedReference) -> TrainingImages:
-    """Return the reference's images with the features that it has already."""
-    targets = prepared.targets.items()
-    features = {name: target.values for name, target in targets if target.values is not None}
-    return TrainingImages(images, features)
-
-
 def _default_folder(samples: Path | None) -> Path:
     assert samples
     return samples.resolve().with_name(f"{samples.stem}-evaluation")
@@ -186,7 +178,8 @@ def _default_folder(samples: Path | None) -> Path:
 def _write_report(comparison: EvaluationInputs, cfg: EvalConfig, out: Path, ranks: Ranks) -> None:
     title = f"Evaluation of {cfg.run or cfg.samples}"
     report = build_report(comparison, cfg.run, title, cfg.bootstrap, ranks.device)
-    paths = write_report(report, draw_grid(comparison.samples), out)
+    paths = write_report(report, out)
+    ranks.say(report.notes)
     print(to_text(report))
     for path in paths:
         print(path)

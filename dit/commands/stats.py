@@ -20,11 +20,16 @@ from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.data_sets import read_data_set
 from dit.evaluation.inputs.images import ImageSet, read_images
-from dit.evaluation.inputs.statistics import Moments, require_own_statistics, write_statistics
+from dit.evaluation.inputs.statistics import (
+    Moments,
+    digest_of_numbers,
+    require_own_statistics,
+    write_statistics,
+)
 from dit.evaluation.metrics.frechet import Counted, merge, moments
 from dit.evaluation.references import choose_extractors
 from dit.latents.shards import holds_latents, read_encoding
-from dit.utils.files import sha256, shell_quote
+from dit.utils.files import shell_quote
 from dit.utils.image_size import format_size, size_flag
 
 DIGITS_SIZE = 32
@@ -47,13 +52,14 @@ def stats(config: StatsConfig, ranks: Ranks) -> Path:
             f"{len(images)} image in {config.data}", "at least 2, better thousands", "add images"
         )
     # No network is loaded before the data are known to be good.
-    auto = DIGITS_CNN if config.data == "digits" else "inception"
+    auto = DIGITS_CNN if config.data == "digits" else None
     extractors = choose_extractors(config.extractor, config.weights, auto, ranks)
     networks, digest = _all_moments(config, images, extractors, ranks)
     if ranks.main:
         record = _record(config, images, extractors, digest)
         write_statistics(config.out, networks, len(images), record)
-        print(_table(config.out, images, extractors, digest))
+        numbers = digest_of_numbers(networks)
+        print(_table(config.out, images, extractors, digest, numbers))
     ranks.barrier()
     return config.out
 
@@ -76,7 +82,7 @@ def _read(config: StatsConfig) -> ImageSet:
         encoded = f"--data {shell_quote(latents.data or 'IMAGES')} {size_flag(latents.image_size)}"
         raise UserError(f"{config.data} holds latents", "the images encoded", f"pass {encoded}")
     size = config.image_size or (DIGITS_SIZE if config.data == "digits" else None)
-    images = read_data_set(config.data, size, labelled=False)
+    images = read_data_set(config.data, size, labelled=False, column=config.image_column)
     return images or read_images(path, config.image_size)
 
 
@@ -151,12 +157,15 @@ def _record(
     }
 
 
-def _table(out: Path, images: ImageSet, extractors: Sequence[Extractor], digest: str) -> str:
+def _table(
+    out: Path, images: ImageSet, extractors: Sequence[Extractor], digest: str, numbers: str
+) -> str:
+    """Return what is printed; the checksums do not depend on the date or the name of the data."""
     width = max(len("network"), *(len(e.name) for e in extractors))
     lines = [f"{'network':<{width}}  {'images':>9}  {'features':>8}  weights (SHA-256)"]
     for e in extractors:
-        numbers = f"{len(images):>9,}  {e.widths[0]:>8,}"
-        lines.append(f"{e.name:<{width}}  {numbers}  {e.weights} ({e.checksum[:8]})")
+        counts = f"{len(images):>9,}  {e.widths[0]:>8,}"
+        lines.append(f"{e.name:<{width}}  {counts}  {e.weights} ({e.checksum[:8]})")
     lines.append(f"pixels  {format_size(images.size)}, SHA-256 {digest}")
-    lines.append(f"file    {out}, {out.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(out)}")
+    lines.append(f"file    {out}, {out.stat().st_size / 1e6:.2f} MB, numbers SHA-256 {numbers}")
     return "\n".join(lines)

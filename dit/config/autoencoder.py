@@ -90,14 +90,14 @@ ENCODE_RANGES: dict[tuple[str, ...], Range] = {
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """Train a KL or VQ autoencoder on your own images, for --vae of train.py (2112.10752).
-
-    There are no checkpoints in between: a training that was stopped starts over.
-    """
+    """Train a KL or VQ autoencoder on your own images, for --vae of train.py (2112.10752)."""
 
     # -- data ------------------------------------------------------------------------------------
     out: Path
     """New or empty folder for config.json and the weights, in diffusers' layout, and the report."""
+    resume: str | None = None
+    """Continue a training that was stopped: its folder, or `auto` to continue --out if it has a
+    checkpoint."""
     kind: Literal["kl", "vq"] = "kl"
     """kl: Gaussian latents, near the standard normal; vq: latents that the decoder rounds to a
     codebook."""
@@ -151,6 +151,12 @@ class VaeConfig:
     """Arithmetic of training; auto: bf16 where the hardware has it."""
     seed: int = 0
     """Seed of weights, split, order, shifts and noise."""
+    sample_every: int | None = None
+    """Steps between pictures of held-out images above their reconstructions; 0: never; a quarter of
+    --steps unless given."""
+    ckpt_every: int = 200
+    """Steps between checkpoints, of which the newest is kept until the training is complete; 0:
+    only at the end."""
     extractor: str = "auto"
     """Feature network of the Fréchet distance between held-out images and their reconstructions, as
     in evaluate.py."""
@@ -164,6 +170,7 @@ class VaeConfig:
     def resolved(self) -> "VaeConfig":
         """Return a copy with the defaults that depend on other flags."""
         defaults: dict[str, Any] = dict(OF_KIND[self.kind])
+        defaults["sample_every"] = max(1, self.steps // 4)
         if self.kind == "vq":
             defaults["codebook_dim"] = self.latent_channels
         if self.lpips:
@@ -176,8 +183,9 @@ class VaeConfig:
 
 RANGES: dict[tuple[str, ...], Range] = {
     ("steps", "batch_size", "lr", "latent_channels"): POSITIVE,
-    ("gan_weight", "shift"): NOT_NEGATIVE,
-    ("kl_weight", "commitment", "lpips_weight", "gan_start"): NOT_NEGATIVE_OR_NONE,
+    ("gan_weight", "shift", "ckpt_every"): NOT_NEGATIVE,
+    ("kl_weight", "commitment", "lpips_weight"): NOT_NEGATIVE_OR_NONE,
+    ("gan_start", "sample_every"): NOT_NEGATIVE_OR_NONE,
     ("codebook_size",): TWO_OR_MORE,
     ("codebook_dim",): POSITIVE_OR_NONE,
     ("held_out",): (lambda v: 0 < v < 1, "a number in (0, 1)"),

@@ -28,14 +28,16 @@ class ScoringConfig:
 
     # -- scores ----------------------------------------------------------------------------------
     reference: str | None = None
-    """`digits`, a folder of images, tar shards, a data set of Hugging Face, or an .npz file of
-    images or statistics; the run's own data unless given."""
+    """`digits`, a folder of images, tar shards, a data set of Hugging Face, latents of `dit encode`
+    (their images count), or an .npz file of images or statistics; the run's own data unless
+    given."""
     crop: bool | None = None
     """Crop the reference's images to the samples' size as ADM does; unless given, only the run's
     own data."""
     extractor: tuple[str, ...] = ("auto",)
-    """Feature networks, one or several: inception, dinov2, digits-cnn, MODULE:CLASS, or a name
-    registered with torch-fidelity; auto: digits-cnn for digits, else inception."""
+    """Feature networks, one or several: inception, dinov2, colour-cnn, digits-cnn, MODULE:CLASS, or
+    a name registered with torch-fidelity. auto: digits-cnn for digits; else inception, or
+    colour-cnn (no FID, no download) on a CPU without Inception's weights."""
     weights: tuple[str, ...] = ()
     """Local weights of the feature network, where they cannot be downloaded: FILE, or NAME=FILE for
     several."""
@@ -88,6 +90,9 @@ class EvalConfig(SamplerConfig, ScoringConfig):
     """Images to score instead: a folder or an .npz file."""
     num_samples: int | None = None
     """Images to sample from the run; unless given, as many as the reference has, at most 50,000."""
+    classes: tuple[str, ...] | None = None
+    """Names or ids of classes such as cat dog or 0,1,2, to sample and to keep of the reference;
+    unless given, all that have images."""
     train_data: str | None = None
     """Images that samples may be copies of: `digits` or a folder, cropped to the samples' size;
     unless given, the reference, if it is the run's own data."""
@@ -168,7 +173,10 @@ class StatsConfig:
     """The .npz file to write."""
     image_size: int | tuple[int, int] | None = None
     """Crop images to this side, or height and width, as ADM does; unless given, no crop (digits:
-    32)."""
+    32). Tar shards and data sets of Hugging Face need it."""
+    image_column: str | None = None
+    """Column of the images of a data set of Hugging Face, or their ending in tar shards, such as
+    png; unless given, the one of a usual name."""
     extractor: tuple[str, ...] = ("auto",)
     """Feature networks, as in evaluate.py."""
     weights: tuple[str, ...] = ()

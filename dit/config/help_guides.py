@@ -119,11 +119,11 @@ GUIDES: dict[type, Guide] = {
         (
             ("--data photos --image-size 64 --out runs/vae", "an autoencoder of your images"),
             ("--data photos --image-size 64 --out runs/vae --steps 5000", "longer and sharper"),
-            ("--kind vq --out runs/vq", "with a codebook, on the digits"),
+            ("--kind vq --out runs/vq --resume auto", "on the digits; go on where it stopped"),
         ),
         (
-            *("data", "image_size", "out", "kind", "channels", "latent_channels", "steps"),
-            *("batch_size", "lr", "seed"),
+            *("data", "image_size", "out", "resume", "kind", "channels", "latent_channels"),
+            *("steps", "batch_size", "lr", "sample_every", "seed"),
         ),
     ),
     EmaConfig: Guide(

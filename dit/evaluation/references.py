@@ -1,8 +1,8 @@
 """The reference of an evaluation: images, statistics or both, in the features of every network."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,16 +12,16 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.inception import INCEPTION
-from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors
+from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors, usual_network
 from dit.evaluation.inputs.cache import extract_cached
-from dit.evaluation.inputs.data_sets import read_data_set
+from dit.evaluation.inputs.data_sets import read_data_set, read_encoded
 from dit.evaluation.inputs.features import Extracted, Features
-from dit.evaluation.inputs.images import ImageSet, has_images, read_images
+from dit.evaluation.inputs.images import ImageSet, has_images, read_images, select
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
 from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import RealVsReal, Score, Target
 from dit.evaluation.metrics.frechet import from_moments
-from dit.latents.shards import holds_latents
+from dit.latents.shards import holds_latents, read_encoding
 from dit.utils.image_size import Size, describe_size, format_size, size_flag, size_of
 
 STATISTICS_ONLY = "the reference has statistics only, no images"
@@ -42,11 +42,16 @@ class Reference:
         return self.name == "digits"
 
     @property
-    def network(self) -> str:
-        """Name of the extractor `auto`: Inception, unless the statistics are of other networks."""
+    def network(self) -> str | None:
+        """Name of the extractor `auto`: that of the statistics, Inception if they do not name it.
+
+        None for images, which any network can see.
+        """
         if self.digits:
             return DIGITS_CNN
-        named = [name for name in self.statistics.networks if name] if self.statistics else []
+        if not self.statistics:
+            return None
+        named = [name for name in self.statistics.networks if name]
         return "inception" if not named or INCEPTION in named else named[0]
 
 
@@ -56,21 +61,18 @@ def find_reference(
     """Return the reference of this name, in the samples' size (height, width).
 
     Args:
-        name: `digits`, a folder of images, tar shards or a data set of Hugging Face, which are
-            always cropped, or an .npz file.
+        name: `digits`, a folder of images or an .npz file; tar shards, a data set of Hugging Face
+            or the images of latents, which are always cropped.
         crop: whether to crop its images to `size`, as ADM does.
         trained: settings of a run, whose columns hold if this is its data.
     """
     path = Path(name).expanduser()
     side = size_of(*size)
     if holds_latents(path):
-        raise UserError(
-            f"{name} holds latents, which cannot be the reference",
-            "images, or an .npz file",
-            "pass --reference with the folder of images that was encoded",
-        )
-    if images := read_data_set(name, side, trained):
-        return Reference(name, images, None, None if name == "digits" else side)
+        images = read_encoded(path, side)
+        return Reference(images.name, images, None, None if images.name == "digits" else side)
+    if found := read_data_set(name, side, trained):
+        return Reference(name, found, None, None if name == "digits" else side)
 
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", format_size(size)) != format_size(size):
@@ -94,11 +96,48 @@ def find_reference(
     return Reference(name, images, statistics, side if crop else None)
 
 
+def keep_classes(reference: Reference, names: Collection[str]) -> Reference:
+    """Return a reference with the images of these classes only."""
+    images = reference.images
+    if images is None or images.labels is None or reference.statistics:
+        raise UserError(
+            f"--classes with the reference {reference.name}, whose images have no classes",
+            "a reference with the classes of the run",
+            "drop --classes, or pass --reference with a folder that has a subfolder for each class",
+        )
+    kept = [i for i, label in enumerate(images.labels) if label in names]
+    if len(kept) < 2:
+        raise UserError(
+            f"{len(kept)} images of the classes {', '.join(names)} in {reference.name}",
+            "at least 2, better thousands",
+            "pass other --classes, or another --reference",
+        )
+    return replace(reference, images=select(images, kept))
+
+
+def same_data(name: str, other: str) -> bool:
+    """Return whether two names are of the same images; latents are of those they were made of."""
+    one, two = (Path(_source(data)).expanduser() for data in (name, other))
+    return one.resolve() == two.resolve()
+
+
+def _source(data: str) -> str:
+    root = Path(data).expanduser()
+    return read_encoding(root).data or data if holds_latents(root) else data
+
+
 def choose_extractors(
-    names: Sequence[str], weights: Sequence[str], auto: str, ranks: Ranks
+    names: Sequence[str], weights: Sequence[str], auto: str | None, ranks: Ranks
 ) -> list[Extractor]:
-    """Return feature networks by name; `auto` is the name of the default one."""
-    chosen = [auto if name == "auto" else name for name in names]
+    """Return feature networks by name.
+
+    Args:
+        auto: the name of the default one; None: see `usual_network`.
+    """
+    if auto is None and "auto" in names:
+        auto, note = ranks.on_main(lambda: usual_network(names, weights, ranks.device))
+        ranks.say([note] if note else [])
+    chosen = [str(auto) if name == "auto" else name for name in names]
     # Rank 0 goes first: it may download weights.
     if not ranks.main:
         ranks.barrier()
@@ -121,6 +160,12 @@ class PreparedReference:
     targets: dict[str, Target]
     real_vs_real: dict[str, RealVsReal]
     digest: str
+
+    @property
+    def features(self) -> dict[str, torch.Tensor]:
+        """Return the features of its images by network."""
+        targets = self.targets.items()
+        return {name: target.values for name, target in targets if target.values is not None}
 
 
 def prepare_reference(

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.runs.checkpoint_files import checkpoints, find_weights, is_run
+from dit.sampling.classes import class_ids
 from dit.sampling.load import LoadedRun
 from dit.sampling.sample_folder import ARCHIVE, RECORD, SampleRecord, sample_folder
 from dit.utils.files import sha256, shell_quote
@@ -48,18 +49,39 @@ def read_samples(path: Path) -> ImageSet:
     return images
 
 
+def choose_classes(words: Sequence[str] | None, run: LoadedRun, ranks: Ranks) -> list[int] | None:
+    """Return the ids that --classes names; None without it."""
+    if words is None:
+        return None
+    ids, notes = class_ids(words, run.card)
+    ranks.say(notes)
+    return ids
+
+
 def sample_to_folder(
-    run: LoadedRun, config: SamplerConfig, count: int, out: Path, ranks: Ranks
+    run: LoadedRun,
+    config: SamplerConfig,
+    count: int,
+    out: Path,
+    ranks: Ranks,
+    classes: Sequence[int] | None = None,
 ) -> Path:
-    """Sample all classes in turn into `out`/samples-HASH, and continue where it was interrupted."""
-    folder = out / f"samples-{settings_key(run, config, count)}"
-    return sample_folder(run, config, run.card.ids, count, folder, "png", ranks)
+    """Sample classes in turn into `out`/samples-HASH, and continue where it was interrupted.
+
+    Args:
+        classes: their ids; all that have images unless given.
+    """
+    folder = out / f"samples-{settings_key(run, config, count, classes)}"
+    return sample_folder(run, config, classes or run.card.ids, count, folder, "png", ranks)
 
 
-def settings_key(run: LoadedRun, config: SamplerConfig, count: int) -> str:
+def settings_key(
+    run: LoadedRun, config: SamplerConfig, count: int, classes: Sequence[int] | None = None
+) -> str:
     """Return a hash of number, weights and those settings that images depend on."""
     weights = sha256(run.weights.path)
-    text = json.dumps([image_settings(run, config), count, weights])
+    chosen = [[*classes]] if classes else []
+    text = json.dumps([image_settings(run, config), count, weights, *chosen])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 from torch import Tensor
 
+from dit.config.validation import require_none_of
 from dit.data.image_files import reading_threads
 from dit.data.images import ImageFiles, Images
 from dit.data.labels import Label
@@ -32,7 +33,11 @@ from dit.utils.typed_json import read_json
 
 ENCODING, INDEX, LABELS = "encoding.json", "index.json", "labels.npy"
 WRITTEN = "the note of a shard that dit encode wrote"
+FORMAT = 2  # of encoding.json and index.json; version 1 did not name it
+ADM_CROP = "ADM's"  # the rule by which images were cropped, the only one so far
 DATA_KEYS = ("count", "fingerprint")  # of encoding.json, about the images
+# of encoding.json, to find the images again: they may move
+SOURCE_KEYS = ("format", "data", "image_column", "label_column", "crop")
 ENCODE_AGAIN = "run dit encode again: it replaces damaged files"
 
 
@@ -52,6 +57,16 @@ class Encoding:
     fingerprint: str  # of the names and order of the images
     captions: bool = False  # whether classes are captions; not in folders of earlier versions
     data: str | None = None  # where the images were; not in folders of earlier versions
+    # the flags of dit encode, and how the images were cropped; not in folders of format 1
+    image_column: str | None = None
+    label_column: str | None = None
+    crop: str = ADM_CROP
+    format: int = 1
+
+    def __post_init__(self) -> None:
+        later = f"latents of format {self.format}"
+        expected = f"at most {FORMAT}: a later version of dit wrote them"
+        require_none_of([(self.format > FORMAT, later, expected, "update dit")])
 
     def indices(self, shard: int) -> np.ndarray:
         """Return the images of a shard."""
@@ -140,7 +155,8 @@ def check_folder(root: Path, encoding: Encoding) -> None:
 def _check_same(root: Path, encoding: Encoding) -> None:
     values = dataclasses.asdict(encoding)
     stored = dataclasses.asdict(read_encoding(root))
-    different = [name for name in values if stored.get(name) != values[name] and name != "data"]
+    compared = [name for name in values if name not in SOURCE_KEYS]
+    different = [name for name in compared if stored.get(name) != values[name]]
     if encoding.checksum is not None and "vae" in different:
         different.remove("vae")  # equal checksums suffice: its folder may have moved
     if None not in (stored.get("count"), encoding.count):
@@ -170,6 +186,12 @@ def describe_change(root: Path, encoding: Encoding) -> str:
     if stored.get("count") != encoding.count:
         return f"{stored.get('count')} then, {encoding.count} now"
     return "other names" if stored.get("fingerprint") != encoding.fingerprint else ""
+
+
+def skipped_images(root: Path) -> list[int]:
+    """Return which images were left out as damaged, by their place among all."""
+    notes = (read_note(root, shard) for shard in range(count_begun(root)))
+    return sorted(index for note in notes for index in note.get("skipped", {}).values())
 
 
 def is_of_same_data(root: Path, encoding: Encoding) -> bool:

@@ -52,6 +52,7 @@ class Index(Encoding):
     shards: list[ListedShard]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         channels = self.shape[0]
         lengths = [len(self.mean), len(self.std)]
         conflicts = [

@@ -8,13 +8,15 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from dit.evaluation.inputs.images import ImageSet
-from dit.evaluation.metrics.memorisation import Memorisation
+from dit.evaluation.metrics.memorisation import Memorisation, evenly
 from dit.utils import pictures
 
 CLASSES = 10  # of a grid
 COLUMNS = 10
 WIDTH = 900  # pixels of a grid
 CELL = 128  # pixels of an image on a page: full-size photographs would make it many megabytes
+BESIDE = 6, 4  # samples, and real images, of a class side by side
+BREAK = 24  # pixels between samples and real images
 CLOSEST = 10  # samples that are shown as most like a training image
 THUMBNAIL = 64  # pixels
 
@@ -58,6 +60,52 @@ def draw_grid(samples: ImageSet, largest: int | None = None) -> Image.Image:
         shown = shrink(shown, largest)
     scale = pictures.fitting_scale(max(shown.shape[-2:]))
     return pictures.grid(shown, names or None, len(rows[0]), scale)
+
+
+def draw_beside(samples: ImageSet, real: ImageSet) -> Image.Image:
+    """Draw the first samples of each class on the left, real images of it on the right.
+
+    Without labels on both sides, any real images are on the right.
+    """
+    names, rows = by_class(samples)
+    left = min(BESIDE[0], len(rows[0]))
+    places = _places_by_class(real, names) or [evenly(len(real), len(rows) * BESIDE[1]).tolist()]
+    if len(places) < len(rows):
+        places = [places[0][i :: len(rows)] for i in range(len(rows))]
+    right = min(BESIDE[1], max(len(row) for row in places))
+
+    ours = samples.stack([i for row in rows for i in row[:left]])
+    theirs = torch.full((len(rows), right, *ours.shape[1:]), 255, dtype=torch.uint8)
+    for row, indices in zip(theirs, places, strict=True):
+        for cell, index in zip(row, indices, strict=False):
+            cell.copy_(real.read(index))
+    images = [shrink(part, CELL) for part in (ours, theirs.flatten(0, 1))]
+    scale = pictures.fitting_scale(max(images[0].shape[-2:]))
+
+    headings = ["samples", *[""] * (left - 1)], ["real", *[""] * (right - 1)]
+    sheets = [
+        pictures.grid(images[0], names or None, left, scale, headings=headings[0]),
+        pictures.grid(images[1], None, right, scale, headings=headings[1]),
+    ]
+    return _side_by_side(sheets)
+
+
+def _places_by_class(real: ImageSet, names: Sequence[str]) -> list[list[int]]:
+    """Return the first real images of each class; nothing if one has none, or without labels."""
+    labels = real.labels or []
+    places = [[i for i, label in enumerate(labels) if label == name] for name in names]
+    return [row[: BESIDE[1]] for row in places] if all(places) else []
+
+
+def _side_by_side(sheets: Sequence[Image.Image]) -> Image.Image:
+    width = sum(sheet.width for sheet in sheets) + BREAK * (len(sheets) - 1)
+    joined = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), pictures.PAPER)
+    x = 0
+    for sheet in sheets:
+        # headings may be of different heights: the images are aligned at the bottom
+        joined.paste(sheet, (x, joined.height - sheet.height))
+        x += sheet.width + BREAK
+    return joined
 
 
 def draw_first(samples: ImageSet, count: int, size: int) -> Image.Image:

@@ -14,9 +14,10 @@ from dit.evaluation.metrics.compute import RealVsReal, Score
 from dit.evaluation.metrics.per_class import ClassRow, Recognition
 from dit.evaluation.protocol import UNKNOWN
 from dit.report.page import Page, Section, software_subtitle
-from dit.report.score_names import parse
-from dit.report.table import NUMBER, Axis, Cell, Row, Table
-from dit.report.text import arrow, counted, decimals, number, show, span
+from dit.report.score_names import MEANINGS, parse
+from dit.report.table import NOTHING, NUMBER, Axis, Cell, Row, Table
+from dit.report.text import arrow, counted, number, plus_minus, show, span
+from dit.report.verdict import Copies, verdict
 from dit.utils.files import write_json
 from dit.utils.outputs import create_folder, is_record, require_own_file, signature
 from dit.utils.pictures import write_png
@@ -30,7 +31,7 @@ SAMPLES, CLASSES, UNCERTAINTY, MEMORISATION, TRAINING = (
 )
 SECTIONS = (SAMPLES, CLASSES, UNCERTAINTY, MEMORISATION, TRAINING)  # in the order of the page
 COLUMNS = ("score", "value", "real vs. real", "samples / reference")  # in a terminal
-NO_RANGE = Cell("–", "range")
+NO_RANGE = Cell(NOTHING, "range")
 ABOUT_SCORES = (
     "“Real vs. real” is what images of the reference score against other images of it, over "
     "several random splits. Samples with such a score are not significantly worse than real "
@@ -89,7 +90,7 @@ class Report:
         scores: by name, as are `real_vs_real`, `intervals` (95%) and `uncertainty`, where known.
         protocol: section -> entry -> value, plain JSON values.
         digits: only where the reference is the digits.
-        figures: section -> caption -> picture.
+        figures: section -> caption -> picture; `grid`: the samples alone, in a file.
         notes: what to know before reading any number.
     """
 
@@ -104,6 +105,14 @@ class Report:
     memorisation: Sequence[NearCopies] = ()
     figures: dict[str, dict[str, Image.Image]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    grid: Image.Image | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence about the scores."""
+        values = {name: score.value for name, score in self.scores.items()}
+        copies = [Copies(one.share, one.real_share) for one in self.memorisation]
+        return verdict(values, self.real_vs_real, copies)
 
 
 def claim_folder(out: Path) -> None:
@@ -120,11 +129,13 @@ def is_report(file: Path) -> bool:
     return is_record(file, {"title", "scores", "protocol"})
 
 
-def write_report(report: Report, grid: Image.Image, out: Path) -> list[Path]:
+def write_report(report: Report, out: Path) -> list[Path]:
     """Write report.json, report.md, report.html and grid.png into `out`; return their paths."""
     write_json(out / REPORT, to_json(report))
     pages = to_page(report).write(out / "report")
-    write_png(grid, out / GRID)
+    if report.grid is None:
+        return [out / REPORT, *pages]
+    write_png(report.grid, out / GRID)
     return [out / REPORT, *pages, out / GRID]
 
 
@@ -134,6 +145,7 @@ def to_json(report: Report) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "title": report.title,
+        "verdict": report.verdict,
         "scores": {name: _score_json(report, name) for name in report.scores},
         "digits_recognised": digits
         and {
@@ -161,19 +173,24 @@ def _score_json(report: Report, name: str) -> dict[str, Any]:
 
 
 def to_text(report: Report) -> str:
-    """Return the table of scores for a terminal."""
-    return scores_table(report).select(COLUMNS).to_text()
+    """Return verdict, table of scores and missing ones for a terminal."""
+    table = scores_table(report)
+    scores = table.select(COLUMNS).to_text() if table.rows else ""
+    return "\n".join(filter(None, (report.verdict, scores, missing_scores(report))))
 
 
 def to_page(report: Report) -> Page:
     protocol = report.protocol
-    scores = Section("Scores", scores_table(report), [ABOUT_SCORES])
+    table = scores_table(report)
+    paragraphs = [*filter(None, [missing_scores(report)]), ABOUT_SCORES]
+    scores = Section("Scores", table if table.rows else None, paragraphs)
     return Page(
         report.title,
         software_subtitle(protocol.get("software", {})),
         essentials(report),
         [scores, *_sections(report), Section("Protocol", protocol=protocol)],
         "The same numbers for programs: report.json.",
+        verdict=report.verdict,
         notes=report.notes,
         generator=signature("evaluate"),
     )
@@ -185,7 +202,8 @@ def _sections(report: Report) -> list[Section]:
     texts: dict[str, Sequence[str]] = {MEMORISATION: [*map(str, report.memorisation)]}
     if report.classes:
         tables[CLASSES], texts[CLASSES] = classes_table(report.classes), [ABOUT_CLASSES]
-    if report.uncertainty:
+    # reasons alone say nothing that the number of samples does not
+    if any(limit.limit is not None for limit in report.uncertainty.values()):
         tables[UNCERTAINTY], texts[UNCERTAINTY] = limits_table(report.uncertainty), [ABOUT_LIMITS]
 
     sections = []
@@ -201,43 +219,69 @@ def _sections(report: Report) -> list[Section]:
 
 
 def scores_table(report: Report) -> Table:
-    """Return all scores, network by network; the digits recognised are of none."""
-    networks: dict[str, list[Row]] = {}
-    for score in report.scores.values():
-        network = parse(score.name).network
-        networks.setdefault(network, []).append(_score_row(report, score))
+    """Return all scores that have a value, network by network.
 
-    rows = [_score_row(report, digits_score(report.digits))] if report.digits else []
+    The digits recognised are of no network, and come first.
+    """
+    networks: dict[str, list[Row]] = {}
+    rows: list[Row] = []
+    for score in _all_scores(report):
+        if score.value is None:
+            continue
+        row = _score_row(report, score, score.value)
+        if score.name == RECOGNISED:
+            rows.append(row)
+        else:
+            networks.setdefault(parse(score.name).network, []).append(row)
+
     for network, scores in networks.items():
         if len(networks) > 1:
             rows.append(Row([Cell(f"features of {network}")], "group"))
         rows += scores
-    return Table((*COLUMNS, "remark"), rows)
+    return Table((*COLUMNS, "meaning"), rows).without_empty_columns()
 
 
-def _score_row(report: Report, score: Score) -> Row:
+def _all_scores(report: Report) -> list[Score]:
+    first = [digits_score(report.digits)] if report.digits else []
+    return [*first, *report.scores.values()]
+
+
+def missing_scores(report: Report) -> str:
+    """Return the scores that are not available, by reason; "" if there are none."""
+    reasons: dict[str, list[str]] = {}
+    for score in _all_scores(report):
+        if score.value is None:
+            reasons.setdefault(str(score.reason), []).append(score.name)
+    if not reasons:
+        return ""
+    parts = [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
+    return f"Not available: {'; '.join(parts)}."
+
+
+def _score_row(report: Report, score: Score, known: float) -> Row:
     name = score.name
     title = Cell(f"{name} {arrow(score.direction)}", "name")
-    if score.value is None:
-        return Row([title, Cell(f"not available: {score.reason}", "missing")])
-
     interval, real = report.intervals.get(name), real_range(report, name)
-    spread = span(*interval) if interval else _plus_minus(score.deviation)
     text = "{:.2%}".format if name == RECOGNISED else number
+    written, spread = text(known), ""
+    if interval:
+        spread = span(*interval)
+    elif score.deviation is not None:
+        written, spread = plus_minus(known, score.deviation)
     real_cell = NO_RANGE
     if real:
         ends = text(real.low) if real.low == real.high else span(real.low, real.high)
         real_cell = Cell(ends, "range", real_count(real))
-    value = Cell(text(score.value), "value", spread, strong=True)
+    value = Cell(written, "value", spread, strong=True)
     label = f"{name}: {value.plain}; real vs. real {real_cell.plain}"
-    axis = _axis(score.value, score.direction, interval, real, label)
+    axis = _axis(known, score.direction, interval, real, label)
     return Row(
         [
             title,
             dataclasses.replace(value, axis=axis),
             real_cell,
             Cell(_count(score.samples, score.reference), NUMBER),
-            Cell(score.note or "", "remark"),
+            Cell(MEANINGS.get(parse(name).kind, ""), "remark", score.note or ""),
         ]
     )
 
@@ -257,10 +301,6 @@ def digits_score(digits: Digits) -> Score:
     if digits.samples is None:
         return Score(RECOGNISED, None, "higher", 0, reason=digits.reason)
     return Score(RECOGNISED, digits.samples.accuracy, "higher", digits.samples.count, note=note)
-
-
-def _plus_minus(deviation: float | None) -> str:
-    return "" if deviation is None else f"± {deviation:,.{decimals(deviation)}f}"
 
 
 def real_count(real: RealVsReal) -> str:
@@ -315,7 +355,8 @@ def classes_table(classes: Sequence[ClassRow]) -> Table:
     if hidden > 0:
         between = f"{hidden:,} more between the {half} worst and the {half} best: in report.json"
         rows.insert(half, Row([Cell(between)], "between"))
-    return Table(("class", "N", "recognised ↑", "FD ↓", "real vs. real"), rows)
+    table = Table(("class", "N", "recognised ↑", "FD ↓", "real vs. real"), rows)
+    return table.without_empty_columns()
 
 
 def _class_row(row: ClassRow, largest: float) -> Row:
@@ -324,9 +365,9 @@ def _class_row(row: ClassRow, largest: float) -> Row:
         [
             Cell(row.label, "name"),
             Cell(_count(row.samples, row.reference), NUMBER),
-            Cell("–" if share is None else f"{share:.1%}", NUMBER, bar=share),
-            Cell("–" if row.fd is None else number(row.fd), NUMBER, bar=length),
-            Cell("–" if row.floor_fd is None else number(row.floor_fd), NUMBER),
+            Cell(NOTHING if share is None else f"{share:.1%}", NUMBER, bar=share),
+            Cell(NOTHING if row.fd is None else number(row.fd), NUMBER, bar=length),
+            Cell(NOTHING if row.floor_fd is None else number(row.floor_fd), NUMBER),
         ]
     )
 
@@ -344,13 +385,9 @@ def limits_table(limits: Mapping[str, Extrapolation]) -> Table:
         if extrapolation.limit is None:
             limit = Cell(f"not available: {extrapolation.reason}", "missing")
         else:
-            limit = Cell(
-                number(extrapolation.limit),
-                NUMBER,
-                _plus_minus(extrapolation.deviation),
-                strong=True,
-            )
-        rows.append(Row([Cell(name, "name"), Cell(text or "–", "remark"), limit]))
+            written, spread = plus_minus(extrapolation.limit, extrapolation.deviation or 0.0)
+            limit = Cell(written, NUMBER, spread, strong=True)
+        rows.append(Row([Cell(name, "name"), Cell(text or NOTHING, "remark"), limit]))
     return Table(("score", "distance by number of samples", "limit, ± of the line"), rows)
 
 

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from dit.evaluation.extractors.base import Extractor
-from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_SHA256
 from dit.evaluation.inputs.features import Extracted
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics import bootstrap
@@ -32,6 +31,7 @@ from dit.evaluation.protocol import build_protocol
 from dit.evaluation.references import PreparedReference, Reference, score_samples
 from dit.report import contact_sheets, evaluation_page, figures
 from dit.report.digit_accuracy import label_by_digit, recognise
+from dit.report.evaluation_notes import note_colours, notes_on_weights
 from dit.report.evaluation_page import Digits, NearCopies, Report
 from dit.report.run_curves import training_figures
 
@@ -82,7 +82,7 @@ def build_report(
         device,
         resamples,
     )
-    notes = _notes_on_weights(given.extractors)
+    notes = notes_on_weights(given.extractors) + note_colours(given.extractors, given.samples)
     copies = _find_copies(given, device)
     if isinstance(copies, str):
         notes.append(f"Copies of training images were not looked for: {copies}.")
@@ -99,17 +99,8 @@ def build_report(
         [] if isinstance(copies, str) else _near_copies(copies),
         _figures(given, limits, copies, run),
         notes,
+        contact_sheets.draw_grid(given.samples),
     )
-
-
-def _notes_on_weights(extractors: list[Extractor]) -> list[str]:
-    inceptions = [extractor for extractor in extractors if extractor.name == INCEPTION]
-    return [
-        f"The weights of {INCEPTION} are not the published ones (SHA-256 {one.checksum[:8]}): "
-        "do not compare with published FIDs."
-        for one in inceptions
-        if not one.checksum.startswith(INCEPTION_SHA256)
-    ]
 
 
 def _uncertainty(
@@ -187,9 +178,8 @@ def _figures(
 ) -> dict[str, dict[str, Image.Image]]:
     """Return section -> caption -> figure."""
     samples = given.samples
-    caption = "Samples by class" if samples.labels else "Samples"
     drawn = {
-        evaluation_page.SAMPLES: {caption: contact_sheets.draw_grid(samples, contact_sheets.CELL)},
+        evaluation_page.SAMPLES: _sample_figure(samples, given.reference.images),
         evaluation_page.TRAINING: training_figures(run) if run else {},
     }
     if any(limit.limit is not None for limit in limits.values()):
@@ -203,3 +193,12 @@ def _figures(
             "Samples and their nearest training images": nearest,
         }
     return drawn
+
+
+def _sample_figure(samples: ImageSet, real: ImageSet | None) -> dict[str, Image.Image]:
+    """Return caption -> samples, beside real images where there are any."""
+    by_class = " by class" if samples.labels else ""
+    if real is None:
+        return {f"Samples{by_class}": contact_sheets.draw_grid(samples, contact_sheets.CELL)}
+    caption = f"Samples{by_class}, and real images on the right"
+    return {caption: contact_sheets.draw_beside(samples, real)}

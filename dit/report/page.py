@@ -59,6 +59,7 @@ class Page:
         lead: paragraphs of the main results.
         notes: warnings.
         generator: the program and command that wrote it.
+        verdict: the main result in one sentence, below the title.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Page:
     lead: Sequence[str] = ()
     notes: Sequence[str] = ()
     generator: str = ""
+    verdict: str = ""
 
     def to_html(self) -> str:
         # not at the top: jinja2 is needed for pages only
@@ -86,7 +88,9 @@ class Page:
         return templates.get_template("page.html.j2").render(page=self)
 
     def to_markdown(self) -> str:
-        parts = [f"# {escape(self.title)}", two_columns(self.essentials).to_markdown()]
+        parts = [f"# {escape(self.title)}"]
+        parts += [f"**{escape(self.verdict)}**"] if self.verdict else []
+        parts.append(two_columns(self.essentials).to_markdown())
         if top := self.highlight:
             parts.append(f"{top.caption}: **{escape(top.text)}**, {top.value} ({top.small})")
             parts.append(f"    {top.command}")

@@ -18,8 +18,14 @@ from dit.report.reference_curves import (
     find_reference,
     verdict,
 )
-from dit.report.run_curves import draw_all, draw_scores
-from dit.report.table import NUMBER, Cell, Row, Table
+from dit.report.run_curves import draw_all
+from dit.report.run_scores import (
+    evaluations_section,
+    newest_verdict,
+    read_evaluations,
+    training_section,
+)
+from dit.report.table import NOTHING, NUMBER, Cell, Row, Table
 from dit.report.text import number
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import (
@@ -98,12 +104,13 @@ def to_page(run: Path, lines: Sequence[Line], events: Sequence[Line]) -> Page:
     card, starts = ModelCard.read(run), read_starts(run)
     comparison, reference = _compare(card.config, lines)
     curves = draw_all(lines, [event["step"] for event in events], reference)
-    scores = draw_scores(lines)
+    evaluations, unreadable = read_evaluations(run)
     sections = [
+        evaluations_section(evaluations, unreadable),
+        training_section(lines),
         _events(events),
         Section("Curves", None, [ABOUT_CURVES], curves, "curve"),
         Section("Samples", figures=_samples(run), figure_kind="picture"),
-        Section("Scores", figures={"Scores of the EMA": scores} if scores else {}),
         _checkpoints(run),
         Section("Settings and machine", protocol={**settings(card.config), **machine(starts)}),
     ]
@@ -113,6 +120,7 @@ def to_page(run: Path, lines: Sequence[Line], events: Sequence[Line]) -> Page:
         essentials(run, card, lines),
         sections,
         "The same numbers for programs: metrics.jsonl, config.json, machine.json.",
+        verdict=newest_verdict(evaluations),
         lead=[comparison],
         generator=signature("report"),
     )
@@ -217,11 +225,11 @@ def _checkpoints(run: Path) -> Section:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         # measured during training, so not every checkpoint has one
         distance, is_best = read_distance(path), best is not None and path == best.checkpoint
-        score = f"{distance.name} {number(distance.value)}" if distance else "–"
+        score = f"{distance.name} {number(distance.value)}" if distance else NOTHING
         cells = [Cell(f"{checkpoint_step(path):,}", NUMBER), Cell(f"{size / 1e6:,.4g}", NUMBER)]
         rows.append(Row([*cells, Cell(score, small="best" if is_best else "")]))
 
-    table = Table(("step", "MB", "distance of the EMA"), rows)
+    table = Table(("step", "MB", "distance of the EMA"), rows).without_empty_columns()
     title = "Checkpoints on disk"
     return Section(title, table) if rows else Section(title, paragraphs=["None yet."])
 

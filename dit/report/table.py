@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+NOTHING = "–"  # the text of a cell without a value
 NUMBER = "number"  # the kind of cells that a terminal aligns to the right
 
 
@@ -82,6 +83,15 @@ class Table:
             cells = [row.cells[i] for i in kept if i < len(row.cells)]
             rows.append(replace(row, cells=cells))
         return Table([self.columns[i] for i in kept], rows)
+
+    def without_empty_columns(self) -> "Table":
+        """Return the table without columns in which no row has a value."""
+        full = [row for row in self.rows if len(row.cells) == len(self.columns)]
+        kept = []
+        for i, column in enumerate(self.columns):
+            if i == 0 or any(row.cells[i].text not in ("", NOTHING) for row in full):
+                kept.append(column)
+        return self.select(kept) if full else self
 
     def to_text(self) -> str:
         """Return aligned columns, two spaces apart."""

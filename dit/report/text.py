@@ -27,6 +27,14 @@ def decimals(width: float) -> int:
     return max(0, 1 - math.floor(math.log10(width))) if width > 0 else 0
 
 
+def plus_minus(value: float, deviation: float) -> tuple[str, str]:
+    """Return a value and its deviation with the same decimals, which show two digits of it."""
+    digits = decimals(deviation)
+    if deviation == 0 or digits > 7:
+        return number(value), f"± {number(deviation)}"
+    return f"{value:,.{digits}f}", f"± {deviation:,.{digits}f}"
+
+
 def arrow(direction: str) -> str:
     """Return an arrow down where `lower` is better."""
     return "↓" if direction == "lower" else "↑"

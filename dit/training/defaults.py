@@ -7,7 +7,7 @@ looked at: most mistakes and --help need none.
 import dataclasses
 from pathlib import Path
 
-from dit.config import TrainConfig, VaeConfig
+from dit.config import TrainConfig
 from dit.distributed.launcher import read_launch
 from dit.errors import UserError, did_you_mean
 from dit.utils.image_size import Size, sides, size_of
@@ -24,8 +24,8 @@ def default_settings(typed: Typed) -> TrainConfig | None:
 
     Stored latents have an autoencoder and an image size, which are the defaults of these flags.
     """
-    resume = _first(typed, "--resume")
-    preset = _first(typed, "--preset")
+    resume = first_value(typed, "--resume")
+    preset = first_value(typed, "--preset")
     if resume not in (None, "auto"):
         if preset is not None:
             raise UserError(
@@ -35,7 +35,7 @@ def default_settings(typed: Typed) -> TrainConfig | None:
             )
         return _settings_of(Path(resume))
 
-    data = _first(typed, "--data")
+    data = first_value(typed, "--data")
     if preset is None and data not in (None, "digits"):
         preset = PHOTOS
     if preset == PHOTOS:
@@ -45,7 +45,7 @@ def default_settings(typed: Typed) -> TrainConfig | None:
     return _with_latents(default, Path(data or (default.data if default else "digits")))
 
 
-def _first(typed: Typed, flag: str) -> str | None:
+def first_value(typed: Typed, flag: str) -> str | None:
     """Return the first value of a flag, if any was typed."""
     values = typed.get(flag)
     return values[0] if values else None
@@ -73,24 +73,11 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
         stage = FirstStage(index.vae, size_of(*sides(index.image_size)))
         side = min(index.shape[1:])
     else:
-        stage = choose_first_stage(data, gpu, _first(typed, "--vae"), _size(typed))
+        stage = choose_first_stage(data, gpu, first_value(typed, "--vae"), _size(typed))
         side = latent_side(stage)
     if not gpu:
         default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(side)}")
     return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)
-
-
-def vae_settings(typed: Typed) -> VaeConfig | None:
-    """Return the defaults of `dit train-vae`, whose image size suits the images."""
-    data, out = _first(typed, "--data"), _first(typed, "--out")
-    if data in (None, "digits") or out is None or "--image-size" in typed:
-        return None
-    from dit.distributed.device import choose_device
-    from dit.latents.first_stage import suitable_size, typical_side
-
-    gpu = choose_device(read_launch()).type == "cuda"
-    size = suitable_size(typical_side(Path(data).expanduser()), 256 if gpu else 64)
-    return VaeConfig(out=Path(out), image_size=size)
 
 
 def _size(typed: Typed) -> Size | None:
@@ -105,7 +92,7 @@ def _started_before(typed: Typed) -> TrainConfig | None:
     """Return the settings of a run that `--resume auto` continues: none is decided again."""
     from dit.runs.checkpoint_files import latest_checkpoint, read_card
 
-    out = _first(typed, "--out")
+    out = first_value(typed, "--out")
     if out is None or latest_checkpoint(Path(out)) is None:
         return None
     before = read_card(Path(out)).config

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import forked
-from helpers.evaluation import save_images
+from helpers.evaluation import random_pixels, save_images
 from PIL import Image
 
 from dit.commands import evaluate as module
 from dit.commands.compare import compare
+from dit.commands.encode import encode
 from dit.commands.evaluate import evaluate
 from dit.commands.stats import stats
-from dit.config import CompareConfig, EvalConfig, StatsConfig
+from dit.config import CompareConfig, EncodeConfig, EvalConfig, StatsConfig
 from dit.data.images import Digits
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -224,6 +225,50 @@ def test_run_is_sampled_and_scored(run):
     assert len(list((run / "evaluation").glob("samples-*"))) == 2
 
 
+def test_chosen_classes_are_sampled_and_compared_with_their_own(run):
+    flags = dict(run=run, sampler="euler", steps=1, num_samples=6)
+    values = report(**flags, classes=("3", "0"))
+    assert [row["label"] for row in values["classes"]] == ["0", "3"]
+    recorded = values["protocol"]
+    assert recorded["samples"]["labels"] == "2 classes, 3 images each"
+    assert recorded["reference"]["count"] == 361  # of 1,797 digits
+    assert "no class cat" in refused(**flags, classes=("cat",))
+    assert len(list((run / "evaluation").glob("samples-*"))) == 1
+
+
+def test_run_on_latents_is_compared_with_the_images_that_were_encoded(
+    tmp_path, make_run, monkeypatch
+):
+    pictures = save_digits(tmp_path / "pictures", 12, size=8)
+    (pictures / "labels.csv").unlink()
+    latents = tmp_path / "latents"
+    encode(EncodeConfig(data=str(pictures), out=latents, vae="identity", image_size=8), Ranks())
+    on_latents = make_run("on-latents", data=str(latents))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    values = report(run=on_latents, sampler="euler", steps=1)
+    assert values["protocol"]["reference"]["source"] == str(pictures)
+    assert values["protocol"]["samples"]["count"] == 12
+    assert values["scores"]["FD(colour-cnn)"]["value"] > 0
+    assert {found["against"] for found in values["memorisation"]} == {str(pictures)}
+
+    pictures.rename(tmp_path / "moved")
+    message = refused(run=on_latents)
+    assert f"the images of the latents {latents} are no longer at {pictures}" in message
+    assert "pass --reference with the folder where they are now" in message
+    again = report(run=on_latents, reference=str(tmp_path / "moved"), sampler="euler", steps=1)
+    assert again["scores"] == values["scores"]
+
+
+def test_digits_cnn_on_colour_images_is_noted(tmp_path, capsys):
+    colours = save_images(tmp_path / "colours", random_pixels(8))
+    flags = dict(samples=colours, reference=str(colours))
+    values = report(**flags, extractor=CNN)
+    assert any("sees no colours" in note for note in values["notes"])
+    assert "note: digits-cnn was made for gray digits" in capsys.readouterr().err
+    values = report(**flags, extractor=("colour-cnn",))
+    assert not any("colours" in note for note in values["notes"])
+
+
 def test_number_of_samples_is_that_of_the_reference(run, tmp_path):
     other = save_digits(tmp_path / "other", 40, size=8)
     values = report(run=run, reference=str(other), extractor=CNN, sampler="euler", steps=1)
@@ -280,8 +325,8 @@ def test_mistakes_with_a_run(run, tmp_path, make_run):
     assert "--variance learned" in refused(run=run, variance="learned")
     ddpm = make_run("ddpm", process="linear", objective="eps")
     assert "--steps 2000" in refused(run=ddpm, steps=2000)
-    (tmp_path / "latents").mkdir()
-    (tmp_path / "latents" / "encoding.json").write_text("{}")
-    encoded = make_run("encoded", data=str(tmp_path / "latents"))
-    assert "latents, which cannot be the reference" in refused(run=encoded)
+    gone = make_run("gone", data=str(tmp_path / "lost"))
+    message = refused(run=gone)
+    assert f"the images of training are no longer at {tmp_path / 'lost'}" in message
+    assert "pass --reference with the folder" in message
     assert not list(tmp_path.rglob("samples-*"))

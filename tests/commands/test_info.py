@@ -16,6 +16,7 @@ from dit.commands.train_vae.networks import create_network, save
 from dit.config import EncodeConfig, VaeConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import BUNDLED, WEIGHTS
+from dit.encoders.psnr import describe_psnr
 from dit.errors import UserError
 from dit.models.registry import count_parameters, create_model
 from dit.runs import posthoc_ema as posthoc
@@ -135,6 +136,7 @@ def test_trained_first_stage(tmp_path: Path):
         "latents scaled by": "mean 0.25 0.5, deviation 2 3",
         "held out": "1,200 images",
         "PSNR": "23.46",
+        "quality": f"PSNR {describe_psnr(23.456)}",
         "rFD(inception)": "not available",
     }
     assert expected.items() <= rows(info(tmp_path)).items()

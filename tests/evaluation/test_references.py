@@ -1,19 +1,33 @@
 """References: each network has its own target, and statistics of a file precede those of images."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from helpers.evaluation import CPU, random_pixels
+from helpers.evaluation import CPU, random_pixels, save_images
 
+from dit.commands.encode import encode
+from dit.config import EncodeConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
+from dit.evaluation.extractors.inception import INCEPTION_FILE
+from dit.evaluation.extractors.load import usual_network
 from dit.evaluation.inputs import cache
 from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.inputs.statistics import Moments, Statistics
 from dit.evaluation.metrics.frechet import fit, frechet, from_moments
-from dit.evaluation.references import Reference, prepare_reference, score_samples
+from dit.evaluation.references import (
+    Reference,
+    choose_extractors,
+    find_reference,
+    prepare_reference,
+    same_data,
+    score_samples,
+)
+from dit.latents.store import LatentStore
 
 COUNTED = 5000  # images of the statistics, according to their file
 
@@ -138,6 +152,55 @@ def test_a_file_without_spatial_statistics_is_the_reason(tmp_path):
     assert target.missing == f"{plain.path} has no spatial statistics"
 
 
+# -- latents stand for their images ---------------------------------------------------------------
+
+
+@pytest.fixture
+def encoded(tmp_path):
+    """Latents of six images, of which the second is damaged and was left out."""
+    pictures = save_images(tmp_path / "pictures", random_pixels(6))
+    (pictures / "000001.png").write_bytes(b"no picture")
+    latents = tmp_path / "latents"
+    flags = dict(vae="identity", image_size=8, skip_damaged=True, shard_size=4)
+    encode(EncodeConfig(data=str(pictures), out=latents, **flags), Ranks())
+    return latents
+
+
+def test_the_images_of_latents_are_read_without_damaged_ones(encoded):
+    reference = find_reference(str(encoded), (8, 8), crop=False)
+    assert reference.name == str(encoded.parent / "pictures")
+    assert reference.crop == 8
+    expected = torch.from_numpy(np.delete(random_pixels(6), 1, axis=0)).permute(0, 3, 1, 2)
+    assert torch.equal(reference.images.stack(range(5)), expected)
+    assert same_data(str(encoded), reference.name)
+    assert not same_data(str(encoded), str(encoded.parent))
+
+
+def test_other_images_than_were_encoded_are_noted(encoded):
+    save_images(encoded.parent / "pictures", random_pixels(1), ["new.png"])
+    (encoded.parent / "pictures" / "000001.png").unlink()
+    save_images(encoded.parent / "pictures", random_pixels(1), ["newer.png"])
+    (note,) = find_reference(str(encoded), (8, 8), crop=False).images.notes
+    assert note.endswith("changed since they were encoded (6 images then, 7 now)")
+
+
+def test_latents_of_earlier_versions_can_be_trained_on_but_do_not_know_their_images(encoded):
+    for file in ("encoding.json", "index.json"):
+        content = json.loads((encoded / file).read_text())
+        assert content["format"] == 2
+        for name in ("format", "data", "image_column", "label_column", "crop"):
+            del content[name]
+        (encoded / file).write_text(json.dumps(content))
+    assert LatentStore(encoded).shape == (3, 8, 8)
+    with pytest.raises(UserError, match="earlier version, do not say where their images are"):
+        find_reference(str(encoded), (8, 8), crop=False)
+    for file in ("encoding.json", "index.json"):
+        content = json.loads((encoded / file).read_text())
+        (encoded / file).write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(UserError, match="latents of format 99"):
+        LatentStore(encoded)
+
+
 # -- real against real -----------------------------------------------------------------------------
 
 
@@ -234,3 +297,32 @@ def test_features_of_another_kind_of_device_are_not_taken_from_the_cache(tmp_pat
         prepare_reference(of_images(9), [network], ["narrow"], None, 4, Ranks(), True)
         seen.append(network.network.seen)
     assert seen == [9, 0, 9]
+
+
+# -- which network ---------------------------------------------------------------------------------
+
+
+def test_auto_takes_colour_cnn_where_inception_is_not_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (extractor,) = choose_extractors(["auto"], [], of_images().network, Ranks())
+    assert extractor.name == "colour-cnn"
+    assert "FD(colour-cnn) is no FID" in capsys.readouterr().err
+    # a file of weights, or one in the cache, is meant to be read
+    for weights in ([str(tmp_path / "none.pth")], []):
+        with pytest.raises(UserError, match=r"none\.pth|no plain file"):
+            choose_extractors(["auto"], weights, None, Ranks())
+        cached = tmp_path / "hub" / "checkpoints" / INCEPTION_FILE
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.write_bytes(b"damaged")
+
+
+def test_auto_is_inception_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert usual_network(["auto"], [], torch.device("cuda")) == ("inception", "")
+    assert usual_network(["auto"], [], torch.device("cpu"))[0] == "colour-cnn"
+
+
+def test_auto_is_the_network_of_statistics(statistics):
+    assert Reference("s", images(9, 1), statistics).network == "narrow"
+    unnamed = Statistics(statistics.path, {"": Moments(moments(3, 7))})
+    assert Reference("s", None, unnamed).network == "inception"

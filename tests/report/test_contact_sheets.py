@@ -6,7 +6,7 @@ import torch
 
 from dit.evaluation.inputs.images import from_array
 from dit.evaluation.metrics.memorisation import Likeness, Memorisation
-from dit.report.contact_sheets import by_class, draw_closest, draw_grid, draw_nearest
+from dit.report.contact_sheets import by_class, draw_beside, draw_closest, draw_grid, draw_nearest
 
 
 def images(values, labels=None, size=8):
@@ -48,6 +48,23 @@ def test_without_labels_rows_are_full():
 def test_grid_shows_each_class_in_its_row():
     samples = images([10, 20, 30, 40], ["b", "a", "b", "a"])
     assert cells(draw_grid(samples), 2, 2) == [[20, 40], [10, 30]]
+
+
+def test_real_images_of_the_same_class_stand_beside_samples():
+    samples = images([10, 20, 30], ["b", "a", "b"])
+    real = images([100, 200, 110, 90], ["a", "b", "a", "owl"])
+    picture = draw_beside(samples, real)
+    assert cells(picture, 2, 2) == [[100, 110], [200, 255]]  # white where there is no other
+    assert picture.width > draw_grid(samples).width + 2 * 68
+
+
+def test_without_labels_any_real_images_stand_beside_samples():
+    assert cells(draw_beside(images([10, 20]), images([100, 110])), 1, 2) == [[100, 110]]
+    labelled = images([10, 20], ["a", "b"])
+    assert sorted(map(tuple, cells(draw_beside(labelled, images([100, 110])), 2, 1))) == [
+        (100,),
+        (110,),
+    ]
 
 
 def test_large_images_are_shrunk_if_asked():

@@ -64,7 +64,7 @@ def text_of(given):
 
 
 def test_four_files_are_written_and_the_json_has_every_field_of_a_score(tmp_path):
-    paths = report.write_report(make(), GRID, tmp_path / "new")
+    paths = report.write_report(make(grid=GRID), tmp_path / "new")
     assert [path.name for path in paths] == [
         *("report.json", "report.md", "report.html", "grid.png"),
     ]
@@ -92,8 +92,8 @@ def test_four_files_are_written_and_the_json_has_every_field_of_a_score(tmp_path
 def test_json_holds_everything_but_figures():
     given = rich()
     values = json.loads(json.dumps(report.to_json(given), allow_nan=False))
-    keys = "format title scores digits_recognised classes uncertainty memorisation protocol notes"
-    assert [*values] == keys.split()
+    keys = "format title verdict scores digits_recognised classes uncertainty memorisation"
+    assert [*values] == [*keys.split(), "protocol", "notes"]
     assert list(values["scores"]) == list(given.scores)
     assert values["classes"][3] == dataclasses.asdict(given.classes[3])
     assert values["uncertainty"][0] == {
@@ -110,7 +110,7 @@ def test_json_holds_everything_but_figures():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_is_never_written(tmp_path, bad):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_report(make(scores={"FD": Score("FD", bad, "lower", 10)}), GRID, tmp_path)
+        report.write_report(make(scores={"FD": Score("FD", bad, "lower", 10)}), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,8 +160,9 @@ def test_page_shows_values_reasons_and_protocol():
         "1.235 1.10 – 1.40",
         "0.520 – 0.610 N = 898, 5 splits",
         "1,000 / 1,797",
-        "8.500 ± 0.10",
-        f"not available: {MISSING}",
+        "8.50 ± 0.10",
+        f"Not available: KID(digits-cnn) ({MISSING}).",
+        "distance of the samples to real images: quality and variety",
         "heun",
         "cfg_interval",
         "1000 values, 0 … 999",
@@ -258,7 +259,7 @@ def test_digits_recognised_come_first():
     given = make(digits=report.Digits(found, real))
     assert "| digits recognised ↑ | **98.50%** | 99.00% (N = 1,797) | 200 |" in markdown_of(given)
     without = make(digits=report.Digits(reason="the samples have no labels"))
-    assert "not available: the samples have no labels" in text_of(without)
+    assert "digits recognised (the samples have no labels)" in text_of(without)
     assert report.to_json(without)["digits_recognised"]["found"] is None
 
 
@@ -297,7 +298,7 @@ def test_few_classes_are_all_shown_worst_first():
     table = report.classes_table(rows)
     assert [row.cells[0].text for row in table.rows] == ["d", "b", "a", "c"]
     assert [row.cells[3].bar for row in table.rows] == [1.0, 1.0, 1 / 3, None]
-    assert "| d | 5 / 9 | 50.0% | 3.000 | – |" in markdown_of(make(classes=rows))
+    assert "| d | 5 / 9 | 50.0% | 3.000 |\n" in markdown_of(make(classes=rows))
 
 
 def test_many_classes_are_the_worst_and_the_best():
@@ -326,16 +327,19 @@ def test_markdown_has_every_score_and_escapes():
     given.protocol["sampling"]["data"] = "a|b"
     text = markdown_of(given)
     real = "0.520 – 0.610 (N = 898, 5 splits)"
-    assert f"| FD(digits-cnn) ↓ | **1.235** (1.10 – 1.40) | {real} | 1,000 / 1,797 |  |" in text
-    assert f"| KID(digits-cnn) ↓ | not available: {MISSING} |  |  |  |" in text
+    row = f"| FD(digits-cnn) ↓ | **1.235** (1.10 – 1.40) | {real} | 1,000 / 1,797 | distance of"
+    assert row in text
+    assert "| KID(digits-cnn)" not in text
     assert "| data | a\\|b |" in text
 
 
 def test_terminal_table_is_aligned():
-    first, fd, kid, _ = report.to_text(make()).splitlines()
+    sentence, first, fd, score, missing = report.to_text(make()).splitlines()
+    assert sentence == make().verdict
     assert first.index("real") == fd.index("0.520")
-    assert fd.startswith("FD(digits-cnn) ↓   1.235 (1.10 – 1.40)  0.520")
-    assert kid == f"KID(digits-cnn) ↓  not available: {MISSING}"
+    assert fd.startswith("FD(digits-cnn) ↓  1.235 (1.10 – 1.40)  0.520")
+    assert score.startswith("IS(digits-cnn) ↑  8.50 ± 0.10")
+    assert missing == f"Not available: KID(digits-cnn) ({MISSING})."
     assert len({len(line) for line in (first, fd)}) == 1  # the count is aligned to the right
     assert NETWORK in report.to_text(rich())
 

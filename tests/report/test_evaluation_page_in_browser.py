@@ -13,7 +13,7 @@ pytestmark = needs_browser
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return write_report(rich(), Image.new("RGB", (8, 8)), tmp_path_factory.mktemp("report"))[2]
+    return write_report(rich(), tmp_path_factory.mktemp("report"))[2]
 
 
 def test_the_page_fits_and_everything_is_drawn(page):

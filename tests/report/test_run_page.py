@@ -49,6 +49,48 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(run_page, "draw_all", lambda *_: {})
 
 
+# -- scores that lie in a run ----------------------------------------------------------------------
+
+
+def add_evaluation(folder: Path, date: str, distance: float) -> None:
+    """Write the report.json of an evaluation."""
+    real = {"low": 1.0, "mean": 1.0, "high": 1.0, "splits": 5, "samples": 9, "reference": 9}
+    scores = {
+        FD: {"value": distance, "floor": real},
+        "KID(digits-cnn)": {"value": None, "floor": None},
+    }
+    protocol = {
+        "samples": {"count": 1797},
+        "sampling": {"step": 20, "cfg_scale": 1.5},
+        "software": {"date": f"{date}T10:00:00+00:00"},
+    }
+    content = {"format": 2, "scores": scores, "memorisation": [], "protocol": protocol}
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(content))
+
+
+def test_evaluations_of_a_run_are_on_its_page_newest_first(home, undrawn, capsys):
+    add_evaluation(home / "evaluation", "2026-01-02", 3.0)
+    add_evaluation(home / "evaluation" / "later", "2026-01-03", 1.2)
+    (home / "evaluation" / "bad").mkdir()
+    (home / "evaluation" / "bad" / "report.json").write_text("{")
+    report(ReportConfig(run=home), Ranks())
+    sentence, _ = capsys.readouterr().out.splitlines()
+    assert sentence.startswith("Newest evaluation (evaluation/later, step 20). As good as real")
+    html = (home / "report.html").read_text(encoding="utf-8")
+    assert sentence in html
+    table = html[html.index(">Evaluations<") :]
+    assert table.index("evaluation/later") < table.index("<span>evaluation<")
+    assert "Not shown, damaged or of another format: evaluation/bad." in html
+    assert "KID" not in html
+
+
+def test_scores_during_training_are_in_a_table(home, undrawn):
+    html = read_page(home)
+    assert "3.000" in html
+    assert "<small>lowest</small>" in html
+
+
 # -- the page --------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """One table, printed for a terminal and in Markdown."""
 
-from dit.report.table import NUMBER, Cell, Row, Table
+from dit.report.table import NOTHING, NUMBER, Cell, Row, Table
 
 TABLE = Table(
     ("name", "value", "count"),
@@ -32,6 +32,15 @@ def test_markdown_has_all_columns_in_every_row():
         "| IS\\|x | 215 ± 3 | 1,000 |",
         "| recall | not available: &lt;reason> |  |",
     ]
+
+
+def test_columns_without_any_value_are_left_out():
+    empty = Row([Cell("IS"), Cell(NOTHING), Cell("9", NUMBER), Cell("")])
+    table = Table(("name", "value", "count", "remark"), [Row([Cell("a group")], "group"), empty])
+    kept = table.without_empty_columns()
+    assert kept.columns == ["name", "count"]
+    assert [cell.text for cell in kept.rows[1].cells] == ["IS", "9"]
+    assert kept.rows[0].cells[0].text == "a group"
 
 
 def test_columns_and_rows_can_be_selected():

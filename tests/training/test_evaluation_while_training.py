@@ -559,8 +559,10 @@ def test_mistakes_in_flags_are_refused_before_training(wrong, message, dry_run, 
 
 
 def test_latents_need_images_to_compare_with(tmp_path):
-    (tmp_path / "encoding.json").write_text("{}")
-    with pytest.raises(UserError, match="--eval-reference"):
+    encoding = dict(vae="identity", image_size=8, flips=False, count=6, shard_size=4)
+    earlier = {**encoding, "checksum": None, "fingerprint": "f"}
+    (tmp_path / "encoding.json").write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="--eval-reference with their folder"):
         evaluation.choose_eval_target(dataclasses.replace(SCORED, data=str(tmp_path)), Ranks())
 
 

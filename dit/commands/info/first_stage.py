@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from dit.commands.info.model import Rows, numbers
+from dit.commands.train_vae.checkpoint import has_checkpoint, read_stopped
 from dit.encoders.autoencoder import CONFIG, KLCodec, VQCodec, load_autoencoder
+from dit.encoders.psnr import describe_psnr
 from dit.errors import UserError
 from dit.models.registry import count_parameters
+from dit.utils.files import shell_quote
 from dit.utils.typed_json import read_json
 
 
@@ -19,6 +22,9 @@ class FirstStageReport(TypedDict):
 
 
 def is_first_stage(folder: Path) -> bool:
+    """Whether a folder holds an autoencoder, or is of a training of one that was stopped."""
+    if has_checkpoint(folder):
+        return True
     try:
         return "_class_name" in read_json(folder / CONFIG, dict[str, Any], "", "")
     except UserError:
@@ -27,6 +33,8 @@ def is_first_stage(folder: Path) -> bool:
 
 def first_stage_rows(folder: Path) -> Rows:
     """Return what an autoencoder of `dit train-vae`, or in diffusers' layout, is."""
+    if has_checkpoint(folder):
+        return _stopped_rows(folder)
     autoencoder = load_autoencoder(str(folder.absolute()))
     codec = autoencoder.codec
     assert isinstance(codec, KLCodec | VQCodec)
@@ -50,9 +58,22 @@ def first_stage_rows(folder: Path) -> Rows:
     return rows
 
 
+def _stopped_rows(folder: Path) -> Rows:
+    stopped = read_stopped(folder)
+    return [
+        ("first stage", f"{folder}, in training"),
+        ("kind", stopped.config.kind),
+        ("done", f"{stopped.step:,} of {stopped.config.steps:,} steps"),
+        ("continue with", f"dit train-vae --resume {shell_quote(folder)}"),
+    ]
+
+
 def _report_rows(file: Path) -> Rows:
     report = read_json(file, FirstStageReport, "the report of dit train-vae", "")
     rows = [("held out", f"{report['held_out']:,} images")]
     for name, value in report["scores"].items():
         rows.append((name, value if isinstance(value, str) else f"{value:.4g}"))
+    psnr = report["scores"].get("PSNR")
+    if isinstance(psnr, float):
+        rows.append(("quality", f"PSNR {describe_psnr(psnr)}"))
     return rows

@@ -24,6 +24,7 @@ from dit.evaluation.references import (
 )
 from dit.report.text import number
 from dit.sampling.load import LoadedRun, load_run
+from dit.sampling.resolve import notes_on_guidance
 from dit.utils.outputs import create_folder, require_outside
 
 
@@ -37,6 +38,8 @@ def sweep(cfg: SweepConfig, ranks: Ranks) -> Path:
     """
     run = load_run(cfg.run, ranks.device, cfg.image_size)
     settings = settings_of(cfg, run)
+    strongest = max(settings, key=lambda setting: abs(setting.cfg_scale - 1))
+    ranks.say(notes_on_guidance(strongest, run.card))
     lengths = dict.fromkeys(s.ema_length for s in settings if s.ema_length is not None)
     averages = ranks.on_main(lambda: ema_files(cfg.run, [*lengths]))
     reference = _reference(cfg, run)

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import numpy as np
 import torch
@@ -12,44 +13,50 @@ from dit.commands.train_vae.networks import latent_sides
 from dit.config import VaeConfig
 from dit.data.image_files import reading_threads
 from dit.data.images import Images
+from dit.data.sample_order import batch_indices, generator
 from dit.errors import UserError
 
 MAX_HELD_OUT = 5000  # images
 
 
-def split(cfg: VaeConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
+def split(cfg: VaeConfig, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return random indices of the images to train on, and of those held out."""
-    if count < 3:
+    if size < 3:
         raise UserError(
-            f"{count} images in --data {cfg.data}", "3 or more, for 2 are held out", "add images"
+            f"{size} images in --data {cfg.data}", "3 or more, for 2 are held out", "add images"
         )
-    wanted = min(MAX_HELD_OUT, round(cfg.held_out * count))
-    held_out = min(count - 1, max(2, wanted))
-    order = np.random.default_rng(cfg.seed).permutation(count)
+    wanted = min(MAX_HELD_OUT, round(cfg.held_out * size))
+    held_out = min(size - 1, max(2, wanted))
+    order = np.random.default_rng(cfg.seed).permutation(size)
     return order[held_out:], order[:held_out]
 
 
 def batches(
-    images: Images, indices: np.ndarray, cfg: VaeConfig
+    images: Images, indices: np.ndarray, cfg: VaeConfig, start: int = 0
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Yield pixels [B, 3, H, W] in [-1, 1] and standard normal noise [B, C, h, w], without end."""
-    # one generator in one thread: the random numbers do not depend on timing
-    generator = torch.Generator().manual_seed(cfg.seed)
+    """Yield pixels [B, 3, H, W] in [-1, 1] and standard normal noise [B, C, h, w], without end.
+
+    What a step gets is a function of seed and step, so that a training continues as if it had never
+    been stopped.
+
+    Args:
+        start: steps done before.
+    """
     latents = (cfg.batch_size, cfg.latent_channels, *latent_sides(cfg))
     with reading_threads() as readers, ThreadPoolExecutor(1) as ahead:
 
-        def prepare() -> tuple[Tensor, Tensor]:
-            drawn = torch.randint(len(indices), (cfg.batch_size,), generator=generator)
-            chosen = indices[drawn.numpy()]
+        def prepare(step: int) -> tuple[Tensor, Tensor]:
+            random = generator(cfg.seed, step)
+            chosen = indices[batch_indices(step, len(indices), cfg.batch_size, cfg.seed)]
             pixels = list(readers.map(images.__getitem__, chosen.tolist()))
             x = to_unit(torch.stack(pixels))
-            x = random_shift(x, cfg.shift, generator)
-            return x, torch.randn(latents, generator=generator)
+            x = random_shift(x, cfg.shift, random)
+            return x, torch.randn(latents, generator=random)
 
-        following = ahead.submit(prepare)
-        while True:
+        following = ahead.submit(prepare, start)
+        for step in count(start + 1):
             current = following.result()
-            following = ahead.submit(prepare)
+            following = ahead.submit(prepare, step)
             yield current
 
 

@@ -1,35 +1,39 @@
 """The command `dit train-vae`: train a first stage, measure it on held-out images, and save it."""
 
-import json
-import time
-from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from dit.commands.train_vae.batches import batches, split
-from dit.commands.train_vae.inputs import check_out, open_images
+from dit.commands.train_vae.batches import split
+from dit.commands.train_vae.checkpoint import CHECKPOINT
+from dit.commands.train_vae.inputs import load_shown, open_images
 from dit.commands.train_vae.learner import Learner
+from dit.commands.train_vae.loop import Split, fit
 from dit.commands.train_vae.networks import latent_sides, require_network_fits, save
 from dit.commands.train_vae.quality import choose_extractor, latent_statistics, measure
-from dit.commands.train_vae.report import LOG, draw_loss, draw_reconstructions, report
+from dit.commands.train_vae.report import (
+    PICTURE,
+    Report,
+    draw_loss,
+    draw_reconstructions,
+    print_report,
+    print_stopped,
+    read_report,
+    write_report,
+)
+from dit.commands.train_vae.resume import find_stopped, is_finished, require_same_images
 from dit.config import VaeConfig
-from dit.data.images import Images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import load_autoencoder
 from dit.errors import UserError
-from dit.utils.files import create_new, name_file_in_errors
+from dit.evaluation.extractors.base import Extractor
+from dit.training.resilience.preemption import stop_on_signals
 
-LOG_EVERY = 20  # steps
 MAX_FOR_STATISTICS = 10_000  # images
 
 
 def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
-    """Train and save a first stage, and report its quality; return its folder.
+    """Train and save a first stage, or continue one, and report its quality; return its folder.
 
     Flags, data and weights are checked before training. The folder is an autoencoder once it has a
     config.json, which is written after the weights.
@@ -44,73 +48,63 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
         )
     latent_sides(cfg)  # refuses a size that does not fit
     require_network_fits(cfg, ranks.device)
-    check_out(cfg)
+    if is_finished(cfg):
+        print(f"all {cfg.steps} steps were done before, and {cfg.out} is unchanged")
+        report = read_report(cfg.out)
+        report["config"] = cfg
+        print_report(report)
+        return cfg.out
+
+    stopped = find_stopped(cfg)
     images, readable = open_images(cfg, ranks)
     training, held_out = (readable[part] for part in split(cfg, len(readable)))
+    if stopped:
+        require_same_images(stopped, len(training), cfg)
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
     learner = Learner.create(cfg, ranks.device)
+    parts = Split(images, training, load_shown(images, held_out))
 
     with ranks.lock_folder(cfg.out):
-        seconds = fit(learner, images, training, cfg)
-        draw_loss(cfg.out)
-
-        seen = training[:MAX_FOR_STATISTICS]
-        mean, std = latent_statistics(learner.network, images, seen, cfg.batch_size, ranks.device)
-        save(learner.network, cfg.out, mean, std)
-
-        # measure the saved files, as train.py will load them
-        autoencoder = load_autoencoder(str(cfg.out.resolve()), ranks.device)
-        scores = measure(autoencoder, images, held_out, extractor, cfg.batch_size, cfg.seed)
-        draw_reconstructions(autoencoder, images, held_out, cfg.out)
-        report(cfg, learner.network, scores, len(held_out), seconds)
+        with stop_on_signals(ranks) as stop:
+            done = fit(learner, parts, cfg, stopped, stop.now)
+        if done.step < cfg.steps:
+            print_stopped(cfg, done.step)
+            return cfg.out
+        finish(learner, parts, held_out, extractor, cfg, done.seconds)
     return cfg.out
 
 
-def fit(learner: Learner, images: Images, indices: np.ndarray, cfg: VaeConfig) -> float:
-    """Train on the images at `indices`, and log to metrics.jsonl; return the seconds it took."""
-    start = time.monotonic()
-    recent: list[dict[str, Tensor]] = []
-    file = cfg.out / LOG
-    create_new(file)
-    with (
-        closing(batches(images, indices, cfg)) as source,
-        name_file_in_errors(file),
-        file.open("w", encoding="utf-8") as log,
-        tqdm(total=cfg.steps * cfg.batch_size, desc=f"train {cfg.kind}", unit="img") as bar,
-    ):
-        for step in range(1, cfg.steps + 1):
-            lr = learner.lr
-            x, noise = next(source)
-            recent.append(learner.step(step, x.to(learner.device), noise, cfg))
-            bar.update(cfg.batch_size)
+def finish(
+    learner: Learner,
+    parts: Split,
+    held_out: np.ndarray,
+    extractor: Extractor,
+    cfg: VaeConfig,
+    seconds: float,
+) -> None:
+    """Save a trained network with statistics of its latents; measure it, report, remove the rest.
 
-            if step % LOG_EVERY == 0 or step == cfg.steps:
-                values = mean_values(recent)
-                recent.clear()
-                check_finite(values, step, cfg)
-                log.write(json.dumps({"step": step, **values, "lr": lr}) + "\n")
-                log.flush()
-                shown = {name: f"{value:.4f}" for name, value in values.items()}
-                bar.set_postfix(shown, refresh=False)
-    return time.monotonic() - start
+    The checkpoint goes last: until then --resume does this again.
+    """
+    draw_loss(cfg.out)
+    seen = parts.indices[:MAX_FOR_STATISTICS]
+    mean, std = latent_statistics(
+        learner.network, parts.images, seen, cfg.batch_size, learner.device
+    )
+    save(learner.network, cfg.out, mean, std)
 
-
-def mean_values(steps: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Return the mean of each logged value over the steps that have it."""
-    means = {}
-    for name in dict.fromkeys(name for step in steps for name in step):
-        values = [step[name].cpu().double() for step in steps if name in step]
-        means[name] = float(torch.stack(values).mean())
-    return means
-
-
-def check_finite(values: dict[str, float], step: int, cfg: VaeConfig) -> None:
-    """Refuse to go on after a loss that is not finite."""
-    if not np.isfinite(list(values.values())).all():
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-        raise UserError(
-            f"the loss is not finite by step {step} ({shown})",
-            "finite numbers",
-            f"lower --lr (it is {cfg.lr:g}) or pass --precision fp32",
-        )
+    # measure the saved files, as train.py will load them
+    autoencoder = load_autoencoder(str(cfg.out.resolve()), learner.device)
+    scores = measure(autoencoder, parts.images, held_out, extractor, cfg.batch_size, cfg.seed)
+    draw_reconstructions(autoencoder, parts.shown, cfg.out / PICTURE)
+    report = Report(
+        scores=scores,
+        held_out=len(held_out),
+        parameters=sum(p.numel() for p in learner.network.parameters()),
+        seconds=round(seconds, 1),
+        config=cfg,
+    )
+    write_report(cfg.out, report)
+    (cfg.out / CHECKPOINT).unlink()
+    print_report(report)

@@ -1,10 +1,11 @@
-"""The images of a first stage and the folder that it goes to, checked before training."""
+"""The images of a first stage, checked before training."""
 
 import sys
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from dit.commands.train_vae.report import CURVE, LOG
 from dit.config import VaeConfig
 from dit.data.counts import count_of
 from dit.data.damage import describe_damage
@@ -13,8 +14,8 @@ from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
 from dit.latents.load import check_images
-from dit.utils.files import LOCK
-from dit.utils.outputs import require_outside, require_own_folder
+
+SHOWN = 10  # held-out images in a picture
 
 
 def open_images(cfg: VaeConfig, ranks: Ranks) -> tuple[Images, np.ndarray]:
@@ -34,9 +35,6 @@ def find_readable(images: Images, cfg: VaeConfig, ranks: Ranks) -> np.ndarray:
     return readable
 
 
-def check_out(cfg: VaeConfig) -> None:
-    """Refuse a folder inside the data, and one with files other than a stopped training's."""
-    require_outside(cfg.out, cfg.data)
-    # a stopped training leaves these beside its lock; a finished one is not replaced
-    leftovers = (LOG, CURVE) if (cfg.out / LOCK).is_file() else ()
-    require_own_folder(cfg.out, LOCK, "a stopped dit train-vae", False, leftovers)
+def load_shown(images: Images, held_out: np.ndarray) -> Tensor:
+    """Return the held-out images of the pictures, uint8 [B, 3, H, W]."""
+    return torch.stack([images[int(i)] for i in held_out[:SHOWN]])

@@ -14,6 +14,7 @@ from dit.commands.train_vae.codebook import (
     restart_entries,
 )
 from dit.config import VaeConfig
+from dit.data.sample_order import generator
 from dit.errors import UserError
 from dit.evaluation.extractors.weights import read_tensors, shapes
 
@@ -60,20 +61,22 @@ class VQForward:
         self.steps = 0
         self.last_restart = cfg.steps // 2
         self.counts = torch.zeros(self.size, dtype=torch.int64)  # since the last restart
-        self.generator = torch.Generator().manual_seed(cfg.seed)
+        self.seed = cfg.seed
 
     def __call__(self, network: Any, x: Tensor, noise: Tensor) -> ForwardPass:
         """Run a VQModel on pixels [B, 3, H, W] in [-1, 1]; the noise is not used."""
         z = network.encode(x).latents.float()
         embedding = network.quantize.embedding
         if self.steps % RESTART_EVERY == 0 and self.steps <= self.last_restart:
-            restart_entries(embedding.weight, self.counts == 0, z, self.generator)
+            # another stream of random numbers than that of the batch
+            random = generator(self.seed, self.steps, 1)
+            restart_entries(embedding.weight, self.counts == 0, z, random)
             self.counts.zero_()
 
         entries = nearest_entries(embedding.weight, z)
         used = count_usage(entries, self.size).cpu()
         self.steps += 1
-        self.counts = self.counts + used
+        self.counts += used
 
         e = embedding(entries).movedim(-1, 1)
         codebook = (z.detach() - e).square().mean()

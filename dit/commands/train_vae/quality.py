@@ -1,6 +1,7 @@
 """Reconstruction quality of a first stage on held-out images, and statistics of its latents."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from dit.data.images import Images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, VQCodec, build_codec
 from dit.encoders.psnr import reconstruct
-from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.load import DIGITS_CNN
 from dit.evaluation.metrics.compute import score_names
@@ -32,16 +32,11 @@ Scores = dict[str, float | str]
 Pairs = Iterator[tuple[Tensor, Tensor]]  # uint8 images [B, 3, H, W], moments [B, 2C, h, w]
 
 
-def choose_extractor(cfg: VaeConfig, ranks: Ranks) -> Extractor | str:
-    """Return the feature network of rFD, or the reason why the default one is not available."""
-    default = DIGITS_CNN if cfg.data == "digits" else "inception"
+def choose_extractor(cfg: VaeConfig, ranks: Ranks) -> Extractor:
+    """Return the feature network of rFD."""
+    default = DIGITS_CNN if cfg.data == "digits" else None
     weights = [cfg.weights] if cfg.weights else []
-    try:
-        return choose_extractors([cfg.extractor], weights, default, ranks)[0]
-    except UserError as error:
-        if cfg.extractor != "auto" or cfg.weights:
-            raise
-        return error.given
+    return choose_extractors([cfg.extractor], weights, default, ranks)[0]
 
 
 @torch.no_grad()
@@ -61,18 +56,29 @@ def latent_statistics(
     return total.statistics()
 
 
+def freeze_copy(network: Any, cfg: VaeConfig, device: torch.device) -> Autoencoder:
+    """Return a frozen copy of a network in training, whose latents are not normalised."""
+    codec = build_codec(deepcopy(network))
+    channels = cfg.codebook_dim or cfg.latent_channels
+    one = torch.ones(channels, 1, 1, device=device)
+    factor = 2 ** (len(cfg.channels) - 1)
+    return Autoencoder(
+        name="", codec=codec, factor=factor, channels=channels, shift=0 * one, scale=one
+    )
+
+
 def measure(
     autoencoder: Autoencoder,
     images: Images,
     indices: np.ndarray,
-    extractor: Extractor | str,
+    extractor: Extractor,
     batch_size: int,
     seed: int,
 ) -> Scores:
     """Score reconstructions, as uint8, of the images at `indices`, at least 2.
 
     Args:
-        extractor: the features of the Fréchet distance, or the reason why there is none.
+        extractor: the features of the Fréchet distance.
         seed: of the noise on latents.
     """
 
@@ -109,9 +115,7 @@ def _similarity(autoencoder: Autoencoder, pairs: Pairs, smallest_side: int) -> S
     return scores
 
 
-def _distance(autoencoder: Autoencoder, pairs: Pairs, extractor: Extractor | str) -> Scores:
-    if isinstance(extractor, str):
-        return {"rFD": f"not available ({extractor})"}
+def _distance(autoencoder: Autoencoder, pairs: Pairs, extractor: Extractor) -> Scores:
     real, output = [], []
     for images, moments in pairs:
         real.append(extractor(images).values)

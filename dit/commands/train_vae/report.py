@@ -1,23 +1,23 @@
-"""The results of `dit train-vae`: report.json, figures, and the summary on the terminal."""
+"""The results of `dit train-vae`: report.json, pictures, and the summary on the terminal."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from dit.commands.train_vae.quality import Scores
 from dit.config import VaeConfig, to_json
-from dit.data.images import Images
 from dit.encoders.autoencoder import Autoencoder
-from dit.encoders.psnr import reconstruct
+from dit.encoders.psnr import GOOD, compute_psnr, describe_psnr, reconstruct
+from dit.runs.checkpoint_files import paths_by_step
 from dit.runs.logs import read_metrics
 from dit.utils.files import command_line, shell_quote, write_json
-from dit.utils.image_size import sides, size_flag
+from dit.utils.image_size import size_flag
 from dit.utils.pictures import fitting_scale, grid, loss_curve, write_png
+from dit.utils.typed_json import read_json
 
 LOG, REPORT, CURVE, PICTURE = "metrics.jsonl", "report.json", "loss.png", "reconstructions.png"
-SHOWN = 10  # images
+SAMPLES = "samples"  # folder of the pictures during training
 
 
 def draw_loss(out: Path) -> None:
@@ -25,37 +25,95 @@ def draw_loss(out: Path) -> None:
     loss_curve(read_metrics(out / LOG), out / CURVE)
 
 
-def draw_reconstructions(
-    autoencoder: Autoencoder, images: Images, indices: np.ndarray, out: Path
-) -> None:
-    """Draw the first images at `indices` above their reconstructions."""
-    shown = indices[:SHOWN]
-    originals = torch.stack([images[int(i)] for i in shown])
-    both = torch.cat([originals, reconstruct(autoencoder, autoencoder.encode(originals))])
-    scale = fitting_scale(max(sides(images.image_size)))
-    figure = grid(both, ["original", "reconstruction"], len(shown), scale)
-    write_png(figure, out / PICTURE)
+def draw_reconstructions(autoencoder: Autoencoder, originals: Tensor, file: Path) -> float:
+    """Draw uint8 images [B, 3, H, W] above their reconstructions; return the PSNR of these."""
+    outputs = reconstruct(autoencoder, autoencoder.encode(originals))
+    height, width = originals.shape[2:]
+    both = torch.cat([originals, outputs])
+    figure = grid(
+        both, ["original", "reconstruction"], len(originals), fitting_scale(max(height, width))
+    )
+    write_png(figure, file)
+    return compute_psnr(originals, outputs)
 
 
-def report(cfg: VaeConfig, network: Any, scores: Scores, held_out: int, seconds: float) -> None:
-    """Write report.json, and print it with the next command."""
-    parameters = sum(p.numel() for p in network.parameters())
-    values = {
-        "scores": scores,
-        "held_out": held_out,
-        "parameters": parameters,
-        "seconds": round(seconds, 1),
-        "config": to_json(cfg),
-    }
-    write_json(cfg.out / REPORT, values)
+class Previews:
+    """Pictures in samples/ of the same held-out images, as the network reconstructs them.
 
-    network_line = f"{cfg.kind} first stage, {parameters:,} parameters, {seconds:.0f} s"
-    print(f"{network_line}; on {held_out:,} held-out images:")
-    for name, value in scores.items():
+    Args:
+        start: pictures after this step are removed: the training does these steps again.
+    """
+
+    def __init__(self, out: Path, originals: Tensor, start: int):
+        self.folder = out / SAMPLES
+        self.originals = originals
+        for step, file in paths_by_step(self.folder, ".png").items():
+            if step > start:
+                file.unlink()
+
+    def draw(self, step: int, autoencoder: Autoencoder) -> float:
+        """Write samples/step-N.png; return the PSNR of its images."""
+        file = self.folder / f"step-{step:07d}.png"
+        return draw_reconstructions(autoencoder, self.originals, file)
+
+
+class Report(TypedDict):
+    """What report.json holds."""
+
+    scores: dict[str, float | str]
+    held_out: int
+    parameters: int
+    seconds: float
+    config: VaeConfig
+
+
+def read_report(out: Path) -> Report:
+    """Return the report of a training that is complete."""
+    file = out / REPORT
+    expected, do = "the report of dit train-vae", "choose another --out"
+    return read_json(file, Report, expected, do)
+
+
+def write_report(out: Path, report: Report) -> None:
+    """Write report.json."""
+    write_json(out / REPORT, {**report, "config": to_json(report["config"])})
+
+
+def print_report(report: Report) -> None:
+    """Print scores, whether they are enough, the files, and the next command."""
+    cfg = report["config"]
+    network = f"{cfg.kind} first stage, {report['parameters']:,} parameters"
+    print(f"{network}, {report['seconds']:.0f} s; on {report['held_out']:,} held-out images:")
+    for name, value in report["scores"].items():
         print(f"  {name}: {value if isinstance(value, str) else format(value, '.4g')}")
+    for line in verdict(cfg, float(report["scores"]["PSNR"])):
+        print(line)
     for file in (PICTURE, CURVE, REPORT):
         print(cfg.out / file)
     print(
         f"next: {command_line('train')} --data {shell_quote(cfg.data)} "
         f"--vae {shell_quote(cfg.out)} {size_flag(cfg.image_size)}"
     )
+
+
+def print_stopped(cfg: VaeConfig, step: int) -> None:
+    """Print how to continue a training that was stopped."""
+    resume = f"dit train-vae --resume {shell_quote(cfg.out)}"
+    print(f"stopped after step {step} of {cfg.steps}; continue with: {resume}")
+
+
+def verdict(cfg: VaeConfig, psnr: float) -> list[str]:
+    """Return in words whether a PSNR is enough and, where it is not good, what raises it."""
+    lines = [f"quality: PSNR {describe_psnr(psnr)}"]
+    if psnr >= GOOD:
+        return lines
+    wider = " ".join(str(2 * width) for width in cfg.channels)
+    ways = [
+        f"--steps {2 * cfg.steps}",
+        f"--latent-channels {2 * cfg.latent_channels}",
+        f"wider --channels, such as {wider}",
+    ]
+    if len(cfg.channels) > 2:
+        factor = 2 ** (len(cfg.channels) - 1)
+        ways.append(f"one of --channels less, to shrink by {factor // 2} and not by {factor}")
+    return [*lines, f"to raise it, in a new folder: {'; '.join(ways)}"]

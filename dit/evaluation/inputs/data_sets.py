@@ -1,23 +1,48 @@
-"""Data sets that training reads, as images of an evaluation: digits, tar shards, Hugging Face's."""
+"""Data sets that training reads, as images of an evaluation: digits, tar shards, Hugging Face's.
+
+Latents stand for the images that they were made of.
+"""
+
+import dataclasses
+from pathlib import Path
 
 from dit.config import TrainConfig
+from dit.data.counts import count_of
 from dit.data.labels import Columns
-from dit.data.sources import is_tar_or_hub_dataset, load_images
+from dit.data.sources import (
+    dataset_exists,
+    is_tar_or_hub_dataset,
+    load_images,
+    refuse_columns,
+)
 from dit.errors import UserError
-from dit.evaluation.inputs.images import ImageSet, from_data
+from dit.evaluation.inputs.images import ImageSet, from_data, select
+from dit.latents.shards import Encoding, read_encoding, skipped_images
 from dit.utils.image_size import Size
 
 
 def read_data_set(
-    name: str, size: Size | None, trained: TrainConfig | None = None, labelled: bool = True
+    name: str,
+    size: Size | None,
+    trained: TrainConfig | None = None,
+    labelled: bool = True,
+    column: str | None = None,
 ) -> ImageSet | None:
     """Return the images of such a data set, cropped to one size; None for any other name.
 
     Args:
         trained: settings of a run, whose columns hold if this is its data.
         labelled: whether to read labels.
+        column: of the images, where labels are not read.
     """
+    if trained and name == trained.data and not dataset_exists(name):
+        raise UserError(
+            f"the images of training are no longer at {name}",
+            "images to compare with",
+            "pass --reference with the folder where they are now",
+        )
     if name != "digits" and not is_tar_or_hub_dataset(name):
+        refuse_columns(name, Columns(image=column))
         return None
     if size is None:
         raise UserError(
@@ -25,7 +50,7 @@ def read_data_set(
             "the size to crop its images to",
             "pass --image-size",
         )
-    columns = _columns(name, trained) if labelled else Columns(classes="none")
+    columns = _columns(name, trained) if labelled else Columns(image=column, classes="none")
     return from_data(load_images(name, size, columns), name)
 
 
@@ -35,3 +60,56 @@ def _columns(name: str, trained: TrainConfig | None) -> Columns:
         return Columns(classes="usual")
     label = None if trained.conditioning == "text" else trained.label_column
     return Columns(image=trained.image_column, label=label, classes="usual")
+
+
+# -- latents ---------------------------------------------------------------------------------------
+
+
+def read_encoded(root: Path, size: Size) -> ImageSet:
+    """Return the images that latents were made of, without the damaged ones, cropped to one size.
+
+    Labels that are captions are left out, for samples of captions have other ones.
+
+    Raises:
+        UserError: the latents do not say where the images are, or they are no longer there.
+    """
+    encoding = read_encoding(root)
+    source = _find_source(root, encoding)
+    label = None if encoding.captions else encoding.label_column
+    columns = Columns(image=encoding.image_column, label=label, classes="usual")
+    loaded = load_images(source, size, columns)
+    images = from_data(loaded, source)
+
+    if change := _describe_change(encoding, len(loaded), loaded.fingerprint):
+        note = f"the images in {source} changed since they were encoded ({change})"
+        return dataclasses.replace(images, notes=[*images.notes, note])
+    skipped = set(skipped_images(root))
+    return select(images, [i for i in range(len(images)) if i not in skipped])
+
+
+def _find_source(root: Path, encoding: Encoding) -> str:
+    """Return where the images are that latents were made of."""
+    expected = "the images that were encoded"
+    if encoding.data is None:
+        raise UserError(
+            f"the latents {root}, of an earlier version, do not say where their images are",
+            expected,
+            "pass --reference with their folder, or run dit encode again with the same --out: "
+            "finished shards stay",
+        )
+    if not dataset_exists(encoding.data):
+        raise UserError(
+            f"the images of the latents {root} are no longer at {encoding.data}",
+            expected,
+            "pass --reference with the folder where they are now",
+        )
+    return encoding.data
+
+
+def _describe_change(encoding: Encoding, count: int, fingerprint: str) -> str:
+    # the length of a stream is not known, and captions are names, too
+    if encoding.count is None or encoding.captions:
+        return ""
+    if encoding.count != count:
+        return f"{count_of(encoding.count, 'image')} then, {count:,} now"
+    return "" if encoding.fingerprint == fingerprint else "other names"

@@ -116,6 +116,24 @@ def from_data(images: Images, name: str) -> ImageSet:
     return ImageSet(name, len(images), size, images.__getitem__, contents, labels, images.notes)
 
 
+def select(images: ImageSet, indices: Sequence[int]) -> ImageSet:
+    """Return some of the images."""
+    if len(indices) == len(images):
+        return images
+
+    def contents() -> str:
+        return hashlib.sha256(f"{images.contents()}, of these {[*indices]}".encode()).hexdigest()
+
+    labels = images.labels
+    return dataclasses.replace(
+        images,
+        count=len(indices),
+        read=lambda index: images.read(indices[index]),
+        contents=contents,
+        labels=labels and [labels[i] for i in indices],
+    )
+
+
 def has_images(path: Path) -> bool:
     """Return whether an .npz file holds images."""
     with open_npz(path) as file:

@@ -60,6 +60,17 @@ class Record(TypedDict, total=False):
     networks: dict[str, RecordedNetwork]
 
 
+def digest_of_numbers(networks: Mapping[str, Moments]) -> str:
+    """Return the SHA-256 of all moments and the names of their networks."""
+    total = hashlib.sha256()
+    for name in sorted(networks):
+        total.update(name.encode())
+        for pair in networks[name]:
+            for array in pair or ():
+                total.update(array.numpy().tobytes())
+    return total.hexdigest()
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Means and covariances of a reference's features: all that some references publish.
@@ -84,13 +95,7 @@ class Statistics:
         """SHA-256 of the pixels, where `dit stats` recorded it; else of the numbers."""
         if pixels := self.record.get("pixels_sha256"):
             return str(pixels)
-        total = hashlib.sha256()
-        for name in sorted(self.networks):
-            total.update(name.encode())
-            for pair in self.networks[name]:
-                for array in pair or ():
-                    total.update(array.numpy().tobytes())
-        return total.hexdigest()
+        return digest_of_numbers(self.networks)
 
     def of(self, extractor: Extractor) -> Moments | str:
         """Return the moments to compare this network's features with, or why there are none.

@@ -65,9 +65,23 @@ class TrainingImages:
 
 
 def extract_training_images(
-    images: ImageSet, extractors: Sequence[Extractor], batch_size: int, ranks: Ranks, cache: bool
-) -> TrainingImages:
-    """Return the images with their features in every network."""
+    images: ImageSet | str,
+    known: dict[str, Tensor] | None,
+    extractors: Sequence[Extractor],
+    batch_size: int,
+    ranks: Ranks,
+    cache: bool,
+) -> TrainingImages | str:
+    """Return the images with their features in every network.
+
+    Args:
+        images: the images, or why there are none, which is then returned.
+        known: their features, where the images are those of the reference.
+    """
+    if isinstance(images, str):
+        return images
+    if known is not None:
+        return TrainingImages(images, known)
     title = "features of training images"
     networks = extract_cached(images, extractors, batch_size, ranks, title, cache).networks
     return TrainingImages(images, {name: features.values for name, features in networks.items()})

@@ -11,6 +11,7 @@ from dit.runs.checkpoint_files import is_distance
 BAR = "{percentage:3.0f}%|{bar}| {desc}"
 FORMATS = {
     "loss": "loss {:.4f}",
+    "psnr": "PSNR {:.1f} dB",
     "img_per_s": "{:,.4g} img/s",
     "mfu": "MFU {:.1%}",
     "memory_gib": "{:.2f} GiB",

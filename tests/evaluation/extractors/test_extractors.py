@@ -9,13 +9,16 @@ import zipfile
 import pytest
 import torch
 from helpers.evaluation import CPU, Bomb
+from torchvision.transforms.functional import adjust_hue, gaussian_blur
 
 from dit.data.images import Digits
 from dit.errors import UserError
 from dit.evaluation.extractors import load as extractors
+from dit.evaluation.extractors.colour_cnn import crop_photographs
 from dit.evaluation.extractors.digits_cnn import DigitsCNN, accuracy, held_out, to_gray
 from dit.evaluation.extractors.inception import INCEPTION_FILE
 from dit.evaluation.extractors.load import load_extractors
+from dit.evaluation.metrics.frechet import fit, frechet
 from dit.utils.files import sha256
 
 
@@ -65,7 +68,7 @@ def bundled():
     from safetensors.torch import load_file
 
     network = DigitsCNN().eval()
-    network.load_state_dict(load_file(extractors.digits_cnn_weights()))
+    network.load_state_dict(load_file(extractors.bundled_weights("digits-cnn")))
     return network
 
 
@@ -79,7 +82,7 @@ def test_digits_cnn_recognises_digits_it_has_not_seen():
 
 def test_digits_cnn_extractor():
     extractor = load("digits-cnn")
-    path = extractors.digits_cnn_weights()
+    path = extractors.bundled_weights("digits-cnn")
     assert (extractor.name, extractor.checksum) == ("digits-cnn", sha256(path))
     assert (extractor.widths, extractor.class_names) == ((64, 10, 0), tuple("0123456789"))
     outputs = extractor(Digits(32).images)
@@ -102,6 +105,38 @@ def test_weights_with_digits_cnn_are_refused(tmp_path):
     assert "w.pth with the extractor digits-cnn" in refused("digits-cnn", str(tmp_path / "w.pth"))
 
 
+# -- colour images ---------------------------------------------------------------------------------
+
+
+def test_colour_cnn_takes_any_size_and_sees_colours():
+    extractor = load("colour-cnn")
+    assert extractor.widths == (128, 0, 0)
+    images = torch.randint(0, 256, (2, 3, 40, 96), dtype=torch.uint8)
+    values, logits, spatial = extractor(images)
+    assert values.shape == (2, 128)
+    assert logits is spatial is None
+    assert (extractor(images.flip(1)).values - values).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        [lambda x: gaussian_blur(x, 9, 1.0), lambda x: gaussian_blur(x, 9, 2.0)],
+        [lambda x: adjust_hue(x, 0.1), lambda x: adjust_hue(x, 0.4)],
+        [lambda x: x // 64 * 64, lambda x: x // 128 * 128],
+    ],
+    ids=["blur", "hue", "few colours"],
+)
+def test_distances_in_features_of_colour_cnn_rise_with_damage(worse):
+    crops = crop_photographs()[::3]
+    extractor = load("colour-cnn")
+    reference = fit(extractor(crops[::2]).values)
+    samples = [crops[1::2], *(damage(crops[1::2]) for damage in worse)]
+    distances = [frechet(fit(extractor(images).values), reference) for images in samples]
+    assert distances[0] * 1.3 < distances[1]
+    assert distances[1] * 1.3 < distances[2]
+
+
 # -- names and files -------------------------------------------------------------------------------
 
 
@@ -111,7 +146,9 @@ def test_weights_with_digits_cnn_are_refused(tmp_path):
 )
 def test_unknown_names_get_the_nearest(name, likely):
     message = refused(name)
-    expected = f"--extractor {name}; expected inception, dinov2, digits-cnn, MODULE:CLASS"
+    expected = (
+        f"--extractor {name}; expected inception, dinov2, digits-cnn, colour-cnn, MODULE:CLASS"
+    )
     assert message.startswith(expected)
     assert likely in message.split("did you mean")[1]
 

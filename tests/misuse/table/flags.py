@@ -33,6 +33,8 @@ MISSING = [
     refused("encode --out new", "--data"),
     refused("stats --data images", "--out"),
     refused("train-vae", "--out"),
+    refused("train-vae --resume auto", "--out"),
+    refused("train-vae --out new --ckpt-every -1", "--ckpt-every -1"),
     refused("report", "RUN"),
     refused("info", "PATH"),
     refused("evaluate", "--run"),
