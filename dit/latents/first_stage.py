@@ -70,7 +70,8 @@ def choose_autoencoder(side: int | None, gpu: bool, has_sd_vae: Callable[[], boo
 def most_pixels(vae: str, gpu: bool) -> int:
     """Return the largest side that a small network learns in minutes, with this autoencoder."""
     # without an autoencoder a network of patches of 2 has four times as many tokens at 64 px
-    return {PIXELS: 32, DIGITS: 32, TINY: 128 if gpu else 64}.get(vae, 256)
+    known = {PIXELS: 32, DIGITS: 32, TINY: 128 if gpu else 64}.get(vae)
+    return known or _trained_side(vae) or 256
 
 
 def suitable_size(side: int | None, most: int) -> int:
@@ -79,29 +80,42 @@ def suitable_size(side: int | None, most: int) -> int:
     return next((size for size in reached if size <= most), SIZES[-1])
 
 
-def latent_side(stage: FirstStage) -> int:
-    """Return the shorter side of the latents."""
-    return min(sides(stage.image_size)) // (FACTORS.get(stage.vae) or factor_of(stage.vae))
+def latent_sides(stage: FirstStage) -> tuple[int, int]:
+    """Return height and width of the latents."""
+    factor = FACTORS.get(stage.vae) or factor_of(stage.vae)
+    height, width = sides(stage.image_size)
+    return height // factor, width // factor
 
 
 def factor_of(vae: str) -> int:
     """Return the factor that the config.json of a local autoencoder says; 8 if it is not local."""
-    try:
-        config = read_json(Path(vae).expanduser() / "config.json", dict[str, Any], "", "")
-    except UserError:
-        return USUAL_FACTOR  # a hub name, or a mistake that loading it will name
-    widths = config.get("block_out_channels")
+    widths = _local_settings(vae).get("block_out_channels")
     return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else USUAL_FACTOR
 
 
-def choose_patch(side: int) -> int:
-    """Return the patch for latents of this side, for a network that a CPU trains in minutes.
+def _trained_side(vae: str) -> int | None:
+    """Return the image size that a local autoencoder was trained with, if it says so."""
+    side = _local_settings(vae).get("sample_size")
+    return side if isinstance(side, int) and side > 0 else None
+
+
+def _local_settings(vae: str) -> dict[str, Any]:
+    try:
+        return read_json(Path(vae).expanduser() / "config.json", dict[str, Any], "", "")
+    except UserError:
+        return {}  # a hub name, or a mistake that loading it will name
+
+
+def choose_patch(height: int, width: int) -> int:
+    """Return the patch for latents of this size, for a network that a CPU trains in minutes.
 
     With patches of 4 on latents of 16 x 16, four times as many steps fit into the same time as with
     2, and the pictures are further.
     """
-    fits = (patch for patch, least in PATCHES.items() if side >= least and side % patch == 0)
-    return next(fits, 2)
+    for patch, least in PATCHES.items():
+        if min(height, width) >= least and height % patch == width % patch == 0:
+            return patch
+    return 2
 
 
 def typical_side(folder: Path) -> int | None:

@@ -64,19 +64,19 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
     if {"--steps", "--epochs"} & typed.keys():
         default = dataclasses.replace(default, minutes=None)
 
-    from dit.latents.first_stage import FirstStage, choose_first_stage, choose_patch, latent_side
+    from dit.latents.first_stage import FirstStage, choose_first_stage, choose_patch, latent_sides
 
     if _holds_latents(Path(data)):
         from dit.latents.store import read_index
 
         index = read_index(Path(data))
         stage = FirstStage(index.vae, size_of(*sides(index.image_size)))
-        side = min(index.shape[1:])
+        height, width = index.shape[1:]
     else:
         stage = choose_first_stage(data, gpu, first_value(typed, "--vae"), _size(typed))
-        side = latent_side(stage)
+        height, width = latent_sides(stage)
     if not gpu:
-        default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(side)}")
+        default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(height, width)}")
     return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)
 
 

@@ -13,7 +13,7 @@ from dit.latents.first_stage import (
     FirstStage,
     choose_first_stage,
     choose_patch,
-    latent_side,
+    latent_sides,
     typical_side,
 )
 
@@ -63,14 +63,32 @@ def test_what_is_given_stays_and_decides_the_other(tmp_path, given, expected):
 
 @pytest.mark.parametrize(("side", "patch"), [(8, 2), (16, 4), (18, 2), (32, 4), (64, 8)])
 def test_the_patch_leaves_sixteen_tokens_or_more(side, patch):
-    assert choose_patch(side) == patch
+    assert choose_patch(side, side) == patch
 
 
-def test_the_side_of_latents_follows_from_the_autoencoder(tmp_path):
+@pytest.mark.parametrize(
+    ("height", "width", "patch"), [(16, 18, 2), (18, 16, 2), (16, 20, 4), (64, 68, 4)]
+)
+def test_the_patch_divides_both_sides(height, width, patch):
+    assert choose_patch(height, width) == patch
+
+
+def test_the_size_of_latents_follows_from_the_autoencoder(tmp_path):
     (tmp_path / "config.json").write_text('{"block_out_channels": [8, 8]}')
-    assert latent_side(FirstStage(str(tmp_path), 64)) == 32
+    assert latent_sides(FirstStage(str(tmp_path), 64)) == (32, 32)
     stages = [FirstStage("tiny", 64), FirstStage("identity", (32, 48)), FirstStage(SD_VAE, 256)]
-    assert list(map(latent_side, stages)) == [16, 32, 32]
+    assert list(map(latent_sides, stages)) == [(16, 16), (32, 48), (32, 32)]
+
+
+@pytest.mark.parametrize(("trained", "chosen"), [(64, 64), (128, 128), (96, 64), (512, 256)])
+def test_an_autoencoder_of_ones_own_says_the_size_that_it_was_trained_with(
+    tmp_path, trained, chosen
+):
+    folder = images(tmp_path / "set", (300, 300))
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(f'{{"sample_size": {trained}}}')
+    stage = choose_first_stage(str(folder), False, vae=str(tmp_path / "vae"))
+    assert stage.image_size == chosen
 
 
 def test_data_that_are_no_folder_count_as_large(monkeypatch):
