@@ -5,6 +5,7 @@ looked at: most mistakes and --help need none.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from dit.config import TrainConfig
@@ -75,6 +76,9 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
     else:
         stage = choose_first_stage(data, gpu, first_value(typed, "--vae"), _size(typed))
         height, width = latent_sides(stage)
+        if read_launch().rank == 0:
+            for note in stage.notes:
+                print(f"note: {note}", file=sys.stderr)
     if not gpu:
         default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(height, width)}")
     return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)

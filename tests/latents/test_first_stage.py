@@ -1,6 +1,8 @@
 """Autoencoder and image size of images whose owner names neither."""
 
 import io
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +96,31 @@ def test_an_autoencoder_of_ones_own_says_the_size_that_it_was_trained_with(
 def test_data_that_are_no_folder_count_as_large(monkeypatch):
     monkeypatch.setattr(first_stage, "is_available", lambda *names: True)
     assert choose_first_stage("hf:owner/name", True) == FirstStage(SD_VAE, 256)
-    assert choose_first_stage("hf:owner/name", False) == FirstStage("tiny", 64)
+    small = choose_first_stage("hf:owner/name", False)
+    assert small == FirstStage("tiny", 64)
+    assert "--image-size 64 was chosen; pass another" in small.notes[0]
+    assert choose_first_stage("no/such/folder", False).notes == ()
+
+
+def test_a_hub_out_of_reach_is_noted_where_it_decides(monkeypatch, tmp_path):
+    monkeypatch.setattr(first_stage, "is_available", lambda *names: False)
+    large = str(images(tmp_path / "large", (300, 300)))
+    (note,) = choose_first_stage(large, True).notes
+    assert f"{SD_VAE}, which suits these images" in note
+    assert "--vae tiny --image-size 128 instead" in note
+    assert choose_first_stage(large, False).notes == ()
+    assert choose_first_stage(str(images(tmp_path / "small", (64, 64))), True).notes == ()
+
+
+def test_the_first_images_of_a_tar_are_looked_at(tmp_path):
+    folder = images(tmp_path / "set", (40, 44), (40, 90))
+    with tarfile.open(tmp_path / "small.tar", "w") as tar:
+        tar.add(folder, "set")
+    for data in (tmp_path / "small.tar", tmp_path):
+        if data == tmp_path:
+            shutil.rmtree(folder)
+        chosen = choose_first_stage(str(data), True)
+        assert (chosen, chosen.notes) == (FirstStage("tiny", 32), ())
 
 
 def test_the_size_is_that_of_three_quarters_of_the_images_by_their_shorter_side(tmp_path):

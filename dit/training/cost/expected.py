@@ -18,13 +18,7 @@ from dit.latents.on_the_fly import OnlineLatents
 from dit.models.registry import count_parameters
 from dit.runs.checkpoint_files import checkpoint_step
 from dit.training.cost.assumed import AssumedAutoencoder
-from dit.training.cost.flops import more_forward_passes, training_flops
-from dit.training.cost.measured_time import (
-    Pace,
-    count_classes,
-    expected_grid_seconds,
-    expected_seconds,
-)
+from dit.training.cost.measured_time import expected_pace
 from dit.training.inputs import RunInputs
 from dit.training.length import count_previews
 from dit.training.session import TrainingPlan
@@ -59,11 +53,7 @@ def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     pace, source = inputs.pace, "measured"
     if pace is None:
         tokens = inputs.encoder.length if inputs.encoder else 0
-        more = more_forward_passes(config)
-        flops = training_flops(card.network, tokens, config.route, more)
-        step = expected_seconds(flops, config, ranks)
-        classes = count_classes(card.network, inputs.source)
-        pace = Pace(step, grid=expected_grid_seconds(step, config, classes, ranks.world))
+        pace = expected_pace(card.network, config, inputs.source, tokens, ranks)
         source = "expected"
     each = f"{pace.step:.2g} s" if pace.step < 100 else duration(pace.step)
     done = checkpoint_step(plan.checkpoint) if plan.checkpoint else 0

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
@@ -53,30 +53,55 @@ def measure_pace(
     spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
 ) -> Pace:
     """Return the speed of the slowest rank; all ranks call it."""
-    share = config.global_batch_size // ranks.world
-    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
-    timed = None
-    if can_be_timed(spec, config, flops, ranks):
-        timed = seconds_of_step(spec, config, text_tokens, ranks)
-    if timed is None:
-        expected = expected_seconds(flops, config, ranks)
-        timed = expected, FORWARD_SHARE * expected / share
-    step, forward = timed
+    pace = None
+    if can_be_timed(spec, config, text_tokens, ranks):
+        pace = timed_pace(spec, config, source, text_tokens, ranks)
+    pace = pace or expected_pace(spec, config, source, text_tokens, ranks)
 
-    classes = count_classes(spec, source)
-    grid = passes_per_image(config, classes) * forward
-    once = 0.0
     if isinstance(source, OnlineLatents):
         per_image = seconds_to_read(source)
-        grid += per_image  # to decode an image takes about as long
+        # to decode an image takes about as long
+        pace = replace(
+            pace, grid=pace.grid + images_of_grid(count_classes(spec, source)) * per_image
+        )
         if source.keeps:
             # each rank encodes nearly all: it takes other images in each epoch
-            once = per_image * source.views * len(source.labels)
+            pace = replace(pace, once=per_image * source.views * len(source.labels))
         else:
-            step += per_image * share
-    grid *= images_of_grid(classes)
-    slowest = ranks.max(torch.tensor([step, once, grid], device=ranks.device)).tolist()
-    return Pace(*slowest)
+            images = config.global_batch_size / ranks.world
+            pace = replace(pace, step=pace.step + per_image * images)
+    return Pace(*ranks.max(torch.tensor(astuple(pace), device=ranks.device)).tolist())
+
+
+def expected_pace(
+    spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
+) -> Pace:
+    """Return the speed by the FLOPs of an image and the peak of this device."""
+    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
+    peak = peak_of(ranks.device, uses_bf16(ranks.device, config.precision))
+    images = config.global_batch_size / ranks.world
+    step = images * flops / (USUAL_SHARE * peak.flops)
+    return Pace(step, grid=grid_seconds(FORWARD_SHARE * step / images, spec, config, source))
+
+
+def timed_pace(
+    spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
+) -> Pace | None:
+    """Return the speed of a network like the one to be trained; None: out of memory."""
+    images = config.global_batch_size // (ranks.world * config.grad_accum)
+    try:
+        step, forward = timed_work(spec, config, images, text_tokens, ranks.device)
+        seconds = BESIDE * config.grad_accum * fastest_seconds(step, ranks.device)
+        per_image = fastest_seconds(forward, ranks.device) / images
+    except torch.OutOfMemoryError:
+        return None  # a check of its own says later what would fit
+    return Pace(seconds, grid=grid_seconds(per_image, spec, config, source))
+
+
+def grid_seconds(forward: float, spec: NetworkSpec, config: TrainConfig, source: Latents) -> float:
+    """Return the seconds of a grid, by those of a forward pass for one image."""
+    classes = count_classes(spec, source)
+    return images_of_grid(classes) * passes_per_image(config, classes) * forward
 
 
 def count_classes(spec: NetworkSpec, source: Latents) -> int:
@@ -84,14 +109,9 @@ def count_classes(spec: NetworkSpec, source: Latents) -> int:
     return len(source.classes) if spec.num_classes or spec.text_width else 0
 
 
-def expected_grid_seconds(step: float, config: TrainConfig, classes: int, world: int) -> float:
-    """Return the seconds of a grid, by those of a step."""
-    forward = FORWARD_SHARE * step * world / config.global_batch_size
-    return images_of_grid(classes) * passes_per_image(config, classes) * forward
-
-
-def can_be_timed(spec: NetworkSpec, config: TrainConfig, flops: float, ranks: Ranks) -> bool:
+def can_be_timed(spec: NetworkSpec, config: TrainConfig, text_tokens: int, ranks: Ranks) -> bool:
     """Whether a step like that of the training can be taken beforehand, soon and in memory."""
+    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
     is_light = flops < HEAVY or ranks.device.type == "cuda"
     is_usual = (
         config.parallel != "fsdp"
@@ -104,26 +124,6 @@ def can_be_timed(spec: NetworkSpec, config: TrainConfig, flops: float, ranks: Ra
     # weights, gradients, two moments: too large a network is refused, or shared, later
     fits = 4 * 4 * count <= ROOM * free_memory(ranks.device)
     return is_light and is_usual and fits
-
-
-def seconds_of_step(
-    spec: NetworkSpec, config: TrainConfig, text_tokens: int, ranks: Ranks
-) -> tuple[float, float] | None:
-    """Return the seconds of a step, and of a forward pass for one image; None: out of memory."""
-    images = config.global_batch_size // (ranks.world * config.grad_accum)
-    try:
-        step, forward = timed_work(spec, config, images, text_tokens, ranks.device)
-        seconds = BESIDE * config.grad_accum * fastest_seconds(step, ranks.device)
-        return seconds, fastest_seconds(forward, ranks.device) / images
-    except torch.OutOfMemoryError:
-        # a check of its own says later what would fit
-        return None
-
-
-def expected_seconds(flops: float, config: TrainConfig, ranks: Ranks) -> float:
-    """Return the seconds of a step, by the FLOPs of an image and the peak of this device."""
-    peak = peak_of(ranks.device, uses_bf16(ranks.device, config.precision))
-    return config.global_batch_size / ranks.world * flops / (USUAL_SHARE * peak.flops)
 
 
 def timed_work(
