@@ -212,8 +212,8 @@ class TrainConfig:
     resume: str | None = None
     """Continue a run: its directory, or `auto` to continue --out if it has a checkpoint."""
     sample_every: int | None = 140
-    """Steps between sample grids; 0: never. With photos: a tenth of the steps; with --minutes a
-    minute and a half of them, or more where grids would take more than a tenth of the time."""
+    """Steps between sample grids; 0: never. With photos: a tenth of the steps, or as many as a
+    tenth of --minutes is enough for."""
     sample_first: int | None = None
     """Step of one more sample grid, before those of --sample-every. With --minutes a minute and a
     half after the first step, where those come later."""

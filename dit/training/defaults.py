@@ -36,12 +36,14 @@ def default_settings(typed: Typed) -> TrainConfig | None:
             )
         return _settings_of(Path(resume))
 
+    # runs of earlier versions had other defaults, and another choice of preset
+    if resume == "auto" and preset in (None, PHOTOS) and (started := _started_before(typed)):
+        return started
     data = first_value(typed, "--data")
     if preset is None and data not in (None, "digits"):
         preset = PHOTOS
     if preset == PHOTOS:
-        started = _started_before(typed) if resume else None
-        return started or _of_images(typed, data or "digits")
+        return _of_images(typed, data or "digits")
     default = None if preset is None else _preset(preset)
     return _with_latents(default, Path(data or (default.data if default else "digits")))
 
@@ -100,7 +102,10 @@ def _started_before(typed: Typed) -> TrainConfig | None:
     if out is None or latest_checkpoint(Path(out)) is None:
         return None
     before = read_card(Path(out)).config
-    return before if before.preset == PHOTOS else None
+    if first_value(typed, "--preset") not in (None, before.preset):
+        return None
+    # --steps is the new length of a run of --epochs
+    return dataclasses.replace(before, epochs=None) if "--steps" in typed else before
 
 
 # -- latents, presets, runs ------------------------------------------------------------------------
