@@ -86,6 +86,7 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     columns = Columns(cfg.captions, cfg.image_column, cfg.label_column, classes)
     gpu = ranks.device.type == "cuda"
     stage = ranks.on_main(partial(first_stage_of, cfg, gpu))
+    ranks.say(stage.notes)
     size = stage.image_size
     load = load_stream if cfg.streaming else load_images
     images = load(cfg.data, size, columns)

@@ -44,7 +44,7 @@ def photos(gpu: bool = False) -> TrainConfig:
     the speed of the machine.
 
     Cost: 15 minutes on a CPU, 30 on a GPU; --minutes, --steps or --epochs change it.
-    Score: not measured, as it depends on the images; docs/your-images.md says what to look at.
+    Score: it depends on the images; docs/your-images.md has an example and what to look at.
     """
     return replace(
         modern(),

@@ -212,8 +212,11 @@ class TrainConfig:
     resume: str | None = None
     """Continue a run: its directory, or `auto` to continue --out if it has a checkpoint."""
     sample_every: int | None = 140
-    """Steps between sample grids; 0: never. With photos: a tenth of the steps, and with --minutes
-    at most a minute and a half of them."""
+    """Steps between sample grids; 0: never. With photos: a tenth of the steps, or as many as a
+    tenth of --minutes is enough for."""
+    sample_first: int | None = None
+    """Step of one more sample grid, before those of --sample-every. With --minutes a minute and a
+    half after the first step, where those come later."""
     ckpt_every: int | None = 280
     """Steps between checkpoints; 0: only at the end. With photos: a quarter of the steps,
     5,000 at most."""
@@ -290,7 +293,7 @@ RANGES: dict[tuple[str, ...], Range] = {
     ("meanflow_scale",): (lambda v: v >= 1, "1 or more"),
     ("meanflow_mix",): (lambda v: v is None or 0 <= v < 1, "a number in [0, 1)"),
     ("eval_samples",): TWO_OR_MORE,
-    ("ema_every", "epochs", "minutes", "min_snr_gamma"): POSITIVE_OR_NONE,
+    ("ema_every", "epochs", "minutes", "sample_first", "min_snr_gamma"): POSITIVE_OR_NONE,
     ("gpus",): (lambda v: all(count > 0 for count in v), "numbers above 0"),
     ("num_classes",): (lambda v: v is None or 0 <= v <= 10**7, "from 0 to ten million"),
 }

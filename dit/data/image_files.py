@@ -69,16 +69,21 @@ def read_pixels(open_file: OpenFile, name: str, size: Size) -> Tensor:
 
 def read_size(path: Path) -> tuple[int, int]:
     """Return (height, width) of an image file, without decoding 8 bits; refuse unfit pixels."""
+    return read_size_of(lambda: path.open("rb"), str(path))
+
+
+def read_size_of(open_file: OpenFile, name: str) -> tuple[int, int]:
+    """Return (height, width) of an image that is no file of its own, as `read_size` does."""
     try:
-        with path.open("rb") as file, _open(file) as image:
+        with open_file() as file, _open(file) as image:
             if image.mode.startswith(("I", "F")):
-                _decode(lambda: path.open("rb"))
+                _decode(open_file)
             # Pillow's getexif() would decode a PNG without EXIF in full; it turns a TIFF itself
             known = "exif" in image.info or image.format not in ("PNG", "TIFF")
             turned = known and _orientation(image) in SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # Pillow's readers raise many kinds
-        raise _unreadable(str(path), error) from error
+        raise _unreadable(name, error) from error
 
 
 def find_damage(open_file: OpenFile) -> str:

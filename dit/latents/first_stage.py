@@ -5,17 +5,21 @@ is for all else.
 """
 
 import os
+import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from dit.data.image_files import read_size
+from dit.data.image_files import read_size, read_size_of
 from dit.data.image_formats import is_image
+from dit.data.sources import find_tars, is_tar_or_hub_dataset
 from dit.errors import UserError
 from dit.utils.hub import is_available
-from dit.utils.image_size import Size, sides, size_of
+from dit.utils.image_size import Size, sides, size_flag, size_of
 from dit.utils.typed_json import read_json
 
 TINY, PIXELS, DIGITS = "tiny", "identity", "digits"
@@ -36,6 +40,7 @@ class FirstStage:
 
     vae: str
     image_size: Size
+    notes: tuple[str, ...] = field(default=(), compare=False)  # of choices made in ignorance
 
 
 def choose_first_stage(
@@ -54,23 +59,48 @@ def choose_first_stage(
     if data == DIGITS:
         return FirstStage(vae or DIGITS, image_size or 32)
 
-    side = typical_side(Path(data).expanduser())
     if image_size is not None:
         side = min(sides(image_size))
-    vae = vae or choose_autoencoder(side, gpu, lambda: is_available(SD_VAE, SD_FILES))
-    return FirstStage(vae, image_size or suitable_size(side, most_pixels(vae, gpu)))
+    else:
+        side = typical_side(Path(data).expanduser()) or side_in_tars(data)
+    chosen = vae or choose_autoencoder(side, gpu, lambda: is_available(SD_VAE, SD_FILES))
+    size = image_size or suitable_size(side, most_pixels(chosen, gpu))
+
+    notes = []
+    if vae is None and gpu and chosen == TINY and _is_large(side):
+        notes.append(
+            f"{SD_VAE}, which suits these images, is not in the cache and the hub does not answer: "
+            f"--vae {TINY} {size_flag(size)} instead; pass --vae FOLDER if you have a copy"
+        )
+    if side is None and _is_packed(data):
+        notes.append(
+            f"the images of {data} are not looked at before they are opened: {size_flag(size)} "
+            "was chosen; pass another if they are smaller"
+        )
+    return FirstStage(chosen, size, tuple(notes))
+
+
+def _is_large(side: int | None) -> bool:
+    return side is None or side >= LEAST_SD_SIDE
+
+
+def _is_packed(data: str) -> bool:
+    try:
+        return is_tar_or_hub_dataset(data)
+    except UserError:
+        return False  # opening the data will name the mistake
 
 
 def choose_autoencoder(side: int | None, gpu: bool, has_sd_vae: Callable[[], bool]) -> str:
     """Return the autoencoder for images of this side; None: it is not known."""
-    large = side is None or side >= LEAST_SD_SIDE
-    return SD_VAE if gpu and large and has_sd_vae() else TINY
+    return SD_VAE if gpu and _is_large(side) and has_sd_vae() else TINY
 
 
 def most_pixels(vae: str, gpu: bool) -> int:
     """Return the largest side that a small network learns in minutes, with this autoencoder."""
     # without an autoencoder a network of patches of 2 has four times as many tokens at 64 px
-    return {PIXELS: 32, DIGITS: 32, TINY: 128 if gpu else 64}.get(vae, 256)
+    known = {PIXELS: 32, DIGITS: 32, TINY: 128 if gpu else 64}.get(vae)
+    return known or _trained_side(vae) or 256
 
 
 def suitable_size(side: int | None, most: int) -> int:
@@ -79,29 +109,42 @@ def suitable_size(side: int | None, most: int) -> int:
     return next((size for size in reached if size <= most), SIZES[-1])
 
 
-def latent_side(stage: FirstStage) -> int:
-    """Return the shorter side of the latents."""
-    return min(sides(stage.image_size)) // (FACTORS.get(stage.vae) or factor_of(stage.vae))
+def latent_sides(stage: FirstStage) -> tuple[int, int]:
+    """Return height and width of the latents."""
+    factor = FACTORS.get(stage.vae) or factor_of(stage.vae)
+    height, width = sides(stage.image_size)
+    return height // factor, width // factor
 
 
 def factor_of(vae: str) -> int:
     """Return the factor that the config.json of a local autoencoder says; 8 if it is not local."""
-    try:
-        config = read_json(Path(vae).expanduser() / "config.json", dict[str, Any], "", "")
-    except UserError:
-        return USUAL_FACTOR  # a hub name, or a mistake that loading it will name
-    widths = config.get("block_out_channels")
+    widths = _local_settings(vae).get("block_out_channels")
     return 2 ** (len(widths) - 1) if isinstance(widths, list) and widths else USUAL_FACTOR
 
 
-def choose_patch(side: int) -> int:
-    """Return the patch for latents of this side, for a network that a CPU trains in minutes.
+def _trained_side(vae: str) -> int | None:
+    """Return the image size that a local autoencoder was trained with, if it says so."""
+    side = _local_settings(vae).get("sample_size")
+    return side if isinstance(side, int) and side > 0 else None
+
+
+def _local_settings(vae: str) -> dict[str, Any]:
+    try:
+        return read_json(Path(vae).expanduser() / "config.json", dict[str, Any], "", "")
+    except UserError:
+        return {}  # a hub name, or a mistake that loading it will name
+
+
+def choose_patch(height: int, width: int) -> int:
+    """Return the patch for latents of this size, for a network that a CPU trains in minutes.
 
     With patches of 4 on latents of 16 x 16, four times as many steps fit into the same time as with
     2, and the pictures are further.
     """
-    fits = (patch for patch, least in PATCHES.items() if side >= least and side % patch == 0)
-    return next(fits, 2)
+    for patch, least in PATCHES.items():
+        if min(height, width) >= least and height % patch == width % patch == 0:
+            return patch
+    return 2
 
 
 def typical_side(folder: Path) -> int | None:
@@ -115,6 +158,35 @@ def typical_side(folder: Path) -> int | None:
             found.append(min(read_size(path)))
         except UserError:
             continue  # all images are checked later, where the broken ones are named
+    return _usual(found)
+
+
+def side_in_tars(data: str) -> int | None:
+    """Return the shorter side that three quarters of the first images of a tar have, if it is one.
+
+    Only their headers are read.
+    """
+    try:
+        shards = find_tars(data)
+    except UserError:
+        return None  # no tars, or a mistake that opening them will name
+    if not shards:
+        return None
+    found = []
+    with suppress(OSError, tarfile.TarError, UserError), tarfile.open(shards[0]) as tar:
+        images = (member for member in tar if member.isfile() and is_image(member.name))
+        for member in islice(images, PER_FOLDER):
+            found.append(min(read_size_of(partial(_open_member, tar, member), member.name)))
+    return _usual(found)
+
+
+def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    file = tar.extractfile(member)
+    assert file, "members that are files can be opened"
+    return cast(BinaryIO, file)
+
+
+def _usual(found: list[int]) -> int | None:
     return sorted(found)[len(found) // 4] if found else None
 
 

@@ -77,14 +77,14 @@ class OnlineLatents:
         self._kept = np.delete(np.arange(len(images)), left_out) if left_out else None
         self._autoencoder = autoencoder
         self._pool = reading_threads()
-        self._moments: Tensor | None = None  # [N, 2, 2C, h, w], where they are kept
-        self._known = np.zeros((len(self.labels), 2), dtype=bool)  # as it is, and mirrored
+        self._moments: Tensor | None = None  # [N, views, 2C, h, w], where they are kept
+        self.views = 2 if flips else 1  # of an image: as it is, and mirrored
+        self._known = np.zeros((len(self.labels), self.views), dtype=bool)
 
     @property
     def keeps(self) -> bool:
         """Whether latents are kept: those of all images are small."""
-        views = 2 if self.flips else 1
-        return 4 * math.prod(self._view) * views * len(self.labels) <= MOST_KEPT
+        return 4 * math.prod(self._view) * self._known.size <= MOST_KEPT
 
     @property
     def _view(self) -> tuple[int, int, int]:
@@ -97,25 +97,28 @@ class OnlineLatents:
         return OnlineLatents(self.images, self._autoencoder, self.flips, left_out)
 
     def read(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
-        if not self.keeps:
-            return self.encode(indices, flip)
         indices, views = np.asarray(indices), np.asarray(flip).astype(int)
+        if not self.keeps or views.max(initial=0) >= self.views:
+            return self.encode(indices, flip)
         if self._moments is None:
             self._moments = torch.empty(*self._known.shape, *self._view)
-        # one by one: the last bits depend on the size of a batch, and a resumed run has others
-        for index, view in zip(indices, views, strict=True):
-            if not self._known[index, view]:
-                self._moments[index, view] = self.encode(index[None], view[None])[0]
-                self._known[index, view] = True
+        missing = np.unique(np.stack([indices, views])[:, ~self._known[indices, views]], axis=1)
+        if missing.size:
+            self._moments[tuple(torch.as_tensor(missing))] = self.encode(*missing)
+            self._known[tuple(missing)] = True
         return self._moments[torch.as_tensor(indices), torch.as_tensor(views)]
 
     def encode(self, indices: np.ndarray, flip: np.ndarray) -> Tensor:
-        """Encode images now."""
+        """Encode one or more images now."""
         images = list(self._pool.map(self.images.__getitem__, self.positions(indices).tolist()))
         batch = torch.stack(images)
         # mirror the pixels: only the chosen view is encoded
         mirrored = torch.as_tensor(flip).bool()[:, None, None, None]
-        return self._autoencoder.encode(torch.where(mirrored, batch.flip(-1), batch)).cpu()
+        batch = torch.where(mirrored, batch.flip(-1), batch)
+        # those that are kept one by one: the last bits depend on the size of a batch, and a resumed
+        # run has others
+        parts = batch.split(1 if self.keeps else len(batch))
+        return torch.cat([self._autoencoder.encode(part).cpu() for part in parts])
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         # a sample: encoding all images would delay the start of training

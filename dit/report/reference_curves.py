@@ -17,10 +17,10 @@ from dit.utils.typed_json import read_json
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 LOGGED = ("step", "loss", "grad_norm")  # of a line, beside losses by time
 NEUTRAL = (
-    "preset out resume seed sample_every ckpt_every log_every keep keep_every eval_every "
-    "eval_samples eval_reference eval_extractor eval_weights ema_lengths ema_every dry_run compile "
-    "precision grad_accum parallel recompute timeout wandb skip_damaged spike on_divergence "
-    "max_skips"
+    "preset out resume seed sample_every sample_first ckpt_every log_every keep keep_every "
+    "eval_every eval_samples eval_reference eval_extractor eval_weights ema_lengths ema_every "
+    "dry_run compile precision grad_accum parallel recompute timeout wandb skip_damaged spike "
+    "on_divergence max_skips"
 )
 """Settings that move a curve no more than another seed does, if at all."""
 RECENT = 0.1  # share of the steps, the last of which are compared

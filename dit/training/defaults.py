@@ -5,6 +5,7 @@ looked at: most mistakes and --help need none.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from dit.config import TrainConfig
@@ -35,12 +36,14 @@ def default_settings(typed: Typed) -> TrainConfig | None:
             )
         return _settings_of(Path(resume))
 
+    # runs of earlier versions had other defaults, and another choice of preset
+    if resume == "auto" and preset in (None, PHOTOS) and (started := _started_before(typed)):
+        return started
     data = first_value(typed, "--data")
     if preset is None and data not in (None, "digits"):
         preset = PHOTOS
     if preset == PHOTOS:
-        started = _started_before(typed) if resume else None
-        return started or _of_images(typed, data or "digits")
+        return _of_images(typed, data or "digits")
     default = None if preset is None else _preset(preset)
     return _with_latents(default, Path(data or (default.data if default else "digits")))
 
@@ -64,19 +67,22 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
     if {"--steps", "--epochs"} & typed.keys():
         default = dataclasses.replace(default, minutes=None)
 
-    from dit.latents.first_stage import FirstStage, choose_first_stage, choose_patch, latent_side
+    from dit.latents.first_stage import FirstStage, choose_first_stage, choose_patch, latent_sides
 
     if _holds_latents(Path(data)):
         from dit.latents.store import read_index
 
         index = read_index(Path(data))
         stage = FirstStage(index.vae, size_of(*sides(index.image_size)))
-        side = min(index.shape[1:])
+        height, width = index.shape[1:]
     else:
         stage = choose_first_stage(data, gpu, first_value(typed, "--vae"), _size(typed))
-        side = latent_side(stage)
+        height, width = latent_sides(stage)
+        if read_launch().rank == 0:
+            for note in stage.notes:
+                print(f"note: {note}", file=sys.stderr)
     if not gpu:
-        default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(side)}")
+        default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(height, width)}")
     return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)
 
 
@@ -96,7 +102,10 @@ def _started_before(typed: Typed) -> TrainConfig | None:
     if out is None or latest_checkpoint(Path(out)) is None:
         return None
     before = read_card(Path(out)).config
-    return before if before.preset == PHOTOS else None
+    if first_value(typed, "--preset") not in (None, before.preset):
+        return None
+    # --steps is the new length of a run of --epochs
+    return dataclasses.replace(before, epochs=None) if "--steps" in typed else before
 
 
 # -- latents, presets, runs ------------------------------------------------------------------------

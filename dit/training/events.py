@@ -38,7 +38,7 @@ def events_after(step: int, config: TrainConfig, steps: int, stop: bool) -> Even
     last = stop or step == steps
     events = Events(
         log=is_due(step, config.log_every, steps),
-        preview=is_due(step, config.sample_every, steps),
+        preview=is_due(step, config.sample_every, steps) or step == config.sample_first,
         evaluate=is_due(step, config.eval_every, steps),
         snapshot=is_due(step, snapshot_every(config, steps), steps),
         checkpoint=is_due(step, config.ckpt_every, steps) or last,

@@ -3,6 +3,7 @@
 They are decided once, before the first step, and are settings of the run from then on.
 """
 
+import math
 from dataclasses import replace
 
 from dit.config import TrainConfig
@@ -13,8 +14,10 @@ from dit.training.build_card import describe_network
 from dit.training.cost.measured_time import Pace, measure_pace
 from dit.training.lr_schedule import total_steps, warmup_steps
 
-FOR_STEPS = 0.9  # share of --minutes; grids, checkpoints and the start take the rest
+FOR_TRAINING = 0.95  # share of --minutes for steps and grids, beside checkpoints and the start
+FOR_PREVIEWS = 0.1  # share of that for grids, but two come in any case: soon, and at the end
 FIRST_PREVIEW = 90.0  # seconds until it at most, of a run whose speed is known
+MINUTES_ARE_SET = "--minutes is set when a run starts; to train longer pass more --steps"
 PREVIEWS, MOST_PREVIEWS, CHECKPOINTS = 10, 100, 4  # of a run, unless intervals are given
 AT_RISK = 5_000  # steps between checkpoints at most: what a kill loses
 
@@ -32,6 +35,8 @@ def with_length(
         before: Settings of the run that this one continues, whose length stays.
     """
     if before:
+        if config.minutes is not None:
+            ranks.say([MINUTES_ARE_SET])
         return _as_before(config, before), None
 
     pace = None
@@ -54,12 +59,43 @@ def with_length(
 
 def _within_minutes(config: TrainConfig, minutes: float, pace: Pace) -> TrainConfig:
     """Return the settings with the steps of so many minutes, and the first grid soon."""
-    steps = round_down(max(1, pace.steps_in(60 * FOR_STEPS * minutes)))
-    previews = config.sample_every
-    if previews is None:
-        soon = min(steps // PREVIEWS, int(FIRST_PREVIEW / pace.step))
-        previews = max(1, soon, steps // MOST_PREVIEWS)
-    return replace(config, minutes=None, epochs=None, steps=steps, sample_every=previews)
+    seconds = 60 * FOR_TRAINING * minutes
+    config = replace(config, minutes=None, epochs=None)
+    if config.sample_every is not None:
+        # each grid comes with the steps before it
+        each = pace.grid / config.sample_every if config.sample_every else 0.0
+        steps = replace(pace, step=pace.step + each).steps_in(seconds)
+        return replace(config, steps=round_down(max(1, steps)))
+
+    count, first = _previews_in(seconds, pace)
+    steps = round_down(max(1, pace.steps_in(seconds, count + (first is not None))))
+    every = math.ceil(steps / count) if count else 0
+    if first is not None and first >= every:
+        first = None
+    return replace(config, steps=steps, sample_every=every, sample_first=first)
+
+
+def _previews_in(seconds: float, pace: Pace) -> tuple[int, int | None]:
+    """Return how many grids come at equal intervals, and the step of one before them, if any."""
+    if pace.grid > seconds / 2:
+        return 0, None  # the time is for training, and the run can be sampled later
+    count = min(max(math.ceil(seconds / FIRST_PREVIEW), PREVIEWS), MOST_PREVIEWS)
+    if count * pace.grid > FOR_PREVIEWS * seconds:
+        count = max(1, int(FOR_PREVIEWS * seconds / pace.grid))
+    waits = seconds / count - pace.grid > FIRST_PREVIEW
+    fits = (count + 1) * pace.grid <= seconds / 2
+    return count, max(1, int(FIRST_PREVIEW / pace.step)) if waits and fits else None
+
+
+def count_previews(config: TrainConfig, done: int, steps: int) -> int:
+    """Return how many grids follow the steps done."""
+    every, first = config.sample_every, config.sample_first
+    at = set()
+    if every:
+        at = {steps, *range(every, steps + 1, every)}
+    if first is not None:
+        at.add(first)
+    return sum(done < step <= steps for step in at)
 
 
 def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
@@ -70,7 +106,9 @@ def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
     warmup = before.warmup if config.warmup is None else config.warmup
     previews = before.sample_every if config.sample_every is None else config.sample_every
     checkpoints = before.ckpt_every if config.ckpt_every is None else config.ckpt_every
-    return replace(config, warmup=warmup, sample_every=previews, ckpt_every=checkpoints)
+    first = before.sample_first if config.sample_first is None else config.sample_first
+    config = replace(config, warmup=warmup, sample_every=previews, ckpt_every=checkpoints)
+    return replace(config, sample_first=first)
 
 
 def round_down(steps: int) -> int:

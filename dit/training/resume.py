@@ -33,7 +33,7 @@ MAY_CHANGE = {
         "skip_damaged",
     ),
     *("steps", "epochs", "dry_run", "timeout", "wandb", "log_every", "sample_every"),
-    *("ckpt_every", "keep", "keep_every", "ema_every"),
+    *("sample_first", "ckpt_every", "keep", "keep_every", "ema_every"),
     *("eval_every", "eval_reference", "eval_weights"),
     *("compile", "grad_accum", "parallel", "recompute"),
 }

@@ -60,7 +60,7 @@ def _results(session: TrainingSession) -> dict[str, object]:
     if is_classifier(config.model):
         return rows | {"accuracy": session.run / "accuracy.png"}
 
-    if config.sample_every:
+    if config.sample_every or config.sample_first:
         rows["samples"] = session.run / "samples"
     if config.eval_every:
         scores = session.run / "scores"

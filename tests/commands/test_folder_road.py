@@ -121,3 +121,17 @@ def test_images_have_a_preset_of_their_own_unless_one_is_typed(folder, flags, pr
     from dit.config import TrainConfig
 
     assert parse(TrainConfig, flags, "train.py").preset == preset
+
+
+def test_a_run_of_an_earlier_version_continues_by_the_command_that_began_it(folder, capsys):
+    from dit.cli import parse
+    from dit.config import TrainConfig
+
+    flags = ["--data", "my photos", "--out", "run", "--resume", "auto"]
+    # what those versions took where nothing was typed
+    few = ["--model", "DiT-Ti/8", "--batch-size", "2", "--steps", "1", "--sample-every", "0"]
+    assert typed("train", *flags, "--preset", "digits", *few, *FEW) == 0
+    unchanged = parse(TrainConfig, [*flags, "--steps", "2"], "train.py")
+    assert (unchanged.preset, unchanged.vae, unchanged.model) == ("digits", "digits", "DiT-Ti/8")
+    assert typed("train", *flags, "--steps", "2") == 0
+    assert read_card(Path("run")).config.steps == 2

@@ -124,6 +124,34 @@ def test_sources_agree(finished, data, autoencoder):
         torch.testing.assert_close(source.statistics(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_latents_of_few_images_are_kept_and_depend_on_no_batch(data, autoencoder, monkeypatch):
+    """Missing images are read together, by threads; each is encoded by itself."""
+    encoded: list[int] = []
+    encode = type(autoencoder).encode
+
+    def counted(self, images):
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(type(autoencoder), "encode", counted)
+    source = OnlineLatents(ImageFolder(data, 32), autoencoder, True)
+    reads: list[int] = []
+    positions = source.positions
+    source.positions = lambda indices: reads.append(len(indices)) or positions(indices)
+
+    one = source.read(np.array([3]), np.array([True]))
+    many = source.read(np.array([5, 3, 3, 5]), np.array([False, True, False, False]))
+    assert torch.equal(many[1], one[0])
+    assert torch.equal(many[0], many[3])
+    assert (encoded, reads) == ([1, 1, 1], [1, 2])
+
+
+def test_mirrored_images_are_encoded_though_none_are_kept(data, autoencoder):
+    source = OnlineLatents(ImageFolder(data, 32), autoencoder, False)
+    both = source.read(np.array([3, 3]), np.array([False, True]))
+    assert not torch.equal(*both)
+
+
 def test_statistics_are_those_of_sampled_latents():
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([1.0, 3.0])[:, None, None]

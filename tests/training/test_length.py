@@ -35,16 +35,16 @@ def lengths(monkeypatch, pace=None, before=None, **changes) -> TrainConfig:
 
 def test_minutes_become_steps(monkeypatch):
     config = lengths(monkeypatch, Pace(0.5))
-    # 0.9 of 900 seconds, in steps of half a second
-    assert (config.steps, config.minutes, config.epochs) == (1600, None, None)
-    assert config.sample_every == 160
-    assert config.ckpt_every == 400
+    # 0.95 of 900 seconds, in steps of half a second
+    assert (config.steps, config.minutes, config.epochs) == (1700, None, None)
+    assert config.sample_every == 170
+    assert config.ckpt_every == 425
     assert config.warmup == 50
 
 
 @pytest.mark.parametrize(
     ("step", "minutes", "every"),
-    [(0.5, 15, 160), (0.5, 60, 180), (0.5, 600, 640), (120, 15, 1), (100_000, 15, 1)],
+    [(0.5, 15, 170), (0.5, 60, 179), (0.5, 600, 680), (120, 15, 1), (100_000, 15, 1)],
 )
 def test_the_first_grid_comes_soon_and_there_are_at_most_a_hundred(
     monkeypatch, step, minutes, every
@@ -52,9 +52,35 @@ def test_the_first_grid_comes_soon_and_there_are_at_most_a_hundred(
     assert lengths(monkeypatch, Pace(step), minutes=minutes).sample_every == every
 
 
+@pytest.mark.parametrize(
+    ("minutes", "grid", "every", "first"),
+    [
+        # seconds of a grid: few of them where they are slow, the first soon and one at the end
+        (15, 8, 150, None),
+        (15, 25, 500, 180),
+        (2, 25, 170, None),
+        (5, 60, 330, 180),
+        (0.01, 25, 0, None),
+    ],
+)
+def test_grids_take_about_a_tenth_of_the_time(monkeypatch, minutes, grid, every, first):
+    config = lengths(monkeypatch, Pace(0.5, grid=grid), minutes=minutes)
+    assert (config.sample_every, config.sample_first) == (every, first)
+    seconds = 0.5 * config.steps + grid * length.count_previews(config, 0, config.steps)
+    assert seconds <= 60 * minutes
+
+
+def test_the_steps_leave_time_for_grids_at_an_interval_that_is_given(monkeypatch):
+    config = lengths(monkeypatch, Pace(0.5, grid=10), sample_every=20)
+    assert config.steps == 850
+    assert length.count_previews(config, 0, 850) == 43
+    assert length.count_previews(config, 400, 850) == 23
+
+
 def test_the_time_to_encode_comes_first_but_leaves_half():
     assert Pace(1.0, once=100).steps_in(900) == 800
     assert Pace(1.0, once=2000).steps_in(900) == 450
+    assert Pace(1.0, once=100, grid=50).steps_in(900, grids=2) == 700
 
 
 def test_steps_and_epochs_measure_nothing(monkeypatch):
@@ -68,9 +94,10 @@ def test_intervals_that_are_given_stay(monkeypatch):
     assert (config.sample_every, config.ckpt_every, config.warmup) == (0, 7, 3)
 
 
-def test_a_run_that_continues_keeps_its_length(monkeypatch):
+def test_a_run_that_continues_keeps_its_length(monkeypatch, capsys):
     before = lengths(monkeypatch, Pace(0.5))
     assert lengths(monkeypatch, before=before) == before
+    assert "--minutes is set when a run starts" in capsys.readouterr().err
     longer = lengths(monkeypatch, before=before, minutes=None, steps=3000)
     assert (longer.steps, longer.sample_every) == (3000, before.sample_every)
 
@@ -88,6 +115,7 @@ def test_a_pace_is_measured_and_leaves_the_random_numbers_alone():
     pace = measure_pace(spec, config, source, 0, Ranks())
     assert 0 < pace.step < 60
     assert pace.once == 0
+    assert 0 < pace.grid < 600
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -18,9 +18,9 @@ from dit.latents.on_the_fly import OnlineLatents
 from dit.models.registry import count_parameters
 from dit.runs.checkpoint_files import checkpoint_step
 from dit.training.cost.assumed import AssumedAutoencoder
-from dit.training.cost.flops import more_forward_passes, training_flops
-from dit.training.cost.measured_time import expected_seconds
+from dit.training.cost.measured_time import expected_pace
 from dit.training.inputs import RunInputs
+from dit.training.length import count_previews
 from dit.training.session import TrainingPlan
 from dit.utils.files import shell_quote
 
@@ -50,22 +50,21 @@ def restored_psnr(inputs: RunInputs) -> float | None:
 def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     """Return how long the run and its first grid of samples take on this machine, in words."""
     card, config = inputs.card, inputs.card.config
-    if inputs.pace:
-        step, begin = inputs.pace.step, inputs.pace.once
-        source = "measured"
-    else:
+    pace, source = inputs.pace, "measured"
+    if pace is None:
         tokens = inputs.encoder.length if inputs.encoder else 0
-        more = more_forward_passes(config)
-        flops = training_flops(card.network, tokens, config.route, more)
-        step, begin = expected_seconds(flops, config, ranks), 0.0
+        pace = expected_pace(card.network, config, inputs.source, tokens, ranks)
         source = "expected"
-    each = f"{step:.2g} s" if step < 100 else duration(step)
+    each = f"{pace.step:.2g} s" if pace.step < 100 else duration(pace.step)
     done = checkpoint_step(plan.checkpoint) if plan.checkpoint else 0
-    words = f"about {duration(begin + (plan.steps - done) * step)}, {each} a step {source}"
-    if not config.sample_every or done:
+    grids = count_previews(config, done, plan.steps)
+    seconds = pace.once + (plan.steps - done) * pace.step + grids * pace.grid
+    words = f"about {duration(seconds)}, {each} a step {source}"
+    if not grids or done:
         return words
-    first = min(config.sample_every, plan.steps)
-    return f"{words}; first grid after {duration(begin + first * step)} (step {first:,})"
+    first = min(config.sample_first or plan.steps, config.sample_every or plan.steps, plan.steps)
+    until = pace.once + first * pace.step + pace.grid
+    return f"{words}; first grid after {duration(until)} (step {first:,})"
 
 
 def duration(seconds: float) -> str:

@@ -2,21 +2,22 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
 
 from dit.build import build_network
 from dit.config import TrainConfig
-from dit.distributed.device import autocast, choose_attention, uses_bf16
+from dit.distributed.device import autocast, choose_attention, free_memory, uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
-from dit.models.registry import zero_inputs
+from dit.models.registry import count_parameters, zero_inputs
 from dit.runs.card import NetworkSpec
 from dit.training.cost.flops import more_forward_passes, peak_of, training_flops
 from dit.training.cost.memory import sum_of_losses
+from dit.training.monitoring.previews import images_of_grid, passes_per_image
 from dit.training.optimizer import build_optimizer
 
 TIMED = 6  # steps
@@ -24,6 +25,8 @@ ENOUGH = 10.0  # seconds after which no further step is timed
 READ = 16  # images, to time how they are read and encoded
 HEAVY = 2e11  # FLOPs of an image, from which a step on a CPU takes too long to be tried
 USUAL_SHARE = 0.4  # of the peak, that a training reaches
+FORWARD_SHARE = 1 / 3  # of a step's FLOPs
+ROOM = 0.8  # share of the free memory up to which a network is built to be timed
 BESIDE = 1.05  # the EMA, the guard and the log, which no timed step has
 
 
@@ -34,52 +37,103 @@ class Pace:
     Attributes:
         step: Seconds of a step, with the reading of its images if they are not kept.
         once: Seconds to encode images that are kept from then on.
+        grid: Seconds of a grid of samples.
     """
 
     step: float
     once: float = 0.0
+    grid: float = 0.0
 
-    def steps_in(self, seconds: float) -> int:
-        """Return the steps of so many seconds; at least half of them are for steps."""
-        return int(max(seconds - self.once, seconds / 2) / self.step)
+    def steps_in(self, seconds: float, grids: int = 0) -> int:
+        """Return the steps beside so many grids; at least half of the seconds are for steps."""
+        return int(max(seconds - self.once - grids * self.grid, seconds / 2) / self.step)
 
 
 def measure_pace(
     spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
 ) -> Pace:
     """Return the speed of the slowest rank; all ranks call it."""
-    share = config.global_batch_size // (ranks.world * config.grad_accum)
-    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
-    if flops < HEAVY or ranks.device.type == "cuda":
-        work = timed_step(spec, config, share, text_tokens, ranks.device)
-        step = BESIDE * config.grad_accum * fastest_seconds(work, ranks.device)
-    else:
-        step = expected_seconds(flops, config, ranks)
+    pace = None
+    if can_be_timed(spec, config, text_tokens, ranks):
+        pace = timed_pace(spec, config, source, text_tokens, ranks)
+    pace = pace or expected_pace(spec, config, source, text_tokens, ranks)
 
-    once = 0.0
     if isinstance(source, OnlineLatents):
         per_image = seconds_to_read(source)
+        # to decode an image takes about as long
+        pace = replace(
+            pace, grid=pace.grid + images_of_grid(count_classes(spec, source)) * per_image
+        )
         if source.keeps:
-            views = 2 if source.flips else 1
-            once = per_image * views * len(source.labels) / ranks.world
+            # each rank encodes nearly all: it takes other images in each epoch
+            pace = replace(pace, once=per_image * source.views * len(source.labels))
         else:
-            step += per_image * config.global_batch_size / ranks.world
-    slowest = ranks.max(torch.tensor([step, once], device=ranks.device)).tolist()
-    return Pace(*slowest)
+            images = config.global_batch_size / ranks.world
+            pace = replace(pace, step=pace.step + per_image * images)
+    return Pace(*ranks.max(torch.tensor(astuple(pace), device=ranks.device)).tolist())
 
 
-def expected_seconds(flops: float, config: TrainConfig, ranks: Ranks) -> float:
-    """Return the seconds of a step, by the FLOPs of an image and the peak of this device."""
+def expected_pace(
+    spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
+) -> Pace:
+    """Return the speed by the FLOPs of an image and the peak of this device."""
+    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
     peak = peak_of(ranks.device, uses_bf16(ranks.device, config.precision))
-    return config.global_batch_size / ranks.world * flops / (USUAL_SHARE * peak.flops)
+    images = config.global_batch_size / ranks.world
+    step = images * flops / (USUAL_SHARE * peak.flops)
+    return Pace(step, grid=grid_seconds(FORWARD_SHARE * step / images, spec, config, source))
 
 
-def timed_step(
+def timed_pace(
+    spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
+) -> Pace | None:
+    """Return the speed of a network like the one to be trained; None: out of memory."""
+    images = config.global_batch_size // (ranks.world * config.grad_accum)
+    try:
+        step, forward = timed_work(spec, config, images, text_tokens, ranks.device)
+        seconds = BESIDE * config.grad_accum * fastest_seconds(step, ranks.device)
+        per_image = fastest_seconds(forward, ranks.device) / images
+    except torch.OutOfMemoryError:
+        return None  # a check of its own says later what would fit
+    return Pace(seconds, grid=grid_seconds(per_image, spec, config, source))
+
+
+def grid_seconds(forward: float, spec: NetworkSpec, config: TrainConfig, source: Latents) -> float:
+    """Return the seconds of a grid, by those of a forward pass for one image."""
+    classes = count_classes(spec, source)
+    return images_of_grid(classes) * passes_per_image(config, classes) * forward
+
+
+def count_classes(spec: NetworkSpec, source: Latents) -> int:
+    """Return how many classes a grid may show; 0: the network knows none."""
+    return len(source.classes) if spec.num_classes or spec.text_width else 0
+
+
+def can_be_timed(spec: NetworkSpec, config: TrainConfig, text_tokens: int, ranks: Ranks) -> bool:
+    """Whether a step like that of the training can be taken beforehand, soon and in memory."""
+    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
+    is_light = flops < HEAVY or ranks.device.type == "cuda"
+    is_usual = (
+        config.parallel != "fsdp"
+        and config.recompute == "none"
+        and config.align is None
+        and config.objective != "meanflow"
+    )
+    with torch.device("meta"):
+        count = count_parameters(build_network(spec))
+    # weights, gradients, two moments: too large a network is refused, or shared, later
+    fits = 4 * 4 * count <= ROOM * free_memory(ranks.device)
+    return is_light and is_usual and fits
+
+
+def timed_work(
     spec: NetworkSpec, config: TrainConfig, images: int, text_tokens: int, device: torch.device
-) -> Callable[[], None]:
-    """Return a function that takes a step of a network like the one to be trained."""
-    # the initial weights of training come from torch's generator, which must not notice
-    with torch.random.fork_rng():
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return functions that take a step, and a forward pass, of a network like that to be
+    trained."""
+    # the initial weights of training come from torch's generator, which must not notice; they are
+    # drawn on the CPU, and the states of many GPUs take time
+    with torch.random.fork_rng(devices=[]):
         network = build_network(spec)
     choose_attention(network, device, config.precision)
     network.to(device)
@@ -96,7 +150,11 @@ def timed_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    def forward() -> None:
+        with torch.no_grad(), autocast(device, config.precision):
+            network(*moved)
+
+    return step, forward
 
 
 def fastest_seconds(work: Callable[[], None], device: torch.device) -> float:

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from dit.build import build_denoiser
-from dit.config import SamplerConfig
+from dit.config import SamplerConfig, TrainConfig
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captioned, Captions
 from dit.runs.card import ModelCard
@@ -28,16 +28,31 @@ CLASSES, PER_CLASS = 10, 4  # rows and columns of a grid
 def sampler_settings(card: ModelCard) -> SamplerConfig:
     """Return how a run in training is sampled: in few steps, with weak guidance if it can be
     guided."""
-    # guidance needs a null class, which label dropout trains, and other classes
-    guided = card.config.label_dropout and not card.unconditional
-    # the network has learned its own
-    guided = guided and card.config.meanflow_scale == 1
+    guided = _is_guided(card.config, card.unconditional)
     precision = card.config.precision
     if precision == "fp8":
         # averages have no float8 layers
         precision = "bf16"
     settings = FEW_STEPS if card.network.interval else SETTINGS
     return replace(settings, precision=precision, cfg_scale=CFG_SCALE if guided else 1.0)
+
+
+def _is_guided(config: TrainConfig, unconditional: bool) -> bool:
+    # guidance needs a null class, which label dropout trains, and other classes
+    can_be = config.label_dropout > 0 and not unconditional
+    # a network of meanflow may have learned its own
+    return can_be and config.meanflow_scale == 1
+
+
+def images_of_grid(classes: int) -> int:
+    """Return the images of a grid of so many classes; 0: unconditional."""
+    return PER_CLASS * (min(CLASSES, classes) or CLASSES)
+
+
+def passes_per_image(config: TrainConfig, classes: int) -> int:
+    """Return the forward passes that an image of a grid takes."""
+    settings = FEW_STEPS if config.objective == "meanflow" else SETTINGS
+    return settings.steps * (1 + _is_guided(config, classes == 0))
 
 
 def sample_command(path: Path, card: ModelCard) -> str:
