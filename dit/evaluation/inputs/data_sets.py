@@ -75,10 +75,14 @@ def read_encoded(root: Path, size: Size) -> ImageSet:
     """
     encoding = read_encoding(root)
     source = _find_source(root, encoding)
-    label = None if encoding.captions else encoding.label_column
-    columns = Columns(image=encoding.image_column, label=label, classes="usual")
+    # captions choose the images, too: those of metadata.jsonl, in its order
+    columns = Columns(
+        encoding.captions, encoding.image_column, encoding.label_column, classes="usual"
+    )
     loaded = load_images(source, size, columns)
     images = from_data(loaded, source)
+    if encoding.captions:
+        images = dataclasses.replace(images, labels=None)
 
     if change := _describe_change(encoding, len(loaded), loaded.fingerprint):
         note = f"the images in {source} changed since they were encoded ({change})"
@@ -107,9 +111,9 @@ def _find_source(root: Path, encoding: Encoding) -> str:
 
 
 def _describe_change(encoding: Encoding, count: int, fingerprint: str) -> str:
-    # the length of a stream is not known, and captions are names, too
-    if encoding.count is None or encoding.captions:
+    if encoding.count is None:  # a stream, whose length is not known
         return ""
     if encoding.count != count:
         return f"{count_of(encoding.count, 'image')} then, {count:,} now"
-    return "" if encoding.fingerprint == fingerprint else "other names"
+    named = "other names or captions" if encoding.captions else "other names"
+    return "" if encoding.fingerprint == fingerprint else named
