@@ -215,7 +215,8 @@ class TrainConfig:
     """Steps between sample grids; 0: never. With photos: a tenth of the steps, and with --minutes
     at most a minute and a half of them."""
     ckpt_every: int | None = 280
-    """Steps between checkpoints; 0: only at the end. With photos: a quarter of the steps."""
+    """Steps between checkpoints; 0: only at the end. With photos: a quarter of the steps,
+    5,000 at most."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl; 0: never."""
     ema_every: int | None = None

@@ -16,6 +16,7 @@ from dit.training.lr_schedule import total_steps, warmup_steps
 FOR_STEPS = 0.9  # share of --minutes; grids, checkpoints and the start take the rest
 FIRST_PREVIEW = 90.0  # seconds until it at most, of a run whose speed is known
 PREVIEWS, MOST_PREVIEWS, CHECKPOINTS = 10, 100, 4  # of a run, unless intervals are given
+AT_RISK = 5_000  # steps between checkpoints at most: what a kill loses
 
 
 def with_length(
@@ -45,7 +46,7 @@ def with_length(
     if previews is None:
         previews = max(1, steps // PREVIEWS)
     if checkpoints is None:
-        checkpoints = max(1, steps // CHECKPOINTS)
+        checkpoints = max(1, min(steps // CHECKPOINTS, AT_RISK))
     warmup = warmup_steps(config, steps)
     config = replace(config, sample_every=previews, ckpt_every=checkpoints, warmup=warmup)
     return config, pace

@@ -269,6 +269,14 @@ def test_digits_cnn_on_colour_images_is_noted(tmp_path, capsys):
     assert not any("colours" in note for note in values["notes"])
 
 
+def test_gray_as_an_autoencoder_restores_it_has_no_note_on_colours(tmp_path):
+    gray = random_pixels(8)[..., :1].repeat(3, axis=-1) // 2
+    gray[..., 0] += 7
+    folder = save_images(tmp_path / "gray", gray)
+    values = report(samples=folder, reference=str(folder), extractor=CNN)
+    assert not any("colours" in note for note in values["notes"])
+
+
 def test_number_of_samples_is_that_of_the_reference(run, tmp_path):
     other = save_digits(tmp_path / "other", 40, size=8)
     values = report(run=run, reference=str(other), extractor=CNN, sampler="euler", steps=1)

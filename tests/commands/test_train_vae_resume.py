@@ -15,13 +15,12 @@ from helpers.image_data import noise_file
 from PIL import Image
 
 from dit.cli import main
-from dit.commands.train_vae import loop, losses, quality
+from dit.commands.train_vae import loop, losses
 from dit.commands.train_vae.checkpoint import CHECKPOINT, has_checkpoint
 from dit.commands.train_vae.learner import Learner
 from dit.commands.train_vae.report import verdict
 from dit.config import VaeConfig
 from dit.encoders.autoencoder import CONFIG, WEIGHTS
-from dit.errors import UserError
 
 FLAGS = "--image-size 16 --channels 8 8 --batch-size 2 --steps 8 --precision fp32"
 KINDS = {
@@ -41,16 +40,11 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def fast() -> Iterator[None]:
-    """Score without a feature network, log every three steps, and restart entries in all of them.
+    """Log every three steps, and restart entries in all of them.
 
     So a checkpoint comes between two lines of the log.
     """
-
-    def no_network(*args: object) -> None:
-        raise UserError("no weights", "the file", "download it")
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "choose_extractors", no_network)
         patch.setattr(loop, "LOG_EVERY", 3)
         patch.setattr(losses, "RESTART_EVERY", 1)
         yield
