@@ -20,6 +20,8 @@ from dit.evaluation.inputs.images import ImageSet, from_data, select
 from dit.latents.shards import Encoding, read_encoding, skipped_images
 from dit.utils.image_size import Size
 
+MOVED = "pass --reference with the folder where they are now, and --crop"
+
 
 def read_data_set(
     name: str,
@@ -39,7 +41,7 @@ def read_data_set(
         raise UserError(
             f"the images of training are no longer at {name}",
             "images to compare with",
-            "pass --reference with the folder where they are now",
+            MOVED,
         )
     if name != "digits" and not is_tar_or_hub_dataset(name):
         refuse_columns(name, Columns(image=column))
@@ -98,14 +100,14 @@ def _find_source(root: Path, encoding: Encoding) -> str:
         raise UserError(
             f"the latents {root}, of an earlier version, do not say where their images are",
             expected,
-            "pass --reference with their folder, or run dit encode again with the same --out: "
-            "finished shards stay",
+            "pass --reference with their folder and --crop, or run dit encode again with the same "
+            "--out: finished shards stay",
         )
     if not dataset_exists(encoding.data):
         raise UserError(
             f"the images of the latents {root} are no longer at {encoding.data}",
             expected,
-            "pass --reference with the folder where they are now",
+            MOVED,
         )
     return encoding.data
 
