@@ -331,7 +331,7 @@ def test_auto_takes_colour_cnn_where_inception_is_not_here(tmp_path, monkeypatch
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (extractor,) = choose_extractors(["auto"], [], of_images().network, Ranks())
     assert extractor.name == "colour-cnn"
-    assert "FD(colour-cnn) is no FID" in capsys.readouterr().err
+    assert "FD(colour-cnn) is not FID" in capsys.readouterr().err
     # a file of weights, or one in the cache, is meant to be read
     for weights in ([str(tmp_path / "none.pth")], []):
         with pytest.raises(UserError, match=r"none\.pth|no plain file"):
