@@ -37,7 +37,7 @@ class ScoringConfig:
     extractor: tuple[str, ...] = ("auto",)
     """Feature networks, one or several: inception, dinov2, colour-cnn, digits-cnn, MODULE:CLASS, or
     a name registered with torch-fidelity. auto: digits-cnn for digits; else inception, or
-    colour-cnn (no FID, no download) on a CPU without Inception's weights."""
+    colour-cnn (not FID, no download) on a CPU without Inception's weights."""
     weights: tuple[str, ...] = ()
     """Local weights of the feature network, where they cannot be downloaded: FILE, or NAME=FILE for
     several."""

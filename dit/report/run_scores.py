@@ -171,7 +171,7 @@ def training_section(lines: Sequence[Line]) -> Section:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Return names without their network if all are of one; distances keep it: FD is no FID."""
+    """Return names without their network if all are of one; distances keep it: FD is not FID."""
     if len({parse(name).network for name in names}) > 1:
         return [*names]
     kinds = [parse(name).kind for name in names]

@@ -254,8 +254,9 @@ def test_run_on_latents_is_compared_with_the_images_that_were_encoded(
     pictures.rename(tmp_path / "moved")
     message = refused(run=on_latents)
     assert f"the images of the latents {latents} are no longer at {pictures}" in message
-    assert "pass --reference with the folder where they are now" in message
-    again = report(run=on_latents, reference=str(tmp_path / "moved"), sampler="euler", steps=1)
+    assert "pass --reference with the folder where they are now, and --crop" in message
+    moved = dict(reference=str(tmp_path / "moved"), crop=True)
+    again = report(run=on_latents, **moved, sampler="euler", steps=1)
     assert again["scores"] == values["scores"]
 
 

@@ -166,6 +166,40 @@ def test_resume_auto_starts_continues_and_leaves_what_is_complete(
     assert "--steps 8 before, --steps 9 now" in capsys.readouterr().err
 
 
+def test_resume_auto_takes_the_settings_of_the_checkpoint(stopped: Path, photos: Path, capsys):
+    """Without --image-size: a machine of another kind would choose another one."""
+    # typed flags count
+    command = f"train-vae --data {photos} --out {stopped} --resume auto"
+    assert main(f"{command} --image-size 32".split()) == 2
+    assert "--image-size 16 before, --image-size 32 now" in capsys.readouterr().err
+    assert main(command.split()) == 0
+    assert main(command.split()) == 0
+    assert "all 8 steps were done before" in capsys.readouterr().out
+
+
+def test_a_training_continues_from_another_folder_and_warns_of_other_files(
+    photos: Path, tmp_path: Path, monkeypatch, capsys
+):
+    shutil.copytree(photos, tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        act_before(patch, 6, kill)
+        assert train(Path("pictures"), Path("vae"), "--ckpt-every 4 --sample-every 0") == 130
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    command = f"train-vae --resume {tmp_path / 'vae'}"
+    with monkeypatch.context() as patch:
+        act_before(patch, 6, kill)
+        assert main(command.split()) == 130
+    assert "warning: names, sizes or times" not in capsys.readouterr().err
+
+    (tmp_path / "pictures" / "3.png").write_bytes(noise_file(99, "BMP"))
+    assert main(command.split()) == 0
+    assert "warning: names, sizes or times" in capsys.readouterr().err
+    report = json.loads((tmp_path / "vae" / "report.json").read_text())
+    assert report["config"]["data"] == str(tmp_path / "pictures")
+
+
 def test_a_named_training_may_get_other_steps_and_rates(stopped: Path, capsys):
     assert main(f"train-vae --resume {stopped} --steps 3".split()) == 2
     assert "--steps 3 for " in capsys.readouterr().err

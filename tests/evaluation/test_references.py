@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.evaluation import CPU, random_pixels, save_images
+from helpers.image_data import noise_file
 
 from dit.commands.encode import encode
 from dit.config import EncodeConfig
@@ -16,7 +17,7 @@ from dit.evaluation.extractors.inception import INCEPTION_FILE
 from dit.evaluation.extractors.load import usual_network
 from dit.evaluation.inputs import cache
 from dit.evaluation.inputs.features import extract
-from dit.evaluation.inputs.images import from_array
+from dit.evaluation.inputs.images import from_array, read_images
 from dit.evaluation.inputs.statistics import Moments, Statistics
 from dit.evaluation.metrics.frechet import fit, frechet, from_moments
 from dit.evaluation.references import (
@@ -28,6 +29,7 @@ from dit.evaluation.references import (
     score_samples,
 )
 from dit.latents.store import LatentStore
+from dit.utils.image_size import size_of
 
 COUNTED = 5000  # images of the statistics, according to their file
 
@@ -184,6 +186,29 @@ def test_other_images_than_were_encoded_are_noted(encoded):
     assert note.endswith("changed since they were encoded (6 images then, 7 now)")
 
 
+def test_the_images_of_captioned_latents_are_those_with_captions_in_their_order(tmp_path):
+    root, latents = tmp_path / "pictures", tmp_path / "latents"
+    root.mkdir()
+    for number in range(4):
+        (root / f"{number}.png").write_bytes(noise_file(number))
+    (root / "2.png").write_bytes(b"torn")
+    rows = [{"file_name": f"{number}.png", "text": f"number {number}"} for number in (3, 2, 1)]
+    lines = [json.dumps(row) for row in rows]
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    flags = dict(vae="identity", image_size=8, captions=True, skip_damaged=True)
+    encode(EncodeConfig(data=str(root), out=latents, **flags), Ranks())
+
+    reference = find_reference(str(latents), (8, 8), crop=False).images
+    assert reference.labels is None
+    found = reference.stack(range(len(reference)))
+    assert torch.equal(found, read_images(root, size_of(8, 8)).stack([3, 1]))
+
+    lines[2] = lines[2].replace("number 1", "one")
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    changed = find_reference(str(latents), (8, 8), crop=False).images
+    assert "changed since they were encoded (other names or captions)" in changed.notes[-1]
+
+
 def test_latents_of_earlier_versions_can_be_trained_on_but_do_not_know_their_images(encoded):
     for file in ("encoding.json", "index.json"):
         content = json.loads((encoded / file).read_text())
@@ -306,7 +331,7 @@ def test_auto_takes_colour_cnn_where_inception_is_not_here(tmp_path, monkeypatch
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (extractor,) = choose_extractors(["auto"], [], of_images().network, Ranks())
     assert extractor.name == "colour-cnn"
-    assert "FD(colour-cnn) is no FID" in capsys.readouterr().err
+    assert "FD(colour-cnn) is not FID" in capsys.readouterr().err
     # a file of weights, or one in the cache, is meant to be read
     for weights in ([str(tmp_path / "none.pth")], []):
         with pytest.raises(UserError, match=r"none\.pth|no plain file"):

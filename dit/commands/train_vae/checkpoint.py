@@ -5,7 +5,7 @@ record the checksum of its weights.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,9 +16,10 @@ from dit.commands.train_vae.learner import Learner
 from dit.commands.train_vae.log_window import LogWindow
 from dit.commands.train_vae.losses import VQForward
 from dit.config import VaeConfig, to_json
+from dit.data.sources import locate
 from dit.errors import UserError
 from dit.runs.weights import require_usable
-from dit.utils.files import shell_quote, write_atomically
+from dit.utils.files import real_path, shell_quote, write_atomically
 from dit.utils.system import sync_to_disk
 from dit.utils.typed_json import WrongJson, parse_json
 
@@ -34,12 +35,25 @@ class Progress:
     Attributes:
         images: how many there are to train on.
         seconds: what its steps took.
+        stamp: of the files of all images; "" where they are no files, and in earlier versions.
     """
 
     step: int
     images: int
     seconds: float
     config: VaeConfig
+    stamp: str = ""
+
+
+def with_absolute_paths(cfg: VaeConfig) -> VaeConfig:
+    """Return settings with absolute paths, so that a training continues from any folder."""
+    weights = cfg.weights
+    if weights:
+        name, equals, file = weights.partition("=")
+        is_named = equals and not Path(weights).expanduser().is_file()
+        weights = f"{name}={real_path(file)}" if is_named else str(real_path(weights))
+    lpips = cfg.lpips and real_path(cfg.lpips)
+    return replace(cfg, data=locate(cfg.data), lpips=lpips, weights=weights)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -69,7 +83,7 @@ def save_checkpoint(out: Path, done: Progress, learner: Learner, window: LogWind
         kept = f"continue from the one before with --resume {shell_quote(out)}, and {lower}"
     require_usable(file, learner.network.state_dict(), f"it was not written: {kept}")
 
-    values = {**vars(done), "config": to_json(done.config)}
+    values = {**vars(done), "config": to_json(with_absolute_paths(done.config))}
     tensors = learner.tensors() | window.tensors()
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_atomically(file) as beside:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dit.commands.train_vae.batches import split
 from dit.commands.train_vae.checkpoint import CHECKPOINT
-from dit.commands.train_vae.inputs import load_shown, open_images
+from dit.commands.train_vae.inputs import load_shown, open_images, stamp_of
 from dit.commands.train_vae.learner import Learner
 from dit.commands.train_vae.loop import Split, fit
 from dit.commands.train_vae.networks import latent_sides, require_network_fits, save
@@ -59,7 +59,7 @@ def train_vae(config: VaeConfig, ranks: Ranks) -> Path:
     images, readable = open_images(cfg, ranks)
     training, held_out = (readable[part] for part in split(cfg, len(readable)))
     if stopped:
-        require_same_images(stopped, len(training), cfg)
+        require_same_images(stopped, len(training), stamp_of(images), cfg)
     # before training: missing weights are no surprise at its end
     extractor = choose_extractor(cfg, ranks)
     learner = Learner.create(cfg, ranks.device)

@@ -14,14 +14,17 @@ def default_settings(typed: Typed) -> VaeConfig | None:
     Raises:
         UserError: --resume names a folder without a training.
     """
-    resume = first_value(typed, "--resume")
-    if resume not in (None, "auto"):
-        from dit.commands.train_vae.resume import settings_of
+    resume, out = first_value(typed, "--resume"), first_value(typed, "--out")
+    if resume is not None and (resume != "auto" or out is not None):
+        from dit.commands.train_vae.resume import find_settings, settings_of
 
-        folder = Path(str(resume))
-        return dataclasses.replace(settings_of(folder), resume=str(resume), out=folder)
+        folder = Path(str(out if resume == "auto" else resume))
+        # auto: the machine may be another one, for which another image size would be chosen
+        before = find_settings(folder) if resume == "auto" else settings_of(folder)
+        if before:
+            return dataclasses.replace(before, resume=resume, out=folder)
 
-    data, out = first_value(typed, "--data"), first_value(typed, "--out")
+    data = first_value(typed, "--data")
     if data in (None, "digits") or out is None or "--image-size" in typed:
         return None
     from dit.distributed.device import choose_device

@@ -9,7 +9,7 @@ from torch import Tensor
 from dit.config import VaeConfig
 from dit.data.counts import count_of
 from dit.data.damage import describe_damage
-from dit.data.images import Images
+from dit.data.images import ImageFiles, Images
 from dit.data.labels import Columns
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
@@ -22,7 +22,13 @@ def open_images(cfg: VaeConfig, ranks: Ranks) -> tuple[Images, np.ndarray]:
     """Return the images and the indices of those that can be read."""
     images = load_images(cfg.data, cfg.image_size, Columns(classes="none"))
     ranks.say(images.notes)
+    stamp_of(images)  # before the check: a file that is replaced meanwhile has another stamp
     return images, find_readable(images, cfg, ranks)
+
+
+def stamp_of(images: Images) -> str:
+    """Return the first stamp of images in files, "" of others."""
+    return images.first_stamp if isinstance(images, ImageFiles) else ""
 
 
 def find_readable(images: Images, cfg: VaeConfig, ranks: Ranks) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit.commands.train_vae.batches import batches
 from dit.commands.train_vae.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dit.commands.train_vae.inputs import stamp_of
 from dit.commands.train_vae.learner import Learner, learning_rate
 from dit.commands.train_vae.log_window import LogWindow
 from dit.commands.train_vae.quality import freeze_copy
@@ -53,10 +54,10 @@ def fit(
         stopped: the training to continue, whose checkpoint is in --out.
     """
     window = LogWindow()
-    start = Progress(0, len(split.indices), 0.0, cfg)
+    start = Progress(0, len(split.indices), 0.0, cfg, stamp_of(split.images))
     if stopped:
         load_checkpoint(cfg.out, stopped.step, learner, window)
-        start = replace(stopped, config=cfg)
+        start = replace(stopped, config=cfg, stamp=start.stamp)
     return Loop(learner, split, cfg, start, window).run(should_stop)
 
 

@@ -6,6 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from dit.commands.train_vae.checkpoint import with_absolute_paths
 from dit.config import VaeConfig, to_json
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.psnr import GOOD, compute_psnr, describe_psnr, reconstruct
@@ -76,7 +77,7 @@ def read_report(out: Path) -> Report:
 
 def write_report(out: Path, report: Report) -> None:
     """Write report.json."""
-    write_json(out / REPORT, {**report, "config": to_json(report["config"])})
+    write_json(out / REPORT, {**report, "config": to_json(with_absolute_paths(report["config"]))})
 
 
 def print_report(report: Report) -> None:

@@ -1,6 +1,7 @@
 """Whether a training of a first stage starts, continues or is complete, by its folder."""
 
 import dataclasses
+import sys
 from collections.abc import Set
 from pathlib import Path
 
@@ -22,12 +23,19 @@ MAY_CHANGE_IF_NAMED = {"steps", "lr", "precision"}
 """Settings that may differ too when --resume names the folder: the user means it."""
 
 
-def settings_of(folder: Path) -> VaeConfig:
-    """Return the settings of the training in a folder, stopped or complete."""
+def find_settings(folder: Path) -> VaeConfig | None:
+    """Return the settings of the training in a folder, stopped or complete, if there is one."""
     if has_checkpoint(folder):
         return read_stopped(folder).config
     if (folder / CONFIG).is_file() and (folder / REPORT).is_file():
         return read_report(folder)["config"]
+    return None
+
+
+def settings_of(folder: Path) -> VaeConfig:
+    """Return the settings of the training in a folder; refuse a folder without one."""
+    if found := find_settings(folder):
+        return found
     raise UserError(
         f"--resume {folder}: no checkpoint there",
         f"a folder of dit train-vae with {CHECKPOINT}",
@@ -102,11 +110,18 @@ def require_same_settings(before: VaeConfig, now: VaeConfig, also: Set[str] = fr
         print(f"changed  {'; '.join(changed.values())}", flush=True)
 
 
-def require_same_images(stopped: Progress, count: int, cfg: VaeConfig) -> None:
-    """Refuse to continue on another number of images."""
+def require_same_images(stopped: Progress, count: int, stamp: str, cfg: VaeConfig) -> None:
+    """Refuse to continue on another number of images; warn if they are other files."""
     if stopped.images != count:
         raise UserError(
             f"{count_of(count, 'image')} in --data {cfg.data} to train on",
             f"{stopped.images:,}, as when the training in {cfg.out} started",
-            "put the images back, or train anew with another --out",
+            "put the images back, or start again with another --out",
+        )
+    # no refusal: files that were copied have other times
+    if stopped.stamp and stopped.stamp != stamp:
+        print(
+            f"warning: names, sizes or times of the images in --data {cfg.data} are not those "
+            f"when the training in {cfg.out} last ran; it continues with the images as they are",
+            file=sys.stderr,
         )

@@ -170,9 +170,9 @@ def usual_network(
     if device.type == "cuda" or given or inception_cache().is_file():
         return "inception", ""
     note = (
-        f"features: {COLOUR_CNN}, which is bundled, for Inception's weights are not on this "
-        f"machine. FD({COLOUR_CNN}) is no FID: it ranks checkpoints and settings of one run on the "
-        "same images, and says nothing beside numbers of papers. For FID pass --extractor "
+        f"features: {COLOUR_CNN}, which is bundled, because Inception's weights are not on this "
+        f"machine. FD({COLOUR_CNN}) is not FID. It ranks checkpoints and settings of one run on "
+        "the same images, and cannot be compared with numbers of papers. For FID pass --extractor "
         "inception (it downloads 91 MB), or --weights FILE"
     )
     return COLOUR_CNN, note

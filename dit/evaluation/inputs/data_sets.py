@@ -20,6 +20,8 @@ from dit.evaluation.inputs.images import ImageSet, from_data, select
 from dit.latents.shards import Encoding, read_encoding, skipped_images
 from dit.utils.image_size import Size
 
+MOVED = "pass --reference with the folder where they are now, and --crop"
+
 
 def read_data_set(
     name: str,
@@ -39,7 +41,7 @@ def read_data_set(
         raise UserError(
             f"the images of training are no longer at {name}",
             "images to compare with",
-            "pass --reference with the folder where they are now",
+            MOVED,
         )
     if name != "digits" and not is_tar_or_hub_dataset(name):
         refuse_columns(name, Columns(image=column))
@@ -75,10 +77,14 @@ def read_encoded(root: Path, size: Size) -> ImageSet:
     """
     encoding = read_encoding(root)
     source = _find_source(root, encoding)
-    label = None if encoding.captions else encoding.label_column
-    columns = Columns(image=encoding.image_column, label=label, classes="usual")
+    # captions choose the images, too: those of metadata.jsonl, in its order
+    columns = Columns(
+        encoding.captions, encoding.image_column, encoding.label_column, classes="usual"
+    )
     loaded = load_images(source, size, columns)
     images = from_data(loaded, source)
+    if encoding.captions:
+        images = dataclasses.replace(images, labels=None)
 
     if change := _describe_change(encoding, len(loaded), loaded.fingerprint):
         note = f"the images in {source} changed since they were encoded ({change})"
@@ -94,22 +100,22 @@ def _find_source(root: Path, encoding: Encoding) -> str:
         raise UserError(
             f"the latents {root}, of an earlier version, do not say where their images are",
             expected,
-            "pass --reference with their folder, or run dit encode again with the same --out: "
-            "finished shards stay",
+            "pass --reference with their folder and --crop, or run dit encode again with the same "
+            "--out: finished shards stay",
         )
     if not dataset_exists(encoding.data):
         raise UserError(
             f"the images of the latents {root} are no longer at {encoding.data}",
             expected,
-            "pass --reference with the folder where they are now",
+            MOVED,
         )
     return encoding.data
 
 
 def _describe_change(encoding: Encoding, count: int, fingerprint: str) -> str:
-    # the length of a stream is not known, and captions are names, too
-    if encoding.count is None or encoding.captions:
+    if encoding.count is None:  # a stream, whose length is not known
         return ""
     if encoding.count != count:
         return f"{count_of(encoding.count, 'image')} then, {count:,} now"
-    return "" if encoding.fingerprint == fingerprint else "other names"
+    named = "other names or captions" if encoding.captions else "other names"
+    return "" if encoding.fingerprint == fingerprint else named
