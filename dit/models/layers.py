@@ -63,7 +63,7 @@ class BlockLayers:
 
     def num_heads(self, hidden_size: int, num_heads: int) -> int:
         """Return the number of heads of a block."""
-        return hidden_size // HEAD_SIZE if self.heads64 else num_heads
+        return max(1, hidden_size // HEAD_SIZE) if self.heads64 else num_heads
 
     def norm(self, hidden_size: int, affine: bool) -> nn.Module:
         """Return a norm of tokens.
