@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dit.cli import main
+from dit.report import text
 from dit.runs.checkpoint_files import read_card
 from dit.training import length
 from dit.training.cost.measured_time import Pace
@@ -80,10 +81,11 @@ def test_from_a_folder_to_a_report(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert typed("report", "run") == 0
     page = Path("run/report.html").read_text()
     assert "DiT-Ti/4" in page
-    # the sentence, and the score in the table of evaluations
     assert re.search(r"Newest evaluation \(.*step 4\)\. ", page)
     assert verdict[0] in page
-    assert page.count("FD(colour-cnn)") > 1
+    scores = json.loads(Path("run/evaluation/report.json").read_text())["scores"]
+    # in the table of evaluations
+    assert f">FD {text.number(scores['FD(colour-cnn)']['value'])} <" in page
 
 
 def test_a_run_by_the_clock_resumes_with_the_steps_that_it_began_with(folder, monkeypatch):
