@@ -59,6 +59,7 @@ def choose_first_stage(
     if data == DIGITS:
         return FirstStage(vae or DIGITS, image_size or 32)
 
+    side: int | None
     if image_size is not None:
         side = min(sides(image_size))
     else:

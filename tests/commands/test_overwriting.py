@@ -164,7 +164,7 @@ def test_no_pictures_are_written_among_the_images(command, inside, places, make_
 def test_a_run_may_lie_in_the_latents_that_it_is_of(places, capsys):
     assert main(FOLDERS["encode"].format(**places).split()) == 0
     train = "train --data {out} --vae identity --image-size 8 --model DiT-Ti/4 --out {out}/run"
-    flags = "--steps 1 --batch-size 2 --sample-every 0"
+    flags = "--steps 1 --batch-size 2 --sample-every 0 --latent-norm vae"
     assert main(f"{train} {flags}".format(**places).split()) == 0, capsys.readouterr().err
 
 

@@ -33,6 +33,7 @@ from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import find_snapshots
 from dit.sampling.load import load_run
 from dit.training.batches import read_batch
+from dit.training.checks import check_and_find_checkpoint
 from dit.training.lr_schedule import learning_rate, note_warmup, total_steps, warmup_steps
 from dit.training.monitoring.log import MetricsLog
 from dit.training.running_means import RunningMeans
@@ -261,7 +262,7 @@ def test_a_mistake_leaves_no_run_directory(wrong, message, tmp_path, monkeypatch
 
 def test_a_batch_that_ranks_do_not_divide():
     with pytest.raises(UserError, match="--batch-size 16 on 3 ranks with"):
-        train(TINY, Ranks(world=3))
+        check_and_find_checkpoint(TINY, Ranks(world=3))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from dit.utils.files import shell_quote
 RESTORED = 32  # images that are encoded and decoded, to measure the first stage
 FEW, LARGE_CODEC = 4, 10_000_000  # images on a CPU, with an autoencoder of so many parameters
 MANY_EPOCHS = 5_000
+FEW_STEPS = 200  # after which samples are still noise
 UNEVEN = 20  # times as many images in a class as in another
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60))
 
@@ -97,6 +98,11 @@ def questions(inputs: RunInputs, steps: int, psnr: float | None) -> list[str]:
     """Return what is probably not meant: it is printed, not refused."""
     config, images = inputs.card.config, len(inputs.source.labels)
     asked = _question_length(config, images, steps) + _question_classes(inputs)
+    if inputs.pace and steps < FEW_STEPS:
+        asked.append(
+            f"{count_of(steps, 'step')} in the time given: samples will be noise; pass more "
+            "--minutes or --steps, and start again if another program kept this machine busy"
+        )
     if psnr is not None and not is_enough(psnr):
         other = f"pass one of `dit train-vae --data {shell_quote(config.data)} --out VAE`"
         if config.vae != TINY:

@@ -52,6 +52,7 @@ def images_of_grid(classes: int) -> int:
 def passes_per_image(config: TrainConfig, classes: int) -> int:
     """Return the forward passes that an image of a grid takes."""
     settings = FEW_STEPS if config.objective == "meanflow" else SETTINGS
+    assert settings.steps is not None
     return settings.steps * (1 + _is_guided(config, classes == 0))
 
 
