@@ -225,6 +225,33 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(tmp_path: Path, capsys):
     assert not (tmp_path / "vae" / CONFIG).exists()
 
 
+# -- networks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_residual_blocks_start_as_the_identity(tmp_path: Path, kind: str):
+    network = create_network(config(tmp_path, kind=kind))
+    blocks = [block for name, block in network.named_modules() if name.endswith("resnets.0")]
+    assert len(blocks) == 6  # two and a middle one in each half
+    x = torch.randn(2, 8, 16, 16)
+    for block in blocks:
+        torch.testing.assert_close(block(x, temb=None), x)
+
+
+def test_the_first_latents_have_little_noise(tmp_path: Path):
+    network = create_network(config(tmp_path))
+    posterior = network.encode(torch.rand(2, 3, 16, 16) * 2 - 1).latent_dist
+    assert posterior.mean.std() > 0.1
+    assert 0.01 < posterior.std.min() < posterior.std.max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [((8, 16), 1), ((16, 32, 32), 2), ((24, 40), 1), ((64, 128), 8)]
+)
+def test_groups_have_8_channels_or_more(tmp_path: Path, channels: tuple[int, ...], groups: int):
+    assert create_network(config(tmp_path, channels=channels)).config.norm_num_groups == groups
+
+
 # -- losses ----------------------------------------------------------------------------------------
 
 
