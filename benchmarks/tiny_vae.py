@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from benchmarks.image_sets import make
@@ -27,6 +28,7 @@ from dit.data.images import Images
 from dit.data.sources import load_images
 from dit.encoders.autoencoder import WEIGHTS, Autoencoder, load_autoencoder
 from dit.encoders.psnr import reconstruct
+from dit.utils.files import write_bytes
 
 FLAGS = (
     "--kind kl --channels 16 32 64 --kl-weight 1e-4 --steps 7000 --batch-size 16 --lr 3e-3 "
@@ -54,7 +56,7 @@ def train(out: Path) -> int:
 def halve(weights: Path) -> None:
     """Store weights in half precision, in half the space; they are read as float32."""
     tensors = {name: tensor.half() for name, tensor in load_file(weights).items()}
-    save_file(tensors, weights, {"format": "pt"})
+    write_bytes(weights, to_bytes(tensors, {"format": "pt"}))
 
 
 # -- measurement -----------------------------------------------------------------------------------
