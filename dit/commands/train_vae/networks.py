@@ -38,6 +38,7 @@ def create_network(cfg: VaeConfig) -> Any:
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
+    network: Any
     if cfg.kind == "kl":
         network = AutoencoderKL(**settings)
     else:
