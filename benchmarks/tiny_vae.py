@@ -1,19 +1,14 @@
 """Train the bundled autoencoder `tiny`, and measure an autoencoder on images not trained on.
 
-    python -m benchmarks.tiny_vae train --out data/tiny-vae --minutes 25
+    python -m benchmarks.tiny_vae train --out data/tiny-vae
     python -m benchmarks.tiny_vae measure --vae tiny
 
-`train` makes its images first: see tiny_images.py. The learning rate follows the clock, so that the
-training ends in time on a machine with other work. The loss is that of `dit train-vae --kind kl`.
-
-The network starts near a linear one: every residual block starts as the identity. With diffusers'
-usual start, the first steps learn little but the mean colours: 13.5 dB after 220 steps of 8 crops,
-against 18.2 dB.
+`train` makes its images first (see tiny_images.py), and then runs `dit train-vae`, which it prints.
 """
 
 import argparse
 import math
-import time
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,115 +16,47 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from benchmarks.image_sets import make
 from benchmarks.tiny_images import SIDE, make_images
-from dit.commands.train_vae.networks import save
-from dit.commands.train_vae.quality import latent_statistics, reconstruct
+from dit.cli import main as dit
 from dit.data.images import Images
 from dit.data.sources import load_images
-from dit.encoders.autoencoder import Autoencoder, load_autoencoder
+from dit.encoders.autoencoder import WEIGHTS, Autoencoder, load_autoencoder
+from dit.encoders.psnr import reconstruct
+from dit.utils.files import write_bytes
 
-CHANNELS, LATENT_CHANNELS, GROUPS = (16, 32, 64), 4, 2
-LR, BATCH, KL_WEIGHT = 3e-3, 8, 1e-4
-FOR_STATISTICS = 2000  # images
-WARMUP = 0.05  # of the time
+FLAGS = (
+    "--kind kl --channels 16 32 64 --kl-weight 1e-4 --steps 7000 --batch-size 16 --lr 3e-3 "
+    "--shift 0 --held-out 0.01"
+)
+"""Flags of `dit train-vae`. The crops have all positions already: none are shifted."""
 SEED = 0
-CPU = torch.device("cpu")
 
 
 # -- training --------------------------------------------------------------------------------------
 
 
-def create_network() -> Any:
-    """Create diffusers' AutoencoderKL, untrained, nearly linear."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(SEED)
-    network = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
-        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
-        block_out_channels=CHANNELS,
-        latent_channels=LATENT_CHANNELS,
-        layers_per_block=1,
-        # groups of 8 channels or more: normalised groups of 2 lose the colours of plain areas
-        norm_num_groups=GROUPS,
-        sample_size=64,
-        scaling_factor=1.0,
-        mid_block_add_attention=False,
-    )
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            gain = 1.0 if "upsamplers" in name else math.sqrt(2)
-            nn.init.orthogonal_(module.weight, gain)
-            nn.init.zeros_(module.bias)
-            if name.endswith("conv2"):
-                nn.init.zeros_(module.weight)  # the block is the identity
-
-    with torch.no_grad():
-        # little noise on the first latents
-        network.quant_conv.weight[LATENT_CHANNELS:] *= 0.1
-        network.quant_conv.bias[LATENT_CHANNELS:] = -6
-    return network
+def train(out: Path) -> int:
+    """Train on the images of tiny_images.py; return the exit code."""
+    images = make_images()
+    argv = ["train-vae", "--data", str(images), "--image-size", str(SIDE), *FLAGS.split()]
+    argv += ["--out", str(out)]
+    print("dit", *argv, flush=True)
+    code = dit(argv)
+    if code == 0:
+        halve(out / WEIGHTS)
+    return code
 
 
-def schedule(done: float) -> float:
-    """Return the share of the peak learning rate when a share of the time is `done`."""
-    if done < WARMUP:
-        return max(done / WARMUP, 0.01)
-    cosine = math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))
-    return max((1 + cosine) / 2, 0.01)
-
-
-def train(pixels: Tensor, seconds: float) -> tuple[Any, int]:
-    """Train on uint8 [N, 3, H, W] for a time; return the network and the steps it took."""
-    network = create_network().train()
-    optimizer = torch.optim.AdamW(network.parameters(), LR, betas=(0.9, 0.99), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(SEED)
-    start, steps = time.monotonic(), 0
-    with tqdm(unit="img") as bar:
-        while (done := (time.monotonic() - start) / seconds) < 1:
-            optimizer.param_groups[0]["lr"] = LR * schedule(done)
-            chosen = torch.randint(len(pixels), (BATCH,), generator=generator)
-            x = pixels[chosen].float() / 127.5 - 1
-            if torch.rand((), generator=generator) < 0.5:
-                x = x.flip(-1)
-
-            loss = _loss(network, x, generator)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            steps += 1
-            bar.update(BATCH)
-    return network.eval(), steps
-
-
-def _loss(network: Any, x: Tensor, generator: torch.Generator) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = network.encode(x).latent_dist
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        noise = torch.randn(mean.shape, generator=generator)
-        output = network.decode(mean + (logvar / 2).exp() * noise).sample.float()
-    kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
-    return F.l1_loss(output, x) + KL_WEIGHT * kl
-
-
-def train_and_save(out: Path, minutes: float) -> None:
-    """Train on the images of tiny_images.py, and save the network with its latents' statistics."""
-    images = load_images(str(make_images()), SIDE)
-    pixels = torch.stack([images[i] for i in range(len(images))])
-    network, steps = train(pixels, 60 * minutes)
-    some = np.random.default_rng(SEED).permutation(len(images))[:FOR_STATISTICS]
-    mean, std = latent_statistics(network, images, some, 64, CPU)
-    out.mkdir(parents=True, exist_ok=True)
-    # half precision halves the file; it is read as float32
-    save(network.half(), out, mean, std)
-    print(f"{steps:,} steps of {BATCH} crops; the autoencoder is in {out}")
+def halve(weights: Path) -> None:
+    """Store weights in half precision, in half the space; they are read as float32."""
+    tensors = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    write_bytes(weights, to_bytes(tensors, {"format": "pt"}))
 
 
 # -- measurement -----------------------------------------------------------------------------------
@@ -174,23 +101,23 @@ def measure(autoencoder: Autoencoder, images: Any) -> float:
     return float(-10 * torch.cat(errors).mean().log10())
 
 
-def main() -> None:
-    """Train, or measure."""
+def main() -> int:
+    """Train, or measure; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     trained = commands.add_parser("train", help="make the images and train on them")
-    trained.add_argument("--out", type=Path, required=True, help="folder of the autoencoder")
-    trained.add_argument("--minutes", type=float, default=25, help="time to train")
+    trained.add_argument("--out", type=Path, required=True, help="new folder of the autoencoder")
     measured = commands.add_parser("measure", help="print PSNRs on images not trained on")
     measured.add_argument("--vae", default="tiny", help="as in dit train")
     args = parser.parse_args()
     if args.command == "train":
-        train_and_save(args.out, args.minutes)
-        return
+        return train(args.out)
+
     autoencoder = load_autoencoder(args.vae)
     for name, images in UNSEEN.items():
-        print(f"{name}: {measure(autoencoder, images()):.1f} dB")
+        print(f"{name}: {measure(autoencoder, images()):.1f} dB", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,7 +35,7 @@ from dit.config import VaeConfig
 from dit.data.images import ImageFolder
 from dit.data.sources import load_images
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import BUNDLED, CONFIG, WEIGHTS, VQCodec, load_autoencoder
+from dit.encoders.autoencoder import CONFIG, WEIGHTS, VQCodec, load_autoencoder
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.extractors.load import load_extractors
@@ -223,6 +223,33 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(tmp_path: Path, capsys):
     message = r"error: the loss is not finite by step \d+ .*lower --lr \(it is 1e\+18\)"
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "vae" / CONFIG).exists()
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_residual_blocks_start_as_the_identity(tmp_path: Path, kind: str):
+    network = create_network(config(tmp_path, kind=kind))
+    blocks = [block for name, block in network.named_modules() if name.endswith("resnets.0")]
+    assert len(blocks) == 6  # two and a middle one in each half
+    x = torch.randn(2, 8, 16, 16)
+    for block in blocks:
+        torch.testing.assert_close(block(x, temb=None), x)
+
+
+def test_the_first_latents_have_little_noise(tmp_path: Path):
+    network = create_network(config(tmp_path))
+    posterior = network.encode(torch.rand(2, 3, 16, 16) * 2 - 1).latent_dist
+    assert posterior.mean.std() > 0.1
+    assert 0.01 < posterior.std.min() < posterior.std.max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [((8, 16), 1), ((16, 32, 32), 2), ((24, 40), 1), ((64, 128), 8)]
+)
+def test_groups_have_8_channels_or_more(tmp_path: Path, channels: tuple[int, ...], groups: int):
+    assert create_network(config(tmp_path, channels=channels)).config.norm_num_groups == groups
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -521,15 +548,10 @@ def test_loss_falls_within_a_few_steps(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_bundled_autoencoder_can_be_reproduced(tmp_path: Path):
-    # another machine's arithmetic gives other weights of the same quality
+def test_the_defaults_reach_the_bundled_autoencoder(tmp_path: Path):
+    # the bundled one, from diffusers' start, has 37.9 dB
     out = train_vae(VaeConfig(out=tmp_path / "vae"), Ranks())
-    assert read_scores(out)["PSNR"] == pytest.approx(37.9, abs=0.3)
-    ours, bundled = (
-        sorted(json.loads((folder / CONFIG).read_text())["latents_std"])
-        for folder in (out, BUNDLED["digits"])
-    )
-    np.testing.assert_allclose(ours, bundled, rtol=0.3)
+    assert read_scores(out)["PSNR"] == pytest.approx(38.5, abs=0.4)
 
 
 def test_damaged_images_are_named_before_training_or_left_out(tmp_path, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit.config import VaeConfig
 from dit.config.validation import flag_of
@@ -32,14 +32,47 @@ def create_network(cfg: VaeConfig) -> Any:
         block_out_channels=cfg.channels,
         latent_channels=cfg.latent_channels,
         layers_per_block=1,
-        norm_num_groups=8,
+        # at most 8, of 8 channels or more: plain areas lose their colours in groups of 2
+        norm_num_groups=math.gcd(8, *(width // 8 for width in cfg.channels)),
         sample_size=max(sides(cfg.image_size)),
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
+    network: Any
     if cfg.kind == "kl":
-        return AutoencoderKL(**settings)
-    return VQModel(**settings, num_vq_embeddings=cfg.codebook_size, vq_embed_dim=cfg.codebook_dim)
+        network = AutoencoderKL(**settings)
+    else:
+        network = VQModel(
+            **settings, num_vq_embeddings=cfg.codebook_size, vq_embed_dim=cfg.codebook_dim
+        )
+    _start_near_linear(network)
+    if cfg.kind == "kl":
+        _start_with_little_noise(network.quant_conv, cfg.latent_channels)
+    return network
+
+
+def _start_near_linear(network: nn.Module) -> None:
+    """Initialise orthogonal convolutions without bias, and residual blocks as the identity.
+
+    With diffusers' start, many of the first steps learn little but the mean colours.
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        gain = 1.0 if "upsamplers" in name else math.sqrt(2)
+        nn.init.orthogonal_(module.weight, gain)
+        if name.endswith("conv2"):
+            nn.init.zeros_(module.weight)  # last of a residual block
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _start_with_little_noise(quant_conv: nn.Conv2d, latent_channels: int) -> None:
+    """Start with a deviation of the posterior of about exp(-3), for the decoder to see the mean."""
+    assert quant_conv.bias is not None
+    quant_conv.weight[latent_channels:] *= 0.1
+    quant_conv.bias[latent_channels:] = -6
 
 
 def require_network_fits(cfg: VaeConfig, device: torch.device) -> None:
