@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -292,8 +293,12 @@ def _wrong_flag(kind: type, typed: list[Typed], message: str, prog: str) -> Wron
 
 
 def _unquoted(one: Typed) -> UserError | None:
-    """Return the error of a pattern that the shell has replaced by its files."""
+    """Return the error of a pattern that the shell has replaced, or of a path with spaces."""
     values = one.values
+    joined = " ".join(values)
+    if Path(joined).expanduser().exists():
+        do = f"put it in quotes: {one.flag} {shlex.quote(joined)}"
+        return UserError(f"{one.flag} with {len(values)} values, {joined}", "one", do)
     if not all(Path(value).exists() for value in values):
         return None
     pattern = Path(values[0]).with_name("*" + Path(values[0]).suffix)

@@ -440,6 +440,13 @@ def test_a_pattern_without_quotes_is_recognised(tmp_path, capsys):
     assert f"in quotes, such as --data '{tmp_path}/*.tar'" in error
 
 
+def test_a_path_with_spaces_without_quotes_is_recognised(tmp_path, capsys):
+    folder = tmp_path / "my own photos"
+    folder.mkdir()
+    error = error_of(["train", "--data", *str(folder).split(" ")], capsys)
+    assert error.strip().endswith(f"put it in quotes: --data '{folder}'")
+
+
 @pytest.mark.parametrize(
     ("started", "typed"),
     [
