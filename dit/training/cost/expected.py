@@ -71,13 +71,11 @@ def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
 def duration(seconds: float) -> str:
     """Return a time in its largest unit, as "1.5 hours"."""
     for name, length in UNITS:
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {name}" if seconds < 100 * length else _long(seconds)
+        value = seconds / length
+        if value >= 1.5:
+            number = f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+            return f"{number} {name}"
     return count_of(max(1, round(seconds)), "second")
-
-
-def _long(seconds: float) -> str:
-    return f"{seconds / 86_400:,.0f} days"
 
 
 def describe_disk(inputs: RunInputs, plan: TrainingPlan) -> str:
