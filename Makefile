@@ -4,7 +4,7 @@ READY := .venv/.installed
 FP8 := .venv/.fp8
 TARGET_PYTHON ?= 3.12
 
-.PHONY: help install quickstart quickstart-fast test test-misuse test-portable test-slow fp8 test-fp8 \
+.PHONY: help install quickstart quickstart-fast test test-misuse test-portable test-wheel test-slow fp8 test-fp8 \
         format lint types bench bench-gpu bench-tiny bench-all wheels story house clean
 
 help:                      ## this list
@@ -40,6 +40,9 @@ test-portable: $(READY)    ## numbers under other instruction sets and thread co
 
 test-misuse: $(READY)      ## 1,200 wrong or hostile uses of all commands: under 10 minutes on 2 cores
 	PYTHONPATH=tests:. $(BIN)/python -m misuse
+
+test-wheel: $(READY)       ## build the package, install it without the repository, use it: 3 minutes
+	$(BIN)/python -m pytest tests/package
 
 test-slow: $(READY)        ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -91,4 +94,4 @@ house:                     ## size and density of the code, floors of its import
 	$(PYTHON) scripts/measure_house.py
 
 clean:                     ## remove .venv and build files
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

@@ -4,8 +4,8 @@
         [--out runs/reference] [--record]
 
 Runs the commands that a user would type. Finished runs are not repeated; a stopped one continues.
-Writes PRESET.json and reference-PRESET.png into --out; with --record also into docs/reference/ and
-docs/images/.
+Writes PRESET.json and reference-PRESET.png into --out; with --record also into
+dit/report/reference/ and docs/images/.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from dit.runs.card import ModelCard
 from dit.runs.logs import read_metrics
 from dit.utils.files import write_json
 
-PICTURES = FOLDER.parent / "images"
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def main() -> None:

@@ -1,3 +1,7 @@
 """Diffusion Transformers: train, sample and evaluate image models on VAE latents."""
 
-__version__ = "0.1.0"
+from dit.utils.other_package import refuse_other_package
+
+refuse_other_package()
+
+__version__ = "0.2.0"

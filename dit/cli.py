@@ -44,6 +44,10 @@ from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
 from dit.training.defaults import default_settings
 from dit.utils.files import as_started, printable, require_file_or_folder
+from dit.utils.other_package import refuse_other_package
+
+# where the other was installed later, dit/__init__.py is its own
+refuse_other_package()
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did

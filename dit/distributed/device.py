@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dit import __version__
 from dit.distributed.launcher import Launch, read_launch
 from dit.errors import UserError
 
@@ -176,6 +177,8 @@ def library_versions(*libraries: str) -> dict[str, str | None]:
 
 
 def _version(library: str) -> str | None:
+    if library == "dit":
+        return __version__
     try:
         return version(library)
     except PackageNotFoundError:

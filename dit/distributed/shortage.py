@@ -1,4 +1,4 @@
-"""What a machine lacks: memory, threads, a compiler. It ends a command in one line.
+"""What a machine lacks: memory, threads, a compiler, a package. It ends a command in one line.
 
 Nothing here needs torch, so that errors before its import are read too.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from dit.config import ClassifierConfig, TrainConfig, VaeConfig
 from dit.distributed.launcher import read_launch
 from dit.errors import UserError
+from dit.utils.other_package import DISTRIBUTION
 
 PACKAGE = Path(__file__).parents[1]
 GIB = 2**30
@@ -29,6 +30,14 @@ NO_COMPILER = re.compile(
     r"C\+\+ compile|C compiler|Compiler: .* is not found|[Tt]riton.*(?:not |install)"
 )
 NO_THREADS = "can't start new thread"
+EXTRAS = {
+    "datasets": ("datasets", "data"),
+    "gradio": ("gradio", "play"),
+    "sklearn": ("scikit-learn", "digits"),
+    "transformers": ("transformers", "text"),
+    "webdataset": ("webdataset", "data"),
+}
+"""Modules that only some commands need: their package, and the extra of ours that has it."""
 
 
 @contextmanager
@@ -44,6 +53,8 @@ def shortages_as_user_errors(config: Any) -> Iterator[None]:
 
 def find_shortage(error: Exception, config: Any) -> UserError | None:
     """Return the error as one for the user; None if the machine lacked nothing."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error)
     # not of any ValueError: these are the kinds that allocators raise
     if isinstance(error, UserError) or not isinstance(
         error, (MemoryError, RuntimeError, OSError, ValueError)
@@ -64,6 +75,19 @@ def find_shortage(error: Exception, config: Any) -> UserError | None:
             "no more threads can be started", "a few dozen of them", "raise `ulimit -u` or memory"
         )
     return None
+
+
+def missing_package(error: ModuleNotFoundError) -> UserError | None:
+    """Return the error for an optional package that is not installed; None for other modules."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return None
+    package, extra = EXTRAS[module]
+    return UserError(
+        f"{package} is not installed",
+        "it, for what this command does",
+        f"pip install {package}, or '{DISTRIBUTION}[{extra}]'",
+    )
 
 
 def _out_of_memory(error: Exception, config: Any) -> UserError:

@@ -1,6 +1,6 @@
 """Reference curves of presets: what a run's training should look like.
 
-They lie in docs/reference/PRESET.json of the repository; an installed package has none.
+They lie in reference/PRESET.json beside this file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from dit.report.text import counted
 from dit.runs.logs import BY_TIME
 from dit.utils.typed_json import read_json
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+FOLDER = Path(__file__).parent / "reference"
 LOGGED = ("step", "loss", "grad_norm")  # of a line, beside losses by time
 NEUTRAL = (
     "preset out resume seed sample_every sample_first ckpt_every log_every keep keep_every "
@@ -29,7 +29,7 @@ Line = Mapping[str, Any]
 
 
 class ReferenceFile(TypedDict):
-    """What is read of docs/reference/PRESET.json; the rest is the record."""
+    """What is read of reference/PRESET.json; the rest is the record."""
 
     preset: str
     settings: dict[str, Any]

@@ -13,7 +13,7 @@ from dit.training.monitoring.accuracy import AccuracyCurve
 from dit.training.monitoring.environment import record_start
 from dit.training.monitoring.log import EvalResult, MetricsLog, Tracker
 from dit.training.monitoring.previews import Previews
-from dit.training.monitoring.trackers import TensorBoard, Wandb
+from dit.training.monitoring.trackers import TensorBoard, Wandb, has_tensorboard
 from dit.training.session import TrainingSession
 from dit.utils.pictures import loss_curve
 
@@ -23,7 +23,9 @@ class Reporter:
 
     def __init__(self, session: TrainingSession, meter: Meter):
         self.run = session.run
-        trackers: list[Tracker] = [TensorBoard(session.run, session.start)]
+        trackers: list[Tracker] = []
+        if has_tensorboard():
+            trackers.append(TensorBoard(session.run, session.start))
         if session.config.wandb:
             trackers.append(Wandb(session.run, session.card))
         self.log = MetricsLog(session.run, session.start, trackers)

@@ -46,6 +46,11 @@ LAYOUT = {
 """The page "Custom Scalars" of TensorBoard."""
 
 
+def has_tensorboard() -> bool:
+    """Return whether the optional package tensorboard is installed."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
 class TensorBoard:
     """RUN/tensorboard; entries after step `start` are dropped."""
 
