@@ -2,10 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 FP8 := .venv/.fp8
+DOCS := .venv/.docs
 TARGET_PYTHON ?= 3.12
 
 .PHONY: help install quickstart quickstart-fast test test-misuse test-portable test-wheel test-slow fp8 test-fp8 \
-        format lint types bench bench-gpu bench-tiny bench-all wheels story house clean
+        format lint types docs bench bench-gpu bench-tiny bench-all wheels story house clean
 
 help:                      ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -89,6 +90,13 @@ wheels: $(READY)           ## packages that bench-gpu needs on a machine without
 
 story: $(READY)            ## the tables of docs/story.md, from DDPM to DiT: 43 minutes on 2 cores
 	$(BIN)/python -m benchmarks.story --record
+
+docs: $(DOCS)              ## build the site in build/site; broken links fail
+	$(BIN)/python -m mkdocs build --quiet
+
+$(DOCS): $(READY)
+	$(BIN)/pip install --disable-pip-version-check --quiet mkdocs-material "mkdocstrings[python]"
+	touch $(DOCS)
 
 house:                     ## size and density of the code, floors of its imports
 	$(PYTHON) scripts/measure_house.py

@@ -1,6 +1,6 @@
 """Diffusion Transformers: train, sample and evaluate image models on VAE latents."""
 
-from dit.utils.other_package import refuse_other_package
+from dit.errors import refuse_other_package
 
 refuse_other_package()
 

@@ -41,10 +41,9 @@ from dit.config.parse import asked_help
 from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
-from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
+from dit.errors import PeerLost, UserError, UserErrors, did_you_mean, refuse_other_package
 from dit.training.defaults import default_settings
 from dit.utils.files import as_started, printable, require_file_or_folder
-from dit.utils.other_package import refuse_other_package
 
 # where the other was installed later, dit/__init__.py is its own
 refuse_other_package()

@@ -16,7 +16,8 @@ sys.path.append(str(ROOT / "scripts"))
 import measure_house  # noqa: E402
 
 LAYERS = [
-    {"errors", "__init__"},
+    {"errors"},
+    {"__init__"},
     {"utils", "models", "diffusion", "config"},
     {"data", "distributed", "runs"},
     {"encoders"},

@@ -12,8 +12,7 @@ from typing import Any
 
 from dit.config import ClassifierConfig, TrainConfig, VaeConfig
 from dit.distributed.launcher import read_launch
-from dit.errors import UserError
-from dit.utils.other_package import DISTRIBUTION
+from dit.errors import DISTRIBUTION, UserError
 
 PACKAGE = Path(__file__).parents[1]
 GIB = 2**30
