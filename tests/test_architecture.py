@@ -25,6 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"report"},
     {"training"},
+    {"export"},
     {"commands"},
     {"cli"},
     {"__main__"},
