@@ -5,6 +5,7 @@ Flags come from the dataclasses of dit.config. torch is imported only after they
 """
 
 import atexit
+import dataclasses
 import errno
 import importlib
 import io
@@ -27,6 +28,7 @@ from dit.config import (
     EmaConfig,
     EncodeConfig,
     EvalConfig,
+    ExportConfig,
     InfoConfig,
     NllConfig,
     ReportConfig,
@@ -44,12 +46,18 @@ from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import PeerLost, UserError, UserErrors, did_you_mean, refuse_other_package
 from dit.training.defaults import default_settings
 from dit.utils.files import as_started, printable, require_file_or_folder
+from dit.utils.hub import is_hub_name
 
 # where the other was installed later, dit/__init__.py is its own
 refuse_other_package()
 
 CLOSED, MISTAKE, LOST, INTERRUPTED = 1, 2, 5, 130  # exit codes; 4 is the watchdog's
 PATIENCE = 5.0  # seconds in which torchrun ends the other ranks if rank 0 failed as they did
+
+NETWORKS = ("run", "guide", "classifier", "init", "path", "file")
+"""Settings that name a network: a path, or OWNER/NAME of the hub."""
+DIRECTORIES_ONLY = (EmaConfig, ReportConfig)
+"""Commands that read what a run directory alone has."""
 
 SYSTEM_ERRORS = {
     (errno.ENOSPC, errno.EDQUOT): ("a disk with free space", "free some space"),
@@ -88,6 +96,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "encode": (EncodeConfig, "dit.commands.encode:encode"),
     "train-vae": (VaeConfig, "dit.commands.train_vae.command:train_vae"),
     "ema": (EmaConfig, "dit.commands.ema:ema"),
+    "export": (ExportConfig, "dit.commands.export:export"),
     "convert": (ConvertConfig, "dit.commands.convert:convert"),
     "report": (ReportConfig, "dit.commands.report:report"),
     "info": (InfoConfig, "dit.commands.info:show"),
@@ -224,7 +233,7 @@ def _run(name: str, given: Sequence[str], prog: str) -> int:
     """Parse flags, run the command, and turn errors into one line and an exit code."""
     kind, target = COMMANDS[name]
     try:
-        config: Any = parse(kind, list(given), prog)
+        config: Any = _with_local_runs(parse(kind, list(given), prog))
         with _interrupts(), shortages_as_user_errors(config):
             _call(target, config)
     except UserError as error:
@@ -246,6 +255,21 @@ def _run(name: str, given: Sequence[str], prog: str) -> int:
             raise
         return _report(UserError(str(error), "links that lead to a file or folder", "remove them"))
     return 0
+
+
+def _with_local_runs(config: Config) -> Config:
+    """Return the flags of a command with networks of the hub downloaded: OWNER/NAME as a path."""
+    if isinstance(config, DIRECTORIES_ONLY):
+        return config
+    named = {name: getattr(config, name, None) for name in NETWORKS}
+    on_hub = {name: path for name, path in named.items() if path and is_hub_name(str(path))}
+    if not on_hub:
+        return config
+    # it knows the files of networks, and so torch, which takes seconds to import
+    from dit.runs.locate import locate_run
+
+    located = {name: locate_run(path) for name, path in on_hub.items()}
+    return dataclasses.replace(config, **located)  # type: ignore[type-var]
 
 
 def _explain(error: OSError) -> UserError:

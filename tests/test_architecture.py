@@ -26,6 +26,7 @@ LAYERS = [
     {"evaluation"},
     {"report"},
     {"training"},
+    {"export"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -13,7 +13,7 @@ from dit.config.evaluation import (
     SweepConfig,
 )
 from dit.config.flag_names import as_typed, flag_name
-from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
+from dit.config.run_tools import ConvertConfig, EmaConfig, ExportConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import to_json
 from dit.config.training import OPTIMIZERS, ClassifierConfig, TrainConfig
@@ -27,6 +27,7 @@ __all__ = [
     "EmaConfig",
     "EncodeConfig",
     "EvalConfig",
+    "ExportConfig",
     "InfoConfig",
     "NllConfig",
     "ReportConfig",

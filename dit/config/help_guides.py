@@ -9,7 +9,13 @@ from dit.config.evaluation import (
     SweepConfig,
 )
 from dit.config.help import Guide
-from dit.config.run_tools import ConvertConfig, EmaConfig, InfoConfig, ReportConfig
+from dit.config.run_tools import (
+    ConvertConfig,
+    EmaConfig,
+    ExportConfig,
+    InfoConfig,
+    ReportConfig,
+)
 from dit.config.sampling import SampleConfig, ShowConfig
 from dit.config.training import ClassifierConfig, TrainConfig
 
@@ -138,6 +144,13 @@ GUIDES: dict[type, Guide] = {
             ("DiT-XL-2-256x256.pt xl2.safetensors --format dit", "a release of DiT"),
             ("SiT-XL-2-256x256.pt xl2.safetensors --format sit", "a release of SiT"),
             ("xl1.pt xl1.safetensors --vae va-vae --latent-stats stats.pt", "LightningDiT"),
+        )
+    ),
+    ExportConfig: Guide(
+        (
+            ("runs/photos --out photos", "a folder to move: weights, autoencoder, model card"),
+            ("runs/photos --to diffusers --out photos", "for DiffusionPipeline.from_pretrained"),
+            ("runs/photos --to hub --repo OWNER/NAME --license mit", "upload it"),
         )
     ),
     ReportConfig: Guide((("runs/photos", "write runs/photos/report.html"),)),

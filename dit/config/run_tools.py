@@ -7,7 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from dit.config.flag_names import flag_name
-from dit.config.validation import require_lengths, require_values
+from dit.config.validation import require_lengths, require_use, require_values
 from dit.errors import UserError
 
 
@@ -41,6 +41,45 @@ class ConvertConfig:
             raise UserError(
                 f"output {self.out}", "a file that ends in .safetensors", "change its name"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Save a trained network as a folder for others, for diffusers, or on the Hugging Face hub."""
+
+    run: Positional[Path]
+    """Run directory, checkpoint directory, weights file, or whatever else --run of sample.py
+    takes."""
+    to: Literal["folder", "diffusers", "hub"] = "folder"
+    """folder: EMA weights, autoencoder, model card and a picture, to move and to pass as --run.
+    diffusers: the same for DiffusionPipeline.from_pretrained, which then makes the same images.
+    hub: upload the latter."""
+    out: Path | None = None
+    """The folder to write: new, empty, or of `dit export`."""
+    repo: str | None = None
+    """With --to hub: OWNER/NAME of the repository, created if it is not there. The token is that of
+    `hf auth login`, or HF_TOKEN."""
+    private: bool = False
+    """With --to hub: a new repository is private."""
+    stock: bool = False
+    """With --to diffusers: for its own DiTPipeline, without this package. Only a plain DiT of
+    classes can be; the difference of the images is measured and printed."""
+    license: str | None = None
+    """Licence of the weights, such as mit or cc-by-4.0, for the model card; unless given,
+    unknown."""
+
+    def __post_init__(self) -> None:
+        hub = self.to == "hub"
+        given = f"--to {self.to}"
+        require_use(self, ("repo", "private"), hub, f"with {given}", "--to hub", "pass --to hub")
+        require_use(self, ("out",), not hub, f"with {given}", "--to folder")
+        diffusers = self.to == "diffusers"
+        do = "pass --to diffusers"
+        require_use(self, ("stock",), diffusers, f"with {given}", "--to diffusers", do)
+        if hub and self.repo is None:
+            raise UserError(f"{given} without --repo", "OWNER/NAME", "pass --repo OWNER/NAME")
+        if not hub and self.out is None:
+            raise UserError(f"{given} without --out", "the folder to write", "pass --out FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)

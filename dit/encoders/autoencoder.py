@@ -10,15 +10,15 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from dit.encoders.stored_weights import (
+from dit.errors import UserError, one_line
+from dit.utils.hub import absolute_if_local, find_folder
+from dit.utils.image_size import Size, sides, size_flag
+from dit.utils.stored_weights import (
     ANY_WEIGHTS,
     WEIGHTS,
     StoredWeights,
     find_stored_weights,
 )
-from dit.errors import UserError, one_line
-from dit.utils.hub import absolute_if_local, find_folder
-from dit.utils.image_size import Size, sides, size_flag
 from dit.utils.typed_json import read_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -226,15 +226,27 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         return Autoencoder(
             name=name, codec=IdentityCodec(), factor=1, channels=3, shift=0 * one, scale=one
         )
-    folder = _locate(name)
+    folder = locate_autoencoder(name)
     config = _read_config(folder)
     stored = find_stored_weights(folder)
     network = _read_network(folder, config["_class_name"], stored)
-    network = network.to(device, memory_format=torch.channels_last)  # faster convolutions
+    channels = config.get("vq_embed_dim") or network.config.latent_channels
+    _check_statistics(folder / CONFIG, *_statistics(config), channels)
+    return wrap_network(network, config, device, name, stored.checksum)
 
+
+def wrap_network(
+    network: Any, config: CodecConfig, device: torch.device, name: str, checksum: str | None
+) -> Autoencoder:
+    """Return an AutoencoderKL or a VQModel of diffusers, moved to the device and frozen, as ours.
+
+    Args:
+        config: of the network, with the statistics of its latents.
+        name, checksum: of where its weights come from.
+    """
+    network = network.to(device, memory_format=torch.channels_last)  # faster convolutions
     channels = config.get("vq_embed_dim") or network.config.latent_channels
     mean, std = _statistics(config)
-    _check_statistics(folder / CONFIG, mean, std, channels)
     return Autoencoder(
         name=name,
         codec=build_codec(network),
@@ -242,7 +254,7 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencod
         channels=channels,
         shift=_per_channel(mean, device).expand(channels, 1, 1),
         scale=1 / _per_channel(std, device).expand(channels, 1, 1),
-        checksum=stored.checksum,
+        checksum=checksum,
     )
 
 
@@ -272,8 +284,8 @@ def _check_statistics(
         raise UserError(given, "numbers above 0", "copy it again")
 
 
-def _locate(name: str) -> Path:
-    """Return the folder that holds config.json, downloaded if necessary."""
+def locate_autoencoder(name: str) -> Path:
+    """Return the folder that holds config.json of a name but `identity`, downloaded if necessary."""
     if name in BUNDLED:
         return BUNDLED[name]
     # shards and other precisions are downloaded only where the usual file is missing
@@ -325,7 +337,7 @@ def _read_network(folder: Path, kind: str, stored: StoredWeights) -> Any:
 
     file = stored.listing
     try:
-        with _quiet():
+        with quiet_diffusers():
             network, info = getattr(diffusers, kind).from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -351,7 +363,7 @@ def _read_network(folder: Path, kind: str, stored: StoredWeights) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_diffusers() -> Iterator[None]:
     # diffusers warns that a VQModel ignores the latent statistics in its config; we use them
     from diffusers.utils import logging
 

@@ -138,7 +138,7 @@ def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
 
     Only safetensors are read, and no code beside them is run.
     """
-    folder = _locate(name)
+    folder = locate_text_encoder(name)
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         raise UserError(
@@ -189,7 +189,7 @@ def _unusable(name: str, error: Exception) -> UserError:
     )
 
 
-def _locate(name: str) -> Path:
+def locate_text_encoder(name: str) -> Path:
     """Return the folder that holds config.json, downloaded if necessary."""
     if name == "digits":
         return BUNDLED

@@ -36,6 +36,7 @@ class TimestepEmbedder(nn.Module):
     """Times [B] to vectors [B, D]: cosines and sines of 128 frequencies, two linear layers."""
 
     time_scale = 1.0  # a factor on the times; 1/1000 in networks that were trained on 0 … 1
+    endpoint = False  # whether the lowest frequency is 1/10000 itself, see `frequencies`
 
     def __init__(self, hidden_size: int, frequency_size: int = 256):
         super().__init__()
@@ -54,7 +55,7 @@ class TimestepEmbedder(nn.Module):
 
     def exact_waves(self, t: Tensor) -> Tensor:
         """Return the cosines and sines of times: [B, 256], at least float32."""
-        return sinusoids(self.time_scale * t, self.frequency_size)
+        return sinusoids(self.time_scale * t, self.frequency_size, self.endpoint)
 
 
 class IntervalEmbedder(TimestepEmbedder):
@@ -84,7 +85,8 @@ class IntervalEmbedder(TimestepEmbedder):
         """Return the means of cosines and sines over normal times around t: [B, 256]."""
         waves = super().exact_waves(t)
         # E cos(f (t + s n)) = exp(-(f s)^2 / 2) cos(f t) for a standard normal n
-        angles = self.time_scale * SMOOTHING * frequencies(self.frequency_size, t)
+        along = frequencies(self.frequency_size, t, self.endpoint)
+        angles = self.time_scale * SMOOTHING * along
         return waves * torch.exp(-angles.square() / 2).repeat(2)
 
 
@@ -114,19 +116,24 @@ def text_mask(text: Tensor) -> Tensor:
     return text.any(dim=-1) | first
 
 
-def sinusoids(position: Tensor, size: int) -> Tensor:
+def sinusoids(position: Tensor, size: int, endpoint: bool = False) -> Tensor:
     """Return cosines and sines at frequencies from 1 to 1/10000: [N] -> [N, size]."""
-    along = frequencies(size, position)
+    along = frequencies(size, position, endpoint)
     angles = position[:, None].to(along.dtype) * along
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def frequencies(size: int, like: Tensor) -> Tensor:
-    """Return size / 2 frequencies from 1 to 1/10000, at least float32, where `like` is."""
+def frequencies(size: int, like: Tensor, endpoint: bool = False) -> Tensor:
+    """Return size / 2 frequencies from 1 to 1/10000, at least float32, where `like` is.
+
+    Args:
+        endpoint: whether 1/10000 is among them: 10000^(-i / 127), as diffusers' DiT has them, not
+            10000^(-i / 128), as the release does.
+    """
     half = size // 2
     dtype = torch.promote_types(like.dtype, torch.float32)
     exponents = torch.arange(half, dtype=dtype, device=like.device)
-    return torch.exp(-math.log(10000) * exponents / half)
+    return torch.exp(-math.log(10000) * exponents / (half - endpoint))
 
 
 def position_embedding(

@@ -13,7 +13,7 @@ from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import DiT, PatchTransformer
 from dit.models.embeddings import IntervalEmbedder, with_lengths
-from dit.models.layers import PLAIN, parse_layers
+from dit.models.layers import EPS, PLAIN, parse_layers
 from dit.models.parts import early_block
 from dit.models.routing import number_kept
 from dit.models.sizes import PATCHES, SIZES, grid_of
@@ -38,6 +38,8 @@ def create_model(
     time_scale: float = 1.0,
     inner_head: bool = False,
     interval: bool = False,
+    time_endpoint: bool = False,
+    mlp_norm_eps: float = EPS,
 ) -> nn.Module:
     """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
     check_name(name, conditioning, block, inner_head)
@@ -49,7 +51,7 @@ def create_model(
     )
 
     # only imported transformers were trained on other times
-    assert family == "DiT" or time_scale == 1
+    assert family == "DiT" or (time_scale, time_endpoint, mlp_norm_eps) == (1, False, EPS)
     if family == "UNet":
         options = dict(unet.SIZES[size])
         if unet_attention is not None:
@@ -84,6 +86,9 @@ def create_model(
         # drawn last, so that all other weights are those of a network without it
         transformer.t_embedder = with_lengths(transformer.t_embedder)
     transformer.t_embedder.time_scale = time_scale
+    transformer.t_embedder.endpoint = time_endpoint
+    for block in transformer.blocks:
+        block.norm2.eps = mlp_norm_eps  # type: ignore[union-attr]
     return transformer
 
 

@@ -187,7 +187,7 @@ def to_page(report: Report) -> Page:
     return Page(
         report.title,
         software_subtitle(protocol.get("software", {})),
-        essentials(report),
+        essentials(report.protocol, report.scores),
         [scores, *_sections(report), Section("Protocol", protocol=protocol)],
         "The same numbers for programs: report.json.",
         verdict=report.verdict,
@@ -394,10 +394,12 @@ def limits_table(limits: Mapping[str, Extrapolation]) -> Table:
 # -- what the numbers mean nothing without ---------------------------------------------------------
 
 
-def essentials(report: Report) -> dict[str, str]:
+def essentials(
+    protocol: Mapping[str, Mapping[str, Any]], scores: Mapping[str, object]
+) -> dict[str, str]:
     """Return samples, sampler, guidance, features and reference in words."""
     samples, sampling, reference = (
-        report.protocol.get(part, {}) for part in ("samples", "sampling", "reference")
+        protocol.get(part, {}) for part in ("samples", "sampling", "reference")
     )
     size, steps = samples.get("size", UNKNOWN), sampling.get("steps", UNKNOWN)
     counts = [_images(samples), "" if size == UNKNOWN else show(size)]
@@ -407,7 +409,7 @@ def essentials(report: Report) -> dict[str, str]:
         "samples": " of ".join(filter(None, counts)),
         "sampler": sampler if steps == UNKNOWN else f"{sampler}, {show(steps)} steps",
         "guidance": _guidance(sampling),
-        "features": ", ".join(dict.fromkeys(parse(name).network for name in report.scores)),
+        "features": ", ".join(dict.fromkeys(parse(name).network for name in scores)),
         "reference": ", ".join(filter(None, (source, _images(reference)))),
     }
 

@@ -60,6 +60,8 @@ ABSENT = {
     "sampling/network unet_attention": None,
     "sampling/network time_scale": 1.0,
     "sampling/network interval": False,
+    "sampling/network time_endpoint": False,
+    "sampling/network mlp_norm_eps": 1e-6,
 }
 """What the absence of an entry means in a report that names its sampler."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dit.config import TrainConfig, to_json
 from dit.errors import UserError
-from dit.models.layers import parse_layers
+from dit.models.layers import EPS, parse_layers
 from dit.models.registry import check_name
 from dit.utils.files import shell_quote
 from dit.utils.image_size import Size, sides
@@ -38,6 +38,8 @@ class NetworkSpec:
     interval: bool = (
         False  # whether it takes lengths of steps beside times, see models/embeddings.py
     )
+    time_endpoint: bool = False  # times at 10000^(-i / 127), as of diffusers, not i / 128
+    mlp_norm_eps: float = EPS  # of the norm before the MLP; diffusers has 1e-5
 
     def __post_init__(self) -> None:
         text = self.conditioning == "text"
@@ -56,8 +58,13 @@ class NetworkSpec:
         check_name(self.model, self.conditioning, self.block, self.inner_head)
         # networks are compared as text, and plain+rope+qknorm is plain+qknorm+rope
         object.__setattr__(self, "block", parse_layers(self.block).spec)
-        if self.interval and not self.model.startswith("DiT-"):
-            raise UserError(f"interval with model {self.model}", "a DiT with it", INTACT)
+        is_dit = self.model.startswith("DiT-")
+        for name in ("interval", "time_endpoint"):
+            if getattr(self, name) and not is_dit:
+                raise UserError(f"{name} with model {self.model}", "a DiT with it", INTACT)
+        if not 0 < self.mlp_norm_eps < 1 or (self.mlp_norm_eps != EPS and not is_dit):
+            given = f"mlp_norm_eps {self.mlp_norm_eps:g} with model {self.model}"
+            raise UserError(given, f"a small number, {EPS:g} but for a DiT", INTACT)
         if not text and self.text_width is not None:
             given = f"text_width {self.text_width} with conditioning {self.conditioning}"
             raise UserError(given, "conditioning text with it", INTACT)

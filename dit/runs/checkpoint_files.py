@@ -24,12 +24,14 @@ from typing import TypedDict
 
 from dit.errors import UserError
 from dit.runs.card import ModelCard
+from dit.runs.formats.diffusers_folder import find_network
 from dit.runs.weights import WEIGHTS, read_header
 from dit.utils.files import sha256, shell_quote
 from dit.utils.typed_json import read_json
 
 BEST = "best"  # in a run, a link to its best checkpoint
 META = "meta.json"
+SAVED = "model.safetensors"  # weights in a folder of `dit export`
 STATE = (".safetensors", ".json")  # endings of the files in state/
 
 
@@ -212,7 +214,9 @@ def require_intact(file: Path, recorded: Listed, do: str) -> None:
 
 
 def find_weights(path: Path) -> Path:
-    """Return the weights file of a run, a checkpoint or a file, after checking it.
+    """Return the weights file of a run, a checkpoint or another folder, after checking it.
+
+    A folder may be one of `dit export`, or a pipeline of diffusers.
 
     Raises:
         UserError: there is none, or its checkpoint is damaged.
@@ -221,6 +225,8 @@ def find_weights(path: Path) -> Path:
         return path
     checkpoint = path if (path / META).exists() else latest_checkpoint(path)
     if checkpoint is None:
+        if saved := find_saved(path):
+            return saved
         refuse_incomplete(path)
         raise _no_weights(path)
     if checkpoint.is_symlink():
@@ -230,10 +236,19 @@ def find_weights(path: Path) -> Path:
     return next(checkpoint.glob(WEIGHTS))
 
 
+def find_saved(folder: Path) -> Path | None:
+    """Return the weights in a folder of `dit export` or of diffusers; None if it is neither."""
+    file = folder / SAVED
+    return file if file.is_file() else find_network(folder)
+
+
 def _no_weights(path: Path) -> UserError:
     """Return the error for a path without a checkpoint: what it is instead, and what to do."""
     given = f"no checkpoint in {path}"
-    expected = "a run directory, a checkpoint directory or a .safetensors file"
+    expected = (
+        "a run directory, a checkpoint directory, a .safetensors file, or a folder of `dit export` "
+        "or of a DiT of diffusers"
+    )
     if is_run(path):
         given += ", a run that has none yet"
         do = "wait for its first, or start it again with the flags that it had"

@@ -1,8 +1,11 @@
-"""Files of weights: safetensors with the model card in the header."""
+"""Files of weights: safetensors with the model card in the header, or of a pipeline of diffusers.
+
+A card in a folder that was made to be moved names the networks beside its file: `./vae`.
+"""
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,17 @@ from torch import Tensor
 
 from dit.errors import UserError
 from dit.runs.card import ModelCard
+from dit.runs.formats.diffusers_folder import (
+    TRANSFORMER,
+    is_diffusers_network,
+    read_diffusers_card,
+    read_diffusers_weights,
+)
+from dit.utils.hub import name_in_cache
 from dit.utils.typed_json import WrongJson, from_json, parse_json
 
 WEIGHTS = "ema-*.safetensors"
+BESIDE = "vae", "text_encoder"  # settings that may name a folder beside the file
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,17 @@ class Weights:
 
     @property
     def home(self) -> Path:
-        """Return the run directory that the file belongs to, else its folder."""
+        """Return the run directory that the file belongs to, else its folder.
+
+        Of a file in the hub's cache, which is no place for results, runs/OWNER--NAME.
+        """
         folder = self.path.parent
-        return folder.parents[1] if folder.parent.name == "checkpoints" else folder
+        if folder.parent.name == "checkpoints":
+            return folder.parents[1]
+        if folder.name == TRANSFORMER:
+            folder = folder.parent
+        name = name_in_cache(folder)
+        return Path("runs", name.replace("/", "--")) if name else folder
 
 
 def write_weights(file: Path, state_dict: dict[str, Tensor], card: ModelCard, step: int) -> None:
@@ -47,7 +66,10 @@ def write_weights(file: Path, state_dict: dict[str, Tensor], card: ModelCard, st
 def read_weights(file: Path) -> Weights:
     """Read EMA weights; refuse numbers that no network has."""
     card, step = read_header(file)
-    state_dict = load_file(file)
+    if is_diffusers_network(file):
+        state_dict = read_diffusers_weights(file, card.network)
+    else:
+        state_dict = load_file(file)
     require_usable(file, state_dict, "take another checkpoint")
     return Weights(file, card, step, state_dict)
 
@@ -68,6 +90,8 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
     Raises:
         UserError: not such a file, or truncated.
     """
+    if is_diffusers_network(file):
+        return read_diffusers_card(file), 0
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get("dit")
@@ -84,7 +108,17 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
     try:
         values = parse_json(header, dict[str, Any])
         step = from_json(int, values.pop("step", None), "step")
-        return ModelCard.from_json(values), step
+        return _with_absolute_names(ModelCard.from_json(values), file.parent), step
     except WrongJson as error:
         given = f"the header of {file} is damaged ({error})"
         raise UserError(given, expected, "take another checkpoint") from None
+
+
+def _with_absolute_names(card: ModelCard, folder: Path) -> ModelCard:
+    """Return the card with absolute names of the networks that lie beside its file."""
+    found = {}
+    for setting in BESIDE:
+        name = getattr(card.config, setting)
+        if name and name.startswith("."):
+            found[setting] = os.path.normpath(folder.absolute() / name)
+    return replace(card, config=replace(card.config, **found)) if found else card

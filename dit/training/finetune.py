@@ -20,6 +20,8 @@ PARTS = {
     "text_width": "width of text",
     "unet_attention": "attention at",
     "time_scale": "times scaled by",
+    "time_endpoint": "times embedded as diffusers does",
+    "mlp_norm_eps": "epsilon of the MLP's norm",
 }
 """What two networks must share for one to start from the other, beside condition and classes."""
 

@@ -58,10 +58,17 @@ def load_inputs(
     vision = build_vision_encoder(card.config, card.network, ranks.device)
     card = replace(card, vae_sha256=autoencoder.checksum)
     card = replace(card, align_sha256=vision.checksum if vision else None)
-    # which times a network embeds is no flag: it follows from the weights that training starts from
+    # how a network embeds times is no flag: it follows from the weights that training starts from
     start = before if last else card_of_init(config)
     if start:
-        card = replace(card, network=replace(card.network, time_scale=start.network.time_scale))
+        theirs = start.network
+        network = replace(
+            card.network,
+            time_scale=theirs.time_scale,
+            time_endpoint=theirs.time_endpoint,
+            mlp_norm_eps=theirs.mlp_norm_eps,
+        )
+        card = replace(card, network=network)
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
     autoencoder = with_data_statistics(autoencoder, card)

@@ -1,11 +1,13 @@
 """Networks by name: local folders, or files of the Hugging Face hub."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dit.errors import UserError, one_line
 
 BUNDLED = ("digits", "tiny", "identity")  # never names of folders
+FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".json")  # never ends of hub names
 PATIENCE = 5.0  # seconds in which the hub answers, or counts as out of reach
 
 
@@ -38,6 +40,23 @@ def absolute_if_local(name: str) -> str:
     """Return the name of a network, of a local folder its absolute path."""
     path = Path(name).expanduser()
     return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name can be OWNER/NAME of the hub, and is no path, nor one in a folder here."""
+    match = re.fullmatch(r"(\w[\w.-]*)/(\w[\w.-]*)", name, re.ASCII)
+    if not match or name.endswith(FILES):
+        return False
+    # a path with a mistake is more likely than an owner of the name of a folder here
+    return not Path(name).exists() and not Path(match[1]).exists()
+
+
+def name_in_cache(folder: Path) -> str | None:
+    """Return the OWNER/NAME of a folder of the hub's cache: models--OWNER--NAME/snapshots/…."""
+    name = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not name.startswith("models--"):
+        return None
+    return name.removeprefix("models--").replace("--", "/")
 
 
 def is_cached(name: str, files: Iterable[str]) -> bool:

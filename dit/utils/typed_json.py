@@ -51,14 +51,15 @@ class WrongJson(ValueError):
     """Text that is no JSON, or JSON of other types than expected."""
 
 
-def read_json(file: Path, kind: type[Kind], expected: str, do: str) -> Kind:
+def read_json(file: Path, kind: type[Kind], expected: str, do: str, nan: bool = False) -> Kind:
     """Return the content of a JSON file as a `kind`.
 
     Args:
         expected, do: the end of the error where the file is missing or damaged.
+        nan: whether numbers may be NaN and infinite, as in files of diffusers.
     """
     try:
-        return parse_json(file.read_bytes(), kind)
+        return parse_json(file.read_bytes(), kind, nan)
     except OSError as error:
         reason = error.strerror or str(error)
     except WrongJson as error:

@@ -24,7 +24,6 @@ from dit.commands.sweep.earlier import check_folder
 from dit.commands.sweep.points import describe, read_point
 from dit.encoders import autoencoder
 from dit.encoders.autoencoder import BUNDLED, load_autoencoder
-from dit.encoders.stored_weights import find_stored_weights
 from dit.errors import UserError
 from dit.evaluation.inputs.statistics import read_statistics
 from dit.evaluation.samples import is_unconditional, recorded_settings
@@ -43,6 +42,7 @@ from dit.runs.weights import read_weights
 from dit.training.monitoring.eval_protocol import read_protocols
 from dit.training.monitoring.trackers import wandb_id
 from dit.utils.files import write_json
+from dit.utils.stored_weights import find_stored_weights
 
 OLD = Path(__file__).parents[1] / "data" / "run-of-2257fc1"
 POINT = next((OLD / "sweep" / "points").glob("*.json")).stem

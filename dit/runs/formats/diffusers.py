@@ -68,7 +68,7 @@ def diffusers_config(spec: NetworkSpec) -> dict[str, Any]:
         in_channels=spec.in_channels,
         out_channels=spec.in_channels * (1 + spec.learn_sigma),
         num_embeds_ada_norm=spec.num_classes,
-        norm_eps=1e-6,
+        norm_eps=spec.mlp_norm_eps,
     )
 
 

@@ -1,0 +1,1 @@
+"""Networks for others: folders that load elsewhere, pipelines of diffusers, the Hugging Face hub."""
