@@ -6,7 +6,7 @@
 Which lever pays, by a row for each in two minutes, scored once:
 
     python -m benchmarks.time_to_quality --sets emoji-64 --recipes flow ours --levers --minutes 2
-        --marks 10 --scales 1.5 --record
+        --marks 10 --scales 1 --record
 
 Each recipe trains alone for the same seconds, from the same latents, and is scored at tenths of the
 budget by the same evaluator: the features of a small classifier of the set, which are never called
