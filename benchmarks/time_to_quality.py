@@ -80,6 +80,10 @@ SHORT, LONG = 2, 12  # steps of two trainings that tell the speed
 SHOWN = 18  # samples of each recipe that are drawn
 
 
+Distances = dict[float, float | None]
+"""Fréchet distances by the scale of guidance; None of a run that diverged."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """One set of images, with a budget."""
@@ -157,34 +161,22 @@ class Bench:
     def score(self, recipe: str, run: Path) -> list[dict[str, Any]]:
         """Return what a run reached at each mark, without guidance and at its best scale."""
         steps = read_metrics(run / "metrics.jsonl")[-1]["step"]
-        sampler = SAMPLER.get(recipe, OTHER_SAMPLER)
-        scales = ",".join(f"{scale:g}" for scale in self.scales)
         rows = []
         for mark in self.marks[-1:] if split_part(recipe)[1] > 1 else self.marks:
             step = steps * mark // 10
-            out = run / "scores" / f"{step}-{scales}"
             checkpoint = run / "checkpoints" / checkpoint_name(step)
-            if not (out / "sweep.json").exists():
-                perform(
-                    f"dit sweep --run {checkpoint} --cfg-scale {scales} "
-                    f"--sampler {sampler} --steps {SAMPLING_STEPS} "
-                    f"--reference data/{self.name} --crop --num-samples {self.samples} "
-                    f"--extractor {EXTRACTOR} --weights data/{self.name}.safetensors "
-                    f"--bootstrap 0 --out {out}"
-                )
-            rows.append(self.row(recipe, run, step, json.loads((out / "sweep.json").read_text())))
+            sampler = SAMPLER.get(recipe, OTHER_SAMPLER)
+            scored = distances(checkpoint, self.name, self.scales, self.samples, sampler)
+            rows.append(self.row(recipe, run, step, *scored))
         return rows
 
-    def row(self, recipe: str, run: Path, step: int, sweep: dict[str, Any]) -> dict[str, Any]:
+    def row(
+        self, recipe: str, run: Path, step: int, distances: Distances, floor: float
+    ) -> dict[str, Any]:
         """Return the result of one mark."""
         flags = self.flags(recipe)
         card, _ = read_header(find_weights(run))
         images = step * card.config.global_batch_size
-        distances = {}
-        for point in sweep["points"]:
-            name = next(name for name in point["scores"] if name.startswith("FD("))
-            distances[point["cfg_scale"]] = point["scores"][name]
-            floor = sweep["floor"][name]["mean"]  # the same for all points
         known = {scale: value for scale, value in distances.items() if value is not None}
         best = min(known, key=known.__getitem__, default=None)
         return {
@@ -197,6 +189,29 @@ class Bench:
             "scale": best,
             "floor": floor,
         }
+
+
+def distances(
+    checkpoint: Path, images: str, scales: Sequence[float], samples: int, sampler: str
+) -> tuple[Distances, float]:
+    """Return the distance of samples of a checkpoint from a set, by scale, and that of real images.
+
+    They are kept beside the checkpoint's run.
+    """
+    listed = ",".join(f"{scale:g}" for scale in scales)
+    out = checkpoint.parents[1] / "scores" / f"{checkpoint.name}-{listed}"
+    if not (out / "sweep.json").exists():
+        perform(
+            f"dit sweep --run {checkpoint} --cfg-scale {listed} "
+            f"--sampler {sampler} --steps {SAMPLING_STEPS} "
+            f"--reference data/{images} --crop --num-samples {samples} "
+            f"--extractor {EXTRACTOR} --weights data/{images}.safetensors "
+            f"--bootstrap 0 --out {out}"
+        )
+    sweep = json.loads((out / "sweep.json").read_text())
+    name = next(name for name in sweep["floor"] if name.startswith("FD("))
+    found = {point["cfg_scale"]: point["scores"][name] for point in sweep["points"]}
+    return found, sweep["floor"][name]["mean"]
 
 
 def split_part(recipe: str) -> tuple[str, int]:
