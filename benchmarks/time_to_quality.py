@@ -49,7 +49,7 @@ SETS = {"mnist-5k": 32, "emoji-64": 64}
 """Image sizes in pixels: digits of 28 px are enlarged to what the autoencoder halves twice."""
 FIRST_STAGE = "--steps 600 --channels 16 32 64 --latent-channels 4"
 EXTRACTOR = "benchmarks.small_features:SmallFeatures"
-COMMON = "--model DiT-Ti/2 --latent-norm data --sample-every 0 --keep 1"
+COMMON = "--preset digits --model DiT-Ti/2 --latent-norm data --sample-every 0 --keep 1"
 
 RELEASE = (
     "--process linear --objective eps --learn-sigma --time-sampling uniform --lr 1e-4 "
