@@ -3,11 +3,16 @@
     python -m benchmarks.time_to_quality [--sets mnist-5k emoji-64] [--recipes 2022 flow ours]
         [--minutes 10] [--seeds 0 1] [--levers] [--record]
 
+Which lever pays, by a row for each in two minutes, scored once:
+
+    python -m benchmarks.time_to_quality --sets emoji-64 --recipes flow ours --levers --minutes 2
+        --marks 10 --scales 1 --record
+
 Each recipe trains alone for the same seconds, from the same latents, and is scored at tenths of the
 budget by the same evaluator: the features of a small classifier of the set, which are never called
-FID. `flow-third` and `ours-third` have a third of the budget. Every step is a command that a user
-could type. An interrupted benchmark goes on where it was. Seconds are CPU time on one core, so that
-other work on the machine does not count.
+FID. `flow-third` has a third of the budget, `ours-fiftieth` a fiftieth. Every step is a command
+that a user could type. An interrupted benchmark goes on where it was. Seconds are CPU time on one
+core, so that other work on the machine does not count.
 
 What the comparison is not: the rate of `flow` was tuned on mnist-5k, while `2022` keeps the flags
 of its release, made for trainings of weeks. Marks before the last are of one schedule: `flow` and
@@ -44,7 +49,7 @@ SETS = {"mnist-5k": 32, "emoji-64": 64}
 """Image sizes in pixels: digits of 28 px are enlarged to what the autoencoder halves twice."""
 FIRST_STAGE = "--steps 600 --channels 16 32 64 --latent-channels 4"
 EXTRACTOR = "benchmarks.small_features:SmallFeatures"
-COMMON = "--model DiT-Ti/2 --latent-norm data --sample-every 0 --keep 1"
+COMMON = "--preset digits --model DiT-Ti/2 --latent-norm data --sample-every 0 --keep 1"
 
 RELEASE = (
     "--process linear --objective eps --learn-sigma --time-sampling uniform --lr 1e-4 "
@@ -63,16 +68,20 @@ LEVERS = {
     "inner": "--inner-head",
 }
 OURS = ("modern", "batch")
-THIRD = "-third"
-"""Ends the name of a recipe that trains for a third of the budget."""
-RECIPES = ["2022", "flow", f"flow{THIRD}", "ours", f"ours{THIRD}"]
+PARTS = {"-third": 3, "-fiftieth": 50}
+"""Ends of the names of recipes that train for a part of the budget."""
+RECIPES = ["2022", "flow", "flow-third", "ours", "ours-third", "ours-fiftieth"]
 # few steps, to save time: the release samples in 250
 SAMPLER = {"2022": "ddim"}
 OTHER_SAMPLER, SAMPLING_STEPS = "dpmpp_2m", 10
 SCALES = (1.0, 1.5, 2.0)
 MARKS = (1, 2, 5, 10)  # tenths of the budget that are scored
-SHORT, LONG = 10, 40  # steps of two trainings that tell the speed
+SHORT, LONG = 2, 12  # steps of two trainings that tell the speed
 SHOWN = 18  # samples of each recipe that are drawn
+
+
+Distances = dict[float, float | None]
+"""Fréchet distances by the scale of guidance; None of a run that diverged."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,8 @@ class Bench:
     root: Path
     minutes: float
     samples: int
+    marks: Sequence[int] = MARKS
+    scales: Sequence[float] = SCALES
 
     @property
     def folder(self) -> Path:
@@ -109,9 +120,13 @@ class Bench:
             f"--image-size {SETS[self.name]} {COMMON} {recipe_flags(recipe)}"
         )
 
+    def run(self, recipe: str, seed: int) -> Path:
+        """Return the folder of a training."""
+        return self.folder / f"{self.minutes:g}-minutes" / f"{recipe}-{seed}"
+
     def train(self, recipe: str, seed: int) -> Path:
         """Return the run of a recipe that trained for the budget."""
-        run = self.folder / f"{recipe}-{seed}"
+        run = self.run(recipe, seed)
         flags = self.flags(recipe)
         steps = self.steps_in_budget(recipe, flags)
         typed = f"dit train {flags} --seed {seed} --steps {steps}"
@@ -123,9 +138,11 @@ class Bench:
 
     def steps_in_budget(self, recipe: str, flags: str) -> int:
         """Return the steps that a recipe does in the budget."""
-        share = 1 / 3 if recipe.endswith(THIRD) else 1
-        seconds = self.seconds_per_step(recipe.removesuffix(THIRD), flags)
-        return max(10, int(60 * self.minutes * share / seconds) // 10 * 10)
+        recipe, part = split_part(recipe)
+        seconds = self.seconds_per_step(recipe, flags)
+        # whole tenths, where one is scored before the end
+        unit = 1 if tuple(self.marks) == MARKS[-1:] else 10
+        return max(10, int(60 * self.minutes / part / seconds) // unit * unit)
 
     def seconds_per_step(self, recipe: str, flags: str) -> float:
         """Return the CPU seconds of a step, without start-up: what more steps take more."""
@@ -146,51 +163,70 @@ class Bench:
     def score(self, recipe: str, run: Path) -> list[dict[str, Any]]:
         """Return what a run reached at each mark, without guidance and at its best scale."""
         steps = read_metrics(run / "metrics.jsonl")[-1]["step"]
-        sampler = SAMPLER.get(recipe, OTHER_SAMPLER)
-        scales = ",".join(f"{scale:g}" for scale in SCALES)
         rows = []
-        for mark in MARKS[-1:] if recipe.endswith(THIRD) else MARKS:
+        for mark in self.marks[-1:] if split_part(recipe)[1] > 1 else self.marks:
             step = steps * mark // 10
-            out = run / "scores" / str(step)
             checkpoint = run / "checkpoints" / checkpoint_name(step)
-            if not (out / "sweep.json").exists():
-                perform(
-                    f"dit sweep --run {checkpoint} --cfg-scale {scales} "
-                    f"--sampler {sampler} --steps {SAMPLING_STEPS} "
-                    f"--reference data/{self.name} --crop --num-samples {self.samples} "
-                    f"--extractor {EXTRACTOR} --weights data/{self.name}.safetensors "
-                    f"--bootstrap 0 --out {out}"
-                )
-            rows.append(self.row(recipe, run, step, json.loads((out / "sweep.json").read_text())))
+            sampler = SAMPLER.get(recipe, OTHER_SAMPLER)
+            scored = distances(checkpoint, self.name, self.scales, self.samples, sampler)
+            rows.append(self.row(recipe, run, step, *scored))
         return rows
 
-    def row(self, recipe: str, run: Path, step: int, sweep: dict[str, Any]) -> dict[str, Any]:
+    def row(
+        self, recipe: str, run: Path, step: int, distances: Distances, floor: float
+    ) -> dict[str, Any]:
         """Return the result of one mark."""
         flags = self.flags(recipe)
         card, _ = read_header(find_weights(run))
         images = step * card.config.global_batch_size
-        distances = {}
-        for point in sweep["points"]:
-            name = next(name for name in point["scores"] if name.startswith("FD("))
-            distances[point["cfg_scale"]] = point["scores"][name]
-            floor = sweep["floor"][name]["mean"]  # the same for all points
         known = {scale: value for scale, value in distances.items() if value is not None}
         best = min(known, key=known.__getitem__, default=None)
         return {
             "step": step,
-            "seconds": step * self.seconds_per_step(recipe.removesuffix(THIRD), flags),
+            "seconds": step * self.seconds_per_step(split_part(recipe)[0], flags),
             "images": images,
             "flops": images * training_flops(card.network, route=card.config.route),
-            "distance": distances[1.0],
+            "distance": distances.get(1.0),
             "guided": None if best is None else known[best],
             "scale": best,
             "floor": floor,
         }
 
 
+def distances(
+    checkpoint: Path, images: str, scales: Sequence[float], samples: int, sampler: str
+) -> tuple[Distances, float]:
+    """Return the distance of samples of a checkpoint from a set, by scale, and that of real images.
+
+    They are kept beside the checkpoint's run.
+    """
+    listed = ",".join(f"{scale:g}" for scale in scales)
+    out = checkpoint.parents[1] / "scores" / f"{checkpoint.name}-{listed}"
+    if not (out / "sweep.json").exists():
+        perform(
+            f"dit sweep --run {checkpoint} --cfg-scale {listed} "
+            f"--sampler {sampler} --steps {SAMPLING_STEPS} "
+            f"--reference data/{images} --crop --num-samples {samples} "
+            f"--extractor {EXTRACTOR} --weights data/{images}.safetensors "
+            f"--bootstrap 0 --out {out}"
+        )
+    sweep = json.loads((out / "sweep.json").read_text())
+    name = next(name for name in sweep["floor"] if name.startswith("FD("))
+    found = {point["cfg_scale"]: point["scores"][name] for point in sweep["points"]}
+    return found, sweep["floor"][name]["mean"]
+
+
+def split_part(recipe: str) -> tuple[str, int]:
+    """Return a recipe of the whole budget, and the number of parts of which it has one."""
+    for end, part in PARTS.items():
+        if recipe.endswith(end):
+            return recipe.removesuffix(end), part
+    return recipe, 1
+
+
 def recipe_flags(recipe: str) -> str:
-    """Return the flags of a recipe: 2022, flow, ours; flow+LEVER; ours-LEVER; any with -third."""
-    recipe = recipe.removesuffix(THIRD)
+    """Return the flags of a recipe: 2022, flow, ours; flow+LEVER; ours-LEVER; a part of any."""
+    recipe, _ = split_part(recipe)
     if recipe == "2022":
         return RELEASE
     levers: tuple[str, ...] = ()
@@ -202,11 +238,16 @@ def recipe_flags(recipe: str) -> str:
 
 
 def recipes_with_levers() -> Iterator[str]:
-    """Yield a recipe for each lever alone on top of flow, and for each left out of ours."""
-    for lever in LEVERS:
-        yield f"flow+{lever}"
+    """Yield a recipe for each lever alone on top of flow, and for each left out of ours.
+
+    Of two levers, that without one is the other alone: each training is named once.
+    """
+    alone = [f"flow+{lever}" for lever in LEVERS]
+    yield from alone
+    known = {recipe_flags(recipe) for recipe in alone}
     for lever in OURS:
-        yield f"ours-{lever}"
+        if recipe_flags(f"ours-{lever}") not in known:
+            yield f"ours-{lever}"
 
 
 def draw(results: dict[str, dict[str, list[dict[str, Any]]]]) -> Image.Image:
@@ -236,7 +277,7 @@ def draw_samples(bench: Bench, recipes: Sequence[str], seed: int) -> Image.Image
     """Return samples of each recipe at the end of its budget, a row each, with the same noise."""
     images = []
     for recipe in recipes:
-        run = load_run(bench.folder / f"{recipe}-{seed}", torch.device("cpu"))
+        run = load_run(bench.run(recipe, seed), torch.device("cpu"))
         sampling = SamplerConfig(
             sampler=SAMPLER.get(recipe, OTHER_SAMPLER),  # type: ignore[arg-type]
             steps=SAMPLING_STEPS,
@@ -260,6 +301,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each recipe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--num-samples", type=int, default=500, help="behind each score")
+    parser.add_argument(
+        "--marks", nargs="+", type=int, default=MARKS, help="tenths of the budget that are scored"
+    )
+    parser.add_argument("--scales", nargs="+", type=float, default=SCALES, help="of the guidance")
     parser.add_argument("--levers", action="store_true", help="also each alone and each left out")
     args = parser.parse_args()
 
@@ -267,7 +312,7 @@ def main() -> None:
     recipes = [*args.recipes, *(recipes_with_levers() if args.levers else ())]
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name in args.sets:
-        bench = Bench(name, args.out, args.minutes, args.num_samples)
+        bench = Bench(name, args.out, args.minutes, args.num_samples, args.marks, args.scales)
         bench.prepare()
         results[name] = {}
         for recipe in recipes:
@@ -276,11 +321,15 @@ def main() -> None:
                 results[name][f"{recipe}, seed {seed}"] = rows
                 for row in rows:
                     print(f"{name:<10}{recipe:<14}{seed:>3}", json.dumps(row))
-        drawn = draw_samples(bench, recipes, args.seeds[0])
-        drawn.save(args.out / f"samples-{name}.png")
-        print(args.out / f"samples-{name}.png")
-    picture = draw(results)
-    picture.save(args.out / "time-to-quality.png")
+        if not args.levers:
+            drawn = draw_samples(bench, recipes, args.seeds[0])
+            drawn.save(args.out / f"samples-{name}.png")
+    if args.levers:
+        # a table of its own, without curves
+        if args.record:
+            print(record("time-to-quality-levers", typed_command(), results))
+        return
+    draw(results).save(args.out / "time-to-quality.png")
     print(args.out / "time-to-quality.png")
     if args.record:
         for file in (args.out / "time-to-quality.png", *args.out.glob("samples-*.png")):

@@ -6,7 +6,14 @@ import sys
 import pytest
 
 from benchmarks import time_to_quality
-from benchmarks.time_to_quality import FLOW, LEVERS, OURS, recipe_flags, recipes_with_levers
+from benchmarks.time_to_quality import (
+    FLOW,
+    LEVERS,
+    OURS,
+    Bench,
+    recipe_flags,
+    recipes_with_levers,
+)
 from dit.cli import main
 
 
@@ -16,6 +23,21 @@ def test_a_lever_is_alone_on_flow_or_left_out_of_ours():
     assert recipe_flags("ours") == " ".join([FLOW, *(LEVERS[lever] for lever in OURS)])
     for lever in OURS:
         assert LEVERS[lever] not in recipe_flags(f"ours-{lever}")
+
+
+def test_no_training_is_named_twice():
+    """Two minutes each: of two levers, one left out is the other alone."""
+    flags = [recipe_flags(recipe) for recipe in ("flow", "ours", *recipes_with_levers())]
+    assert len(set(flags)) == len(flags)
+    assert recipe_flags("ours-batch") in flags
+
+
+def test_a_part_of_the_budget_has_a_part_of_the_steps(monkeypatch, tmp_path):
+    monkeypatch.setattr(Bench, "seconds_per_step", lambda bench, recipe, flags: len(recipe) / 100)
+    bench = Bench("emoji-64", tmp_path, minutes=10, samples=500)
+    names = ("ours", "ours-third", "ours-fiftieth")
+    # 0.04 seconds a step, by the whole recipe's name
+    assert [bench.steps_in_budget(name, "") for name in names] == [15000, 5000, 300]
 
 
 @pytest.mark.parametrize("recipe", ["2022", "flow", "ours", *recipes_with_levers()])
