@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import torch
 
-from dit.build import build_network
 from dit.config import TrainConfig
 from dit.data.counts import count_of
 from dit.distributed.ranks import Ranks
@@ -81,8 +80,7 @@ def duration(seconds: float) -> str:
 def describe_disk(inputs: RunInputs, plan: TrainingPlan) -> str:
     """Return what the checkpoints of a run take, and what is free, in words."""
     config = inputs.card.config
-    with torch.device("meta"):
-        weights = 4 * count_parameters(build_network(inputs.card.network))
+    weights = 4 * count_parameters(inputs.meta_network)
     # weights, two moments, and the averages
     each = weights * (4 + len(config.ema_lengths))
     kept = config.keep + bool(config.eval_every)
