@@ -28,7 +28,6 @@ from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
-from dit.sampling.resolve import notes_on_guidance
 from dit.utils.outputs import require_outside
 
 MOST_SAMPLES = 50_000
@@ -53,8 +52,8 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     size = samples.size if samples else run.image_size  # type: ignore[union-attr]
     sampler = SamplerConfig(**{name: getattr(cfg, name) for name in SAMPLER_FLAGS})
     if run:
-        build_pipeline(run, sampler)  # refuses what the run cannot do
-        ranks.say(notes_on_guidance(sampler, run.card))
+        # refuses what the run cannot do
+        ranks.say(build_pipeline(run, sampler).notes)
 
     classes = choose_classes(cfg.classes, run, ranks) if run else None
     reference = _find_reference(cfg, size, data, trained)

@@ -299,6 +299,12 @@ def test_the_picture_ends_with_the_sampled_images(tiny_run: Path, tmp_path: Path
         assert row * 96 < tops[0] < (row + 1) * 130
 
 
+def test_guidance_that_is_learned_and_given_too_is_noted_once(make_run, tmp_path: Path, capsys):
+    path = make_run(objective="meanflow", meanflow_scale=2.0)
+    show(config(path, out=tmp_path, steps=2, num_images=1, cfg_scale=1.5), ALONE)
+    assert capsys.readouterr().err.count("learned guidance of scale 2") == 1
+
+
 def test_a_unet_has_no_maps(make_run, tmp_path: Path, capsys):
     path = make_run(model="UNet-S", image_size=16)
     show(config(path, out=tmp_path / "out", steps=2, num_images=1), ALONE)
