@@ -115,9 +115,10 @@ class OnlineLatents:
         # mirror the pixels: only the chosen view is encoded
         mirrored = torch.as_tensor(flip).bool()[:, None, None, None]
         batch = torch.where(mirrored, batch.flip(-1), batch)
-        # those that are kept one by one: the last bits depend on the size of a batch, and a resumed
-        # run has others
-        parts = batch.split(1 if self.keeps else len(batch))
+        # those that are kept one by one: the last bits of a network's outputs depend on the size
+        # of a batch, and a resumed run has others
+        alone = self.keeps and self._autoencoder.checksum is not None
+        parts = batch.split(1 if alone else len(batch))
         return torch.cat([self._autoencoder.encode(part).cpu() for part in parts])
 
     def statistics(self) -> tuple[Tensor, Tensor]:
