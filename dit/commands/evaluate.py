@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from dit.config import EvalConfig, SamplerConfig, TrainConfig, as_typed, flag_name
+from dit.data.counts import count_of
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
@@ -82,6 +83,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         originals, known, extractors, cfg.batch_size, ranks, cfg.cache
     )
     if run:
+        ranks.say([] if cfg.num_samples else [note_count(count)])
         folder = sample_to_folder(run, sampler, count, out, ranks, classes)
         samples, settings = read_images(folder), recorded_settings(folder)
     assert samples
@@ -142,6 +144,14 @@ def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Referen
             "add images",
         )
     return count
+
+
+def note_count(count: int) -> str:
+    """Return how many samples are drawn where no number was asked for, and how to draw fewer."""
+    return (
+        f"{count_of(count, 'sample')} are drawn, as many as the reference has images, at most "
+        f"{MOST_SAMPLES:,}: the bar says how long it takes; --num-samples N draws fewer"
+    )
 
 
 def _find_training_images(

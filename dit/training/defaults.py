@@ -59,6 +59,9 @@ def first_value(typed: Typed, flag: str) -> str | None:
 
 def _of_images(typed: Typed, data: str) -> TrainConfig:
     """Return the preset photos, as it suits these images and this machine."""
+    if read_launch().rank == 0:
+        # to import torch takes seconds
+        print(f"start: looking at the images of {data}", file=sys.stderr, flush=True)
     from dit.config.presets import photos
     from dit.distributed.device import choose_device
 

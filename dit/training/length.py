@@ -43,6 +43,7 @@ def with_length(
     if config.minutes is not None:
         spec = describe_network(config, source, encoder)
         tokens = encoder.length if encoder else 0
+        ranks.say([f"timing a few steps, to know how many fit {config.minutes:g} minutes"], "start")
         pace = measure_pace(spec, config, source, tokens, ranks)
         config = _within_minutes(config, config.minutes, pace)
 

@@ -109,7 +109,9 @@ def test_nonsense_is_questioned_and_a_dry_run_checks_the_images(folder: Path, ca
     warnings = [line for line in out.splitlines() if line.startswith("warning")]
     found = [re.findall("--batch-size 100 of 60|35,000 epochs|--vae digits", w) for w in warnings]
     assert sorted(found) == [["--batch-size 100 of 60"], ["--vae digits"], ["35,000 epochs"]]
-    assert "--vae digits was trained on gray digits alone" in err
+    assert "start: looking at the images of my photos\n" in err
+    lost = "--vae digits was trained on gray digits alone: these images lose their colours"
+    assert f"warning: {lost}" in err
 
     (folder / "red discs" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
     assert typed(*dry, "--steps", "3") == 2
