@@ -49,13 +49,13 @@ def typed(*words: str) -> int:
 
 
 def test_from_a_folder_to_a_report(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    assert typed("train", "--data", folder, "--steps", "4", "--out", "run", *FEW) == 0
+    assert typed("train", "--data", folder, "--steps", "2", "--out", "run", *FEW) == 0
     out, err = capsys.readouterr()
     rows = dict(line.split(maxsplit=1) for line in out.splitlines()[:7])
     assert rows["preset"].startswith("photos")
     assert "60 images in 2 classes (30 each), flips on" in rows["data"]
     assert rows["latents"].startswith("4x16x16 from 64x64 pixels, tiny (factor 4); PSNR ")
-    assert "4 steps of 32 images (2.1 epochs)" in rows["schedule"]
+    assert "2 steps of 32 images (1.1 epochs)" in rows["schedule"]
     assert rows["model"].startswith("DiT-Ti/4, ")
     assert "first grid after" in rows["time"]
     assert "for 2 checkpoints in run" in rows["disk"]
@@ -81,7 +81,7 @@ def test_from_a_folder_to_a_report(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert typed("report", "run") == 0
     page = Path("run/report.html").read_text()
     assert "DiT-Ti/4" in page
-    assert re.search(r"Newest evaluation \(.*step 4\)\. ", page)
+    assert re.search(r"Newest evaluation \(.*step 2\)\. ", page)
     assert verdict[0] in page
     scores = json.loads(Path("run/evaluation/report.json").read_text())["scores"]
     # in the table of evaluations

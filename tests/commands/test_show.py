@@ -1,5 +1,6 @@
 """`dit show`: the moments of both directions, attention maps, and the files they are drawn to."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from dit.data.sources import load_images
 from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.sampling.generate import ImageNoise, generate
@@ -38,8 +40,17 @@ from dit.sampling.own_data import training_latents
 from dit.sampling.pipeline import build_pipeline
 from dit.utils.pictures import grid
 
+pytestmark = pytest.mark.usefixtures("narrow")
 CPU, ALONE = torch.device("cpu"), Ranks()
 LABELS = torch.tensor([3, 1, 3])
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Make DiT-Ti narrower, with all of its blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Ti", dict(SIZES["Ti"], hidden_size=64, num_heads=2))
+        yield
 
 
 def config(run: Path, direction: str = "backward", **settings) -> ShowConfig:
