@@ -259,7 +259,7 @@ def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
 
     figure = Figure(figsize=(8, 4), dpi=120)
     # room for labels of any usual length: to lay them out takes as long as to draw them
-    figure.subplots_adjust(left=0.1, right=0.89, bottom=0.13, top=0.96)
+    figure.subplots_adjust(left=0.13, right=0.88, bottom=0.13, top=0.96)
     axis = figure.add_subplot(xlabel="step", ylabel="loss")
     marker = "o" if len(lines) == 1 else None  # a line of one point is invisible
     if len(lines) < SMOOTHED_FROM:
