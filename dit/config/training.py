@@ -413,6 +413,7 @@ def _require_meanflow(config: TrainConfig) -> None:
 def _require_network(config: TrainConfig) -> None:
     """Refuse flags of another network, and snapshots of no average."""
     model = f"with --model {config.model}"
+    transformer = config.model.startswith(("DiT-", "Classifier-"))
     require_none_of(
         [
             (
@@ -440,7 +441,13 @@ def _require_network(config: TrainConfig) -> None:
                 "drop --inner-head, or pass --model DiT-S/2",
             ),
             (
-                config.optimizer == "muon" and config.model.startswith("UNet-"),
+                config.learn_sigma and ":" in config.model,
+                f"--learn-sigma {model}",
+                "a DiT or a UNet with it",
+                "it returns the prediction alone: drop --learn-sigma",
+            ),
+            (
+                config.optimizer == "muon" and not transformer,
                 f"--optimizer muon {model}",
                 "a DiT with it",
                 "its blocks are the matrices of Muon: pass --optimizer adamw, or --model DiT-S/2",

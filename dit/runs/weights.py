@@ -84,7 +84,7 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
     try:
         values = parse_json(header, dict[str, Any])
         step = from_json(int, values.pop("step", None), "step")
-        return ModelCard.from_json(values), step
+        return ModelCard.from_json(values).without_foreign_code(file), step
     except WrongJson as error:
         given = f"the header of {file} is damaged ({error})"
         raise UserError(given, expected, "take another checkpoint") from None

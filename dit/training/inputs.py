@@ -3,8 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import nn
+
 from dit.build import build_text_encoder, build_vision_encoder, with_data_statistics
 from dit.config import TrainConfig
+from dit.data.images import Images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import TextEncoder
@@ -32,14 +35,30 @@ class RunInputs:
     pace: Pace | None = None  # where --minutes asked to measure it
 
 
+@dataclass(frozen=True)
+class Given:
+    """What Python code passes instead of names in the settings."""
+
+    images: Images | None = None
+    module: nn.Module | None = None  # the network
+
+
+NOTHING = Given()
+
+
 def load_inputs(
-    config: TrainConfig, ranks: Ranks, last: Path | None, parent_card: ModelCard | None
+    config: TrainConfig,
+    ranks: Ranks,
+    last: Path | None,
+    parent_card: ModelCard | None,
+    given: Given = NOTHING,
 ) -> RunInputs:
     """Load what a run reads; for a dry run, assume known shapes of what is not on this disk.
 
     Args:
         last: the checkpoint to continue from, whose run's latent statistics and classes hold.
         parent_card: of a run that this one shares them with.
+        given: images and a network that Python code passed.
     """
     before = read_card(last.parents[1]) if last else parent_card
     if config.dry_run:
@@ -47,14 +66,14 @@ def load_inputs(
         source = load_or_assume_source(config, autoencoder, last, parent_card, ranks)
     else:
         autoencoder = load_autoencoder(config.vae, ranks.device)
-        source = open_checked(config, autoencoder, ranks, last)
+        source = open_checked(config, autoencoder, ranks, last, given.images)
     if before:
         keep_class_order(source, before.classes)
     encoder = build_text_encoder(config, ranks.device)
     continued = before.config if last and before else None
-    config, pace = with_length(config, source, encoder, continued, ranks)
+    config, pace = with_length(config, source, encoder, continued, ranks, given.module)
 
-    card = build_card(config, source, encoder, before)
+    card = build_card(config, source, encoder, before, given.module)
     vision = build_vision_encoder(card.config, card.network, ranks.device)
     card = replace(card, vae_sha256=autoencoder.checksum)
     card = replace(card, align_sha256=vision.checksum if vision else None)

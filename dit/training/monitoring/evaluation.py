@@ -11,12 +11,14 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.config import SamplerConfig, TrainConfig
+from dit.data.images import Images
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import references
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import OnBatch, extract, no_callback
+from dit.evaluation.inputs.images import from_data
 from dit.evaluation.metrics.compute import NAMES, score_names
 from dit.runs.checkpoint_files import find_best
 from dit.training.monitoring.eval_protocol import eval_key, read_protocols, record_protocol
@@ -56,13 +58,22 @@ class EvalTarget:
         return Scores(session, self, prepared, dataclasses.replace(settings, precision=precision))
 
 
-def choose_eval_target(config: TrainConfig, ranks: Ranks) -> EvalTarget:
-    """Return what the --eval flags ask for; no image is read."""
+def choose_eval_target(
+    config: TrainConfig, ranks: Ranks, images: Images | None = None
+) -> EvalTarget:
+    """Return what the --eval flags ask for; no image is read.
+
+    Args:
+        images: of training, if Python code passed them.
+    """
     with _flags_of_training():
         name = config.eval_reference or config.data
         # images are cropped as those that training sees
         size = sides(config.image_size)
-        reference = references.find_reference(name, size, crop=True, trained=config)
+        if images is not None and config.eval_reference is None:
+            reference = references.Reference(name, from_data(images, name), None, config.image_size)
+        else:
+            reference = references.find_reference(name, size, crop=True, trained=config)
         weights = () if config.eval_weights is None else (config.eval_weights,)
         (extractor,) = references.choose_extractors(
             (config.eval_extractor,), weights, reference.network, ranks
