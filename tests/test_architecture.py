@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "scripts"))
 import measure_house  # noqa: E402
 
 LAYERS = [
-    {"errors", "__init__"},
+    {"errors"},
     {"utils", "models", "diffusion", "config"},
     {"data", "distributed", "runs"},
     {"encoders"},
@@ -25,6 +25,8 @@ LAYERS = [
     {"evaluation"},
     {"report"},
     {"training"},
+    {"api"},
+    {"__init__"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -19,8 +19,8 @@ from dit.latents.first_stage import suitable_size
 from dit.latents.load import columns_of
 from dit.runs.logs import read_metrics
 from dit.sampling.load import load_run
+from dit.training.checked_data import Given
 from dit.training.defaults import default_settings
-from dit.training.inputs import Given
 from dit.training.run_training import run_training
 from dit.utils.imports import class_name
 

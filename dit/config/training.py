@@ -37,10 +37,10 @@ class TrainConfig:
 
     # -- data ------------------------------------------------------------------------------------
     data: str = "digits"
-    """Training images: `digits` (1,797 handwritten digits, ships with scikit-learn); a folder with
-    one subfolder per class; a folder of images without classes; latents of `dit encode`; tar shards
-    or a data set of Hugging Face, as `dit encode` takes them. With --conditioning text: a folder
-    with a metadata.jsonl of captions, or one of the last three."""
+    """Training images: `digits` (1,797 handwritten ones of scikit-learn); a folder, with one
+    subfolder per class or without classes; latents of `dit encode`; tar shards or a data set of
+    Hugging Face, as `dit encode` takes them; your own MODULE:CLASS. With --conditioning text: a
+    folder with a metadata.jsonl of captions, or one of the last four."""
     image_column: str | None = None
     """With tar shards or a data set of Hugging Face: the image, as in `dit encode`."""
     label_column: str | None = None
@@ -66,7 +66,7 @@ class TrainConfig:
 
     # -- network ---------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
-    """Size and patch: DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; or UNet-{S,B}."""
+    """DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}, by size and patch; UNet-{S,B}; or MODULE:CLASS."""
     conditioning: Literal[
         "adaln-zero", "adaln", "adaln-single", "cross-attention", "in-context", "tokens", "text"
     ] = "adaln-zero"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from dit.config import TrainConfig
 from dit.data.counts import count_of
 from dit.data.damage import describe_damage
@@ -20,6 +22,17 @@ from dit.utils.files import write_json
 from dit.utils.typed_json import read_json
 
 NOTE = "data.json"  # in a run: which images were checked, and which of them are left out
+
+
+@dataclass(frozen=True)
+class Given:
+    """What Python code passes instead of names in the settings."""
+
+    images: Images | None = None
+    module: nn.Module | None = None  # the network
+
+
+NOTHING = Given()
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
-
 from dit.build import build_text_encoder, build_vision_encoder, with_data_statistics
 from dit.config import TrainConfig
-from dit.data.images import Images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import TextEncoder
@@ -17,7 +14,7 @@ from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import read_card
 from dit.training.build_card import build_card, card_of_init
-from dit.training.checked_data import open_checked
+from dit.training.checked_data import NOTHING, Given, open_checked
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
 from dit.training.length import Pace, with_length
 from dit.training.resume import require_autoencoder
@@ -33,17 +30,6 @@ class RunInputs:
     encoder: TextEncoder | None = None  # of captions
     vision: VisionEncoder | None = None  # of --align
     pace: Pace | None = None  # where --minutes asked to measure it
-
-
-@dataclass(frozen=True)
-class Given:
-    """What Python code passes instead of names in the settings."""
-
-    images: Images | None = None
-    module: nn.Module | None = None  # the network
-
-
-NOTHING = Given()
 
 
 def load_inputs(

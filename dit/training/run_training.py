@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit.config import TrainConfig
-from dit.data.images import Images
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard
-from dit.training.checked_data import note_data
+from dit.training.checked_data import NOTHING, Given, note_data
 from dit.training.checks import check_and_find_checkpoint
 from dit.training.cost.dry_run import dry_run
 from dit.training.cost.fit import require_memory
-from dit.training.inputs import NOTHING, Given, load_inputs
+from dit.training.inputs import load_inputs
 from dit.training.prepare import prepare
 from dit.training.resilience.preemption import stop_on_signals
 from dit.training.resolve import resolve
@@ -49,7 +48,7 @@ def run_training(
             print(tables)
         return None
 
-    target = choose_eval_target(config, ranks, given.images)
+    target = choose_eval_target(config, ranks, given)
     plan = resolve(inputs, ranks)
     require_memory(inputs, plan, ranks)
     session = prepare(inputs, plan, ranks)
@@ -69,16 +68,10 @@ def run_training(
     return session.run
 
 
-def choose_eval_target(
-    config: TrainConfig, ranks: Ranks, images: Images | None
-) -> "EvalTarget | None":
-    """Return what --eval-every compares with; without it, no code of evaluation is imported.
-
-    Args:
-        images: of training, if Python code passed them.
-    """
+def choose_eval_target(config: TrainConfig, ranks: Ranks, given: Given) -> "EvalTarget | None":
+    """Return what --eval-every compares with; without it, no code of evaluation is imported."""
     if not config.eval_every:
         return None
     from dit.training.monitoring import evaluation
 
-    return evaluation.choose_eval_target(config, ranks, images)
+    return evaluation.choose_eval_target(config, ranks, given.images)

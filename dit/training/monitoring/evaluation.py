@@ -11,14 +11,12 @@ from torch import nn
 from tqdm import tqdm
 
 from dit.config import SamplerConfig, TrainConfig
-from dit.data.images import Images
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation import references
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.inputs.features import OnBatch, extract, no_callback
-from dit.evaluation.inputs.images import from_data
 from dit.evaluation.metrics.compute import NAMES, score_names
 from dit.runs.checkpoint_files import find_best
 from dit.training.monitoring.eval_protocol import eval_key, read_protocols, record_protocol
@@ -59,7 +57,7 @@ class EvalTarget:
 
 
 def choose_eval_target(
-    config: TrainConfig, ranks: Ranks, images: Images | None = None
+    config: TrainConfig, ranks: Ranks, images: references.Images | None = None
 ) -> EvalTarget:
     """Return what the --eval flags ask for; no image is read.
 
@@ -71,7 +69,7 @@ def choose_eval_target(
         # images are cropped as those that training sees
         size = sides(config.image_size)
         if images is not None and config.eval_reference is None:
-            reference = references.Reference(name, from_data(images, name), None, config.image_size)
+            reference = references.as_reference(images, name)
         else:
             reference = references.find_reference(name, size, crop=True, trained=config)
         weights = () if config.eval_weights is None else (config.eval_weights,)
