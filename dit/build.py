@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from dit.config import TrainConfig
 from dit.diffusion.meanflow import IntervalFlow
@@ -13,8 +14,17 @@ from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import TextEncoder, load_text_encoder
 from dit.encoders.vision import VisionEncoder, load_vision_encoder
 from dit.errors import UserError, one_line
-from dit.models.registry import create_model, side_multiple, token_grid
+from dit.models.registry import (
+    create_model,
+    is_own,
+    multiply_adds,
+    multiply_adds_of,
+    side_multiple,
+    token_grid,
+    zero_inputs,
+)
 from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.own_network import build_own
 from dit.utils.image_size import Size, sides, size_flag, size_of
 
 
@@ -29,7 +39,20 @@ def build_process(config: TrainConfig) -> Process:
 
 def build_network(spec: NetworkSpec) -> nn.Module:
     """Return a network with fresh weights."""
+    if is_own(spec.model):
+        return build_own(spec)
     return create_model(spec.model, **spec.sizes)
+
+
+def count_multiply_adds(
+    spec: NetworkSpec, text_tokens: int = 0, route: float = 0.0, parts: bool = False
+) -> int:
+    """Return multiply-adds of a forward pass for one image: see `multiply_adds`."""
+    if not is_own(spec.model):
+        return multiply_adds(spec.model, text_tokens, route, parts, **spec.sizes)
+    # not on the meta device, whose tensors do not mix with those that such a network creates
+    with FakeTensorMode():
+        return multiply_adds_of(build_own(spec), zero_inputs(spec.model, 1, 0, **spec.sizes))
 
 
 def load_weights(network: nn.Module, state_dict: dict[str, Tensor], file: Path) -> None:

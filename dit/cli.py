@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-from dit import __version__
 from dit.commands.train_vae import defaults as vae_defaults
 from dit.config import (
     ClassifierConfig,
@@ -43,10 +42,11 @@ from dit.config.parse import asked_help
 from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
 from dit.distributed.shortage import shortages_as_user_errors
-from dit.errors import PeerLost, UserError, UserErrors, did_you_mean, refuse_other_package
+from dit.errors import PeerLost, UserError, UserErrors, did_you_mean
 from dit.training.defaults import default_settings
 from dit.utils.files import as_started, printable, require_file_or_folder
 from dit.utils.hub import is_hub_name
+from dit.utils.package import __version__, refuse_other_package
 
 # where the other was installed later, dit/__init__.py is its own
 refuse_other_package()

@@ -2,11 +2,6 @@
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
-
-DISTRIBUTION = "diffusion-transformer"  # the name of this package on PyPI
-PACKAGE = Path(__file__).parent
-FILE_OF_THE_OTHER = "samplespace.py"
 
 
 class UserError(Exception):
@@ -85,16 +80,3 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     if close:
         return f"did you mean {' or '.join(close[:3])}?"
     return otherwise
-
-
-def refuse_other_package(package: Path = PACKAGE) -> None:
-    """Raise an ImportError if the other `dit` of PyPI was installed over this package.
-
-    That one is of discrete information theory. In one environment the two overwrite each other.
-    """
-    if (package / FILE_OF_THE_OTHER).exists():
-        raise ImportError(
-            f"two packages share {package}: {DISTRIBUTION} and the information-theory package "
-            f"dit; use an environment for each: pip uninstall -y dit {DISTRIBUTION}, then "
-            f"pip install {DISTRIBUTION}"
-        )

@@ -17,7 +17,6 @@ import measure_house  # noqa: E402
 
 LAYERS = [
     {"errors"},
-    {"__init__"},
     {"utils", "models", "diffusion", "config"},
     {"data", "distributed", "runs"},
     {"encoders"},
@@ -27,6 +26,8 @@ LAYERS = [
     {"report"},
     {"training"},
     {"export"},
+    {"api"},
+    {"__init__"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -30,7 +30,7 @@ class EncodeConfig:
     """`digits`; a folder of images, flat or with one subfolder per class; WebDataset shards, by
     their folder or a pattern such as 'train-{0000..0009}.tar'; a data set of Hugging Face:
     hf:OWNER/NAME, hf:OWNER/NAME:SPLIT or hf:OWNER/NAME/CONFIG:SPLIT of the hub, a folder of
-    save_to_disk, a folder or pattern of .parquet files."""
+    save_to_disk, a folder or pattern of .parquet files; or MODULE:CLASS, as in train.py."""
     out: Path
     """Folder for the latent shards."""
     vae: str | None = None

@@ -37,10 +37,10 @@ class TrainConfig:
 
     # -- data ------------------------------------------------------------------------------------
     data: str = "digits"
-    """Training images: `digits` (1,797 handwritten digits, ships with scikit-learn); a folder with
-    one subfolder per class; a folder of images without classes; latents of `dit encode`; tar shards
-    or a data set of Hugging Face, as `dit encode` takes them. With --conditioning text: a folder
-    with a metadata.jsonl of captions, or one of the last three."""
+    """Training images: `digits` (1,797 handwritten ones of scikit-learn); a folder, with one
+    subfolder per class or without classes; latents of `dit encode`; tar shards or a data set of
+    Hugging Face, as `dit encode` takes them; your own MODULE:CLASS. With --conditioning text: a
+    folder with a metadata.jsonl of captions, or one of the last four."""
     image_column: str | None = None
     """With tar shards or a data set of Hugging Face: the image, as in `dit encode`."""
     label_column: str | None = None
@@ -66,7 +66,7 @@ class TrainConfig:
 
     # -- network ---------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
-    """Size and patch: DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; or UNet-{S,B}."""
+    """DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}, by size and patch; UNet-{S,B}; or MODULE:CLASS."""
     conditioning: Literal[
         "adaln-zero", "adaln", "adaln-single", "cross-attention", "in-context", "tokens", "text"
     ] = "adaln-zero"
@@ -413,6 +413,7 @@ def _require_meanflow(config: TrainConfig) -> None:
 def _require_network(config: TrainConfig) -> None:
     """Refuse flags of another network, and snapshots of no average."""
     model = f"with --model {config.model}"
+    transformer = config.model.startswith(("DiT-", "Classifier-"))
     require_none_of(
         [
             (
@@ -440,7 +441,13 @@ def _require_network(config: TrainConfig) -> None:
                 "drop --inner-head, or pass --model DiT-S/2",
             ),
             (
-                config.optimizer == "muon" and config.model.startswith("UNet-"),
+                config.learn_sigma and ":" in config.model,
+                f"--learn-sigma {model}",
+                "a DiT or a UNet with it",
+                "it returns the prediction alone: drop --learn-sigma",
+            ),
+            (
+                config.optimizer == "muon" and not transformer,
                 f"--optimizer muon {model}",
                 "a DiT with it",
                 "its blocks are the matrices of Muon: pass --optimizer adamw, or --model DiT-S/2",

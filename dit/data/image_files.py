@@ -129,7 +129,7 @@ def _decode(open_file: OpenFile, small: bool = False) -> Image.Image:
         layout = _layout(image)
         image.load()
         turn = TURNS.get(_orientation(image))
-        rgb = _to_rgb(image, layout)
+        rgb = to_rgb(image, layout)
         return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -168,10 +168,10 @@ def _layout(image: ImageFile.ImageFile) -> str:
     return str(args)
 
 
-def _to_rgb(file: ImageFile.ImageFile, layout: str) -> Image.Image:
-    image: Image.Image = file
+def to_rgb(image: Image.Image, layout: str = "") -> Image.Image:
+    """Return an image that is loaded in RGB of 8 bits, on white where it is transparent."""
     if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(file, layout)
+        image = _to_8_bits(image, layout)
     elif ";16" in layout and _brightest(image) < DARK:
         # Pillow keeps the high byte of each channel
         raise ValueError(
@@ -184,7 +184,7 @@ def _to_rgb(file: ImageFile.ImageFile, layout: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(image: ImageFile.ImageFile, layout: str) -> Image.Image:
+def _to_8_bits(image: Image.Image, layout: str) -> Image.Image:
     """Reduce 16-bit gray to 8 bits by its high byte; refuse numbers whose white is unknown.
 
     Whether 0 … 4095 are 12 bits or a dark picture, a file does not say: PNG's sBIT is about scaled

@@ -1,4 +1,4 @@
-"""The images that `--data` names: digits, a folder, tar shards, or a data set of Hugging Face."""
+"""The images that `--data` names: digits, a folder, tars, a data set of the hub or one's own."""
 
 import difflib
 import re
@@ -11,6 +11,7 @@ from dit.data.image_formats import is_image
 from dit.data.images import Digits, ImageFolder, Images
 from dit.data.label_files import refuse_unread_labels
 from dit.data.labels import Columns
+from dit.data.own import IN_MEMORY, is_own, load_own
 from dit.data.path_patterns import expand_pattern, is_pattern, require_files
 from dit.data.tar_labels import FOLDER, NO_CLASSES, TAR, tars_are_classes
 from dit.data.tars import TarImages, list_tars, require_one_kind
@@ -32,13 +33,16 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
 
     Args:
         data: `digits`; a folder of images, flat (no classes) or with one subfolder per class; a
-            folder or a pattern of .tar shards or .parquet files; a folder of `save_to_disk`; or
-            `hf:NAME[:SPLIT]`.
+            folder or a pattern of .tar shards or .parquet files; a folder of `save_to_disk`;
+            `hf:NAME[:SPLIT]`; or MODULE:CLASS.
         columns: the parts of a sample to use. Digits have captions; those of a folder are in its
             metadata.jsonl.
     """
     columns = columns or Columns()
     _refuse_run(data)
+    if is_own(data):
+        refuse_columns(data, replace(columns, captions=False))
+        return load_own(data, image_size, columns)
     if _is_hub_dataset(data):
         return DatasetImages(data, image_size, columns)
     if data != "digits" and (shards := find_tars(data)):
@@ -124,11 +128,11 @@ def find_tars(data: str) -> list[Path]:
     return files
 
 
-def is_tar_or_hub_dataset(data: str) -> bool:
-    """Return whether `--data` names tar shards or a data set of Hugging Face."""
+def is_packed(data: str) -> bool:
+    """Return whether `--data` names tar shards, a data set of Hugging Face, or the user's own."""
     if data == "digits":
         return False
-    if _is_hub_dataset(data):
+    if is_own(data) or _is_hub_dataset(data):
         return True
     files = expand_pattern(data)
     return files[0].suffix == ".tar" if files else bool(find_tars(data))
@@ -136,14 +140,14 @@ def is_tar_or_hub_dataset(data: str) -> bool:
 
 def locate(data: str) -> str:
     """Return `--data` with an absolute path, to compare it from any folder."""
-    if data == "digits" or data.startswith(HUB):
+    if data == "digits" or data.startswith(HUB) or is_own(data):
         return data
     return printable(str(real_path(data)))
 
 
 def dataset_exists(data: str) -> bool:
     """Return whether `--data` still exists, so far as that is known without a network."""
-    if data == "digits" or data.startswith(HUB):
+    if data == "digits" or data.startswith(HUB) or is_own(data):
         return True
     return Path(data).expanduser().is_dir() or bool(expand_pattern(data))
 
@@ -188,6 +192,12 @@ def _no_such_data(data: str) -> UserError:
             "check the path, and put the pattern in quotes",
         )
     path = Path(data).expanduser()
+    if data == IN_MEMORY:
+        return UserError(
+            "the images of training were passed in Python, and are in no file",
+            KINDS,
+            "pass them in Python again, or name the images of a folder",
+        )
     siblings = path.parent.iterdir() if path.parent.is_dir() else ()
     folders = [str(path.with_name(sibling.name)) for sibling in siblings if sibling.is_dir()]
     similar = difflib.get_close_matches(data, folders, n=3)

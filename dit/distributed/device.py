@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from dit import __version__
 from dit.distributed.launcher import Launch, read_launch
 from dit.errors import UserError
+from dit.utils.package import __version__
 
 DEVICE = "DIT_DEVICE"  # environment variable that chooses the kind of device
 WITHOUT_FLOAT64 = {"mps"}  # kinds of devices

@@ -12,7 +12,8 @@ from typing import Any
 
 from dit.config import ClassifierConfig, TrainConfig, VaeConfig
 from dit.distributed.launcher import read_launch
-from dit.errors import DISTRIBUTION, UserError
+from dit.errors import UserError
+from dit.utils.package import DISTRIBUTION
 
 PACKAGE = Path(__file__).parents[1]
 GIB = 2**30

@@ -113,9 +113,11 @@ class Captions:
 
     def _encoded(self, ids: list[int]) -> Tensor:
         # keep the last ones: all steps of a sampler need the same captions
-        if self._last is None or self._last[0] != ids:
-            self._last = ids, self.encoder.encode([self.texts[i] for i in ids])
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != ids:
+            # another thread may replace it meanwhile
+            last = self._last = ids, self.encoder.encode([self.texts[i] for i in ids])
+        return last[1]
 
 
 @dataclass(frozen=True)

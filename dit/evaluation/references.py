@@ -16,7 +16,14 @@ from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors, usual_ne
 from dit.evaluation.inputs.cache import extract_cached
 from dit.evaluation.inputs.data_sets import read_data_set, read_encoded, read_listed
 from dit.evaluation.inputs.features import Extracted, Features
-from dit.evaluation.inputs.images import ImageSet, has_images, read_images, select
+from dit.evaluation.inputs.images import (
+    Images,
+    ImageSet,
+    from_data,
+    has_images,
+    read_images,
+    select,
+)
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
 from dit.evaluation.metrics import compute as metrics
 from dit.evaluation.metrics.compute import RealVsReal, Score, Target
@@ -100,6 +107,11 @@ def find_reference(
             "pass --crop to crop the reference to the samples' size as ADM does",
         )
     return Reference(name, images, statistics, side if crop else None)
+
+
+def as_reference(images: Images, name: str) -> Reference:
+    """Return images that Python code passed for training as a reference."""
+    return Reference(name, from_data(images, name), None, images.image_size)
 
 
 def keep_classes(reference: Reference, names: Collection[str]) -> Reference:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dit import __version__
 from dit.config import OPTIMIZERS
 from dit.report.evaluation_page import essentials
 from dit.report.run_scores import Evaluation, read_evaluations
@@ -18,6 +17,7 @@ from dit.training.monitoring.previews import sampler_settings
 from dit.utils.files import printable, sha256, write_text
 from dit.utils.image_size import format_size
 from dit.utils.outputs import signature
+from dit.utils.package import __version__
 from dit.utils.pictures import spread, write_png
 
 README, PICTURE = "README.md", "sample.png"

@@ -16,7 +16,9 @@ from typing import Any, BinaryIO, cast
 
 from dit.data.image_files import read_size, read_size_of
 from dit.data.image_formats import is_image
-from dit.data.sources import find_tars, is_tar_or_hub_dataset
+from dit.data.labels import Columns
+from dit.data.own import is_own, load_own
+from dit.data.sources import find_tars, is_packed
 from dit.errors import UserError
 from dit.utils.hub import is_available
 from dit.utils.image_size import Size, sides, size_flag, size_of
@@ -62,6 +64,8 @@ def choose_first_stage(
     side: int | None
     if image_size is not None:
         side = min(sides(image_size))
+    elif is_own(data):
+        side = load_own(data, SIZES[-1], Columns(classes="none")).side
     else:
         side = typical_side(Path(data).expanduser()) or side_in_tars(data)
     chosen = vae or choose_autoencoder(side, gpu, lambda: is_available(SD_VAE, SD_FILES))
@@ -87,7 +91,7 @@ def _is_large(side: int | None) -> bool:
 
 def _is_packed(data: str) -> bool:
     try:
-        return is_tar_or_hub_dataset(data)
+        return is_packed(data)
     except UserError:
         return False  # opening the data will name the mistake
 

@@ -26,16 +26,24 @@ from dit.utils.image_size import sides, size_flag
 
 
 def build_source(
-    config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks | None = None
+    config: TrainConfig,
+    autoencoder: Autoencoder,
+    ranks: Ranks | None = None,
+    images: Images | None = None,
 ) -> Latents:
-    """Open stored latents, encode digits, or wrap other images to be encoded on access."""
+    """Open stored latents, encode digits, or wrap other images to be encoded on access.
+
+    Args:
+        images: those that Python code passed, instead of those that --data names.
+    """
     autoencoder.latent_shape(config.image_size)  # refuses a size before anything is encoded
-    if holds_latents(Path(config.data)):
-        refuse_columns(config.data, _columns(config))
+    if images is None and holds_latents(Path(config.data)):
+        refuse_columns(config.data, columns_of(config))
         return open_store(config, autoencoder, ranks or Ranks())
     if config.skip_damaged and config.data == "digits":
         raise no_files_to_skip()
-    images = load_images(config.data, config.image_size, _columns(config))
+    if images is None:
+        images = load_images(config.data, config.image_size, columns_of(config))
     if ranks:
         ranks.say(images.notes)
         warn_of_other_data(autoencoder, images, config.data, ranks)
@@ -67,7 +75,8 @@ def warn_of_other_data(
     )
 
 
-def _columns(config: TrainConfig) -> Columns:
+def columns_of(config: TrainConfig) -> Columns:
+    """Return which parts of a sample training reads."""
     captions = config.conditioning == "text"
     classes: Classes = "none" if config.num_classes == 0 else "ask"
     return Columns(captions, config.image_column, config.label_column, classes)

@@ -1,6 +1,8 @@
 """Networks by name: forward(x, t, y) -> prediction; of classifiers forward(x, t) -> logits."""
 
+import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -21,15 +23,25 @@ from dit.models.unet import UNet
 
 DIT_NAMES = [f"DiT-{size}/{patch}" for size in SIZES for patch in PATCHES]
 NAMES = [*DIT_NAMES, *unet.NAMES, *classifier.NAMES]
+OWN_NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.<>]*")  # MODULE:CLASS, the user's own
 DIT_PATTERN = f"DiT-{{{','.join(SIZES)}}}/{{{','.join(map(str, PATCHES))}}}"
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of networks that fit a pattern, smallest first in each family.
+
+    >>> list_models("DiT-*/2")[:3]
+    ['DiT-Ti/2', 'DiT-S/2', 'DiT-B/2']
+    """
+    return [name for name in NAMES if fnmatchcase(name, pattern)]
 
 
 def create_model(
     name: str,
     *,
-    input_size: int | tuple[int, int],
-    in_channels: int,
-    num_classes: int,
+    input_size: int | tuple[int, int] = 32,
+    in_channels: int = 4,
+    num_classes: int = 1000,
     learn_sigma: bool = False,
     conditioning: str = "adaln-zero",
     block: str = "plain",
@@ -41,8 +53,23 @@ def create_model(
     time_endpoint: bool = False,
     mlp_norm_eps: float = EPS,
 ) -> nn.Module:
-    """`create_model("DiT-S/4", input_size=32, in_channels=4, num_classes=1000)`."""
+    """Return a network of this name with fresh weights: forward(x, t, y) -> prediction.
+
+    Args:
+        name: One of `list_models()`.
+        input_size: Side, or height and width, of the latents x [B, in_channels, h, w].
+        num_classes: Ids of classes y [B]; the id after the last is the null class. 0: none.
+
+    The other arguments are the flags of train.py of the same names. Times t [B] are 0 … 1000.
+
+    >>> create_model("DiT-Ti/4", num_classes=10)(
+    ...     torch.zeros(1, 4, 32, 32), torch.zeros(1), torch.tensor([7])
+    ... ).shape
+    torch.Size([1, 4, 32, 32])
+    """
     check_name(name, conditioning, block, inner_head)
+    if is_own(name):
+        raise UserError(f"create_model of {name}", f"one of {DIT_PATTERN}", "call the class itself")
     assert name in DIT_NAMES or not interval
     assert (conditioning == "text") == (text_width is not None)
     family, size, patch = _parts(name)
@@ -96,10 +123,10 @@ def check_name(
     name: str, conditioning: str, block: str = "plain", inner_head: bool = False
 ) -> None:
     """Refuse unknown names, and choices of a DiT for networks that are none."""
-    if name not in NAMES:
+    if name not in NAMES and not is_own(name):
         raise UserError(
             f"unknown model {name!r}",
-            f"{DIT_PATTERN} or UNet-{{{','.join(unet.SIZES)}}}",
+            f"{DIT_PATTERN} or UNet-{{{','.join(unet.SIZES)}}}, or MODULE:CLASS",
             did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"),
         )
     if conditioning not in CONDITIONINGS:
@@ -118,6 +145,11 @@ def check_name(
                 f"a DiT with {flag}",
                 f"drop {flag}, or pass --model {DIT_NAMES[1]}",
             )
+
+
+def is_own(name: str) -> bool:
+    """Return whether a name is that of a network of the user's own, MODULE:CLASS."""
+    return OWN_NAME.fullmatch(name) is not None
 
 
 def _parts(name: str) -> tuple[str, str, str]:
@@ -142,6 +174,8 @@ def is_classifier(name: str) -> bool:
 
 def side_multiple(name: str) -> int:
     """Return what both sides of the latents must be multiples of."""
+    if is_own(name):
+        return 1
     family, size, patch = _parts(name)
     return unet.side_multiple(size) if family == "UNet" else int(patch)
 
@@ -151,7 +185,8 @@ def describe_network(network: nn.Module) -> str:
     if isinstance(network, UNet):
         return f"U-Net of {network.halvings + 1} levels"
 
-    assert isinstance(network, PatchTransformer)
+    if not isinstance(network, PatchTransformer):
+        return f"{type(network).__name__} of {type(network).__module__}, not one of this package"
     kind = "classifier"
     if isinstance(network, DiT):
         of_block = {block: name for name, (block, _) in CONDITIONINGS.items()}

@@ -119,8 +119,7 @@ def _uncertainty(
 
         limits[name] = bootstrap.extrapolate(values, target)
         if resamples:
-            replicates = bootstrap.bootstrap(values, target, resamples)
-            intervals[name] = bootstrap.ci95(value, replicates)
+            intervals[name] = bootstrap.interval(values, target, value, resamples)
     return limits, intervals
 
 

@@ -2,16 +2,20 @@
 header."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from dit.config import TrainConfig, to_json
 from dit.errors import UserError
 from dit.models.layers import EPS, parse_layers
-from dit.models.registry import check_name
+from dit.models.registry import check_name, is_own
 from dit.utils.files import shell_quote
+from dit.utils.hub import is_downloaded
 from dit.utils.image_size import Size, sides
+from dit.utils.imports import is_class_name
 from dit.utils.typed_json import LARGEST, from_json, read_json
 
 CONFIG = "config.json"
@@ -72,14 +76,33 @@ class NetworkSpec:
     @property
     def sizes(self) -> dict[str, Any]:
         """Return all but the name, as `create_model` takes it."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "model"}
+        return {name: value for name, value in self.to_json().items() if name != "model"}
 
     @property
     def summary(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, so that records outlive new fields."""
         default = {f.name: f.default for f in dataclasses.fields(self)}
-        values = dataclasses.asdict(self)
+        values = self.to_json()
         return {name: value for name, value in values.items() if value != default[name]}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(NetworkSpec)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenSpec(NetworkSpec):
+    """Of a network that is copied instead of created: code in Python passed it.
+
+    Files have its name alone.
+    """
+
+    module: nn.Module = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, spec: NetworkSpec, module: nn.Module | None) -> NetworkSpec:
+        """Return the spec with this network; itself without one."""
+        return spec if module is None else cls(**spec.to_json(), module=module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +162,28 @@ class ModelCard:
         """Return the name of a class; its id if the data had none of it."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
+    def without_foreign_code(self, file: Path) -> "ModelCard":
+        """Return this card, read from a file of the hub, without code that loading would import.
+
+        Files never run code. A network without its code is none, so it is refused.
+        """
+        if not is_downloaded(file):
+            return self
+        if is_own(self.network.model):
+            raise UserError(
+                f"{file} of the hub has --model {self.network.model}, code that it does not hold",
+                "a network of this package",
+                "take the code from its author, and copy the run out of the cache if you trust it",
+            )
+        if not is_class_name(self.config.data):
+            return self
+        data = f"{self.config.data} of another machine"
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**dataclasses.asdict(self), "config": to_json(self.config)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | {"config": to_json(self.config), "network": self.network.to_json()}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "ModelCard":
@@ -154,7 +196,8 @@ class ModelCard:
         file = run / CONFIG
         resume = f"train.py --resume {shell_quote(run)}"
         do = f"copy it again; or, if there is a checkpoint, let {resume} write it again"
-        return read_json(file, ModelCard, "the configuration that train.py wrote", do)
+        card = read_json(file, ModelCard, "the configuration that train.py wrote", do)
+        return card.without_foreign_code(file)
 
 
 def class_mismatch(theirs: ModelCard, ours: ModelCard) -> tuple[int, str, str] | None:

@@ -108,7 +108,8 @@ def read_header(file: Path) -> tuple[ModelCard, int]:
     try:
         values = parse_json(header, dict[str, Any])
         step = from_json(int, values.pop("step", None), "step")
-        return _with_absolute_names(ModelCard.from_json(values), file.parent), step
+        card = ModelCard.from_json(values).without_foreign_code(file)
+        return _with_absolute_names(card, file.parent), step
     except WrongJson as error:
         given = f"the header of {file} is damaged ({error})"
         raise UserError(given, expected, "take another checkpoint") from None

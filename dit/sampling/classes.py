@@ -27,9 +27,7 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
             "a run that was trained with classes",
             "drop --classes",
         )
-    named: dict[str, list[int]] = {}
-    for label, name in enumerate(card.classes):
-        named.setdefault(_composed(name), []).append(label)
+    named = _ids_by_name(card)
     ids: list[int] = []
     notes: list[str] = []
     for word in words:
@@ -47,6 +45,19 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
     return ids, notes
 
 
+def find_class(given: str | int, card: ModelCard) -> int:
+    """Return the id of one class, by its name or its id; a name wins over another's id."""
+    if card.unconditional:
+        raise UserError(f"class {given!r} for a run without classes", "no class", "pass None")
+    if isinstance(given, str):
+        return _find(_composed(given).strip(), _ids_by_name(card), card, f"class {given!r}")
+    # the id after the last would be that of the null class
+    if not 0 <= given < _count(card):
+        last = _count(card) - 1
+        raise UserError(f"class {given}", f"ids from 0 to {last}, or names", "see pipe.classes")
+    return given
+
+
 def given_names(words: Sequence[str], count: int) -> list[str]:
     """Return the names of so many classes, typed or in a text file with one a line."""
     typed = f"--classes {' '.join(words)}".strip()
@@ -61,6 +72,14 @@ def given_names(words: Sequence[str], count: int) -> list[str]:
         empty = names.index("")
         raise UserError(f"{typed} with an empty name of class {empty}", expected, "name them all")
     return names
+
+
+def _ids_by_name(card: ModelCard) -> dict[str, list[int]]:
+    """Return the ids of the classes of each name: ImageNet has two called crane."""
+    named: dict[str, list[int]] = {}
+    for label, name in enumerate(card.classes):
+        named.setdefault(_composed(name), []).append(label)
+    return named
 
 
 def _composed(text: str) -> str:

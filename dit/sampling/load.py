@@ -23,12 +23,12 @@ from dit.distributed.device import free_main_memory, library_versions
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
-from dit.models.registry import is_classifier
-from dit.runs.card import ModelCard
+from dit.models.registry import is_classifier, is_own
+from dit.runs.card import GivenSpec, ModelCard
 from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import Weights, read_header, read_weights
 from dit.utils.files import describe_checksum, shell_quote
-from dit.utils.image_size import Size, sides, size_of
+from dit.utils.image_size import Size, sides, size_flag, size_of
 
 LIBRARIES = ("dit", "torch", "numpy", "timm", "diffusers")
 TEXT_LIBRARIES = ("transformers", "tokenizers")
@@ -80,17 +80,25 @@ class LoadedRun:
         return self.weights.home
 
 
-def load_run(path: Path, device: torch.device, size: Size | None = None) -> LoadedRun:
+def load_run(
+    path: Path,
+    device: torch.device,
+    size: Size | None = None,
+    module: nn.Module | None = None,
+) -> LoadedRun:
     """Load the EMA of a run directory, a checkpoint directory or a weights file.
 
     Args:
         path: Any of the three.
         device: Where to put the networks.
         size: Image size to sample at; that of training unless given.
+        module: The network that Python code passed for training, which the card only names.
     """
     file = find_weights(path)
     _require_memory(file)
     weights = read_weights(file)
+    card = weights.card
+    weights = replace(weights, card=replace(card, network=GivenSpec.of(card.network, module)))
     if is_classifier(weights.card.network.model):
         raise UserError(
             f"{path} is a {weights.card.network.model}",
@@ -148,6 +156,12 @@ def _resize(run: LoadedRun, network: Any, size: Size) -> LoadedRun:
     )
     require_size(size, card.network, card.config.vae)
 
+    if is_own(card.network.model) and not hasattr(network, "resize"):
+        raise UserError(
+            f"{size_flag(size)} for {card.network.model}, which has no method resize",
+            f"{size_flag(run.card.config.image_size)}, as in training",
+            f"drop {size_flag(size).split()[0]}",
+        )
     # interpolates the position embeddings
     network.resize(tuple(latent))
     return replace(_with_card(run, card), trained_size=size_of(*run.image_size))

@@ -34,7 +34,7 @@ def validate(config: SamplerConfig, card: ModelCard) -> None:
     _validate_guidance(config, card)
     _validate_inner_head(config, card)
 
-    if config.block_cache and not card.network.model.startswith("DiT"):
+    if config.block_cache and not card.network.model.startswith("DiT-"):
         raise UserError(
             f"--block-cache {config.block_cache} for a {card.network.model}",
             "a DiT, whose blocks are alike",

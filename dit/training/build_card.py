@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
 from dit.build import require_size
 from dit.config import TrainConfig
@@ -12,8 +13,9 @@ from dit.encoders.text import TextEncoder
 from dit.errors import UserError
 from dit.latents.store import Latents
 from dit.models.registry import is_classifier
-from dit.runs.card import ModelCard, NetworkSpec, class_mismatch
+from dit.runs.card import GivenSpec, ModelCard, NetworkSpec, class_mismatch
 from dit.runs.checkpoint_files import find_weights
+from dit.runs.own_network import require_fit
 from dit.runs.weights import read_header
 from dit.training.lr_schedule import total_steps
 from dit.utils.hub import absolute_if_local
@@ -38,17 +40,19 @@ def build_card(
     source: Latents,
     encoder: TextEncoder | None = None,
     parent_card: ModelCard | None = None,
+    module: nn.Module | None = None,
 ) -> ModelCard:
     """Return the card of the network that this configuration trains on this data.
 
     Args:
         parent_card: of a network whose latent statistics and classes it shares; statistics are
             measured on the data unless given.
+        module: the network, if Python code passed it.
     """
     config = with_absolute_paths(config)
     if config.time_shift == "auto":
         config = replace(config, time_shift=time_shift_of(source.shape))
-    spec = describe_network(config, source, encoder, parent_card)
+    spec = describe_network(config, source, encoder, parent_card, module)
 
     # A set of captions may have millions; the card keeps enough to show.
     classes = source.classes if spec.num_classes else []
@@ -79,6 +83,7 @@ def describe_network(
     source: Latents,
     encoder: TextEncoder | None,
     parent_card: ModelCard | None = None,
+    module: nn.Module | None = None,
 ) -> NetworkSpec:
     """Return the network that this configuration trains on this data; refuse one that cannot."""
     in_data = len(source.classes)
@@ -100,6 +105,8 @@ def describe_network(
         interval=config.objective == "meanflow",
     )
     require_size(config.image_size, spec, config.vae)
+    spec = GivenSpec.of(spec, module)
+    require_fit(spec, config.recompute)
     return spec
 
 

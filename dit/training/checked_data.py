@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from dit.config import TrainConfig
 from dit.data.counts import count_of
 from dit.data.damage import describe_damage
-from dit.data.images import ImageFiles
+from dit.data.images import ImageFiles, Images
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
@@ -23,6 +25,17 @@ NOTE = "data.json"  # in a run: which images were checked, and which of them are
 
 
 @dataclass(frozen=True)
+class Given:
+    """What Python code passes instead of names in the settings."""
+
+    images: Images | None = None
+    module: nn.Module | None = None  # the network
+
+
+NOTHING = Given()
+
+
+@dataclass(frozen=True)
 class CheckedImages:
     """The content of RUN/data.json."""
 
@@ -32,17 +45,22 @@ class CheckedImages:
 
 
 def open_checked(
-    config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks, last: Path | None
+    config: TrainConfig,
+    autoencoder: Autoencoder,
+    ranks: Ranks,
+    last: Path | None,
+    given: Images | None = None,
 ) -> Latents:
     """Open the data, once all labels and images are known to be readable.
 
     Args:
         last: the checkpoint to continue from; its run does not check the same images again.
+        given: images that Python code passed, instead of those that --data names.
 
     Raises:
         UserError: damaged images without --skip-damaged; labels that are no classes.
     """
-    source = build_source(config, autoencoder, ranks)
+    source = build_source(config, autoencoder, ranks, given)
     if not isinstance(source, OnlineLatents) or not isinstance(source.images, ImageFiles):
         return source
 

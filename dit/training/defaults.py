@@ -43,7 +43,10 @@ def default_settings(typed: Typed) -> TrainConfig | None:
     if preset is None and data not in (None, "digits"):
         preset = PHOTOS
     if preset == PHOTOS:
-        return _of_images(typed, data or "digits")
+        default = _of_images(typed, data or "digits")
+        # only a DiT has blocks to choose; nobody typed those of the preset
+        is_dit = (first_value(typed, "--model") or default.model).startswith("DiT-")
+        return default if is_dit else dataclasses.replace(default, block="plain")
     default = None if preset is None else _preset(preset)
     return _with_latents(default, Path(data or (default.data if default else "digits")))
 

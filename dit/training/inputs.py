@@ -23,7 +23,7 @@ from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import read_card
 from dit.training.build_card import build_card, card_of_init
-from dit.training.checked_data import open_checked
+from dit.training.checked_data import NOTHING, Given, open_checked
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
 from dit.training.length import Pace, with_length
 from dit.training.resume import require_autoencoder
@@ -48,13 +48,18 @@ class RunInputs:
 
 
 def load_inputs(
-    config: TrainConfig, ranks: Ranks, last: Path | None, parent_card: ModelCard | None
+    config: TrainConfig,
+    ranks: Ranks,
+    last: Path | None,
+    parent_card: ModelCard | None,
+    given: Given = NOTHING,
 ) -> RunInputs:
     """Load what a run reads; for a dry run, assume known shapes of what is not on this disk.
 
     Args:
         last: the checkpoint to continue from, whose run's latent statistics and classes hold.
         parent_card: of a run that this one shares them with.
+        given: images and a network that Python code passed.
     """
     before = read_card(last.parents[1]) if last else parent_card
     if config.dry_run:
@@ -62,14 +67,14 @@ def load_inputs(
         source = load_or_assume_source(config, autoencoder, last, parent_card, ranks)
     else:
         autoencoder = load_autoencoder(config.vae, ranks.device)
-        source = open_checked(config, autoencoder, ranks, last)
+        source = open_checked(config, autoencoder, ranks, last, given.images)
     if before:
         keep_class_order(source, before.classes)
     encoder = build_text_encoder(config, ranks.device)
     continued = before.config if last and before else None
-    config, pace = with_length(config, source, encoder, continued, ranks)
+    config, pace = with_length(config, source, encoder, continued, ranks, given.module)
 
-    card = build_card(config, source, encoder, before)
+    card = build_card(config, source, encoder, before, given.module)
     vision = build_vision_encoder(card.config, card.network, ranks.device)
     card = replace(card, vae_sha256=autoencoder.checksum)
     card = replace(card, align_sha256=vision.checksum if vision else None)

@@ -6,6 +6,8 @@ They are decided once, before the first step, and are settings of the run from t
 import math
 from dataclasses import replace
 
+from torch import nn
+
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.text import TextEncoder
@@ -28,11 +30,13 @@ def with_length(
     encoder: TextEncoder | None,
     before: TrainConfig | None,
     ranks: Ranks,
+    module: nn.Module | None = None,
 ) -> tuple[TrainConfig, Pace | None]:
     """Return the settings with steps, intervals and warm-up, and the speed where it was measured.
 
     Args:
         before: Settings of the run that this one continues, whose length stays.
+        module: The network, if Python code passed it.
     """
     if before:
         if config.minutes is not None:
@@ -41,7 +45,7 @@ def with_length(
 
     pace = None
     if config.minutes is not None:
-        spec = describe_network(config, source, encoder)
+        spec = describe_network(config, source, encoder, module=module)
         tokens = encoder.length if encoder else 0
         ranks.say([f"timing a few steps, to know how many fit {config.minutes:g} minutes"], "start")
         pace = measure_pace(spec, config, source, tokens, ranks)

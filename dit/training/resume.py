@@ -1,6 +1,5 @@
 """What must be the same when a run is resumed, and what may change."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -129,7 +128,7 @@ def _all_settings(card: ModelCard) -> dict[str, object]:
     return {
         **to_json(card.config),
         "image_size": list(sides(card.config.image_size)),
-        **dataclasses.asdict(card.network),
+        **card.network.to_json(),
         "classes": card.classes,
         "latent_mean": card.latent_mean,
         "latent_std": card.latent_std,

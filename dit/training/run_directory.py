@@ -119,7 +119,7 @@ def _next_free(config: TrainConfig) -> Path:
     others = Path("runs").glob("[0-9][0-9][0-9]-*")
     taken = (int(path.name[:3]) for path in others)
     number = max(taken, default=-1) + 1
-    return Path("runs") / f"{number:03d}-{data}-{config.model.replace('/', '-')}"
+    return Path("runs") / f"{number:03d}-{data}-{re.sub('[/:]', '-', config.model)}"
 
 
 def write_card(run: Path, card: ModelCard, finished: bool) -> None:

@@ -59,6 +59,15 @@ def name_in_cache(folder: Path) -> str | None:
     return name.removeprefix("models--").replace("--", "/")
 
 
+def is_downloaded(file: Path) -> bool:
+    """Whether a file lies in the hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(HF_HUB_CACHE).expanduser().resolve()
+    # what links there counts too
+    return cache in file.resolve().parents
+
+
 def is_cached(name: str, files: Iterable[str]) -> bool:
     """Whether the hub's cache has these files; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache

@@ -9,7 +9,6 @@ from helpers import forked
 from helpers.training import TINY, a_session, differing, do_step, flat, logged, run, tensors
 from safetensors.torch import load_file
 
-from dit.commands import train as command
 from dit.config import TrainConfig
 from dit.diffusion.objective import Loss
 from dit.distributed.ranks import Ranks
@@ -17,6 +16,7 @@ from dit.errors import UserError
 from dit.models.parts import early_block
 from dit.models.sizes import SIZES
 from dit.runs.checkpoint_files import find_weights, latest_checkpoint
+from dit.training import run_training as command
 from dit.training.batches import draw_loss_inputs, read_batch
 
 ALIGNED = dataclasses.replace(TINY, align="self", align_until=0.5)
@@ -190,12 +190,12 @@ def train_on_two_and_on_one(ranks: Ranks, out) -> None:
         ALIGNED, inner_head=True, log_every=1, route=0.5, compile=False, global_batch_size=8
     )
     for name, parallel in (("ddp", "ddp"), ("fsdp", "fsdp")):
-        command.train(
+        command.run_training(
             dataclasses.replace(config, out=out / name, parallel=parallel, grad_accum=2), ranks
         )
     name = "one"
     if ranks.main:
-        command.train(dataclasses.replace(config, out=out / name), Ranks())
+        command.run_training(dataclasses.replace(config, out=out / name), Ranks())
 
 
 @pytest.mark.slow

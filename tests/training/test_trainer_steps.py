@@ -24,7 +24,6 @@ from torch import Tensor
 
 from dit import build
 from dit.build import build_denoiser
-from dit.commands import train as command
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.latents.on_the_fly import MemoryLatents
@@ -43,6 +42,7 @@ from dit.sampling.image_grid import sample_grid
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training import checkpointing
+from dit.training import run_training as command
 from dit.training.batches import Batch, read_batch
 from dit.training.lr_schedule import learning_rate
 from dit.training.monitoring import previews
@@ -179,9 +179,9 @@ def train_on_two_and_on_one(ranks: Ranks, out: Path, init: Path) -> None:
     config = dataclasses.replace(
         TINY, steps=3, warmup=0, lr=1.0, clip=0, cooldown=0, log_every=1, init=init, compile=False
     )
-    command.train(dataclasses.replace(config, out=out / "two", grad_accum=2), ranks)
+    command.run_training(dataclasses.replace(config, out=out / "two", grad_accum=2), ranks)
     if ranks.main:
-        command.train(dataclasses.replace(config, out=out / "one"), Ranks())
+        command.run_training(dataclasses.replace(config, out=out / "one"), Ranks())
 
 
 @pytest.mark.slow
@@ -236,10 +236,10 @@ def train_every_kind_twice(ranks: Ranks, out: Path) -> None:
     )
     for name, changes in KINDS.items():
         asked = dataclasses.replace(config, out=out / name, compile=False, **changes)
-        command.train(asked, ranks)
+        command.run_training(asked, ranks)
         ranks.on_main(lambda folder=asked.out: shutil.rmtree(checkpoints(folder)[-1]))
         name = f"{name}-again"
-        command.train(asked, ranks)
+        command.run_training(asked, ranks)
 
 
 @pytest.mark.slow
@@ -382,7 +382,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
         done = verify_checkpoint(latest_checkpoint(out))["step"]
         assert done > (checkpoint_step(before) if before else 0)
 
-    command.train(dataclasses.replace(config, steps=done + 2), Ranks())
+    command.run_training(dataclasses.replace(config, steps=done + 2), Ranks())
     assert [verify_checkpoint(c)["step"] for c in checkpoints(out)] == [done + 1, done + 2]
     steps = logged(out, "step")
     assert steps == sorted(set(steps))
@@ -390,7 +390,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
 
 def train_small(config: TrainConfig) -> None:
     SIZES["Ti"] = SMALL
-    command.train(config, Ranks())
+    command.run_training(config, Ranks())
 
 
 def stop_while_writing(

@@ -1,10 +1,7 @@
 """Feature networks of the user's own, MODULE:CLASS, and those registered with torch-fidelity."""
 
 import hashlib
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit.errors import UserError, did_you_mean
+from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
-from dit.evaluation.extractors.weights import is_torchscript, read_tensors, reason
+from dit.evaluation.extractors.weights import is_torchscript, read_tensors
+from dit.utils.imports import import_class, reason
 
 TRIED = 64  # pixels a side of the images that a network is tried on
 
@@ -27,7 +25,7 @@ def load_class(name: str, weights: Path | None, device: torch.device) -> Extract
     `weights`: from that path alone) that maps uint8 [B, 3, H, W] to features [B, D] or (features,
     logits [B, K]). It reads its weights itself.
     """
-    return _load(_import_class(name), name, weights, device)
+    return _load(import_class("--extractor", name, "a network", nn.Module), name, weights, device)
 
 
 def registered() -> Mapping[str, type[nn.Module]]:
@@ -136,30 +134,3 @@ def _layers(cls: Any) -> list[str]:
     except Exception:  # each author has another way to say that there is none
         return [features]
     return [features] if logits in (None, features) else [features, logits]
-
-
-def _import_class(name: str) -> type[nn.Module]:
-    module_name, _, class_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # it stays, for what the module may import later
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's code can fail in any way
-        raise UserError(
-            f"--extractor {name}: importing {module_name} fails ({reason(error)})",
-            "MODULE:CLASS, with a module that can be imported",
-            "correct the name or the module, or change to the folder that holds it",
-        ) from error
-
-    found = getattr(module, class_name, None)
-    where = getattr(module, "__file__", module_name)
-    if isinstance(found, type) and issubclass(found, nn.Module):
-        return found
-    values = vars(module).items()
-    classes = [key for key, v in values if isinstance(v, type) and issubclass(v, nn.Module)]
-    there = f"it has {', '.join(classes)}" if classes else "write one there"
-    raise UserError(
-        f"--extractor {name}: {where} has no class {class_name!r} of a network",
-        "a subclass of torch.nn.Module",
-        did_you_mean(class_name, classes, there),
-    )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
-from dit.evaluation.extractors.weights import check_shapes, read_tensors, reason, shapes
+from dit.evaluation.extractors.weights import check_shapes, read_tensors, shapes
 from dit.utils.files import sha256
+from dit.utils.imports import reason
 
 DINOV2 = "dinov2-vitl14"
 MODEL = "vit_large_patch14_dinov2.lvd142m"  # timm's name

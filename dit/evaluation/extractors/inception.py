@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
-from dit.evaluation.extractors.weights import read_tensors, reason
+from dit.evaluation.extractors.weights import read_tensors
 from dit.utils.files import sha256, write_atomically
+from dit.utils.imports import reason
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

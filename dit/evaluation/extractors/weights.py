@@ -67,8 +67,3 @@ def check_shapes(path: Path, given: Shapes, expected: Shapes, whose: str, wanted
                 f"{right}, as in {wanted}",
                 "pass that file as --weights",
             )
-
-
-def reason(error: BaseException) -> str:
-    """Return an exception of any kind as one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].rstrip(": ")

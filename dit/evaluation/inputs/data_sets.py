@@ -12,7 +12,7 @@ from dit.data.counts import count_of
 from dit.data.labels import Classes, Columns
 from dit.data.sources import (
     dataset_exists,
-    is_tar_or_hub_dataset,
+    is_packed,
     load_images,
     refuse_columns,
 )
@@ -44,7 +44,7 @@ def read_data_set(
             "images to compare with",
             MOVED,
         )
-    if name != "digits" and not is_tar_or_hub_dataset(name):
+    if name != "digits" and not is_packed(name):
         refuse_columns(name, Columns(image=column))
         return None
     if size is None:

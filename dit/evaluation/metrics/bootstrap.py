@@ -47,6 +47,11 @@ def ci95(value: float, replicates: Sequence[float]) -> tuple[float, float]:
     return max(0.0, value - half_width), value + half_width
 
 
+def interval(values: Tensor, target: Gaussian, value: float, count: int) -> tuple[float, float]:
+    """Return the 95% interval of the distance `value` of `values` [N, D], by `count` resamples."""
+    return ci95(value, bootstrap(values, target, count))
+
+
 @dataclass(frozen=True)
 class Extrapolation:
     """The distance at several numbers of samples, and at infinitely many.

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit.build import count_multiply_adds
 from dit.encoders.autoencoder import Autoencoder, build_codec
 from dit.encoders.vision import VisionEncoder
 from dit.models.dit import DiT
 from dit.models.parts import late_block
-from dit.models.registry import multiply_adds, multiply_adds_of
+from dit.models.registry import multiply_adds_of
 from dit.training.inputs import RunInputs
 from dit.utils.image_size import sides
 
@@ -26,7 +27,7 @@ def alignment_flops(network: nn.Module, inputs: RunInputs) -> float:
     else:
         tokens = inputs.encoder.length if inputs.encoder else 0
         share = late_block(len(network.blocks)) / len(network.blocks)
-        teacher = 2.0 * share * multiply_adds(spec.model, tokens, **spec.sizes)
+        teacher = 2.0 * share * count_multiply_adds(spec, tokens)
     # 3 x 3 products a token, and twice as many backward
     return teacher + 6.0 * 9 * places * size * (vision.width if vision else size)
 

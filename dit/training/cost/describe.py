@@ -2,9 +2,10 @@
 
 from torch import nn
 
+from dit.build import count_multiply_adds
 from dit.config import OPTIMIZERS, TrainConfig
 from dit.distributed.ranks import Ranks
-from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
+from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import NetworkSpec
 from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes, memory
@@ -24,7 +25,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     network = inputs.meta_network
     tokens = inputs.encoder.length if inputs.encoder else 0
     work = training_flops(spec, tokens, config.route, more_forward_passes(config))
-    macs = multiply_adds(spec.model, tokens, **spec.sizes)
+    macs = count_multiply_adds(spec, tokens)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
     frozen = frozen_bytes(inputs.autoencoder, inputs.encoder, inputs.vision)
     devices = f"{ranks.world} x {ranks.device.type}"

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
+from dit.build import count_multiply_adds
 from dit.config import TrainConfig
 from dit.diffusion.meanflow import forward_passes
 from dit.distributed.device import device_kind
-from dit.models.registry import multiply_adds
 from dit.runs.card import NetworkSpec
 from dit.training.session import TrainingSession
 
@@ -88,7 +88,7 @@ def training_flops(
     Args:
         more_passes: forward passes of the loss beside that with a gradient.
     """
-    macs = multiply_adds(spec.model, text_tokens, route, spec.inner_head, **spec.sizes)
+    macs = count_multiply_adds(spec, text_tokens, route, spec.inner_head)
     return (6 + 2 * more_passes) * macs
 
 

@@ -8,7 +8,7 @@ storages.
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
@@ -325,8 +325,12 @@ def rough_activations(network: nn.Module, spec: NetworkSpec, images: int) -> int
     return 2 * 4 * images * positions * outputs
 
 
+def blocks_of(network: nn.Module) -> Sequence[nn.Module]:
+    """Return the blocks of a network; one of the user's own without any is one block itself."""
+    return list(getattr(network, "blocks", ())) or [network]
+
+
 def bytes_in_transit(network: nn.Module, width: int) -> int:
     """Return the bytes of gathered weights and their gradients, `width` each, and float32 sums."""
-    blocks: Any = network.blocks
-    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks_of(network))
     return largest * (GATHERED * width + width + REDUCED * 4)

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from dit.build import count_multiply_adds
 from dit.errors import UserError
 from dit.models.dit import PatchTransformer
-from dit.models.registry import multiply_adds_of
 from dit.runs.card import ModelCard
 from dit.training.cost.cluster import Cluster, build_cluster
 from dit.training.cost.flops import more_forward_passes
-from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, simulated_step
+from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, blocks_of, simulated_step
 from dit.training.cost.step_time import Seconds, Work, seconds, traffic
 
 MOST = 4096  # images at once that are tried
@@ -39,12 +39,12 @@ class PlannedStep:
     @property
     def work(self) -> Work:
         network = self.step.meta_network
-        with torch.device("meta"):
-            flops = 2 * multiply_adds_of(network, self.step.inputs(1))
+        step = self.step
+        macs = count_multiply_adds(step.spec, step.text_tokens, step.route, step.parts)
         return Work(
             parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
-            blocks=len(network.blocks),  # type: ignore[arg-type]
-            flops=flops,
+            blocks=len(blocks_of(network)),
+            flops=2 * macs,
             again=float(self.card.config.recompute == "full"),
             beside=more_forward_passes(self.card.config),
             width=2 if self.bf16 else 4,

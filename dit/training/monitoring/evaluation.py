@@ -56,13 +56,22 @@ class EvalTarget:
         return Scores(session, self, prepared, dataclasses.replace(settings, precision=precision))
 
 
-def choose_eval_target(config: TrainConfig, ranks: Ranks) -> EvalTarget:
-    """Return what the --eval flags ask for; no image is read."""
+def choose_eval_target(
+    config: TrainConfig, ranks: Ranks, images: references.Images | None = None
+) -> EvalTarget:
+    """Return what the --eval flags ask for; no image is read.
+
+    Args:
+        images: of training, if Python code passed them.
+    """
     with _flags_of_training():
         name = config.eval_reference or config.data
         # images are cropped as those that training sees
         size = sides(config.image_size)
-        reference = references.find_reference(name, size, crop=True, trained=config)
+        if images is not None and config.eval_reference is None:
+            reference = references.as_reference(images, name)
+        else:
+            reference = references.find_reference(name, size, crop=True, trained=config)
         weights = () if config.eval_weights is None else (config.eval_weights,)
         (extractor,) = references.choose_extractors(
             (config.eval_extractor,), weights, reference.network, ranks

@@ -1,6 +1,7 @@
 """Stop a run on a signal, so that it can be resumed."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -76,6 +77,11 @@ class Stop:
 def stop_on_signals(ranks: Ranks) -> Iterator[Stop]:
     """Turn SIGTERM and SIGINT into a `Stop` inside the block."""
     stop = Stop(ranks)
+    # Python lets the main thread alone handle signals
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        stop.finish_vote()
+        return
     before = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         before[number] = signal.signal(number, stop.ask)

@@ -29,7 +29,7 @@ def memory(monkeypatch):
     def stop(*_):
         raise Fits
 
-    monkeypatch.setattr("dit.commands.train.prepare", stop)
+    monkeypatch.setattr("dit.training.run_training.prepare", stop)
     return lambda size: monkeypatch.setattr(fit, "free_memory", lambda device: int(size))
 
 

@@ -1,0 +1,1 @@
+"""The Python interface: pipelines, training and evaluation of `import dit`."""

@@ -1,0 +1,117 @@
+"""Arguments of the Python interface: checked, and named in errors as they are in Python."""
+
+import json
+import numbers
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from dit.config import SamplerConfig
+from dit.distributed.device import choose_device
+from dit.distributed.launcher import read_launch
+from dit.errors import UserError, did_you_mean
+from dit.utils.typed_json import WrongJson, from_json
+
+NAMES = {"cfg_scale": "guidance_scale", "steps": "num_inference_steps"}
+"""Settings of a sampler that have diffusers' names in Python."""
+ELSEWHERE = {
+    "cfg_scale": "pass guidance_scale",
+    "steps": "pass num_inference_steps",
+    "image_size": "pass it to Pipeline.from_pretrained",
+    "compile": "it belongs to the command line, where one process samples many images",
+}
+"""Settings that a call does not take, and what to do instead."""
+FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
+PAIR = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*) (-?[\d.]+(?:e-?\d+)?)\b")
+
+
+@contextmanager
+def python_names() -> Iterator[None]:
+    """Name arguments in errors of the block, where a command would name its flags."""
+    try:
+        yield
+    except UserError as error:
+        # in place: its kind may be another, such as NotFinite
+        error.given, error.expected, error.do = map(
+            as_arguments, (error.given, error.expected, error.do)
+        )
+        raise
+
+
+def as_arguments(text: str) -> str:
+    """Return a message with `--cfg-scale 3` as `guidance_scale=3`."""
+    parts = text.split("`")
+    # between backticks are commands, which have flags
+    for i in range(0, len(parts), 2):
+        parts[i] = PAIR.sub(lambda found: f"{_python_name(found[1])}={found[2]}", parts[i])
+        parts[i] = FLAG.sub(lambda found: _python_name(found[1]), parts[i])
+    return "`".join(parts)
+
+
+def _python_name(flag: str) -> str:
+    name = flag.replace("-", "_")
+    return NAMES.get(name, name)
+
+
+def sampler_settings(**values: Any) -> SamplerConfig:
+    """Return the settings of a sampler, by their names in Python; refuse wrong names and types."""
+    known = [NAMES.get(name, name) for name in SamplerConfig.__dataclass_fields__]
+    for name in values:
+        if name in ELSEWHERE:
+            raise UserError(
+                f"{name} in a call of the pipeline", "no such argument", ELSEWHERE[name]
+            )
+        if name not in known:
+            do = did_you_mean(name, known)
+            raise UserError(f"argument {name!r}", f"one of {', '.join(known)}", do)
+
+    ours = {python: name for name, python in NAMES.items()}
+    plain = {ours.get(name, name): plain_value(name, value) for name, value in values.items()}
+    try:
+        with python_names():
+            return from_json(SamplerConfig, plain)
+    except WrongJson as error:
+        text = as_arguments(str(error))
+        for name, python in NAMES.items():
+            text = re.sub(rf"^{name}\b", python, text)
+        given, _, expected = text.rpartition(", not ")
+        raise UserError(given, expected, "") from None
+
+
+def plain_value(name: str, value: Any) -> Any:
+    """Return a value as JSON has it: numbers of NumPy as Python's, paths as text."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, tuple | list):
+        return [plain_value(name, one) for one in value]
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} of type {type(value).__name__}", "a plain value", "") from None
+    return value
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """Return the device of this name, if this machine has it; None: the fastest kind it has."""
+    if device is None:
+        return choose_device(read_launch())
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or str(found) not in [*there, "cpu:0", "mps:0"]:
+        expected = f"{', '.join(there)}, which this machine has"
+        raise UserError(f"device {device!r}", expected, "")
+    return found

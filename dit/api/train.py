@@ -1,0 +1,166 @@
+"""Training from Python: on images in memory, and of networks of the user's own."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dit.api.arguments import find_device, python_names
+from dit.api.pipeline import Pipeline
+from dit.config import TrainConfig, flag_name
+from dit.data.own import IN_MEMORY, Arrays, OwnImages
+from dit.distributed.ranks import ranks
+from dit.distributed.shortage import shortages_as_user_errors
+from dit.errors import UserError, did_you_mean
+from dit.latents.first_stage import suitable_size
+from dit.latents.load import columns_of
+from dit.runs.logs import read_metrics
+from dit.sampling.load import load_run
+from dit.training.checked_data import Given
+from dit.training.defaults import default_settings
+from dit.training.run_training import run_training
+from dit.utils.imports import class_name
+
+MOST_PIXELS = {True: 256, False: 64}  # of images, unless image_size is given: with a GPU, without
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was trained: its directory, and what it logged last.
+
+    Args:
+        path: The run directory, as `--run` takes it.
+        metrics: The last line of its log by name, such as `loss` and `step`.
+
+    >>> run = dit.train(data="photos/", minutes=5)                       # doctest: +SKIP
+    >>> run.pipeline()(["cat"]).images[0]                                # doctest: +SKIP
+    """
+
+    path: Path
+    metrics: dict[str, float]
+    _module: nn.Module | None = field(default=None, repr=False)
+
+    def pipeline(self, device: str | torch.device | None = None) -> Pipeline:
+        """Return a pipeline of the EMA of the newest checkpoint.
+
+        >>> run.pipeline(device="cpu")(["cat"])                          # doctest: +SKIP
+        """
+        return Pipeline(load_run(self.path, find_device(device), module=self._module))
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    data: Any = None,
+    network: nn.Module | type[nn.Module] | str | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Train, or continue, a run, as train.py does; return it.
+
+    Args:
+        config: All settings. The defaults of `TrainConfig` are those of the digits. Without it they
+            are those that train.py chooses for the data.
+        data: A text as `--data`; an object with a length and items (image, label), such as a data
+            set of torchvision; or arrays (images uint8 [N, H, W, 3] or [N, 3, H, W], labels [N]).
+            Unless given, `config.data`.
+        network: A network with forward(x, t, y), to train from its weights; or a class, or
+            MODULE:CLASS, that is created with input_size, in_channels and num_classes. Times t [B]
+            are 0 … 1000, and y [B] has num_classes for the null class. Unless given,
+            `config.model`.
+        out: The run directory; unless given, `config.out`, or the next in runs/.
+        settings: Fields of `TrainConfig`, in place of those of `config`.
+
+    Raises:
+        UserError: Settings, images or a network that do not fit.
+
+    A run continues by the same call with `resume="auto"` and its `out`. Commands can use a run of a
+    network of one's own if its class can be imported and created again.
+
+    >>> run = dit.train(dit.TrainConfig(steps=560))                      # doctest: +SKIP
+    >>> run = dit.train(data=(images, labels), steps=1000, out="mine")   # doctest: +SKIP
+    >>> run = dit.train(data="photos/", network="mynet:Net", minutes=5)  # doctest: +SKIP
+    """
+    items = _items(data)
+    if items is not None:
+        settings["data"] = IN_MEMORY
+    elif data is not None:
+        settings["data"] = str(data)
+    module = _module(network)
+    if network is not None:
+        settings["model"] = network if isinstance(network, str) else _name(network)
+    if out is not None:
+        settings["out"] = Path(out)
+    with python_names():
+        config = _settings(config, settings, items)
+        images = None
+        if items is not None:
+            images = OwnImages(items, IN_MEMORY, config.image_size, columns_of(config))
+        with ranks() as joined, shortages_as_user_errors(config):
+            path = run_training(config, joined, given=Given(images, module))
+    assert path, "only a dry run has none"
+    logged = [line for line in read_metrics(path / "metrics.jsonl") if "event" not in line]
+    return Run(path, logged[-1] if logged else {}, module)
+
+
+def _settings(config: TrainConfig | None, settings: dict[str, Any], items: Any) -> TrainConfig:
+    """Return all settings; without a config, with the defaults that train.py has for the data."""
+    known = list(TrainConfig.__dataclass_fields__)
+    for name in settings:
+        if name not in known:
+            do = did_you_mean(name, known, "see dit.TrainConfig")
+            raise UserError(f"argument {name!r}", "a field of dit.TrainConfig", do)
+    if config is None:
+        typed = {flag_name(name): _words(value) for name, value in settings.items()}
+        if items is not None and "image_size" not in settings:
+            side = OwnImages(items, IN_MEMORY, 32, columns_of(TrainConfig(num_classes=0))).side
+            most = MOST_PIXELS[find_device(None).type == "cuda"]
+            settings["image_size"] = suitable_size(side, most)
+            typed["--image-size"] = [str(settings["image_size"])]
+        config = default_settings(typed) or TrainConfig()
+    config = replace(config, **settings)
+    if config.resume not in (None, "auto") and config.out is None:
+        config = replace(config, out=Path(config.resume))
+    if config.dry_run:
+        raise UserError("dry_run in dit.train", "a training", "use the command train.py --dry-run")
+    return config
+
+
+def _words(value: Any) -> list[str]:
+    """Return a value as the words that would be typed for it."""
+    return [str(one) for one in (value if isinstance(value, tuple | list) else (value,))]
+
+
+def _items(data: Any) -> Any:
+    """Return data that is no name as an object with items; None for a name, or nothing."""
+    if data is None or isinstance(data, str | Path):
+        return None
+    if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[0]):
+        return Arrays(*data)
+    return Arrays(data) if _is_array(data) else data
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | Tensor)
+
+
+def _module(network: Any) -> nn.Module | None:
+    if network is None or isinstance(network, str | type):
+        return None
+    if not isinstance(network, nn.Module):
+        given = f"network of type {type(network).__name__}"
+        raise UserError(given, "a torch.nn.Module, its class, or MODULE:CLASS", "")
+    if type(network).__module__.startswith("dit.models."):
+        raise UserError(
+            f"network {class_name(type(network))}, of this package",
+            "one of your own",
+            "name it in the settings, such as model='DiT-S/2'",
+        )
+    return network
+
+
+def _name(network: nn.Module | type[nn.Module]) -> str:
+    return class_name(network if isinstance(network, type) else type(network))

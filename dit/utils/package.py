@@ -1,0 +1,22 @@
+"""What this package is: its version, and its name where `dit` is another package."""
+
+from pathlib import Path
+
+__version__ = "0.2.0"
+
+DISTRIBUTION = "diffusion-transformer"  # on PyPI
+FOLDER = Path(__file__).parents[1]
+FILE_OF_THE_OTHER = "samplespace.py"
+
+
+def refuse_other_package(folder: Path = FOLDER) -> None:
+    """Raise an ImportError if the other `dit` of PyPI was installed over this package.
+
+    That one is of discrete information theory. In one environment the two overwrite each other.
+    """
+    if (folder / FILE_OF_THE_OTHER).exists():
+        raise ImportError(
+            f"two packages share {folder}: {DISTRIBUTION} and the information-theory package "
+            f"dit; use an environment for each: pip uninstall -y dit {DISTRIBUTION}, then "
+            f"pip install {DISTRIBUTION}"
+        )
