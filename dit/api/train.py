@@ -95,7 +95,7 @@ def train(
     if out is not None:
         settings["out"] = Path(out)
     with python_names():
-        config = _settings(config, settings, items)
+        config = chosen_settings(config, settings, items)
         images = None
         if items is not None:
             images = OwnImages(items, IN_MEMORY, config.image_size, columns_of(config))
@@ -106,7 +106,9 @@ def train(
     return Run(path, logged[-1] if logged else {}, module)
 
 
-def _settings(config: TrainConfig | None, settings: dict[str, Any], items: Any) -> TrainConfig:
+def chosen_settings(
+    config: TrainConfig | None, settings: dict[str, Any], items: Any
+) -> TrainConfig:
     """Return all settings; without a config, with the defaults that train.py has for the data."""
     known = list(TrainConfig.__dataclass_fields__)
     for name in settings:
