@@ -35,9 +35,8 @@ def python_names() -> Iterator[None]:
         yield
     except UserError as error:
         # in place: its kind may be another, such as NotFinite
-        error.given, error.expected, error.do = map(
-            as_arguments, (error.given, error.expected, error.do)
-        )
+        for one in (error, *getattr(error, "mistakes", ())):
+            one.given, one.expected, one.do = map(as_arguments, (one.given, one.expected, one.do))
         raise
 
 

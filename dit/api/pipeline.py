@@ -206,7 +206,7 @@ class Pipeline:
         if classes is None:
             run = with_prompts(self.run, (), negative) if negative else self.run
             return run, run.card.ids
-        given = [classes] if isinstance(classes, str) or np.ndim(classes) == 0 else [*classes]
+        given = _as_list(classes)
         if not given:
             raise UserError("no classes", "one or more", "pass None for all of them")
         values = [_class_value(one) for one in given]
@@ -243,6 +243,16 @@ def _locate(source: str | Path) -> Path:
     except ImportError:  # folders of diffusers and names of the hub are found there
         return Path(source).expanduser()
     return locate_run(source)
+
+
+def _as_list(classes: Any) -> list[Any]:
+    """Return the elements of a list, an array or a tensor; of one class alone, a list of it."""
+    if isinstance(classes, str) or getattr(classes, "ndim", 1) == 0:
+        return [classes]
+    try:
+        return [*classes]
+    except TypeError:
+        return [classes]
 
 
 def _class_value(given: Any) -> str | int:

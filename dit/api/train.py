@@ -24,7 +24,7 @@ from dit.training.defaults import default_settings
 from dit.training.run_training import run_training
 from dit.utils.imports import class_name
 
-MOST_PIXELS = {True: 256, False: 64}  # of images, unless image_size is given: with a GPU, without
+MOST_ON_GPU, MOST_ON_CPU = 256, 64  # pixels a side of images, unless image_size is given
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def train(
     if out is not None:
         settings["out"] = Path(out)
     with python_names():
-        config = _settings(config, settings, items)
+        config = chosen_settings(config, settings, items)
         images = None
         if items is not None:
             images = OwnImages(items, IN_MEMORY, config.image_size, columns_of(config))
@@ -106,7 +106,9 @@ def train(
     return Run(path, logged[-1] if logged else {}, module)
 
 
-def _settings(config: TrainConfig | None, settings: dict[str, Any], items: Any) -> TrainConfig:
+def chosen_settings(
+    config: TrainConfig | None, settings: dict[str, Any], items: Any
+) -> TrainConfig:
     """Return all settings; without a config, with the defaults that train.py has for the data."""
     known = list(TrainConfig.__dataclass_fields__)
     for name in settings:
@@ -117,7 +119,7 @@ def _settings(config: TrainConfig | None, settings: dict[str, Any], items: Any) 
         typed = {flag_name(name): _words(value) for name, value in settings.items()}
         if items is not None and "image_size" not in settings:
             side = OwnImages(items, IN_MEMORY, 32, columns_of(TrainConfig(num_classes=0))).side
-            most = MOST_PIXELS[find_device(None).type == "cuda"]
+            most = MOST_ON_GPU if find_device(None).type == "cuda" else MOST_ON_CPU
             settings["image_size"] = suitable_size(side, most)
             typed["--image-size"] = [str(settings["image_size"])]
         config = default_settings(typed) or TrainConfig()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.evaluation import random_pixels, save_images
+from PIL import Image
 
 import dit
 from dit.commands.evaluate import evaluate as command
@@ -55,7 +56,7 @@ def test_scores_are_those_of_evaluate_py(report, images, folders):
         (samples, reference),
         (channels_first, str(folders[1])),
         (channels_first.float() / 255, reference),
-        ([dit.api.evaluate.Image.fromarray(image) for image in samples], reference),
+        ([Image.fromarray(image) for image in samples], reference),
     ]
     for ours, theirs in kinds:
         found = dit.evaluate(ours, theirs, extractor=CNN, bootstrap=10, device="cpu")

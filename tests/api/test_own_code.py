@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dit
+from dit.api.train import chosen_settings
 from dit.build import build_network, count_multiply_adds
 from dit.cli import main
 from dit.commands.sample import sample
 from dit.config import SampleConfig
 from dit.data.labels import Columns
-from dit.data.own import OwnImages
+from dit.data.own import Arrays, OwnImages
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard, NetworkSpec
 
@@ -153,7 +154,6 @@ def test_a_resumed_run_of_own_code_is_one_that_never_stopped(run, tmp_path):
         "sweep --run RUN --num-samples 8 --cfg-scale 1,2 --steps 2 --extractor colour-cnn",
         "encode --data ownset:Squares --vae identity --image-size 8 --out latents",
         "stats --data ownset:Squares --image-size 8 --extractor colour-cnn --out stats.npz",
-        "report RUN",
     ],
 )
 def test_every_command_takes_a_run_of_own_code(run, command, capsys):
@@ -240,7 +240,7 @@ def test_code_that_a_card_of_the_hub_names_is_not_imported(run, tmp_path, monkey
 
 
 def config(**changes):
-    return replace(TINY, steps=4, ckpt_every=2, **changes)
+    return replace(TINY, **{"steps": 4, "ckpt_every": 2, **changes})
 
 
 def arrays(count=24):
@@ -291,7 +291,7 @@ def test_images_in_memory_train_and_resume(tmp_path):
     )
     assert once.pipeline("cpu").classes == ["0", "1", "2"]
     with pytest.raises(dit.UserError, match="were passed in Python"):
-        dit.train(resumed)
+        dit.train(resumed, data="in-memory")
 
 
 def test_a_network_that_no_name_can_build_trains_and_is_sampled(tmp_path, modules, capsys):
@@ -345,19 +345,12 @@ def test_a_network_of_this_package_is_named_not_passed(tmp_path):
         dit.train(config(out=tmp_path / "run"), data=arrays(), network=network)
 
 
-def test_without_a_config_settings_suit_the_images(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (24, 40, 50, 3), np.uint8)
-    trained = dit.train(
-        data=(images, np.arange(24) % 3),
-        out=tmp_path / "run",
-        steps=2,
-        model="DiT-Ti/8",
-        sample_every=0,
-        global_batch_size=8,
-    )
-    card = ModelCard.read(trained.path)
-    assert (card.config.preset, card.config.vae, card.config.image_size) == ("photos", "tiny", 32)
-    assert (card.config.steps, card.config.minutes) == (2, None)
+def test_without_a_config_settings_suit_the_images():
+    items = Arrays(np.zeros((4, 40, 50, 3), np.uint8))
+    found = chosen_settings(None, {"data": "in-memory", "steps": 2}, items)
+    assert (found.preset, found.vae, found.image_size) == ("photos", "tiny", 32)
+    assert (found.steps, found.minutes) == (2, None)
+    assert chosen_settings(None, {}, None) == dit.TrainConfig()
 
 
 def test_labels_and_kinds_of_images_of_own_data_sets():

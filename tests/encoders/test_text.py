@@ -3,6 +3,7 @@ import csv
 import json
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers.image_data import write_captioned
 from huggingface_hub import constants
 from PIL import Image
 
+from dit.api.pipeline import Pipeline
 from dit.build import build_network
 from dit.commands.nll import make_plan, match_classes, measure, nll, open_data
 from dit.commands.sample import sample
@@ -398,6 +400,30 @@ def test_a_folder_of_samples_records_the_prompts(run, tmp_path):
     assert record["text_encoder_sha256"] == run.card.text_encoder_sha256
     with pytest.raises(UserError, match="--negative-prompt"):
         sample(replace(config, negative_prompt=""), Ranks())
+
+
+def test_the_pipeline_in_python_takes_prompts_from_threads(run, tmp_path):
+    pipe = Pipeline(run)
+    settings = dict(guidance_scale=2.0, num_inference_steps=2, num_images=3, precision="fp32")
+    calls = [(["a seven", "one, two"], "a one"), (["a two"], ""), ([4, 9], "")]
+    with ThreadPoolExecutor(3) as pool:
+        outputs = pool.map(lambda one: pipe(one[0], negative_prompt=one[1], **settings), calls)
+        images = [as_pixels(output.images) for output in outputs]
+    for i, (classes, negative) in enumerate(calls):
+        prompts = all(isinstance(one, str) for one in classes)
+        chosen = {"prompt": tuple(classes), "negative_prompt": negative}
+        if not prompts:
+            chosen = {"classes": tuple(map(str, classes))}
+        config = SampleConfig(run=run.weights.path, cfg_scale=2.0, steps=2, num_samples=3, **chosen)
+        folder = sample(replace(config, precision="fp32", out=tmp_path / str(i)), Ranks())
+        expected = as_pixels(Image.open(file) for file in sorted(folder.glob("*.png")))
+        assert np.array_equal(images[i], expected)
+    with pytest.raises(UserError, match="prompts and ids in one call"):
+        pipe(["a seven", 3])
+
+
+def as_pixels(images):
+    return np.stack([np.array(image) for image in images])
 
 
 def test_nll_accepts_captions_unknown_in_training(run, tmp_path):
