@@ -85,7 +85,7 @@ class EvalConfig(SamplerConfig, ScoringConfig):
 
     # -- samples ---------------------------------------------------------------------------------
     run: Path | None = None
-    """Run to sample from and score."""
+    """Run to sample from and score, as --run of sample.py."""
     samples: Path | None = None
     """Images to score instead: a folder or an .npz file."""
     num_samples: int | None = None
@@ -112,7 +112,8 @@ class SweepConfig(ScoringConfig):
 
     # -- settings --------------------------------------------------------------------------------
     run: Path
-    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    """Run directory, checkpoint directory, file of EMA weights (.safetensors), folder of
+    `dit export` or of a DiT of diffusers, or OWNER/NAME of the Hugging Face hub."""
     cfg_scale: str | None = None
     """Scales of classifier-free guidance: a list such as 1,1.5,2 or a range START:STOP:STEP with
     its end; unless given, 1:4:0.5, or 1 with --classifier or without a null class."""
@@ -205,7 +206,8 @@ class NllConfig:
     """Measure the likelihood of images under a pixel model (--vae identity), in bits/dim."""
 
     run: Path
-    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    """Run directory, checkpoint directory, file of EMA weights (.safetensors), folder of
+    `dit export` or of a DiT of diffusers, or OWNER/NAME of the Hugging Face hub."""
     data: str | None = None
     """Images to measure: `digits`, a folder, or latents of `dit encode --vae identity`; the run's
     own data unless given."""

@@ -13,12 +13,11 @@ from dit.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Convert weights of the original DiT release, of SiT, REPA or LightningDiT for sample.py and
-    evaluate.py."""
+    """Convert weights of DiT, SiT, REPA or LightningDiT, or a DiT of diffusers, for sample.py."""
 
     file: Positional[Path]
-    """A .pt or .safetensors file: a state dict or a training checkpoint, whose EMA is taken. No
-    code in it is run."""
+    """A .pt or .safetensors file: a state dict or a training checkpoint, whose EMA is taken. Or the
+    folder of a DiT's pipeline of diffusers, here or OWNER/NAME on the hub. No code in it is run."""
     out: Positional[Path]
     """The .safetensors file to write."""
     format: Literal["dit", "sit", "repa", "lightningdit"] | None = None
@@ -31,8 +30,9 @@ class ConvertConfig:
     """Classes of the network, where the file cannot tell whether the last row of its label table
     is the null class of guidance."""
     vae: str | None = None
-    """Autoencoder of the network's latents; unless given, stabilityai/sd-vae-ft-ema. A LightningDiT
-    needs its own, such as VA-VAE in a folder of diffusers' layout."""
+    """Autoencoder of the network's latents; unless given, that of a folder of diffusers, else
+    stabilityai/sd-vae-ft-ema. A LightningDiT needs its own, such as VA-VAE in a folder of
+    diffusers' layout."""
     latent_stats: Path | None = None
     """Of a LightningDiT: its latents_stats.pt, with mean and deviation of each channel."""
 
@@ -48,8 +48,7 @@ class ExportConfig:
     """Save a trained network as a folder for others, for diffusers, or on the Hugging Face hub."""
 
     run: Positional[Path]
-    """Run directory, checkpoint directory, weights file, or whatever else --run of sample.py
-    takes."""
+    """What to export: whatever --run of sample.py takes."""
     to: Literal["folder", "diffusers", "hub"] = "folder"
     """folder: EMA weights, autoencoder, model card and a picture, to move and to pass as --run.
     diffusers: the same for DiffusionPipeline.from_pretrained, which then makes the same images.
@@ -113,7 +112,8 @@ class InfoConfig:
 
     path: Positional[Path]
     """Run directory, checkpoint directory, .safetensors file, a .pt file of DiT, SiT or REPA, a
-    folder of `dit encode`, or a folder of `dit train-vae`."""
+    folder of `dit encode`, `dit train-vae`, `dit export` or of a DiT of diffusers, or OWNER/NAME of
+    the hub."""
     classes: bool = False
     """Only list all classes, with id, name and images."""
 

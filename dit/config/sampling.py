@@ -121,7 +121,8 @@ class SampleConfig(SamplerConfig):
 
     # -- images ----------------------------------------------------------------------------------
     run: Path
-    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    """Run directory, checkpoint directory, file of EMA weights (.safetensors), folder of
+    `dit export` or of a DiT of diffusers, or OWNER/NAME of the Hugging Face hub."""
     classes: tuple[str, ...] | None = None
     """Names or ids of classes such as cat dog or 0,1,2, taken in turn; unless given, all that have
     images (in a grid at most 16)."""
@@ -177,7 +178,8 @@ class ShowConfig(SamplerConfig):
     """forward: images of the run's own data, noised, and the prediction from each; backward:
     sampling."""
     run: Positional[Path]
-    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    """Run directory, checkpoint directory, file of EMA weights (.safetensors), folder of
+    `dit export` or of a DiT of diffusers, or OWNER/NAME of the Hugging Face hub."""
     classes: tuple[str, ...] | None = None
     """Names or ids of classes such as cat dog or 0,1,2, taken in turn; unless given, some of
     all."""

@@ -275,7 +275,7 @@ def _check_statistics(
 
 
 def locate_autoencoder(name: str) -> Path:
-    """Return the folder that holds config.json of a name but `identity`, downloaded if necessary."""
+    """Return the folder that holds config.json, downloaded if necessary; `identity` has none."""
     if name in BUNDLED:
         return BUNDLED[name]
     # shards and other precisions are downloaded only where the usual file is missing

@@ -1,1 +1,1 @@
-"""Networks for others: folders that load elsewhere, pipelines of diffusers, the Hugging Face hub."""
+"""Networks for others: folders to move, pipelines of diffusers, the Hugging Face hub."""

@@ -3,7 +3,7 @@
 It knows one null class, id 1000: the table of labels is padded to 1001 rows. It scales latents by
 one number: statistics per channel are folded into the autoencoder's 1x1 convolutions. It embeds
 times at frequencies 10000^(-i/127) where the release and this package have 10000^(-i/128): the
-first layer that reads them is fitted anew to the 1000 times, and an error of the fast waves remains.
+first layer that reads them is fitted anew to the 1000 times. An error of the fast waves remains.
 """
 
 from dataclasses import dataclass, replace

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import SMALL, Copies
 from helpers.image_data import write_captioned
+from helpers.text_runs import write_text_run
 from huggingface_hub import constants
 from PIL import Image
 
@@ -31,7 +32,7 @@ from dit.encoders.text import BUNDLED, Captions, load_text_encoder
 from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.sizes import SIZES
-from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.card import ModelCard
 from dit.runs.weights import read_weights, write_weights
 from dit.sampling.classes import class_ids
 from dit.sampling.generate import generate
@@ -293,34 +294,6 @@ def test_embeddings_cached_in_inference_mode_can_be_trained_on(digits_encoder, m
 
 
 # -- runs ------------------------------------------------------------------------------------------
-
-
-def write_text_run(root: Path, classes=DIGIT_CAPTIONS) -> Path:
-    """Write weights of an untrained network whose output is not zero."""
-    config = TrainConfig(vae="identity", image_size=8, model="DiT-Ti/4", conditioning="text")
-    spec = NetworkSpec(
-        model=config.model,
-        input_size=8,
-        in_channels=3,
-        num_classes=len(classes),
-        learn_sigma=False,
-        conditioning="text",
-        text_width=64,
-    )
-    card = ModelCard(
-        config=config,
-        network=spec,
-        classes=list(classes),
-        text_encoder_sha256=load_text_encoder("digits").checksum,
-    )
-    torch.manual_seed(0)
-    network = build_network(spec)
-    for name, parameter in network.named_parameters():
-        if any(part in name for part in ("adaLN", "final_layer", "text_attn.proj.weight")):
-            torch.nn.init.normal_(parameter, std=0.05)
-    root.mkdir(parents=True, exist_ok=True)
-    write_weights(root / "ema-0.999.safetensors", network.state_dict(), card, 3)
-    return root / "ema-0.999.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from dit.utils.typed_json import read_json
 INDEX, TRANSFORMER, VAE = "model_index.json", "transformer", "vae"
 SCHEDULER = "scheduler/scheduler_config.json"
 NETWORKS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second in folders of 2022
+OURS = "RunNetwork"  # in folders of `dit export`, whose weights are a file of ours
 PICKLED = "diffusion_pytorch_model.bin"  # weights of 2022; read without running code
 COPY = "copy the folder again"
 USUAL_FACTOR = 8  # pixels per latent of Stable Diffusion's autoencoder
@@ -81,8 +82,16 @@ def find_network(folder: Path) -> Path | None:
         UserError: a pipeline of another network, or one without weights.
     """
     transformer = folder / TRANSFORMER
-    if not (transformer / "config.json").is_file():
+    config = transformer / "config.json"
+    if not config.is_file():
         return None
+    kind = _read(config, TransformerConfig).get("_class_name")
+    if kind not in (*NETWORKS, OURS):
+        raise UserError(
+            f"{folder} is a pipeline of diffusers with a {kind}",
+            f"a {NETWORKS[0]}",
+            "only a DiT can be read",
+        )
     if (transformer / PICKLED).is_file() and not any(transformer.glob("*.safetensors")):
         return transformer / PICKLED
     stored = find_stored_weights(transformer)

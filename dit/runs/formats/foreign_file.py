@@ -19,7 +19,7 @@ from dit.utils.files import command_line, shell_quote
 from dit.utils.typed_json import read_json
 
 READABLE = "a DiT, SiT, REPA or LightningDiT"
-WANTED = f"a .pt or .safetensors file of {READABLE}"
+WANTED = f"a .pt or .safetensors file of {READABLE}, or a DiT's folder of diffusers"
 DOWNLOAD = "download it again and compare its size"
 
 # What the first bytes of a file say: a pattern, what the file is, and what to do.
@@ -135,8 +135,8 @@ def _folder(folder: Path) -> UserError:
         return UserError(
             f"{folder} is diffusers' {made_by}",
             WANTED,
-            "pass the file of the original release; in Python there is from_diffusers in "
-            "dit.runs.formats.diffusers",
+            "pass the file of the original release, or the folder of a DiT's pipeline, which has "
+            "transformer, scheduler and vae in it",
         )
     if (folder / "checkpoints").is_dir() or (folder / "meta.json").is_file():
         return UserError(

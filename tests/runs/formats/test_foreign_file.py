@@ -107,7 +107,7 @@ def test_folders_are_named(tmp_path, weights):
     (diffusers / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline"}))
     (tmp_path / "other").mkdir()
     for path, message in [
-        (diffusers, "is diffusers' DiTPipeline.*from_diffusers"),
+        (diffusers, "is diffusers' DiTPipeline.*which has transformer, scheduler and vae"),
         (weights, "is a run or a checkpoint of this package.*dit sample --run"),
         (latest_checkpoint(weights), "is a run or a checkpoint of this package"),
         (tmp_path / "other", "is a folder"),
