@@ -1,9 +1,18 @@
 """Load what a run reads: autoencoder, data, text encoder; with its card."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from dit.build import build_text_encoder, build_vision_encoder, with_data_statistics
+import torch
+from torch import nn
+
+from dit.build import (
+    build_network,
+    build_text_encoder,
+    build_vision_encoder,
+    with_data_statistics,
+)
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
@@ -30,6 +39,12 @@ class RunInputs:
     encoder: TextEncoder | None = None  # of captions
     vision: VisionEncoder | None = None  # of --align
     pace: Pace | None = None  # where --minutes asked to measure it
+
+    @cached_property
+    def meta_network(self) -> nn.Module:
+        """The network to train, without data: one of billions of parameters needs no memory."""
+        with torch.device("meta"):
+            return build_network(self.card.network)
 
 
 def load_inputs(

@@ -61,7 +61,7 @@ def memory(card: ModelCard, ranks: Ranks, parallel: str, text_tokens: int) -> Me
     """Return what a rank needs at the peak of a step."""
     config = card.config
     bf16 = uses_bf16(ranks.device, config.precision)
-    step = simulated_step(card, ranks.device, bf16, text_tokens)
+    step = simulated_step(card.network, config, ranks.device, bf16, text_tokens)
     batch = config.global_batch_size // (ranks.world * config.grad_accum)
     return step.memory(batch, Layout(parallel, ranks.world, config.grad_accum))
 

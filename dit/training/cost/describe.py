@@ -1,9 +1,7 @@
 """A training in words, row by row: network, cost, data and schedule."""
 
-import torch
 from torch import nn
 
-from dit.build import build_network
 from dit.config import OPTIMIZERS, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.registry import count_parameters, describe_network, is_classifier, multiply_adds
@@ -23,9 +21,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     """Return the table that --dry-run prints: what a start prints, and what it costs."""
     card = inputs.card
     config, spec = card.config, card.network
-    # without data: a network of billions of parameters needs no memory here
-    with torch.device("meta"):
-        network = build_network(spec)
+    network = inputs.meta_network
     tokens = inputs.encoder.length if inputs.encoder else 0
     work = training_flops(spec, tokens, config.route, more_forward_passes(config))
     macs = multiply_adds(spec.model, tokens, **spec.sizes)
@@ -51,10 +47,8 @@ def start_rows(
     inputs: RunInputs, plan: TrainingPlan, ranks: Ranks
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Return what a run prints before its first step, by name, and notes and warnings."""
-    source, spec = inputs.source, inputs.card.network
+    source, spec, network = inputs.source, inputs.card.network, inputs.meta_network
     config = inputs.card.config
-    with torch.device("meta"):
-        network = build_network(spec)
     psnr = restored_psnr(inputs)
     rows = {
         "preset": describe_preset(config),

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,17 +11,14 @@ from dit.distributed.device import describe_free, free_memory
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import less_memory, next_grad_accum
 from dit.errors import UserError
-from dit.models.dit import PatchTransformer
 from dit.models.sizes import SIZES
 from dit.runs.card import NetworkSpec
 from dit.training.cost.ddp_or_fsdp import gib, memory
-from dit.training.cost.memory import shard_bytes
+from dit.training.cost.memory import held_bytes, rough_activations
 from dit.training.inputs import RunInputs
 from dit.training.session import TrainingPlan
-from dit.utils.image_size import sides
 
 SURE = 0.9  # share of the estimate that must exceed the memory, as estimates are not exact
-HEADS = 24  # of the widest networks
 WORTH_COUNTING = 0.25  # share of the memory from which a rough bound is counted exactly
 
 
@@ -36,7 +32,7 @@ def require_memory(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> None:
 def _require(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks, limit: float) -> None:
     card = inputs.card
     world = ranks.world if plan.parallel.parallel == "fsdp" else 1
-    network = _without_data(card.network)
+    network = inputs.meta_network
     averages = 1 + len(card.config.ema_lengths)
     expected = f"at most the {gib(limit)} GiB {describe_free(ranks.device)}"
 
@@ -63,26 +59,6 @@ def _require(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks, limit: float) 
         expected,
         _smaller_step(inputs, plan, ranks.world, least, need, limit),
     )
-
-
-def held_bytes(network: nn.Module, averages: int, world: int = 1) -> int:
-    """Return the bytes of weights, gradients, two moments and averages on one rank."""
-    return shard_bytes(network, world) * (4 + averages)
-
-
-def rough_activations(network: nn.Module, spec: NetworkSpec, images: int) -> int:
-    """Return a generous bound on the bytes of activations: all outputs of layers, twice."""
-    positions, outputs = math.prod(sides(spec.input_size)), 0
-    if isinstance(network, PatchTransformer):
-        positions = math.prod(network.grid)
-        blocks: Any = network.blocks
-        outputs = HEADS * positions * len(blocks)  # attention, where it is not fused
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear):
-            outputs += layer.out_features
-        elif isinstance(layer, nn.Conv2d):
-            outputs += layer.out_channels
-    return 2 * 4 * images * positions * outputs
 
 
 def _without_data(spec: NetworkSpec) -> nn.Module:

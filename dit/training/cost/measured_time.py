@@ -13,10 +13,16 @@ from dit.distributed.device import autocast, choose_attention, free_memory, uses
 from dit.distributed.ranks import Ranks
 from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
-from dit.models.registry import count_parameters, zero_inputs
+from dit.models.registry import zero_inputs
 from dit.runs.card import NetworkSpec
 from dit.training.cost.flops import more_forward_passes, peak_of, training_flops
-from dit.training.cost.memory import sum_of_losses
+from dit.training.cost.memory import (
+    Layout,
+    held_bytes,
+    rough_activations,
+    simulated_step,
+    sum_of_losses,
+)
 from dit.training.monitoring.previews import images_of_grid, passes_per_image
 from dit.training.optimizer import build_optimizer
 
@@ -119,11 +125,28 @@ def can_be_timed(spec: NetworkSpec, config: TrainConfig, text_tokens: int, ranks
         and config.align is None
         and config.objective != "meanflow"
     )
+    return is_light and is_usual and fits_in_memory(spec, config, text_tokens, ranks)
+
+
+def fits_in_memory(spec: NetworkSpec, config: TrainConfig, text_tokens: int, ranks: Ranks) -> bool:
+    """Whether a step has room in memory: on a CPU the system ends a process that takes too much.
+
+    What has none is refused, or shared among ranks, once the plan of the run is known.
+    """
+    room = ROOM * free_memory(ranks.device)
+    images = config.global_batch_size // (ranks.world * config.grad_accum)
     with torch.device("meta"):
-        count = count_parameters(build_network(spec))
-    # weights, gradients, two moments: too large a network is refused, or shared, later
-    fits = 4 * 4 * count <= ROOM * free_memory(ranks.device)
-    return is_light and is_usual and fits
+        network = build_network(spec)
+    held = held_bytes(network, averages=0)
+    if held > room:
+        return False
+    if held + rough_activations(network, spec, images) <= room:
+        return True
+
+    # the exact count takes seconds, so it is made only where the rough bound does not do
+    bf16 = uses_bf16(ranks.device, config.precision)
+    step = simulated_step(spec, config, ranks.device, bf16, text_tokens)
+    return step.memory(images, Layout()).total <= room
 
 
 def timed_work(

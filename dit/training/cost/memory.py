@@ -26,10 +26,12 @@ from dit.diffusion.alignment import alignment_loss
 from dit.distributed.activation_checkpoint import activation_checkpointing
 from dit.distributed.device import autocast, choose_attention
 from dit.models.alignment import Projector, late_tokens
+from dit.models.dit import PatchTransformer
 from dit.models.parts import Parts
 from dit.models.registry import zero_inputs
-from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.card import NetworkSpec
 from dit.training.optimizer import build_optimizer
+from dit.utils.image_size import sides
 
 PART_NAMES = {
     "weights": "weights",
@@ -47,6 +49,7 @@ DRAWN = 5  # tensors of the latents' size that every image brings: two moments, 
 RESERVE = 0.1  # share of a device's memory for its context, communication buffers and gaps
 GATHERED = 2  # blocks whose weights FSDP2 has in transit at once
 REDUCED = 2  # blocks whose gradients it has in transit
+HEADS = 24  # of the widest networks
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,11 @@ class Layout:
 
 
 def simulated_step(
-    card: ModelCard, device: torch.device, bf16: bool, text_tokens: int
+    spec: NetworkSpec, config: TrainConfig, device: torch.device, bf16: bool, text_tokens: int
 ) -> "SimulatedStep":
-    """Return the training step of a run, with captions of so many tokens."""
-    config = card.config
+    """Return the training step of a network, with captions of so many tokens."""
     return SimulatedStep(
-        card.network,
+        spec,
         device,
         bf16,
         config.recompute,
@@ -301,6 +303,26 @@ def shard_bytes(network: nn.Module, world: int) -> int:
         rows = math.ceil(p.shape[0] / world)
         numbers += rows * math.prod(p.shape[1:]) if p.requires_grad else p.numel()
     return 4 * numbers
+
+
+def held_bytes(network: nn.Module, averages: int, world: int = 1) -> int:
+    """Return the bytes of weights, gradients, two moments and averages on one rank."""
+    return shard_bytes(network, world) * (4 + averages)
+
+
+def rough_activations(network: nn.Module, spec: NetworkSpec, images: int) -> int:
+    """Return a generous bound on the bytes of activations: all outputs of layers, twice."""
+    positions, outputs = math.prod(sides(spec.input_size)), 0
+    if isinstance(network, PatchTransformer):
+        positions = math.prod(network.grid)
+        blocks: Any = network.blocks
+        outputs = HEADS * positions * len(blocks)  # attention, where it is not fused
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            outputs += layer.out_features
+        elif isinstance(layer, nn.Conv2d):
+            outputs += layer.out_channels
+    return 2 * 4 * images * positions * outputs
 
 
 def bytes_in_transit(network: nn.Module, width: int) -> int:

@@ -33,7 +33,7 @@ class PlannedStep:
         self.bf16 = card.config.precision != "fp32"
         # whatever this machine has: the GPUs of --gpu are meant
         device = torch.device("cuda")
-        self.step = simulated_step(card, device, self.bf16, text_tokens)
+        self.step = simulated_step(card.network, card.config, device, self.bf16, text_tokens)
         self._timelines: dict[bool, tuple[np.ndarray, np.ndarray]] = {}
 
     @property

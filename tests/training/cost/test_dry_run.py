@@ -1,6 +1,7 @@
 """What --dry-run prints, and what it refuses."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from helpers.image_data import paint
 from helpers.step_memory import step_memory
 
+from dit.build import build_network
 from dit.commands.train import train
 from dit.commands.train_classifier import train_classifier
 from dit.config import ClassifierConfig, TrainConfig
@@ -144,6 +146,20 @@ def test_memory_is_printed_by_part(capsys):
     for name, size in parts.items():
         assert f" {name} {size / 2**30:.2f}" in rows["memory"]
     assert "bf16" not in rows["memory"]
+
+
+def test_the_network_is_built_once(capsys, monkeypatch):
+    built = []
+
+    def build(spec):
+        built.append(spec.model)
+        return build_network(spec)
+
+    monkeypatch.setattr("dit.training.inputs.build_network", build)
+    for module in ("describe", "expected"):
+        assert not hasattr(importlib.import_module(f"dit.training.cost.{module}"), "build_network")
+    printed_rows(capsys)
+    assert built == ["DiT-Ti/4"]
 
 
 def test_frozen_networks_count():
