@@ -22,11 +22,11 @@ from dit.data.labels import Classes, Columns, Label, note_empty
 from dit.data.sources import load_images, load_stream, locate
 from dit.distributed.ranks import Ranks
 from dit.distributed.shortage import require_batch_fits
-from dit.encoders.autoencoder import Autoencoder, load_autoencoder, note_other_data
+from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.errors import UserError
 from dit.latents import shards
 from dit.latents.first_stage import FirstStage, choose_first_stage
-from dit.latents.load import check_images
+from dit.latents.load import check_images, warn_of_other_data
 from dit.latents.moments import decode_batches, encode_views, prefetch_batches
 from dit.utils.files import command_line, name_to_bytes, shell_quote, write_bytes
 
@@ -94,7 +94,8 @@ def encode(cfg: EncodeConfig, ranks: Ranks) -> Path:
     if not isinstance(images, DatasetStream) and not cfg.captions:
         ranks.say(note_empty(images.classes, images.labels))
     autoencoder = load_autoencoder(stage.vae, ranks.device)
-    ranks.say(note_other_data(autoencoder, cfg.data))
+    known = None if isinstance(images, DatasetStream) else images
+    warn_of_other_data(autoencoder, known, cfg.data, ranks)
     encoding = describe(cfg, images, autoencoder, stage)
     encoder = Encoder(cfg, autoencoder, encoding, ranks)
 

@@ -204,16 +204,6 @@ class CodecConfig(TypedDict, total=False):
     latents_std: list[float] | None
 
 
-def note_other_data(autoencoder: Autoencoder, data: str) -> list[str]:
-    """Say that the autoencoder of digits knows nothing else, if the images are others."""
-    if autoencoder.name != "digits" or data == "digits":
-        return []
-    return [
-        "--vae digits was trained on gray digits alone; for small colour images pass --vae tiny, "
-        "for photographs --vae stabilityai/sd-vae-ft-ema, or --vae identity for pixels"
-    ]
-
-
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> Autoencoder:
     """Load `digits` or `tiny` (bundled), `identity` (pixels), a folder, or a hub name.
 

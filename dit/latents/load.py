@@ -10,11 +10,12 @@ import torch
 
 from dit.config import TrainConfig
 from dit.data.damage import damage_error, find_damaged_images, no_files_to_skip
+from dit.data.first_look import have_colours
 from dit.data.images import ImageFiles, Images
 from dit.data.labels import Classes, Columns
 from dit.data.sources import load_images, refuse_columns
 from dit.distributed.ranks import Ranks
-from dit.encoders.autoencoder import Autoencoder, note_other_data
+from dit.encoders.autoencoder import Autoencoder
 from dit.errors import UserError
 from dit.latents.on_the_fly import MemoryLatents, OnlineLatents
 from dit.latents.shards import ENCODE_AGAIN, LABELS, holds_latents
@@ -36,11 +37,34 @@ def build_source(
         raise no_files_to_skip()
     images = load_images(config.data, config.image_size, _columns(config))
     if ranks:
-        ranks.say([*images.notes, *note_other_data(autoencoder, config.data)])
+        ranks.say(images.notes)
+        warn_of_other_data(autoencoder, images, config.data, ranks)
     flips = images.flips if config.flip is None else config.flip
     if config.data == "digits":
         return MemoryLatents.encode(images, autoencoder, flips)
     return OnlineLatents(images, autoencoder, flips)
+
+
+def warn_of_other_data(
+    autoencoder: Autoencoder, images: Images | None, data: str, ranks: Ranks
+) -> None:
+    """Say that the autoencoder of digits knows nothing else, if the images are others.
+
+    Args:
+        images: None where they are not known beforehand.
+    """
+    if autoencoder.name != "digits" or data == "digits" or not ranks.main:
+        return
+    colours = images is not None and have_colours(images)
+    lost = ": these images lose their colours" if colours else ""
+    ranks.say(
+        [
+            f"--vae digits was trained on gray digits alone{lost}; for small colour images pass "
+            "--vae tiny, for photographs --vae stabilityai/sd-vae-ft-ema, or --vae identity for "
+            "pixels"
+        ],
+        "warning" if colours else "note",
+    )
 
 
 def _columns(config: TrainConfig) -> Columns:

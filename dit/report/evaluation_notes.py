@@ -1,21 +1,18 @@
 """What to know of feature networks before reading a score."""
 
+from dit.data.first_look import FOR_COLOURS, is_coloured
 from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.inception import INCEPTION, INCEPTION_SHA256
 from dit.evaluation.extractors.load import COLOUR_CNN, DIGITS_CNN
 from dit.evaluation.inputs.images import ImageSet
 from dit.evaluation.metrics.memorisation import evenly
 
-COLOUR_SAMPLE = 32  # images that are looked at for colours
-GRAY = 16  # levels between the channels of a gray image, as an autoencoder restores it
-
 
 def note_colours(extractors: list[Extractor], images: ImageSet | None) -> list[str]:
     """Return a note if digits-cnn is to see colour images, of which some are looked at."""
     if images is None or all(extractor.name != DIGITS_CNN for extractor in extractors):
         return []
-    pixels = images.stack(evenly(len(images), COLOUR_SAMPLE).tolist())
-    if int((pixels.amax(dim=1).int() - pixels.amin(dim=1).int()).max()) <= GRAY:
+    if not is_coloured(images.stack(evenly(len(images), FOR_COLOURS).tolist())):
         return []
     return [
         f"{DIGITS_CNN} was made for gray digits and sees no colours: wrong colours cost nothing in "

@@ -49,13 +49,13 @@ def typed(*words: str) -> int:
 
 
 def test_from_a_folder_to_a_report(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    assert typed("train", "--data", folder, "--steps", "4", "--out", "run", *FEW) == 0
+    assert typed("train", "--data", folder, "--steps", "2", "--out", "run", *FEW) == 0
     out, err = capsys.readouterr()
     rows = dict(line.split(maxsplit=1) for line in out.splitlines()[:7])
     assert rows["preset"].startswith("photos")
     assert "60 images in 2 classes (30 each), flips on" in rows["data"]
     assert rows["latents"].startswith("4x16x16 from 64x64 pixels, tiny (factor 4); PSNR ")
-    assert "4 steps of 32 images (2.1 epochs)" in rows["schedule"]
+    assert "2 steps of 32 images (1.1 epochs)" in rows["schedule"]
     assert rows["model"].startswith("DiT-Ti/4, ")
     assert "first grid after" in rows["time"]
     assert "for 2 checkpoints in run" in rows["disk"]
@@ -81,7 +81,7 @@ def test_from_a_folder_to_a_report(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert typed("report", "run") == 0
     page = Path("run/report.html").read_text()
     assert "DiT-Ti/4" in page
-    assert re.search(r"Newest evaluation \(.*step 4\)\. ", page)
+    assert re.search(r"Newest evaluation \(.*step 2\)\. ", page)
     assert verdict[0] in page
     scores = json.loads(Path("run/evaluation/report.json").read_text())["scores"]
     # in the table of evaluations
@@ -109,7 +109,9 @@ def test_nonsense_is_questioned_and_a_dry_run_checks_the_images(folder: Path, ca
     warnings = [line for line in out.splitlines() if line.startswith("warning")]
     found = [re.findall("--batch-size 100 of 60|35,000 epochs|--vae digits", w) for w in warnings]
     assert sorted(found) == [["--batch-size 100 of 60"], ["--vae digits"], ["35,000 epochs"]]
-    assert "--vae digits was trained on gray digits alone" in err
+    assert "start: looking at the images of my photos\n" in err
+    lost = "--vae digits was trained on gray digits alone: these images lose their colours"
+    assert f"warning: {lost}" in err
 
     (folder / "red discs" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
     assert typed(*dry, "--steps", "3") == 2

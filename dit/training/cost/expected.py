@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import torch
 
-from dit.build import build_network
 from dit.config import TrainConfig
 from dit.data.counts import count_of
+from dit.data.first_look import question_sizes
 from dit.distributed.ranks import Ranks
 from dit.encoders.psnr import describe_psnr, is_enough, measure_psnr
 from dit.latents.first_stage import TINY
@@ -81,8 +81,7 @@ def duration(seconds: float) -> str:
 def describe_disk(inputs: RunInputs, plan: TrainingPlan) -> str:
     """Return what the checkpoints of a run take, and what is free, in words."""
     config = inputs.card.config
-    with torch.device("meta"):
-        weights = 4 * count_parameters(build_network(inputs.card.network))
+    weights = 4 * count_parameters(inputs.meta_network)
     # weights, two moments, and the averages
     each = weights * (4 + len(config.ema_lengths))
     kept = config.keep + bool(config.eval_every)
@@ -94,8 +93,10 @@ def describe_disk(inputs: RunInputs, plan: TrainingPlan) -> str:
 
 def questions(inputs: RunInputs, steps: int, psnr: float | None) -> list[str]:
     """Return what is probably not meant: it is printed, not refused."""
-    config, images = inputs.card.config, len(inputs.source.labels)
-    asked = _question_length(config, images, steps) + _question_classes(inputs)
+    config, source = inputs.card.config, inputs.source
+    asked = _question_length(config, len(source.labels), steps) + _question_classes(inputs)
+    if isinstance(source, OnlineLatents):
+        asked += question_sizes(source.images, config.image_size, source.left_out)
     if inputs.pace and steps < FEW_STEPS:
         asked.append(
             f"{count_of(steps, 'step')} in the time given: samples will be noise; pass more "
