@@ -59,6 +59,9 @@ def first_value(typed: Typed, flag: str) -> str | None:
 
 def _of_images(typed: Typed, data: str) -> TrainConfig:
     """Return the preset photos, as it suits these images and this machine."""
+    if read_launch().rank == 0:
+        # to import torch takes seconds
+        print(f"start: looking at the images of {data}", file=sys.stderr, flush=True)
     from dit.config.presets import photos
     from dit.distributed.device import choose_device
 
@@ -105,7 +108,9 @@ def _started_before(typed: Typed) -> TrainConfig | None:
     if first_value(typed, "--preset") not in (None, before.preset):
         return None
     # --steps is the new length of a run of --epochs
-    return dataclasses.replace(before, epochs=None) if "--steps" in typed else before
+    return _open_intervals(
+        dataclasses.replace(before, epochs=None) if "--steps" in typed else before
+    )
 
 
 # -- latents, presets, runs ------------------------------------------------------------------------
@@ -158,4 +163,9 @@ def _settings_of(run: Path) -> TrainConfig:
             "a run directory with checkpoints/",
             "check the path, or start a run with --out RUN --resume auto",
         )
-    return dataclasses.replace(read_card(run).config, resume=str(run), out=run)
+    return _open_intervals(dataclasses.replace(read_card(run).config, resume=str(run), out=run))
+
+
+def _open_intervals(config: TrainConfig) -> TrainConfig:
+    """Return settings of a run whose intervals are decided again, unless they are typed."""
+    return dataclasses.replace(config, sample_every=None, ckpt_every=None)

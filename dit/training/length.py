@@ -37,24 +37,31 @@ def with_length(
     if before:
         if config.minutes is not None:
             ranks.say([MINUTES_ARE_SET])
-        return _as_before(config, before), None
+        return _as_before(config, before, len(source.labels)), None
 
     pace = None
     if config.minutes is not None:
         spec = describe_network(config, source, encoder)
         tokens = encoder.length if encoder else 0
+        ranks.say([f"timing a few steps, to know how many fit {config.minutes:g} minutes"], "start")
         pace = measure_pace(spec, config, source, tokens, ranks)
         config = _within_minutes(config, config.minutes, pace)
 
     steps = total_steps(config, len(source.labels))
     previews, checkpoints = config.sample_every, config.ckpt_every
+    usual_previews, usual_checkpoints = usual_intervals(steps)
     if previews is None:
-        previews = max(1, steps // PREVIEWS)
+        previews = usual_previews
     if checkpoints is None:
-        checkpoints = max(1, min(steps // CHECKPOINTS, AT_RISK))
+        checkpoints = usual_checkpoints
     warmup = warmup_steps(config, steps)
     config = replace(config, sample_every=previews, ckpt_every=checkpoints, warmup=warmup)
     return config, pace
+
+
+def usual_intervals(steps: int) -> tuple[int, int]:
+    """Return the steps between grids, and between checkpoints, of a run of so many."""
+    return max(1, steps // PREVIEWS), max(1, min(steps // CHECKPOINTS, AT_RISK))
 
 
 def _within_minutes(config: TrainConfig, minutes: float, pace: Pace) -> TrainConfig:
@@ -98,14 +105,25 @@ def count_previews(config: TrainConfig, done: int, steps: int) -> int:
     return sum(done < step <= steps for step in at)
 
 
-def _as_before(config: TrainConfig, before: TrainConfig) -> TrainConfig:
-    """Return settings of a run that continues, with its own in place of those left open."""
+def _as_before(config: TrainConfig, before: TrainConfig, images: int) -> TrainConfig:
+    """Return settings of a run that continues, with its own in place of those left open.
+
+    Intervals that followed from its length follow from the new one: a run of 40 steps that goes on
+    to 40,000 would draw a grid every 4 steps.
+    """
     if config.minutes is not None:
         config = replace(config, minutes=None, steps=before.steps, epochs=before.epochs)
     # earlier versions had another default of the warm-up, which holds for their runs
     warmup = before.warmup if config.warmup is None else config.warmup
-    previews = before.sample_every if config.sample_every is None else config.sample_every
-    checkpoints = before.ckpt_every if config.ckpt_every is None else config.ckpt_every
+    previews, checkpoints = config.sample_every, config.ckpt_every
+    earlier = usual_intervals(total_steps(before, images))
+    usual_previews, usual_checkpoints = usual_intervals(total_steps(config, images))
+    if previews is None:
+        follows = before.sample_every == earlier[0]
+        previews = usual_previews if follows else before.sample_every
+    if checkpoints is None:
+        follows = before.ckpt_every == earlier[1]
+        checkpoints = usual_checkpoints if follows else before.ckpt_every
     first = before.sample_first if config.sample_first is None else config.sample_first
     config = replace(config, warmup=warmup, sample_every=previews, ckpt_every=checkpoints)
     return replace(config, sample_first=first)

@@ -15,7 +15,9 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.latents.on_the_fly import MemoryLatents
 from dit.training import length
+from dit.training.cost import measured_time
 from dit.training.cost.measured_time import Pace, measure_pace
+from dit.training.cost.memory import Layout, simulated_step
 from dit.training.length import round_down, with_length
 
 SOURCE = MemoryLatents(torch.zeros(100, 1, 6, 8, 8), np.zeros(100, np.int64), [])
@@ -98,8 +100,21 @@ def test_a_run_that_continues_keeps_its_length(monkeypatch, capsys):
     before = lengths(monkeypatch, Pace(0.5))
     assert lengths(monkeypatch, before=before) == before
     assert "--minutes is set when a run starts" in capsys.readouterr().err
-    longer = lengths(monkeypatch, before=before, minutes=None, steps=3000)
-    assert (longer.steps, longer.sample_every) == (3000, before.sample_every)
+
+
+def test_intervals_of_a_longer_run_follow_from_its_length_unless_given(monkeypatch):
+    before = lengths(monkeypatch, minutes=None, steps=40)
+    assert (before.sample_every, before.ckpt_every) == (4, 10)
+    longer = lengths(monkeypatch, before=before, minutes=None, steps=40_000)
+    assert (longer.sample_every, longer.ckpt_every) == (4000, 5000)
+    typed = dict(steps=40_000, sample_every=4, ckpt_every=10)
+    asked = lengths(monkeypatch, before=before, minutes=None, **typed)
+    assert (asked.sample_every, asked.ckpt_every) == (4, 10)
+
+    # neither a tenth nor a quarter of the steps: given when the run started
+    chosen = dataclasses.replace(before, sample_every=7, ckpt_every=0)
+    longer = lengths(monkeypatch, before=chosen, minutes=None, steps=40_000)
+    assert (longer.sample_every, longer.ckpt_every) == (7, 0)
 
 
 @pytest.mark.parametrize(("steps", "rounded"), [(7, 7), (99, 99), (1234, 1200), (98765, 98000)])
@@ -116,6 +131,19 @@ def test_a_pace_is_measured_and_leaves_the_random_numbers_alone():
     assert 0 < pace.step < 60
     assert pace.once == 0
     assert 0 < pace.grid < 600
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("share", [0.5, 2])
+def test_only_a_step_that_fits_into_memory_is_timed(monkeypatch, share):
+    """The weights fit, and the activations if there is twice the memory of a simulated step."""
+    config = dataclasses.replace(TINY, global_batch_size=512)
+    source = build_source(config, load_autoencoder("identity"))
+    spec = length.describe_network(config, source, None)
+    need = simulated_step(spec, config, Ranks().device, False, 0).memory(512, Layout()).total
+    monkeypatch.setattr(measured_time, "free_memory", lambda device: share * need)
+    before = torch.get_rng_state()
+    assert measured_time.can_be_timed(spec, config, 0, Ranks()) == (share > 1)
     assert torch.equal(before, torch.get_rng_state())
 
 
