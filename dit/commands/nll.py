@@ -66,7 +66,7 @@ def nll(config: NllConfig, ranks: Ranks) -> Path:
             **protocol(run, plan, config),
             "data": data,
             "images": count,
-            "pixels_sha256": pixels_sha256(source, indices),
+            "pixels_sha256": pixels_sha256(source, indices, config.batch_size),
         }
         write_json(out, {**result, "protocol": record})
         print(f"{sentence(result, count)}\n{out}")
@@ -206,12 +206,12 @@ def read_levels(source: Latents, indices: np.ndarray) -> Tensor:
     return (moments[:, :3].float() + 1).mul(LEVEL).round()
 
 
-def pixels_sha256(source: Latents, indices: np.ndarray) -> str:
+def pixels_sha256(source: Latents, indices: np.ndarray, batch_size: int) -> str:
     """Return one hash over the hashes of the images, uint8 [3, H, W], as reports have it."""
     total = hashlib.sha256()
-    for i in indices:
-        pixels = read_levels(source, np.array([i])).to(torch.uint8)
-        total.update(hashlib.sha256(pixels.numpy().tobytes()).digest())
+    for start in range(0, len(indices), batch_size):
+        for pixels in read_levels(source, indices[start : start + batch_size]).to(torch.uint8):
+            total.update(hashlib.sha256(pixels.numpy().tobytes()).digest())
     return total.hexdigest()
 
 

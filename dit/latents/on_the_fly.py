@@ -1,14 +1,16 @@
 """Latents without `dit encode`: of digits, encoded at once; of images, encoded on access."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dit.data.image_files import reading_threads
 from dit.data.images import Images
+from dit.distributed.launcher import read_launch
 from dit.encoders.autoencoder import Autoencoder
 from dit.latents.moments import MomentSums, decode_batches, encode_views
 
@@ -115,9 +117,10 @@ class OnlineLatents:
         # mirror the pixels: only the chosen view is encoded
         mirrored = torch.as_tensor(flip).bool()[:, None, None, None]
         batch = torch.where(mirrored, batch.flip(-1), batch)
-        # those that are kept one by one: the last bits depend on the size of a batch, and a resumed
-        # run has others
-        parts = batch.split(1 if self.keeps else len(batch))
+        # those that are kept one by one: the last bits of a network's outputs depend on the size
+        # of a batch, and a resumed run has others
+        alone = self.keeps and self._autoencoder.checksum is not None
+        parts = batch.split(1 if alone else len(batch))
         return torch.cat([self._autoencoder.encode(part).cpu() for part in parts])
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -125,8 +128,15 @@ class OnlineLatents:
         count = min(len(self.labels), SAMPLE_FOR_STATISTICS)
         indices = np.linspace(0, len(self.labels) - 1, count).astype(np.int64)
         batches = decode_batches(self.images, self.positions(indices), batch_size=32)
-        views = (encode_views(batch, self._autoencoder, self.flips) for batch in batches)
-        return MomentSums.total(map(MomentSums.of, views)).statistics()
+        quiet = read_launch().rank > 0
+        bar = tqdm(total=count, unit="img", desc="statistics of latents", disable=quiet, delay=2)
+        with bar:
+            return MomentSums.total(self._sums(batches, bar)).statistics()
+
+    def _sums(self, batches: Iterable[Tensor], bar: tqdm) -> Iterator[MomentSums]:
+        for batch in batches:
+            yield MomentSums.of(encode_views(batch, self._autoencoder, self.flips))
+            bar.update(len(batch))
 
     def positions(self, indices: np.ndarray) -> np.ndarray:
         """Return where these images are among all, those left out included."""

@@ -146,6 +146,21 @@ def test_latents_of_few_images_are_kept_and_depend_on_no_batch(data, autoencoder
     assert (encoded, reads) == ([1, 1, 1], [1, 2])
 
 
+def test_pixels_depend_on_no_batch_and_are_taken_together(data, monkeypatch):
+    pixels = load_autoencoder("identity")
+    taken: list[int] = []
+    encode = type(pixels).encode
+
+    def counted(self, images):
+        taken.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(type(pixels), "encode", counted)
+    source = OnlineLatents(ImageFolder(data, 32), pixels, True)
+    source.read(np.array([5, 3, 9]), np.zeros(3, bool))
+    assert taken == [3]
+
+
 def test_mirrored_images_are_encoded_though_none_are_kept(data, autoencoder):
     source = OnlineLatents(ImageFolder(data, 32), autoencoder, False)
     both = source.read(np.array([3, 3]), np.array([False, True]))
