@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from dit.config import EvalConfig, SamplerConfig, TrainConfig, as_typed, flag_name
+from dit.data.counts import count_of
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
@@ -28,7 +29,6 @@ from dit.report.evaluation_page import claim_folder, to_text, write_report
 from dit.report.findings import EvaluationInputs, build_report
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
-from dit.sampling.resolve import notes_on_guidance
 from dit.utils.outputs import require_outside
 
 MOST_SAMPLES = 50_000
@@ -53,8 +53,8 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     size = samples.size if samples else run.image_size  # type: ignore[union-attr]
     sampler = SamplerConfig(**{name: getattr(cfg, name) for name in SAMPLER_FLAGS})
     if run:
-        build_pipeline(run, sampler)  # refuses what the run cannot do
-        ranks.say(notes_on_guidance(sampler, run.card))
+        # refuses what the run cannot do
+        ranks.say(build_pipeline(run, sampler).notes)
 
     classes = choose_classes(cfg.classes, run, ranks) if run else None
     reference = _find_reference(cfg, size, data, trained)
@@ -83,6 +83,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
         originals, known, extractors, cfg.batch_size, ranks, cfg.cache
     )
     if run:
+        ranks.say([] if cfg.num_samples else [note_count(count)])
         folder = sample_to_folder(run, sampler, count, out, ranks, classes)
         samples, settings = read_images(folder), recorded_settings(folder)
     assert samples
@@ -143,6 +144,14 @@ def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Referen
             "add images",
         )
     return count
+
+
+def note_count(count: int) -> str:
+    """Return how many samples are drawn where no number was asked for, and how to draw fewer."""
+    return (
+        f"{count_of(count, 'sample')} are drawn, as many as the reference has images, at most "
+        f"{MOST_SAMPLES:,}: the bar says how long it takes; --num-samples N draws fewer"
+    )
 
 
 def _find_training_images(

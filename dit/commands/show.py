@@ -80,7 +80,9 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
     if config.direction == "forward" and config.sampler == "auto" and run.card.network.interval:
         config = replace(config, sampler="dpmpp_2m")
     pipeline = build_pipeline(run, config)
-    labels = _labels(run, config)
+    labels, notes = _choose_labels(run, config)
+    for note in [*notes, *pipeline.notes]:
+        print(f"note: {note}", file=sys.stderr)
     times = parse_times(config.times)
     query = attention_query(run, config)
     # in a run, show/ is the command's own
@@ -416,16 +418,14 @@ def _draw_maps(
 # -- flags ---------------------------------------------------------------------------------------
 
 
-def _labels(run: LoadedRun, config: ShowConfig) -> Tensor:
-    """Return class ids [N]: those of --classes in turn, or some of all."""
+def _choose_labels(run: LoadedRun, config: ShowConfig) -> tuple[Tensor, list[str]]:
+    """Return class ids [N], those of --classes in turn or some of all, and notes on them."""
     classes, notes = class_ids(config.classes, run.card)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
     if config.classes is None:
         classes = pictures.spread(classes, config.num_images)
     count = len(classes)
     labels = [classes[i % count] for i in range(config.num_images)]
-    return torch.tensor(labels)
+    return torch.tensor(labels), notes
 
 
 def parse_times(text: str) -> Times:

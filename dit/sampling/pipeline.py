@@ -19,7 +19,7 @@ from dit.models.parts import BothHeads
 from dit.sampling.compile import compile_network, pad_batches, round_weights
 from dit.sampling.guides import build_guidance, load_classifier, load_guide
 from dit.sampling.load import LoadedRun, without_captions
-from dit.sampling.resolve import averages_steps, resolve, validate
+from dit.sampling.resolve import averages_steps, notes_on_guidance, resolve, validate
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class SamplingPipeline:
     def steps(self) -> int:
         """Number of sampling steps."""
         return len(self.times) - 1
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the settings."""
+        return notes_on_guidance(self.settings, self.run.card)
 
     @contextmanager
     def clearing_block_cache(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -278,10 +279,13 @@ def test_gray_as_an_autoencoder_restores_it_has_no_note_on_colours(tmp_path):
     assert not any("colours" in note for note in values["notes"])
 
 
-def test_number_of_samples_is_that_of_the_reference(run, tmp_path):
+def test_number_of_samples_is_that_of_the_reference(run, tmp_path, capsys):
     other = save_digits(tmp_path / "other", 40, size=8)
     values = report(run=run, reference=str(other), extractor=CNN, sampler="euler", steps=1)
     assert values["protocol"]["samples"]["count"] == 40
+    assert re.search(
+        "^note: 40 samples are drawn, .* --num-samples N", capsys.readouterr().err, re.M
+    )
 
 
 # -- refused before anything is sampled or scored --------------------------------------------------
