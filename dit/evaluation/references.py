@@ -14,7 +14,7 @@ from dit.evaluation.extractors.base import Extractor
 from dit.evaluation.extractors.inception import INCEPTION
 from dit.evaluation.extractors.load import DIGITS_CNN, load_extractors, usual_network
 from dit.evaluation.inputs.cache import extract_cached
-from dit.evaluation.inputs.data_sets import read_data_set, read_encoded
+from dit.evaluation.inputs.data_sets import read_data_set, read_encoded, read_listed
 from dit.evaluation.inputs.features import Extracted, Features
 from dit.evaluation.inputs.images import ImageSet, has_images, read_images, select
 from dit.evaluation.inputs.statistics import Statistics, read_statistics
@@ -73,6 +73,12 @@ def find_reference(
         return Reference(images.name, images, None, None if images.name == "digits" else side)
     if found := read_data_set(name, side, trained):
         return Reference(name, found, None, None if name == "digits" else side)
+
+    listed = None
+    if crop and trained and same_data(name, trained.data):
+        listed = read_listed(name, side, trained)
+    if listed:
+        return Reference(name, listed, None, side)
 
     statistics = read_statistics(path) if path.suffix == ".npz" else None
     if statistics and statistics.record.get("size", format_size(size)) != format_size(size):

@@ -9,7 +9,7 @@ from helpers.evaluation import CPU, random_pixels, save_images
 from helpers.image_data import noise_file
 
 from dit.commands.encode import encode
-from dit.config import EncodeConfig
+from dit.config import EncodeConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
@@ -207,6 +207,25 @@ def test_the_images_of_captioned_latents_are_those_with_captions_in_their_order(
     (root / "metadata.jsonl").write_text("\n".join(lines))
     changed = find_reference(str(latents), (8, 8), crop=False).images
     assert "changed since they were encoded (other names or captions)" in changed.notes[-1]
+
+
+@pytest.mark.parametrize("key", ["text", "label"])
+def test_of_a_listed_folder_only_the_images_of_the_run_are_read(tmp_path, key):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for number in range(4):
+        (root / f"{number}.png").write_bytes(noise_file(number))
+    rows = [{"file_name": f"{number}.png", key: f"number {number}"} for number in (3, 1)]
+    (root / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    conditioning = "text" if key == "text" else "adaln-zero"
+    trained = TrainConfig(data=str(root), conditioning=conditioning, text_encoder="digits")
+
+    reference = find_reference(str(root), (8, 8), True, trained).images
+    assert reference.labels == (None if key == "text" else ["number 3", "number 1"])
+    listed = read_images(root, size_of(8, 8)).stack([3, 1])
+    assert torch.equal(reference.stack(range(len(reference))), listed)
+    # of another run, it is a folder like any other
+    assert len(find_reference(str(root), (8, 8), True, TrainConfig()).images) == 4
 
 
 def test_latents_of_earlier_versions_can_be_trained_on_but_do_not_know_their_images(encoded):

@@ -7,8 +7,9 @@ import dataclasses
 from pathlib import Path
 
 from dit.config import TrainConfig
+from dit.data.captions import METADATA, ListedFolder
 from dit.data.counts import count_of
-from dit.data.labels import Columns
+from dit.data.labels import Classes, Columns
 from dit.data.sources import (
     dataset_exists,
     is_tar_or_hub_dataset,
@@ -54,6 +55,23 @@ def read_data_set(
         )
     columns = _columns(name, trained) if labelled else Columns(image=column, classes="none")
     return from_data(load_images(name, size, columns), name)
+
+
+def read_listed(name: str, size: Size, trained: TrainConfig) -> ImageSet | None:
+    """Return the images of a folder that its metadata.jsonl lists for a run; None without one.
+
+    The run saw no others. Labels that are captions are left out.
+    """
+    captions = trained.conditioning == "text"
+    if not (Path(name).expanduser() / METADATA).is_file():
+        return None
+    classes: Classes = "none" if trained.num_classes == 0 else "usual"
+    columns = Columns(captions, trained.image_column, trained.label_column, classes)
+    listed = load_images(name, size, columns)
+    if not isinstance(listed, ListedFolder):
+        return None
+    images = from_data(listed, name)
+    return dataclasses.replace(images, labels=None) if captions else images
 
 
 def _columns(name: str, trained: TrainConfig | None) -> Columns:
