@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -59,61 +59,78 @@ def grid(
     rows = math.ceil(len(images) / columns)
     by_row = labels is not None and len(labels) == rows
     assert labels is None or len(labels) in (rows, len(images)), "one label a row, or one an image"
-
-    # texts that fit their cells
     height = images.shape[-2] * scale
     width = images.shape[-1] * scale
     box = (max(2 * width, WIDEST_NAME), height) if by_row else (width, CAPTION_HEIGHT)
-    largest = max(11, min(16, height // 4))
-    font = _label_font(labels or [], *box, largest)
-    texts = [_fit(label, *box, font) for label in labels or []]
-    small = _fitting_font(headings or [], width)
-    heads = [_fit_lines(heading, width, small) for heading in headings or []]
+    names = _fit_labels(labels or [], *box, largest=max(11, min(16, height // 4)))
+    heads = _fit_headings(headings or [], width)
 
-    # positions of the cells
     left = GAP
     if by_row:
-        left += _widest(texts, font) + 2 * GAP
-    top = GAP + _text_height(heads, small)
-    caption = 0 if by_row else _text_height(texts, font)
-    xs = [left + column * (width + GAP) for column in range(columns)]
-    ys = [top + row * (height + caption + GAP) for row in range(rows)]
-    if together:
-        ys = [y + row // together * BREAK for row, y in enumerate(ys)]
+        left += _widest(names.lines, names.font) + 2 * GAP
+    top = GAP + _text_height(heads.lines, heads.font)
+    caption = 0 if by_row else _text_height(names.lines, names.font)
+    xs = _positions(columns, left, width)
+    ys = _positions(rows, top, height + caption, together)
 
     right = xs[-1] + width + GAP
     bottom = ys[-1] + height + caption + GAP
     sheet = Image.new("RGB", (right, bottom), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for i, image in enumerate(images):
-        x = xs[i % columns]
-        y = ys[i // columns]
+    places = [(x, y) for y in ys for x in xs][: len(images)]
+    for image, place in zip(images, places, strict=True):
         enlarged = _to_pil(image).resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (x, y))
-        if caption:
-            below = (x + width // 2, y + height)
-            draw.text(below, texts[i], INK, font, anchor="ma", align="center")
+        sheet.paste(enlarged, place)
 
+    draw = ImageDraw.Draw(sheet)
     if by_row:
         middles = [y + height // 2 for y in ys]
-        _draw_row_labels(draw, texts, font, left, middles, together)
-    centres = [x + width // 2 for x in xs]
-    _draw_headings(draw, heads, small, centres)
+        _draw_row_labels(draw, names, left, middles, together)
+    else:
+        _draw_captions(draw, names, [(x + width // 2, y + height) for x, y in places])
+    _draw_headings(draw, heads, [x + width // 2 for x in xs])
     return sheet
 
 
-def _draw_headings(draw: Any, texts: Sequence[str], font: Any, xs: Sequence[int]) -> None:
-    for x, text in zip(xs, texts, strict=False):
-        draw.multiline_text((x, GAP), text, INK, font, anchor="ma", align="center", spacing=GAP)
+def _positions(count: int, first: int, size: int, together: int = 0) -> list[int]:
+    """Return where cells begin along a side, in groups of `together` if it is not 0."""
+    breaks = [i // together * BREAK if together else 0 for i in range(count)]
+    return [first + i * (size + GAP) + breaks[i] for i in range(count)]
 
 
-def _draw_row_labels(
-    draw: Any, texts: Sequence[str], font: Any, left: int, ys: Sequence[int], together: int
-) -> None:
-    for row, text in enumerate(texts):
+class _Texts(NamedTuple):
+    """Texts that fit their cells, and their font."""
+
+    lines: list[str]
+    font: Any
+
+
+def _fit_labels(labels: Sequence[str], width: int, height: int, largest: int) -> _Texts:
+    font = _label_font(labels, width, height, largest)
+    return _Texts([_fit(label, width, height, font) for label in labels], font)
+
+
+def _fit_headings(headings: Sequence[str], width: int) -> _Texts:
+    font = _fitting_font(headings, width)
+    return _Texts([_fit_lines(heading, width, font) for heading in headings], font)
+
+
+def _draw_captions(draw: Any, texts: _Texts, places: Sequence[tuple[int, int]]) -> None:
+    for place, text in zip(places, texts.lines, strict=False):
+        draw.text(place, text, INK, texts.font, anchor="ma", align="center")
+
+
+def _draw_headings(draw: Any, texts: _Texts, xs: Sequence[int]) -> None:
+    for x, text in zip(xs, texts.lines, strict=False):
+        draw.multiline_text(
+            (x, GAP), text, INK, texts.font, anchor="ma", align="center", spacing=GAP
+        )
+
+
+def _draw_row_labels(draw: Any, texts: _Texts, left: int, ys: Sequence[int], together: int) -> None:
+    for row, text in enumerate(texts.lines):
         ink = PALE if together and row % together else INK
         end = (left - 2 * GAP, ys[row])
-        draw.text(end, text, ink, font, anchor="rm", align="right")
+        draw.text(end, text, ink, texts.font, anchor="rm", align="right")
 
 
 def heat(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -240,7 +257,9 @@ def loss_curve(lines: Sequence[dict[str, float]], out: Path) -> None:
     steps = [int(line["step"]) for line in lines]
     losses = [line["loss"] for line in lines]
 
-    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 4), dpi=120)
+    # room for labels of any usual length: to lay them out takes as long as to draw them
+    figure.subplots_adjust(left=0.13, right=0.88, bottom=0.13, top=0.96)
     axis = figure.add_subplot(xlabel="step", ylabel="loss")
     marker = "o" if len(lines) == 1 else None  # a line of one point is invisible
     if len(lines) < SMOOTHED_FROM:
