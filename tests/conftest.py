@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from helpers import forked
+from helpers.quicker import make_starts_quicker
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit.build import build_network
@@ -166,6 +167,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     shared.mkdir(exist_ok=True)
     (folder / "compiled").symlink_to(shared)
     os.environ["DIT_CACHE"] = str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quicker() -> None:
+    """Let trainings start without counting and measuring the same again and again."""
+    make_starts_quicker()
 
 
 @pytest.fixture(scope="module")

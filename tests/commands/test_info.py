@@ -25,6 +25,8 @@ from dit.runs.checkpoint_files import find_weights
 from dit.runs.weights import read_weights
 from dit.utils.files import sha256
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 def rows(text: str) -> dict[str, str]:
     """Return the table as a mapping; wrapped lines are joined."""

@@ -1,5 +1,6 @@
 """`dit show`: the moments of both directions, attention maps, and the files they are drawn to."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from dit.data.sources import load_images
 from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.runs.weights import write_weights
 from dit.sampling.generate import ImageNoise, generate
@@ -38,8 +40,17 @@ from dit.sampling.own_data import training_latents
 from dit.sampling.pipeline import build_pipeline
 from dit.utils.pictures import grid
 
+pytestmark = pytest.mark.usefixtures("narrow")
 CPU, ALONE = torch.device("cpu"), Ranks()
 LABELS = torch.tensor([3, 1, 3])
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Make DiT-Ti narrower, with all of its blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "Ti", dict(SIZES["Ti"], hidden_size=64, num_heads=2))
+        yield
 
 
 def config(run: Path, direction: str = "backward", **settings) -> ShowConfig:
@@ -297,6 +308,12 @@ def test_the_picture_ends_with_the_sampled_images(tiny_run: Path, tmp_path: Path
         tops = [y for y in range(len(sheet) - 95) if np.array_equal(last_column[y : y + 96], big)]
         assert len(tops) == 2, "the image and, as its own prediction, the image again"
         assert row * 96 < tops[0] < (row + 1) * 130
+
+
+def test_guidance_that_is_learned_and_given_too_is_noted_once(make_run, tmp_path: Path, capsys):
+    path = make_run(objective="meanflow", meanflow_scale=2.0)
+    show(config(path, out=tmp_path, steps=2, num_images=1, cfg_scale=1.5), ALONE)
+    assert capsys.readouterr().err.count("learned guidance of scale 2") == 1
 
 
 def test_a_unet_has_no_maps(make_run, tmp_path: Path, capsys):

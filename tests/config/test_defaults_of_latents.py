@@ -12,6 +12,8 @@ from dit.config import EncodeConfig, TrainConfig
 from dit.latents.store import read_index
 from dit.runs.checkpoint_files import read_card
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 TINY = ["--model=DiT-Ti/4", "--global-batch-size=4", "--steps=1", "--sample-every=0"]
 
 

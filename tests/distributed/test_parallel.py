@@ -38,7 +38,7 @@ TINY = TrainConfig(
     compile=False,
 )
 ALIGNED = dataclasses.replace(TINY, align="self", align_until=0.5, inner_head=True)
-LAYOUTS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")]
+LAYOUTS = [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "fsdp")]
 
 
 def train_small(ranks: Ranks, config: TrainConfig) -> None:
@@ -84,7 +84,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.portable
-@pytest.mark.parametrize("layout", ["2-ddp", "2-fsdp", "4-ddp", "4-fsdp"])
+@pytest.mark.parametrize("layout", ["2-ddp", "2-fsdp", "4-fsdp"])
 def test_any_layout_learns_what_one_process_learns(runs, layout):
     assert_learnt_the_same(runs, runs / layout)
 
@@ -189,8 +189,8 @@ def test_shares_in_bf16_stray_no_further_than_one_process_in_bf16(runs, small, t
     [
         ("4-fsdp", (1, "ddp")),
         ("1-ddp", (2, "fsdp")),
-        ("2-fsdp", (4, "fsdp")),
-        ("4-fsdp", (2, "ddp")),
+        pytest.param("2-fsdp", (4, "fsdp"), marks=pytest.mark.slow),
+        pytest.param("4-fsdp", (2, "ddp"), marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_goes_on_in_any_layout(runs, before, after, tmp_path):
@@ -210,8 +210,9 @@ def test_three_ranks_that_go_on_sum_in_the_same_order(tmp_path):
     config = dataclasses.replace(TINY, global_batch_size=12, out=tmp_path / "whole")
     forked.run(3, train_small, config)
     halves = dataclasses.replace(config, out=tmp_path / "halves", resume="auto")
-    for steps in (2, 4):
-        forked.run(3, train_small, dataclasses.replace(halves, steps=steps))
+    shutil.copytree(config.out, halves.out)
+    shutil.rmtree(latest_checkpoint(halves.out))  # go on from the middle
+    forked.run(3, train_small, halves)
     assert [name for name, same in parts(config.out, halves.out).items() if not same] == []
 
 

@@ -65,9 +65,11 @@ def _rank(
     }
     # after the environment is set, which torch reads
     import torch
+    from helpers.quicker import make_starts_quicker
 
     from dit.distributed.ranks import ranks
 
+    make_starts_quicker()
     torch.set_num_threads(1)
     with ranks() as joined:
         work(joined, *args)

@@ -26,6 +26,8 @@ from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.sampling.sample_folder import progress_callback, sampling_bar
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 CPU, ALONE = torch.device("cpu"), Ranks()
 
 

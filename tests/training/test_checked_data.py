@@ -23,6 +23,8 @@ from dit.training import batches, checked_data
 from dit.training.checked_data import note_data, open_checked
 from dit.training.checkpointing import Saver
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 COUNT = 20
 BROKEN = b"<html>404</html>"
 

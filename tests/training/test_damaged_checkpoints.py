@@ -27,6 +27,8 @@ from dit.sampling.classes import class_ids
 from dit.sampling.load import load_run
 from dit.utils.typed_json import WrongJson
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", "null", '{"step": 1, "files": 3}'])
 def test_damaged_meta_names_the_file(make_run, text):

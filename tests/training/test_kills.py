@@ -37,9 +37,9 @@ def assert_same(whole: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_five_kills_leave_no_trace(parallel, tmp_path):
-    config = dataclasses.replace(RUN, steps=45, parallel=parallel, out=tmp_path / "run")
-    chosen = [(writing, 0.0), (sealing, 0.0), (pruning, 0.0), (writing, 0.05), (None, 1.0)]
+def test_three_kills_leave_no_trace(parallel, tmp_path):
+    config = dataclasses.replace(RUN, steps=30, parallel=parallel, out=tmp_path / "run")
+    chosen = [(writing, 0.0), (sealing, 0.0), (pruning, 0.0)]
     assert disturb(config, chosen) == len(chosen)
     whole = dataclasses.replace(config, out=tmp_path / "whole")
     forked.run(2, train_small, whole)

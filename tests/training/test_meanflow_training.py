@@ -46,6 +46,8 @@ LAYOUTS = {
     "compiled": (2, dict(compile=True, grad_accum=2)),
     "compiled-fsdp": (2, dict(compile=True, parallel="fsdp")),
 }
+QUICK = ("selective", "full", "full-fsdp")
+"""Of these, with the parts of the others but compiling: DDP, FSDP2 and micro-batches."""
 
 
 def train_small(ranks: Ranks, config: TrainConfig) -> None:
@@ -73,7 +75,7 @@ def distance(a, b):
 @pytest.mark.portable
 @pytest.mark.parametrize(
     "layout",
-    [pytest.param(name, marks=pytest.mark.slow if "compiled" in name else ()) for name in LAYOUTS],
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LAYOUTS],
 )
 def test_any_layout_learns_what_one_process_learns(runs, layout, tmp_path):
     world, changes = LAYOUTS[layout]
