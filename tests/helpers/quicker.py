@@ -5,6 +5,7 @@ A start counts the FLOPs of its network, twice, and measures the peak of the mac
 
 from typing import Any
 
+from dit.models import unet
 from dit.models.registry import is_own
 from dit.models.sizes import SIZES
 from dit.runs.card import NetworkSpec
@@ -20,7 +21,7 @@ def make_starts_quicker() -> None:
         if is_own(spec.model):
             return count(spec, *args)
         # tests change the sizes of networks
-        key = repr((spec, args, SIZES))
+        key = repr((spec, args, SIZES, unet.SIZES))
         if key not in known:
             known[key] = count(spec, *args)
         return known[key]
