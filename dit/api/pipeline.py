@@ -14,6 +14,7 @@ from torch import Tensor
 from dit.api.arguments import find_device, plain_value, python_names, sampler_settings
 from dit.encoders.text import Captioned
 from dit.errors import UserError, did_you_mean
+from dit.models.registry import is_own
 from dit.sampling.classes import find_class
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import generate, require_finite, sample_latents
@@ -185,6 +186,7 @@ class Pipeline:
         if format not in ("dit", "diffusers"):
             raise UserError(f"format {format!r}", "dit or diffusers", "")
         if format == "diffusers":
+            self._refuse_own("format='diffusers'")
             from dit.export.diffusers import export_diffusers
 
             return export_diffusers(self.run, Path(folder))
@@ -197,9 +199,20 @@ class Pipeline:
 
         >>> pipe.push_to_hub("owner/name", private=True)                 # doctest: +SKIP
         """
+        self._refuse_own("push_to_hub")
         from dit.export.hub import push_to_hub
 
         return push_to_hub(self.run, repo_id, private=private, token=token)
+
+    def _refuse_own(self, given: str) -> None:
+        """Refuse to give away a network without its code, which others could not load."""
+        model = self.run.card.network.model
+        if is_own(model):
+            raise UserError(
+                f"{given} for a run of {model}",
+                "a network of this package",
+                "its code is not in the file: share the folder of save_pretrained and the code",
+            )
 
     def _resolve(self, classes: Classes, negative: str) -> tuple[LoadedRun, list[int]]:
         """Return the run, with prompts as its classes if there are any, and class ids."""

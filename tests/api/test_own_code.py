@@ -387,3 +387,9 @@ def test_the_pipeline_of_a_run_of_own_code_samples_as_sample_py(run, tmp_path):
     )
     found = torch.stack([torch.from_numpy(np.array(image)).int() for image in out.images])
     assert torch.equal(found, pixels(sample(config, Ranks())))
+    for share in (
+        lambda: pipe.push_to_hub("a/b"),
+        lambda: pipe.save_pretrained("a", format="diffusers"),
+    ):
+        with pytest.raises(dit.UserError, match="a run of ownnet:Net; expected a network of this"):
+            share()
