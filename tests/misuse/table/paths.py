@@ -23,6 +23,8 @@ MISSING = [
     refused("nll --run run --data nowhere", "nowhere"),
     refused("compare evaluation nowhere", "nowhere"),
     refused("convert nowhere.pt new.safetensors", "nowhere.pt"),
+    refused("export nowhere --out new", "nowhere"),
+    refused("export images --out new", "images"),
     refused("ema nowhere --ema-lengths 0.05", "nowhere"),
     refused("report nowhere", "nowhere"),
     refused("info nowhere", "nowhere"),
@@ -145,6 +147,9 @@ LOCKS = [
 
 FOREIGN_OUTPUTS = [
     refused("convert release.pt release.pt", "release.pt"),
+    refused("export run --out run", "--out run holds the weights"),
+    refused("export run --out images", "--out images holds"),
+    refused("export run --to diffusers --out release.pt", "release.pt is a file"),
     refused("convert release.pt ./release.pt", "release.pt"),
     refused("convert release.pt new.pt", "new.pt"),
     refused(f"convert release.pt {EMA}", EMA),
