@@ -19,12 +19,11 @@ from tqdm import tqdm
 from dit.data.hub_datasets import HUB
 from dit.data.image_files import center_crop, reading_threads, to_rgb
 from dit.data.labels import Columns, Labels
+from dit.data.path_patterns import IN_MEMORY
 from dit.errors import UserError
 from dit.utils.image_size import Size
 from dit.utils.imports import import_class, is_class_name, reason
 
-IN_MEMORY = "in-memory"
-"""Value of `--data` in the card of a run whose data Python code passed."""
 KNOWN_LABELS = ("targets", "labels")  # attributes with the label of each item, as torchvision has
 SLOW = 1000  # items, of which the labels are read with a progress bar
 

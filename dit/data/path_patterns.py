@@ -1,12 +1,18 @@
-"""Files by pattern: braces as in a shell, and wildcards."""
+"""Files by pattern: braces as in a shell, and wildcards; the error of names of nothing."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
-from dit.errors import UserError
+from dit.errors import UserError, did_you_mean
 
+KINDS = (
+    "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
+)
+IN_MEMORY = "in-memory"
+"""Value of `--data` in the card of a run whose data Python code passed."""
 NAMED = 5  # missing files, in a message
 MOST_FILES = 1_000_000  # of a range in braces
 
@@ -62,3 +68,25 @@ def require_files(pattern: str, files: Sequence[Path]) -> None:
 def is_pattern(text: str) -> bool:
     """Return whether a text has braces or wildcards."""
     return "{" in text or has_magic(text)
+
+
+def no_such_data(data: str) -> UserError:
+    """Return the error of `--data` that names nothing, with names that it may mean."""
+    if is_pattern(data):
+        return UserError(
+            f"--data {data} names no file",
+            "a pattern of existing .tar or .parquet files",
+            "check the path, and put the pattern in quotes",
+        )
+    if data == IN_MEMORY:
+        return UserError(
+            "the images of training were passed in Python, and are in no file",
+            KINDS,
+            "pass them in Python again, or name the images of a folder",
+        )
+    path = Path(data).expanduser()
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    folders = [str(path.with_name(sibling.name)) for sibling in siblings if sibling.is_dir()]
+    similar = difflib.get_close_matches(data, folders, n=3)
+    do = did_you_mean(data, [*similar, "digits"], "check the path")
+    return UserError(f"--data {data} is neither `digits` nor a folder", KINDS, do)

@@ -1,6 +1,5 @@
 """The images that `--data` names: digits, a folder, tars, a data set of the hub or one's own."""
 
-import difflib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,13 @@ from dit.data.image_formats import is_image
 from dit.data.images import Digits, ImageFolder, Images
 from dit.data.label_files import refuse_unread_labels
 from dit.data.labels import Columns
-from dit.data.own import IN_MEMORY, is_own, load_own
-from dit.data.path_patterns import expand_pattern, is_pattern, require_files
+from dit.data.own import is_own, load_own
+from dit.data.path_patterns import KINDS, expand_pattern, no_such_data, require_files
 from dit.data.tar_labels import FOLDER, NO_CLASSES, TAR, tars_are_classes
 from dit.data.tars import TarImages, list_tars, require_one_kind
-from dit.errors import UserError, did_you_mean
+from dit.errors import UserError
 from dit.utils.files import printable, real_path, shell_quote
 from dit.utils.image_size import Size
-
-KINDS = (
-    "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
-)
-
 
 PACKED = re.compile(r"\.(zip|t?gz|bz2|t?xz|zst|7z|rar)$", re.IGNORECASE)
 PICTURES = {*NO_CLASSES, "image", "imgs", "img", "pictures", "photos"}  # names of their folder
@@ -55,7 +49,7 @@ def load_images(data: str, image_size: Size, columns: Columns | None = None) -> 
         return digits
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        raise _no_such_data(data)
+        raise no_such_data(data)
     return _load_folder(data, folder, image_size, columns)
 
 
@@ -182,24 +176,3 @@ def _refuse_run(data: str) -> None:
             KINDS,
             f"pass its training data, which `dit info {shell_quote(data)}` shows",
         )
-
-
-def _no_such_data(data: str) -> UserError:
-    if is_pattern(data):
-        return UserError(
-            f"--data {data} names no file",
-            "a pattern of existing .tar or .parquet files",
-            "check the path, and put the pattern in quotes",
-        )
-    path = Path(data).expanduser()
-    if data == IN_MEMORY:
-        return UserError(
-            "the images of training were passed in Python, and are in no file",
-            KINDS,
-            "pass them in Python again, or name the images of a folder",
-        )
-    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-    folders = [str(path.with_name(sibling.name)) for sibling in siblings if sibling.is_dir()]
-    similar = difflib.get_close_matches(data, folders, n=3)
-    do = did_you_mean(data, [*similar, "digits"], "check the path")
-    return UserError(f"--data {data} is neither `digits` nor a folder", KINDS, do)

@@ -12,10 +12,12 @@ from dit.config import TrainConfig
 from dit.distributed.launcher import read_launch
 from dit.errors import UserError, did_you_mean
 from dit.utils.image_size import Size, sides, size_of
+from dit.utils.imports import is_class_name
 from dit.utils.outputs import ENCODING
 
 INDEX = "index.json"  # in folders of latents
 PHOTOS = "photos"
+HELP = {"--help", "--help-all"}
 
 Typed = dict[str, list[str]]  # the values of each flag that was typed
 
@@ -62,6 +64,8 @@ def first_value(typed: Typed, flag: str) -> str | None:
 
 def _of_images(typed: Typed, data: str) -> TrainConfig:
     """Return the preset photos, as it suits these images and this machine."""
+    if not typed.keys() & HELP:
+        _require_something(data)
     if read_launch().rank == 0:
         # to import torch takes seconds
         print(f"start: looking at the images of {data}", file=sys.stderr, flush=True)
@@ -90,6 +94,15 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
     if not gpu:
         default = dataclasses.replace(default, model=f"DiT-Ti/{choose_patch(height, width)}")
     return dataclasses.replace(default, vae=stage.vae, image_size=stage.image_size)
+
+
+def _require_something(data: str) -> None:
+    """Refuse a path to nothing before torch is imported, as it is often mistyped."""
+    from dit.data.path_patterns import is_pattern, no_such_data
+
+    is_name = data == "digits" or data.startswith("hf:") or is_class_name(data)
+    if not is_name and not is_pattern(data) and not Path(data).expanduser().exists():
+        raise no_such_data(data)
 
 
 def _size(typed: Typed) -> Size | None:

@@ -120,6 +120,18 @@ def test_nonsense_is_questioned_and_a_dry_run_checks_the_images(folder: Path, ca
     assert "60 images in 2 classes (30 each), 1 left out" in capsys.readouterr().out
 
 
+def test_a_mistyped_folder_is_named_at_once(folder: Path, capsys):
+    assert typed("train", "--data", "my photo", "--out", "run") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --data my photo is neither `digits` nor a folder; ")
+    assert "did you mean my photos?" in err
+    assert "looking at the images" not in err
+    # the flags can be read about without data
+    with pytest.raises(SystemExit) as page:
+        typed("train", "--data", "my photo", "--help")
+    assert page.value.code == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "preset"),
     [
