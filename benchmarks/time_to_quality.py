@@ -225,15 +225,14 @@ def split_part(recipe: str) -> tuple[str, int]:
 
 
 def recipe_flags(recipe: str) -> str:
-    """Return the flags of a recipe: 2022, flow, ours; flow+LEVER; ours-LEVER; a part of any."""
+    """Return the flags of a recipe: 2022, flow, ours; with +LEVER; ours-LEVER; a part of any."""
     recipe, _ = split_part(recipe)
     if recipe == "2022":
         return RELEASE
-    levers: tuple[str, ...] = ()
-    if recipe.startswith("ours"):
-        levers = tuple(lever for lever in OURS if f"ours-{lever}" != recipe)
-    elif recipe.startswith("flow+"):
-        levers = (recipe.removeprefix("flow+"),)
+    kind, _, more = recipe.partition("+")
+    levers = [lever for lever in OURS if kind != "flow" and kind != f"ours-{lever}"]
+    if more:
+        levers.append(more)
     return " ".join([FLOW, *(LEVERS[lever] for lever in levers)])
 
 
@@ -296,7 +295,8 @@ def main() -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-quality"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    known = [*RECIPES, *recipes_with_levers()]
+    more = [f"ours+{lever}" for lever in LEVERS if lever not in OURS]
+    known = [*RECIPES, *recipes_with_levers(), *more]
     parser.add_argument("--recipes", nargs="+", choices=known, default=RECIPES)
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each recipe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
