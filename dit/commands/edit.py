@@ -14,7 +14,7 @@ from dit.config import EditConfig
 from dit.config.command_line import flag_words
 from dit.distributed.ranks import Ranks
 from dit.sampling.classes import class_ids
-from dit.sampling.edit import Edit, build_edit
+from dit.sampling.edit import Edit, both_seeds, build_edit
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.load import LoadedRun, load_to_sample, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
@@ -56,10 +56,11 @@ def plan(run: LoadedRun, config: EditConfig, classes: list[int]) -> tuple[Sampli
     count = config.per_class * (config.frames if config.interpolate else len(classes))
     # compiled code pads every batch to this size
     config = replace(config, batch_size=min(config.batch_size, count))
-    pipeline = build_pipeline(run, config, classes)
+    first, last = both_seeds(config, classes)
+    pipeline = build_pipeline(run, replace(config, seed=first, seeds=None), classes)
     rows = 2 if config.cfg_scale != 1 and not config.guide else 1
     require_samples_fit(run, config.batch_size, config.precision, rows)
-    return pipeline, build_edit(pipeline, config)
+    return pipeline, build_edit(pipeline, config, last)
 
 
 def _edit(run: LoadedRun, config: EditConfig, classes: list[int], ranks: Ranks) -> Path:
@@ -127,7 +128,8 @@ def _record(pipeline: SamplingPipeline, config: EditConfig) -> dict[str, Any]:
     elif config.variations:
         entries |= {"image_sha256": sha256(config.variations), "strength": config.strength}
     else:
-        entries |= {"seeds": config.seeds, "frames": config.frames}
+        seeds = both_seeds(config, pipeline.classes)
+        entries |= {"seeds": list(seeds), "frames": config.frames}
     return {**entries, **protocol(pipeline)}
 
 

@@ -109,14 +109,14 @@ def encode(run: LoadedRun, image: Tensor) -> Tensor:
     return run.autoencoder.draw(moments, torch.zeros(1, *run.latent_shape))
 
 
-def known_latents(paint: Tensor, run: LoadedRun) -> Tensor:
+def known_latents(paint: Tensor, factor: int) -> Tensor:
     """Return 1 for latents whose pixels are all kept, else 0, float32 [1, 1, h, w].
 
     Args:
         paint: bool [H, W], pixels that are not kept.
+        factor: pixels per latent, along a side.
     """
-    painted = F.max_pool2d(paint.float()[None, None], run.autoencoder.factor)
-    return (1 - painted).to(run.device)
+    return 1 - F.max_pool2d(paint.float()[None, None], factor)
 
 
 # -- the edits -----------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def inpaint(
         pipeline.process,
         run.denoise.objective,
         encode(run, image),
-        known_latents(paint, run),
+        known_latents(paint, run.autoencoder.factor).to(run.device),
     )
     kept = torch.where(paint, GRAY, image.int()).to(torch.uint8)
     return Edit(
@@ -170,12 +170,12 @@ def grid_request(pipeline: SamplingPipeline, per_class: int) -> tuple[Request]:
     return (Request(pipeline, labels, torch.arange(len(labels))),)
 
 
-def interpolate(pipeline: SamplingPipeline, seeds: tuple[int, int], rows: int, frames: int) -> Edit:
+def interpolate(pipeline: SamplingPipeline, to_seed: int, rows: int, frames: int) -> Edit:
     """Draw the way from one sample to another, between two classes, two seeds, or both.
 
     Args:
-        pipeline: with one class, or two.
-        seeds: of both ends; row i lies between the images i of these seeds.
+        pipeline: with one class, or two, and the seed of the first end.
+        to_seed: of the other end; row i lies between the images i of both seeds.
         rows: number of ways.
         frames: images from end to end, both included.
     """
@@ -185,8 +185,7 @@ def interpolate(pipeline: SamplingPipeline, seeds: tuple[int, int], rows: int, f
             "one or two",
             "pass two, such as --classes 0,1",
         )
-    ends = pipeline.classes[0], pipeline.classes[-1]
-    if ends[0] != ends[1] and pipeline.settings.block_cache:
+    if len(set(pipeline.classes)) > 1 and pipeline.settings.block_cache:
         raise UserError(
             f"--interpolate between classes with --block-cache {pipeline.settings.block_cache}",
             "one of the two",
@@ -196,39 +195,36 @@ def interpolate(pipeline: SamplingPipeline, seeds: tuple[int, int], rows: int, f
     indices = torch.arange(rows).repeat_interleave(frames)
     size = pipeline.settings.batch_size
     requests = [
-        _between(pipeline, ends, seeds, weight, index)
+        _between(pipeline, to_seed, weight, index)
         for weight, index in zip(weights.split(size), indices.split(size), strict=True)
     ]
     return Edit(requests=tuple(requests), columns=frames, beside={})
 
 
-def _between(
-    pipeline: SamplingPipeline,
-    ends: Sequence[int],
-    seeds: tuple[int, int],
-    weights: Tensor,
-    indices: Tensor,
-) -> Request:
+def _between(pipeline: SamplingPipeline, to_seed: int, weights: Tensor, indices: Tensor) -> Request:
     """Return one batch of an interpolation, with weights [B] and indices [B]."""
     run = pipeline.run
     denoise, sampler = pipeline.denoise, pipeline.sampler
-    labels = torch.full_like(indices, ends[0])
+    first, last = pipeline.classes[0], pipeline.classes[-1]
 
     # equal ends need neither a second call nor an arc, whose rounding would change them
-    if ends[0] != ends[1]:
-        other = torch.full_like(indices, ends[1]).to(run.device)
+    if first != last:
+        other = torch.full_like(indices, last).to(run.device)
         denoise = between_classes(denoise, other, weights)
-    if seeds[0] != seeds[1]:
-        noise = partial(ImageNoise, seeds[1], indices, run.latent_shape, run.device)
+    if to_seed != pipeline.settings.seed:
+        noise = partial(ImageNoise, to_seed, indices, run.latent_shape, run.device)
         sampler = between_noises(sampler, noise, weights)
 
-    settings = replace(pipeline.settings, seed=seeds[0])
-    changed = replace(pipeline, denoise=denoise, sampler=sampler, settings=settings)
-    return Request(changed, labels, indices)
+    labels = torch.full_like(indices, first)
+    return Request(replace(pipeline, denoise=denoise, sampler=sampler), labels, indices)
 
 
-def build_edit(pipeline: SamplingPipeline, config: EditConfig) -> Edit:
-    """Read the files that the flags name, and return the edit."""
+def build_edit(pipeline: SamplingPipeline, config: EditConfig, to_seed: int) -> Edit:
+    """Read the files that the flags name, and return the edit.
+
+    Args:
+        to_seed: the other end of an interpolation, whose first is the seed of the pipeline.
+    """
     run = pipeline.run
     if config.inpaint:
         assert config.mask
@@ -238,10 +234,11 @@ def build_edit(pipeline: SamplingPipeline, config: EditConfig) -> Edit:
     if config.variations:
         image = read_image(config.variations, run, "--variations")
         return vary(pipeline, image, config.strength, config.per_class)
-    seeds = config.seeds or default_seeds(config.seed, pipeline.classes)
-    return interpolate(pipeline, seeds, config.per_class, config.frames)
+    return interpolate(pipeline, to_seed, config.per_class, config.frames)
 
 
-def default_seeds(seed: int, classes: Sequence[int]) -> tuple[int, int]:
-    """Return the seeds of both ends: the same for two classes, else this one and the next."""
-    return seed, seed if len(set(classes)) > 1 else seed + 1
+def both_seeds(config: EditConfig, classes: Sequence[int]) -> tuple[int, int]:
+    """Return the seeds of both ends: by default the same for two classes, else the next one."""
+    if config.seeds:
+        return config.seeds
+    return config.seed, config.seed if len(set(classes)) > 1 else config.seed + 1

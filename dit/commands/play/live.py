@@ -28,13 +28,14 @@ class Forming:
         images: uint8 [N, 3, H, W]; those of finished batches are predictions of the last call.
         begun: images of the batches that have begun.
         calls: of the denoiser for the present batch.
+        stop: set when nobody waits any longer.
     """
 
     edit: Edit
     images: Tensor
     begun: int = 0
     calls: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def watch(self, pipeline: SamplingPipeline, show: Callable[[], object]) -> SamplingPipeline:
         """Return a pipeline that decodes some of its predictions, and calls `show` after each."""
@@ -43,6 +44,8 @@ class Forming:
         self.calls = pipeline.calls
 
         def watched(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
+            if self.stop.is_set():
+                raise Stopped
             prediction = pipeline.denoise(x_t, t, y)
             if self.calls == pipeline.calls:
                 self.begun, self.calls = self.begun + len(x_t), 0
@@ -68,11 +71,8 @@ def while_forming(edit: Edit) -> Iterator[tuple[Tensor, bool]]:
     empty = torch.full((count, 3, *pipeline.run.image_size), EMPTY, dtype=torch.uint8)
     forming = Forming(edit, empty)
     news: SimpleQueue[tuple[Tensor, bool] | BaseException] = SimpleQueue()
-    stop = threading.Event()
 
     def show() -> None:
-        if stop.is_set():
-            raise Stopped
         news.put((forming.images.clone(), False))
 
     def work() -> None:
@@ -92,5 +92,5 @@ def while_forming(edit: Edit) -> Iterator[tuple[Tensor, bool]]:
             yield item
             done = item[1]
     finally:
-        stop.set()
+        forming.stop.set()
         thread.join()

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ from dit.utils.pictures import fitting_scale
 SAMPLERS = ["ddpm", "ddim", "euler", "heun", "dpmpp_2m"]
 SMALL = 128  # pixels: smaller images are enlarged without smoothing
 CANVAS = 512  # pixels of the image to draw on, about
-BRUSH = "#ffffff"
+BRUSH = "#f97316"
 PICTURE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 PRIVATE: dict[str, Any] = dict(api_visibility="private")
 QUEUED: dict[str, Any] = dict(concurrency_id="network", concurrency_limit=1, **PRIVATE)
@@ -41,6 +42,7 @@ main.fillable { max-width: 1240px !important; margin: 0 auto !important; }
 .grid-wrap { overflow-x: hidden; }
 footer { display: none !important; }
 """
+CACHE = (3600, 86_400)  # seconds: how often to look for pictures on disk, and how old they may be
 FAILED = "This did not work"
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
@@ -64,7 +66,9 @@ class Page:
     def build(self) -> Any:
         """Return the page."""
         title = f"dit play {self.run.home.name}"
-        with gr.Blocks(analytics_enabled=False, title=title, fill_width=True) as page:
+        with gr.Blocks(
+            analytics_enabled=False, title=title, fill_width=True, delete_cache=CACHE
+        ) as page:
             gr.Markdown(self._title())
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
@@ -253,7 +257,8 @@ class Page:
             *controls, at_row, at_column = values
             token = None if at_row is None or at_column is None else (at_row, at_column)
             found = self.player.attention(_controls(*controls), token)
-            return [at_row, at_column, found.image, found.sheet, found.command]
+            sheet = served(found.sheet, found.command)
+            return [at_row, at_column, served(found.image), sheet, found.command]
 
         def click(event: gr.SelectData, *values: Any) -> list[Any]:
             *controls, shown = values
@@ -277,6 +282,7 @@ class Page:
     def _results(self) -> tuple[Any, Any]:
         gallery = gr.Gallery(
             label="Images",
+            show_label=False,
             columns=4,
             height="auto",
             object_fit="contain",
@@ -315,7 +321,7 @@ class Page:
         def act(*values: Any) -> Iterator[list[Any]]:
             count = len(self.controls)
             for images, captions, text in action(_controls(*values[:count]), *values[count:]):
-                pictures = [to_pil(image) for image in images]
+                pictures = [served(to_pil(image), text) for image in images]
                 shown = [list(zip(pictures, captions, strict=True)), text]
                 yield [*shown, *([list(images)] if made else [])]
 
@@ -345,7 +351,7 @@ class Page:
 
         def vary(images: list[Tensor], index: int) -> list[Any]:
             image = choose(images, index)
-            return [image, to_pil(image), gr.Tabs(selected="vary")]
+            return [image, served(to_pil(image)), gr.Tabs(selected="vary")]
 
         inputs = [self.made, self.chosen]
         self.to_inpaint.click(
@@ -367,7 +373,7 @@ class Page:
 
     def _load_to_vary(self, file: str) -> list[Any]:
         image = read_upload(file, self.run)
-        return [image, to_pil(image)]
+        return [image, served(to_pil(image))]
 
     def _canvas(self, image: Tensor) -> dict[str, Any]:
         """Return an image to draw on, enlarged."""
@@ -376,6 +382,18 @@ class Page:
         size = picture.width * factor, picture.height * factor
         large = picture.resize(size, Image.Resampling.NEAREST)
         return {"background": large, "layers": [], "composite": large}
+
+
+def served(picture: Image.Image, command: str = "") -> Image.Image:
+    """Return a picture to show, with the command that makes it as text in its PNG.
+
+    gradio names the file by its bytes, and would rewrite one that a browser is just reading. So all
+    are different.
+    """
+    picture.info["Number"] = secrets.token_hex(8)
+    if command:
+        picture.info["Command"] = command
+    return picture
 
 
 def _controls(*values: Any) -> Controls:
