@@ -28,8 +28,7 @@ EDIT_RANGES: dict[tuple[str, ...], Range] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EditConfig(SamplerConfig):
-    """Edit with a trained run: paint a part of an image anew, vary an image, or interpolate between
-    two samples."""
+    """Edit images with a trained run: inpaint one, vary one, or interpolate between samples."""
 
     # -- edit ------------------------------------------------------------------------------------
     run: Path

@@ -157,7 +157,7 @@ class Player:
         )
         yield from self._edit(config)
 
-    def attention(self, controls: Controls, token: tuple[int, int] | None) -> Attention:
+    def attention(self, controls: Controls, token: tuple[int, int]) -> Attention:
         """Show what a token (row, column) of the first image attends to."""
         flags = self._flags(controls)
         flags.pop("negative_prompt")

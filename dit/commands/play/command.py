@@ -38,7 +38,11 @@ def play(config: PlayConfig, ranks: Ranks) -> None:
     run = load_to_sample(config.run, ranks.device, config)
     # flags that do not fit the run are refused before the page is there
     build_pipeline(run, config)
-    page, address = serve(Player(run, config), config)
+    ranks.on_main(lambda: _serve_until_interrupted(Player(run, config), config))
+
+
+def _serve_until_interrupted(player: Player, config: PlayConfig) -> None:
+    page, address = serve(player, config)
     print(f"play at {address} (Ctrl-C ends it)", flush=True)
     try:
         threading.Event().wait()

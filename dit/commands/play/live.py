@@ -13,6 +13,7 @@ from dit.sampling.edit import Edit
 from dit.sampling.pipeline import SamplingPipeline
 
 PREVIEWS = 8  # of a batch
+THREAD = "dit-play"  # name of the thread that samples
 EMPTY = 235  # gray level of an image that has not begun
 
 
@@ -81,7 +82,7 @@ def while_forming(edit: Edit) -> Iterator[tuple[Tensor, bool]]:
         except BaseException as error:  # raised again where the images are awaited
             news.put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
     done = False
     try:

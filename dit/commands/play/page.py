@@ -149,8 +149,12 @@ class Page:
             other = gr.Dropdown(self.classes.choices, value=ids[-1], label="To", visible=named)
         if self.prompts.visible:
             gr.Markdown("Between the first two captions.")
+        first, last = self.first.seed, self.first.seed if named else self.first.seed + 1
         with gr.Row():
-            seeds = [gr.Number(i, precision=0, minimum=0, label=f"Seed {i + 1}") for i in (0, 1)]
+            seeds = [
+                gr.Number(first, precision=0, minimum=0, label="Seed of the first"),
+                gr.Number(last, precision=0, minimum=0, label="Seed of the last"),
+            ]
         frames = gr.Slider(2, 32, 8, step=1, label="Images from end to end")
         gr.Markdown("Guidance and sampler are those at the side.")
         start = self._buttons("Interpolate")
@@ -203,6 +207,7 @@ class Page:
                 upload = self._upload()
                 self.original = gr.Image(
                     label="Image",
+                    show_label=False,
                     interactive=False,
                     height=320,
                     elem_classes=self.small,
@@ -234,13 +239,16 @@ class Page:
             "patch, or type its row and column."
         )
         with gr.Row():
-            row = gr.Number(None, precision=0, minimum=0, label="Row")
-            column = gr.Number(None, precision=0, minimum=0, label="Column")
+            # the patch in the middle, as in `dit show`
+            middle = [count // 2 for count in self.player.tokens]
+            row = gr.Number(middle[0], precision=0, minimum=0, label="Row")
+            column = gr.Number(middle[1], precision=0, minimum=0, label="Column")
         start = gr.Button("Show attention", variant="primary")
         with gr.Row():
             with gr.Column(scale=1, min_width=200):
                 image = gr.Image(
                     label="First image",
+                    show_label=False,
                     interactive=False,
                     format="png",
                     buttons=[],
@@ -248,14 +256,18 @@ class Page:
                 )
             with gr.Column(scale=2, min_width=320):
                 sheet = gr.Image(
-                    label="Attention", interactive=False, format="png", buttons=["fullscreen"]
+                    label="Attention",
+                    show_label=False,
+                    interactive=False,
+                    format="png",
+                    buttons=["fullscreen"],
                 )
         command = self._command()
         outputs = [row, column, image, sheet, command]
 
         def show(*values: Any) -> list[Any]:
             *controls, at_row, at_column = values
-            token = None if at_row is None or at_column is None else (at_row, at_column)
+            token = int(at_row or 0), int(at_column or 0)
             found = self.player.attention(_controls(*controls), token)
             sheet = served(found.sheet, found.command)
             return [at_row, at_column, served(found.image), sheet, found.command]
@@ -351,7 +363,7 @@ class Page:
 
         def vary(images: list[Tensor], index: int) -> list[Any]:
             image = choose(images, index)
-            return [image, served(to_pil(image)), gr.Tabs(selected="vary")]
+            return [image, served(_enlarged(image)), gr.Tabs(selected="vary")]
 
         inputs = [self.made, self.chosen]
         self.to_inpaint.click(
@@ -373,15 +385,19 @@ class Page:
 
     def _load_to_vary(self, file: str) -> list[Any]:
         image = read_upload(file, self.run)
-        return [image, served(to_pil(image))]
+        return [image, served(_enlarged(image))]
 
     def _canvas(self, image: Tensor) -> dict[str, Any]:
         """Return an image to draw on, enlarged."""
-        picture = to_pil(image)
-        factor = fitting_scale(max(picture.size), CANVAS)
-        size = picture.width * factor, picture.height * factor
-        large = picture.resize(size, Image.Resampling.NEAREST)
+        large = _enlarged(image)
         return {"background": large, "layers": [], "composite": large}
+
+
+def _enlarged(image: Tensor) -> Image.Image:
+    picture = to_pil(image)
+    factor = fitting_scale(max(picture.size), CANVAS)
+    size = picture.width * factor, picture.height * factor
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def served(picture: Image.Image, command: str = "") -> Image.Image:

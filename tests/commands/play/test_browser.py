@@ -4,6 +4,7 @@ import io
 import re
 import shlex
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from dit.cli import main
 from dit.commands.play.actions import Player
 from dit.commands.play.command import serve
+from dit.commands.play.live import THREAD
 from dit.config import PlayConfig
 from dit.distributed.ranks import Ranks
 from dit.sampling.load import load_to_sample
@@ -189,7 +191,7 @@ def test_an_uploaded_image_is_varied(visitor, run, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "mine.png")
     visitor.tab("Vary")
-    visitor.page.locator("[role=tabpanel]:visible input[type=file]").set_input_files(
+    visitor.panel.get_by_test_id("Upload an image-upload-button").set_input_files(
         tmp_path / "mine.png"
     )
     visitor.panel.locator("img").first.wait_for()
@@ -200,7 +202,7 @@ def test_an_uploaded_image_is_varied(visitor, run, tmp_path):
 def test_a_file_that_is_no_image_is_a_message_on_the_page(visitor, tmp_path):
     (tmp_path / "mine.png").write_text("not an image")
     visitor.tab("Inpaint")
-    visitor.page.locator("[role=tabpanel]:visible input[type=file]").set_input_files(
+    visitor.panel.get_by_test_id("Upload an image-upload-button").set_input_files(
         tmp_path / "mine.png"
     )
     message = visitor.page.get_by_text("mine.png cannot be read as an image")
@@ -228,6 +230,28 @@ def test_a_click_shows_the_attention_of_a_patch(visitor, run):
     typed(command.input_value())
     drawn = np.array(Image.open(run / "show" / "backward-attention.png").convert("RGB"))
     assert np.array_equal(visitor.pixels(source), drawn)
+
+
+def test_stop_ends_the_sampling(visitor):
+    page = visitor.page
+    page.get_by_text("Sampler", exact=True).click()
+    page.get_by_label("number input for Steps").fill("250")
+    page.get_by_label("number input for Number of images").fill("64")
+    page.keyboard.press("Tab")
+    visitor.panel.get_by_role("button", name="Sample", exact=True).click()
+    visitor.panel.locator("button.thumbnail-item").first.wait_for()
+    assert sampling()
+    visitor.panel.get_by_role("button", name="Stop").click()
+    for _ in range(100):
+        if not sampling():
+            break
+        page.wait_for_timeout(100)
+    assert not sampling()
+    assert visitor.panel.locator(".command textarea").input_value() == ""
+
+
+def sampling() -> bool:
+    return any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def test_the_page_fits_a_narrow_window(visitor):
