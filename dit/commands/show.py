@@ -80,7 +80,7 @@ def _show(run: LoadedRun, config: ShowConfig, out: Path) -> None:
     if config.direction == "forward" and config.sampler == "auto" and run.card.network.interval:
         config = replace(config, sampler="dpmpp_2m")
     pipeline = build_pipeline(run, config)
-    labels, notes = _choose_labels(run, config)
+    labels, notes = labels_to_show(run, config)
     for note in [*notes, *pipeline.notes]:
         print(f"note: {note}", file=sys.stderr)
     times = parse_times(config.times)
@@ -325,6 +325,11 @@ class Story:
         columns = [column(moment) for moment in self.columns]
         return torch.stack(columns, dim=1).flatten(0, 1)
 
+    def sheet(self, column: Callable[[Moment], Tensor], rows: list[str]) -> Image.Image:
+        """Draw all columns with a label for each row, and the times above."""
+        headings = self.headings(self.columns)
+        return pictures.grid(self.stack(column), rows, len(self.columns), headings=headings)
+
     def save(self, what: str, sheet: Image.Image, frames: list[Image.Image]) -> None:
         """Write NAME + what as .png and, with the time over each frame, as .gif."""
         file = f"{self.name}{what}"
@@ -371,16 +376,28 @@ def _draw_latents(story: Story) -> None:
     story.save(LATENTS, sheet, [frame(moment) for moment in story.frames])
 
 
-def _draw_attention(story: Story, query: AttentionQuery) -> None:
-    """Draw a row for each layer: the attention of the outlined token, over the predicted image."""
+def attention_column(story: Story, query: AttentionQuery) -> Callable[[Moment], Tensor]:
+    """Return a function that draws a moment: the predicted image, and under each layer's weights.
+
+    The token of the query is outlined.
+    """
 
     def column(moment: Moment) -> Tensor:  # [1 + layers, 3, H, W]
         weights = patch_attention(story.pipeline, query, story.labels, moment)
         maps = _heatmaps(story, moment, weights)
         return pictures.outline(maps, query.token, query.tokens(story.run))
 
-    rows = [PREDICTED, *(f"layer {layer}" for layer in query.layers)]
-    _draw_maps(story, ATTENTION, column, rows)
+    return column
+
+
+def _draw_attention(story: Story, query: AttentionQuery) -> None:
+    """Draw a row for each layer: the attention of the outlined token, over the predicted image."""
+    _draw_maps(story, ATTENTION, attention_column(story, query), attention_rows(query))
+
+
+def attention_rows(query: AttentionQuery) -> list[str]:
+    """Return the labels of the rows of `attention_column`."""
+    return [PREDICTED, *(f"layer {layer}" for layer in query.layers)]
 
 
 def _draw_words(story: Story, query: AttentionQuery) -> None:
@@ -405,20 +422,16 @@ def _heatmaps(story: Story, moment: Moment, weights: Tensor) -> Tensor:
 def _draw_maps(
     story: Story, what: str, column: Callable[[Moment], Tensor], rows: list[str]
 ) -> None:
-    headings = story.headings(story.columns)
-    images = story.stack(column)
-    sheet = pictures.grid(images, rows, len(story.columns), headings=headings)
-
     def frame(moment: Moment) -> Image.Image:
         return pictures.grid(column(moment), None, len(rows), headings=rows)
 
-    story.save(what, sheet, [frame(moment) for moment in story.frames])
+    story.save(what, story.sheet(column, rows), [frame(moment) for moment in story.frames])
 
 
 # -- flags ---------------------------------------------------------------------------------------
 
 
-def _choose_labels(run: LoadedRun, config: ShowConfig) -> tuple[Tensor, list[str]]:
+def labels_to_show(run: LoadedRun, config: ShowConfig) -> tuple[Tensor, list[str]]:
     """Return class ids [N], those of --classes in turn or some of all, and notes on them."""
     classes, notes = class_ids(config.classes, run.card)
     if config.classes is None:

@@ -4,6 +4,7 @@ The string under a field is its help text. The defaults are those of the digits 
 """
 
 from dit.config.autoencoder import EncodeConfig, VaeConfig
+from dit.config.editing import EditConfig
 from dit.config.evaluation import (
     CompareConfig,
     EvalConfig,
@@ -13,6 +14,7 @@ from dit.config.evaluation import (
     SweepConfig,
 )
 from dit.config.flag_names import as_typed, flag_name
+from dit.config.play import PlayConfig
 from dit.config.run_tools import ConvertConfig, EmaConfig, ExportConfig, InfoConfig, ReportConfig
 from dit.config.sampling import PERFORMANCE_FLAGS, SampleConfig, SamplerConfig, ShowConfig
 from dit.config.serialization import to_json
@@ -24,12 +26,14 @@ __all__ = [
     "ClassifierConfig",
     "CompareConfig",
     "ConvertConfig",
+    "EditConfig",
     "EmaConfig",
     "EncodeConfig",
     "EvalConfig",
     "ExportConfig",
     "InfoConfig",
     "NllConfig",
+    "PlayConfig",
     "ReportConfig",
     "SampleConfig",
     "SamplerConfig",

@@ -1,6 +1,7 @@
 """For --help of each command: what to type first, and which settings are basic."""
 
 from dit.config.autoencoder import EncodeConfig, VaeConfig
+from dit.config.editing import EditConfig
 from dit.config.evaluation import (
     CompareConfig,
     EvalConfig,
@@ -9,6 +10,7 @@ from dit.config.evaluation import (
     SweepConfig,
 )
 from dit.config.help import Guide
+from dit.config.play import PlayConfig
 from dit.config.run_tools import (
     ConvertConfig,
     EmaConfig,
@@ -50,6 +52,17 @@ GUIDES: dict[type, Guide] = {
             *("sampler", "steps", "seed", "image_size", "batch_size"),
         ),
     ),
+    EditConfig: Guide(
+        (
+            ("--run runs/photos --inpaint cat.png --mask mask.png", "paint the white part anew"),
+            ("--run runs/photos --variations cat.png --strength 0.6", "images like this one"),
+            ("--run runs/photos --interpolate --classes cat dog", "from a cat to a dog"),
+        ),
+        (
+            *("run", "inpaint", "mask", "variations", "strength", "interpolate", "seeds"),
+            *("frames", "classes", "prompt", "per_class", "out", "cfg_scale", "steps", "seed"),
+        ),
+    ),
     EvalConfig: Guide(
         (
             ("--run runs/photos --num-samples 1000", "score a run against its own images"),
@@ -71,6 +84,14 @@ GUIDES: dict[type, Guide] = {
             *("direction", "run", "classes", "prompt", "num_images", "times", "layers", "token"),
             *("out", "cfg_scale", "seed"),
         ),
+    ),
+    PlayConfig: Guide(
+        (
+            ("runs/photos", "open the address that is printed in a browser"),
+            ("runs/photos --cfg-scale 2 --steps 20", "other values to start with"),
+            ("runs/photos --host 0.0.0.0", "let the whole network use it"),
+        ),
+        ("run", "host", "port", "share", "cfg_scale", "sampler", "steps", "seed", "image_size"),
     ),
     SweepConfig: Guide(
         (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -115,6 +115,28 @@ SHOW_RANGES: dict[tuple[str, ...], Range] = {
 }
 
 
+def require_captions_fit(config: Any) -> None:
+    """Refuse --prompt beside --classes, and --negative-prompt where nothing leads away from it."""
+    prompt = config.prompt[0] if config.prompt else ""
+    other = f"--guide {config.guide}" if config.guide else f"--cfg-scale {config.cfg_scale:g}"
+    require_none_of(
+        [
+            (
+                prompt and config.classes is not None,
+                f"--prompt {prompt!r} with --classes {' '.join(config.classes or ())}",
+                "one of the two",
+                "drop one",
+            ),
+            (
+                config.negative_prompt and (config.cfg_scale == 1 or config.guide),
+                f"--negative-prompt {config.negative_prompt!r} with {other}",
+                "a run with --conditioning text, --cfg-scale above 1 and no --guide",
+                "pass --cfg-scale 2, drop --guide, or drop --negative-prompt",
+            ),
+        ]
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(SamplerConfig):
     """Sample images from a trained run: a labelled grid, or a folder or .npz file of many."""
@@ -149,24 +171,7 @@ class SampleConfig(SamplerConfig):
         many = "without --num-samples", "many images", "pass --num-samples 1000"
         require_use(self, ("format",), not grid, *many)
 
-        prompt = self.prompt[0] if self.prompt else ""
-        other = f"--guide {self.guide}" if self.guide else f"--cfg-scale {self.cfg_scale:g}"
-        require_none_of(
-            [
-                (
-                    prompt and self.classes is not None,
-                    f"--prompt {prompt!r} with --classes {' '.join(self.classes or ())}",
-                    "one of the two",
-                    "drop one",
-                ),
-                (
-                    self.negative_prompt and (self.cfg_scale == 1 or self.guide),
-                    f"--negative-prompt {self.negative_prompt!r} with {other}",
-                    "a run with --conditioning text, --cfg-scale above 1 and no --guide",
-                    "pass --cfg-scale 2, drop --guide, or drop --negative-prompt",
-                ),
-            ]
-        )
+        require_captions_fit(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ LIMITS: dict[str, Limit] = {
     ),
     "image_size": (65_536, "such an image takes 13 GB as pixels alone"),
     "per_class": (1000, "a picture of more columns cannot be viewed; --num-samples fills a folder"),
+    "frames": (1000, "a picture of more columns cannot be viewed"),
     "bootstrap": (100_000, "an interval no longer changes after some thousand replicates"),
     "shard_size": (10**7, "a shard that is interrupted is encoded again as a whole"),
     "probes": (10_000, "the error falls only with the square root of their number"),

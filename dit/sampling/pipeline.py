@@ -59,6 +59,12 @@ class SamplingPipeline:
         """What the user should know of the settings."""
         return notes_on_guidance(self.settings, self.run.card)
 
+    @property
+    def calls(self) -> int:
+        """Number of calls of the denoiser for a batch."""
+        # heun calls it twice in each step but the last
+        return max(0, 2 * self.steps - 1) if self.settings.sampler == "heun" else self.steps
+
     @contextmanager
     def clearing_block_cache(self) -> Iterator[None]:
         """Empty the block cache when the block ends, so that no batch sees another's features."""
@@ -76,8 +82,7 @@ class SamplingPipeline:
 
         It does not wait for the device: a call counts once it has been launched.
         """
-        # heun calls the denoiser twice in each step but the last
-        calls = 2 * self.steps - 1 if self.settings.sampler == "heun" else self.steps
+        calls = self.calls
 
         def counted(x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
             prediction = self.denoise(x_t, t, y)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_run
 from helpers.foreign import dit_weights, saved
 
 from dit.cli import main
@@ -64,6 +65,23 @@ def test_from_latents_to_images(shell: Shell, encode: str):
     )
     assert guided.startswith("dit sample --run run --classifier run/classifier ")
     shell.type(f"{guided} {SAMPLE} --classes 3")
+
+
+def test_after_an_edit_comes_the_one_of_the_next_seed(shell: Shell, tmp_path: Path):
+    write_run(tmp_path / "my run")
+    flags = "--steps 2 --precision fp32 --per-class 1 --classes 3"
+    first = f"dit edit --run 'my run' {flags} --interpolate --frames 2"
+    second = shell.type(first)
+    words = "--interpolate --frames 2 --classes 3 --per-class 1"
+    assert second == f"dit edit --run 'my run' --steps 2 --seed 1 --precision fp32 {words}"
+    shell.type(second)
+    assert len(list(Path("my run/edits").iterdir())) == 2
+
+    third = shell.type(f"{first} --seeds 0 5 --out here")
+    assert "--seeds 5 6" in third
+    assert third.endswith("--out here-seed-6")
+    shell.type(third)
+    assert Path("here-seed-6/grid.png").exists()
 
 
 def test_a_run_without_classes_is_not_guided(shell: Shell, encode: str):

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_weights
+from helpers.text_runs import write_text_run
 from PIL import Image
 
 from dit import cli
-from dit.build import build_text_encoder
 from dit.commands.show import (
     Moment,
     attention_query,
@@ -25,15 +24,12 @@ from dit.commands.show import (
     show,
     word_attention,
 )
-from dit.config import ShowConfig, TrainConfig
-from dit.data.captions import DIGIT_CAPTIONS
+from dit.config import ShowConfig
 from dit.data.sources import load_images
 from dit.diffusion.process import DDPM, Flow, add_noise
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.sizes import SIZES
-from dit.runs.card import ModelCard, NetworkSpec
-from dit.runs.weights import write_weights
 from dit.sampling.generate import ImageNoise, generate
 from dit.sampling.load import load_run
 from dit.sampling.own_data import training_latents
@@ -173,26 +169,7 @@ def test_patch_attention_is_a_row_of_the_maps(tiny_run: Path):
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory) -> Path:
-    settings = TrainConfig(vae="identity", image_size=8, model="DiT-Ti/4", conditioning="text")
-    encoder = build_text_encoder(settings, CPU)
-    spec = NetworkSpec(
-        model=settings.model,
-        input_size=8,
-        in_channels=3,
-        num_classes=10,
-        learn_sigma=False,
-        conditioning="text",
-        text_width=encoder.width,
-    )
-    card = ModelCard(
-        config=settings,
-        network=spec,
-        classes=list(DIGIT_CAPTIONS),
-        text_encoder_sha256=encoder.checksum,
-    )
-    file = tmp_path_factory.mktemp("text") / "run.safetensors"
-    write_weights(file, random_weights(spec), card, 1)
-    return file
+    return write_text_run(tmp_path_factory.mktemp("text"))
 
 
 def test_words_of_a_caption_and_the_patches_that_attend_to_them(text_run: Path):

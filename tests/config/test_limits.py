@@ -22,6 +22,8 @@ REQUIRED = {
     "encode": "--data d --out o",
     "train-vae": "--out o",
     "ema": "r --ema-lengths 0.1",
+    "edit": "--run r --interpolate",
+    "play": "r",
 }
 NUMBERS = [
     (command, field.name, "1e39" if "float" in str(field.type) else str(8 * 10**17))
@@ -40,7 +42,7 @@ def refused(command: str, flags: str) -> UserError:
 @pytest.mark.parametrize(("command", "name", "value"), NUMBERS)
 def test_no_number_is_without_a_bound(command, name, value):
     flag = flag_name(name)
-    pair = name in ("cfg_interval", "token")
+    pair = name in ("cfg_interval", "token", "seeds")
     assert refused(command, f"{flag} {value} {value if pair else ''}").given.startswith(flag)
 
 

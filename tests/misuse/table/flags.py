@@ -280,6 +280,11 @@ ODD_BUT_RIGHT = [
 ]
 
 CONTRADICTIONS = [
+    refused("edit --run run", "--inpaint IMAGE"),
+    refused("edit --run run --interpolate --variations images/cat/0.png", "pass one of them"),
+    refused("edit --run run --inpaint images/cat/0.png", "pass --mask MASK.png"),
+    refused("edit --run run --interpolate --classes 0,1,2", "one or two"),
+    refused("play run --port 70000", "--port 70000"),
     refused("train --process flow --objective eps", "--objective eps"),
     refused("train --process flow --learn-sigma", "--learn-sigma"),
     refused("train --process linear --loss vlb", "--learn-sigma"),

@@ -1,0 +1,105 @@
+"""`dit play`: serve the page to this machine, or to those that the flags let in."""
+
+import importlib.util
+import os
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from dit.commands.play.actions import Player
+from dit.commands.play.uploads import MOST_BYTES
+from dit.config import PlayConfig
+from dit.distributed.ranks import Ranks
+from dit.errors import UserError
+from dit.sampling.load import load_to_sample
+from dit.sampling.pipeline import build_pipeline
+
+FIRST_PORT = 7860
+WAITING = 20  # visitors in the queue; others are asked to come back
+OWN_HOST_ONLY = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'; "
+    "form-action 'self'; base-uri 'self'"
+)
+"""Content security policy: the page loads nothing from elsewhere, whatever a library asks for."""
+
+Message = MutableMapping[str, Any]
+
+
+def play(config: PlayConfig, ranks: Ranks) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        UserError: gradio is not installed, flags do not fit the run, or the port is taken.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "dit play without gradio, which draws the page", "gradio", "pip install gradio"
+        )
+    run = load_to_sample(config.run, ranks.device, config)
+    # flags that do not fit the run are refused before the page is there
+    build_pipeline(run, config)
+    ranks.on_main(lambda: _serve_until_interrupted(Player(run, config), config))
+
+
+def _serve_until_interrupted(player: Player, config: PlayConfig) -> None:
+    page, address = serve(player, config)
+    print(f"play at {address} (Ctrl-C ends it)", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nclosed")
+    finally:
+        page.close(verbose=False)
+
+
+def serve(player: Player, config: PlayConfig) -> tuple[Any, str]:
+    """Start the server in a thread; return the page and its address."""
+    # read when gradio is imported: no telemetry, no look for a newer version
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from starlette.middleware import Middleware
+
+    from dit.commands.play.page import CSS, Page, theme
+
+    page = Page(player).build()
+    page.queue(max_size=WAITING, default_concurrency_limit=1)
+    try:
+        _, local, shared = page.launch(
+            server_name=config.host,
+            server_port=config.port,
+            share=config.share,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=MOST_BYTES,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            theme=theme(),
+            css=CSS,
+            app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
+        )
+    except OSError as error:
+        raise UserError(
+            f"port {config.port or FIRST_PORT} of {config.host} cannot be listened at ({error})",
+            "a free port, and an address of this machine",
+            "pass another --port or --host",
+        ) from error
+    return page, shared or local
+
+
+class OwnHostOnly:
+    """Middleware that forbids the browser to load anything from other hosts."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]):
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", OWN_HOST_ONLY.encode())
+                message["headers"] = [*message.get("headers", ()), policy]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)

@@ -1,0 +1,35 @@
+"""Flags of `dit play`, the page in a browser."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from dit.config.sampling import SAMPLER_RANGES, SamplerConfig
+from dit.config.validation import SAMPLING_STEPS, Range, require_values
+
+PLAY_RANGES: dict[tuple[str, ...], Range] = {
+    **SAMPLER_RANGES,
+    ("port",): (lambda v: v is None or 0 < v < 65_536, "a port from 1 to 65,535"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayConfig(SamplerConfig):
+    """Play with a trained run in a browser: sample, interpolate, inpaint, vary, see attention."""
+
+    # -- page ------------------------------------------------------------------------------------
+    run: Positional[Path]
+    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    host: str = "127.0.0.1"
+    """Address to listen at: the default is reached from this machine only, 0.0.0.0 from the whole
+    network. There is no password."""
+    port: int | None = None
+    """Port of the page; unless given, the first free one from 7860."""
+    share: bool = False
+    """Open a public link through gradio's servers, for 72 hours at most. Whoever knows it can use
+    the page."""
+
+    def __post_init__(self) -> None:
+        require_values(self, PLAY_RANGES, steps=SAMPLING_STEPS)
+        super().__post_init__()

@@ -1,0 +1,262 @@
+"""The page of `dit play`, driven by a headless Chromium as a visitor does."""
+
+import io
+import re
+import shlex
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_run
+from helpers.browser import BROWSER, needs_browser
+from PIL import Image
+
+from dit.cli import main
+from dit.commands.play.actions import Player
+from dit.commands.play.command import serve
+from dit.commands.play.live import THREAD
+from dit.config import PlayConfig
+from dit.distributed.ranks import Ranks
+from dit.sampling.load import load_to_sample
+
+pytest.importorskip("gradio", reason="needs gradio, of the extra [play]")
+api = pytest.importorskip("playwright.sync_api", reason="needs playwright, to drive a browser")
+
+pytestmark = [needs_browser, pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
+
+WIDE, NARROW = {"width": 1300, "height": 950}, {"width": 420, "height": 900}
+PATIENCE = 60_000  # milliseconds
+
+
+class Visitor:
+    """A browser with the page open, and what it asked other hosts for."""
+
+    def __init__(self, browser, address: str):
+        self.address, self.elsewhere, self.complaints = address, [], []
+        self.page = browser.new_page(viewport=WIDE)
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("request", self._note)
+        self.page.on("console", self._complain)
+        self.page.goto(address)
+        self.page.get_by_text("Guidance scale").wait_for()
+
+    def _note(self, request) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def _complain(self, message) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    @property
+    def panel(self):
+        return self.page.locator("[role=tabpanel]:visible")
+
+    def press(self, name: str) -> str:
+        """Press a button of the tab, wait for its images, and return their command."""
+        command = self.panel.locator(".command textarea")
+        assert command.input_value() == ""
+        self.panel.get_by_role("button", name=name, exact=True).click()
+        # it is shown when the images are done
+        api.expect(command).to_have_value(re.compile("dit"), timeout=PATIENCE)
+        self.page.wait_for_timeout(500)
+        return command.input_value()
+
+    def images(self) -> np.ndarray:
+        """The pixels of the tab's gallery, [N, H, W, 3]."""
+        sources = self.panel.locator("button.thumbnail-item img").evaluate_all(
+            "images => images.map(image => image.src)"
+        )
+        return np.stack([self.pixels(source) for source in sources])
+
+    def pixels(self, source: str) -> np.ndarray:
+        content = self.page.request.get(source).body()
+        return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("play") / "run")
+
+
+@pytest.fixture(scope="module")
+def address(run, small_networks):
+    config = PlayConfig(run=run, precision="fp32", steps=6, cfg_scale=2.0)
+    player = Player(load_to_sample(run, Ranks().device, config), config)
+    page, address = serve(player, config)
+    yield address
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visitor(browser, address):
+    visitor = Visitor(browser, address)
+    yield visitor
+    visitor.page.close()
+    assert visitor.elsewhere == []
+    assert visitor.complaints == []
+
+
+def typed(command: str) -> None:
+    program, *words = shlex.split(command)
+    assert program == "dit"
+    assert main(words) == 0
+
+
+def files(folder: Path) -> np.ndarray:
+    names = sorted(file for file in folder.glob("*.png") if file.stem.isdigit())
+    return np.stack([np.array(Image.open(name).convert("RGB")) for name in names])
+
+
+def out_of(command: str, flag: str = "--out") -> Path:
+    words = shlex.split(command)
+    return Path(words[words.index(flag) + 1])
+
+
+def edited(run: Path, command: str, kind: str) -> np.ndarray:
+    """What a command of `dit edit` writes."""
+    before = set((run / "edits").glob(f"{kind}-*"))
+    typed(command)
+    (folder,) = set((run / "edits").glob(f"{kind}-*")) - before
+    return files(folder)
+
+
+def test_a_sample_forms_and_its_command_makes_the_same_pixels(visitor):
+    page = visitor.page
+    page.evaluate(
+        """() => {
+            window.seen = new Set();
+            new MutationObserver(() => document.querySelectorAll("button.thumbnail-item img")
+                .forEach(image => window.seen.add(image.src))
+            ).observe(document.body, {subtree: true, childList: true, attributes: true});
+        }"""
+    )
+    page.get_by_label("Classes").click()
+    page.get_by_role("option", name="3", exact=True).click()
+    page.keyboard.press("Escape")
+    command = visitor.press("Sample")
+    images = visitor.images()
+    assert "--classes 3 " in command
+    # the first ones were predictions
+    assert page.evaluate("window.seen.size") >= 2 * len(images) == 16
+
+    typed(command)
+    assert np.array_equal(files(out_of(command)), images)
+
+
+def test_a_drawn_part_of_a_sample_is_painted_anew(visitor, run):
+    visitor.press("Sample")
+    sample = visitor.images()[1]
+    visitor.panel.locator("button.thumbnail-item").nth(1).click()
+    visitor.page.get_by_role("button", name="Inpaint the chosen one").click()
+
+    canvas = visitor.page.locator("#editor canvas").first
+    canvas.wait_for()
+    visitor.page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    across = [box["x"] + box["width"] * share for share in (0.3, 0.7)]
+    for share in (0.6, 0.65, 0.7):
+        height = box["y"] + box["height"] * share
+        visitor.page.mouse.move(across[0], height)
+        visitor.page.mouse.down()
+        visitor.page.mouse.move(across[1], height, steps=12)
+        visitor.page.mouse.up()
+    visitor.page.wait_for_timeout(500)
+
+    command = visitor.press("Inpaint")
+    images = visitor.images()
+    changed = (images != sample).any(axis=(0, 3))
+    # the stroke is in the lower half; all pixels around are kept
+    assert changed[4:].any()
+    assert not changed[:3].any()
+    assert np.array_equal(edited(run, command, "inpaint"), images)
+
+
+def test_an_uploaded_image_is_varied(visitor, run, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "mine.png")
+    visitor.tab("Vary")
+    visitor.panel.get_by_test_id("Upload an image-upload-button").set_input_files(
+        tmp_path / "mine.png"
+    )
+    visitor.panel.locator("img").first.wait_for()
+    command = visitor.press("Vary")
+    assert np.array_equal(edited(run, command, "variations"), visitor.images())
+
+
+def test_a_file_that_is_no_image_is_a_message_on_the_page(visitor, tmp_path):
+    (tmp_path / "mine.png").write_text("not an image")
+    visitor.tab("Inpaint")
+    visitor.panel.get_by_test_id("Upload an image-upload-button").set_input_files(
+        tmp_path / "mine.png"
+    )
+    message = visitor.page.get_by_text("mine.png cannot be read as an image")
+    message.wait_for()
+    assert tempfile.gettempdir() not in message.inner_text()
+
+
+def test_two_seeds_are_interpolated(visitor, run):
+    visitor.tab("Interpolate")
+    command = visitor.press("Interpolate")
+    assert np.array_equal(edited(run, command, "interpolate"), visitor.images())
+
+
+def test_a_click_shows_the_attention_of_a_patch(visitor, run):
+    visitor.tab("Attention")
+    visitor.press("Show attention")
+    image = visitor.page.locator("#patches img")
+    box = image.bounding_box()
+    # two by two patches: the lower left one
+    image.click(position={"x": box["width"] * 0.25, "y": box["height"] * 0.75})
+    command = visitor.panel.locator(".command textarea")
+    api.expect(command).to_have_value(re.compile(r"--token 1 0\b"))
+    visitor.page.wait_for_timeout(500)
+    source = visitor.panel.locator("img").last.get_attribute("src")
+    typed(command.input_value())
+    drawn = np.array(Image.open(run / "show" / "backward-attention.png").convert("RGB"))
+    assert np.array_equal(visitor.pixels(source), drawn)
+
+
+def test_stop_ends_the_sampling(visitor):
+    page = visitor.page
+    page.get_by_text("Sampler", exact=True).click()
+    page.get_by_label("number input for Steps").fill("250")
+    page.get_by_label("number input for Number of images").fill("64")
+    page.keyboard.press("Tab")
+    visitor.panel.get_by_role("button", name="Sample", exact=True).click()
+    visitor.panel.locator("button.thumbnail-item").first.wait_for()
+    assert sampling()
+    visitor.panel.get_by_role("button", name="Stop").click()
+    for _ in range(100):
+        if not sampling():
+            break
+        page.wait_for_timeout(100)
+    assert not sampling()
+    assert visitor.panel.locator(".command textarea").input_value() == ""
+
+
+def sampling() -> bool:
+    return any(thread.name == THREAD for thread in threading.enumerate())
+
+
+def test_the_page_fits_a_narrow_window(visitor):
+    visitor.press("Sample")
+    visitor.page.set_viewport_size(NARROW)
+    visitor.page.wait_for_timeout(500)
+    root = "document.documentElement"
+    assert visitor.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth") <= 0
