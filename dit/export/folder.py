@@ -75,8 +75,8 @@ def claim_folder(run: LoadedRun, out: Path) -> None:
 def portable_card(run: LoadedRun) -> ModelCard:
     """Return the card of a run without paths of this machine; of data the last name stays."""
     card = run.card
-    if isinstance(run.denoise.network, Captioned):
-        # as loaded, its classes are the captions to draw
+    if isinstance(run.denoise.network, Captioned) or run.trained_size:
+        # as loaded, its classes are the captions to draw, and its size is that of the images
         card = read_header(run.weights.path)[0]
     data = card.config.data if card.config.data.startswith("hf:") else Path(card.config.data).name
     align = card.config.align and Path(card.config.align).name

@@ -25,12 +25,13 @@ CLASSES, PER_CLASS = 4, 2  # rows and columns of a picture that is drawn for the
 MOST_NAMES = 20  # of classes that are listed
 USE_IN_DIT = """\
 ```bash
+pip install diffusion-transformer
 dit sample --run {name}
 ```
 """
 USE_IN_DIFFUSERS = """\
-In diffusers, with the package `dit` installed beside it: its network and its sampler make the
-images, the same as those of `dit sample` at equal seeds.
+In diffusers, with the same package installed beside it: its network and its sampler make the images,
+those of `dit sample` at equal seeds.
 
 ```python
 from diffusers import DiffusionPipeline
@@ -134,7 +135,9 @@ def _what(run: LoadedRun) -> str:
     if card.unconditional:
         kind = "images"
     family = "diffusion transformer" if card.network.model.startswith("DiT") else "diffusion U-Net"
-    return f"A {family} that makes {kind}, trained with the package `dit`."
+    return (
+        f"A {family} that makes {kind}, trained with the package `diffusion-transformer` (`dit`)."
+    )
 
 
 def _data(card: ModelCard) -> str:

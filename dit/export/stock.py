@@ -90,6 +90,7 @@ def require_stock(run: LoadedRun) -> None:
         f"a {spec.model}": not spec.model.startswith("DiT-"),
         f"--conditioning {spec.conditioning}": spec.conditioning != "adaln-zero",
         f"--block {spec.block}": spec.block != "plain",
+        "another size than that of training": run.trained_size is not None,
         "an inner head": spec.inner_head,
         "lengths of steps (--objective meanflow)": spec.interval,
         f"times scaled by {spec.time_scale:g}": spec.time_scale != 1,
