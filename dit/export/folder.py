@@ -84,6 +84,11 @@ def portable_card(run: LoadedRun) -> ModelCard:
     return replace(card, config=config)
 
 
+def id_to_label(card: ModelCard) -> dict[str, str]:
+    """Return the names of the classes by id, as JSON has keys."""
+    return {str(label): name for label, name in enumerate(card.classes)}
+
+
 def with_networks(card: ModelCard, **names: str) -> ModelCard:
     """Return the card with other names of its autoencoder or text encoder."""
     return replace(card, config=replace(card.config, **names))

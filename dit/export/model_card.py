@@ -30,8 +30,8 @@ dit sample --run {name}
 ```
 """
 USE_IN_DIFFUSERS = """\
-In diffusers, with the same package installed beside it: its network and its sampler make the images,
-those of `dit sample` at equal seeds.
+In diffusers, with the same package beside it: its network and its sampler make the images, those of
+`dit sample` at equal seeds.
 
 ```python
 from diffusers import DiffusionPipeline
@@ -45,7 +45,7 @@ USE_IN_STOCK = """\
 from diffusers import DiTPipeline
 
 pipe = DiTPipeline.from_pretrained("{name}")
-image = pipe(pipe.get_label_ids([{label!r}]), guidance_scale={scale:g}).images[0]
+image = pipe([{id}], guidance_scale={scale:g}).images[0]
 ```
 
 {remark}
@@ -86,7 +86,8 @@ def write_model_card(
     _write_picture(run, out / PICTURE)
     facts = dict(
         name=about.name or out.name,
-        label=card.class_name(card.ids[0]),
+        id=card.ids[0],
+        label=card.class_name(card.ids[0]) if card.classes else card.ids[0],
         scale=sampler_settings(card).cfg_scale,
         remark=remark,
     )
