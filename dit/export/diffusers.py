@@ -12,7 +12,14 @@ from typing import Any
 
 from dit.encoders.text import Captioned
 from dit.errors import UserError
-from dit.export.folder import VAE, claim_folder, copy_autoencoder, portable_card, save_folder
+from dit.export.folder import (
+    VAE,
+    claim_folder,
+    copy_autoencoder,
+    id_to_label,
+    portable_card,
+    save_folder,
+)
 from dit.export.model_card import (
     NOTHING_SAID,
     USE_IN_DIFFUSERS,
@@ -20,7 +27,6 @@ from dit.export.model_card import (
     About,
     write_model_card,
 )
-from dit.runs.card import ModelCard
 from dit.runs.formats.diffusers_folder import INDEX, TRANSFORMER
 from dit.sampling.load import LoadedRun
 from dit.utils.files import write_json, write_text
@@ -92,8 +98,3 @@ def _index(run: LoadedRun) -> dict[str, Any]:
         TRANSFORMER: ["network", "RunNetwork"],
         VAE: ["diffusers", type(codec).__name__] if codec else [None, None],
     }
-
-
-def id_to_label(card: ModelCard) -> dict[str, str]:
-    """Return the names of the classes by id, as JSON has keys."""
-    return {str(label): name for label, name in enumerate(card.classes)}

@@ -75,13 +75,18 @@ def claim_folder(run: LoadedRun, out: Path) -> None:
 def portable_card(run: LoadedRun) -> ModelCard:
     """Return the card of a run without paths of this machine; of data the last name stays."""
     card = run.card
-    if isinstance(run.denoise.network, Captioned):
-        # as loaded, its classes are the captions to draw
+    if isinstance(run.denoise.network, Captioned) or run.trained_size:
+        # as loaded, its classes are the captions to draw, and its size is that of the images
         card = read_header(run.weights.path)[0]
     data = card.config.data if card.config.data.startswith("hf:") else Path(card.config.data).name
     align = card.config.align and Path(card.config.align).name
     config = replace(card.config, data=data, align=align, **dict.fromkeys(ABOUT_THIS_MACHINE, None))
     return replace(card, config=config)
+
+
+def id_to_label(card: ModelCard) -> dict[str, str]:
+    """Return the names of the classes by id, as JSON has keys."""
+    return {str(label): name for label, name in enumerate(card.classes)}
 
 
 def with_networks(card: ModelCard, **names: str) -> ModelCard:

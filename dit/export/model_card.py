@@ -25,12 +25,13 @@ CLASSES, PER_CLASS = 4, 2  # rows and columns of a picture that is drawn for the
 MOST_NAMES = 20  # of classes that are listed
 USE_IN_DIT = """\
 ```bash
+pip install diffusion-transformer
 dit sample --run {name}
 ```
 """
 USE_IN_DIFFUSERS = """\
-In diffusers, with the package `dit` installed beside it: its network and its sampler make the
-images, the same as those of `dit sample` at equal seeds.
+In diffusers, with the same package beside it: its network and its sampler make the images, those of
+`dit sample` at equal seeds.
 
 ```python
 from diffusers import DiffusionPipeline
@@ -44,7 +45,7 @@ USE_IN_STOCK = """\
 from diffusers import DiTPipeline
 
 pipe = DiTPipeline.from_pretrained("{name}")
-image = pipe(pipe.get_label_ids([{label!r}]), guidance_scale={scale:g}).images[0]
+image = pipe([{id}], guidance_scale={scale:g}).images[0]
 ```
 
 {remark}
@@ -85,7 +86,8 @@ def write_model_card(
     _write_picture(run, out / PICTURE)
     facts = dict(
         name=about.name or out.name,
-        label=card.class_name(card.ids[0]),
+        id=card.ids[0],
+        label=card.class_name(card.ids[0]) if card.classes else card.ids[0],
         scale=sampler_settings(card).cfg_scale,
         remark=remark,
     )
@@ -134,7 +136,9 @@ def _what(run: LoadedRun) -> str:
     if card.unconditional:
         kind = "images"
     family = "diffusion transformer" if card.network.model.startswith("DiT") else "diffusion U-Net"
-    return f"A {family} that makes {kind}, trained with the package `dit`."
+    return (
+        f"A {family} that makes {kind}, trained with the package `diffusion-transformer` (`dit`)."
+    )
 
 
 def _data(card: ModelCard) -> str:

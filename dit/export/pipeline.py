@@ -13,8 +13,8 @@ try:
     import_module("dit.export.network")
 except ImportError as error:
     raise ImportError(
-        f"this pipeline computes with the package `dit` of diffusion transformers ({error}); "
-        "its README.md says where to get it"
+        f"this pipeline computes with the package dit of diffusion transformers, not with another "
+        f"dit ({error}): pip install diffusion-transformer"
     ) from error
 
 

@@ -8,8 +8,10 @@ import torch
 from helpers.exports import CPU, DDPM, STATISTICS, images_of, write_latent_run
 
 from dit.errors import UserError
-from dit.export import stock
 from dit.export.diffusers import export_diffusers
+from dit.export.stock import require_stock
+from dit.export.stock_difference import measure
+from dit.export.stock_networks import TABLE, fit_times, stock_weights
 from dit.models.embeddings import sinusoids
 from dit.runs.formats.diffusers_folder import INDEX
 from dit.sampling.load import load_run
@@ -35,7 +37,7 @@ def test_it_is_a_pipeline_of_diffusers_alone(exported):
     pipe = diffusers.DiTPipeline.from_pretrained(folder)
     assert pipe.get_label_ids(["3"]) == [3]
     # random weights hardly depend on time: all else must agree
-    difference = stock.measure(run, folder)
+    difference = measure(run, folder)
     assert difference.largest <= 2
     assert str(difference) in (folder / "README.md").read_text()
 
@@ -89,7 +91,7 @@ def test_slow_waves_of_times_are_met():
     slow[:, 48:128] = torch.randn(8, 80)
     slow[:, 176:] = torch.randn(8, 80)
     bias = torch.randn(8)
-    weight, moved = stock.fit_times(slow, bias)
+    weight, moved = fit_times(slow, bias)
     t = torch.arange(1000).double()
     ours = sinusoids(t, 256) @ slow.double().T + bias
     theirs = sinusoids(t, 256, endpoint=True) @ weight.double().T + moved
@@ -102,8 +104,8 @@ def test_slow_waves_of_times_are_met():
 def test_1000_classes_and_their_null_class_fit(exported):
     run, _ = exported
     table = torch.randn(1001, 64)
-    given = {**run.weights.state_dict, stock.TABLE: table}
-    assert torch.equal(stock.stock_weights(given, run.card)[stock.TABLE], table)
+    given = {**run.weights.state_dict, TABLE: table}
+    assert torch.equal(stock_weights(given, run.card)[TABLE], table)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_what_it_has_not_is_refused_by_name(exported, network, settings, reason)
     changed = dataclasses.replace(card, network=spec, config=config)
     weights = dataclasses.replace(run.weights, card=changed)
     with pytest.raises(UserError, match=reason):
-        stock.require_stock(dataclasses.replace(run, weights=weights))
+        require_stock(dataclasses.replace(run, weights=weights))
 
 
 def test_a_vq_and_pixels_are_refused(tmp_path, make_run):

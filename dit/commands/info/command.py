@@ -20,7 +20,6 @@ from dit.errors import UserError
 from dit.latents.shards import holds_latents
 from dit.runs import checkpoint_files as runs
 from dit.runs.card import CONFIG, ModelCard
-from dit.runs.formats.diffusers_folder import is_diffusers_network
 from dit.runs.logs import read_metrics
 from dit.runs.posthoc_ema import FOLDER, RECORD, recorded_snapshots, snapshot_steps
 from dit.runs.weights import WEIGHTS, read_weights
@@ -96,8 +95,8 @@ def inspect(path: Path) -> Findings:
     if (path / "meta.json").exists():
         return _checkpoint(path)
     if saved := runs.find_saved(path):
-        maker = "diffusers" if is_diffusers_network(saved) else "dit export"
-        return Findings([("folder", f"{path}, of {maker}"), *_header_rows(saved)])
+        where = f"{path}, its weights in {saved.relative_to(path)}"
+        return Findings([("folder", where), *_header_rows(saved)])
     if is_first_stage(path):
         return Findings(first_stage_rows(path))
     if (path / CONFIG).exists() or runs.paths_by_step(path / "checkpoints"):
