@@ -27,8 +27,7 @@ class PlayConfig(SamplerConfig):
     port: int | None = None
     """Port of the page; unless given, the first free one from 7860."""
     share: bool = False
-    """Open a public link through gradio's servers, for 72 hours at most. Whoever knows it can use
-    the page."""
+    """Open a public link through gradio's servers. Whoever knows it can use the page."""
 
     def __post_init__(self) -> None:
         require_values(self, PLAY_RANGES, steps=SAMPLING_STEPS)

@@ -113,7 +113,7 @@ class Page:
         )
         images = gr.Slider(1, MOST_IMAGES, 8, step=1, label="Number of images")
         scale = gr.Slider(0, 10, first.cfg_scale, step=0.1, label="Guidance scale", info="1: none")
-        seed = gr.Number(first.seed, precision=0, minimum=0, label="Seed")
+        seed = _whole_number(first.seed, "Seed")
         another = gr.Button("Next seed", size="sm")
         another.click(lambda value: value + 1, seed, seed, queue=False, show_progress="hidden")
         with gr.Accordion("Sampler", open=False):
@@ -142,18 +142,18 @@ class Page:
         self._start(start, self.player.sample, [], self.gallery, command, self.made)
 
     def _build_interpolate(self) -> None:
-        named = self.classes.visible
-        ids = self.card.ids
+        names, named = self.classes.choices, self.classes.visible
+        ends = (self.card.ids[0], self.card.ids[-1]) if named else (None, None)
         with gr.Row():
-            one = gr.Dropdown(self.classes.choices, value=ids[0], label="From", visible=named)
-            other = gr.Dropdown(self.classes.choices, value=ids[-1], label="To", visible=named)
+            one = gr.Dropdown(names, value=ends[0], label="From", visible=named)
+            other = gr.Dropdown(names, value=ends[1], label="To", visible=named)
         if self.prompts.visible:
             gr.Markdown("Between the first two captions.")
         first, last = self.first.seed, self.first.seed if named else self.first.seed + 1
         with gr.Row():
             seeds = [
-                gr.Number(first, precision=0, minimum=0, label="Seed of the first"),
-                gr.Number(last, precision=0, minimum=0, label="Seed of the last"),
+                _whole_number(first, "Seed of the first"),
+                _whole_number(last, "Seed of the last"),
             ]
         frames = gr.Slider(2, 32, 8, step=1, label="Images from end to end")
         gr.Markdown("Guidance and sampler are those at the side.")
@@ -161,9 +161,10 @@ class Page:
         gallery, command = self._results()
 
         def act(controls: Controls, *values: Any) -> Iterator[Shown]:
-            ends, both, count = values[:2], values[2:4], values[4]
-            classes = tuple(ends) if named else ()
-            return self.player.interpolate(controls, classes, both, count)
+            one_end, other_end, *both, count = values
+            classes = (one_end, other_end) if named else ()
+            from_seed, to_seed = (int(seed or 0) for seed in both)
+            return self.player.interpolate(controls, classes, (from_seed, to_seed), int(count))
 
         self._start(start, act, [one, other, *seeds, frames], gallery, command)
 
@@ -240,48 +241,38 @@ class Page:
         )
         with gr.Row():
             # the patch in the middle, as in `dit show`
-            middle = [count // 2 for count in self.player.tokens]
-            row = gr.Number(middle[0], precision=0, minimum=0, label="Row")
-            column = gr.Number(middle[1], precision=0, minimum=0, label="Column")
+            rows, columns = self.player.tokens
+            row = _whole_number(rows // 2, "Row")
+            column = _whole_number(columns // 2, "Column")
         start = gr.Button("Show attention", variant="primary")
+        picture: dict[str, Any] = dict(show_label=False, interactive=False, format="png")
         with gr.Row():
             with gr.Column(scale=1, min_width=200):
-                image = gr.Image(
-                    label="First image",
-                    show_label=False,
-                    interactive=False,
-                    format="png",
-                    buttons=[],
-                    elem_id="patches",
-                )
+                image = gr.Image(label="First image", buttons=[], elem_id="patches", **picture)
             with gr.Column(scale=2, min_width=320):
-                sheet = gr.Image(
-                    label="Attention",
-                    show_label=False,
-                    interactive=False,
-                    format="png",
-                    buttons=["fullscreen"],
-                )
-        command = self._command()
-        outputs = [row, column, image, sheet, command]
-
-        def show(*values: Any) -> list[Any]:
-            *controls, at_row, at_column = values
-            token = int(at_row or 0), int(at_column or 0)
-            found = self.player.attention(_controls(*controls), token)
-            sheet = served(found.sheet, found.command)
-            return [at_row, at_column, served(found.image), sheet, found.command]
-
-        def click(event: gr.SelectData, *values: Any) -> list[Any]:
-            *controls, shown = values
-            height, width = shown.shape[:2]
-            rows, columns = self.player.tokens
-            x, y = event.index
-            return show(*controls, int(y * rows / height), int(x * columns / width))
+                sheet = gr.Image(label="Attention", buttons=["fullscreen"], **picture)
+        outputs = [row, column, image, sheet, self._command()]
 
         inputs = [*self.controls, row, column]
-        start.click(_with_messages(show), inputs, outputs, **QUEUED)
-        image.select(_with_messages(click), [*self.controls, image], outputs, **QUEUED)
+        start.click(_with_messages(self._attend), inputs, outputs, **QUEUED)
+        clicked = [*self.controls, image]
+        image.select(_with_messages(self._attend_at), clicked, outputs, **QUEUED)
+
+    def _attend(self, *values: Any) -> list[Any]:
+        """Return row, column and pictures of the attention of a patch, and their command."""
+        *controls, row, column = values
+        token = int(row or 0), int(column or 0)
+        found = self.player.attention(_controls(*controls), token)
+        sheet = served(found.sheet, found.command)
+        return [*token, served(found.image), sheet, found.command]
+
+    def _attend_at(self, event: gr.SelectData, *values: Any) -> list[Any]:
+        """Return the same for the patch that was clicked on the image, an array [H, W, 3]."""
+        *controls, image = values
+        height, width = image.shape[:2]
+        rows, columns = self.player.tokens
+        x, y = event.index
+        return self._attend(*controls, int(y * rows / height), int(x * columns / width))
 
     # -- parts of a tab ----------------------------------------------------------------------------
 
@@ -398,6 +389,10 @@ def _enlarged(image: Tensor) -> Image.Image:
     factor = fitting_scale(max(picture.size), CANVAS)
     size = picture.width * factor, picture.height * factor
     return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _whole_number(value: int, label: str) -> Any:
+    return gr.Number(value, precision=0, minimum=0, label=label)
 
 
 def served(picture: Image.Image, command: str = "") -> Image.Image:

@@ -5,12 +5,15 @@ import re
 import shlex
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_run
 from helpers.browser import BROWSER, needs_browser
+from helpers.text_runs import write_text_weights
 from PIL import Image
 
 from dit.cli import main
@@ -84,13 +87,20 @@ def run(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("play") / "run")
 
 
-@pytest.fixture(scope="module")
-def address(run, small_networks):
-    config = PlayConfig(run=run, precision="fp32", steps=6, cfg_scale=2.0)
+@contextmanager
+def served(run: Path, cfg_scale: float = 2.0) -> Iterator[str]:
+    """Serve a page in this process; return its address."""
+    config = PlayConfig(run=run, precision="fp32", steps=6, cfg_scale=cfg_scale)
     player = Player(load_to_sample(run, Ranks().device, config), config)
     page, address = serve(player, config)
     yield address
     page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def address(run, small_networks):
+    with served(run) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +262,35 @@ def test_stop_ends_the_sampling(visitor):
 
 def sampling() -> bool:
     return any(thread.name == THREAD for thread in threading.enumerate())
+
+
+def test_a_run_without_classes_has_no_picker(browser, tmp_path):
+    run = write_run(tmp_path / "run", num_classes=0)
+    with served(run, cfg_scale=1.0) as address:
+        visitor = Visitor(browser, address)
+        assert not visitor.page.get_by_label("Classes").is_visible()
+        assert not visitor.page.get_by_label("Captions").is_visible()
+        command = visitor.press("Sample")
+        typed(command)
+        assert np.array_equal(files(out_of(command)), visitor.images())
+        visitor.tab("Interpolate")
+        assert "--seeds 0 1" in visitor.press("Interpolate")
+        assert visitor.complaints == []
+
+
+def test_a_run_of_captions_has_a_box_for_them(browser, tmp_path):
+    run = write_text_weights(tmp_path / "run.safetensors")
+    with served(run) as address:
+        visitor = Visitor(browser, address)
+        assert not visitor.page.get_by_label("Classes").is_visible()
+        visitor.page.get_by_label("Captions").fill("a seven\na one")
+        command = visitor.press("Sample")
+        assert "--prompt 'a seven' 'a one'" in command
+        typed(command)
+        assert np.array_equal(files(out_of(command)), visitor.images())
+        visitor.tab("Interpolate")
+        visitor.press("Interpolate")
+        assert visitor.complaints == []
 
 
 def test_the_page_fits_a_narrow_window(visitor):
