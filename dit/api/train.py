@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from dit.api.arguments import find_device, python_names
 from dit.api.pipeline import Pipeline
 from dit.config import TrainConfig, flag_name
-from dit.data.own import Arrays, OwnImages
-from dit.data.path_patterns import IN_MEMORY
+from dit.data.own import IN_MEMORY, Arrays, OwnImages
 from dit.distributed.ranks import ranks
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import UserError, did_you_mean
