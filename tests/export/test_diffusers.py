@@ -121,7 +121,10 @@ def test_the_command_says_what_to_type_next(exported, tmp_path, capsys):
     # again, in its place
     assert main(["export", str(file), "--to", "diffusers", "--out", str(out)]) == 0
     assert main(["info", str(out)]) == 0
-    assert f"folder             {out}, its weights in transformer/" in capsys.readouterr().out
+    assert (
+        "weights            transformer/diffusion_pytorch_model.safetensors"
+        in capsys.readouterr().out
+    )
 
 
 def test_weights_lie_there_once_with_their_card(exported):
