@@ -7,8 +7,8 @@ from dataclasses import replace
 import huggingface_hub
 import pytest
 import yaml
+from helpers.caption_runs import write_text_run
 from helpers.exports import CPU, STATISTICS, images_of, write_latent_run
-from helpers.text_runs import write_text_run
 
 from dit.cli import main
 from dit.encoders.text import BUNDLED
