@@ -42,16 +42,21 @@ class RunNetwork(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, folder: str, torch_dtype: torch.dtype | None = None, **_: Any
+        cls,
+        folder: str,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **_: Any,
     ) -> "RunNetwork":
         """Load the weights of a folder, in float32: `precision` of a call chooses the arithmetic.
 
         diffusers passes its own settings of loading, such as `use_safetensors`.
         """
-        if torch_dtype not in (None, torch.float32):
+        asked = dtype or torch_dtype
+        if asked not in (None, torch.float32):
             raise ValueError(
-                f"torch_dtype {torch_dtype} for a network of dit; expected float32; pass "
-                "precision='bf16' to the pipeline's call"
+                f"dtype {asked} for a network of dit; expected float32; pass precision='bf16' to "
+                "the pipeline's call"
             )
         weights = read_weights(Path(folder) / WEIGHTS)
         network = cls(weights.card.to_json(), weights.step)
@@ -106,6 +111,5 @@ def _class_id(label: str | int, card: ModelCard) -> int:
     elif 0 <= label < max(1, card.network.num_classes):
         return int(label)
     last = max(0, card.network.num_classes - 1)
-    raise UserError(
-        f"class {label!r}", f"the name of a class, or an id from 0 to {last}", "see id2label"
-    )
+    expected = f"the name of a class, or an id from 0 to {last}"
+    raise UserError(f"class {label!r}", expected, "see id2label")

@@ -225,6 +225,14 @@ def _load_autoencoder(weights: Weights, device: torch.device) -> Autoencoder:
     card = weights.card
     load = partial(load_autoencoder, card.config.vae, device)
     autoencoder = _load_as_trained("--vae", card.config.vae, card.vae_sha256, weights, load)
+    channels = card.network.in_channels
+    if autoencoder.channels != channels:
+        raise UserError(
+            f"{weights.path} makes latents of {channels} channels, and --vae {card.config.vae} has "
+            f"{autoencoder.channels}",
+            "the autoencoder of these latents",
+            "convert it again, with the right --vae",
+        )
     return with_data_statistics(autoencoder, card)
 
 

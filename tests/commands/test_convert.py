@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.autoencoders import save_tiny
 from helpers.foreign import (
     SIT,
     TABLE,
@@ -14,6 +15,7 @@ from helpers.foreign import (
     saved,
     without,
 )
+from safetensors.torch import save_file
 
 from dit.build import build_network, build_process
 from dit.cli import main
@@ -54,6 +56,27 @@ def test_imported_file_is_ready_to_sample(weights, tmp_path, dtype, capsys):
     stored = {name: tensor.to(dtype).float() for name, tensor in weights.items()}
     assert same_tensors(imported.state_dict, stored)
     build_network(card.network).load_state_dict(imported.state_dict, strict=True)
+
+
+def test_an_autoencoder_of_other_latents_is_refused(weights, tmp_path, capsys):
+    file = saved(tmp_path, weights)
+    out = tmp_path / "out.safetensors"
+    assert main(["convert", str(file), str(out), "--format", "dit", "--vae", "tiny"]) == 0
+    assert main(["sample", "--run", str(out)]) == 2
+    assert "makes latents of 3 channels, and --vae tiny has 4" in capsys.readouterr().err
+
+
+def test_the_next_line_works_as_typed_for_two_channels(tmp_path, capsys):
+    vae = save_tiny(tmp_path / "vae")
+    sizes = dict(in_channels=2, input_size=8)
+    file = tmp_path / "dit.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in dit_weights(**sizes).items()}, file)
+    out = tmp_path / "out.safetensors"
+    flags = ["--format", "dit", "--vae", str(vae), "--classes", "a,b,c,d,e"]
+    assert main(["convert", str(file), str(out), *flags]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].split("next: dit ")[1]
+    assert command == f"sample --run {out} --cfg-scale 4"
+    assert main([*command.split(), "--steps", "1", "--per-class", "1"]) == 0
 
 
 def test_it_says_how_a_file_was_read(weights, tmp_path, capsys):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, Copies
+from helpers.caption_runs import write_text_run
 from helpers.image_data import write_captioned
-from helpers.text_runs import write_text_run
 from huggingface_hub import constants
 from PIL import Image
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import huggingface_hub
 import pytest
 import yaml
+from helpers.caption_runs import write_text_run
 from helpers.exports import CPU, STATISTICS, images_of, write_latent_run
-from helpers.text_runs import write_text_run
 
 from dit.cli import main
 from dit.encoders.text import BUNDLED
@@ -17,9 +17,10 @@ from dit.export.diffusers import export_diffusers
 from dit.export.folder import save_folder
 from dit.export.hub import push_to_hub
 from dit.report.text import number
+from dit.runs.checkpoint_files import checksum_entry
 from dit.runs.weights import read_header, write_weights
 from dit.sampling.load import load_run, with_prompts
-from dit.utils.files import sha256
+from dit.utils.files import sha256, write_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -126,9 +127,13 @@ class StandIn:
 def test_a_run_is_uploaded_without_the_state_of_its_optimizer(make_run, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "HfApi", StandIn)
     path = make_run()
-    state = path / "checkpoints" / "step-0000003" / "state"
-    state.mkdir()
-    (state / "optimizer.safetensors").write_bytes(b"secret")
+    checkpoint = path / "checkpoints" / "step-0000003"
+    state = checkpoint / "state" / "optimizer.safetensors"
+    state.parent.mkdir()
+    state.write_bytes(b"secret")
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    meta["files"]["state/optimizer.safetensors"] = checksum_entry(state)
+    write_json(checkpoint / "meta.json", meta)
     argv = ["export", str(path), "--to", "hub", "--repo", "me/cats", "--private"]
     assert main(argv) == 0
     assert capsys.readouterr().out == (
@@ -137,6 +142,7 @@ def test_a_run_is_uploaded_without_the_state_of_its_optimizer(make_run, monkeypa
     api = StandIn.last
     assert api.created == ("me/cats", True, True)
     assert api.message == "DiT-Ti/4 at step 3"
+    assert not [name for name, content in api.files.items() if b"secret" in content]
     assert sorted(api.files) == [
         "README.md",
         "model_index.json",

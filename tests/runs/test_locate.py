@@ -66,7 +66,10 @@ def test_all_commands_take_a_network_of_the_hub(hub, capsys):
     flags = ["--num-images", "1", "--times", "2", "--steps", "1"]
     assert main(["show", "backward", "me/cats", *flags]) == 0
     assert main(["info", "me/cats"]) == 0
-    assert "its weights in transformer/diffusion" in capsys.readouterr().out
+    assert (
+        "weights            transformer/diffusion_pytorch_model.safetensors"
+        in capsys.readouterr().out
+    )
     assert main(["export", "me/cats", "--out", "mine"]) == 0
     assert Path("mine/model.safetensors").is_file()
     assert main(["sample", "--run", "mine", "--guide", "me/cats", "--cfg-scale", "2", *grid]) == 0

@@ -95,8 +95,8 @@ def inspect(path: Path) -> Findings:
     if (path / "meta.json").exists():
         return _checkpoint(path)
     if saved := runs.find_saved(path):
-        where = f"{path}, its weights in {saved.relative_to(path)}"
-        return Findings([("folder", where), *_header_rows(saved)])
+        where: Rows = [("folder", str(path)), ("weights", str(saved.relative_to(path)))]
+        return Findings([*where, *_header_rows(saved)])
     if is_first_stage(path):
         return Findings(first_stage_rows(path))
     if (path / CONFIG).exists() or runs.paths_by_step(path / "checkpoints"):

@@ -144,6 +144,9 @@ def test_it_is_converted_and_the_next_line_works_as_typed(folder, tmp_path, caps
 
 def test_info_says_what_a_folder_is(folder, capsys):
     assert main(["info", str(folder)]) == 0
-    assert "its weights in transformer/diffusion" in capsys.readouterr().out
+    assert (
+        "weights            transformer/diffusion_pytorch_model.safetensors"
+        in capsys.readouterr().out
+    )
     assert main(["info", str(folder), "--classes"]) == 0
     assert "0  tench" in capsys.readouterr().out
