@@ -1,9 +1,9 @@
 """`dit play`: serve the page to this machine, or to those that the flags let in."""
 
-import importlib.util
 import os
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dit.commands.play.actions import Player
@@ -14,6 +14,7 @@ from dit.errors import UserError
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
 
+GRADIO = "6.31"  # the version whose interface is used
 FIRST_PORT = 7860
 WAITING = 20  # visitors in the queue; others are asked to come back
 OWN_HOST_ONLY = (
@@ -31,14 +32,25 @@ def play(config: PlayConfig, ranks: Ranks) -> None:
     Raises:
         UserError: gradio is not installed, flags do not fit the run, or the port is taken.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError(
-            "dit play without gradio, which draws the page", "gradio", "pip install gradio"
-        )
+    require_gradio()
     run = load_to_sample(config.run, ranks.device, config)
     # flags that do not fit the run are refused before the page is there
     build_pipeline(run, config)
     ranks.on_main(lambda: _serve_until_interrupted(Player(run, config), config))
+
+
+def require_gradio() -> None:
+    """Refuse to go on without the library that draws the page, or with one of another interface."""
+    wanted = f"gradio {GRADIO} or a later {GRADIO[0]}.x"
+    install = f"pip install 'gradio>={GRADIO},<{int(GRADIO[0]) + 1}'"
+    try:
+        found = version("gradio")
+    except PackageNotFoundError:
+        given = "dit play without gradio, which draws the page"
+        raise UserError(given, wanted, f"pip install gradio, or {install}") from None
+    major, minor = (int(part) for part in found.split(".")[:2])
+    if not (major == int(GRADIO[0]) and minor >= int(GRADIO[2:])):
+        raise UserError(f"dit play with gradio {found}", wanted, install)
 
 
 def _serve_until_interrupted(player: Player, config: PlayConfig) -> None:

@@ -43,6 +43,7 @@ main.fillable { max-width: 1240px !important; margin: 0 auto !important; }
 footer { display: none !important; }
 """
 CACHE = (3600, 86_400)  # seconds: how often to look for pictures on disk, and how old they may be
+INPAINT, VARY = "Inpaint picture {}", "Vary picture {}"
 FAILED = "This did not work"
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 
@@ -134,11 +135,12 @@ class Page:
         start = self._buttons("Sample")
         self.gallery, command = self._results()
         with gr.Row():
-            self.to_inpaint = gr.Button("Inpaint the chosen one", size="sm")
-            self.to_vary = gr.Button("Vary the chosen one", size="sm")
+            self.to_inpaint = gr.Button(INPAINT.format(1), size="sm")
+            self.to_vary = gr.Button(VARY.format(1), size="sm")
         self.made = gr.State([])
         self.chosen = gr.State(0)
-        self.gallery.select(_index, None, self.chosen, queue=False, show_progress="hidden")
+        chosen = [self.chosen, self.to_inpaint, self.to_vary]
+        self.gallery.select(_choose, None, chosen, queue=False, show_progress="hidden")
         self._start(start, self.player.sample, [], self.gallery, command, self.made)
 
     def _build_interpolate(self) -> None:
@@ -423,8 +425,10 @@ def _controls(*values: Any) -> Controls:
     )
 
 
-def _index(event: gr.SelectData) -> int:
-    return event.index
+def _choose(event: gr.SelectData) -> list[Any]:
+    """Return the index of a picture that was clicked, and labels of the buttons that edit it."""
+    number = event.index + 1
+    return [event.index, INPAINT.format(number), VARY.format(number)]
 
 
 def _require_image(image: Tensor | None) -> Tensor:

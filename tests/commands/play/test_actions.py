@@ -1,6 +1,7 @@
 """What the page of `dit play` does, without gradio: pictures, and the commands that make them."""
 
 import shlex
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,22 @@ def test_uploads_are_checked_and_named_without_their_folder(run, tmp_path, monke
 
 
 def test_without_gradio_the_command_says_how_to_get_it(run, monkeypatch):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(command, "version", missing)
     with pytest.raises(UserError, match="pip install gradio"):
         command.play(PlayConfig(run=run), Ranks())
+
+
+@pytest.mark.parametrize("found", ["5.49.1", "6.2.0", "7.0.0"])
+def test_another_gradio_is_refused(monkeypatch, found):
+    monkeypatch.setattr(command, "version", lambda name: found)
+    with pytest.raises(UserError, match=rf"gradio {found}; expected gradio 6.31 or a later 6.x"):
+        command.require_gradio()
+
+
+@pytest.mark.parametrize("found", ["6.31.0", "6.40.2rc1"])
+def test_a_gradio_of_this_interface_is_accepted(monkeypatch, found):
+    monkeypatch.setattr(command, "version", lambda name: found)
+    command.require_gradio()

@@ -173,7 +173,7 @@ def test_a_drawn_part_of_a_sample_is_painted_anew(visitor, run):
     visitor.press("Sample")
     sample = visitor.images()[1]
     visitor.panel.locator("button.thumbnail-item").nth(1).click()
-    visitor.page.get_by_role("button", name="Inpaint the chosen one").click()
+    visitor.page.get_by_role("button", name="Inpaint picture 2").click()
 
     canvas = visitor.page.locator("#editor canvas").first
     canvas.wait_for()
