@@ -62,7 +62,9 @@ def test_the_page_on_python(place):
     assert (place / "seven.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["sample_and_edit", "train_on_your_data"])
+@pytest.mark.parametrize(
+    "name", ["sample_and_edit", pytest.param("train_on_your_data", marks=pytest.mark.slow)]
+)
 def test_notebooks(place, name):
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
