@@ -23,6 +23,7 @@ QUICK = {
     "steps=560": "steps=2, sample_every=0",
     "steps=300": "steps=2",
     "steps=310": "steps=3",
+    'out="runs/mine"': 'out="runs/mine", vae="identity", image_size=8, sample_every=0',
     "num_inference_steps=25": "num_inference_steps=2",
 }
 HUB = "owner/name"  # in blocks that need the hub
