@@ -76,6 +76,7 @@ def train(
 
     Raises:
         UserError: Settings, images or a network that do not fit.
+        KeyboardInterrupt: A signal, such as Ctrl-C, stopped the run, after it was saved.
 
     A run continues by the same call with `resume="auto"` and its `out`. Commands can use a run of a
     network of one's own if its class can be imported and created again.
@@ -100,8 +101,13 @@ def train(
         if items is not None:
             images = OwnImages(items, IN_MEMORY, config.image_size, columns_of(config))
         with ranks() as joined, shortages_as_user_errors(config):
-            path = run_training(config, joined, given=Given(images, module))
-    assert path, "only a dry run has none"
+            trained = run_training(config, joined, given=Given(images, module))
+    assert trained, "only a dry run has none"
+    path = trained.run
+    # it saved what was learned; code after this call expects a run that was trained
+    if trained.done < trained.steps:
+        saved = f"resume='auto' with out={str(path)!r} continues"
+        raise KeyboardInterrupt(f"stopped at step {trained.done} of {trained.steps}; {saved}")
     logged = [line for line in read_metrics(path / "metrics.jsonl") if "event" not in line]
     return Run(path, logged[-1] if logged else {}, module)
 

@@ -14,4 +14,5 @@ def train(config: TrainConfig, ranks: Ranks, parent_card: ModelCard | None = Non
     Args:
         parent_card: of a run whose latent statistics and classes this one shares.
     """
-    return run_training(config, ranks, parent_card)
+    trained = run_training(config, ranks, parent_card)
+    return trained.run if trained else None

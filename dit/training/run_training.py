@@ -1,5 +1,6 @@
 """A training from its settings to its last checkpoint, for commands and the Python interface."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,22 @@ if TYPE_CHECKING:
     from dit.training.monitoring.evaluation import EvalTarget
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run after its training: fewer steps are done than it has if a signal stopped it."""
+
+    run: Path
+    done: int
+    steps: int
+
+
 def run_training(
     asked: TrainConfig,
     ranks: Ranks,
     parent_card: ModelCard | None = None,
     given: Given = NOTHING,
-) -> Path | None:
-    """Train, or continue, a run; return its directory, or None after a dry run.
+) -> Trained | None:
+    """Train, or continue, a run; return what was done, or None after a dry run.
 
     Args:
         parent_card: of a run whose latent statistics and classes this one shares.
@@ -65,7 +75,7 @@ def run_training(
         done = train_with_rollback(session, scores, stop)
     if ranks.main:
         print_summary(session, done)
-    return session.run
+    return Trained(session.run, done, session.steps)
 
 
 def choose_eval_target(config: TrainConfig, ranks: Ranks, given: Given) -> "EvalTarget | None":

@@ -23,6 +23,7 @@ QUICK = {
     "steps=560": "steps=2, sample_every=0",
     "steps=300": "steps=2",
     "steps=310": "steps=3",
+    'out="runs/mine"': 'out="runs/mine", vae="identity", image_size=8, sample_every=0',
     "num_inference_steps=25": "num_inference_steps=2",
 }
 HUB = "owner/name"  # in blocks that need the hub
@@ -62,7 +63,9 @@ def test_the_page_on_python(place):
     assert (place / "seven.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["sample_and_edit", "train_on_your_data"])
+@pytest.mark.parametrize(
+    "name", ["sample_and_edit", pytest.param("train_on_your_data", marks=pytest.mark.slow)]
+)
 def test_notebooks(place, name):
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

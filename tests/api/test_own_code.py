@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -151,7 +153,10 @@ def test_a_resumed_run_of_own_code_is_one_that_never_stopped(run, tmp_path):
         "show forward RUN --num-images 2 --times 2",
         "show backward RUN --num-images 2 --times 2 --steps 2",
         "nll --run RUN --num-images 2 --steps 2",
-        "sweep --run RUN --num-samples 8 --cfg-scale 1,2 --steps 2 --extractor colour-cnn",
+        pytest.param(
+            "sweep --run RUN --num-samples 8 --cfg-scale 1 --steps 2 --extractor colour-cnn",
+            marks=pytest.mark.slow,  # for its charts
+        ),
         "encode --data ownset:Squares --vae identity --image-size 8 --out latents",
         "stats --data ownset:Squares --image-size 8 --extractor colour-cnn --out stats.npz",
     ],
@@ -292,6 +297,33 @@ def test_images_in_memory_train_and_resume(tmp_path):
     assert once.pipeline("cpu").classes == ["0", "1", "2"]
     with pytest.raises(dit.UserError, match="were passed in Python"):
         dit.train(resumed, data="in-memory")
+
+
+class Interrupting:
+    """Images that send Ctrl-C when training reads the first of them."""
+
+    def __init__(self, run):
+        self.run, self.sent = run, threading.Lock()
+        self.images, self.targets = arrays()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        # written before the first step; a second signal would end it at once
+        if (self.run / "config.json").exists() and self.sent.acquire(blocking=False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.images[index], self.targets[index]
+
+
+def test_after_a_signal_the_run_is_saved_and_the_script_ends(tmp_path):
+    settings = config(out=tmp_path / "run", steps=500, global_batch_size=24)
+    with pytest.raises(KeyboardInterrupt, match="of 500; resume='auto' with out="):
+        dit.train(settings, data=Interrupting(tmp_path / "run"))
+    done = max(int(path.name[5:]) for path in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert 0 < done < 500
+    again = dit.train(replace(settings, resume="auto", steps=done + 2), data=arrays())
+    assert again.metrics["step"] == done + 2
 
 
 def test_a_network_that_no_name_can_build_trains_and_is_sampled(tmp_path, modules, capsys):
