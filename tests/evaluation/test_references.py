@@ -217,8 +217,8 @@ def test_of_a_listed_folder_only_the_images_of_the_run_are_read(tmp_path, key):
         (root / f"{number}.png").write_bytes(noise_file(number))
     rows = [{"file_name": f"{number}.png", key: f"number {number}"} for number in (3, 1)]
     (root / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    conditioning = "text" if key == "text" else "adaln-zero"
-    trained = TrainConfig(data=str(root), conditioning=conditioning, text_encoder="digits")
+    captions = dict(conditioning="text", text_encoder="digits") if key == "text" else {}
+    trained = TrainConfig(data=str(root), **captions)
 
     reference = find_reference(str(root), (8, 8), True, trained).images
     assert reference.labels == (None if key == "text" else ["number 3", "number 1"])
