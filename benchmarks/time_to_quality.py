@@ -321,13 +321,13 @@ def main() -> None:
                 results[name][f"{recipe}, seed {seed}"] = rows
                 for row in rows:
                     print(f"{name:<10}{recipe:<14}{seed:>3}", json.dumps(row))
-        if not args.levers:
+        if len(args.marks) > 1:
             drawn = draw_samples(bench, recipes, args.seeds[0])
             drawn.save(args.out / f"samples-{name}.png")
-    if args.levers:
-        # a table of its own, without curves
+    if len(args.marks) == 1:
+        # a table without curves
         if args.record:
-            print(record("time-to-quality-levers", typed_command(), results))
+            print(record(f"time-to-quality-{args.minutes:g}-minutes", typed_command(), results))
         return
     draw(results).save(args.out / "time-to-quality.png")
     print(args.out / "time-to-quality.png")
