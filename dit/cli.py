@@ -40,6 +40,7 @@ from dit.config import (
     TrainConfig,
     VaeConfig,
 )
+from dit.config.flag_names import flag_name
 from dit.config.parse import asked_help
 from dit.config.parse import parse as parse_flags
 from dit.distributed.launcher import rank_for_messages
@@ -272,7 +273,7 @@ def _with_local_runs(config: Config) -> Config:
     # it knows the files of networks, and so torch, which takes seconds to import
     from dit.runs.locate import locate_run
 
-    located = {name: locate_run(path) for name, path in on_hub.items()}
+    located = {name: locate_run(path, flag_name(name)) for name, path in on_hub.items()}
     return dataclasses.replace(config, **located)  # type: ignore[type-var]
 
 

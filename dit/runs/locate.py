@@ -16,11 +16,15 @@ FILES = (
 """Patterns of the files of a network on the hub."""
 
 
-def locate_run(name: str | Path) -> Path:
+def locate_run(name: str | Path, flag: str = "--run") -> Path:
     """Return the path of a run, a checkpoint, a weights file or a folder that `load_run` takes.
 
     What is on this machine stays as it is named. OWNER/NAME of the hub becomes a folder of its
     cache, downloaded if necessary.
+
+    Args:
+        name: A path, or OWNER/NAME of the hub.
+        flag: Which gave it, for messages.
 
     Raises:
         UserError: OWNER/NAME is neither here nor available from the hub.
@@ -31,7 +35,7 @@ def locate_run(name: str | Path) -> Path:
     # pickled weights are downloaded only where there are no others
     for patterns in (FILES, (*FILES, f"{TRANSFORMER}/{PICKLED}")):
         folder = find_folder(
-            "--run",
+            flag,
             text,
             "a run directory, a checkpoint, a .safetensors file, a folder of `dit export` or of a "
             "DiT of diffusers",

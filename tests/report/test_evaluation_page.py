@@ -208,7 +208,7 @@ CLASSIFIER = {"classifier": "Classifier-Ti/4 at step 9", "classifier_scale": 2.0
     ],
 )
 def test_guidance_in_words(sampling, text):
-    assert report.essentials(make(protocol={"sampling": sampling}))["guidance"] == text
+    assert report.essentials({"sampling": sampling}, {})["guidance"] == text
 
 
 # -- the table of scores ---------------------------------------------------------------------------

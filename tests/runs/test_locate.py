@@ -80,6 +80,8 @@ def test_a_hub_out_of_reach_is_one_line(hub, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "--run me/dogs is neither a local folder nor available from the hub" in error
+    assert main(["sample", "--run", "me/cats", "--cfg-scale", "2", "--guide", "me/dogs"]) == 2
+    assert "--guide me/dogs is neither" in capsys.readouterr().err
     # in a folder that is here, it is a wrong path
     Path("runs").mkdir()
     assert main(["sample", "--run", "runs/dogs"]) == 2
