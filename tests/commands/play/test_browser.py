@@ -30,7 +30,7 @@ api = pytest.importorskip("playwright.sync_api", reason="needs playwright, to dr
 pytestmark = [needs_browser, pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 WIDE, NARROW = {"width": 1300, "height": 950}, {"width": 420, "height": 900}
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 120_000  # milliseconds
 
 
 class Visitor:
