@@ -299,3 +299,8 @@ def test_the_page_fits_a_narrow_window(visitor):
     visitor.page.wait_for_timeout(500)
     root = "document.documentElement"
     assert visitor.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth") <= 0
+    edges = visitor.panel.locator("button.thumbnail-item").evaluate_all(
+        "images => images.map(image => image.getBoundingClientRect().right)"
+    )
+    assert len(edges) == 8
+    assert max(edges) < NARROW["width"]
