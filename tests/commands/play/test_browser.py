@@ -30,7 +30,7 @@ api = pytest.importorskip("playwright.sync_api", reason="needs playwright, to dr
 pytestmark = [needs_browser, pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 WIDE, NARROW = {"width": 1300, "height": 950}, {"width": 420, "height": 900}
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 120_000  # milliseconds
 
 
 class Visitor:
@@ -299,3 +299,8 @@ def test_the_page_fits_a_narrow_window(visitor):
     visitor.page.wait_for_timeout(500)
     root = "document.documentElement"
     assert visitor.page.evaluate(f"{root}.scrollWidth - {root}.clientWidth") <= 0
+    edges = visitor.panel.locator("button.thumbnail-item").evaluate_all(
+        "images => images.map(image => image.getBoundingClientRect().right)"
+    )
+    assert len(edges) == 8
+    assert max(edges) < NARROW["width"]
