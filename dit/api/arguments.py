@@ -106,6 +106,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
         there = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         there.append("mps")
+    found: torch.device | None
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
