@@ -3,9 +3,9 @@
 import json
 import numbers
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,35 +24,42 @@ ELSEWHERE = {
     "compile": "it belongs to the command line, where one process samples many images",
 }
 """Settings that a call does not take, and what to do instead."""
+Kind = TypeVar("Kind")
 FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
 PAIR = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*) (-?[\d.]+(?:e-?\d+)?)\b")
 
 
 @contextmanager
-def python_names() -> Iterator[None]:
-    """Name arguments in errors of the block, where a command would name its flags."""
+def python_names(names: Mapping[str, str] = NAMES) -> Iterator[None]:
+    """Name arguments in errors of the block, where a command would name its flags.
+
+    Args:
+        names: in Python, of settings that have another.
+    """
     try:
         yield
     except UserError as error:
         # in place: its kind may be another, such as NotFinite
         for one in (error, *getattr(error, "mistakes", ())):
-            one.given, one.expected, one.do = map(as_arguments, (one.given, one.expected, one.do))
+            one.given = as_arguments(one.given, names)
+            one.expected = as_arguments(one.expected, names)
+            one.do = as_arguments(one.do, names)
         raise
 
 
-def as_arguments(text: str) -> str:
+def as_arguments(text: str, names: Mapping[str, str] = NAMES) -> str:
     """Return a message with `--cfg-scale 3` as `guidance_scale=3`."""
+
+    def name(flag: str) -> str:
+        setting = flag.replace("-", "_")
+        return names.get(setting, setting)
+
     parts = text.split("`")
     # between backticks are commands, which have flags
     for i in range(0, len(parts), 2):
-        parts[i] = PAIR.sub(lambda found: f"{_python_name(found[1])}={found[2]}", parts[i])
-        parts[i] = FLAG.sub(lambda found: _python_name(found[1]), parts[i])
+        parts[i] = PAIR.sub(lambda found: f"{name(found[1])}={found[2]}", parts[i])
+        parts[i] = FLAG.sub(lambda found: name(found[1]), parts[i])
     return "`".join(parts)
-
-
-def _python_name(flag: str) -> str:
-    name = flag.replace("-", "_")
-    return NAMES.get(name, name)
 
 
 def sampler_settings(**values: Any) -> SamplerConfig:
@@ -60,24 +67,26 @@ def sampler_settings(**values: Any) -> SamplerConfig:
     known = [NAMES.get(name, name) for name in SamplerConfig.__dataclass_fields__]
     for name in values:
         if name in ELSEWHERE:
-            raise UserError(
-                f"{name} in a call of the pipeline", "no such argument", ELSEWHERE[name]
-            )
+            given = f"{name} in a call of the pipeline"
+            raise UserError(given, "no such argument", ELSEWHERE[name])
         if name not in known:
             do = did_you_mean(name, known)
             raise UserError(f"argument {name!r}", f"one of {', '.join(known)}", do)
-
     ours = {python: name for name, python in NAMES.items()}
-    plain = {ours.get(name, name): plain_value(name, value) for name, value in values.items()}
+    return checked(SamplerConfig, {ours.get(name, name): v for name, v in values.items()}, NAMES)
+
+
+def checked(kind: type[Kind], values: Mapping[str, Any], names: Mapping[str, str]) -> Kind:
+    """Return settings of these values; refuse wrong types and ranges."""
+    plain = {name: plain_value(names.get(name, name), value) for name, value in values.items()}
     try:
-        with python_names():
-            return from_json(SamplerConfig, plain)
+        return from_json(kind, plain)
     except WrongJson as error:
-        text = as_arguments(str(error))
-        for name, python in NAMES.items():
+        text = as_arguments(str(error), names)
+        for name, python in names.items():
             text = re.sub(rf"^{name}\b", python, text)
         given, _, expected = text.rpartition(", not ")
-        raise UserError(given, expected, "") from None
+        raise UserError(given or text, expected or "other settings", "") from None
 
 
 def plain_value(name: str, value: Any) -> Any:
@@ -106,6 +115,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
         there = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         there.append("mps")
+    found: torch.device | None
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):

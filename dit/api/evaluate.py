@@ -1,7 +1,7 @@
 """Scores of images from Python: the numbers of `evaluate.py`, without its report."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def _images(given: Any, name: str) -> ImageSet:
     images = from_array(_to_bytes(given), name, None)
     if len(images) < 2:
         raise UserError(f"{len(images)} image in {name}", "at least 2, better thousands", "")
-    return replace(images, size=tuple(images.size))
+    return images
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit.api.arguments import find_device, python_names
+from dit.api.arguments import checked, find_device, python_names
 from dit.api.pipeline import Pipeline
 from dit.config import TrainConfig, flag_name
 from dit.data.own import IN_MEMORY, Arrays, OwnImages
@@ -95,7 +95,7 @@ def train(
         settings["model"] = network if isinstance(network, str) else _name(network)
     if out is not None:
         settings["out"] = Path(out)
-    with python_names():
+    with python_names({}):
         config = chosen_settings(config, settings, items)
         images = None
         if items is not None:
@@ -126,10 +126,10 @@ def chosen_settings(
         if items is not None and "image_size" not in settings:
             side = OwnImages(items, IN_MEMORY, 32, columns_of(TrainConfig(num_classes=0))).side
             most = MOST_ON_GPU if find_device(None).type == "cuda" else MOST_ON_CPU
-            settings["image_size"] = suitable_size(side, most)
-            typed["--image-size"] = [str(settings["image_size"])]
+            typed["--image-size"] = [str(suitable_size(side, most))]
         config = default_settings(typed) or TrainConfig()
-    config = replace(config, **settings)
+    values = {name: getattr(config, name) for name in known}
+    config = checked(TrainConfig, values | settings, {})
     if config.resume not in (None, "auto") and config.out is None:
         config = replace(config, out=Path(config.resume))
     if config.dry_run:

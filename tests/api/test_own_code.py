@@ -362,6 +362,10 @@ def test_a_network_that_no_name_can_build_trains_and_is_sampled(tmp_path, module
             "argument 'stepz'; expected a field of dit.TrainConfig; did you mean steps",
         ),
         (dict(dry_run=True), "dry_run in dit.train"),
+        (dict(steps="many"), 'steps is "many"; expected a whole number'),
+        (dict(steps=0), "steps=0"),
+        (dict(process="flaw"), 'process is "flaw"; expected "flow"'),
+        (dict(loss="velocity", min_snr_gamma=5), "loss velocity with min_snr_gamma=5"),
         (dict(data="nowhere"), "data nowhere is neither"),
     ],
 )
