@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 
 PYTHONS="3.10 3.11 3.12 3.13"
 RESOLUTIONS="highest lowest-direct"
-TESTS="tests/package tests/config tests/models tests/diffusion/test_samplers.py
-       tests/commands/test_folder_road.py"
+TESTS="tests/package tests/config tests/models tests/diffusion/test_samplers.py tests/api
+       tests/export tests/runs/formats tests/commands/play tests/commands/test_folder_road.py"
 while [ $# -gt 0 ]; do
     case "$1" in
         --python) PYTHONS=$2 ;;
@@ -31,7 +31,7 @@ for python in $PYTHONS; do
         uv venv --quiet --clear --python "$python" "$folder/env"
         # the rest of the package is tested by make test
         if uv pip install --quiet --python "$folder/env" --resolution "$resolution" \
-            -e ".[text,data,eval,report,digits,dev]" &&
+            -e ".[text,data,eval,report,digits,play,dev]" &&
             "$folder/env/bin/python" -m pytest -q -m "not slow" -n 2 $TESTS; then
             echo "passed: $name"
         else

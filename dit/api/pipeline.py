@@ -14,7 +14,7 @@ from torch import Tensor
 from dit.api.arguments import find_device, plain_value, python_names, sampler_settings
 from dit.encoders.text import Captioned
 from dit.errors import UserError, did_you_mean
-from dit.models.registry import is_own
+from dit.runs.locate import locate_run
 from dit.sampling.classes import find_class
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import generate, require_finite, sample_latents
@@ -82,7 +82,7 @@ class Pipeline:
 
         >>> pipe = dit.Pipeline.from_pretrained("owner/name", device="cpu")  # doctest: +SKIP
         """
-        return cls(load_run(_locate(source), find_device(device), image_size))
+        return cls(load_run(locate_run(source), find_device(device), image_size))
 
     @property
     def classes(self) -> list[str]:
@@ -139,7 +139,8 @@ class Pipeline:
             seed: 0 or more.
             output_type: pil, pt, np or latent: see `PipelineOutput`.
             callback_on_step_end: Called as (pipe, step, timestep, {"latents": x}) after each step
-                of each batch. If it returns {"latents": other}, sampling continues from these.
+                of each batch; timestep goes from 1000 to 0. If it returns {"latents": other},
+                sampling continues from these.
             negative_prompt: Caption to lead away from, for a run with captions.
             settings: Others of `dit sample`: batch_size, spacing, cfg_interval, cfg_channels, eta,
                 variance, guide, classifier, classifier_scale, block_cache, precision.
@@ -174,45 +175,46 @@ class Pipeline:
             return PipelineOutput(_make(pipeline, labels, output_type), labels)
 
     def save_pretrained(
-        self, folder: str | Path, *, format: Literal["dit", "diffusers"] = "dit"
+        self,
+        folder: str | Path,
+        *,
+        format: Literal["dit", "diffusers"] = "dit",
+        license: str | None = None,
     ) -> Path:
         """Write weights and model card into a folder, for `from_pretrained`; return the folder.
 
         Args:
             format: diffusers: a folder that diffusers' `DiffusionPipeline.from_pretrained` loads.
+            license: Of the weights, such as mit, for the model card.
 
         >>> pipe.save_pretrained("my-model")                             # doctest: +SKIP
         """
         if format not in ("dit", "diffusers"):
             raise UserError(f"format {format!r}", "dit or diffusers", "")
-        if format == "diffusers":
-            self._refuse_own("format='diffusers'")
-            from dit.export.diffusers import export_diffusers
-
-            return export_diffusers(self.run, Path(folder))
+        from dit.export.diffusers import export_diffusers
         from dit.export.folder import save_folder
+        from dit.export.model_card import About
 
-        return save_folder(self.run, Path(folder))
+        save = export_diffusers if format == "diffusers" else save_folder
+        with python_names():
+            return save(self.run, Path(folder), about=About(license))
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        license: str | None = None,
+    ) -> str:
         """Upload weights and model card to the Hugging Face hub; return the address.
 
-        >>> pipe.push_to_hub("owner/name", private=True)                 # doctest: +SKIP
+        >>> pipe.push_to_hub("owner/name", private=True, license="mit")  # doctest: +SKIP
         """
-        self._refuse_own("push_to_hub")
         from dit.export.hub import push_to_hub
 
-        return push_to_hub(self.run, repo_id, private=private, token=token)
-
-    def _refuse_own(self, given: str) -> None:
-        """Refuse to give away a network without its code, which others could not load."""
-        model = self.run.card.network.model
-        if is_own(model):
-            raise UserError(
-                f"{given} for a run of {model}",
-                "a network of this package",
-                "its code is not in the file: share the folder of save_pretrained and the code",
-            )
+        with python_names():
+            return push_to_hub(self.run, repo_id, private=private, token=token, license=license)
 
     def _resolve(self, classes: Classes, negative: str) -> tuple[LoadedRun, list[int]]:
         """Return the run, with prompts as its classes if there are any, and class ids."""
@@ -248,14 +250,6 @@ class Pipeline:
             return replaced
 
         return observe
-
-
-def _locate(source: str | Path) -> Path:
-    try:
-        from dit.runs.locate import locate_run
-    except ImportError:  # folders of diffusers and names of the hub are found there
-        return Path(source).expanduser()
-    return locate_run(source)
 
 
 def _as_list(classes: Any) -> list[Any]:

@@ -155,6 +155,9 @@ class OwnImages:
         return meaning.to_ids(labels, classes), classes
 
     def _known_labels(self) -> list[Any] | None:
+        # of torchvision: what items have is not what these attributes say
+        if any(getattr(self._items, name, None) for name in ("target_transform", "transforms")):
+            return None
         for name in KNOWN_LABELS:
             values = getattr(self._items, name, None)
             if isinstance(values, list | tuple | np.ndarray | Tensor) and len(values) == len(self):

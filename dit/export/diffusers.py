@@ -18,6 +18,7 @@ from dit.export.folder import (
     copy_autoencoder,
     id_to_label,
     portable_card,
+    refuse_own_code,
     save_folder,
 )
 from dit.export.model_card import (
@@ -53,6 +54,7 @@ def export_diffusers(
     Raises:
         UserError: A network that such a pipeline has not.
     """
+    refuse_own_code(run)
     if stock:
         # torch.nn and diffusers take seconds to import
         from dit.export.stock import export_stock

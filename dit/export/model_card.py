@@ -16,8 +16,6 @@ from dit.sampling.pipeline import build_pipeline
 from dit.training.monitoring.previews import sampler_settings
 from dit.utils.files import printable, sha256, write_text
 from dit.utils.image_size import format_size
-from dit.utils.outputs import signature
-from dit.utils.package import __version__
 from dit.utils.pictures import spread, write_png
 
 README, PICTURE = "README.md", "sample.png"
@@ -100,7 +98,7 @@ def write_model_card(
     }
     title = f"# {card.network.model}, {format_size(run.image_size)} pixels"
     parts = [_metadata(card, about.license, "diffusers" if usage != USE_IN_DIT else "dit")]
-    parts += [f"<!-- {signature('export')} {__version__} -->", title, _what(run)]
+    parts += [title, _what(run)]
     parts.append(f"![samples]({PICTURE})")
     parts += [f"## {name}\n\n{text.strip()}" for name, text in sections.items()]
     write_text(out / README, "\n\n".join(parts) + "\n")
@@ -117,7 +115,7 @@ def _metadata(card: ModelCard, license: str | None, library: str) -> str:
         license=license or "unknown",
         library_name=library,
         pipeline_tag=condition,
-        datasets=card.config.data.removeprefix("hf:") if _is_of_hub(card) else None,
+        datasets=card.config.data.split(":")[1] if _is_of_hub(card) else None,
         tags=["dit", "diffusion", "image-generation"],
     )
     return f"---\n{data.to_yaml()}\n---"

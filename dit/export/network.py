@@ -16,7 +16,7 @@ from dit.encoders.autoencoder import Autoencoder, load_autoencoder, wrap_network
 from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.weights import Weights, read_weights, write_weights
-from dit.sampling.classes import class_ids
+from dit.sampling.classes import find_class
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
@@ -79,20 +79,28 @@ class RunNetwork(ModelMixin, ConfigMixin):
         self.register_to_config(card=card.to_json())
         self.save_config(out)
 
-    def sample(self, vae: Any, labels: Sequence[str | int], settings: dict[str, Any]) -> Tensor:
+    def sample(
+        self, vae: Any, labels: Sequence[str | int] | str | int, settings: dict[str, Any]
+    ) -> Tensor:
         """Return images uint8 [N, 3, H, W] on the CPU, image i of the seed and i alone.
 
         Args:
             vae: The pipeline's AutoencoderKL or VQModel; None for pixels.
-            labels: N names or ids of classes.
+            labels: N names or ids of classes, or one.
             settings: Those of `SamplerConfig`.
         """
+        labels = [labels] if isinstance(labels, str | int) else labels
         weights = Weights(self.file, self.card, self.config.step, {})
         denoise = build_denoiser(self.card.config, self.network)
         run = LoadedRun(weights, denoise, self._autoencoder(vae), self.device)
-        ids = [_class_id(label, self.card) for label in labels]
+        ids = [self._class_id(label) for label in labels]
         pipeline = build_pipeline(run, SamplerConfig(**settings), ids)
         return generate(pipeline, torch.tensor(ids), torch.arange(len(ids)))
+
+    def _class_id(self, label: str | int) -> int:
+        if isinstance(label, bool) or not isinstance(label, str | int):
+            raise UserError(f"class {label!r}", "the name of a class, or its id", "see id2label")
+        return 0 if self.card.unconditional and label == 0 else find_class(label, self.card)
 
     def _autoencoder(self, vae: Any) -> Autoencoder:
         if vae is None:
@@ -100,16 +108,3 @@ class RunNetwork(ModelMixin, ConfigMixin):
         checksum = self.card.vae_sha256
         wrapped = wrap_network(vae, dict(vae.config), self.device, "vae", checksum)  # type: ignore[arg-type]
         return with_data_statistics(wrapped, self.card)
-
-
-def _class_id(label: str | int, card: ModelCard) -> int:
-    """Return the id of one class, of its name or as it is."""
-    if isinstance(label, str):
-        ids, _ = class_ids([label], card)
-        if len(ids) == 1:
-            return ids[0]
-    elif 0 <= label < max(1, card.network.num_classes):
-        return int(label)
-    last = max(0, card.network.num_classes - 1)
-    expected = f"the name of a class, or an id from 0 to {last}"
-    raise UserError(f"class {label!r}", expected, "see id2label")

@@ -46,9 +46,9 @@ def measure(run: LoadedRun, folder: Path) -> Difference:
         guidance_scale=scale,
         num_inference_steps=STEPS,
         generator=_generators(),
-        output_type="pt",
+        output_type="np",
     ).images
-    images = (theirs.cpu() * 255).round().int()
+    images = torch.from_numpy(theirs).permute(0, 3, 1, 2).mul(255).round().int()
 
     settings = SamplerConfig(sampler="dpmpp_2m", steps=STEPS, cfg_scale=scale, precision="fp32")
     pipeline = build_pipeline(run, settings, labels)

@@ -15,7 +15,7 @@ from dit.models.registry import check_name, is_own
 from dit.utils.files import shell_quote
 from dit.utils.hub import is_downloaded
 from dit.utils.image_size import Size, sides
-from dit.utils.imports import is_class_name
+from dit.utils.imports import is_class_name, lies_in
 from dit.utils.typed_json import LARGEST, from_json, read_json
 
 CONFIG = "config.json"
@@ -163,19 +163,23 @@ class ModelCard:
         return self.classes[label] if label < len(self.classes) else str(label)
 
     def without_foreign_code(self, file: Path) -> "ModelCard":
-        """Return this card, read from a file of the hub, without code that loading would import.
+        """Return this card without code of others that loading would import.
 
-        Files never run code. A network without its code is none, so it is refused.
+        A file never chooses code that came with it, or that the hub's cache has. A network without
+        its code is none, so it is refused.
         """
-        if not is_downloaded(file):
-            return self
-        if is_own(self.network.model):
+        model = self.network.model
+        folders = [file.parent]
+        if file.parent.parent.name == "checkpoints":
+            folders.append(file.parents[2])
+        if is_own(model) and (is_downloaded(file) or lies_in(model, folders)):
             raise UserError(
-                f"{file} of the hub has --model {self.network.model}, code that it does not hold",
-                "a network of this package",
-                "take the code from its author, and copy the run out of the cache if you trust it",
+                f"{file} has --model {model}, code that came with it or from the hub",
+                "a network of this package, or code in a folder of your own",
+                "read the code; if you trust it, move it out of this folder, and the run out of "
+                "the cache",
             )
-        if not is_class_name(self.config.data):
+        if not is_downloaded(file) or not is_class_name(self.config.data):
             return self
         data = f"{self.config.data} of another machine"
         return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))

@@ -152,11 +152,16 @@ def vary(pipeline: SamplingPipeline, image: Tensor, strength: float, per_class: 
     run = pipeline.run
     latents = encode(run, image)
     taken = round(strength * pipeline.steps)
+    # a little strength is a step, not none
+    taken = max(taken, 1) if strength else 0
     started = replace(
         pipeline,
         sampler=starting_at(pipeline.sampler, latents),
         times=pipeline.times[pipeline.steps - taken :],
     )
+    if taken == pipeline.steps:
+        # a DDPM's first time still has a trace of the image
+        started = pipeline
     return Edit(
         requests=grid_request(started, per_class),
         columns=per_class,

@@ -10,7 +10,10 @@ from dit.diffusion.samplers import Noise
 from dit.sampling.pipeline import SamplingPipeline
 
 StepCallback = Callable[[int, float, Tensor], Tensor | None]
-"""(step, time at which it began, latents after it [B, C, h, w]) -> other latents, or None."""
+"""(step, time at which it began, latents after it [B, C, h, w]) -> other latents, or None.
+
+Times are those that the network takes, from 1000 (noise) to 0, as in diffusers.
+"""
 
 
 def with_step_callback(pipeline: SamplingPipeline, callback: StepCallback) -> SamplingPipeline:
@@ -21,7 +24,7 @@ def with_step_callback(pipeline: SamplingPipeline, callback: StepCallback) -> Sa
     """
     # heun calls the denoiser twice in each step but the last
     calls_per_step = 2 if pipeline.settings.sampler == "heun" else 1
-    began = pipeline.times.tolist()
+    began = pipeline.process.network_time(pipeline.times).tolist()
 
     def sampler(
         denoise: Denoise, process: Process, x: Tensor, y: Tensor, times: Tensor, noise: Noise

@@ -98,9 +98,9 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
 
 def _require_something(data: str) -> None:
     """Refuse a path to nothing before torch is imported, as it is often mistyped."""
-    from dit.data.path_patterns import is_pattern, no_such_data
+    from dit.data.path_patterns import IN_MEMORY, is_pattern, no_such_data
 
-    is_name = data == "digits" or data.startswith("hf:") or is_class_name(data)
+    is_name = data in ("digits", IN_MEMORY) or data.startswith("hf:") or is_class_name(data)
     if not is_name and not is_pattern(data) and not Path(data).expanduser().exists():
         raise no_such_data(data)
 

@@ -4,6 +4,9 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterable
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 from dit.errors import UserError, did_you_mean
 
@@ -19,6 +22,19 @@ def is_class_name(name: str) -> bool:
 def class_name(kind: type) -> str:
     """Return MODULE:CLASS of a class."""
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def lies_in(name: str, folders: Iterable[Path]) -> bool:
+    """Return whether the code of MODULE:CLASS, not imported before, lies in one of the folders."""
+    package = name.partition(":")[0].partition(".")[0]
+    if package in sys.modules:
+        return False
+    found = PathFinder.find_spec(package, [*sys.path, os.getcwd()])
+    if found is None:
+        return False
+    places = [found.origin] if found.origin else list(found.submodule_search_locations or ())
+    parents = {parent for place in places for parent in Path(place).resolve().parents}
+    return any(folder.resolve() in parents for folder in folders)
 
 
 def import_class(flag: str, name: str, what: str, base: type = object) -> type:

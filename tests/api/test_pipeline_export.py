@@ -5,7 +5,6 @@ import torch
 
 import dit
 
-pytest.importorskip("dit.export.folder", reason="dit.export is not there")
 DRAW = dict(num_inference_steps=2, guidance_scale=2.0, output_type="pt", precision="fp32")
 
 

@@ -3,6 +3,7 @@
 import importlib
 import shutil
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,6 @@ from dit.export.diffusers import export_diffusers
 from dit.runs.weights import read_weights
 from dit.sampling.load import load_run
 
-diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("small_networks")
 
 RUNS = {

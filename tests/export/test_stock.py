@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import diffusers
 import pytest
 import torch
 from helpers.exports import CPU, DDPM, STATISTICS, images_of, write_latent_run
@@ -16,7 +17,6 @@ from dit.models.embeddings import sinusoids
 from dit.runs.formats.diffusers_folder import INDEX
 from dit.sampling.load import load_run
 
-diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.usefixtures("small_networks")
 
 

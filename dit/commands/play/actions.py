@@ -227,7 +227,8 @@ class Player:
             found, _ = class_ids([name], card)
         except UserError:
             return str(label)
-        return name if found == [label] else str(label)
+        # such a name would be read as a flag
+        return name if found == [label] and not name.startswith("-") else str(label)
 
     def _with_classes(self, config: SampleConfig | EditConfig) -> tuple[LoadedRun, list[int]]:
         run = self.run
@@ -245,6 +246,9 @@ class Player:
     def _edit(self, config: EditConfig) -> Iterator[Shown]:
         run, classes = self._with_classes(config)
         pipeline, planned = plan(run, config, classes)
+        images = sum(len(request.labels) for request in planned.requests)
+        if images > MOST_IMAGES:
+            raise UserError(f"{images} images", f"1 to {MOST_IMAGES}", "choose fewer classes")
         captions = _captions(run, planned)
         if config.interpolate:
             ends = pipeline.classes[0], pipeline.classes[-1]

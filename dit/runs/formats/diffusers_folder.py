@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
+
 from dit.config import TrainConfig
 from dit.errors import UserError
 from dit.models.sizes import SIZES
@@ -61,6 +63,8 @@ class SchedulerConfig(TypedDict, total=False):
     use_flow_sigmas: bool | None
     flow_shift: float | None
     shift: float | None
+    rescale_betas_zero_snr: bool
+    use_dynamic_shifting: bool
 
 
 class PipelineIndex(TypedDict, total=False):
@@ -113,7 +117,11 @@ def is_diffusers_network(file: Path) -> bool:
 
 def read_diffusers_weights(file: Path, spec: NetworkSpec) -> StateDict:
     """Return the weights of a pipeline's DiT with our names, float32."""
-    return from_diffusers(as_float32(open_foreign(file), file), spec)
+    state_dict = as_float32(open_foreign(file), file)
+    for name, tensor in state_dict.items():
+        if name.endswith("embedding_table.weight") and len(tensor) > spec.num_classes:
+            state_dict[name] = torch.cat([tensor[: spec.num_classes], tensor[-1:]])
+    return from_diffusers(state_dict, spec)
 
 
 def read_diffusers_card(file: Path) -> ModelCard:
@@ -125,6 +133,8 @@ def read_diffusers_card(file: Path) -> ModelCard:
     folder = file.parent.parent
     spec = _network(file.parent / "config.json")
     names = _class_names(folder / INDEX, spec.num_classes)
+    # an exported DiT has rows without a class, which are copies of the null class
+    spec = replace(spec, num_classes=len(names))
     config = release_config(spec, str(folder / VAE), image_size=_image_size(folder, spec))
     return ModelCard(config=_with_process(config, folder / SCHEDULER), network=spec, classes=names)
 
@@ -195,6 +205,9 @@ def _with_process(config: TrainConfig, file: Path) -> TrainConfig:
     """Return the configuration with the noise process and the objective of a scheduler."""
     scheduler = _read(file, SchedulerConfig)
     name = scheduler.get("_class_name", "a scheduler")
+    for setting in ("rescale_betas_zero_snr", "use_dynamic_shifting"):
+        if scheduler.get(setting):
+            raise UserError(f"{file} has {setting}", "a scheduler without", "it cannot be read")
     if name.startswith("FlowMatch") or scheduler.get("use_flow_sigmas"):
         shift = scheduler.get("flow_shift") or scheduler.get("shift") or 1.0
         return replace(config, process="flow", objective="v", time_shift=shift)
