@@ -16,7 +16,7 @@ from dit.distributed.ranks import ranks
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import UserError, did_you_mean
 from dit.latents.first_stage import suitable_size
-from dit.latents.load import columns_of
+from dit.latents.load import columns_of, refuse_digits_on_colour
 from dit.runs.logs import read_metrics
 from dit.sampling.load import load_run
 from dit.training.checked_data import Given
@@ -100,6 +100,7 @@ def train(
         images = None
         if items is not None:
             images = OwnImages(items, IN_MEMORY, config.image_size, columns_of(config))
+            refuse_digits_on_colour(config, images)
         with ranks() as joined, shortages_as_user_errors(config):
             trained = run_training(config, joined, given=Given(images, module))
     assert trained, "only a dry run has none"

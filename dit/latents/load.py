@@ -75,6 +75,16 @@ def warn_of_other_data(
     )
 
 
+def refuse_digits_on_colour(config: TrainConfig, images: Images) -> None:
+    """Refuse the autoencoder of `TrainConfig()` for images whose colours it does not know."""
+    if config.vae == "digits" and have_colours(images):
+        raise UserError(
+            "vae='digits', the default of TrainConfig, for images in colour",
+            "an autoencoder of colour images",
+            "pass vae='tiny' with their image_size, or no config: then both follow from the images",
+        )
+
+
 def columns_of(config: TrainConfig) -> Columns:
     """Return which parts of a sample training reads."""
     captions = config.conditioning == "text"

@@ -1,6 +1,7 @@
 """What the page of `dit play` does, without gradio: pictures, and the commands that make them."""
 
 import shlex
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
