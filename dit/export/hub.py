@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from dit.errors import UserError, one_line
 from dit.export.diffusers import save_for_all
-from dit.export.folder import FILES, FOLDERS
+from dit.export.folder import FILES, FOLDERS, RECORD
 from dit.export.model_card import About
 from dit.sampling.load import LoadedRun
 
@@ -46,6 +46,7 @@ def push_to_hub(
             api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
+                ignore_patterns=[RECORD],
                 # of an earlier network in another format
                 delete_patterns=[*FILES, *(f"{name}/*" for name in FOLDERS)],
                 commit_message=f"{run.card.network.model} at step {run.weights.step:,}",

@@ -26,6 +26,7 @@ from dit.data.labels import Columns
 from dit.data.own import Arrays, OwnImages
 from dit.distributed.ranks import Ranks
 from dit.runs.card import ModelCard, NetworkSpec
+from dit.runs.weights import read_header
 
 NETWORK = """
 import torch
@@ -232,13 +233,40 @@ def test_code_that_a_card_of_the_hub_names_is_not_imported(run, tmp_path, monkey
     link.symlink_to(copy)
     for path in (copy, link):
         assert main(["sample", "--run", str(path), "--steps", "2"]) == 2
-        assert "code that it does not hold" in capsys.readouterr().err
+        assert "code that came with it or from the hub" in capsys.readouterr().err
 
     # a network of ours whose images were someone's own: sampled, and no data is loaded
     config = json.loads((copy / "config.json").read_text())
     config["network"]["model"] = config["config"]["model"] = "DiT-Ti/4"
     (copy / "config.json").write_text(json.dumps(config))
     assert ModelCard.read(copy).config.data == "ownset:Squares of another machine"
+
+
+def test_code_that_came_with_a_run_is_not_imported(run, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(run, tmp_path / "downloaded")
+    (copy / "evil.py").write_text("raise SystemExit('it ran')")
+    for file in (copy / "config.json", *copy.glob("checkpoints/*/*.safetensors")):
+        # the names have one length, which the header of a weights file states
+        file.write_bytes(file.read_bytes().replace(b"ownnet:Net", b"evil:Net_1"))
+    monkeypatch.chdir(copy)
+    with pytest.raises(dit.UserError, match="evil:Net_1, code that came with it"):
+        read_header(next(copy.glob("checkpoints/*/*.safetensors")))
+    assert main(["sample", "--run", ".", "--steps", "2"]) == 2
+    assert "it ran" not in capsys.readouterr().err
+
+
+def test_labels_are_those_of_the_items(tmp_path):
+    class Shifted:
+        targets = [1, 2, 3]
+        target_transform = staticmethod(lambda label: label - 1)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return np.zeros((8, 8, 3), np.uint8), self.target_transform(self.targets[index])
+
+    assert OwnImages(Shifted(), "own", 8, Columns()).labels.tolist() == [0, 1, 2]
 
 
 # -- in Python -------------------------------------------------------------------------------------
@@ -427,5 +455,5 @@ def test_the_pipeline_of_a_run_of_own_code_samples_as_sample_py(run, tmp_path):
         lambda: pipe.push_to_hub("a/b"),
         lambda: pipe.save_pretrained("a", format="diffusers"),
     ):
-        with pytest.raises(dit.UserError, match="a run of ownnet:Net; expected a network of this"):
+        with pytest.raises(dit.UserError, match="ownnet:Net for diffusers or the hub"):
             share()

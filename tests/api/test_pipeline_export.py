@@ -25,11 +25,12 @@ def test_other_formats_are_refused(weights, tmp_path):
 def test_push_to_hub_passes_on_what_was_given(weights, monkeypatch):
     given = {}
 
-    def push(run, repo_id, *, private, token):
-        given.update(run=run, repo_id=repo_id, private=private, token=token)
+    def push(run, repo_id, **others):
+        given.update(run=run, repo_id=repo_id, **others)
         return "address"
 
     monkeypatch.setattr("dit.export.hub.push_to_hub", push)
     pipe = dit.Pipeline.from_pretrained(weights, "cpu")
-    assert pipe.push_to_hub("owner/name", private=True, token="t") == "address"
-    assert given == dict(run=pipe.run, repo_id="owner/name", private=True, token="t")
+    settings = dict(private=True, token="t", license="mit")
+    assert pipe.push_to_hub("owner/name", **settings) == "address"
+    assert given == dict(run=pipe.run, repo_id="owner/name", **settings)

@@ -52,10 +52,25 @@ def test_a_folder_moves_and_names_nothing_of_this_machine(run, tmp_path):
 
 
 def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+    text = "mine; others I made with dit export"
+    (tmp_path / "README.md").write_text(text)
     with pytest.raises(UserError, match=r"holds README.md"):
         save_folder(run, tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_an_export_that_was_interrupted_can_be_repeated(run, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("dit.export.folder.write_model_card", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_folder(run, out)
+    (out / "notes.txt").write_text("mine")
+    assert (save_folder(run, out) / "README.md").exists()
+    assert (out / "notes.txt").exists()
 
 
 def test_the_card_says_what_data_recipe_licence_and_use(run, tmp_path):
@@ -115,11 +130,14 @@ class StandIn:
         self.created = repo_id, private, exist_ok
         return f"https://huggingface.co/{repo_id}"
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
+    def upload_folder(
+        self, *, repo_id, folder_path, ignore_patterns, delete_patterns, commit_message
+    ):
+        self.deleted = delete_patterns
         self.files = {
             str(file.relative_to(folder_path)): file.read_bytes()
             for file in folder_path.rglob("*")
-            if file.is_file()
+            if file.is_file() and file.name not in ignore_patterns
         }
         self.message = commit_message
 
@@ -143,6 +161,8 @@ def test_a_run_is_uploaded_without_the_state_of_its_optimizer(make_run, monkeypa
     assert api.created == ("me/cats", True, True)
     assert api.message == "DiT-Ti/4 at step 3"
     assert not [name for name, content in api.files.items() if b"secret" in content]
+    # a network that was there before, in our own format, would be read first
+    assert {"model.safetensors", "transformer/*"} <= set(api.deleted)
     assert sorted(api.files) == [
         "README.md",
         "model_index.json",
