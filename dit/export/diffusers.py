@@ -84,8 +84,9 @@ def export_diffusers(
 
 def save_for_all(run: LoadedRun, out: Path, *, about: About = NOTHING_SAID) -> Path:
     """Save a network so that diffusers loads it too, if it can; return the folder."""
-    save = save_folder if isinstance(run.denoise.network, Captioned) else export_diffusers
-    return save(run, out, about=about)
+    if isinstance(run.denoise.network, Captioned):
+        return save_folder(run, out, about=about)
+    return export_diffusers(run, out, about=about)
 
 
 def _index(run: LoadedRun) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class RunNetwork(ModelMixin, ConfigMixin):
         super().__init__()
         self.card = ModelCard.from_json(dict(card))
         self.network = build_network(self.card.network)
+        self.step = step
         self.file = Path(WEIGHTS)
 
     @classmethod
@@ -75,7 +76,7 @@ class RunNetwork(ModelMixin, ConfigMixin):
         if card.config.vae != "identity":
             # the autoencoder lies beside the network's own folder
             card = replace(card, config=replace(card.config, vae="../vae"))
-        write_weights(out / WEIGHTS, self.network.state_dict(), card, self.config.step)
+        write_weights(out / WEIGHTS, self.network.state_dict(), card, self.step)
         self.register_to_config(card=card.to_json())
         self.save_config(out)
 
@@ -90,7 +91,7 @@ class RunNetwork(ModelMixin, ConfigMixin):
             settings: Those of `SamplerConfig`.
         """
         labels = [labels] if isinstance(labels, str | int) else labels
-        weights = Weights(self.file, self.card, self.config.step, {})
+        weights = Weights(self.file, self.card, self.step, {})
         denoise = build_denoiser(self.card.config, self.network)
         run = LoadedRun(weights, denoise, self._autoencoder(vae), self.device)
         ids = [self._class_id(label) for label in labels]

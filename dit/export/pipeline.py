@@ -5,6 +5,7 @@ pipe(["cat", 7], guidance_scale=1.5, num_inference_steps=25, seed=0).images
 """
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -21,6 +22,8 @@ except ImportError as error:
 class RunPipeline(DiffusionPipeline):
     """Images of classes, which are names or ids. A list may be longer than a batch."""
 
+    transformer: Any
+    vae: Any
     _optional_components = ["vae"]  # noqa: RUF012 - a network of pixels has none
 
     def __init__(self, transformer, vae=None, id2label=None):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,14 +42,14 @@ def measure(run: LoadedRun, folder: Path) -> Difference:
     with quiet_diffusers():
         pipe = DiTPipeline.from_pretrained(folder).to(run.device)
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(
+    theirs: Any = pipe(
         labels,
         guidance_scale=scale,
         num_inference_steps=STEPS,
         generator=_generators(),
         output_type="np",
-    ).images
-    images = torch.from_numpy(theirs).permute(0, 3, 1, 2).mul(255).round().int()
+    )
+    images = torch.from_numpy(theirs.images).permute(0, 3, 1, 2).mul(255).round().int()
 
     settings = SamplerConfig(sampler="dpmpp_2m", steps=STEPS, cfg_scale=scale, precision="fp32")
     pipeline = build_pipeline(run, settings, labels)

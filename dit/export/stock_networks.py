@@ -56,6 +56,7 @@ def stock_autoencoder(run: LoadedRun) -> Any:
     theirs = autoencoder.codec.network
     shift, scale = autoencoder.shift.flatten().cpu(), autoencoder.scale.flatten().cpu()
     config = {**theirs.config, "shift_factor": None, "latents_mean": None, "latents_std": None}
+    network: Any
     if not shift.any() and (scale == scale[0]).all():
         network = AutoencoderKL.from_config(config, scaling_factor=float(scale[0]))
         network.load_state_dict(theirs.state_dict())
@@ -71,9 +72,8 @@ def stock_autoencoder(run: LoadedRun) -> Any:
 def _with_statistics(state_dict: StateDict, shift: Tensor, scale: Tensor) -> StateDict:
     """Return weights whose z is (z - shift) * scale, exactly: by 1x1 convolutions, [C] each."""
     channels = len(shift)
-    convolution = dict.fromkeys(("quant_conv", "post_quant_conv"))
-    found = {}
-    for name, size in zip(convolution, (2 * channels, channels), strict=True):
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, size in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
         identity = torch.eye(size)[:, :, None, None]
         found[name] = (
             state_dict.get(f"{name}.weight", identity),
