@@ -76,13 +76,14 @@ class Edit:
 
 def read_image(path: Path, run: LoadedRun, flag: str) -> Tensor:
     """Return an image file as the run's data were read: uint8 [3, H, W], the center cropped."""
-    _require_pixels(path, flag)
+    _require_image(path, flag)
     pixels = center_crop(read_rgb(path), run.image_size)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_mask(path: Path, image: Path, run: LoadedRun) -> Tensor:
     """Return where a mask is white, bool [H, W], cropped as the image is."""
+    _require_image(path, "--mask")
     theirs, ours = read_size(path), read_size(image)
     if theirs != ours:
         raise UserError(
@@ -93,7 +94,9 @@ def read_mask(path: Path, image: Path, run: LoadedRun) -> Tensor:
     return read_image(path, run, "--mask").float().mean(0) >= WHITE
 
 
-def _require_pixels(path: Path, flag: str) -> None:
+def _require_image(path: Path, flag: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{flag} {path} is no file", "an image file", "check the path")
     height, width = read_size(path)
     if height * width > MOST_PIXELS:
         raise UserError(

@@ -142,6 +142,11 @@ def test_a_mask_of_another_size_is_refused(run, tmp_path):
         read_mask(mask, image, run)
 
 
+def test_a_file_that_is_not_there_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.png is no file; expected an image"):
+        read_image(tmp_path / "nowhere.png", run, "--variations")
+
+
 def test_too_many_pixels_are_refused_before_they_are_read(run, tmp_path):
     file = tmp_path / "huge.png"
     Image.new("1", (10_001, 10_000)).save(file)

@@ -39,7 +39,8 @@ CSS = """
 .command textarea { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px; }
 .small img { image-rendering: pixelated; }
 main.fillable { max-width: 1240px !important; margin: 0 auto !important; }
-.grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+.grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; }
+.grid-container { grid-auto-rows: auto !important; }
 footer { display: none !important; }
 """
 CACHE = (3600, 86_400)  # seconds: how often to look for pictures on disk, and how old they may be
