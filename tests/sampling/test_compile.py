@@ -18,7 +18,6 @@ from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 
-pytestmark = pytest.mark.usefixtures("small_networks")
 CPU = torch.device("cpu")
 FAMILIES = [
     dict(),
