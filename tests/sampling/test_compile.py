@@ -18,7 +18,6 @@ from dit.sampling.generate import sample_latents
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 
-pytestmark = pytest.mark.usefixtures("small_networks")
 CPU = torch.device("cpu")
 FAMILIES = [
     dict(),
@@ -53,15 +52,23 @@ def test_all_tensors_are_shared_in_float32(tiny_run):
 
 
 @pytest.mark.parametrize(
-    ("cache", "graphs"), [pytest.param(None, 2, marks=pytest.mark.slow), (2, 3)]
+    ("cache", "graphs", "backend"),
+    [
+        (2, 3, "aot_eager"),  # all but making code for a CPU, which takes a minute
+        pytest.param(2, 3, "inductor", marks=pytest.mark.slow),
+        pytest.param(None, 2, "inductor", marks=pytest.mark.slow),
+    ],
 )
-def test_compiled_images_are_the_same_in_batches_of_any_size(cache, graphs, make_run, monkeypatch):
+def test_compiled_images_are_the_same_in_batches_of_any_size(
+    cache, graphs, backend, make_run, monkeypatch
+):
     """Seven images in batches of three, the last one padded, guided in three of four steps.
 
     This compiles code for 3 and for 6 rows and, with the cache, which is used in the third step,
     for 6 rows of a short call.
     """
     monkeypatch.setitem(SIZES, "Ti", SMALL | dict(depth=3))  # one block in the middle
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     run, indices = load_run(make_run(), CPU), torch.arange(7)
     config = SamplerConfig(
         precision="fp32",
