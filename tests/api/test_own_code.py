@@ -257,7 +257,7 @@ def test_code_that_came_with_a_run_is_not_imported(run, tmp_path, monkeypatch, c
 
 def test_labels_are_those_of_the_items(tmp_path):
     class Shifted:
-        targets = [1, 2, 3]
+        targets = (1, 2, 3)
         target_transform = staticmethod(lambda label: label - 1)
 
         def __len__(self):
