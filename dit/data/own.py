@@ -131,7 +131,7 @@ class OwnImages:
 
     def _read_labels(self, columns: Columns) -> tuple[np.ndarray, list[str]]:
         """Return class ids, int64 [N], and names of classes."""
-        nothing = np.zeros(len(self), np.int64), []
+        nothing: tuple[np.ndarray, list[str]] = np.zeros(len(self), np.int64), []
         if columns.classes == "none" and not columns.captions:
             return nothing
         given = self._known_labels()

@@ -114,8 +114,8 @@ def create_model(
         transformer.t_embedder = with_lengths(transformer.t_embedder)
     transformer.t_embedder.time_scale = time_scale
     transformer.t_embedder.endpoint = time_endpoint
-    for block in transformer.blocks:
-        block.norm2.eps = mlp_norm_eps  # type: ignore[union-attr]
+    for made in transformer.blocks:
+        made.norm2.eps = mlp_norm_eps  # type: ignore[union-attr]
     return transformer
 
 

@@ -49,8 +49,8 @@ def default_settings(typed: Typed) -> TrainConfig | None:
         # only a DiT has blocks to choose; nobody typed those of the preset
         is_dit = (first_value(typed, "--model") or default.model).startswith("DiT-")
         return default if is_dit else dataclasses.replace(default, block="plain")
-    default = None if preset is None else _preset(preset)
-    return _with_latents(default, Path(data or (default.data if default else "digits")))
+    chosen = None if preset is None else _preset(preset)
+    return _with_latents(chosen, Path(data or (chosen.data if chosen else "digits")))
 
 
 def first_value(typed: Typed, flag: str) -> str | None:

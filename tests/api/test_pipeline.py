@@ -105,16 +105,16 @@ def test_the_callback_sees_the_latents_after_each_step(pipe, sampler):
 
     out = pipe([1, 2, 3], callback_on_step_end=look, batch_size=2, **settings)
     assert [step for step, _, _ in seen] == [0, 1, 2, 3] * 2  # two batches
-    assert [time for _, time, _ in seen[:4]] == [1.0, 0.75, 0.5, 0.25]
+    assert [time for _, time, _ in seen[:4]] == [1000, 750, 500, 250]
     assert torch.equal(torch.cat([seen[3][2], seen[7][2]]), out.images)
     # looking changes nothing
     assert torch.equal(out.images, pipe([1, 2, 3], batch_size=2, **settings).images)
     # an Euler step from latents that were seen leads to the next that were seen
     if sampler == "euler":
         denoise = pipe.run.denoise
-        (_, t, x), (_, s, then) = seen[0], seen[1]
+        (_, _, x), (_, began, then) = seen[0], seen[1]
         with torch.inference_mode():
-            t, s = torch.tensor(s, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+            t, s = torch.tensor([began / 1000, 0.5], dtype=torch.float64)
             prediction = denoise(x, t, torch.tensor([1, 2]))
             after = (1 - s.item()) * prediction.x0 + s.item() * prediction.eps
         assert (after - then).abs().max() < 1e-6

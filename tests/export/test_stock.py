@@ -15,6 +15,7 @@ from dit.export.stock_difference import measure
 from dit.export.stock_networks import TABLE, fit_times, stock_weights
 from dit.models.embeddings import sinusoids
 from dit.runs.formats.diffusers_folder import INDEX
+from dit.sampling.classes import find_class
 from dit.sampling.load import load_run
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -49,17 +50,17 @@ def test_the_network_back_is_that_of_diffusers(exported):
     back = load_run(folder, CPU)
     assert back.card.classes == run.card.classes
     assert back.card.config.process == run.card.config.process
-    x, y = torch.randn(4, 2, 8, 8), torch.tensor([0, 9, 500, 1000])
+    classes = len(run.card.classes)
+    assert back.card.network.num_classes == classes  # no id of a row without a class
+    x, y = torch.randn(4, 2, 8, 8), torch.tensor([0, 1, 9, 1000])
+    own = y.where(y < 1000, classes)  # the null class
     for t in (torch.tensor([0, 1, 500, 999]), torch.tensor([3, 998, 77, 250])):
         with torch.no_grad():
             theirs = pipe.transformer(x, t, y).sample
-            ours = back.denoise.network(x, t.float(), y)
+            ours = back.denoise.network(x, t.float(), own)
         assert (theirs - ours).abs().max() < 1e-5 * theirs.abs().max()
-    # labels without a class are the null class
-    with torch.no_grad():
-        null = back.denoise.network(x[:1], t[:1].float(), y[3:])
-        other = back.denoise.network(x[:1], t[:1].float(), y[2:3])
-    assert torch.equal(null, other)
+    with pytest.raises(UserError, match="500"):
+        find_class(500, back.card)
 
 
 def test_the_image_back_is_the_image(exported):
