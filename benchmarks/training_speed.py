@@ -15,8 +15,8 @@ bf16 is left out on CPUs that do not multiply it faster. On a CPU all variants o
 in every round, so that other work on the machine disturbs them alike. On a GPU one follows the
 other, so that each has the memory to itself, and a round is two seconds of steps in a row. Each
 figure is the median over rounds. MFU is relative to the fastest large matrix product measured in
-the same run; it counts six FLOPs for each multiply-add of the forward pass of our network, which has
-modern blocks in rows of modern ones. On CUDA the file also has the time of kernels by kind.
+the same run; it counts six FLOPs for each multiply-add of the forward pass of our network, which
+has modern blocks in rows of modern ones. On CUDA the file also has the time of kernels by kind.
 """
 
 import gc
