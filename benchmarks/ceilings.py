@@ -37,6 +37,11 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     return {**rates, "copy": copy}
 
 
+def fastest_products(rates: dict[str, float]) -> float:
+    """Return FLOP/s of the fastest arithmetic: not bf16 on a processor without it."""
+    return max(rate for name, rate in rates.items() if name != "copy")
+
+
 def format_ceilings(rates: dict[str, float]) -> str:
     products = [
         f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in rates.items() if name != "copy"

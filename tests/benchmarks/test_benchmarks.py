@@ -30,6 +30,12 @@ def test_the_environment_overrides_the_commit(monkeypatch):
     assert record.commit() == "1234abc"
 
 
+def test_mfu_is_of_the_fastest_arithmetic():
+    """Some processors multiply bf16 slower than float32, and a copy is no product."""
+    assert ceilings.fastest_products({"bf16": 1.0, "fp32": 60.0, "copy": 100.0}) == 60
+    assert ceilings.fastest_products({"bf16": 70.0, "fp32": 60.0, "copy": 100.0}) == 70
+
+
 @pytest.mark.parametrize(
     ("kernel", "kind"),
     [
