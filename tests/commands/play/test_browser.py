@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_run
 from helpers.browser import BROWSER, needs_browser
-from helpers.text_runs import write_text_weights
+from helpers.text_runs import write_text_run
 from PIL import Image
 
 from dit.cli import main
@@ -279,7 +279,7 @@ def test_a_run_without_classes_has_no_picker(browser, tmp_path):
 
 
 def test_a_run_of_captions_has_a_box_for_them(browser, tmp_path):
-    run = write_text_weights(tmp_path / "run.safetensors")
+    run = write_text_run(tmp_path)
     with served(run) as address:
         visitor = Visitor(browser, address)
         assert not visitor.page.get_by_label("Classes").is_visible()
