@@ -43,17 +43,18 @@ def write_run(root: Path, step: int = 3, **settings: Any) -> Path:
     """
     config = TrainConfig(**{**TINY, **settings})
     num_classes = 10 if config.num_classes is None else config.num_classes
+    channels = 3 if config.vae == "identity" else 4
     spec = NetworkSpec(
         model=config.model,
         input_size=config.image_size,
-        in_channels=3,
+        in_channels=channels,
         num_classes=num_classes,
         learn_sigma=config.learn_sigma,
         conditioning=config.conditioning,
         block=config.block,
         inner_head=config.inner_head,
     )
-    statistics = [0.5] * 3 if config.latent_norm == "data" else None
+    statistics = [0.5] * channels if config.latent_norm == "data" else None
     card = ModelCard(
         config=config,
         network=spec,

@@ -70,8 +70,9 @@ def sampler_settings(**values: Any) -> SamplerConfig:
             given = f"{name} in a call of the pipeline"
             raise UserError(given, "no such argument", ELSEWHERE[name])
         if name not in known:
-            do = did_you_mean(name, known)
-            raise UserError(f"argument {name!r}", f"one of {', '.join(known)}", do)
+            taken = [one for one in known if one not in ELSEWHERE]
+            do = did_you_mean(name, taken)
+            raise UserError(f"argument {name!r}", f"one of {', '.join(taken)}", do)
     ours = {python: name for name, python in NAMES.items()}
     return checked(SamplerConfig, {ours.get(name, name): v for name, v in values.items()}, NAMES)
 

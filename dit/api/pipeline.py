@@ -82,7 +82,9 @@ class Pipeline:
 
         >>> pipe = dit.Pipeline.from_pretrained("owner/name", device="cpu")  # doctest: +SKIP
         """
-        return cls(load_run(locate_run(source), find_device(device), image_size))
+        # what dit.train returned has a path too
+        path = locate_run(getattr(source, "path", source))
+        return cls(load_run(path, find_device(device), image_size))
 
     @property
     def classes(self) -> list[str]:
@@ -155,6 +157,9 @@ class Pipeline:
             kinds = ", ".join(get_args(OutputType))
             do = did_you_mean(str(output_type), get_args(OutputType))
             raise UserError(f"output_type {output_type!r}", f"one of {kinds}", do)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            given = f"callback_on_step_end of type {type(callback_on_step_end).__name__}"
+            raise UserError(given, "a function", "")
         config = sampler_settings(
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
@@ -244,8 +249,10 @@ class Pipeline:
         def observe(step: int, time: float, latents: Tensor) -> Tensor | None:
             returned = callback(self, step, time, {"latents": latents})
             replaced = returned.get("latents") if returned else None
-            if replaced is not None and replaced.shape != latents.shape:
-                given = f"callback_on_step_end returned latents {list(replaced.shape)}"
+            shape = getattr(replaced, "shape", None)
+            if replaced is not None and shape != latents.shape:
+                found = type(replaced).__name__ if shape is None else list(shape)
+                given = f"callback_on_step_end returned latents {found}"
                 raise UserError(given, f"{list(latents.shape)}, as it got them", "")
             return replaced
 

@@ -42,6 +42,10 @@ class RunPipeline(DiffusionPipeline):
         return_dict=True,
         **settings,  # as of dit.config.SamplerConfig: sampler, cfg_interval, batch_size, …
     ):
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type {output_type!r}; expected pil, np or pt")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError("several generators; expected one: its next number is the seed")
         if generator is not None:
             device = generator.device
             seed = int(torch.randint(2**62, (1,), generator=generator, device=device))

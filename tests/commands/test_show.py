@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.text_runs import write_text_run
+from helpers.caption_runs import write_text_run
 from PIL import Image
 
 from dit import cli

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_run
-from helpers.text_runs import write_text_run
+from helpers.caption_runs import write_text_run
 from PIL import Image
 
 from dit.cli import main

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import write_run
 from helpers.browser import BROWSER, needs_browser
-from helpers.text_runs import write_text_run
+from helpers.caption_runs import write_text_run
 from PIL import Image
 
 from dit.cli import main
