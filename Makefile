@@ -27,13 +27,13 @@ quickstart-fast: $(READY)  ## the same with 40 training steps, to see that it wo
 	rm -rf runs/quickstart-fast
 	$(BIN)/python -m benchmarks.quickstart --out runs/quickstart-fast --train-steps 40 --num-samples 100
 
-test: $(READY)             ## the quick tests: under 5 minutes on 2 cores
+test: $(READY)             ## the quick tests: 9 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 PORTABLE := $(BIN)/python -m pytest -n 2 --dist loadfile -m "portable and not slow"
 THREADED := OMP_WAIT_POLICY=passive $(PORTABLE) -k "not parallel"  # ranks have one thread each
 
-test-portable: $(READY)    ## numbers under other instruction sets and thread counts: 3 minutes
+test-portable: $(READY)    ## numbers under other instruction sets and thread counts: 4 minutes
 	ATEN_CPU_CAPABILITY=default $(PORTABLE)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PORTABLE)
 	OMP_NUM_THREADS=2 $(THREADED)
