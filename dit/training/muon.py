@@ -11,6 +11,7 @@ from timm.layers import GluMlp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dit.distributed.device import uses_bf16
 from dit.distributed.parallel import full_tensor
 
 MOMENTUM = 0.95
@@ -31,7 +32,8 @@ class MuonAdamW(torch.optim.AdamW):
     Args:
         matrices: parameters [n * out, in] with their numbers n of matrices on top of each other.
         others: parameters of AdamW.
-        options: of AdamW; `weight_decay` holds for both.
+        lr, betas, weight_decay: of AdamW; the decay holds for both.
+        precision: of training; with bf16 units, matrices are made orthogonal in bfloat16.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class MuonAdamW(torch.optim.AdamW):
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
+        precision: str = "fp32",
     ):
         groups = [{"params": [matrix for matrix, _ in matrices]}, {"params": list(others)}]
         super().__init__(groups, lr, betas, weight_decay=weight_decay, fused=True)
         self.stacked = dict(matrices)
+        self.precision = precision
         self.updates: dict[Tensor, Tensor] = {}  # norm of the last step of each matrix
 
     @torch.no_grad()
@@ -85,10 +89,12 @@ class MuonAdamW(torch.optim.AdamW):
         out, size = self._shape(weights[0])
         scale = ADAM_RMS * max(out, size) ** 0.5
         full = torch.cat([full_tensor(direction).view(-1, out, size) for direction in directions])
+        if uses_bf16(full.device, self.precision):
+            full = full.bfloat16()
         parts = orthogonalise(full).split([self.stacked[weight] for weight in weights])
         for weight, old, new, part in zip(weights, before, momenta, parts, strict=True):
             decay = group["weight_decay"] * weight
-            update = group["lr"] * (scale * _like(part, weight) + decay)
+            update = group["lr"] * (scale * _like(part.to(weight.dtype), weight) + decay)
             if skipped is not None:
                 update = torch.where(skipped.bool(), 0, update)
                 new = torch.where(skipped.bool(), old, new)
@@ -106,19 +112,18 @@ class MuonAdamW(torch.optim.AdamW):
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Return U V^T of U S V^T, nearly: singular values between 0.7 and 1.2; [n, out, in].
 
-    Newton and Schulz's iteration, in bfloat16 on a GPU.
+    Newton and Schulz's iteration.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         # x <- a x + (b gram + c gram^2) x, with the sums as part of the products
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.mT if tall else x
 
 
 def split_parameters(

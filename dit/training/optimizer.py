@@ -15,7 +15,9 @@ def build_optimizer(
     more = list(projector.parameters()) if projector else []
     if config.optimizer == "muon":
         matrices, others = split_parameters(network)
-        return MuonAdamW(matrices, others + more, config.lr, betas, config.weight_decay)
+        return MuonAdamW(
+            matrices, others + more, config.lr, betas, config.weight_decay, config.precision
+        )
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     trained += more
     return torch.optim.AdamW(

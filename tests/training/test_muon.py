@@ -49,7 +49,9 @@ def test_steps_are_those_of_pytorch(monkeypatch):
     """Beside torch.optim.Muon, which rounds to bfloat16: here it is given our precision."""
     torch.manual_seed(0)
     start, gradients = torch.randn(6, 10), torch.randn(4, 6, 10)
+    # both ways to round that it has had
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+    monkeypatch.setattr(torch, "bfloat16", torch.float32)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     other = nn.Parameter(torch.ones(3))
     one = MuonAdamW([(ours, 1)], [other], 0.1, (0.9, 0.99), 0.2)
@@ -62,6 +64,23 @@ def test_steps_are_those_of_pytorch(monkeypatch):
         two.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert (ours - start).abs().max() > 0.1
+
+
+@pytest.mark.portable
+def test_matrices_are_orthogonal_in_the_precision_of_training():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(16, 24), torch.randn(16, 24)
+    steps = {}
+    for precision in ("fp32", "bf16"):
+        weight = nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        MuonAdamW(
+            [(weight, 1)], [nn.Parameter(torch.ones(1))], 0.1, (0.9, 0.99), 0, precision
+        ).step()
+        steps[precision] = weight.detach() - start
+    error = (steps["bf16"] - steps["fp32"]).norm() / steps["fp32"].norm()
+    # five iterations, each rounded to 8 bits
+    assert 1e-4 < error < 3e-2
 
 
 def test_other_weights_step_as_with_adamw():
