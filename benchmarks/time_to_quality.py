@@ -66,8 +66,9 @@ LEVERS = {
     "shift": "--time-shift auto",
     "align": "--align self",
     "inner": "--inner-head",
+    "compile": "--compile",
 }
-OURS = ("modern", "batch")
+OURS = ("modern", "batch", "muon", "compile")
 PARTS = {"-third": 3, "-fiftieth": 50}
 """Ends of the names of recipes that train for a part of the budget."""
 RECIPES = ["2022", "flow", "flow-third", "ours", "ours-third", "ours-fiftieth"]
@@ -76,7 +77,7 @@ SAMPLER = {"2022": "ddim"}
 OTHER_SAMPLER, SAMPLING_STEPS = "dpmpp_2m", 10
 SCALES = (1.0, 1.5, 2.0)
 MARKS = (1, 2, 5, 10)  # tenths of the budget that are scored
-SHORT, LONG = 2, 12  # steps of two trainings that tell the speed
+SHORT, LONG = 2, 32  # steps of two trainings that tell the speed
 SHOWN = 18  # samples of each recipe that are drawn
 
 
@@ -194,18 +195,23 @@ class Bench:
 
 
 def distances(
-    checkpoint: Path, images: str, scales: Sequence[float], samples: int, sampler: str
+    checkpoint: Path,
+    images: str,
+    scales: Sequence[float],
+    samples: int,
+    sampler: str,
+    steps: int = SAMPLING_STEPS,
 ) -> tuple[Distances, float]:
     """Return the distance of samples of a checkpoint from a set, by scale, and that of real images.
 
     They are kept beside the checkpoint's run.
     """
     listed = ",".join(f"{scale:g}" for scale in scales)
-    out = checkpoint.parents[1] / "scores" / f"{checkpoint.name}-{listed}"
+    out = checkpoint.parents[1] / "scores" / f"{checkpoint.name}-{sampler}-{steps}-{listed}"
     if not (out / "sweep.json").exists():
         perform(
             f"dit sweep --run {checkpoint} --cfg-scale {listed} "
-            f"--sampler {sampler} --steps {SAMPLING_STEPS} "
+            f"--sampler {sampler} --steps {steps} "
             f"--reference data/{images} --crop --num-samples {samples} "
             f"--extractor {EXTRACTOR} --weights data/{images}.safetensors "
             f"--bootstrap 0 --out {out}"
@@ -314,6 +320,9 @@ def main() -> None:
     for name in args.sets:
         bench = Bench(name, args.out, args.minutes, args.num_samples, args.marks, args.scales)
         bench.prepare()
+        for recipe in recipes:
+            # all speeds first, close together: that of a machine changes within the hour
+            bench.steps_in_budget(recipe, bench.flags(recipe))
         results[name] = {}
         for recipe in recipes:
             for seed in args.seeds:
