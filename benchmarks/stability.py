@@ -2,9 +2,9 @@
 
     python -m benchmarks.stability [--steps 2000] [--lr 8e-3] [--seeds 0] [--record]
 
-The recipe `ours` of `benchmarks.time_to_quality` on emoji-64, at twice its rate. A step is skipped if its loss or its
-gradient norm is not finite, or 10 deviations above its running mean (`--spike`). An interrupted
-benchmark goes on where it was.
+The recipe `ours` of `benchmarks.time_to_quality` on emoji-64, at twice its rate. A step is skipped
+if its loss or its gradient norm is not finite, or 10 deviations above its running mean (`--spike`).
+An interrupted benchmark goes on where it was.
 """
 
 import argparse
