@@ -21,7 +21,7 @@ def test_a_lever_is_alone_on_flow_or_left_out_of_ours():
     assert recipe_flags("flow") == FLOW
     assert recipe_flags("flow+muon") == f"{FLOW} {LEVERS['muon']}"
     assert recipe_flags("ours") == " ".join([FLOW, *(LEVERS[lever] for lever in OURS)])
-    assert recipe_flags("ours+muon") == f"{recipe_flags('ours')} {LEVERS['muon']}"
+    assert recipe_flags("ours+route") == f"{recipe_flags('ours')} {LEVERS['route']}"
     for lever in OURS:
         assert LEVERS[lever] not in recipe_flags(f"ours-{lever}")
 

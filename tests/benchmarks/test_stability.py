@@ -1,0 +1,24 @@
+"""What the benchmark of stability reads from a log."""
+
+import json
+
+import pytest
+
+from benchmarks.stability import read
+
+
+def test_skipped_steps_are_counted_and_the_end_averaged(tmp_path):
+    lines = [
+        {"step": 10, "loss": 2.0, "grad_norm": 1.0},
+        {"step": 12, "event": "skipped", "reason": "loss or gradient is not finite"},
+        {"step": 15, "event": "skipped", "reason": "loss 3 or gradient norm 40 spikes"},
+        {"step": 16, "event": "rolled back", "reason": "3 in a row"},
+        {"step": 20, "loss": 1.0, "grad_norm": 7.0},
+        {"step": 100, "loss": 0.5, "grad_norm": 2.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read(tmp_path, 100)
+    assert (found["steps"], found["skipped"], found["not_finite"]) == (100, 2, 1)
+    assert (found["first"]["step"], found["last"]["step"]) == (12, 15)
+    assert found["largest_gradient_norm"] == 7
+    assert found["loss_at_the_end"] == pytest.approx(0.5)
