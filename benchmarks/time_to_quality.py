@@ -67,6 +67,7 @@ LEVERS = {
     "align": "--align self",
     "inner": "--inner-head",
     "compile": "--compile",
+    "patch4": "--model DiT-Ti/4",
 }
 OURS = ("modern", "batch", "muon", "compile")
 PARTS = {"-third": 3, "-fiftieth": 50}
