@@ -29,6 +29,11 @@ class PlayConfig(SamplerConfig):
     share: bool = False
     """Open a public link through gradio's servers. Whoever knows it can use the page."""
 
+    # -- guidance --------------------------------------------------------------------------------
+    cfg_scale: float | None = None  # type: ignore[assignment]
+    """Scale of guidance that the page starts with; 1: none. Unless given, that of the run's
+    previews: 1.5 where guidance can lead away from a null class or --guide, else 1."""
+
     def __post_init__(self) -> None:
         require_values(self, PLAY_RANGES, steps=SAMPLING_STEPS)
         super().__post_init__()

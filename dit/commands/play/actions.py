@@ -27,6 +27,7 @@ from dit.sampling.edit import Edit, Request
 from dit.sampling.load import LoadedRun, with_prompts, without_captions
 from dit.sampling.pipeline import build_pipeline
 from dit.sampling.resolve import find_sampler, find_steps
+from dit.training.monitoring.previews import CFG_SCALE, sampler_settings
 from dit.utils import pictures
 from dit.utils.files import command_line, shell_quote
 
@@ -74,9 +75,12 @@ class Attention(NamedTuple):
 
 
 def first_controls(run: LoadedRun, config: PlayConfig) -> Controls:
-    """Return what the controls say at first: the flags of `dit play`."""
+    """Return what the controls say at first: the flags of `dit play`, or what suits the run."""
+    scale = config.cfg_scale
+    if scale is None:
+        scale = CFG_SCALE if config.guide else sampler_settings(run.card).cfg_scale
     return Controls(
-        cfg_scale=config.cfg_scale,
+        cfg_scale=scale,
         cfg_interval=config.cfg_interval,
         sampler=find_sampler(config.sampler, run.card),
         steps=find_steps(config, run.card),

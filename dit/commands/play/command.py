@@ -3,10 +3,11 @@
 import os
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from dit.commands.play.actions import Player
+from dit.commands.play.actions import Player, first_controls
 from dit.commands.play.uploads import MOST_BYTES
 from dit.config import PlayConfig
 from dit.distributed.ranks import Ranks
@@ -35,7 +36,7 @@ def play(config: PlayConfig, ranks: Ranks) -> None:
     require_gradio()
     run = load_to_sample(config.run, ranks.device, config)
     # flags that do not fit the run are refused before the page is there
-    build_pipeline(run, config)
+    build_pipeline(run, replace(config, cfg_scale=first_controls(run, config).cfg_scale))
     ranks.on_main(lambda: _serve_until_interrupted(Player(run, config), config))
 
 

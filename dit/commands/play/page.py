@@ -5,6 +5,7 @@ import inspect
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -63,7 +64,13 @@ class Page:
         self.card = player.run.card
         height, width = self.run.image_size
         self.small = ["small"] if max(height, width) < SMALL else []
-        self.first = first_controls(player.run, player.config)
+        self.first = replace(first_controls(player.run, player.config), prompts=self._captions())
+        self.sampled: Shown | None = None  # the first pictures
+
+    def _captions(self) -> str:
+        """Return some captions of the data, one a line; none unless the run draws captions."""
+        text = self.card.network.conditioning == "text"
+        return "\n".join(self.card.classes[:3]) if text else ""
 
     def build(self) -> Any:
         """Return the page."""
@@ -71,6 +78,7 @@ class Page:
         with gr.Blocks(
             analytics_enabled=False, title=title, fill_width=True, delete_cache=CACHE
         ) as page:
+            self.page = page
             gr.Markdown(self._title())
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
@@ -102,18 +110,17 @@ class Page:
         first, text = self.first, self.card.network.conditioning == "text"
         named = not text and not self.card.unconditional
         names = [(self.card.class_name(label), label) for label in self.card.ids] if named else []
-        captions = "\n".join(self.card.classes[:3]) if text else ""
 
         self.classes = gr.Dropdown(
             names, multiselect=True, label="Classes", info="none: all in turn", visible=named
         )
         self.prompts = gr.Textbox(
-            captions, lines=3, label="Captions", info="one a line", visible=text
+            first.prompts, lines=3, label="Captions", info="one a line", visible=text
         )
         self.negative = gr.Textbox(
             label="Negative caption", info="guidance leads away from it", visible=text
         )
-        images = gr.Slider(1, MOST_IMAGES, 8, step=1, label="Number of images")
+        images = gr.Slider(1, MOST_IMAGES, first.images, step=1, label="Number of images")
         scale = gr.Slider(0, 10, first.cfg_scale, step=0.1, label="Guidance scale", info="1: none")
         seed = _whole_number(first.seed, "Seed")
         another = gr.Button("Next seed", size="sm")
@@ -136,13 +143,36 @@ class Page:
         start = self._buttons("Sample")
         self.gallery, command = self._results()
         with gr.Row():
-            self.to_inpaint = gr.Button(INPAINT.format(1), size="sm")
-            self.to_vary = gr.Button(VARY.format(1), size="sm")
+            self.to_inpaint = gr.Button(INPAINT.format(1), size="sm", interactive=False)
+            self.to_vary = gr.Button(VARY.format(1), size="sm", interactive=False)
         self.made = gr.State([])
         self.chosen = gr.State(0)
-        chosen = [self.chosen, self.to_inpaint, self.to_vary]
+        edits = [self.to_inpaint, self.to_vary]
+        chosen = [self.chosen, *edits]
         self.gallery.select(_choose, None, chosen, queue=False, show_progress="hidden")
-        self._start(start, self.player.sample, [], self.gallery, command, self.made)
+
+        def show(shown: Shown) -> list[Any]:
+            # pictures that still form are not edited
+            done = gr.update(interactive=bool(shown.command))
+            return [*_outputs_of(shown), list(shown.images), done, done]
+
+        def open_page() -> Iterator[list[Any]]:
+            yield from map(show, self._first_sample())
+
+        outputs = [self.gallery, command, self.made, *edits]
+        self.opened = self.page.load(
+            _with_messages(open_page), None, outputs, show_progress="minimal", **QUEUED
+        )
+        self._start(start, self.player.sample, [], outputs, show)
+
+    def _first_sample(self) -> Iterator[Shown]:
+        """Sample with the first controls; for later visitors the result is kept."""
+        if self.sampled:
+            yield self.sampled
+            return
+        for shown in self.player.sample(self.first):
+            yield shown
+            self.sampled = shown if shown.command else None
 
     def _build_interpolate(self) -> None:
         names, named = self.classes.choices, self.classes.visible
@@ -169,7 +199,7 @@ class Page:
             from_seed, to_seed = (int(seed or 0) for seed in both)
             return self.player.interpolate(controls, classes, (from_seed, to_seed), int(count))
 
-        self._start(start, act, [one, other, *seeds, frames], gallery, command)
+        self._start(start, act, [one, other, *seeds, frames], [gallery, command])
 
     def _build_inpaint(self) -> None:
         height, width = self.run.image_size
@@ -190,7 +220,7 @@ class Page:
                 )
                 paste = gr.Checkbox(True, label="Keep the other pixels exactly")
             with gr.Column(min_width=320):
-                start = self._buttons("Inpaint")
+                start = self._buttons("Inpaint", interactive=False)
                 gallery, command = self._results()
         self.inpainted = gr.State(None)
 
@@ -201,8 +231,9 @@ class Page:
             return self.player.inpaint(controls, known, paint, keep_pixels)
 
         inputs = [self.inpainted, self.editor, paste]
-        self._start(start, act, inputs, gallery, command)
-        uploaded = [self.inpainted, self.editor]
+        self._start(start, act, inputs, [gallery, command])
+        self.start_inpaint = start[0]
+        uploaded = [self.inpainted, self.editor, self.start_inpaint]
         upload.upload(_with_messages(self._load_to_draw), upload, uploaded, **PRIVATE)
 
     def _build_vary(self) -> None:
@@ -222,7 +253,7 @@ class Page:
                     0, 1, 0.5, step=0.05, label="Strength", info="0: the image, 1: from noise"
                 )
             with gr.Column(min_width=320):
-                start = self._buttons("Vary")
+                start = self._buttons("Vary", interactive=False)
                 gallery, command = self._results()
         self.varied = gr.State(None)
 
@@ -230,8 +261,9 @@ class Page:
             image, amount = values
             return self.player.vary(controls, _require_image(image), amount)
 
-        self._start(start, act, [self.varied, strength], gallery, command)
-        uploaded = [self.varied, self.original]
+        self._start(start, act, [self.varied, strength], [gallery, command])
+        self.start_vary = start[0]
+        uploaded = [self.varied, self.original, self.start_vary]
         upload.upload(_with_messages(self._load_to_vary), upload, uploaded, **PRIVATE)
 
     def _upload(self) -> Any:
@@ -257,9 +289,10 @@ class Page:
         outputs = [row, column, image, sheet, self._command()]
 
         inputs = [*self.controls, row, column]
-        start.click(_with_messages(self._attend), inputs, outputs, **QUEUED)
+        waiting: dict[str, Any] = dict(cancels=[self.opened], **QUEUED)
+        start.click(_with_messages(self._attend), inputs, outputs, **waiting)
         clicked = [*self.controls, image]
-        image.select(_with_messages(self._attend_at), clicked, outputs, **QUEUED)
+        image.select(_with_messages(self._attend_at), clicked, outputs, **waiting)
 
     def _attend(self, *values: Any) -> list[Any]:
         """Return row, column and pictures of the attention of a patch, and their command."""
@@ -267,7 +300,7 @@ class Page:
         token = int(row or 0), int(column or 0)
         found = self.player.attention(_controls(*controls), token)
         sheet = served(found.sheet, found.command)
-        return [*token, served(found.image), sheet, found.command]
+        return [*token, served(found.image), sheet, _to_copy(found.command)]
 
     def _attend_at(self, event: gr.SelectData, *values: Any) -> list[Any]:
         """Return the same for the patch that was clicked on the image, an array [H, W, 3]."""
@@ -279,9 +312,11 @@ class Page:
 
     # -- parts of a tab ----------------------------------------------------------------------------
 
-    def _buttons(self, name: str) -> tuple[Any, Any]:
+    def _buttons(self, name: str, interactive: bool = True) -> tuple[Any, Any]:
+        """Build the buttons that start and stop an action; without an image it cannot start."""
+        look: dict[str, Any] = dict(variant="primary", scale=3, min_width=120)
         with gr.Row():
-            start = gr.Button(name, variant="primary", scale=3, min_width=120)
+            start = gr.Button(name, interactive=interactive, **look)
             stop = gr.Button("Stop", scale=1, min_width=80)
         return start, stop
 
@@ -304,7 +339,7 @@ class Page:
             label="The command of these pictures",
             lines=2,
             interactive=False,
-            buttons=["copy"],
+            buttons=[],
             elem_classes=["command"],
         )
 
@@ -313,23 +348,19 @@ class Page:
         buttons: tuple[Any, Any],
         action: Callable[..., Iterator[Shown]],
         inputs: list[Any],
-        gallery: Any,
-        command: Any,
-        made: Any = None,
+        outputs: list[Any],
+        show: Callable[[Shown], list[Any]] | None = None,
     ) -> None:
         """Let the first button start an action, with the controls and `inputs`, the second end it.
 
         Args:
-            made: a state for the images of the last result.
+            show: returns the values of `outputs`; unless given, those of a gallery and a command.
         """
-        outputs = [gallery, command, *([made] if made else [])]
+        show = show or _outputs_of
 
         def act(*values: Any) -> Iterator[list[Any]]:
             count = len(self.controls)
-            for images, captions, text in action(_controls(*values[:count]), *values[count:]):
-                pictures = [served(to_pil(image), text) for image in images]
-                shown = [list(zip(pictures, captions, strict=True)), text]
-                yield [*shown, *([list(images)] if made else [])]
+            yield from map(show, action(_controls(*values[:count]), *values[count:]))
 
         start, stop = buttons
         started = start.click(
@@ -337,9 +368,11 @@ class Page:
             [*self.controls, *inputs],
             outputs,
             show_progress="minimal",
+            # nobody waits for the first pictures any longer
+            cancels=[self.opened],
             **QUEUED,
         )
-        stop.click(None, cancels=[started], **PRIVATE)
+        stop.click(None, cancels=[started, self.opened], **PRIVATE)
 
     # -- from tab to tab ---------------------------------------------------------------------------
 
@@ -353,38 +386,41 @@ class Page:
 
         def inpaint(images: list[Tensor], index: int) -> list[Any]:
             image = choose(images, index)
-            return [image, self._canvas(image), gr.Tabs(selected="inpaint")]
+            return [*self._to_draw(image), gr.Tabs(selected="inpaint")]
 
         def vary(images: list[Tensor], index: int) -> list[Any]:
             image = choose(images, index)
-            return [image, served(_enlarged(image)), gr.Tabs(selected="vary")]
+            return [*self._to_vary(image), gr.Tabs(selected="vary")]
 
         inputs = [self.made, self.chosen]
         self.to_inpaint.click(
             _with_messages(inpaint),
             inputs,
-            [self.inpainted, self.editor, self.tabs],
+            [self.inpainted, self.editor, self.start_inpaint, self.tabs],
             **PRIVATE,
         )
         self.to_vary.click(
             _with_messages(vary),
             inputs,
-            [self.varied, self.original, self.tabs],
+            [self.varied, self.original, self.start_vary, self.tabs],
             **PRIVATE,
         )
 
     def _load_to_draw(self, file: str) -> list[Any]:
-        image = read_upload(file, self.run)
-        return [image, self._canvas(image)]
+        return self._to_draw(read_upload(file, self.run))
 
     def _load_to_vary(self, file: str) -> list[Any]:
-        image = read_upload(file, self.run)
-        return [image, served(_enlarged(image))]
+        return self._to_vary(read_upload(file, self.run))
 
-    def _canvas(self, image: Tensor) -> dict[str, Any]:
-        """Return an image to draw on, enlarged."""
+    def _to_draw(self, image: Tensor) -> list[Any]:
+        """Return an image, its enlargement to draw on, and that inpainting can start."""
         large = _enlarged(image)
-        return {"background": large, "layers": [], "composite": large}
+        canvas = {"background": large, "layers": [], "composite": large}
+        return [image, canvas, gr.update(interactive=True)]
+
+    def _to_vary(self, image: Tensor) -> list[Any]:
+        """Return an image, its enlargement, and that varying can start."""
+        return [image, served(_enlarged(image)), gr.update(interactive=True)]
 
 
 def _enlarged(image: Tensor) -> Image.Image:
@@ -408,6 +444,17 @@ def served(picture: Image.Image, command: str = "") -> Image.Image:
     if command:
         picture.info["Command"] = command
     return picture
+
+
+def _outputs_of(shown: Shown) -> list[Any]:
+    """Return what a gallery and the command below it show."""
+    images = [served(to_pil(image), shown.command) for image in shown.images]
+    return [list(zip(images, shown.captions, strict=True)), _to_copy(shown.command)]
+
+
+def _to_copy(command: str) -> Any:
+    """Return a command as the value of its box, with a button to copy it; "": none yet."""
+    return gr.update(value=command, buttons=["copy"] if command else [])
 
 
 def _controls(*values: Any) -> Controls:

@@ -16,7 +16,7 @@ from dit.cli import main
 from dit.commands.play import command, uploads
 from dit.commands.play.actions import Controls, Player, first_controls
 from dit.commands.play.live import while_forming
-from dit.config import PlayConfig
+from dit.config import PlayConfig, SamplerConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.sampling.edit import Edit, grid_request
@@ -131,6 +131,22 @@ def test_the_first_controls_are_the_flags_of_the_command(run):
     assert (first.cfg_scale, first.seed, first.sampler, first.steps) == (3.0, 7, "dpmpp_2m", 25)
 
 
+@pytest.mark.parametrize(
+    ("settings", "flags", "scale"),
+    [
+        ({}, {}, 1.5),
+        (dict(label_dropout=0.0), {}, 1.0),
+        (dict(num_classes=0), {}, 1.0),
+        (dict(num_classes=0, inner_head=True), dict(guide=Path("internal")), 1.5),
+        ({}, dict(cfg_scale=1.0), 1.0),
+    ],
+)
+def test_the_page_starts_with_the_guidance_of_previews(tmp_path, settings, flags, scale):
+    loaded = load_run(write_run(tmp_path / "run", **settings), CPU)
+    config = PlayConfig(run=tmp_path / "run", **flags)
+    assert first_controls(loaded, config).cfg_scale == scale
+
+
 def test_captions_are_typed_as_prompts(tmp_path):
     run = write_text_run(tmp_path)
     player = player_of(run)
@@ -158,7 +174,7 @@ def test_one_visitor_cannot_keep_the_page_busy(run, changes):
 
 
 def edit_of(run: Path, steps: int, sampler: str = "euler") -> Edit:
-    config = PlayConfig(run=run, precision="fp32", steps=steps, sampler=sampler, batch_size=2)
+    config = SamplerConfig(precision="fp32", steps=steps, sampler=sampler, batch_size=2)
     pipeline = build_pipeline(load_run(run, CPU), config, [3])
     return Edit(grid_request(pipeline, 5), 5, {})
 

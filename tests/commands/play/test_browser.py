@@ -44,6 +44,7 @@ class Visitor:
         self.page.on("console", self._complain)
         self.page.goto(address)
         self.page.get_by_text("Guidance scale").wait_for()
+        self.wait_for_pictures([])
 
     def _note(self, request) -> None:
         if not request.url.startswith((self.address, "data:", "blob:")):
@@ -62,13 +63,28 @@ class Visitor:
 
     def press(self, name: str) -> str:
         """Press a button of the tab, wait for its images, and return their command."""
+        before = self.sources()
+        self.button(name).click()
+        return self.wait_for_pictures(before)
+
+    def wait_for_pictures(self, before: list[str]) -> str:
+        """Wait for other pictures than these, which are done, and return their command."""
         command = self.panel.locator(".command textarea")
-        assert command.input_value() == ""
-        self.panel.get_by_role("button", name=name, exact=True).click()
-        # it is shown when the images are done
-        api.expect(command).to_have_value(re.compile("dit"), timeout=PATIENCE)
+        for _ in range(PATIENCE // 100):
+            # it is shown when the images are done
+            if "dit" in command.input_value() and self.sources() != before:
+                break
+            self.page.wait_for_timeout(100)
         self.page.wait_for_timeout(500)
+        assert self.sources() != before
         return command.input_value()
+
+    def sources(self) -> list[str]:
+        """The addresses of the tab's pictures."""
+        return self.panel.locator("img").evaluate_all("images => images.map(image => image.src)")
+
+    def button(self, name: str):
+        return self.panel.get_by_role("button", name=name, exact=True)
 
     def images(self) -> np.ndarray:
         """The pixels of the tab's gallery, [N, H, W, 3]."""
@@ -144,6 +160,27 @@ def edited(run: Path, command: str, kind: str) -> np.ndarray:
     typed(command)
     (folder,) = set((run / "edits").glob(f"{kind}-*")) - before
     return files(folder)
+
+
+def test_a_page_that_is_opened_draws_pictures(visitor):
+    # those of the first visitor, kept, are those of the command
+    command = visitor.panel.locator(".command textarea").input_value()
+    typed(command)
+    assert np.array_equal(files(out_of(command)), visitor.images())
+    assert "--cfg-scale 2" in command
+
+
+def test_what_needs_a_picture_waits_for_one(visitor):
+    api.expect(visitor.button("Vary picture 1")).to_be_enabled()
+    copy = visitor.panel.get_by_label("Copy")
+    api.expect(copy).to_be_visible()
+    for tab in ("Inpaint", "Vary"):
+        visitor.tab(tab)
+        api.expect(visitor.button(tab)).to_be_disabled()
+        api.expect(visitor.panel.get_by_label("Copy")).to_have_count(0)
+    visitor.tab("Sample")
+    visitor.button("Vary picture 1").click()
+    api.expect(visitor.button("Vary")).to_be_enabled()
 
 
 def test_a_sample_forms_and_its_command_makes_the_same_pixels(visitor):
@@ -248,8 +285,9 @@ def test_stop_ends_the_sampling(visitor):
     page.get_by_label("number input for Steps").fill("250")
     page.get_by_label("number input for Number of images").fill("64")
     page.keyboard.press("Tab")
-    visitor.panel.get_by_role("button", name="Sample", exact=True).click()
-    visitor.panel.locator("button.thumbnail-item").first.wait_for()
+    visitor.button("Sample").click()
+    # enabled again when pictures are done, which a stop prevents
+    api.expect(visitor.button("Vary picture 1")).to_be_disabled()
     assert sampling()
     visitor.panel.get_by_role("button", name="Stop").click()
     for _ in range(100):
