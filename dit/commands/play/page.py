@@ -42,6 +42,11 @@ CSS = """
 main.fillable { max-width: 1240px !important; margin: 0 auto !important; }
 .grid-container { grid-template: none / repeat(4, minmax(0, 1fr)) !important; }
 .grid-container { grid-auto-rows: auto !important; }
+.grid-wrap { min-height: 0 !important; }
+@media (max-width: 480px) {
+  .tab-container button { padding: 0 7px !important; font-size: 13px !important; }
+  .caption-label { padding: 0 4px !important; font-size: 10px !important; }
+}
 footer { display: none !important; }
 """
 CACHE = (3600, 86_400)  # seconds: how often to look for pictures on disk, and how old they may be
@@ -161,7 +166,7 @@ class Page:
 
         outputs = [self.gallery, command, self.made, *edits]
         self.opened = self.page.load(
-            _with_messages(open_page), None, outputs, show_progress="minimal", **QUEUED
+            _with_messages(open_page), None, outputs, **_progress_on(self.gallery), **QUEUED
         )
         self._start(start, self.player.sample, [], outputs, show)
 
@@ -267,6 +272,7 @@ class Page:
         upload.upload(_with_messages(self._load_to_vary), upload, uploaded, **PRIVATE)
 
     def _upload(self) -> Any:
+        gr.Markdown("Upload an image, or choose one in the tab Sample.")
         return gr.UploadButton("Upload an image", file_types=PICTURE_TYPES, size="sm")
 
     def _build_attention(self) -> None:
@@ -367,7 +373,7 @@ class Page:
             _with_messages(act),
             [*self.controls, *inputs],
             outputs,
-            show_progress="minimal",
+            **_progress_on(outputs[0]),
             # nobody waits for the first pictures any longer
             cancels=[self.opened],
             **QUEUED,
@@ -450,6 +456,11 @@ def _outputs_of(shown: Shown) -> list[Any]:
     """Return what a gallery and the command below it show."""
     images = [served(to_pil(image), shown.command) for image in shown.images]
     return [list(zip(images, shown.captions, strict=True)), _to_copy(shown.command)]
+
+
+def _progress_on(gallery: Any) -> dict[str, Any]:
+    """Return settings of an event that shows its progress on the pictures alone."""
+    return dict(show_progress="minimal", show_progress_on=[gallery])
 
 
 def _to_copy(command: str) -> Any:

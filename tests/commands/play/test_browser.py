@@ -340,5 +340,7 @@ def test_the_page_fits_a_narrow_window(visitor):
     edges = visitor.panel.locator("button.thumbnail-item").evaluate_all(
         "images => images.map(image => image.getBoundingClientRect().right)"
     )
+    for name in ("Sample", "Interpolate", "Inpaint", "Vary", "Attention"):
+        api.expect(visitor.page.get_by_role("tab", name=name)).to_be_visible()
     assert len(edges) == 8
     assert max(edges) < NARROW["width"]
