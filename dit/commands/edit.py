@@ -26,6 +26,7 @@ from dit.utils.files import sha256, shell_quote, write_json
 from dit.utils.outputs import create_folder, require_outside, require_own_folder, signature
 
 ROWS = 16  # classes of a grid, unless --classes asks for more
+WHITE = 255
 RECORD, GRID = "edit.json", "grid.png"
 
 
@@ -77,29 +78,60 @@ def _edit(run: LoadedRun, config: EditConfig, classes: list[int], ranks: Ranks) 
         callback = progress_callback(bar)
         images = planned.generate(lambda one: one.with_progress(callback))
         bar.update(count - bar.n)
-    _write(out, planned, images, draw_sheet(pipeline, planned, images), record)
+    sheet = draw_sheet(pipeline, config, planned, images)
+    _write(out, planned, images, sheet, record)
 
     print(f"{count} images and {GRID} in {out}")
     print(f"next: {next_command(config)}")
     return out
 
 
-def draw_sheet(pipeline: SamplingPipeline, planned: Edit, images: Tensor) -> Image.Image:
-    """Draw a row for each class, or for each way, with the originals beside the results."""
-    card = pipeline.run.card
-    interpolated = not planned.beside
-    names = [card.class_name(label) for label in pipeline.classes]
-    labels = None if interpolated or card.unconditional else names
-
-    rows = []
+def draw_sheet(
+    pipeline: SamplingPipeline, config: EditConfig, planned: Edit, images: Tensor
+) -> Image.Image:
+    """Draw a row for each class, or for each way, with the originals before the first."""
+    rows: list[Tensor] = []
     for row in images.split(planned.columns):
-        rows += [*planned.beside.values(), *row]
+        beside = list(planned.beside.values())
+        # the originals are the same for all rows
+        rows += [torch.full_like(one, WHITE) for one in beside] if rows else beside
+        rows += row
     columns = len(planned.beside) + planned.columns
-    headings = [*planned.beside, *[""] * planned.columns]
-    if interpolated and not card.unconditional:
-        headings[0], headings[-1] = names[0], names[-1]
+    labels = row_labels(pipeline, config)
+    headings = [*planned.beside, *column_headings(pipeline, config, planned.columns)]
     scale = pictures.fitting_scale(max(images.shape[-2:]))
     return pictures.grid(torch.stack(rows), labels, columns, scale, headings=headings)
+
+
+def row_labels(pipeline: SamplingPipeline, config: EditConfig) -> list[str] | None:
+    """Return what is drawn in each row: class and strength, or seeds and image; None: no label."""
+    if config.interpolate:
+        first, last = both_seeds(config, pipeline.classes)
+        seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+        # no line ends before the number
+        return [f"{seeds}, image\N{NO-BREAK SPACE}{row}" for row in range(config.per_class)]
+    strength = [f"strength {config.strength:g}"] if config.variations else []
+    names = [_names(pipeline, [label]) + strength for label in pipeline.classes]
+    return [", ".join(parts) for parts in names] if names[0] else None
+
+
+def column_headings(pipeline: SamplingPipeline, config: EditConfig, columns: int) -> list[str]:
+    """Return the share of each column of a way, with the names of its ends; or seed and image."""
+    if config.interpolate:
+        shares = [f"{column / (columns - 1):.0%}" for column in range(columns)]
+        ends = _names(pipeline, [pipeline.classes[0], pipeline.classes[-1]])
+        for column, name in zip((0, -1), ends, strict=False):
+            shares[column] += f"\n{name}"
+        return shares
+    if len(pipeline.classes) == 1:
+        return [f"seed {config.seed}\nimage {column}" for column in range(columns)]
+    # in other rows a column has images of other numbers
+    return [f"seed {config.seed}", *[""] * (columns - 1)]
+
+
+def _names(pipeline: SamplingPipeline, labels: list[int]) -> list[str]:
+    card = pipeline.run.card
+    return [] if card.unconditional else [card.class_name(label) for label in labels]
 
 
 def next_command(config: EditConfig) -> str:

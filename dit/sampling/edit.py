@@ -42,7 +42,7 @@ class Edit:
     Attributes:
         requests: their images in order are the results, row by row.
         columns: of results in a row.
-        beside: pictures at the start of each row, uint8 [3, H, W], by heading.
+        beside: pictures before the first row, uint8 [3, H, W], by heading.
         paint: bool [H, W], where pixels are generated; elsewhere they are those of `image`.
         image: uint8 [3, H, W].
     """
@@ -144,7 +144,7 @@ def inpaint(
     return Edit(
         requests=grid_request(replace(pipeline, denoise=denoise), per_class),
         columns=per_class,
-        beside={"image": image, "kept": kept},
+        beside={"given": image, "kept": kept},
         paint=paint if paste else None,
         image=image,
     )
@@ -168,7 +168,7 @@ def vary(pipeline: SamplingPipeline, image: Tensor, strength: float, per_class: 
     return Edit(
         requests=grid_request(started, per_class),
         columns=per_class,
-        beside={"image": image, "coded": run.autoencoder.decode(latents)[0].cpu()},
+        beside={"given": image, "coded": run.autoencoder.decode(latents)[0].cpu()},
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dit.cli import main, parse
+from dit.commands.edit import column_headings, row_labels
 from dit.config import EditConfig
 from dit.config.command_line import flag_words
 from dit.errors import UserError
@@ -59,6 +60,65 @@ def test_a_mask_that_is_all_white_gives_the_grid_of_samples(tiny_run, picture, m
         # the image, what is kept of it, and two results, a row for each class
         assert grid.width > 4 * 64
         assert 2 * 64 < grid.height < 3 * 64
+
+
+def test_the_given_image_is_drawn_once(make_run, tmp_path):
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (8, 8), (200, 30, 90)).save(plain)
+    flags = f"--run {make_run()} --variations {plain} --strength 1 --classes 3 1 --per-class 2"
+    assert edit(f"{flags} {QUICK} --out {tmp_path}/out") == 0
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        found = (np.array(grid) == (200, 30, 90)).all(-1)
+    # given and coded, which are the same for pixels
+    assert found.sum() == 2 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels", "headings"),
+    [
+        (
+            "--variations a.png --strength 0.3 --classes 3 1",
+            ["3, strength 0.3", "1, strength 0.3"],
+            ["seed 0", "", ""],
+        ),
+        (
+            "--variations a.png --classes 3 --seed 7",
+            ["3, strength 0.5"],
+            ["seed 7\nimage 0", "seed 7\nimage 1", "seed 7\nimage 2"],
+        ),
+        ("--inpaint a.png --mask b.png --classes 3 1", ["3", "1"], ["seed 0", "", ""]),
+        (
+            "--interpolate --classes 3 1 --per-class 2",
+            ["seed 0, image 0", "seed 0, image 1"],
+            ["0%\n3", "50%", "100%\n1"],
+        ),
+        (
+            "--interpolate --classes 3 --seeds 4 9 --per-class 1",
+            ["seeds 4 to 9, image 0"],
+            ["0%\n3", "50%", "100%\n3"],
+        ),
+    ],
+)
+def test_the_axes_of_a_grid_say_what_varies(tiny_run, flags, labels, headings):
+    config = parse(EditConfig, shlex.split(f"--run {tiny_run} {flags} {QUICK}"), "dit edit")
+    classes = [int(name) for name in config.classes]
+    pipeline = build_pipeline(load_run(tiny_run, torch.device("cpu")), config, classes)
+    shown = row_labels(pipeline, config)
+    assert [label.replace("\N{NO-BREAK SPACE}", " ") for label in shown] == labels
+    assert column_headings(pipeline, config, 3) == headings
+
+
+def test_the_axes_of_a_run_without_classes(make_run):
+    run = make_run(num_classes=0)
+    for flags, labels, last in (
+        ("--variations a.png", ["strength 0.5"], "seed 0\nimage 1"),
+        ("--inpaint a.png --mask b.png", None, "seed 0\nimage 1"),
+        ("--interpolate --per-class 1", ["seeds 0 to 1, image\N{NO-BREAK SPACE}0"], "100%"),
+    ):
+        config = parse(EditConfig, shlex.split(f"--run {run} {flags} --steps 3"), "dit edit")
+        pipeline = build_pipeline(load_run(run, torch.device("cpu")), config)
+        assert row_labels(pipeline, config) == labels
+        assert column_headings(pipeline, config, 2)[-1] == last
 
 
 def test_fewer_images_replace_those_of_an_earlier_edit(tiny_run, picture, tmp_path):
