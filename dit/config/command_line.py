@@ -21,9 +21,14 @@ def flag_words(config: Any) -> list[str]:
 def _typed(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
-    first, *others = map(_word, value if isinstance(value, tuple) else (value,))
-    # a value that looks like a flag is joined to its own
-    return [f"{flag}={first}", *others] if first.startswith("-") else [flag, first, *others]
+    values = value if isinstance(value, tuple) else (value,)
+    words: list[str] = []
+    for one in values:
+        word = _word(one)
+        # a value that looks like a flag is joined to its own, which is typed again
+        is_joined = word.startswith("-") and (isinstance(one, str) or not words)
+        words += [f"{flag}={word}"] if is_joined else [word]
+    return words if words and words[0].startswith(f"{flag}=") else [flag, *words]
 
 
 def _word(value: Any) -> str:

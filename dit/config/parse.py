@@ -25,6 +25,16 @@ MAY_BE_EMPTY = {"--prompt", "--negative-prompt"}
 NARROWEST = 20  # columns of a terminal
 HELP = {"-h", "--help", "--help-all"}
 
+MARK = "\0"  # in no word that is typed
+WORD = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="TEXT",
+    instance_from_str=lambda words: words[0].removeprefix(MARK),
+    is_instance=lambda value: isinstance(value, str),
+    str_from_instance=lambda value: [value],
+)
+"""How the parser reads one of several texts: a mark hides a dash at the start, as of a flag."""
+
 Config = TypeVar("Config")
 
 
@@ -34,17 +44,22 @@ class Typed:
 
     Args:
         joined: Whether `=` stands between the flag and its value, which may then start with a dash.
+        texts: Whether it takes several texts; any of them may then start with a dash, see `WORD`.
     """
 
     flag: str
     values: list[str]
     joined: bool = False
+    texts: bool = False
 
     @property
     def words(self) -> list[str]:
         """What the parser reads."""
         if not self.flag:
             return self.values
+        if self.texts:
+            marked = (MARK + text if text.startswith("-") else text for text in self.values)
+            return [self.flag, *marked]
         if self.joined:
             return [f"{self.flag}={self.values[0]}", *self.values[1:]]
         return [self.flag, *self.values]
@@ -81,6 +96,7 @@ def parse(
     for one in typed:
         _check_values(one, check_value)
     typed, wrong = _without_unfit(kind, typed, prog)
+    typed = _together(kind, typed)
     default = default_of({one.flag: one.values for one in typed}) if not wrong else None
     config = _parse_what_fits(kind, typed, default, prog, wrong)
     if wrong or config is None:
@@ -156,11 +172,45 @@ def _without_unfit(
         if flag and flag not in types:
             near = did_you_mean(flag, [*types, *switches, *HELP], f"see {prog} --help-all")
             wrong.append(UserError(f"unknown flag {flag}", f"a flag of {prog}", near))
-        elif flag and not takes_words and (error := _too_many(one, types[flag], prog)):
+            continue
+        error = _dashed(one) if flag and _takes_texts(types[flag]) else None
+        if flag and not takes_words:
+            error = error or _too_many(one, types[flag], prog)
+        if error:
             wrong.append(error)
         else:
             fits.append(one)
     return fits, wrong
+
+
+def _together(kind: type, typed: list[Typed]) -> list[Typed]:
+    """Return each flag of several texts once, with all values: as of `--prompt a --prompt=-b`."""
+    several = {flag_name(f.name) for f in dataclasses.fields(kind) if _takes_texts(f.type)}
+    found: dict[str, Typed] = {}
+    together = []
+    for one in typed:
+        if one.flag in found:
+            found[one.flag].values.extend(one.values)
+            continue
+        if one.flag in several:
+            one = found[one.flag] = Typed(one.flag, [*one.values], texts=True)
+        together.append(one)
+    return together
+
+
+def _takes_texts(kind: Any) -> bool:
+    return tuple[str, ...] in (kind, *get_args(kind))
+
+
+def _dashed(one: Typed) -> UserError | None:
+    """Return the error of a text that starts with a dash, unless `=` joins it to its flag."""
+    for value in one.values[one.joined :]:
+        if re.match(r"-(?!\d)", value):
+            given = f"{one.flag} {' '.join(one.values)}"
+            expected = f"values without a dash, or a flag for {value}"
+            do = f"type two dashes, or as a value {one.flag}={shlex.quote(value)}"
+            return UserError(given, expected, do)
+    return None
 
 
 def _too_many(one: Typed, kind: Any, prog: str) -> UserError | None:
@@ -261,6 +311,9 @@ def _for_tyro(kind: type, typed: set[str]) -> Any:
         # `--run RUN` is understood where RUN alone is usual
         plain = is_positional(f) and flag_name(f.name) in typed
         of = get_args(f.type)[0] if plain else f.type
+        if _takes_texts(of):
+            texts = tuple[Annotated[str, WORD], ...]  # type: ignore[valid-type]
+            of = texts | None if NoneType in get_args(of) else texts
         fields.append((f.name, Annotated[of, name], dataclasses.field(default=f.default)))
     return dataclasses.make_dataclass(
         kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True

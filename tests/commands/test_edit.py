@@ -154,6 +154,7 @@ def test_the_same_edit_has_the_same_folder_in_the_run(make_run, picture, capsys)
         ("--interpolate --seeds 1 2 --seed 3", "--seed 3 with --seeds 1 2"),
         ("--interpolate --frames 1", "--frames 1; expected 2 or more"),
         ("--interpolate --classes 1 --prompt a", "--prompt 'a' with --classes 1"),
+        ("--interpolate --prompt a -x", "--prompt a -x; expected values without a dash, or a flag"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, message):
@@ -170,6 +171,8 @@ def test_flags_that_do_not_fit_are_refused(flags, message):
         "--run r --variations a.png --strength 0.1 --image-size 8 16 --cfg-interval 0 0.5 "
         "--cfg-scale 2",
         "--run r --interpolate --prompt 'a seven' 'a one' --negative-prompt=-x --cfg-scale 2",
+        "--run r --interpolate --prompt a --prompt=-x --prompt='--y z'",
+        "--run r --interpolate --classes=-x b --classes='-y z'",
     ],
 )
 def test_a_configuration_is_typed_as_it_was(flags):

@@ -231,8 +231,7 @@ class Player:
             found, _ = class_ids([name], card)
         except UserError:
             return str(label)
-        # such a name would be read as a flag
-        return name if found == [label] and not name.startswith("-") else str(label)
+        return name if found == [label] else str(label)
 
     def _with_classes(self, config: SampleConfig | EditConfig) -> tuple[LoadedRun, list[int]]:
         run = self.run

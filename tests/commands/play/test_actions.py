@@ -131,6 +131,18 @@ def test_the_first_controls_are_the_flags_of_the_command(run):
     assert (first.cfg_scale, first.seed, first.sampler, first.steps) == (3.0, 7, "dpmpp_2m", 25)
 
 
+def test_words_that_start_with_a_dash_are_no_flags(run, tmp_path):
+    text = write_text_run(tmp_path)
+    prompts = "a seven\n-x\n--steps 3"
+    *_, done = player_of(text).sample(controls(classes=(), prompts=prompts, images=3))
+    assert torch.equal(files(typed(done.command)), done.images)
+
+    player = player_of(run)
+    player.run.card.classes[:] = [f"-{name}" for name in player.run.card.classes]
+    *_, done = player.sample(controls())
+    assert shlex.split(done.command)[-6:-4] == ["--classes=-3", "--classes=-1"]
+
+
 @pytest.mark.parametrize(
     ("settings", "flags", "scale"),
     [
