@@ -11,7 +11,7 @@ from helpers.exports import CPU, DDPM, STATISTICS, images_of, write_latent_run
 from dit.errors import UserError
 from dit.export.diffusers import export_diffusers
 from dit.export.stock import require_stock
-from dit.export.stock_difference import measure
+from dit.export.stock_difference import UNSEEN, Difference, measure
 from dit.export.stock_networks import TABLE, TIMES, fit_times, stock_weights
 from dit.models.embeddings import sinusoids
 from dit.runs.formats.diffusers_folder import INDEX
@@ -47,6 +47,23 @@ def test_it_is_a_pipeline_of_diffusers_alone(exported):
     difference = measure(run, folder)
     assert difference.largest <= 2
     assert str(difference) in (folder / "README.md").read_text()
+    assert "Up to 4 cannot be seen. It comes from the times" in str(difference)
+    assert difference.visible == 0
+
+
+def test_a_difference_that_can_be_seen_is_named():
+    shown = str(Difference(largest=5, mean=0.6, visible=0.0123, scale=1.5))
+    assert "at most 5, on average 0.6 of 255. Up to 4 cannot be seen; 1.2% of the values" in shown
+
+
+def test_what_cannot_be_seen_is_below_a_just_noticeable_difference():
+    code = torch.arange(256, dtype=torch.float64) / 255
+    linear = torch.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
+    # CIELAB: L* of gray, whose luminance is that of each channel
+    cube = (6 / 29) ** 3
+    root = torch.where(linear > cube, linear ** (1 / 3), linear / (3 * (6 / 29) ** 2) + 4 / 29)
+    lightness = 116 * root - 16
+    assert 2 < (lightness[UNSEEN:] - lightness[:-UNSEEN]).max() < 2.04
 
 
 def test_times_are_embedded_as_in_the_run(exported):
