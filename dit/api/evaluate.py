@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dit.api.arguments import find_device, python_names
 from dit.api.pipeline import MOST_PIXELS, Pipeline, PipelineOutput
 from dit.config import ScoringConfig, TrainConfig
 from dit.distributed.ranks import Ranks
@@ -28,6 +27,7 @@ from dit.evaluation.references import (
     score_samples,
 )
 from dit.evaluation.samples import read_samples
+from dit.sampling.arguments import find_device, python_names
 
 MOST_SAMPLES = 50_000  # of a pipeline, unless their number is given
 IMAGES = "uint8 [N, H, W, 3], a tensor [N, 3, H, W], a list of PIL images, or a folder"

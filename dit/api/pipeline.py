@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dit.api.arguments import find_device, plain_value, python_names, sampler_settings
 from dit.encoders.text import Captioned
 from dit.errors import UserError, did_you_mean
 from dit.runs.locate import locate_run
+from dit.sampling.arguments import find_device, plain_value, python_names, sampler_settings
 from dit.sampling.classes import find_class
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import generate, require_finite, sample_latents

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit.api.arguments import checked, find_device, python_names
 from dit.api.pipeline import Pipeline
 from dit.config import TrainConfig, flag_name
 from dit.data.own import IN_MEMORY, Arrays, OwnImages
@@ -18,6 +17,7 @@ from dit.errors import UserError, did_you_mean
 from dit.latents.first_stage import suitable_size
 from dit.latents.load import columns_of, refuse_digits_on_colour
 from dit.runs.logs import read_metrics
+from dit.sampling.arguments import checked, find_device, python_names
 from dit.sampling.load import load_run
 from dit.training.checked_data import Given
 from dit.training.defaults import default_settings

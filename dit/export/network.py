@@ -16,11 +16,14 @@ from dit.encoders.autoencoder import Autoencoder, load_autoencoder, wrap_network
 from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.weights import Weights, read_weights, write_weights
+from dit.sampling.arguments import NAMES, python_names, sampler_settings
 from dit.sampling.classes import find_class
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
 from dit.utils.stored_weights import WEIGHTS
+
+SEE = "see pipe.config.id2label"
 
 
 class RunNetwork(ModelMixin, ConfigMixin):
@@ -88,20 +91,35 @@ class RunNetwork(ModelMixin, ConfigMixin):
         Args:
             vae: The pipeline's AutoencoderKL or VQModel; None for pixels.
             labels: N names or ids of classes, or one.
-            settings: Those of `SamplerConfig`.
+            settings: Those of `SamplerConfig`, by their names in Python.
+
+        Raises:
+            UserError: Wrong classes or settings, by the names that the pipeline's call has.
         """
+        with python_names():
+            return self._sample(vae, labels, _settings(settings))
+
+    def _sample(self, vae: Any, labels: Any, config: SamplerConfig) -> Tensor:
         labels = [labels] if isinstance(labels, str | int) else labels
+        if not len(labels):
+            raise UserError("class_labels is empty", "names or ids of classes", SEE)
         weights = Weights(self.file, self.card, self.step, {})
         denoise = build_denoiser(self.card.config, self.network)
         run = LoadedRun(weights, denoise, self._autoencoder(vae), self.device)
         ids = [self._class_id(label) for label in labels]
-        pipeline = build_pipeline(run, SamplerConfig(**settings), ids)
+        pipeline = build_pipeline(run, config, ids)
         return generate(pipeline, torch.tensor(ids), torch.arange(len(ids)))
 
     def _class_id(self, label: str | int) -> int:
         if isinstance(label, bool) or not isinstance(label, str | int):
-            raise UserError(f"class {label!r}", "the name of a class, or its id", "see id2label")
-        return 0 if self.card.unconditional and label == 0 else find_class(label, self.card)
+            raise UserError(f"class_labels with {label!r}", "names or ids of classes", SEE)
+        if self.card.unconditional and label == 0:
+            return 0
+        try:
+            return find_class(label, self.card)
+        except UserError as error:
+            do = SEE if error.do.startswith("see ") else error.do
+            raise UserError(f"class_labels with {error.given}", error.expected, do) from None
 
     def _autoencoder(self, vae: Any) -> Autoencoder:
         if vae is None:
@@ -109,3 +127,10 @@ class RunNetwork(ModelMixin, ConfigMixin):
         checksum = self.card.vae_sha256
         wrapped = wrap_network(vae, dict(vae.config), self.device, "vae", checksum)  # type: ignore[arg-type]
         return with_data_statistics(wrapped, self.card)
+
+
+def _settings(values: dict[str, Any]) -> SamplerConfig:
+    if "steps" in values:
+        # of pipeline.py of 0.2, which may go with 0.4
+        values = {NAMES.get(name, name): value for name, value in values.items()}
+    return sampler_settings(**values)

@@ -45,11 +45,13 @@ class RunPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type {output_type!r}; expected pil, np or pt")
         if generator is not None and not isinstance(generator, torch.Generator):
-            raise ValueError("several generators; expected one: its next number is the seed")
+            given = f"generator of type {type(generator).__name__}"
+            raise ValueError(f"{given}; expected one torch.Generator: its next number is the seed")
         if generator is not None:
             device = generator.device
             seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
-        settings |= dict(cfg_scale=guidance_scale, steps=num_inference_steps, seed=seed)
+        settings |= dict(guidance_scale=guidance_scale, num_inference_steps=num_inference_steps)
+        settings |= dict(seed=seed)
         images = self.transformer.sample(self.vae, class_labels, settings) / 255
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).numpy()

@@ -101,6 +101,36 @@ def test_labels_that_are_no_class_are_refused(exported, label, given):
         load_pipeline(exported[1])([label], num_inference_steps=1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(guidance_scale=-1), "guidance_scale=-1; expected 0 or more"),
+        (dict(guidance_scale="2"), 'guidance_scale is "2"; expected a number'),
+        (dict(num_inference_steps=0), "num_inference_steps=0; expected"),
+        (dict(num_inference_steps=2000), "num_inference_steps=2000; expected at most 1000"),
+        (dict(cfg_interval=(0.1, 0.5)), "with guidance_scale=1; expected"),
+        (dict(class_labels=[10]), "class_labels with class 10; expected ids from 0 to 9"),
+        (dict(class_labels=[]), "class_labels is empty"),
+        (dict(sampler="magic"), 'sampler is "magic"'),
+        (dict(cfg_scale=2), "no such argument; pass guidance_scale"),
+        (dict(scale=2), "argument 'scale'; expected one of"),
+    ],
+)
+def test_mistakes_are_named_as_the_arguments_of_the_call(exported, settings, message):
+    pipe = load_pipeline(exported[1])
+    with pytest.raises(UserError) as error:
+        pipe(**{"class_labels": [3], "num_inference_steps": 1, **settings})
+    assert message in str(error.value)
+    assert "--" not in str(error.value)
+
+
+def test_a_pipeline_of_an_earlier_version_is_served(exported):
+    pipe = load_pipeline(exported[1])
+    images = pipe([3], 1.5, 2, sampler="ddim", output_type="pt").images
+    earlier = dict(cfg_scale=1.5, steps=2, seed=0, sampler="ddim")
+    assert torch.equal(pipe.transformer.sample(pipe.vae, [3], earlier) / 255, images)
+
+
 def test_half_precision_is_a_setting_of_the_call(exported):
     _, folder = exported
     with pytest.raises(ValueError, match="precision='bf16'"):

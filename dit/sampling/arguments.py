@@ -20,7 +20,7 @@ NAMES = {"cfg_scale": "guidance_scale", "steps": "num_inference_steps"}
 ELSEWHERE = {
     "cfg_scale": "pass guidance_scale",
     "steps": "pass num_inference_steps",
-    "image_size": "pass it to Pipeline.from_pretrained",
+    "image_size": "pass it to dit.Pipeline.from_pretrained",
     "compile": "it belongs to the command line, where one process samples many images",
 }
 """Settings that a call does not take, and what to do instead."""
