@@ -32,7 +32,8 @@ class EditConfig(SamplerConfig):
 
     # -- edit ------------------------------------------------------------------------------------
     run: Path
-    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    """Run directory, checkpoint directory, file of EMA weights (.safetensors), folder of
+    `dit export` or of a DiT of diffusers, or OWNER/NAME of the Hugging Face hub."""
     inpaint: Path | None = None
     """An image to paint anew where --mask is white. Its center is cropped to the run's size."""
     mask: Path | None = None

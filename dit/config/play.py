@@ -20,7 +20,8 @@ class PlayConfig(SamplerConfig):
 
     # -- page ------------------------------------------------------------------------------------
     run: Positional[Path]
-    """Run directory, checkpoint directory, or a file of EMA weights (.safetensors)."""
+    """Run directory, checkpoint directory, file of EMA weights (.safetensors), folder of
+    `dit export` or of a DiT of diffusers, or OWNER/NAME of the Hugging Face hub."""
     host: str = "127.0.0.1"
     """Address to listen at: the default is reached from this machine only, 0.0.0.0 from the whole
     network. There is no password."""

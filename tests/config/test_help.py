@@ -121,6 +121,13 @@ def test_values_are_shown_by_kind(capsys):
     assert [*help_texts(ConvertConfig)][:2] == ["file", "out"]
 
 
+def test_all_commands_that_sample_take_the_same_runs():
+    kinds = [COMMANDS[name][0] for name in ("sample", "edit", "play", "show", "sweep", "nll")]
+    (text,) = {help_texts(kind)["run"].text for kind in kinds}
+    assert "folder of `dit export`" in text
+    assert "OWNER/NAME" in text
+
+
 def test_help_texts_of_a_run_come_with_its_settings():
     texts = help_texts(TrainConfig)
     assert texts["lr"].text == "Peak learning rate."
