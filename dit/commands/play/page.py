@@ -180,7 +180,8 @@ class Page:
             self.sampled = shown if shown.command else None
 
     def _build_interpolate(self) -> None:
-        names, named = self.classes.choices, self.classes.visible
+        names: Any = self.classes.choices
+        named = self.classes.visible
         ends = (self.card.ids[0], self.card.ids[-1]) if named else (None, None)
         with gr.Row():
             one = gr.Dropdown(names, value=ends[0], label="From", visible=named)
