@@ -1,7 +1,9 @@
 """Scores of images from Python: the numbers of `evaluate.py`, without its report."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dit.api.pipeline import MOST_PIXELS, Pipeline, PipelineOutput
+from dit.api.pipeline import MOST_PIXELS, Pipeline, PipelineOutput, prepare_call
 from dit.config import ScoringConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import extract
-from dit.evaluation.inputs.images import ImageSet, from_array
+from dit.evaluation.inputs.images import ImageSet, from_array, from_reader
 from dit.evaluation.metrics.bootstrap import interval
 from dit.evaluation.metrics.compute import score_names
 from dit.evaluation.references import (
@@ -25,11 +27,12 @@ from dit.evaluation.references import (
     prepare_reference,
     same_data,
     score_samples,
+    usual_count,
 )
 from dit.evaluation.samples import read_samples
-from dit.sampling.arguments import find_device, python_names
+from dit.sampling.arguments import find_device, plain_value, python_names
+from dit.sampling.generate import generate
 
-MOST_SAMPLES = 50_000  # of a pipeline, unless their number is given
 IMAGES = "uint8 [N, H, W, 3], a tensor [N, 3, H, W], a list of PIL images, or a folder"
 
 
@@ -85,7 +88,8 @@ def evaluate(
 
     Args:
         samples: A folder or an .npz file; uint8 [N, H, W, 3]; a tensor [N, 3, H, W], uint8 or in
-            0 … 1; a list of PIL images; what a pipeline returned; or a `Pipeline`, to sample from.
+            0 … 1; a list of PIL images; what a pipeline returned; or a `Pipeline`, to sample
+            from batch by batch.
         reference: The same, or any value of `--reference`; unless given, the data of the pipeline's
             run.
         extractor: Feature networks, as `--extractor`; `weights`: their local files.
@@ -93,7 +97,7 @@ def evaluate(
         crop: Crop the images of a reference to the samples' size, as ADM does; unless given, those
             of the run's own data.
         bootstrap: Resamples for the intervals; 0: none.
-        batch_size: Images at once.
+        batch_size: Images at once, of a pipeline too.
         cache: Keep features of references on the disk.
         device: Of the feature networks; the fastest kind of this machine unless given.
         settings: Of a pipeline's calls, such as guidance_scale.
@@ -119,12 +123,12 @@ def evaluate(
         found = _reference(reference, size, crop, trained)
         extractors = choose_extractors(names, tuple(weights), found.network, ranks)
         scoring = [one.name for one in extractors]
-        prepared = prepare_reference(found, extractors, scoring, None, batch_size, ranks, cache)
         if pipe:
-            count = num_samples or min(MOST_SAMPLES, len(found.images or range(MOST_SAMPLES)))
-            made = pipe(num_images=count, batch_size=batch_size, output_type="pil", **settings)
-            images = _images(made, "samples")
+            # what the run cannot do shows before the reference is read
+            count = usual_count(found) if num_samples is None else num_samples
+            images = _sampled(pipe, count, batch_size, settings)
         assert images
+        prepared = prepare_reference(found, extractors, scoring, None, batch_size, ranks, cache)
         features = extract(images, extractors, batch_size, ranks, "features of samples")
         scores = score_samples(features, prepared, scoring, ranks.device)
 
@@ -158,6 +162,33 @@ def _reference(
         return Reference("reference", images, None)
     own_data = data is not None and same_data(str(name), data) and str(name) != "digits"
     return find_reference(str(name), size, own_data if crop is None else crop, trained)
+
+
+def _sampled(pipe: Pipeline, count: Any, batch_size: int, settings: Mapping[str, Any]) -> ImageSet:
+    """Return images of a pipeline that are made when they are read, in batches.
+
+    Read in order, no more than a batch is in memory, and none is made twice.
+    """
+    if "num_images" in settings:
+        raise UserError("num_images with a pipeline to score", "num_samples", "")
+    count = plain_value("num_samples", count)
+    if type(count) is not int or count < 2:
+        raise UserError(f"num_samples {count!r}", "a whole number, 2 or more", "")
+    pipeline, labels = prepare_call(pipe, num_images=count, batch_size=batch_size, **settings)
+    batches = torch.arange(count).split(pipeline.settings.batch_size)
+    lock = threading.Lock()
+
+    @lru_cache(maxsize=1)
+    def make(batch: int) -> Tensor:
+        indices = batches[batch]
+        return generate(pipeline, torch.tensor(labels)[indices], indices)
+
+    def read(index: int) -> Tensor:
+        batch, position = divmod(index, pipeline.settings.batch_size)
+        with lock:
+            return make(batch)[position]
+
+    return from_reader(read, count, pipe.image_size, "samples")
 
 
 def _images(given: Any, name: str) -> ImageSet:

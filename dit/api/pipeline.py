@@ -157,26 +157,19 @@ class Pipeline:
             kinds = ", ".join(get_args(OutputType))
             do = did_you_mean(str(output_type), get_args(OutputType))
             raise UserError(f"output_type {output_type!r}", f"one of {kinds}", do)
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            given = f"callback_on_step_end of type {type(callback_on_step_end).__name__}"
-            raise UserError(given, "a function", "")
-        config = sampler_settings(
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            sampler=sampler,
-            seed=seed,
-            **settings,
-        )
         with python_names():
-            run, labels = self._resolve(classes, negative_prompt)
-            labels = _repeat(labels, num_images)
-            config = replace(config, batch_size=min(config.batch_size, len(labels)))
-            pipeline = build_pipeline(run, config)
-            rows = 2 if config.cfg_scale != 1 and not config.guide else 1
-            require_samples_fit(run, config.batch_size, config.precision, rows)
-            self._encode_captions(run, labels)
-            if callback_on_step_end:
-                pipeline = with_step_callback(pipeline, self._observer(callback_on_step_end))
+            pipeline, labels = prepare_call(
+                self,
+                classes,
+                num_images=num_images,
+                callback_on_step_end=callback_on_step_end,
+                negative_prompt=negative_prompt,
+                guidance_scale=guidance_scale,
+                num_inference_steps=num_inference_steps,
+                sampler=sampler,
+                seed=seed,
+                **settings,
+            )
             return PipelineOutput(_make(pipeline, labels, output_type), labels)
 
     def save_pretrained(
@@ -257,6 +250,35 @@ class Pipeline:
             return replaced
 
         return observe
+
+
+def prepare_call(
+    pipe: Pipeline,
+    classes: Classes = None,
+    *,
+    num_images: int | None = None,
+    callback_on_step_end: Callback | None = None,
+    negative_prompt: str = "",
+    **settings: Any,
+) -> tuple[SamplingPipeline, list[int]]:
+    """Return what makes the images of a call, and their class ids [N]; nothing is sampled yet.
+
+    Arguments are those of `Pipeline.__call__`; errors name flags.
+    """
+    if callback_on_step_end is not None and not callable(callback_on_step_end):
+        given = f"callback_on_step_end of type {type(callback_on_step_end).__name__}"
+        raise UserError(given, "a function", "")
+    config = sampler_settings(**settings)
+    run, labels = pipe._resolve(classes, negative_prompt)
+    labels = _repeat(labels, num_images)
+    config = replace(config, batch_size=min(config.batch_size, len(labels)))
+    pipeline = build_pipeline(run, config)
+    rows = 2 if config.cfg_scale != 1 and not config.guide else 1
+    require_samples_fit(run, config.batch_size, config.precision, rows)
+    pipe._encode_captions(run, labels)
+    if callback_on_step_end:
+        pipeline = with_step_callback(pipeline, pipe._observer(callback_on_step_end))
+    return pipeline, labels
 
 
 def _as_list(classes: Any) -> list[Any]:

@@ -11,12 +11,14 @@ from dit.evaluation.inputs.features import extract
 from dit.evaluation.inputs.images import ImageSet, read_images
 from dit.evaluation.metrics.memorisation import extract_training_images, pixel_extractor
 from dit.evaluation.references import (
+    MOST_SAMPLES,
     Reference,
     choose_extractors,
     find_reference,
     keep_classes,
     prepare_reference,
     same_data,
+    usual_count,
 )
 from dit.evaluation.samples import (
     choose_classes,
@@ -31,7 +33,6 @@ from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
 from dit.utils.outputs import require_outside
 
-MOST_SAMPLES = 50_000
 SAMPLER_FLAGS = [field.name for field in dataclasses.fields(SamplerConfig)]
 
 
@@ -133,10 +134,7 @@ def _find_reference(
 
 def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Reference) -> int:
     """Return how many samples are scored: unless given, as many as the reference has images."""
-    # Statistics are usually of more images than an .npz file holds.
-    images = reference.images if reference.statistics is None else None
-    available = min(MOST_SAMPLES, len(images)) if images else MOST_SAMPLES
-    count = len(samples) if samples else cfg.num_samples or available
+    count = len(samples) if samples else cfg.num_samples or usual_count(reference)
     if count < 2:
         raise UserError(
             f"{count} image in reference {reference.name}",

@@ -31,6 +31,7 @@ from dit.evaluation.metrics.frechet import from_moments
 from dit.latents.shards import holds_latents, read_encoding
 from dit.utils.image_size import Size, describe_size, format_size, size_flag, size_of
 
+MOST_SAMPLES = 50_000  # that are drawn, unless their number is given
 STATISTICS_ONLY = "the reference has statistics only, no images"
 
 
@@ -131,6 +132,13 @@ def keep_classes(reference: Reference, names: Collection[str]) -> Reference:
             "pass other --classes, or another --reference",
         )
     return replace(reference, images=select(images, kept))
+
+
+def usual_count(reference: Reference) -> int:
+    """Return how many samples to draw: as many as the reference has images, at most 50,000."""
+    # Statistics are usually of more images than an .npz file holds.
+    images = reference.images if reference.statistics is None else None
+    return min(MOST_SAMPLES, len(images)) if images else MOST_SAMPLES
 
 
 def same_data(name: str, other: str) -> bool:

@@ -1,6 +1,7 @@
 """Scores in Python: the numbers of evaluate.py on the same pixels."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dit.commands.evaluate import evaluate as command
 from dit.config import EvalConfig
 from dit.distributed.ranks import Ranks
 from dit.evaluation.metrics import compute as metrics
+from dit.sampling.generate import generate
 
 CNN = "colour-cnn"
 DISTANCE = "FD(colour-cnn)"
@@ -92,6 +94,37 @@ def test_a_pipeline_is_sampled_as_evaluate_py_does(weights, folders, tmp_path):
     assert dict(dit.evaluate(made, reference, extractor=CNN, bootstrap=0, device="cpu")) == dict(
         found
     )
+
+
+def test_a_pipeline_has_a_batch_of_samples_in_memory(weights, monkeypatch):
+    made = []
+
+    def watched(pipeline, labels, indices):
+        # of the batches before, the last at most is still there
+        assert sum(batch() is not None for batch, _ in made) < 2
+        images = generate(pipeline, labels, indices)
+        made.append((weakref.ref(images), indices.tolist()))
+        return images
+
+    monkeypatch.setattr("dit.api.evaluate.generate", watched)
+    pipe = dit.Pipeline.from_pretrained(weights, "cpu")
+    settings = dict(extractor=CNN, bootstrap=0, device="cpu", num_inference_steps=1)
+    dit.evaluate(pipe, random_pixels(12), batch_size=3, num_samples=11, **settings)
+    # each is made once, the last batch is smaller
+    assert [indices for _, indices in made] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
+
+
+def test_mistakes_in_settings_of_a_pipeline_show_before_the_reference_is_read(weights):
+    pipe = dit.Pipeline.from_pretrained(weights, "cpu")
+    for settings, message in (
+        (dict(num_samples=1), "num_samples 1; expected a whole number, 2 or more"),
+        (dict(num_samples=0), "num_samples 0"),
+        (dict(num_images=4), "num_images with a pipeline to score; expected num_samples"),
+        (dict(output_type="np"), "argument 'output_type'"),
+        (dict(guidance_scale=-1.0), "guidance_scale=-1"),
+    ):
+        with pytest.raises(dit.UserError, match=message):
+            dit.evaluate(pipe, random_pixels(4), extractor=CNN, device="cpu", **settings)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,14 +93,20 @@ def from_array(array: np.ndarray, name: str, labels: Sequence[Any] | None) -> Im
         image = torch.from_numpy(pixels[index]).permute(2, 0, 1)
         return image.expand(3, -1, -1)  # of gray images, without a copy
 
-    return ImageSet(
-        name=name,
-        count=len(pixels),
-        size=pixels.shape[1:3],
-        read=read,
-        contents=lambda: _hash_pixels(read, pixels.shape[:3], name),
-        labels=None if labels is None else [str(label) for label in labels],
-    )
+    names = None if labels is None else [str(label) for label in labels]
+    return from_reader(read, len(pixels), pixels.shape[1:3], name, names)
+
+
+def from_reader(
+    read: Callable[[int], Tensor],
+    count: int,
+    size: tuple[int, int],
+    name: str,
+    labels: list[str] | None = None,
+) -> ImageSet:
+    """Return images that a function has by their index: [3, H, W] uint8 of this size [H, W]."""
+    contents = partial(_hash_pixels, read, (count, *size), name)
+    return ImageSet(name, count, size, read, contents, labels)
 
 
 def from_data(images: Images, name: str) -> ImageSet:
