@@ -52,7 +52,8 @@ def test_images_are_those_of_the_grid_of_sample_py(pipe, weights, tmp_path):
     labels = [2, 2, 9, 9]
     out = pipe(labels, num_inference_steps=3, output_type="pt", **PLAIN)
     file = tmp_path / "grid.png"
-    sample(SampleConfig(run=weights, classes=("2,9",), per_class=2, steps=3, out=file), Ranks())
+    config = SampleConfig(run=weights, classes=("2,9",), per_class=2, steps=3, out=file, **PLAIN)
+    sample(config, Ranks())
     images = (out.images * 255).round().to(torch.uint8)
     expected = pictures.grid(images, ["2", "9"], 2, pictures.fitting_scale(8))
     assert np.array_equal(np.array(pictures.Image.open(file)), np.array(expected))
