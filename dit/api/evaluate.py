@@ -196,7 +196,7 @@ def _images(given: Any, name: str) -> ImageSet:
     if isinstance(given, PipelineOutput):
         given = given.images
     if isinstance(given, str | Path):
-        return read_samples(Path(given).expanduser())
+        return read_samples(Path(given).expanduser(), _pipeline_of)
     if isinstance(given, list | tuple) and given and isinstance(given[0], Image.Image):
         if len({image.size for image in given}) > 1:
             raise UserError(f"{name} of different sizes", "images of one size", "")
@@ -212,6 +212,10 @@ def _images(given: Any, name: str) -> ImageSet:
     if len(images) < 2:
         raise UserError(f"{len(images)} image in {name}", "at least 2, better thousands", "")
     return images
+
+
+def _pipeline_of(run: Path) -> str:
+    return f"dit.Pipeline.from_pretrained({str(run)!r})"
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dit.config import SamplerConfig
 from dit.encoders.text import Captioned
 from dit.errors import UserError, did_you_mean
 from dit.runs.locate import locate_run
-from dit.sampling.arguments import find_device, plain_value, python_names, sampler_settings
+from dit.sampling.arguments import checked, find_device, plain_value, python_names, sampler_settings
 from dit.sampling.classes import find_class
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import generate, require_finite, sample_latents
@@ -82,9 +83,12 @@ class Pipeline:
 
         >>> pipe = dit.Pipeline.from_pretrained("owner/name", device="cpu")  # doctest: +SKIP
         """
-        # what dit.train returned has a path too
-        path = locate_run(getattr(source, "path", source))
-        return cls(load_run(path, find_device(device), image_size))
+        place = find_device(device)
+        with python_names():
+            config = checked(SamplerConfig, {"image_size": image_size}, {})
+            # what dit.train returned has a path too
+            path = locate_run(getattr(source, "path", source), "source")
+            return cls(load_run(path, place, config.image_size))
 
     @property
     def classes(self) -> list[str]:
@@ -194,7 +198,7 @@ class Pipeline:
         from dit.export.model_card import About
 
         save = export_diffusers if format == "diffusers" else save_folder
-        with python_names():
+        with python_names({"out": "folder", "to": "format"}):
             return save(self.run, Path(folder), about=About(license))
 
     def push_to_hub(
@@ -211,7 +215,7 @@ class Pipeline:
         """
         from dit.export.hub import push_to_hub
 
-        with python_names():
+        with python_names({"repo": "repo_id"}):
             return push_to_hub(self.run, repo_id, private=private, token=token, license=license)
 
     def _resolve(self, classes: Classes, negative: str) -> tuple[LoadedRun, list[int]]:

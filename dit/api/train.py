@@ -1,6 +1,7 @@
 """Training from Python: on images in memory, and of networks of the user's own."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from dit.errors import UserError, did_you_mean
 from dit.latents.first_stage import suitable_size
 from dit.latents.load import columns_of, refuse_digits_on_colour
 from dit.runs.logs import read_metrics
-from dit.sampling.arguments import checked, find_device, python_names
+from dit.sampling.arguments import as_arguments, checked, find_device, python_names
 from dit.sampling.load import load_run
 from dit.training.checked_data import Given
 from dit.training.defaults import default_settings
 from dit.training.run_training import run_training
 from dit.utils.imports import class_name
 
+NAMES = {"batch_size": "global_batch_size"}
+"""Settings of training whose field has another name than their flag."""
+ELSEWHERE = {
+    "device": "training takes the fastest kind of this machine; CUDA_VISIBLE_DEVICES chooses GPUs",
+}
+"""Settings of other calls, and what to do instead."""
 MOST_ON_GPU, MOST_ON_CPU = 256, 64  # pixels a side of images, unless image_size is given
 
 
@@ -48,7 +55,9 @@ class Run:
 
         >>> run.pipeline(device="cpu")(["cat"])                          # doctest: +SKIP
         """
-        return Pipeline(load_run(self.path, find_device(device), module=self._module))
+        place = find_device(device)
+        with python_names():
+            return Pipeline(load_run(self.path, place, module=self._module))
 
 
 def train(
@@ -95,14 +104,15 @@ def train(
         settings["model"] = network if isinstance(network, str) else _name(network)
     if out is not None:
         settings["out"] = Path(out)
-    with python_names({}):
+    in_words = partial(as_arguments, names=NAMES)
+    with python_names(NAMES):
         config = chosen_settings(config, settings, items)
         images = None
         if items is not None:
             images = OwnImages(items, IN_MEMORY, config.image_size, columns_of(config))
             refuse_digits_on_colour(config, images)
         with ranks() as joined, shortages_as_user_errors(config):
-            trained = run_training(config, joined, given=Given(images, module))
+            trained = run_training(config, joined, given=Given(images, module, in_words))
     assert trained, "only a dry run has none"
     path = trained.run
     # it saved what was learned; code after this call expects a run that was trained
@@ -120,7 +130,7 @@ def chosen_settings(
     known = list(TrainConfig.__dataclass_fields__)
     for name in settings:
         if name not in known:
-            do = did_you_mean(name, known, "see dit.TrainConfig")
+            do = ELSEWHERE.get(name) or did_you_mean(name, known, "see dit.TrainConfig")
             raise UserError(f"argument {name!r}", "a field of dit.TrainConfig", do)
     if config is None:
         typed = {flag_name(name): _words(value) for name, value in settings.items()}
@@ -129,12 +139,17 @@ def chosen_settings(
             most = MOST_ON_GPU if find_device(None).type == "cuda" else MOST_ON_CPU
             typed["--image-size"] = [str(suitable_size(side, most))]
         config = default_settings(typed) or TrainConfig()
-    values = {name: getattr(config, name) for name in known}
-    config = checked(TrainConfig, values | settings, {})
+    values = {name: getattr(config, name) for name in known} | settings
+    if values["resume"] is True:
+        do = "pass resume='auto' and the run as out, or the run as resume"
+        raise UserError("resume=True", "'auto', or a run directory", do)
+    config = checked(TrainConfig, values, {})
     if config.resume not in (None, "auto") and config.out is None:
         config = replace(config, out=Path(config.resume))
     if config.dry_run:
-        raise UserError("dry_run in dit.train", "a training", "use the command train.py --dry-run")
+        raise UserError(
+            "dry_run in dit.train", "a training", "use the command `train.py --dry-run`"
+        )
     return config
 
 

@@ -49,8 +49,8 @@ def refuse_unread_labels(root: Path, images: ImageFolder) -> None:
                 "read in a folder",
                 "to know that there are no classes, or tar shards, where .cls, .txt and .json are "
                 "read",
-                f"pass --num-classes 0, or pack them: tar --sort=name -C {shell_quote(folder)} "
-                f"-cf {shell_quote(root.resolve().name + '.tar')} .",
+                f"pass --num-classes 0, or pack them: `tar --sort=name -C {shell_quote(folder)} "
+                f"-cf {shell_quote(root.resolve().name + '.tar')} .`",
             )
         table = _find_table(file, names, stems, file.parent in (root, folder))
         if table or _quotes_image(file, names):

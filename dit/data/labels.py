@@ -84,7 +84,8 @@ class Labels:
         raise UserError(
             f"class {label!r} of {where}",
             expected,
-            "correct it, choose another --label-column, or pass --num-classes 0 for no classes",
+            "correct it, pass --num-classes 0 for no classes, or choose another --label-column if "
+            "the data has columns",
         )
 
     def classes(self, labels: Iterable[Label]) -> list[str]:
@@ -100,7 +101,7 @@ class Labels:
             raise UserError(
                 f"classes are both numbers and names: {examples[int]!r}, {examples[str]!r}",
                 "one or the other",
-                "correct them, or choose another --label-column",
+                "correct them, or choose another --label-column if the data has columns",
             )
         if str in examples:
             return sort_names(distinct)  # type: ignore[arg-type]

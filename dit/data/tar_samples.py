@@ -143,7 +143,7 @@ def _follow_link(
         raise UserError(
             f"{link.name} in {shard} is a link to {link.linkname}, which is not before it",
             "files",
-            "pack it again, with tar --dereference --hard-dereference",
+            "pack it again, with `tar --dereference --hard-dereference`",
         )
     target = copy.copy(target)
     target.name = link.name

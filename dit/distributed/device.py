@@ -49,7 +49,7 @@ def _choose_gpu(launch: Launch) -> torch.device:
         raise UserError(
             f"rank {launch.local_rank} of this machine, which has {count} GPUs",
             "one rank a GPU",
-            f"pass torchrun --nproc-per-node {count}",
+            f"start with `torchrun --nproc-per-node {count}`",
         )
     device = torch.device("cuda", launch.local_rank)
     torch.cuda.set_device(device)

@@ -85,5 +85,5 @@ def _refusal(given: str, expected: str) -> UserError:
     return UserError(
         given,
         expected,
-        "start with torchrun --nproc-per-node N, or unset WORLD_SIZE and RANK to run alone",
+        "start with `torchrun --nproc-per-node N`, or unset WORLD_SIZE and RANK to run alone",
     )

@@ -94,7 +94,7 @@ def find_reference(
         raise UserError(
             f"samples of {describe_size(size)} and statistics of {recorded} in {name}",
             "one size for both",
-            f"make statistics with dit stats {size_flag(size)}",
+            f"make statistics with `dit stats {size_flag(size)}`",
         )
     if statistics and not has_images(path):
         return Reference(name, None, statistics)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,17 @@ OPTIONAL = (
 )
 
 
-def read_samples(path: Path) -> ImageSet:
+def _run_flag(run: Path) -> str:
+    return f"--run {shell_quote(run)}"
+
+
+def read_samples(path: Path, of_run: Callable[[Path], str] = _run_flag) -> ImageSet:
     """Return the images to score; refuse a run, whose pictures are curves and grids.
 
     Two or more are needed: what is wrong shows before any network is loaded.
+
+    Args:
+        of_run: How to pass a run, which is sampled first, instead.
     """
     for run in (path, path.parent):
         if (path == run or path.name == "samples") and (is_run(run) or checkpoints(run)):
@@ -39,8 +46,8 @@ def read_samples(path: Path) -> ImageSet:
             raise UserError(
                 f"--samples {path} is {what}",
                 "a folder of images, or an .npz file",
-                f"pass --run {shell_quote(run)} to sample from it and score, or --samples with "
-                "the folder of sample.py --num-samples",
+                f"pass {of_run(run)} to sample from it and score, or --samples with the folder of "
+                "`sample.py --num-samples`",
             )
     images = read_images(path)
     if len(images) < 2:

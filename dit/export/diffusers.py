@@ -64,7 +64,7 @@ def export_diffusers(
         raise UserError(
             f"{run.weights.path} with --conditioning text for diffusers",
             "a network of classes, or without",
-            "pass --to folder: this package draws its captions",
+            "export it in the format of this package, which draws its captions",
         )
     from dit.export.network import RunNetwork
 

@@ -89,7 +89,7 @@ def refuse_own_code(run: LoadedRun) -> None:
         raise UserError(
             f"{run.weights.path} of --model {model} for diffusers or the hub",
             "a network of this package",
-            "its code is not in the file: share a folder of --to folder, and the code",
+            "its code is not in the file: share a folder of this package's format, and the code",
         )
 
 

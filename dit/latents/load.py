@@ -132,7 +132,7 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
 
     data = f"--data {config.data}"
     vae, size = f"--vae {shell_quote(config.vae)}", size_flag(config.image_size)
-    again = f"encode again: dit encode --data IMAGES --out OTHER {vae} {size}"
+    again = f"dit encode --data IMAGES --out OTHER {vae} {size}"
     # checksums, not names: the same autoencoder may be in another folder; pixels have none
     same_name = store.checksum is not None or store.vae == autoencoder.name
     if store.checksum != autoencoder.checksum or not same_name:
@@ -140,7 +140,7 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
         raise UserError(
             f"{data} was encoded by {store.vae} ({theirs}), not by --vae {config.vae} ({ours})",
             "the autoencoder of the latents",
-            f"pass --vae {shell_quote(store.vae)}, or {again}",
+            f"pass --vae {shell_quote(store.vae)}, or encode again: `{again}`",
         )
     if sides(store.image_size) != sides(config.image_size):
         stored = size_flag(store.image_size)
@@ -155,7 +155,7 @@ def open_store(config: TrainConfig, autoencoder: Autoencoder, ranks: Ranks) -> L
         raise UserError(
             f"--flip with {data}, which holds no mirrored images",
             "latents with flips",
-            f"drop --flip, or {again} --flip",
+            f"drop --flip, or encode again: `{again} --flip`",
         )
     return store
 
@@ -174,7 +174,7 @@ def require_latents_of(card: ModelCard, run: Path, data: str) -> None:
         raise UserError(
             f"--data {data} was encoded with {theirs}, the run {run} was trained with {ours}",
             "latents like those of the run, or images",
-            f"encode again: dit encode --data IMAGES --out OTHER {ours}",
+            f"encode again: `dit encode --data IMAGES --out OTHER {ours}`",
         )
 
 

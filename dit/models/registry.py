@@ -127,7 +127,7 @@ def check_name(
         raise UserError(
             f"unknown model {name!r}",
             f"{DIT_PATTERN} or UNet-{{{','.join(unet.SIZES)}}}, or MODULE:CLASS",
-            did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see train.py --help"),
+            did_you_mean(name, [*DIT_NAMES, *unet.NAMES], "see `train.py --help`"),
         )
     if conditioning not in CONDITIONINGS:
         known = ", ".join(CONDITIONINGS)

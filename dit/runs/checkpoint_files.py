@@ -255,11 +255,11 @@ def _no_weights(path: Path) -> UserError:
         return UserError(given, "a run with a checkpoint", do)
     if (path / "config.json").is_file():
         given += ", which has the config.json of another network"
-        do = f"see dit info {shell_quote(path)}; an autoencoder goes to --vae of train.py"
+        do = f"see `dit info {shell_quote(path)}`; an autoencoder goes to `train.py --vae`"
         return UserError(given, expected, do)
     if not path.exists():
         return UserError(f"{given}, which is not there", expected, "check the path")
-    return UserError(given, expected, "train one: python train.py --out RUN")
+    return UserError(given, expected, "train one: `python train.py --out RUN`")
 
 
 # -- the best checkpoint ---------------------------------------------------------------------------

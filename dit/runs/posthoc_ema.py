@@ -114,7 +114,7 @@ def write_snapshot(
 ) -> None:
     """Write a file of RUN/ema atomically, and list it."""
     file = run / FOLDER / file_name(length, step)
-    require_usable(file, weights, f"continue with a lower --lr: --resume {shell_quote(run)}")
+    require_usable(file, weights, f"continue with a lower --lr: `--resume {shell_quote(run)}`")
     try:
         with write_atomically(file) as beside:
             write_weights(beside, weights, replace(card, ema_length=length), step)
@@ -127,7 +127,7 @@ def write_snapshot(
         raise UserError(
             f"{file} could not be written ({error})",
             "a writable disk with free space",
-            f"make room and continue with --resume {shell_quote(run)}",
+            f"make room and continue with `--resume {shell_quote(run)}`",
         ) from error
 
 

@@ -24,9 +24,11 @@ ELSEWHERE = {
     "compile": "it belongs to the command line, where one process samples many images",
 }
 """Settings that a call does not take, and what to do instead."""
+PYTHON_WORDS = {"null": "None", "true": "True", "false": "False"}
 Kind = TypeVar("Kind")
-FLAG = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
-PAIR = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*) (-?[\d.]+(?:e-?\d+)?)\b")
+FLAG = re.compile(r"(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)")
+NUMBERS = r"-?[\d.]+(?:e-?\d+)?(?: -?[\d.]+(?:e-?\d+)?)*"
+PAIR = re.compile(rf"(?<![\w-])--([a-z]+(?:-[a-z]+)*) ({NUMBERS}|[A-Z]{{2,}}(?:_[A-Z]+)*)\b")
 
 
 @contextmanager
@@ -48,17 +50,34 @@ def python_names(names: Mapping[str, str] = NAMES) -> Iterator[None]:
 
 
 def as_arguments(text: str, names: Mapping[str, str] = NAMES) -> str:
-    """Return a message with `--cfg-scale 3` as `guidance_scale=3`."""
+    """Return a message with `--cfg-scale 3` as `guidance_scale=3`, and `--no-flip` as `flip=False`.
+
+    Commands between backticks keep their flags. Flags alone there become arguments, to be copied.
+    """
 
     def name(flag: str) -> str:
         setting = flag.replace("-", "_")
         return names.get(setting, setting)
 
+    def with_value(found: re.Match[str]) -> str:
+        value = found[2].replace(" ", ", ")
+        return f"{name(found[1])}={value if value == found[2] else f'({value})'}"
+
+    def without_value(found: re.Match[str]) -> str:
+        return f"{name(found[2])}=False" if found[1] else name(found[2])
+
+    def copied(flag: str) -> str:
+        plain = PAIR.sub(with_value, flag)
+        setting, *value = flag[2:].split()
+        return plain if plain != flag or not value else f"{name(setting)}={' '.join(value)!r}"
+
     parts = text.split("`")
-    # between backticks are commands, which have flags
-    for i in range(0, len(parts), 2):
-        parts[i] = PAIR.sub(lambda found: f"{name(found[1])}={found[2]}", parts[i])
-        parts[i] = FLAG.sub(lambda found: name(found[1]), parts[i])
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            parts[i] = FLAG.sub(without_value, PAIR.sub(with_value, part))
+        elif part.startswith("--"):
+            flags = re.split(r" (?=--)", part)
+            parts[i] = ", ".join(FLAG.sub(without_value, copied(flag)) for flag in flags)
     return "`".join(parts)
 
 
@@ -86,6 +105,8 @@ def checked(kind: type[Kind], values: Mapping[str, Any], names: Mapping[str, str
         text = as_arguments(str(error), names)
         for name, python in names.items():
             text = re.sub(rf"^{name}\b", python, text)
+        # JSON's words for Python's
+        text = re.sub(r"\b(null|true|false)\b", lambda word: PYTHON_WORDS[word[0]], text)
         given, _, expected = text.rpartition(", not ")
         raise UserError(given or text, expected or "other settings", "") from None
 
@@ -123,5 +144,6 @@ def find_device(device: str | torch.device | None) -> torch.device:
         found = None
     if found is None or str(found) not in [*there, "cpu:0", "mps:0"]:
         expected = f"{', '.join(there)}, which this machine has"
-        raise UserError(f"device {device!r}", expected, "")
+        do = f"pass device={there[-1]!r}, or no device for the fastest kind"
+        raise UserError(f"device {str(device)!r}", expected, do)
     return found

@@ -30,9 +30,12 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
     named = _ids_by_name(card)
     ids: list[int] = []
     notes: list[str] = []
+    last = _count(card) - 1
+    expected = f"names of classes, or class ids from 0 to {last}, separated by commas"
+    see = "see `dit info RUN --classes` for all of them"
     for word in words:
         for name in _split(_composed(word), named):
-            label = _find(name, named, card, typed)
+            label = _find(name, named, card, typed, expected, see)
             ids.append(label)
             if _is_id(name, card) and int(name) != label:
                 other = card.class_name(int(name))
@@ -50,7 +53,9 @@ def find_class(given: str | int, card: ModelCard) -> int:
     if card.unconditional:
         raise UserError(f"class {given!r} for a run without classes", "no class", "pass None")
     if isinstance(given, str):
-        return _find(_composed(given).strip(), _ids_by_name(card), card, f"class {given!r}")
+        name, named = _composed(given).strip(), _ids_by_name(card)
+        expected = f"names of classes, or ids from 0 to {_count(card) - 1}"
+        return _find(name, named, card, f"class {given!r}", expected, "see pipe.classes")
     # the id after the last would be that of the null class
     if not 0 <= given < _count(card):
         last = _count(card) - 1
@@ -102,7 +107,9 @@ def _split(word: str, names: Collection[str]) -> list[str]:
     return found
 
 
-def _find(name: str, named: dict[str, list[int]], card: ModelCard, typed: str) -> int:
+def _find(
+    name: str, named: dict[str, list[int]], card: ModelCard, typed: str, expected: str, see: str
+) -> int:
     same = named.get(name, [])
     if len(same) == 1:
         return same[0]
@@ -114,11 +121,9 @@ def _find(name: str, named: dict[str, list[int]], card: ModelCard, typed: str) -
         )
     if _is_id(name, card):
         return int(name)
-    last = _count(card) - 1
-    see = "see `dit info RUN --classes` for all of them"
     raise UserError(
         f"{typed}: no class {name}" if name else f"{typed}: an empty name",
-        f"names of classes, or class ids from 0 to {last}, separated by commas",
+        expected,
         see if is_number(name) else did_you_mean(name, card.classes, see),
     )
 

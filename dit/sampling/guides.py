@@ -94,7 +94,7 @@ def load_classifier(run: LoadedRun, path: Path) -> NoisyClassifier:
         raise UserError(
             f"{flag} is a {weights.card.network.model}",
             "a run of `dit train-classifier`",
-            f"train one: dit train-classifier --run {shell_quote(run.home)}",
+            f"train one: `dit train-classifier --run {shell_quote(run.home)}`",
         )
     # a run without classes has the names of the classifier's
     num_classes = run.card.network.num_classes or len(run.card.classes)

@@ -75,7 +75,7 @@ class BatchLost(Exception):
         cause = self.cause
         if not saved or not isinstance(cause, UserError):
             return cause
-        resume = f"step {saved} is saved: continue with --resume {shell_quote(run)}"
+        resume = f"step {saved} is saved: continue with `--resume {shell_quote(run)}`"
         return UserError(cause.given, cause.expected, f"{cause.do}; {resume}")
 
 

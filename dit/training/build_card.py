@@ -69,7 +69,7 @@ def build_card(
         raise UserError(
             f"--data {config.data} has class {label} {theirs!r}, the run has {ours!r}",
             "the same classes for both",
-            "name the subfolders as the run's classes (see `dit info RUN --classes`)",
+            "name the classes of the data as the run's, which `dit info RUN --classes` lists",
         )
     if config.latent_norm == "vae":
         return card
@@ -151,12 +151,13 @@ def _check_classes(
         raise UserError(
             f"--data {config.data} has no classes, the run has {num_classes}",
             "the same classes for both",
-            "make a subfolder for each of the run's classes (see `dit info RUN --classes`)",
+            "sort the images by the run's classes, which `dit info RUN --classes` lists: in a "
+            "subfolder for each",
         )
     if num_classes and not in_data:
         raise UserError(
             f"--num-classes {num_classes} for data without classes",
-            "0, or one subfolder per class",
+            "0, or data with classes, such as one subfolder for each",
             "drop --num-classes to train without classes",
         )
     if 0 < num_classes < in_data:
@@ -176,7 +177,7 @@ def _check_classes(
             f"--model {config.model} with --data {config.data}, which has "
             f"{count_of(in_data, 'class') if in_data else 'no classes'}",
             "two or more classes",
-            "pass --data with one subfolder of images per class",
+            "pass data with classes, such as a subfolder of images for each",
         )
 
 

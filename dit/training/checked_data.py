@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,16 @@ NOTE = "data.json"  # in a run: which images were checked, and which of them are
 
 @dataclass(frozen=True)
 class Given:
-    """What Python code passes instead of names in the settings."""
+    """What Python code passes instead of names in the settings.
+
+    Args:
+        images, module: The data and the network.
+        in_words: How printed lines name settings; those of commands name flags.
+    """
 
     images: Images | None = None
-    module: nn.Module | None = None  # the network
+    module: nn.Module | None = None
+    in_words: Callable[[str], str] = str
 
 
 NOTHING = Given()

@@ -238,7 +238,7 @@ def _write_errors(checkpoint: Path) -> Iterator[None]:
         run = checkpoint.parent.parent
         retry = f"start again with --out {shell_quote(run)} (there is no earlier checkpoint)"
         if before := latest_checkpoint(run):
-            retry = f"continue with --resume {shell_quote(run)} ({before} is intact)"
+            retry = f"continue with `--resume {shell_quote(run)}` ({before} is intact)"
 
         raise UserError(
             f"{checkpoint} could not be written ({_cause(error)})",

@@ -66,7 +66,9 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
     """Return the preset photos, as it suits these images and this machine."""
     if not typed.keys() & HELP:
         _require_something(data)
-    if read_launch().rank == 0:
+    from dit.data.path_patterns import IN_MEMORY
+
+    if read_launch().rank == 0 and data != IN_MEMORY:
         # to import torch takes seconds
         print(f"start: looking at the images of {data}", file=sys.stderr, flush=True)
     from dit.config.presets import photos
@@ -170,14 +172,14 @@ def _settings_of(run: Path) -> TrainConfig:
         raise UserError(
             f"--resume {run}, a checkpoint of the run {home}",
             "the run, which continues from its newest one",
-            f"pass --resume {shell_quote(home)}; for an older one, first move those after it away",
+            f"pass `--resume {shell_quote(home)}`; for an older one, first move later ones away",
         )
     refuse_incomplete(run)
     if latest_checkpoint(run) is None:
         raise UserError(
             f"--resume {run}: no checkpoint there",
             "a run directory with checkpoints/",
-            "check the path, or start a run with --out RUN --resume auto",
+            "check the path, or start a run with `--out RUN --resume auto`",
         )
     return _open_intervals(dataclasses.replace(read_card(run).config, resume=str(run), out=run))
 

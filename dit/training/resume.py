@@ -74,7 +74,8 @@ def require_settings(run: Path, checkpoint: Path) -> list[str]:
         raise UserError(
             f"{run / CONFIG} is not that of {checkpoint.name} ({'; '.join(different.values())})",
             "the settings that it was trained with",
-            f"put them back, or remove the file: train.py --resume {shell_quote(run)} restores it",
+            "put them back, or remove the file, which "
+            f"`train.py --resume {shell_quote(run)}` restores",
         )
     return [*different.values()]
 
@@ -106,7 +107,7 @@ def require_same_settings(run: Path, card: ModelCard) -> None:
         raise UserError(
             f"run directory {run} has another configuration ({words})",
             "the same settings",
-            "use another --out, or the same flags",
+            "use another --out, or the settings that it has",
         )
 
 

@@ -59,7 +59,7 @@ def find_run(config: TrainConfig, ranks: Ranks) -> tuple[Path, Path | None]:
         raise UserError(
             f"run directory {run} has checkpoints",
             "a new directory",
-            f"pass --resume {shell_quote(run)} to continue it, or another --out",
+            f"pass `--resume {shell_quote(run)}` to continue it, or another --out",
         )
     ranks.on_main(partial(require_creatable_folder, run))
     ranks.on_main(partial(_require_utf8, run))

@@ -66,7 +66,7 @@ def run_training(
     with ranks.lock_folder(session.run), stop_on_signals(ranks) as stop:
         if ranks.main:
             if not session.finished:
-                print_header(session, inputs)
+                print_header(session, inputs, given)
             # the card comes first: with it the folder is a run, even if a kill follows
             write_card(session.run, session.card, session.finished)
             if not session.finished:
@@ -74,7 +74,7 @@ def run_training(
         note_start(session.run, asked, ranks)
         done = train_with_rollback(session, scores, stop)
     if ranks.main:
-        print_summary(session, done)
+        print_summary(session, done, given)
     return Trained(session.run, done, session.steps)
 
 

@@ -457,3 +457,40 @@ def test_the_pipeline_of_a_run_of_own_code_samples_as_sample_py(run, tmp_path):
     ):
         with pytest.raises(dit.UserError, match="ownnet:Net for diffusers or the hub"):
             share()
+
+
+# -- what training prints --------------------------------------------------------------------------
+
+COMMANDS_ONLY = ("--data in-memory", "--resume", "--steps", "--preset", "--batch-size", "--epochs")
+
+
+def test_lines_of_a_training_in_python_name_arguments(tmp_path, capsys):
+    settings = dict(vae="identity", image_size=8, model="DiT-Ti/4", out=tmp_path / "run")
+    settings |= dict(sample_every=0, global_batch_size=48, warmup=0)
+    for more in (dict(steps=2), dict(steps=2, resume="auto"), dict(steps=3, resume="auto")):
+        dit.train(data=arrays(), **settings, **more)
+    printed = "".join(capsys.readouterr())
+    for line in (
+        "it suits images, preset names another",
+        "warning: global_batch_size=48 of 24 images",
+        "pass more, such as steps=4",
+        "changed     steps=2 before, steps=3 now",
+        f"next        dit sample --run {tmp_path / 'run'}",
+    ):
+        assert line in printed
+    assert not [flag for flag in COMMANDS_ONLY if flag in printed]
+
+
+def test_what_needs_the_objects_of_a_script_is_no_command(tmp_path, modules, capsys):
+    import ownnet
+
+    settings = config(out=tmp_path / "run", steps=1)
+    data = arrays(24)[0], np.arange(24) % 2
+    dit.train(settings, data=data, network=ownnet.Wide(5))
+    assert "next        run.pipeline() of the run returned" in capsys.readouterr().out
+
+    settings = config(out=tmp_path / "stopped", steps=500, global_batch_size=24)
+    with pytest.raises(KeyboardInterrupt):
+        dit.train(settings, data=Interrupting(tmp_path / "stopped"))
+    resume = f"continue with: the same call with resume='auto' and out='{tmp_path / 'stopped'}'"
+    assert resume in capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_a_table_may_leave_out_the_extension(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("b.txt", "a dog", "b.txt lies beside b.png: .* tar --sort=name -C"),
+        ("b.txt", "a dog", "b.txt lies beside b.png: .* `tar --sort=name -C"),
         ("c.cls", "1", "c.cls lies beside c.jpg"),
         ("coco.json", '{"images": [{"file_name": "b.png"}]}', "coco.json lists images of"),
         (

@@ -64,7 +64,7 @@ def test_variables_left_over_are_named(environ, part):
         read_launch(environ)
     assert part in str(error.value)
     if "SLURM" not in part and "srun" not in part:
-        assert error.value.do.startswith("start with torchrun --nproc-per-node N, or unset")
+        assert error.value.do.startswith("start with `torchrun --nproc-per-node N`, or unset")
 
 
 def test_a_command_says_it_in_one_line():

@@ -190,7 +190,7 @@ def test_a_file_that_becomes_unreadable_ends_a_run_that_is_saved(
     copy = shutil.copytree(data, tmp_path / "copy")
     break_at(monkeypatch, 4, lambda: [f.write_bytes(BROKEN) for f in data.rglob("*.png")])
     out = tmp_path / "run"
-    message = r"\.png cannot be read .* step 4 is saved: continue with --resume "
+    message = r"\.png cannot be read .* step 4 is saved: continue with `--resume "
     with pytest.raises(UserError, match=message):
         run(out, config)
     assert latest_checkpoint(out).name == "step-0000004"
@@ -208,7 +208,7 @@ def test_latents_that_become_unreadable_end_a_run_that_is_saved(
     latents = tmp_path / "latents"
     encode(EncodeConfig(data=str(data), out=latents, vae="identity", image_size=8), Ranks())
     break_at(monkeypatch, 3, lambda: os.truncate(latents / "shard-00000.npy", 200))
-    message = r"shard-00000\.npy breaks off .* step 3 is saved: continue with --resume "
+    message = r"shard-00000\.npy breaks off .* step 3 is saved: continue with `--resume "
     with pytest.raises(UserError, match=message):
         run(tmp_path / "run", config, data=str(latents))
     assert latest_checkpoint(tmp_path / "run").name == "step-0000003"

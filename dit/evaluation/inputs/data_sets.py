@@ -118,8 +118,8 @@ def _find_source(root: Path, encoding: Encoding) -> str:
         raise UserError(
             f"the latents {root}, of an earlier version, do not say where their images are",
             expected,
-            "pass --reference with their folder and --crop, or run dit encode again with the same "
-            "--out: finished shards stay",
+            "pass --reference with their folder and --crop, or run dit encode again into the same "
+            "folder: finished shards stay",
         )
     if not dataset_exists(encoding.data):
         raise UserError(

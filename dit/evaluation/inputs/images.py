@@ -230,7 +230,7 @@ def _different_sizes(
         f"images of different sizes: {first} is {describe_size(its_size)}, "
         f"{other} is {describe_size((height, width))}",
         "images of one size",
-        "crop them: --crop crops a reference, --image-size in dit stats",
+        "crop them: --crop crops a reference, `dit stats --image-size` statistics",
     )
 
 

@@ -69,7 +69,7 @@ def start_rows(
 
 def describe_preset(config: TrainConfig) -> str:
     """Return the preset, and for images that it was chosen for them."""
-    chosen = "; it suits --data with images, --preset names another"
+    chosen = "; it suits images, --preset names another"
     return config.preset + (chosen if config.preset == "photos" else "")
 
 

@@ -4,13 +4,17 @@ import numpy as np
 
 from dit.config import TrainConfig
 from dit.data.counts import count_of, describe_count
+from dit.data.path_patterns import IN_MEMORY
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.psnr import describe_psnr
 from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
-from dit.runs.card import NetworkSpec
+from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.assumed import AssumedAutoencoder, AssumedImageNet
+from dit.utils.files import shell_quote
 from dit.utils.image_size import describe_size
+
+UNEVEN = 20  # times as many images in a class as in another
 
 
 def describe_data(config: TrainConfig, source: Latents, spec: NetworkSpec) -> str:
@@ -33,6 +37,25 @@ def describe_balance(source: Latents) -> str:
     counts = np.bincount(source.labels, minlength=len(source.classes))
     least, most = counts.min(), counts.max()
     return f" ({most:,} each)" if least == most else f" ({least:,} to {most:,} each)"
+
+
+def question_classes(card: ModelCard) -> list[str]:
+    """Return what is probably not meant: a class that is learned little, as others have more."""
+    counts = card.class_counts
+    if not counts or not min(counts) or max(counts) < UNEVEN * min(counts):
+        return []
+    name = card.class_name(counts.index(min(counts)))
+    return [
+        f"class {name} has {count_of(min(counts), 'image')}, another has {max(counts):,}: it is "
+        "learned from few steps; add images of it"
+    ]
+
+
+def autoencoder_command(config: TrainConfig) -> str:
+    """Return the command that trains an autoencoder on the images of a training."""
+    if config.data == IN_MEMORY:
+        return "`dit train-vae --data FOLDER --out VAE`, with these images in the folder"
+    return f"`dit train-vae --data {shell_quote(config.data)} --out VAE`"
 
 
 def describe_latents(

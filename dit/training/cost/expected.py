@@ -18,17 +18,16 @@ from dit.latents.on_the_fly import OnlineLatents
 from dit.models.registry import count_parameters
 from dit.runs.checkpoint_files import checkpoint_step
 from dit.training.cost.assumed import AssumedAutoencoder
+from dit.training.cost.describe_data import autoencoder_command, question_classes
 from dit.training.cost.measured_time import expected_pace
 from dit.training.inputs import RunInputs
 from dit.training.length import count_previews
 from dit.training.session import TrainingPlan
-from dit.utils.files import shell_quote
 
 RESTORED = 32  # images that are encoded and decoded, to measure the first stage
 FEW, LARGE_CODEC = 4, 10_000_000  # images on a CPU, with an autoencoder of so many parameters
 MANY_EPOCHS = 5_000
 FEW_STEPS = 200  # after which samples are still noise
-UNEVEN = 20  # times as many images in a class as in another
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60))
 
 
@@ -94,7 +93,8 @@ def describe_disk(inputs: RunInputs, plan: TrainingPlan) -> str:
 def questions(inputs: RunInputs, steps: int, psnr: float | None) -> list[str]:
     """Return what is probably not meant: it is printed, not refused."""
     config, source = inputs.card.config, inputs.source
-    asked = _question_length(config, len(source.labels), steps) + _question_classes(inputs)
+    asked = _question_length(config, len(source.labels), steps)
+    asked += question_classes(inputs.card)
     if isinstance(source, OnlineLatents):
         asked += question_sizes(source.images, config.image_size, source.left_out)
     if inputs.pace and steps < FEW_STEPS:
@@ -103,7 +103,7 @@ def questions(inputs: RunInputs, steps: int, psnr: float | None) -> list[str]:
             "--minutes or --steps, and start again if another program kept this machine busy"
         )
     if psnr is not None and not is_enough(psnr):
-        other = f"pass one of `dit train-vae --data {shell_quote(config.data)} --out VAE`"
+        other = f"pass one of {autoencoder_command(config)}"
         if config.vae != TINY:
             other = f"pass --vae {TINY}, or one of `dit train-vae`"
         asked.append(
@@ -126,15 +126,3 @@ def _question_length(config: TrainConfig, images: int, steps: int) -> list[str]:
             "--steps, or add images"
         )
     return asked
-
-
-def _question_classes(inputs: RunInputs) -> list[str]:
-    """Ask about a class that is learned little, since others have many more images."""
-    counts = inputs.card.class_counts
-    if not counts or not min(counts) or max(counts) < UNEVEN * min(counts):
-        return []
-    name = inputs.card.class_name(counts.index(min(counts)))
-    return [
-        f"class {name} has {count_of(min(counts), 'image')}, another has {max(counts):,}: it is "
-        "learned from few steps; add images of it"
-    ]
