@@ -494,3 +494,22 @@ def test_what_needs_the_objects_of_a_script_is_no_command(tmp_path, modules, cap
         dit.train(settings, data=Interrupting(tmp_path / "stopped"))
     resume = f"continue with: the same call with resume='auto' and out='{tmp_path / 'stopped'}'"
     assert resume in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "warning"),
+    [
+        ([1, 2, 3], {}, "class 0 has no images: labels are counted from 0, these begin at 1"),
+        ([3, 4, 4], {}, "classes 0 to 2 have no images: labels are counted from 0, these begin at"),
+        ([0, 1, 3], {}, "1 of 4 classes has no images: 2; what is sampled"),
+        ([0, 1, 1], dict(num_classes=9), "7 of 9 classes have no images: 2, 3, 4, 5, 6, …"),
+        ([0, 1, 2], {}, None),
+        ([1, 1, 2], dict(num_classes=0), None),
+    ],
+)
+def test_classes_without_images_are_told_of(tmp_path, capsys, labels, settings, warning):
+    data = arrays(6)[0], np.array(labels * 2)
+    dit.train(config(out=tmp_path / "run", steps=1, **settings), data=data)
+    printed = capsys.readouterr().err
+    assert printed.count("no images") == (warning is not None)
+    assert warning is None or f"warning: {warning}" in printed

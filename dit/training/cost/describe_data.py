@@ -4,6 +4,7 @@ import numpy as np
 
 from dit.config import TrainConfig
 from dit.data.counts import count_of, describe_count
+from dit.data.labels import NAMED
 from dit.data.path_patterns import IN_MEMORY
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.psnr import describe_psnr
@@ -40,15 +41,35 @@ def describe_balance(source: Latents) -> str:
 
 
 def question_classes(card: ModelCard) -> list[str]:
-    """Return what is probably not meant: a class that is learned little, as others have more."""
+    """Return what is probably not meant: classes with few images, or without any."""
     counts = card.class_counts
-    if not counts or not min(counts) or max(counts) < UNEVEN * min(counts):
+    if not counts or not card.network.num_classes:
+        return []
+    if len(card.ids) < card.network.num_classes:
+        return [_question_empty(card)]
+    if max(counts) < UNEVEN * min(counts):
         return []
     name = card.class_name(counts.index(min(counts)))
     return [
         f"class {name} has {count_of(min(counts), 'image')}, another has {max(counts):,}: it is "
         "learned from few steps; add images of it"
     ]
+
+
+def _question_empty(card: ModelCard) -> str:
+    """Ask about classes without images, such as class 0 of labels that begin at 1."""
+    first, total = card.ids[0], card.network.num_classes
+    empty = sorted({*range(total)}.difference(card.ids))
+    if empty == [*range(first)] and card.class_name(0) == "0":
+        which = "class 0 has" if first == 1 else f"classes 0 to {first - 1} have"
+        return (
+            f"{which} no images: labels are counted from 0, these begin at {first}; subtract "
+            f"{first} from each"
+        )
+    names = ", ".join(map(card.class_name, empty[:NAMED])) + (", …" if len(empty) > NAMED else "")
+    have = "has" if len(empty) == 1 else "have"
+    given = f"{len(empty):,} of {count_of(total, 'class')} {have} no images: {names}"
+    return f"{given}; what is sampled of them is not learned"
 
 
 def autoencoder_command(config: TrainConfig) -> str:
