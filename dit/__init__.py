@@ -42,7 +42,7 @@ _MODULES = {
     "Scores": "dit.api.evaluate",
     "TrainConfig": "dit.config",
     "UserError": "dit.errors",
-    "create_model": "dit.models.registry",
+    "create_model": "dit.api.models",
     "evaluate": "dit.api.evaluate",
     "list_models": "dit.models.registry",
     "train": "dit.api.train",

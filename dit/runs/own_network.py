@@ -80,6 +80,12 @@ def require_fit(spec: NetworkSpec, recompute: str = "none") -> None:
         # the null class has the id after the last
         y[-1] = spec.num_classes
         given = f"--model {spec.model}"
+        if not any(one.requires_grad for one in network.parameters()):
+            raise UserError(
+                f"{given} has no parameters to train",
+                "a network with some",
+                "keep its layers as attributes, lists of them as nn.ModuleList, and requires_grad",
+            )
         inputs = f"x {list(x.shape)}, t {list(t.shape)}, y {y.tolist()}"
         try:
             out = network(x, t, y)

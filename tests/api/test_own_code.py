@@ -61,6 +61,21 @@ class Wrong(Net):
         return super().forward(x, t, y)[:, :1]
 
 
+class Empty(Net):
+    def __init__(self, input_size, in_channels, num_classes):
+        nn.Module.__init__(self)
+        self.layers = [nn.Linear(1, 1)]
+
+    def forward(self, x, t, y):
+        return x
+
+
+class Frozen(Net):
+    def __init__(self, *sizes, **kwargs):
+        super().__init__(*sizes, **kwargs)
+        self.requires_grad_(False)
+
+
 class Short(Net):
     def __init__(self, input_size, in_channels, num_classes):
         super().__init__(input_size, in_channels, num_classes - 1)
@@ -192,6 +207,8 @@ def test_the_dry_run_counts_them(modules, capsys):
         ),
         ("--model ownnet:Late", "fails on tensors without data"),
         ("--model ownnet:Wrong", "returns [2, 1, 8, 8] for x [2, 3, 8, 8]"),
+        ("--model ownnet:Empty", "--model ownnet:Empty has no parameters to train"),
+        ("--model ownnet:Frozen", "--model ownnet:Frozen has no parameters to train"),
         ("--model ownnet:Short", "y goes up to the null class, 2"),
         ("--model ownnet:Net --learn-sigma --process cosine", "--learn-sigma with --model ownnet"),
         ("--model ownnet:Net --block modern", "--block modern with --model ownnet:Net"),
@@ -382,6 +399,7 @@ def test_a_network_that_no_name_can_build_trains_and_is_sampled(tmp_path, module
     [
         (dict(network=3), "network of type int"),
         (dict(network=torch.nn.Linear(2, 2)), "fails on x"),
+        (dict(network=torch.nn.Identity()), "Identity has no parameters to train; expected"),
         (dict(data=3), "data of type int"),
         (dict(data=(np.zeros((4, 8, 8, 3)), [0] * 4)), "images float64"),
         (dict(data=(np.zeros((4, 8, 8, 3), np.uint8), [0] * 3)), "3 labels for 4 images"),

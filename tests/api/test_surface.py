@@ -1,6 +1,8 @@
 """The names of `import dit`: typed, listed, and imported when they are used."""
 
 import doctest
+import inspect
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -63,3 +65,26 @@ def test_models():
         dit.create_model("DiT-S2")
     with pytest.raises(dit.UserError, match="call the class itself"):
         dit.create_model("mynet:Net")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("DiT-S/2", dict(foo=1), "argument 'foo' of create_model; expected one of input_size, in_"),
+        ("DiT-S/2", dict(inputsize=8), "; did you mean input_size?"),
+        ("DiT-S/2", dict(conditioning="textt"), "conditioning textt; expected one of"),
+        ("DiT-S/2", dict(conditioning="text"), "conditioning='text' without text_width"),
+        ("DiT-S/2", dict(text_width=8), "text_width=8; expected"),
+        ("DiT-S/2", dict(input_size=33), "change model or input_size"),
+        ("UNet-S", dict(interval=True), "interval=True with UNet-S; expected a DiT"),
+        ("UNet-S", dict(unet_attention=(3,)), "unet_attention=3 with model UNet-S"),
+    ],
+)
+def test_arguments_of_create_model_that_do_not_fit_are_user_errors(name, settings, message):
+    with pytest.raises(dit.UserError, match=re.escape(message)):
+        dit.create_model(name, **settings)
+
+
+def test_create_model_shows_its_arguments():
+    arguments = inspect.signature(dit.create_model).parameters
+    assert arguments == inspect.signature(registry.create_model).parameters
