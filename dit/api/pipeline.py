@@ -19,7 +19,7 @@ from dit.sampling.arguments import checked, find_device, plain_value, python_nam
 from dit.sampling.classes import find_class
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import generate, require_finite, sample_latents
-from dit.sampling.load import LoadedRun, load_run, with_prompts
+from dit.sampling.load import LoadedRun, load_run, move_run, with_prompts
 from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.step_callback import with_step_callback
 from dit.utils.image_size import Size
@@ -175,6 +175,19 @@ class Pipeline:
                 **settings,
             )
             return PipelineOutput(_make(pipeline, labels, output_type), labels)
+
+    def to(self, device: str | torch.device) -> "Pipeline":
+        """Move network, autoencoder and text encoder to a device; return the pipeline.
+
+        A guide is loaded by each call, to the same device. No call may be in progress.
+
+        Raises:
+            UserError: This machine has no such device.
+
+        >>> pipe = dit.Pipeline.from_pretrained("mine", "cpu").to("cuda")  # doctest: +SKIP
+        """
+        self.run = move_run(self.run, find_device(device))
+        return self
 
     def save_pretrained(
         self,

@@ -39,8 +39,10 @@ class Run:
     """A run that was trained: its directory, and what it logged last.
 
     Args:
-        path: The run directory, as `--run` takes it.
+        path: The run directory, as `Pipeline.from_pretrained` and `--run` take it.
         metrics: The last line of its log by name, such as `loss` and `step`.
+        model: The name of its network.
+        steps: That it was trained for.
 
     >>> run = dit.train(data="photos/", minutes=5)                       # doctest: +SKIP
     >>> run.pipeline()(["cat"]).images[0]                                # doctest: +SKIP
@@ -48,7 +50,12 @@ class Run:
 
     path: Path
     metrics: dict[str, float]
+    model: str
+    steps: int
     _module: nn.Module | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.model}, steps={self.steps})"
 
     def pipeline(self, device: str | torch.device | None = None) -> Pipeline:
         """Return a pipeline of the EMA of the newest checkpoint.
@@ -120,7 +127,7 @@ def train(
         saved = f"resume='auto' with out={str(path)!r} continues"
         raise KeyboardInterrupt(f"stopped at step {trained.done} of {trained.steps}; {saved}")
     logged = [line for line in read_metrics(path / "metrics.jsonl") if "event" not in line]
-    return Run(path, logged[-1] if logged else {}, module)
+    return Run(path, logged[-1] if logged else {}, trained.model, trained.steps, module)
 
 
 def chosen_settings(

@@ -131,6 +131,12 @@ class Autoencoder:
         """The autoencoder's device, to which `encode`, `draw` and `decode` move their arguments."""
         return self.shift.device
 
+    def to(self, device: torch.device) -> "Autoencoder":
+        """Return it on a device, to which its network is moved."""
+        if network := getattr(self.codec, "network", None):
+            network.to(device)
+        return replace(self, shift=self.shift.to(device), scale=self.scale.to(device))
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Encode uint8 [B, 3, H, W] to moments float32 [B, 2C, h, w]: mean, then deviation of z."""

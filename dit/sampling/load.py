@@ -142,6 +142,23 @@ def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> L
     return with_classifier_labels(load_run(path, device, config.image_size), config.classifier)
 
 
+def move_run(run: LoadedRun, device: torch.device) -> LoadedRun:
+    """Return a run on a device, to which its networks are moved."""
+    without_captions(run.denoise.network).to(device)
+    moved = replace(run, autoencoder=run.autoencoder.to(device), device=device)
+    network = run.denoise.network
+    if not isinstance(network, Captioned):
+        return moved
+    *texts, null = network.captions.texts
+    encoder = network.captions.encoder
+    encoder.network.to(device)
+    # not the embeddings that it has, which are elsewhere
+    captions = Captions(texts, null, encoder)
+    return replace(
+        moved, denoise=replace(run.denoise, network=Captioned(network.network, captions))
+    )
+
+
 def without_captions(network: Callable[..., Tensor]) -> Any:
     """Return the network itself, which takes embeddings where the run has captions."""
     return network.network if isinstance(network, Captioned) else network

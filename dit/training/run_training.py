@@ -30,6 +30,7 @@ class Trained:
     run: Path
     done: int
     steps: int
+    model: str
 
 
 def run_training(
@@ -75,7 +76,7 @@ def run_training(
         done = train_with_rollback(session, scores, stop)
     if ranks.main:
         print_summary(session, done, given)
-    return Trained(session.run, done, session.steps)
+    return Trained(session.run, done, session.steps, session.card.network.model)
 
 
 def choose_eval_target(config: TrainConfig, ranks: Ranks, given: Given) -> "EvalTarget | None":

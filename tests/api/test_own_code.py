@@ -330,6 +330,7 @@ def test_training_in_python_is_that_of_the_command(run, modules):
 def test_images_in_memory_train_and_resume(tmp_path):
     images, labels = arrays()
     once = dit.train(config(out=tmp_path / "once"), data=(images, labels))
+    assert repr(once) == f"Run('{tmp_path / 'once'}', DiT-Ti/4, steps=4)"
     # as tensors, and in two parts
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
     dit.train(config(out=tmp_path / "twice", steps=2), data=tensors)

@@ -7,12 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from conftest import write_run
+from helpers.caption_runs import write_text_run
 from helpers.samples import pixels
 
 import dit
 from dit.commands.sample import sample
 from dit.config import SampleConfig
 from dit.distributed.ranks import Ranks
+from dit.encoders.text import Captioned
+from dit.sampling.load import without_captions
 from dit.utils import pictures
 
 CLASSES = ["7", 3, "0", 3]
@@ -192,9 +196,38 @@ def test_a_run_without_classes(make_run, small_networks):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", 3.5])
-def test_devices_that_are_not_there(weights, device):
-    with pytest.raises(dit.UserError, match="device"):
-        dit.Pipeline.from_pretrained(weights, device=device)
+def test_devices_that_are_not_there(weights, pipe, device):
+    for use in (
+        lambda: dit.Pipeline.from_pretrained(weights, device=device),
+        lambda: pipe.to(device),
+    ):
+        with pytest.raises(dit.UserError, match=f"device '{device}'; expected cpu.* pass device="):
+            use()
+    assert pipe.device.type == "cpu"
+
+
+def test_a_pipeline_that_moves_returns_itself(pipe):
+    before = pipe(1, num_inference_steps=2, output_type="latent").images
+    assert pipe.to("cpu") is pipe
+    assert torch.equal(pipe(1, num_inference_steps=2, output_type="latent").images, before)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: write_run(path, vae="digits", image_size=32), write_text_run]
+)
+def test_everything_that_computes_moves(tmp_path, small_networks, monkeypatch, write):
+    pipe = dit.Pipeline.from_pretrained(write(tmp_path / "run"), "cpu")
+    # a device that every machine has
+    monkeypatch.setattr("dit.api.pipeline.find_device", torch.device)
+    run = pipe.to("meta").run
+    assert {pipe.device.type, run.autoencoder.device.type} == {"meta"}
+    networks = [without_captions(run.denoise.network), getattr(run.autoencoder.codec, "network", 0)]
+    if isinstance(run.denoise.network, Captioned):
+        networks.append(run.denoise.network.captions.encoder.network)
+    for module in (part for network in networks if network for part in network.modules()):
+        # tensors that are neither parameters nor buffers would stay
+        plain = [one for one in vars(module).values() if isinstance(one, torch.Tensor)]
+        assert all(one.is_meta for one in [*module.parameters(), *module.buffers(), *plain])
 
 
 def test_another_size_is_that_of_sample_py(weights, tmp_path):

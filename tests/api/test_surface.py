@@ -46,7 +46,7 @@ def test_every_name_has_an_example():
     documented = [dit.Pipeline, dit.PipelineOutput, dit.Run, dit.Scores, dit.train, dit.evaluate]
     documented += [dit.list_models, dit.create_model, dit.Run.pipeline]
     documented += [getattr(dit.Pipeline, name) for name in ("from_pretrained", "__call__")]
-    documented += [getattr(dit.Pipeline, name) for name in ("save_pretrained", "push_to_hub")]
+    documented += [getattr(dit.Pipeline, name) for name in ("to", "save_pretrained", "push_to_hub")]
     for one in documented:
         assert doctest.DocTestParser().get_examples(one.__doc__), one
 
