@@ -9,7 +9,8 @@ from pathlib import Path
 from dit.errors import UserError, did_you_mean
 
 KINDS = (
-    "`digits`, a folder of images, tar shards, or a data set of Hugging Face (a folder, or hf:NAME)"
+    "`digits`, a folder of images, tar shards, a data set of Hugging Face (a folder, or hf:NAME), "
+    "or MODULE:CLASS of a data set of your own"
 )
 IN_MEMORY = "in-memory"
 """Value of `--data` in the card of a run whose data Python code passed."""

@@ -71,6 +71,7 @@ NO_CUDA = "device 'cuda:99'; expected cpu"
         (train(out=RUN, resume="auto"), "global_batch_size=64 there, global_batch_size=16 now"),
         (train(global_batch_size=7, grad_accum=2), "pass global_batch_size=6"),
         (train(num_classes=2, data=random_pixels(4)), "expected 0, or data with classes"),
+        (train(data="nothere"), "hf:NAME), or MODULE:CLASS of a data set of your own; check the path"),
         (train(device="cuda"), "argument 'device'; expected a field of dit.TrainConfig; training"),
         (train(dry_run=True), "use the command `train.py --dry-run`"),
         (train(data=(random_pixels(2), [0.5, 1])), "if the data has columns"),
