@@ -16,11 +16,12 @@ from dit.api.pipeline import MOST_PIXELS, Pipeline, PipelineOutput, prepare_call
 from dit.config import ScoringConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
-from dit.evaluation.inputs.features import extract
+from dit.evaluation.inputs.features import Extracted, extract
 from dit.evaluation.inputs.images import ImageSet, from_array, from_reader
 from dit.evaluation.metrics.bootstrap import interval
 from dit.evaluation.metrics.compute import score_names
 from dit.evaluation.references import (
+    PreparedReference,
     Reference,
     choose_extractors,
     find_reference,
@@ -90,16 +91,14 @@ def evaluate(
         samples: A folder or an .npz file; uint8 [N, H, W, 3]; a tensor [N, 3, H, W], uint8 or in
             0 … 1; a list of PIL images; what a pipeline returned; or a `Pipeline`, to sample
             from batch by batch.
-        reference: The same, or any value of `--reference`; unless given, the data of the pipeline's
-            run.
-        extractor: Feature networks, as `--extractor`; `weights`: their local files.
-        num_samples: Images to sample from a pipeline; unless given, as many as the reference has.
-        crop: Crop the images of a reference to the samples' size, as ADM does; unless given, those
-            of the run's own data.
+        reference: The same, or any value of `--reference`; unless given, a pipeline's own data.
+        extractor: Feature networks, as `--extractor`; weights: their local files.
+        num_samples: Of a pipeline; unless given, as many as the reference has images.
+        crop: Crop the reference to the samples' size; unless given, the run's own data only.
         bootstrap: Resamples for the intervals; 0: none.
         batch_size: Images at once, of a pipeline too.
         cache: Keep features of references on the disk.
-        device: Of the feature networks; the fastest kind of this machine unless given.
+        device: Of the feature networks; unless given, the fastest kind of this machine.
         settings: Of a pipeline's calls, such as guidance_scale.
 
     Raises:
@@ -130,15 +129,25 @@ def evaluate(
         assert images
         prepared = prepare_reference(found, extractors, scoring, None, batch_size, ranks, cache)
         features = extract(images, extractors, batch_size, ranks, "features of samples")
-        scores = score_samples(features, prepared, scoring, ranks.device)
+        return _score(features, prepared, scoring, bootstrap, ranks.device)
 
-        intervals = {}
-        for name in scoring:
-            distance, *_ = score_names(name)
-            target, value = prepared.targets[name].gaussian, scores[distance].value
-            if bootstrap and target is not None and value is not None:
-                values = features.networks[name].values
-                intervals[distance] = interval(values, target, value, bootstrap)
+
+def _score(
+    features: Extracted,
+    prepared: PreparedReference,
+    scoring: Sequence[str],
+    bootstrap: int,
+    device: torch.device,
+) -> Scores:
+    """Return the scores of samples with these features, and intervals of their distances."""
+    scores = score_samples(features, prepared, scoring, device)
+    intervals = {}
+    for name in scoring:
+        distance, *_ = score_names(name)
+        target, value = prepared.targets[name].gaussian, scores[distance].value
+        if bootstrap and target is not None and value is not None:
+            values = features.networks[name].values
+            intervals[distance] = interval(values, target, value, bootstrap)
     return Scores(
         {name: score.value for name, score in scores.items() if score.value is not None},
         intervals,

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from dit.api.arguments import python_names
 from dit.errors import UserError, did_you_mean
 from dit.models import registry
+from dit.sampling.arguments import python_names
 
 DEFAULTS = {
     name: argument.default

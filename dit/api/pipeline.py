@@ -9,13 +9,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from dit.config import SamplerConfig
 from dit.encoders.text import Captioned
 from dit.errors import UserError, did_you_mean
 from dit.runs.locate import locate_run
-from dit.sampling.arguments import checked, find_device, plain_value, python_names, sampler_settings
+from dit.sampling.arguments import (
+    checked,
+    checked_size,
+    find_device,
+    plain_value,
+    python_names,
+    sampler_settings,
+)
 from dit.sampling.classes import find_class
 from dit.sampling.fit import require_samples_fit
 from dit.sampling.generate import generate, require_finite, sample_latents
@@ -84,11 +90,9 @@ class Pipeline:
         >>> pipe = dit.Pipeline.from_pretrained("owner/name", device="cpu")  # doctest: +SKIP
         """
         place = find_device(device)
-        with python_names():
-            config = checked(SamplerConfig, {"image_size": image_size}, {})
-            # what dit.train returned has a path too
-            path = locate_run(getattr(source, "path", source), "source")
-            return cls(load_run(path, place, config.image_size))
+        # what dit.train returned has a path too
+        path = locate_run(getattr(source, "path", source), "source")
+        return cls(load_trained(path, place, image_size))
 
     @property
     def classes(self) -> list[str]:
@@ -137,8 +141,7 @@ class Pipeline:
         Args:
             classes: Names or ids of classes, one an image; prompts, for a run with captions; None:
                 all classes that have images.
-            num_images: Number of images, whose classes are taken in turn; unless given, one of
-                each.
+            num_images: Their number: classes are taken in turn; unless given, one of each.
             guidance_scale: Scale of classifier-free guidance; 1: none.
             num_inference_steps: Steps of the sampler; unless given, as in `sample.py`.
             sampler: auto, ddpm, ddim, euler, heun or dpmpp_2m.
@@ -267,6 +270,17 @@ class Pipeline:
             return replaced
 
         return observe
+
+
+def load_trained(
+    path: Path,
+    device: torch.device,
+    image_size: Size | None = None,
+    module: nn.Module | None = None,
+) -> LoadedRun:
+    """Load a run as `load_run` does; errors name arguments."""
+    with python_names():
+        return load_run(path, device, checked_size(image_size), module)
 
 
 def prepare_call(

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dit.api.pipeline import Pipeline
+from dit.api.pipeline import Pipeline, load_trained
 from dit.config import TrainConfig, flag_name
 from dit.data.own import IN_MEMORY, Arrays, OwnImages
+from dit.data.sources import refuse_columns
 from dit.distributed.ranks import ranks
 from dit.distributed.shortage import shortages_as_user_errors
 from dit.errors import UserError, did_you_mean
@@ -19,7 +20,6 @@ from dit.latents.first_stage import suitable_size
 from dit.latents.load import columns_of, refuse_digits_on_colour
 from dit.runs.logs import read_metrics
 from dit.sampling.arguments import as_arguments, checked, find_device, python_names
-from dit.sampling.load import load_run
 from dit.training.checked_data import Given
 from dit.training.defaults import default_settings
 from dit.training.run_training import run_training
@@ -62,9 +62,7 @@ class Run:
 
         >>> run.pipeline(device="cpu")(["cat"])                          # doctest: +SKIP
         """
-        place = find_device(device)
-        with python_names():
-            return Pipeline(load_run(self.path, place, module=self._module))
+        return Pipeline(load_trained(self.path, find_device(device), module=self._module))
 
 
 def train(
@@ -84,9 +82,8 @@ def train(
             set of torchvision; or arrays (images uint8 [N, H, W, 3] or [N, 3, H, W], labels [N]).
             Unless given, `config.data`.
         network: A network with forward(x, t, y), to train from its weights; or a class, or
-            MODULE:CLASS, that is created with input_size, in_channels and num_classes. Times t [B]
-            are 0 … 1000, and y [B] has num_classes for the null class. Unless given,
-            `config.model`.
+            MODULE:CLASS, created with input_size, in_channels and num_classes. Times t [B] are
+            0 … 1000; y [B] has num_classes for the null class. Unless given, `config.model`.
         out: The run directory; unless given, `config.out`, or the next in runs/.
         settings: Fields of `TrainConfig`, in place of those of `config`.
 
@@ -111,19 +108,16 @@ def train(
         settings["model"] = network if isinstance(network, str) else _name(network)
     if out is not None:
         settings["out"] = Path(out)
-    in_words = partial(as_arguments, names=NAMES)
     with python_names(NAMES):
         config = chosen_settings(config, settings, items)
-        images = None
-        if items is not None:
-            images = OwnImages(items, IN_MEMORY, config.image_size, columns_of(config))
-            refuse_digits_on_colour(config, images)
+        images = None if items is None else _images(items, config)
         with ranks() as joined, shortages_as_user_errors(config):
-            trained = run_training(config, joined, given=Given(images, module, in_words))
+            given = Given(images, module, partial(as_arguments, names=NAMES))
+            trained = run_training(config, joined, given=given)
     assert trained, "only a dry run has none"
     path = trained.run
-    # it saved what was learned; code after this call expects a run that was trained
     if trained.done < trained.steps:
+        # code after this call expects a run that was trained
         saved = f"resume='auto' with out={str(path)!r} continues"
         raise KeyboardInterrupt(f"stopped at step {trained.done} of {trained.steps}; {saved}")
     logged = [line for line in read_metrics(path / "metrics.jsonl") if "event" not in line]
@@ -172,6 +166,15 @@ def _items(data: Any) -> Any:
     if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[0]):
         return Arrays(*data)
     return Arrays(data) if _is_array(data) else data
+
+
+def _images(items: Any, config: TrainConfig) -> OwnImages:
+    """Return an object with items as the images of a training."""
+    columns = columns_of(config)
+    refuse_columns(IN_MEMORY, columns)
+    images = OwnImages(items, IN_MEMORY, config.image_size, columns)
+    refuse_digits_on_colour(config, images)
+    return images
 
 
 def _is_array(value: Any) -> bool:

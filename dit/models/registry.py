@@ -73,42 +73,20 @@ def create_model(
     assert name in DIT_NAMES or not interval
     assert (conditioning == "text") == (text_width is not None)
     family, size, patch = _parts(name)
-    shape: dict[str, Any] = dict(
-        input_size=input_size, in_channels=in_channels, num_classes=num_classes
-    )
+    shape: dict[str, Any] = dict(input_size=input_size, in_channels=in_channels)
+    shape["num_classes"] = num_classes
 
     # only imported transformers were trained on other times
     assert family == "DiT" or (time_scale, time_endpoint, mlp_norm_eps) == (1, False, EPS)
     if family == "UNet":
-        options = dict(unet.SIZES[size])
-        if unet_attention is not None:
-            options["attention_sides"] = unet_attention
-        network = UNet(**shape, learn_sigma=learn_sigma, **options)
-        # which sides there are depends on the size of the latents
-        if not set(unet_attention or ()) <= set(network.sides):
-            raise UserError(
-                f"--unet-attention {' '.join(map(str, unet_attention or ()))} with --model {name}",
-                f"sides of its levels: {' '.join(map(str, network.sides))}",
-                "change --unet-attention",
-            )
-        return network
+        return _create_unet(size, unet_attention, learn_sigma=learn_sigma, **shape)
 
     shape |= dict(patch_size=int(patch), **SIZES[size])
     if family == "Classifier":
         return Classifier(**shape)
 
-    layers = parse_layers(block)
-    shape["num_heads"] = layers.num_heads(shape["hidden_size"], shape["num_heads"])
-    kind, final_layer = CONDITIONINGS[conditioning]
-    transformer = DiT(
-        **shape,
-        learn_sigma=learn_sigma,
-        layers=layers,
-        block=kind,
-        final_layer=final_layer,
-        text_width=text_width,
-        inner_head=inner_head,
-    )
+    shape |= dict(learn_sigma=learn_sigma, text_width=text_width, inner_head=inner_head)
+    transformer = _create_dit(conditioning, block, **shape)
     if interval:
         # drawn last, so that all other weights are those of a network without it
         transformer.t_embedder = with_lengths(transformer.t_embedder)
@@ -117,6 +95,30 @@ def create_model(
     for made in transformer.blocks:
         made.norm2.eps = mlp_norm_eps  # type: ignore[union-attr]
     return transformer
+
+
+def _create_dit(conditioning: str, block: str, **settings: Any) -> DiT:
+    """Return a DiT with blocks of this conditioning and of these layers."""
+    layers = parse_layers(block)
+    settings["num_heads"] = layers.num_heads(settings["hidden_size"], settings["num_heads"])
+    kind, final_layer = CONDITIONINGS[conditioning]
+    return DiT(**settings, layers=layers, block=kind, final_layer=final_layer)
+
+
+def _create_unet(size: str, attention: tuple[int, ...] | None, **settings: Any) -> UNet:
+    """Return a U-Net of this size with attention at these sides of the latents."""
+    options = dict(unet.SIZES[size])
+    if attention is not None:
+        options["attention_sides"] = attention
+    network = UNet(**settings, **options)
+    # which sides there are depends on the size of the latents
+    if not set(attention or ()) <= set(network.sides):
+        raise UserError(
+            f"--unet-attention {' '.join(map(str, attention or ()))} with --model UNet-{size}",
+            f"sides of its levels: {' '.join(map(str, network.sides))}",
+            "change --unet-attention",
+        )
+    return network
 
 
 def check_name(

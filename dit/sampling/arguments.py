@@ -13,6 +13,7 @@ from dit.config import SamplerConfig
 from dit.distributed.device import choose_device
 from dit.distributed.launcher import read_launch
 from dit.errors import UserError, did_you_mean
+from dit.utils.image_size import Size
 from dit.utils.typed_json import WrongJson, from_json
 
 NAMES = {"cfg_scale": "guidance_scale", "steps": "num_inference_steps"}
@@ -109,6 +110,11 @@ def checked(kind: type[Kind], values: Mapping[str, Any], names: Mapping[str, str
         text = re.sub(r"\b(null|true|false)\b", lambda word: PYTHON_WORDS[word[0]], text)
         given, _, expected = text.rpartition(", not ")
         raise UserError(given or text, expected or "other settings", "") from None
+
+
+def checked_size(size: Any) -> Size | None:
+    """Return the size of images: a side, or height and width; None: that of training."""
+    return checked(SamplerConfig, {"image_size": size}, {}).image_size
 
 
 def plain_value(name: str, value: Any) -> Any:

@@ -71,7 +71,11 @@ NO_CUDA = "device 'cuda:99'; expected cpu"
         (train(out=RUN, resume="auto"), "global_batch_size=64 there, global_batch_size=16 now"),
         (train(global_batch_size=7, grad_accum=2), "pass global_batch_size=6"),
         (train(num_classes=2, data=random_pixels(4)), "expected 0, or data with classes"),
-        (train(data="nothere"), "hf:NAME), or MODULE:CLASS of a data set of your own; check the path"),
+        (
+            train(data="nothere"),
+            "hf:NAME), or MODULE:CLASS of a data set of your own; check the path",
+        ),
+        (train(label_column="kind"), "label_column kind with data in-memory; expected tar shards"),
         (train(device="cuda"), "argument 'device'; expected a field of dit.TrainConfig; training"),
         (train(dry_run=True), "use the command `train.py --dry-run`"),
         (train(data=(random_pixels(2), [0.5, 1])), "if the data has columns"),
