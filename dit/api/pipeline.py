@@ -15,7 +15,6 @@ from dit.encoders.text import Captioned
 from dit.errors import UserError, did_you_mean
 from dit.runs.locate import locate_run
 from dit.sampling.arguments import (
-    checked,
     checked_size,
     find_device,
     plain_value,

@@ -137,7 +137,7 @@ def test_folders_are_trained_on_and_scored_in_rectangles(photos: Path, tmp_path:
     asked = dataclasses.replace(asked, reference=str(stats(of_photos, ALONE)))
     evaluate(asked, ALONE)
     message = r"samples of 8x16 pixels \(width x height\) and statistics of 16x8 .*"
-    with pytest.raises(UserError, match=message + r"dit stats --image-size 16 8$"):
+    with pytest.raises(UserError, match=message + r"`dit stats --image-size 16 8`$"):
         evaluate(dataclasses.replace(asked, image_size=(WIDE, HIGH)), ALONE)
 
 
