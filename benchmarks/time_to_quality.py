@@ -303,8 +303,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-quality"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     more = [f"ours+{lever}" for lever in LEVERS if lever not in OURS]
-    known = [*RECIPES, *recipes_with_levers(), *more]
-    parser.add_argument("--recipes", nargs="+", choices=known, default=RECIPES)
+    whole = ["2022", "flow", "ours", *recipes_with_levers(), *more]
+    known = [recipe + part for recipe in whole for part in ("", *PARTS)]
+    parser.add_argument(
+        "--recipes", nargs="+", metavar="RECIPE", choices=known, default=RECIPES, help="such as"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each recipe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--num-samples", type=int, default=500, help="behind each score")
