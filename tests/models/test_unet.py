@@ -124,6 +124,7 @@ def test_levels_with_attention(changes, expected):
     assert with_attention(UNet(**{**SMALL, **changes})) == expected
 
 
+@pytest.mark.slow
 def test_chosen_levels_are_trained_stored_and_checked_at_resume(tmp_path):
     config = TrainConfig(
         model="UNet-S",

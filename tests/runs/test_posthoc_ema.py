@@ -158,6 +158,7 @@ def train_small(ranks: Ranks, config: TrainConfig) -> None:
     train(config, ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.portable
 def test_ranks_with_shares_write_full_snapshots(tmp_path, monkeypatch):
     """Those of one process, up to the order of summation."""
