@@ -18,7 +18,7 @@ import torch
 from benchmarks.arguments import new_parser, typed_command
 from benchmarks.experiments import claim, done, perform
 from benchmarks.record import record
-from benchmarks.time_to_quality import OTHER_SAMPLER, SETS, Bench, distances
+from benchmarks.time_to_quality import MARKS, OTHER_SAMPLER, SETS, Bench, distances
 from dit.runs.checkpoint_files import find_weights
 
 RECIPE = "ours"
@@ -31,11 +31,13 @@ def train(bench: Bench, flow: Path, lr: str, seed: int) -> tuple[Path, dict[str,
     """Return the MeanFlow from the weights of a flow, and what it took."""
     run = flow.with_name(f"meanflow-{lr}-{seed}")
     flags = f"{bench.flags(RECIPE)} --objective meanflow --init {flow} --lr {lr}"
-    steps = bench.steps_in_budget(run.name, flags)
+    # flags name the flow, which belongs to a budget
+    name = f"{run.parent.name}-{run.name}"
+    steps = bench.steps_in_budget(name, flags)
     typed = f"dit train {flags} --seed {seed} --steps {steps} --log-every 10"
     if not (claim(run / ".command", typed) and done(run, steps)):
         perform(f"{typed} --resume auto --out {run}")
-    return run, {"steps": steps, "seconds": steps * bench.seconds_per_step(run.name, flags)}
+    return run, {"steps": steps, "seconds": steps * bench.seconds_per_step(name, flags)}
 
 
 def score(bench: Bench, run: Path, sampler: str, steps: int) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def main() -> None:
     """Train both for each set and seed, score, print."""
     parser = new_parser(__doc__)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.add_argument("--out", type=Path, default=Path("runs/time-to-quality"))
+    parser.add_argument("--out", type=Path, default=Path("runs/few-steps"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["emoji-64"])
     parser.add_argument("--minutes", type=float, default=2.0, help="of training, each network")
     parser.add_argument("--lr", default="2e-3", help="of MeanFlow")
@@ -72,7 +74,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in args.sets:
         for seed in args.seeds:
-            bench = Bench(name, args.out, args.minutes, args.num_samples, (10,))
+            bench = Bench(name, args.out, args.minutes, args.num_samples, MARKS[-1:])
             results[f"{name}, seed {seed}"] = measured = measure(bench, args.lr, seed)
             print(f"{name:<10}{seed:>3}", json.dumps(measured))
     if args.record:

@@ -169,7 +169,7 @@ class Bench:
         for mark in self.marks[-1:] if split_part(recipe)[1] > 1 else self.marks:
             step = steps * mark // 10
             checkpoint = run / "checkpoints" / checkpoint_name(step)
-            sampler = SAMPLER.get(recipe, OTHER_SAMPLER)
+            sampler = sampler_of(recipe)
             scored = distances(checkpoint, self.name, self.scales, self.samples, sampler)
             rows.append(self.row(recipe, run, step, *scored))
         return rows
@@ -231,6 +231,11 @@ def split_part(recipe: str) -> tuple[str, int]:
     return recipe, 1
 
 
+def sampler_of(recipe: str) -> str:
+    """Return the sampler of a recipe, whatever part of the budget it has."""
+    return SAMPLER.get(split_part(recipe)[0], OTHER_SAMPLER)
+
+
 def recipe_flags(recipe: str) -> str:
     """Return the flags of a recipe: 2022, flow, ours; with +LEVER; ours-LEVER; a part of any."""
     recipe, _ = split_part(recipe)
@@ -285,7 +290,7 @@ def draw_samples(bench: Bench, recipes: Sequence[str], seed: int) -> Image.Image
     for recipe in recipes:
         run = load_run(bench.run(recipe, seed), torch.device("cpu"))
         sampling = SamplerConfig(
-            sampler=SAMPLER.get(recipe, OTHER_SAMPLER),  # type: ignore[arg-type]
+            sampler=sampler_of(recipe),  # type: ignore[arg-type]
             steps=SAMPLING_STEPS,
             cfg_scale=SCALES[-1],
             precision="fp32",

@@ -13,8 +13,9 @@ from benchmarks.time_to_quality import (
     Bench,
     recipe_flags,
     recipes_with_levers,
+    sampler_of,
 )
-from dit.cli import parse
+from dit.cli import main, parse
 from dit.config import TrainConfig
 
 
@@ -42,7 +43,17 @@ def test_a_part_of_the_budget_has_a_part_of_the_steps(monkeypatch, tmp_path):
     assert [bench.steps_in_budget(name, "") for name in names] == [15000, 5000, 300]
 
 
-@pytest.mark.parametrize("recipe", ["2022", "flow", "ours", *recipes_with_levers()])
+def test_a_part_of_the_budget_is_sampled_as_the_whole():
+    assert sampler_of("2022-third") == sampler_of("2022") == "ddim"
+    assert sampler_of("ours-third") == sampler_of("ours") != "ddim"
+
+
+def test_ours_can_be_planned(capsys):
+    main(shlex.split(f"train --model DiT-Ti/4 --dry-run {recipe_flags('ours')}"))
+    assert "schedule" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["2022", "flow", "ours-third", *recipes_with_levers()])
 def test_every_recipe_is_one_that_the_command_takes(recipe):
     config = parse(TrainConfig, shlex.split(recipe_flags(recipe)), "train.py")
     assert config.global_batch_size in (32, 64, 256)
