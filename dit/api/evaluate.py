@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dit.api.pipeline import MOST_PIXELS, Pipeline, PipelineOutput, prepare_call
+from dit.api.pipeline import MOST_PIXELS, Pipeline, PipelineOutput
 from dit.config import ScoringConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
@@ -31,8 +31,8 @@ from dit.evaluation.references import (
     usual_count,
 )
 from dit.evaluation.samples import read_samples
-from dit.sampling.arguments import find_device, plain_value, python_names
 from dit.sampling.generate import generate
+from dit.sampling.python_arguments import find_device, plain_value, python_names
 
 IMAGES = "uint8 [N, H, W, 3], a tensor [N, 3, H, W], a list of PIL images, or a folder"
 
@@ -183,7 +183,7 @@ def _sampled(pipe: Pipeline, count: Any, batch_size: int, settings: Mapping[str,
     count = plain_value("num_samples", count)
     if type(count) is not int or count < 2:
         raise UserError(f"num_samples {count!r}", "a whole number, 2 or more", "")
-    pipeline, labels = prepare_call(pipe, num_images=count, batch_size=batch_size, **settings)
+    pipeline, labels = pipe.prepare(num_images=count, batch_size=batch_size, **settings)
     batches = torch.arange(count).split(pipeline.settings.batch_size)
     lock = threading.Lock()
 

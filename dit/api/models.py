@@ -8,7 +8,7 @@ from torch import nn
 
 from dit.errors import UserError, did_you_mean
 from dit.models import registry
-from dit.sampling.arguments import python_names
+from dit.sampling.python_arguments import python_names
 
 DEFAULTS = {
     name: argument.default

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from dit.encoders.text import Captioned
 from dit.errors import UserError, did_you_mean
 from dit.runs.locate import locate_run
-from dit.sampling.arguments import (
+from dit.sampling.classes import find_class
+from dit.sampling.fit import require_samples_fit
+from dit.sampling.generate import generate, require_finite, sample_latents
+from dit.sampling.load import LoadedRun, load_run, move_run, with_prompts
+from dit.sampling.pipeline import SamplingPipeline, build_pipeline
+from dit.sampling.python_arguments import (
     checked_size,
     find_device,
     plain_value,
     python_names,
     sampler_settings,
 )
-from dit.sampling.classes import find_class
-from dit.sampling.fit import require_samples_fit
-from dit.sampling.generate import generate, require_finite, sample_latents
-from dit.sampling.load import LoadedRun, load_run, move_run, with_prompts
-from dit.sampling.pipeline import SamplingPipeline, build_pipeline
 from dit.sampling.step_callback import with_step_callback
 from dit.utils.image_size import Size
 
@@ -164,8 +164,7 @@ class Pipeline:
             do = did_you_mean(str(output_type), get_args(OutputType))
             raise UserError(f"output_type {output_type!r}", f"one of {kinds}", do)
         with python_names():
-            pipeline, labels = prepare_call(
-                self,
+            pipeline, labels = self.prepare(
                 classes,
                 num_images=num_images,
                 callback_on_step_end=callback_on_step_end,
@@ -233,6 +232,34 @@ class Pipeline:
         with python_names({"repo": "repo_id"}):
             return push_to_hub(self.run, repo_id, private=private, token=token, license=license)
 
+    def prepare(
+        self,
+        classes: Classes = None,
+        *,
+        num_images: int | None = None,
+        callback_on_step_end: Callback | None = None,
+        negative_prompt: str = "",
+        **settings: Any,
+    ) -> tuple[SamplingPipeline, list[int]]:
+        """Return what makes the images of a call, and their class ids [N]; nothing is sampled yet.
+
+        Arguments are those of a call; errors name flags.
+        """
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            given = f"callback_on_step_end of type {type(callback_on_step_end).__name__}"
+            raise UserError(given, "a function", "")
+        config = sampler_settings(**settings)
+        run, labels = self._resolve(classes, negative_prompt)
+        labels = _repeat(labels, num_images)
+        config = replace(config, batch_size=min(config.batch_size, len(labels)))
+        pipeline = build_pipeline(run, config)
+        rows = 2 if config.cfg_scale != 1 and not config.guide else 1
+        require_samples_fit(run, config.batch_size, config.precision, rows)
+        self._encode_captions(run, labels)
+        if callback_on_step_end:
+            pipeline = with_step_callback(pipeline, self._observer(callback_on_step_end))
+        return pipeline, labels
+
     def _resolve(self, classes: Classes, negative: str) -> tuple[LoadedRun, list[int]]:
         """Return the run, with prompts as its classes if there are any, and class ids."""
         if classes is None:
@@ -280,35 +307,6 @@ def load_trained(
     """Load a run as `load_run` does; errors name arguments."""
     with python_names():
         return load_run(path, device, checked_size(image_size), module)
-
-
-def prepare_call(
-    pipe: Pipeline,
-    classes: Classes = None,
-    *,
-    num_images: int | None = None,
-    callback_on_step_end: Callback | None = None,
-    negative_prompt: str = "",
-    **settings: Any,
-) -> tuple[SamplingPipeline, list[int]]:
-    """Return what makes the images of a call, and their class ids [N]; nothing is sampled yet.
-
-    Arguments are those of `Pipeline.__call__`; errors name flags.
-    """
-    if callback_on_step_end is not None and not callable(callback_on_step_end):
-        given = f"callback_on_step_end of type {type(callback_on_step_end).__name__}"
-        raise UserError(given, "a function", "")
-    config = sampler_settings(**settings)
-    run, labels = pipe._resolve(classes, negative_prompt)
-    labels = _repeat(labels, num_images)
-    config = replace(config, batch_size=min(config.batch_size, len(labels)))
-    pipeline = build_pipeline(run, config)
-    rows = 2 if config.cfg_scale != 1 and not config.guide else 1
-    require_samples_fit(run, config.batch_size, config.precision, rows)
-    pipe._encode_captions(run, labels)
-    if callback_on_step_end:
-        pipeline = with_step_callback(pipeline, pipe._observer(callback_on_step_end))
-    return pipeline, labels
 
 
 def _as_list(classes: Any) -> list[Any]:

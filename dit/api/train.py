@@ -19,7 +19,7 @@ from dit.errors import UserError, did_you_mean
 from dit.latents.first_stage import suitable_size
 from dit.latents.load import columns_of, refuse_digits_on_colour
 from dit.runs.logs import read_metrics
-from dit.sampling.arguments import as_arguments, checked, find_device, python_names
+from dit.sampling.python_arguments import as_arguments, checked, find_device, python_names
 from dit.training.checked_data import Given
 from dit.training.defaults import default_settings
 from dit.training.run_training import run_training

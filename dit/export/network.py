@@ -16,11 +16,11 @@ from dit.encoders.autoencoder import Autoencoder, load_autoencoder, wrap_network
 from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.weights import Weights, read_weights, write_weights
-from dit.sampling.arguments import NAMES, python_names, sampler_settings
 from dit.sampling.classes import find_class
 from dit.sampling.generate import generate
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.python_arguments import NAMES, python_names, sampler_settings
 from dit.utils.stored_weights import WEIGHTS
 
 SEE = "see pipe.config.id2label"

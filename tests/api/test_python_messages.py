@@ -8,7 +8,7 @@ from helpers.runs import TINY
 
 import dit
 from dit.runs.locate import locate_run
-from dit.sampling.arguments import as_arguments
+from dit.sampling.python_arguments import as_arguments
 
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 
