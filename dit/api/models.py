@@ -15,7 +15,11 @@ DEFAULTS = {
     for name, argument in inspect.signature(registry.create_model).parameters.items()
     if name != "name"
 }
-ONLY_DIT = ("interval", "time_scale", "time_endpoint", "mlp_norm_eps")
+FAMILIES = {
+    **dict.fromkeys(("interval", "time_scale", "time_endpoint", "mlp_norm_eps"), "DiT"),
+    "unet_attention": "UNet",
+}
+"""Arguments that only networks of one family have."""
 
 
 @wraps(registry.create_model)
@@ -26,10 +30,11 @@ def create_model(name: str, **settings: Any) -> nn.Module:
             raise UserError(
                 f"argument {one!r} of create_model", expected, did_you_mean(one, DEFAULTS)
             )
-    changed = [one for one in ONLY_DIT if settings.get(one, DEFAULTS[one]) != DEFAULTS[one]]
-    if changed and not name.startswith("DiT-"):
-        given = f"{changed[0]}={settings[changed[0]]!r} with {name}"
-        raise UserError(given, "a DiT, the only network that has it", f"drop {changed[0]}")
+    for one, family in FAMILIES.items():
+        changed = settings.get(one, DEFAULTS[one]) != DEFAULTS[one]
+        if changed and not name.startswith(f"{family}-"):
+            given = f"{one}={settings[one]!r} with {name}"
+            raise UserError(given, f"a {family}, the only network that has it", f"drop {one}")
     text, width = settings.get("conditioning") == "text", settings.get("text_width")
     if text != (width is not None):
         given = "conditioning='text' without text_width" if text else f"text_width={width!r}"

@@ -77,6 +77,7 @@ def test_models():
         ("DiT-S/2", dict(text_width=8), "text_width=8; expected"),
         ("DiT-S/2", dict(input_size=33), "change model or input_size"),
         ("UNet-S", dict(interval=True), "interval=True with UNet-S; expected a DiT"),
+        ("DiT-S/2", dict(unet_attention=(8,)), "unet_attention=(8,) with DiT-S/2; expected a UNet"),
         ("UNet-S", dict(unet_attention=(3,)), "unet_attention=3 with model UNet-S"),
     ],
 )
