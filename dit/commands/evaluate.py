@@ -64,7 +64,7 @@ def evaluate(cfg: EvalConfig, ranks: Ranks) -> Path:
     scoring = choose_extractors(cfg.extractor, cfg.weights, reference.network, ranks)
     # before hours of sampling; the report notes it for images that exist
     ranks.say(note_colours(scoring, reference.images if run else None))
-    count = _count_samples(cfg, samples, reference)
+    count = len(samples) if samples else cfg.num_samples or usual_count(reference)
     originals = _find_training_images(cfg, data, size, reference)
     # Everything that needs an image runs in the same pass over the images.
     extractors = list(scoring)
@@ -130,18 +130,6 @@ def _find_reference(
     own_data = same_data(name, str(data)) and name != "digits"
     crop = own_data if cfg.crop is None else cfg.crop
     return find_reference(name, size, crop, trained)
-
-
-def _count_samples(cfg: EvalConfig, samples: ImageSet | None, reference: Reference) -> int:
-    """Return how many samples are scored: unless given, as many as the reference has images."""
-    count = len(samples) if samples else cfg.num_samples or usual_count(reference)
-    if count < 2:
-        raise UserError(
-            f"{count} image in reference {reference.name}",
-            "at least 2, better thousands",
-            "add images",
-        )
-    return count
 
 
 def note_count(count: int) -> str:

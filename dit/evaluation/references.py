@@ -135,9 +135,16 @@ def keep_classes(reference: Reference, names: Collection[str]) -> Reference:
 
 
 def usual_count(reference: Reference) -> int:
-    """Return how many samples to draw: as many as the reference has images, at most 50,000."""
+    """Return how many samples to draw: as many as the reference has images, at most 50,000.
+
+    Raises:
+        UserError: The reference has one image.
+    """
     # Statistics are usually of more images than an .npz file holds.
     images = reference.images if reference.statistics is None else None
+    if images and len(images) < 2:
+        given = f"{len(images)} image in reference {reference.name}"
+        raise UserError(given, "at least 2, better thousands", "add images")
     return min(MOST_SAMPLES, len(images)) if images else MOST_SAMPLES
 
 

@@ -1,6 +1,7 @@
 """Scores in Python: the numbers of evaluate.py on the same pixels."""
 
 import json
+import re
 import weakref
 
 import numpy as np
@@ -114,7 +115,10 @@ def test_a_pipeline_has_a_batch_of_samples_in_memory(weights, monkeypatch):
     assert [indices for _, indices in made] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
 
 
-def test_mistakes_in_settings_of_a_pipeline_show_before_the_reference_is_read(weights):
+def test_mistakes_in_settings_of_a_pipeline_show_before_the_reference_is_read(
+    weights, monkeypatch
+):
+    monkeypatch.setattr("dit.api.evaluate.prepare_reference", unexpected)
     pipe = dit.Pipeline.from_pretrained(weights, "cpu")
     for settings, message in (
         (dict(num_samples=1), "num_samples 1; expected a whole number, 2 or more"),
@@ -125,6 +129,23 @@ def test_mistakes_in_settings_of_a_pipeline_show_before_the_reference_is_read(we
     ):
         with pytest.raises(dit.UserError, match=message):
             dit.evaluate(pipe, random_pixels(4), extractor=CNN, device="cpu", **settings)
+
+
+def unexpected(*_):
+    pytest.fail("the reference was read")
+
+
+def test_as_many_samples_as_one_image_are_a_mistake_in_the_reference(weights, tmp_path):
+    one = str(save_images(tmp_path / "one", random_pixels(1)))
+    pipe = dit.Pipeline.from_pretrained(weights, "cpu")
+    config = EvalConfig(run=weights, reference=one, extractor=(CNN,), out=tmp_path / "report")
+    for score in (
+        lambda: dit.evaluate(pipe, one, extractor=CNN, device="cpu"),
+        lambda: command(config, Ranks()),
+    ):
+        message = f"1 image in reference {re.escape(one)}; expected at least 2"
+        with pytest.raises(dit.UserError, match=message):
+            score()
 
 
 @pytest.mark.parametrize(
