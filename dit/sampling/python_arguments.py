@@ -3,7 +3,8 @@
 import json
 import numbers
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -27,9 +28,13 @@ ELSEWHERE = {
 """Settings that a call does not take, and what to do instead."""
 PYTHON_WORDS = {"null": "None", "true": "True", "false": "False"}
 Kind = TypeVar("Kind")
-FLAG = re.compile(r"(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)")
-NUMBERS = r"-?[\d.]+(?:e-?\d+)?(?: -?[\d.]+(?:e-?\d+)?)*"
-PAIR = re.compile(rf"(?<![\w-])--([a-z]+(?:-[a-z]+)*) ({NUMBERS}|[A-Z]{{2,}}(?:_[A-Z]+)*)\b")
+NAME = r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*"
+FLAG = re.compile(rf"(?<![\w-])--({NAME})")
+NUMBER = r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:e[+-]?\d+)?"
+PLACEHOLDER = r"[A-Z]{2,}(?:[_:/][A-Z]+)*"
+UNQUOTED = re.compile(rf"{NUMBER}|{PLACEHOLDER}")
+ENDS = r"(?=[\]),.;:!?]*(?:\s|$))"  # but 2024/photos or 000-digits goes on
+PAIR = re.compile(rf"(?<![\w-])--({NAME}) ({NUMBER}(?: {NUMBER})*|{PLACEHOLDER}){ENDS}")
 
 
 @contextmanager
@@ -55,31 +60,43 @@ def as_arguments(text: str, names: Mapping[str, str] = NAMES) -> str:
 
     Commands between backticks keep their flags. Flags alone there become arguments, to be copied.
     """
-
-    def name(flag: str) -> str:
-        setting = flag.replace("-", "_")
-        return names.get(setting, setting)
-
-    def with_value(found: re.Match[str]) -> str:
-        value = found[2].replace(" ", ", ")
-        return f"{name(found[1])}={value if value == found[2] else f'({value})'}"
-
-    def without_value(found: re.Match[str]) -> str:
-        return f"{name(found[2])}=False" if found[1] else name(found[2])
-
-    def copied(flag: str) -> str:
-        plain = PAIR.sub(with_value, flag)
-        setting, *value = flag[2:].split()
-        return plain if plain != flag or not value else f"{name(setting)}={' '.join(value)!r}"
-
     parts = text.split("`")
     for i, part in enumerate(parts):
         if i % 2 == 0:
-            parts[i] = FLAG.sub(without_value, PAIR.sub(with_value, part))
+            pairs = PAIR.sub(lambda found: _argument(found[1], found[2].split(), names), part)
+            parts[i] = FLAG.sub(lambda found: _argument(found[1], (), names), pairs)
         elif part.startswith("--"):
-            flags = re.split(r" (?=--)", part)
-            parts[i] = ", ".join(FLAG.sub(without_value, copied(flag)) for flag in flags)
+            parts[i] = _to_copy(part, names)
     return "`".join(parts)
+
+
+def _argument(flag: str, values: Sequence[str], names: Mapping[str, str]) -> str:
+    """Return a flag without dashes and its values as an argument; `no-flip` is flip=False."""
+    shown = [value if UNQUOTED.fullmatch(value) else repr(value) for value in values]
+    if not values and flag.startswith("no-"):
+        flag, shown = flag.removeprefix("no-"), ["False"]
+    setting = flag.replace("-", "_")
+    name = names.get(setting, setting)
+    if not shown:
+        return name
+    value = shown[0] if len(shown) == 1 else f"({', '.join(shown)})"
+    return f"{name}={value}"
+
+
+def _to_copy(flags: str, names: Mapping[str, str]) -> str:
+    """Return flags, as they are typed in a shell, as arguments of a call."""
+    try:
+        words = shlex.split(flags)
+    except ValueError:  # half of a name that has a backtick
+        return flags
+    if "$'" in flags:  # bash's way to type a name that is not UTF-8
+        return flags
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    spans = zip(starts, [*starts[1:], len(words)], strict=True)
+    return ", ".join(
+        _argument(words[first].removeprefix("--"), words[first + 1 : stop], names)
+        for first, stop in spans
+    )
 
 
 def sampler_settings(**values: Any) -> SamplerConfig:

@@ -115,9 +115,7 @@ def test_a_pipeline_has_a_batch_of_samples_in_memory(weights, monkeypatch):
     assert [indices for _, indices in made] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
 
 
-def test_mistakes_in_settings_of_a_pipeline_show_before_the_reference_is_read(
-    weights, monkeypatch
-):
+def test_mistakes_in_settings_of_a_pipeline_show_before_the_reference_is_read(weights, monkeypatch):
     monkeypatch.setattr("dit.api.evaluate.prepare_reference", unexpected)
     pipe = dit.Pipeline.from_pretrained(weights, "cpu")
     for settings, message in (
