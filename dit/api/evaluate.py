@@ -1,9 +1,7 @@
 """Scores of images from Python: the numbers of `evaluate.py`, without its report."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from dit.config import ScoringConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.inputs.features import Extracted, extract
-from dit.evaluation.inputs.images import ImageSet, from_array, from_reader
+from dit.evaluation.inputs.images import ImageSet, from_array, from_batches
 from dit.evaluation.metrics.bootstrap import interval
 from dit.evaluation.metrics.compute import score_names
 from dit.evaluation.references import (
@@ -174,30 +172,19 @@ def _reference(
 
 
 def _sampled(pipe: Pipeline, count: Any, batch_size: int, settings: Mapping[str, Any]) -> ImageSet:
-    """Return images of a pipeline that are made when they are read, in batches.
-
-    Read in order, no more than a batch is in memory, and none is made twice.
-    """
+    """Return images of a pipeline that are made batch by batch, each when it is read."""
     if "num_images" in settings:
         raise UserError("num_images with a pipeline to score", "num_samples", "")
     count = plain_value("num_samples", count)
     if type(count) is not int or count < 2:
         raise UserError(f"num_samples {count!r}", "a whole number, 2 or more", "")
     pipeline, labels = pipe.prepare(num_images=count, batch_size=batch_size, **settings)
-    batches = torch.arange(count).split(pipeline.settings.batch_size)
-    lock = threading.Lock()
 
-    @lru_cache(maxsize=1)
-    def make(batch: int) -> Tensor:
-        indices = batches[batch]
-        return generate(pipeline, torch.tensor(labels)[indices], indices)
+    def make(indices: Sequence[int]) -> Tensor:
+        chosen = torch.tensor([*indices])
+        return generate(pipeline, torch.tensor(labels)[chosen], chosen)
 
-    def read(index: int) -> Tensor:
-        batch, position = divmod(index, pipeline.settings.batch_size)
-        with lock:
-            return make(batch)[position]
-
-    return from_reader(read, count, pipe.image_size, "samples")
+    return from_batches(make, count, pipe.image_size, "samples")
 
 
 def _images(given: Any, name: str) -> ImageSet:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import weakref
 
 import numpy as np
@@ -101,8 +102,7 @@ def test_a_pipeline_has_a_batch_of_samples_in_memory(weights, monkeypatch):
     made = []
 
     def watched(pipeline, labels, indices):
-        # of the batches before, the last at most is still there
-        assert sum(batch() is not None for batch, _ in made) < 2
+        assert all(batch() is None for batch, _ in made)
         images = generate(pipeline, labels, indices)
         made.append((weakref.ref(images), indices.tolist()))
         return images
@@ -113,6 +113,20 @@ def test_a_pipeline_has_a_batch_of_samples_in_memory(weights, monkeypatch):
     dit.evaluate(pipe, random_pixels(12), batch_size=3, num_samples=11, **settings)
     # each is made once, the last batch is smaller
     assert [indices for _, indices in made] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
+
+
+def test_a_batch_of_samples_that_fails_is_made_once_by_the_calling_thread(weights, monkeypatch):
+    calls = []
+
+    def failing(*_):
+        calls.append(threading.current_thread())
+        raise dit.UserError("NaN", "finite latents", "")
+
+    monkeypatch.setattr("dit.api.evaluate.generate", failing)
+    pipe = dit.Pipeline.from_pretrained(weights, "cpu")
+    with pytest.raises(dit.UserError, match="NaN"):
+        dit.evaluate(pipe, random_pixels(4), extractor=CNN, device="cpu", batch_size=4)
+    assert calls == [threading.current_thread()]
 
 
 def test_mistakes_in_settings_of_a_pipeline_show_before_the_reference_is_read(weights, monkeypatch):

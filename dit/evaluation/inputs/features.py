@@ -1,7 +1,7 @@
 """Features of images, computed in one pass that all ranks share."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -76,17 +76,12 @@ def extract(
             # A rank with one batch less still calls `on_batch`, which may be collective.
             if first >= stop:
                 break
-            indices = range(first, min(first + batch_size, stop))
-            part = slice(first, indices.stop)
-            pixels = torch.stack(list(pool.map(images.read, indices)))
-            digests[part] = _digests(pixels)
-            for extractor in extractors:
-                outputs = extractor(pixels)
-                _check_finite(outputs, extractor, first, images.name)
-                for buffer, output in zip(buffers[extractor.name], outputs, strict=True):
-                    if buffer is not None and output is not None:
-                        buffer[part] = output
-            bar.update(len(indices))
+            last = min(first + batch_size, stop)
+            # in a call of its own, so that these pixels are gone before the next are read
+            digests[first:last] = _extract_batch(
+                images, range(first, last), extractors, buffers, pool
+            )
+            bar.update(last - first)
 
     for layers in buffers.values():
         for layer in layers:
@@ -103,6 +98,27 @@ def gather(buffer: Tensor, ranks: Ranks) -> Tensor:
         for rows in buffer.split(ROWS):
             rows.copy_(ranks.sum(rows.to(ranks.device)))
     return buffer
+
+
+def _extract_batch(
+    images: ImageSet,
+    indices: range,
+    extractors: Sequence[Extractor],
+    buffers: Mapping[str, Sequence[Tensor | None]],
+    pool: ThreadPoolExecutor,
+) -> Tensor:
+    """Write features of these images into the buffers of each network; return `_digests`."""
+    if images.batch:
+        pixels = images.batch(indices)
+    else:
+        pixels = torch.stack(list(pool.map(images.read, indices)))
+    for extractor in extractors:
+        outputs = extractor(pixels)
+        _check_finite(outputs, extractor, indices.start, images.name)
+        for buffer, output in zip(buffers[extractor.name], outputs, strict=True):
+            if buffer is not None and output is not None:
+                buffer[indices.start : indices.stop] = output
+    return _digests(pixels)
 
 
 def _digests(pixels: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, read one by one.
+    """Images of one size, read one by one, or made in batches.
 
     Args:
         name: what they are, for messages and the protocol.
@@ -43,6 +43,7 @@ class ImageSet:
             pixels, and the crop, but no names. It reads all images.
         labels: class name of each image, where known.
         notes: what the user should know of, such as files left out.
+        batch: indices -> [n, 3, H, W] uint8, of images that are made together; one thread calls it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ImageSet:
     contents: Callable[[], str]
     labels: list[str] | None = None
     notes: Sequence[str] = ()
+    batch: Callable[[Sequence[int]], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -109,6 +111,14 @@ def from_reader(
     return ImageSet(name, count, size, read, contents, labels)
 
 
+def from_batches(
+    make: Callable[[Sequence[int]], Tensor], count: int, size: tuple[int, int], name: str
+) -> ImageSet:
+    """Return images that a function makes from their indices: [n, 3, H, W] uint8 of this size."""
+    images = from_reader(lambda index: make([index])[0], count, size, name)
+    return dataclasses.replace(images, batch=make)
+
+
 def from_data(images: Images, name: str) -> ImageSet:
     """Return the images of a data set, as training sees them."""
     size = sides(images.image_size)
@@ -138,6 +148,7 @@ def select(images: ImageSet, indices: Sequence[int]) -> ImageSet:
         read=lambda index: images.read(indices[index]),
         contents=contents,
         labels=labels and [labels[i] for i in indices],
+        batch=None,
     )
 
 

@@ -9,7 +9,7 @@ from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.evaluation.extractors.base import Extractor, Outputs
 from dit.evaluation.inputs.features import extract
-from dit.evaluation.inputs.images import from_array
+from dit.evaluation.inputs.images import from_array, from_batches, select
 
 
 def fake_extractor(bad=()):
@@ -83,6 +83,22 @@ def test_several_networks_get_the_same_batches():
     assert batches == [("a", 3), ("b", 3), ("a", 2), ("b", 2)]
     assert torch.equal(found["a"].values, found["b"].values)
     assert found["a"].logits is None is found["a"].spatial
+
+
+def test_images_made_in_batches_have_the_features_of_the_same_images():
+    pixels, asked = random_pixels(7), []
+
+    def make(indices):
+        asked.append([*indices])
+        return torch.from_numpy(pixels[asked[-1]]).permute(0, 3, 1, 2)
+
+    images = from_batches(make, 7, (8, 8), "made")
+    found = extract(images, [fake_extractor()], 3, Ranks(), "features")
+    assert asked == [[0, 1, 2], [3, 4, 5], [6]]
+    assert found.digest == features(pixels, 3).digest
+    assert images.contents() == from_array(pixels, "memory", None).contents()
+    some = extract(select(images, [5, 2]), [fake_extractor()], 3, Ranks(), "features")
+    assert some.digest == features(pixels[[5, 2]], 3).digest
 
 
 def test_networks_run_in_plain_float32(monkeypatch):
