@@ -130,7 +130,7 @@ class RunNetwork(ModelMixin, ConfigMixin):
 
 
 def _settings(values: dict[str, Any]) -> SamplerConfig:
-    if "steps" in values:
+    if "steps" in values and "num_inference_steps" not in values:
         # of pipeline.py of 0.2, which may go with 0.4
         values = {NAMES.get(name, name): value for name, value in values.items()}
     return sampler_settings(**values)

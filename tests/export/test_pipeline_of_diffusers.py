@@ -113,6 +113,8 @@ def test_labels_that_are_no_class_are_refused(exported, label, given):
         (dict(class_labels=[]), "class_labels is empty"),
         (dict(sampler="magic"), 'sampler is "magic"'),
         (dict(cfg_scale=2), "no such argument; pass guidance_scale"),
+        (dict(steps=5), "no such argument; pass num_inference_steps"),
+        (dict(steps=5, cfg_scale=2), "no such argument; pass "),
         (dict(scale=2), "argument 'scale'; expected one of"),
     ],
 )
