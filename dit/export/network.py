@@ -116,10 +116,10 @@ class RunNetwork(ModelMixin, ConfigMixin):
         if self.card.unconditional and label == 0:
             return 0
         try:
-            return find_class(label, self.card)
+            return find_class(label, self.card, SEE)
         except UserError as error:
-            do = SEE if error.do.startswith("see ") else error.do
-            raise UserError(f"class_labels with {error.given}", error.expected, do) from None
+            given = f"class_labels with {error.given}"
+            raise UserError(given, error.expected, error.do) from None
 
     def _autoencoder(self, vae: Any) -> Autoencoder:
         if vae is None:

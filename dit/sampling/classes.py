@@ -48,18 +48,22 @@ def class_ids(words: Sequence[str] | None, card: ModelCard) -> tuple[list[int], 
     return ids, notes
 
 
-def find_class(given: str | int, card: ModelCard) -> int:
-    """Return the id of one class, by its name or its id; a name wins over another's id."""
+def find_class(given: str | int, card: ModelCard, see: str = "see pipe.classes") -> int:
+    """Return the id of one class, by its name or its id; a name wins over another's id.
+
+    Args:
+        see: where all classes are listed, for errors.
+    """
     if card.unconditional:
         raise UserError(f"class {given!r} for a run without classes", "no class", "pass None")
     if isinstance(given, str):
         name, named = _composed(given).strip(), _ids_by_name(card)
         expected = f"names of classes, or ids from 0 to {_count(card) - 1}"
-        return _find(name, named, card, f"class {given!r}", expected, "see pipe.classes")
+        return _find(name, named, card, f"class {given!r}", expected, see)
     # the id after the last would be that of the null class
     if not 0 <= given < _count(card):
         last = _count(card) - 1
-        raise UserError(f"class {given}", f"ids from 0 to {last}, or names", "see pipe.classes")
+        raise UserError(f"class {given}", f"ids from 0 to {last}, or names", see)
     return given
 
 

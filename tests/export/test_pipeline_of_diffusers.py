@@ -110,6 +110,8 @@ def test_labels_that_are_no_class_are_refused(exported, label, given):
         (dict(num_inference_steps=2000), "num_inference_steps=2000; expected at most 1000"),
         (dict(cfg_interval=(0.1, 0.5)), "with guidance_scale=1; expected"),
         (dict(class_labels=[10]), "class_labels with class 10; expected ids from 0 to 9"),
+        (dict(class_labels=[10]), "; see pipe.config.id2label"),
+        (dict(class_labels=["cat"]), "; see pipe.config.id2label"),
         (dict(class_labels=[]), "class_labels is empty"),
         (dict(sampler="magic"), 'sampler is "magic"'),
         (dict(cfg_scale=2), "no such argument; pass guidance_scale"),
