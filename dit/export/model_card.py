@@ -13,7 +13,7 @@ from dit.runs.card import RELEASE_DATA, ModelCard
 from dit.sampling.image_grid import draw_grid
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
-from dit.training.monitoring.previews import sampler_settings
+from dit.training.monitoring.previews import preview_settings
 from dit.utils.files import printable, sha256, write_text
 from dit.utils.image_size import format_size
 from dit.utils.pictures import spread, write_png
@@ -86,7 +86,7 @@ def write_model_card(
         name=about.name or out.name,
         id=card.ids[0],
         label=card.class_name(card.ids[0]) if card.classes else card.ids[0],
-        scale=sampler_settings(card).cfg_scale,
+        scale=preview_settings(card).cfg_scale,
         remark=remark,
     )
     sections = {
@@ -210,5 +210,5 @@ def _write_picture(run: LoadedRun, file: Path) -> None:
         file.write_bytes(drawn.read_bytes())
         return
     classes = spread(run.card.ids, CLASSES)
-    settings = replace(sampler_settings(run.card), batch_size=CLASSES * PER_CLASS, precision="auto")
+    settings = replace(preview_settings(run.card), batch_size=CLASSES * PER_CLASS, precision="auto")
     write_png(draw_grid(build_pipeline(run, settings, classes), PER_CLASS), file)

@@ -10,7 +10,7 @@ from dit.config import SamplerConfig
 from dit.encoders.autoencoder import quiet_diffusers
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
-from dit.training.monitoring.previews import sampler_settings
+from dit.training.monitoring.previews import preview_settings
 from dit.utils.pictures import spread
 
 SEEDS, STEPS = 4, 25
@@ -47,7 +47,7 @@ def measure(run: LoadedRun, folder: Path) -> Difference:
     """Return the difference between the images of a written folder and ours, from equal noise."""
     from diffusers import DiTPipeline
 
-    scale = sampler_settings(run.card).cfg_scale
+    scale = preview_settings(run.card).cfg_scale
     labels = (spread(run.card.ids, SEEDS) * SEEDS)[:SEEDS]
     # it warns of ids that are texts, as in every JSON file
     with quiet_diffusers():

@@ -30,7 +30,7 @@ from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
 from dit.training import build_networks as networks
 from dit.training import checks
-from dit.training.monitoring.previews import sampler_settings
+from dit.training.monitoring.previews import preview_settings
 
 pytest.importorskip("torchao", reason="needs torchao: make test-fp8")
 
@@ -178,7 +178,7 @@ def test_steps_move_weights_as_bf16_does_and_averages_are_plain(on_cpu, tmp_path
     assert {p.dtype for p in fp8.state.network.parameters()} == {torch.float32}
     assert has_float8(fp8.state.network)
     assert not any(has_float8(average.network) for average in fp8.state.averages)
-    assert sampler_settings(fp8.card).precision == "bf16"
+    assert preview_settings(fp8.card).precision == "bf16"
 
 
 def test_checkpoints_continue_in_any_precision_and_are_sampled_from(on_cpu, tmp_path):

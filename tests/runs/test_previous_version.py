@@ -27,7 +27,7 @@ from dit.sampling.load import load_run
 from dit.sampling.sample_folder import sample_folder
 from dit.training.monitoring import evaluation as scores
 from dit.training.monitoring.eval_protocol import eval_key
-from dit.training.monitoring.previews import sampler_settings
+from dit.training.monitoring.previews import preview_settings
 from dit.utils.files import write_json
 from dit.utils.typed_json import from_json
 
@@ -75,7 +75,7 @@ def test_its_eval_stays(home):
     (extractor,) = load_extractors(["digits-cnn"], (), CPU)
     assert extractor.checksum == features["weights_sha256"]
     count, digest = card.config.eval_samples, record["reference"]["sha256"]
-    assert eval_key(count, sampler_settings(card), digest, extractor) == eval == "c4448e"
+    assert eval_key(count, preview_settings(card), digest, extractor) == eval == "c4448e"
 
 
 def test_training_goes_on_and_its_best_checkpoint_stays(home, monkeypatch):

@@ -47,7 +47,7 @@ from dit.training.batches import Batch, read_batch
 from dit.training.checkpointing import tidy
 from dit.training.monitoring import eval_samples, evaluation
 from dit.training.monitoring.log import EvalResult, MetricsLog
-from dit.training.monitoring.previews import sampler_settings
+from dit.training.monitoring.previews import preview_settings
 from dit.training.resilience.preemption import Stop
 from dit.training.session import TrainingSession
 from dit.utils.files import write_json
@@ -166,7 +166,7 @@ def test_scores_are_those_of_the_ema_in_the_checkpoint(scored):
     from torch_fidelity import metric_fid
 
     loaded = load_run(scored / "checkpoints" / "step-0000010", CPU)
-    settings = dataclasses.replace(sampler_settings(loaded.card), batch_size=COUNT)
+    settings = dataclasses.replace(preview_settings(loaded.card), batch_size=COUNT)
     assert settings.cfg_scale > 1
     labels = torch.arange(10).repeat_interleave(COUNT // 10)
     samples = generate(build_pipeline(loaded, settings), labels, torch.arange(COUNT))

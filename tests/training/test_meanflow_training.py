@@ -28,7 +28,7 @@ from dit.sampling.resolve import notes_on_guidance
 from dit.training.batches import draw_loss_inputs, read_batch
 from dit.training.cost.flops import meter
 from dit.training.finetune import find_origin
-from dit.training.monitoring.previews import CFG_SCALE, sampler_settings
+from dit.training.monitoring.previews import CFG_SCALE, preview_settings
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 MEAN = dataclasses.replace(TINY, objective="meanflow", cooldown=0, log_every=1, compile=False)
@@ -173,8 +173,8 @@ def test_guidance_that_is_learned_and_given_too_is_noted(tmp_path):
     assert not notes_on_guidance(SamplerConfig(cfg_scale=1.0), learned)
     assert not notes_on_guidance(SamplerConfig(cfg_scale=1.5), plain)
     # previews and scores while training
-    assert sampler_settings(learned).cfg_scale == 1
-    assert sampler_settings(plain).cfg_scale == CFG_SCALE
+    assert preview_settings(learned).cfg_scale == 1
+    assert preview_settings(plain).cfg_scale == CFG_SCALE
 
 
 def test_only_a_flow_of_velocities_may_become_one_of_averages(tmp_path, weights):

@@ -27,7 +27,7 @@ from dit.sampling.edit import Edit, Request
 from dit.sampling.load import LoadedRun, with_prompts, without_captions
 from dit.sampling.pipeline import build_pipeline
 from dit.sampling.resolve import find_sampler, find_steps
-from dit.training.monitoring.previews import CFG_SCALE, sampler_settings
+from dit.training.monitoring.previews import CFG_SCALE, preview_settings
 from dit.utils import pictures
 from dit.utils.files import command_line, shell_quote
 
@@ -78,7 +78,7 @@ def first_controls(run: LoadedRun, config: PlayConfig) -> Controls:
     """Return what the controls say at first: the flags of `dit play`, or what suits the run."""
     scale = config.cfg_scale
     if scale is None:
-        scale = CFG_SCALE if config.guide else sampler_settings(run.card).cfg_scale
+        scale = CFG_SCALE if config.guide else preview_settings(run.card).cfg_scale
     return Controls(
         cfg_scale=scale,
         cfg_interval=config.cfg_interval,

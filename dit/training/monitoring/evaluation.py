@@ -22,7 +22,7 @@ from dit.runs.checkpoint_files import find_best
 from dit.training.monitoring.eval_protocol import eval_key, read_protocols, record_protocol
 from dit.training.monitoring.eval_samples import sample_ema
 from dit.training.monitoring.log import EvalResult
-from dit.training.monitoring.previews import sampler_settings
+from dit.training.monitoring.previews import preview_settings
 from dit.training.session import TrainingSession
 from dit.utils.image_size import sides
 
@@ -39,7 +39,7 @@ class EvalTarget:
 
     def prepare(self, session: TrainingSession) -> "Scores":
         """Read the reference for the scores of a run."""
-        settings = sampler_settings(session.card)
+        settings = preview_settings(session.card)
         bf16 = uses_bf16(session.ranks.device, settings.precision)
         # `auto` is resolved here: scores in another precision do not compare
         precision: Literal["bf16", "fp32"] = "bf16" if bf16 else "fp32"

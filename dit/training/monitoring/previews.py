@@ -25,7 +25,7 @@ CFG_SCALE = 1.5
 CLASSES, PER_CLASS = 10, 4  # rows and columns of a grid
 
 
-def sampler_settings(card: ModelCard) -> SamplerConfig:
+def preview_settings(card: ModelCard) -> SamplerConfig:
     """Return how a run in training is sampled: in few steps, with weak guidance if it can be
     guided."""
     guided = _is_guided(card.config, card.unconditional)
@@ -58,7 +58,7 @@ def passes_per_image(config: TrainConfig, classes: int) -> int:
 
 def sample_command(path: Path, card: ModelCard) -> str:
     """Return the command that samples a run, or a file of weights, with the previews' guidance."""
-    scale = sampler_settings(card).cfg_scale
+    scale = preview_settings(card).cfg_scale
     guidance = "" if scale == 1 else f" --cfg-scale {scale:g}"
     return f"{command_line('sample')} --run {shell_quote(path)}{guidance}"
 
@@ -104,7 +104,7 @@ class Previews:
         rows = self.card.ids[:CLASSES]
         if self.card.unconditional:
             rows = self.card.ids * CLASSES
-        pipeline = build_pipeline(run, sampler_settings(self.card), rows)
+        pipeline = build_pipeline(run, preview_settings(self.card), rows)
         picture = draw_grid(pipeline, PER_CLASS)
         pictures.write_png(picture, self.folder / f"step-{step:07d}.png")
         return picture
