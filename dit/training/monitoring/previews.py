@@ -16,6 +16,7 @@ from dit.runs.weights import Weights
 from dit.sampling.image_grid import draw_grid
 from dit.sampling.load import LoadedRun
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.resolve import has_null_class
 from dit.utils import pictures
 from dit.utils.files import command_line, shell_quote
 
@@ -28,7 +29,7 @@ CLASSES, PER_CLASS = 10, 4  # rows and columns of a grid
 def preview_settings(card: ModelCard) -> SamplerConfig:
     """Return how a run in training is sampled: in few steps, with weak guidance if it can be
     guided."""
-    guided = _is_guided(card.config, card.unconditional)
+    guided = _is_guided(card.config, has_null_class(card))
     precision = card.config.precision
     if precision == "fp8":
         # averages have no float8 layers
@@ -37,11 +38,9 @@ def preview_settings(card: ModelCard) -> SamplerConfig:
     return replace(settings, precision=precision, cfg_scale=CFG_SCALE if guided else 1.0)
 
 
-def _is_guided(config: TrainConfig, unconditional: bool) -> bool:
-    # guidance needs a null class, which label dropout trains, and other classes
-    can_be = config.label_dropout > 0 and not unconditional
-    # a network of meanflow may have learned its own
-    return can_be and config.meanflow_scale == 1
+def _is_guided(config: TrainConfig, null_class: bool) -> bool:
+    # a network of meanflow may have learned its own guidance
+    return null_class and config.meanflow_scale == 1
 
 
 def images_of_grid(classes: int) -> int:
@@ -53,7 +52,8 @@ def passes_per_image(config: TrainConfig, classes: int) -> int:
     """Return the forward passes that an image of a grid takes."""
     settings = FEW_STEPS if config.objective == "meanflow" else SETTINGS
     assert settings.steps is not None
-    return settings.steps * (1 + _is_guided(config, classes == 0))
+    guided = _is_guided(config, bool(classes and config.label_dropout))
+    return settings.steps * (1 + guided)
 
 
 def sample_command(path: Path, card: ModelCard) -> str:

@@ -159,6 +159,15 @@ def test_the_page_starts_with_the_guidance_of_previews(tmp_path, settings, flags
     assert first_controls(loaded, config).cfg_scale == scale
 
 
+def test_a_classifier_leads_a_run_without_classes(tmp_path):
+    classifier = write_run(tmp_path / "one", model="Classifier-Ti/4", label_dropout=0.0)
+    player = player_of(write_run(tmp_path / "run", num_classes=0), classifier=classifier)
+    first = first_controls(player.run, player.config)
+    assert first.cfg_scale == 1
+    *_, done = player.sample(replace(first, steps=1, images=2))
+    assert done.captions == ["0", "1"]
+
+
 def test_captions_are_typed_as_prompts(tmp_path):
     run = write_text_run(tmp_path)
     player = player_of(run)
