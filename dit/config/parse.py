@@ -203,9 +203,9 @@ def _takes_texts(kind: Any) -> bool:
 
 
 def _dashed(one: Typed) -> UserError | None:
-    """Return the error of a text that starts with a dash, unless `=` joins it to its flag."""
+    """Return the error of a text that starts like a flag, unless `=` joins it to its flag."""
     for value in one.values[one.joined :]:
-        if re.match(r"-(?!\d)", value):
+        if re.match("-[A-Za-z-]", value):
             given = f"{one.flag} {' '.join(one.values)}"
             expected = f"values without a dash, or a flag for {value}"
             do = f"type two dashes, or as a value {one.flag}={shlex.quote(value)}"

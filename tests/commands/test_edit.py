@@ -178,3 +178,8 @@ def test_flags_that_do_not_fit_are_refused(flags, message):
 def test_a_configuration_is_typed_as_it_was(flags):
     config = parse(EditConfig, shlex.split(flags), "dit edit")
     assert parse(EditConfig, flag_words(config), "dit edit") == config
+
+
+def test_a_dash_without_a_name_is_text():
+    words = ["--run", "r", "--interpolate", "--prompt", "- b", "-"]
+    assert parse(EditConfig, words, "dit edit").prompt == ("- b", "-")
