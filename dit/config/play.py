@@ -1,6 +1,6 @@
 """Flags of `dit play`, the page in a browser."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -36,5 +36,9 @@ class PlayConfig(SamplerConfig):
     previews: 1.5 where guidance can lead away from a null class or --guide, else 1."""
 
     def __post_init__(self) -> None:
+        if self.cfg_scale is None:
+            # that of the run is not known yet; the other flags are checked as with guidance
+            replace(self, cfg_scale=2.0)
+            return
         require_values(self, PLAY_RANGES, steps=SAMPLING_STEPS)
         super().__post_init__()

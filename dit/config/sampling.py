@@ -10,7 +10,6 @@ from dit.config.validation import (
     NO_CLASSIFIER,
     NOT_DDIM,
     NOT_NEGATIVE,
-    NOT_NEGATIVE_OR_NONE,
     NOTHING_GUIDED,
     POSITIVE,
     POSITIVE_OR_NONE,
@@ -97,8 +96,7 @@ class SamplerConfig:
 SAMPLER_RANGES: dict[tuple[str, ...], Range] = {
     ("steps", "cfg_channels"): POSITIVE_OR_NONE,
     ("batch_size",): POSITIVE,
-    ("cfg_scale",): NOT_NEGATIVE_OR_NONE,  # None: dit play follows the run
-    ("classifier_scale",): NOT_NEGATIVE,
+    ("cfg_scale", "classifier_scale"): NOT_NEGATIVE,
     ("eta",): (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     ("block_cache",): TWO_OR_MORE,
     ("seed",): SEED,

@@ -27,7 +27,6 @@ from dit.sampling.edit import Edit, Request
 from dit.sampling.load import LoadedRun, with_prompts, without_captions
 from dit.sampling.pipeline import build_pipeline
 from dit.sampling.resolve import find_sampler, find_steps
-from dit.training.monitoring.previews import CFG_SCALE, preview_settings
 from dit.utils import pictures
 from dit.utils.files import command_line, shell_quote
 
@@ -74,13 +73,10 @@ class Attention(NamedTuple):
     command: str
 
 
-def first_controls(run: LoadedRun, config: PlayConfig) -> Controls:
-    """Return what the controls say at first: the flags of `dit play`, or what suits the run."""
-    scale = config.cfg_scale
-    if scale is None:
-        scale = CFG_SCALE if config.guide else preview_settings(run.card).cfg_scale
+def first_controls(run: LoadedRun, config: SamplerConfig) -> Controls:
+    """Return what the controls say at first: the flags of `dit play`."""
     return Controls(
-        cfg_scale=scale,
+        cfg_scale=config.cfg_scale,
         cfg_interval=config.cfg_interval,
         sampler=find_sampler(config.sampler, run.card),
         steps=find_steps(config, run.card),
@@ -93,7 +89,7 @@ class Player:
 
     Args:
         run: loaded once; all actions share it, one at a time.
-        config: flags of `dit play`, among them those that have no control.
+        config: flags of `dit play`, with a scale, among them those that have no control.
     """
 
     def __init__(self, run: LoadedRun, config: PlayConfig):

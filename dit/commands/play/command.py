@@ -7,13 +7,17 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from dit.commands.play.actions import Player, first_controls
+from dit.commands.play.actions import Player
 from dit.commands.play.uploads import MOST_BYTES
 from dit.config import PlayConfig
+from dit.config.validation import require_use
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.runs.card import ModelCard
 from dit.sampling.load import load_to_sample
 from dit.sampling.pipeline import build_pipeline
+from dit.sampling.resolve import has_null_class
+from dit.training.monitoring.previews import CFG_SCALE, preview_settings
 
 GRADIO = "6.31"  # the version whose interface is used
 FIRST_PORT = 7860
@@ -35,9 +39,26 @@ def play(config: PlayConfig, ranks: Ranks) -> None:
     """
     require_gradio()
     run = load_to_sample(config.run, ranks.device, config)
+    resolved = with_scale(config, run.card)
     # flags that do not fit the run are refused before the page is there
-    build_pipeline(run, replace(config, cfg_scale=first_controls(run, config).cfg_scale))
-    ranks.on_main(lambda: _serve_until_interrupted(Player(run, config), config))
+    build_pipeline(run, resolved)
+    ranks.on_main(lambda: _serve_until_interrupted(Player(run, resolved), resolved))
+
+
+def with_scale(config: PlayConfig, card: ModelCard) -> PlayConfig:
+    """Return the flags with a scale of guidance: unless given, that of the run's previews.
+
+    Raises:
+        UserError: Flags of guidance for a run whose previews have none.
+    """
+    if config.cfg_scale is not None:
+        return config
+    scale = CFG_SCALE if config.guide else preview_settings(card).cfg_scale
+    do = "pass --cfg-scale 2" if has_null_class(card) else ""
+    given = "for a run whose previews are not guided"
+    flags = ("cfg_interval", "cfg_channels")
+    require_use(config, flags, scale != 1, given, "guidance", do)
+    return replace(config, cfg_scale=scale)
 
 
 def require_gradio() -> None:

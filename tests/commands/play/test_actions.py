@@ -15,8 +15,9 @@ from PIL import Image
 from dit.cli import main
 from dit.commands.play import command, uploads
 from dit.commands.play.actions import Controls, Player, first_controls
+from dit.commands.play.command import with_scale
 from dit.commands.play.live import while_forming
-from dit.config import PlayConfig, SamplerConfig
+from dit.config import PlayConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.sampling.edit import Edit, grid_request
@@ -36,7 +37,8 @@ def run(tmp_path_factory) -> Path:
 
 def player_of(run: Path, **flags) -> Player:
     config = PlayConfig(run=run, precision="fp32", **flags)
-    return Player(load_to_sample(run, CPU, config), config)
+    loaded = load_to_sample(run, CPU, config)
+    return Player(loaded, with_scale(config, loaded.card))
 
 
 def controls(**changes) -> Controls:
@@ -154,9 +156,30 @@ def test_words_that_start_with_a_dash_are_no_flags(run, tmp_path):
     ],
 )
 def test_the_page_starts_with_the_guidance_of_previews(tmp_path, settings, flags, scale):
-    loaded = load_run(write_run(tmp_path / "run", **settings), CPU)
-    config = PlayConfig(run=tmp_path / "run", **flags)
-    assert first_controls(loaded, config).cfg_scale == scale
+    player = player_of(write_run(tmp_path / "run", **settings), **flags)
+    assert first_controls(player.run, player.config).cfg_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("settings", "do"),
+    [
+        (dict(num_classes=0), "drop --cfg-interval"),
+        (dict(objective="meanflow", meanflow_scale=2.0), "pass --cfg-scale 2, or drop"),
+    ],
+)
+def test_flags_of_guidance_need_a_run_with_guidance(tmp_path, settings, do):
+    run = write_run(tmp_path / "run", **settings)
+    with pytest.raises(UserError) as error:
+        player_of(run, cfg_interval=(0.2, 0.8))
+    message = "--cfg-interval 0.2 0.8 for a run whose previews are not guided; expected guidance"
+    assert str(error.value).startswith(f"{message} with --cfg-interval; {do}")
+
+
+def test_flags_are_checked_before_the_scale_is_known():
+    with pytest.raises(UserError, match="--port 0"):
+        PlayConfig(run=Path("run"), port=0)
+    with pytest.raises(UserError, match=r"--eta 0\.5"):
+        PlayConfig(run=Path("run"), eta=0.5)
 
 
 def test_a_classifier_leads_a_run_without_classes(tmp_path):
@@ -195,8 +218,9 @@ def test_one_visitor_cannot_keep_the_page_busy(run, changes):
 
 
 def edit_of(run: Path, steps: int, sampler: str = "euler") -> Edit:
-    config = SamplerConfig(precision="fp32", steps=steps, sampler=sampler, batch_size=2)
-    pipeline = build_pipeline(load_run(run, CPU), config, [3])
+    config = PlayConfig(run=run, precision="fp32", steps=steps, sampler=sampler, batch_size=2)
+    loaded = load_run(run, CPU)
+    pipeline = build_pipeline(loaded, with_scale(config, loaded.card), [3])
     return Edit(grid_request(pipeline, 5), 5, {})
 
 
