@@ -15,8 +15,9 @@ DEFAULTS = {
     for name, argument in inspect.signature(registry.create_model).parameters.items()
     if name != "name"
 }
+OF_DIT = ("interval", "interval_smoothing", "time_scale", "time_endpoint", "mlp_norm_eps")
 FAMILIES = {
-    **dict.fromkeys(("interval", "time_scale", "time_endpoint", "mlp_norm_eps"), "DiT"),
+    **dict.fromkeys(OF_DIT, "DiT"),
     "unet_attention": "UNet",
 }
 """Arguments that only networks of one family have."""

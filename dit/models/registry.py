@@ -14,7 +14,7 @@ from dit.models import classifier, unet
 from dit.models.classifier import Classifier
 from dit.models.conditioning import CONDITIONINGS
 from dit.models.dit import DiT, PatchTransformer
-from dit.models.embeddings import IntervalEmbedder, with_lengths
+from dit.models.embeddings import SMOOTHING, IntervalEmbedder, with_lengths
 from dit.models.layers import EPS, PLAIN, parse_layers
 from dit.models.parts import early_block
 from dit.models.routing import number_kept
@@ -50,6 +50,7 @@ def create_model(
     time_scale: float = 1.0,
     inner_head: bool = False,
     interval: bool = False,
+    interval_smoothing: float = SMOOTHING,
     time_endpoint: bool = False,
     mlp_norm_eps: float = EPS,
 ) -> nn.Module:
@@ -90,6 +91,7 @@ def create_model(
     if interval:
         # drawn last, so that all other weights are those of a network without it
         transformer.t_embedder = with_lengths(transformer.t_embedder)
+        transformer.t_embedder.smoothing = interval_smoothing
     transformer.t_embedder.time_scale = time_scale
     transformer.t_embedder.endpoint = time_endpoint
     for made in transformer.blocks:

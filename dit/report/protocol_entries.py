@@ -60,6 +60,7 @@ ABSENT = {
     "sampling/network unet_attention": None,
     "sampling/network time_scale": 1.0,
     "sampling/network interval": False,
+    "sampling/network interval_smoothing": 25.0,
     "sampling/network time_endpoint": False,
     "sampling/network mlp_norm_eps": 1e-6,
 }

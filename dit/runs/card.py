@@ -22,6 +22,7 @@ CONFIG = "config.json"
 RELEASE_DATA = "imagenet"  # data in the card of a converted release
 LONGEST_SIDE, MOST_CHANNELS, MOST_CLASSES = 1 << 16, 1 << 16, 10**7  # more is damage, no network
 INTACT = "take an intact copy"
+EARLIER_SMOOTHING = 25.0  # of networks whose card does not say it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class NetworkSpec:
     interval: bool = (
         False  # whether it takes lengths of steps beside times, see models/embeddings.py
     )
+    interval_smoothing: float = EARLIER_SMOOTHING  # of waves of an interval, of times 0 … 1000
     time_endpoint: bool = False  # times at 10000^(-i / 127), as of diffusers, not i / 128
     mlp_norm_eps: float = EPS  # of the norm before the MLP; diffusers has 1e-5
 
@@ -69,6 +71,9 @@ class NetworkSpec:
         if not 0 < self.mlp_norm_eps < 1 or (self.mlp_norm_eps != EPS and not is_dit):
             given = f"mlp_norm_eps {self.mlp_norm_eps:g} with model {self.model}"
             raise UserError(given, f"a small number, {EPS:g} but for a DiT", INTACT)
+        if not 0 <= self.interval_smoothing <= 1000:
+            given = f"interval_smoothing {self.interval_smoothing:g}"
+            raise UserError(given, "a number from 0 to 1000", INTACT)
         if not text and self.text_width is not None:
             given = f"text_width {self.text_width} with conditioning {self.conditioning}"
             raise UserError(given, "conditioning text with it", INTACT)

@@ -12,6 +12,7 @@ from dit.data.counts import count_of
 from dit.encoders.text import TextEncoder
 from dit.errors import UserError
 from dit.latents.store import Latents
+from dit.models.embeddings import SMOOTHING
 from dit.models.registry import is_classifier
 from dit.runs.card import GivenSpec, ModelCard, NetworkSpec, class_mismatch
 from dit.runs.checkpoint_files import find_weights
@@ -104,6 +105,8 @@ def describe_network(
         unet_attention=config.unet_attention,
         interval=config.objective == "meanflow",
     )
+    if spec.interval:
+        spec = replace(spec, interval_smoothing=SMOOTHING)
     require_size(config.image_size, spec, config.vae)
     spec = GivenSpec.of(spec, module)
     require_fit(spec, config.recompute)

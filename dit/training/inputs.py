@@ -82,10 +82,12 @@ def load_inputs(
     start = before if last else card_of_init(config)
     if start:
         theirs = start.network
+        ours = theirs if theirs.interval else card.network
         network = replace(
             card.network,
             time_scale=theirs.time_scale,
             time_endpoint=theirs.time_endpoint,
+            interval_smoothing=ours.interval_smoothing,
             mlp_norm_eps=theirs.mlp_norm_eps,
         )
         card = replace(card, network=network)

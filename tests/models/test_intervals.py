@@ -37,9 +37,8 @@ def steps(t):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_fresh_and_with_the_weights_of_a_flow_a_network_does_not_hear_the_length(kind, monkeypatch):
-    monkeypatch.setattr(embeddings, "SMOOTHING", 0.0)
-    flow, averaging = network_of(**kind), network_of(interval=True, **kind)
+def test_fresh_and_with_the_weights_of_a_flow_a_network_does_not_hear_the_length(kind):
+    flow, averaging = network_of(**kind), network_of(interval=True, interval_smoothing=0.0, **kind)
     own = averaging.state_dict()
     assert {name: own[name] for name in flow.state_dict()}.keys() == flow.state_dict().keys()
     assert all(torch.equal(own[name], value) for name, value in flow.state_dict().items())
@@ -68,10 +67,19 @@ def test_waves_are_means_over_normal_times(time_scale):
     nodes = torch.linspace(-9, 9, 2001, dtype=torch.float64)
     weights = torch.exp(-nodes.square() / 2)
     for t in (0.0, 130.0, 977.0):
-        waves = flow.waves(t + embeddings.SMOOTHING * nodes)
+        waves = flow.waves(t + embedder.smoothing * nodes)
         expected = (weights[:, None] * waves).sum(0) / weights.sum()
         found = embedder.waves(torch.tensor([t], dtype=torch.float64))[0]
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_waves_are_as_steep_as_those_of_the_paper():
+    """There the fastest wave of times in 0 … 1 is sin t, with a slope of 1."""
+    embedder = embeddings.IntervalEmbedder(16).double()
+    t = torch.linspace(0, 1000, 2001, dtype=torch.float64)
+    seconds = torch.full_like(t, 1000)
+    _, slopes = torch.func.jvp(embedder.exact_waves, (t,), (seconds,))
+    assert 0.5 < slopes.abs().max() < 3
 
 
 def test_waves_are_rounded_once():

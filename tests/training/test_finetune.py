@@ -98,8 +98,9 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_every_part_of_a_network_is_compared():
-    # objectives are compared, of which meanflow alone has intervals; a head may be added, not lost
-    aside = {"num_classes", "conditioning", "interval", "inner_head"}
+    # objectives are compared, of which meanflow alone has intervals; their smoothing is taken over;
+    # a head may be added, not lost
+    aside = {"num_classes", "conditioning", "interval", "interval_smoothing", "inner_head"}
     assert {*PARTS} | aside == {field.name for field in fields(NetworkSpec)}
 
 

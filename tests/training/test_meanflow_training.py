@@ -16,6 +16,7 @@ from dit.commands.train import train
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.models.embeddings import SMOOTHING
 from dit.models.feature_cache import run_all_blocks, run_outer_blocks
 from dit.models.sizes import SIZES
 from dit.runs.card import ModelCard
@@ -136,6 +137,22 @@ def test_lengths_are_learnt(tmp_path, weights, changes):
     assert not last.any()
     do_step(session)
     assert last.any()
+
+
+def test_waves_stay_those_that_weights_were_trained_with(tmp_path, weights):
+    """A card of 0.2 does not say how they are smoothed; those of a flow are not."""
+    of_flow = a_session(tmp_path / "a", MEAN, init=weights)
+    assert of_flow.state.network.t_embedder.smoothing == SMOOTHING
+    assert of_flow.card.network.interval_smoothing == SMOOTHING
+
+    earlier = write_averaging(tmp_path / "b")
+    trained = read_weights(earlier)
+    values = trained.card.to_json()
+    del values["network"]["interval_smoothing"]
+    write_weights(earlier, trained.state_dict, ModelCard.from_json(values), 1)
+    assert load_run(earlier, torch.device("cpu")).denoise.network.t_embedder.smoothing == 25
+    again = run(tmp_path / "c", MEAN, init=earlier, steps=1)
+    assert ModelCard.read(again).network.interval_smoothing == 25
 
 
 def test_it_starts_with_the_weights_of_a_flow(tmp_path, weights):
