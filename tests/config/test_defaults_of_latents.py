@@ -104,7 +104,7 @@ def test_a_classifier_refuses_latents_unlike_those_of_its_run(folder: Path, caps
         error = capsys.readouterr().err
         assert "--data larger was encoded with --vae identity --image-size 12" in error
         assert "run was trained with --vae identity --image-size 8" in error
-        assert "encode again: dit encode --data IMAGES --out OTHER --vae identity" in error
+        assert "encode again: `dit encode --data IMAGES --out OTHER --vae identity" in error
 
 
 def test_latents_name_a_local_autoencoder_from_anywhere(folder: Path, monkeypatch):
