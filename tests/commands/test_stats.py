@@ -113,7 +113,7 @@ def test_the_column_of_the_images_is_for_data_sets_that_have_columns(tmp_path, f
 def test_crop(tmp_path, fake_inception):
     save_images(tmp_path / "set" / "a", random_pixels(3, 20, 30))
     save_images(tmp_path / "set" / "b", random_pixels(3, 9, 9))
-    with pytest.raises(UserError, match=r"different sizes.*--image-size in dit stats"):
+    with pytest.raises(UserError, match=r"different sizes.*`dit stats --image-size` statistics"):
         run(tmp_path / "set", tmp_path / "stats.npz")
     found = read_statistics(run(tmp_path / "set", tmp_path / "stats.npz", image_size=8))
     assert (found.record["size"], found.record["crop"]) == ("8x8", 8)
