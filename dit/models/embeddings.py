@@ -65,8 +65,8 @@ class IntervalEmbedder(TimestepEmbedder):
 
     Waves are means over times nearby. The fast ones, of periods from 2 pi in 0 … 1000, hardly
     matter to a flow; but they would make up most of the derivative by time, from which MeanFlow
-    learns, and training diverges. Without them the slope is as small as in 2505.13447, where the
-    fastest wave has a period of 2 pi in 0 … 1.
+    learns, and training diverges. Means over 250 times leave slopes up to 2.4 in 0 … 1, near the 1
+    of waves of which the fastest has a period of 2 pi in 0 … 1 (SiT 2401.08740); over 25, up to 24.
 
     Attributes:
         smoothing: deviation of those times, of 0 … 1000.

@@ -76,7 +76,6 @@ def create_model(
     family, size, patch = _parts(name)
     shape: dict[str, Any] = dict(input_size=input_size, in_channels=in_channels)
     shape["num_classes"] = num_classes
-
     # only imported transformers were trained on other times
     assert family == "DiT" or (time_scale, time_endpoint, mlp_norm_eps) == (1, False, EPS)
     if family == "UNet":

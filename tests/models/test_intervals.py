@@ -73,7 +73,7 @@ def test_waves_are_means_over_normal_times(time_scale):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_waves_are_as_steep_as_those_of_the_paper():
+def test_waves_are_nearly_as_slow_as_those_of_sit():
     """There the fastest wave of times in 0 … 1 is sin t, with a slope of 1."""
     embedder = embeddings.IntervalEmbedder(16).double()
     t = torch.linspace(0, 1000, 2001, dtype=torch.float64)
