@@ -57,7 +57,7 @@ def settings_for(config: ClassifierConfig, guided: Weights) -> TrainConfig:
     if not is_classifier(config.model):
         raise UserError(
             f"--model {config.model}",
-            "Classifier-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}",
+            "Classifier-{Mi,Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}",
             "pass --model Classifier-Ti/2",
         )
 

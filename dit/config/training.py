@@ -66,7 +66,7 @@ class TrainConfig:
 
     # -- network ---------------------------------------------------------------------------------
     model: str = "DiT-Ti/2"
-    """DiT-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}, by size and patch; UNet-{S,B}; or MODULE:CLASS."""
+    """DiT-{Mi,Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}, by size and patch; UNet-{S,B}; or MODULE:CLASS."""
     conditioning: Literal[
         "adaln-zero", "adaln", "adaln-single", "cross-attention", "in-context", "tokens", "text"
     ] = "adaln-zero"
@@ -601,7 +601,7 @@ class ClassifierConfig:
     data: str | None = None
     """Images or latents with classes, as in train.py; unless given, those of the run."""
     model: str = "Classifier-Ti/2"
-    """Size and patch: Classifier-{Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; it may be smaller than the
+    """Size and patch: Classifier-{Mi,Ti,S,B,L,XL,1B,3B,7B}/{1,2,4,8}; it may be smaller than the
     run's."""
     steps: int = 560
     """Optimizer steps in all."""

@@ -31,7 +31,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """Return the names of networks that fit a pattern, smallest first in each family.
 
     >>> list_models("DiT-*/2")[:3]
-    ['DiT-Ti/2', 'DiT-S/2', 'DiT-B/2']
+    ['DiT-Mi/2', 'DiT-Ti/2', 'DiT-S/2']
     """
     return [name for name in NAMES if fnmatchcase(name, pattern)]
 
@@ -146,7 +146,7 @@ def check_name(
             raise UserError(
                 f"{typed} with --model {name}",
                 f"a DiT with {flag}",
-                f"drop {flag}, or pass --model {DIT_NAMES[1]}",
+                f"drop {flag}, or pass --model DiT-Ti/2",
             )
 
 

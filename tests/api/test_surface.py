@@ -56,7 +56,7 @@ def test_examples_of_the_registry_run():
 
 
 def test_models():
-    assert dit.list_models("DiT-*/2")[:2] == ["DiT-Ti/2", "DiT-S/2"]
+    assert dit.list_models("DiT-*/2")[:2] == ["DiT-Mi/2", "DiT-Ti/2"]
     assert "UNet-S" in dit.list_models()
     network = dit.create_model("DiT-Ti/8", num_classes=10)
     assert network.x_embedder.proj.in_channels == 4
