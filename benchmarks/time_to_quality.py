@@ -67,9 +67,10 @@ LEVERS = {
     "align": "--align self",
     "inner": "--inner-head",
     "compile": "--compile",
+    "micro": "--model DiT-Mi/2",
     "patch4": "--model DiT-Ti/4",
 }
-OURS = ("modern", "batch", "muon", "compile")
+OURS = ("micro", "modern", "batch", "compile")
 PARTS = {"-third": 3, "-fiftieth": 50}
 """Ends of the names of recipes that train for a part of the budget."""
 RECIPES = ["2022", "flow", "flow-third", "ours", "ours-third", "ours-fiftieth"]
@@ -339,7 +340,7 @@ def main() -> None:
                 results[name][f"{recipe}, seed {seed}"] = rows
                 for row in rows:
                     print(f"{name:<10}{recipe:<14}{seed:>3}", json.dumps(row))
-        if len(args.marks) > 1:
+        if not args.levers:
             drawn = draw_samples(bench, recipes, args.seeds[0])
             drawn.save(args.out / f"samples-{name}.png")
     if len(args.marks) == 1:
