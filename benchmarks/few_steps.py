@@ -21,7 +21,7 @@ from benchmarks.record import record
 from benchmarks.time_to_quality import MARKS, OTHER_SAMPLER, SETS, Bench, distances
 from dit.runs.checkpoint_files import checkpoint_step, find_weights
 
-RECIPE = "ours"
+RECIPE = "ours+batch"
 MANY = (OTHER_SAMPLER, 25)
 FEW = [("euler", 1), ("euler", 2)]
 """Samplers with their steps. Without guidance, a step is one call of the network."""

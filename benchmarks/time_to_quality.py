@@ -70,7 +70,7 @@ LEVERS = {
     "micro": "--model DiT-Mi/2",
     "patch4": "--model DiT-Ti/4",
 }
-OURS = ("micro", "modern", "batch", "compile")
+OURS = ("micro", "modern", "compile")
 PARTS = {"-third": 3, "-fiftieth": 50}
 """Ends of the names of recipes that train for a part of the budget."""
 RECIPES = ["2022", "flow", "flow-third", "ours", "ours-third", "ours-fiftieth"]
