@@ -250,16 +250,15 @@ def recipe_flags(recipe: str) -> str:
 
 
 def recipes_with_levers() -> Iterator[str]:
-    """Yield a recipe for each lever alone on top of flow, and for each left out of ours.
+    """Yield a recipe for each lever alone on top of flow, and for each left out of ours."""
+    yield from (f"flow+{lever}" for lever in LEVERS)
+    yield from (f"ours-{lever}" for lever in OURS)
 
-    Of two levers, that without one is the other alone: each training is named once.
-    """
-    alone = [f"flow+{lever}" for lever in LEVERS]
-    yield from alone
-    known = {recipe_flags(recipe) for recipe in alone}
-    for lever in OURS:
-        if recipe_flags(f"ours-{lever}") not in known:
-            yield f"ours-{lever}"
+
+def known_recipes() -> list[str]:
+    """Return all names of recipes that have the whole budget."""
+    more = [f"ours+{lever}" for lever in LEVERS if lever not in OURS]
+    return ["2022", "flow", "ours", *recipes_with_levers(), *more]
 
 
 def draw(results: dict[str, dict[str, list[dict[str, Any]]]]) -> Image.Image:
@@ -308,9 +307,7 @@ def main() -> None:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-quality"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    more = [f"ours+{lever}" for lever in LEVERS if lever not in OURS]
-    whole = ["2022", "flow", "ours", *recipes_with_levers(), *more]
-    known = [recipe + part for recipe in whole for part in ("", *PARTS)]
+    known = [recipe + part for recipe in known_recipes() for part in ("", *PARTS)]
     parser.add_argument(
         "--recipes", nargs="+", metavar="RECIPE", choices=known, default=RECIPES, help="such as"
     )
