@@ -28,7 +28,7 @@ quickstart-fast: $(READY)  ## the same with 40 training steps, to see that it wo
 	$(BIN)/python -m benchmarks.quickstart --out runs/quickstart-fast --train-steps 40 --num-samples 100
 
 test: $(READY)             ## the quick tests: 9 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 30
 
 PORTABLE := $(BIN)/python -m pytest -n 2 --dist loadfile -m "portable and not slow"
 THREADED := OMP_WAIT_POLICY=passive $(PORTABLE) -k "not parallel"  # ranks have one thread each
