@@ -20,17 +20,19 @@ def digits() -> TrainConfig:
 
 
 def modern() -> TrainConfig:
-    """`digits` with modern blocks and twice as many steps of half the images, for small images.
+    """`digits` with a quarter of the weights, modern blocks and twice the steps, for small images.
 
-    Cost: 20% to 44% more time for each image than `digits` on one CPU core, by its kind.
-    Score: not measured on digits. At equal time it is better than plain blocks on emoji with 64
-    tokens, and not on 5,000 digits of MNIST with 16, see docs/speedrun.md.
+    Cost: a third to a quarter of the seconds of `digits` for each image, once its code is compiled,
+    which takes a minute and a C++ compiler; half without (--no-compile). See docs/speedrun.md.
+    Score: 99.4% of 500 samples are recognised as their class, with a Fréchet distance in digits-cnn
+    of 0.871 (1,120 steps, not compiled). dpmpp_2m, 25 steps, CFG 1.5.
     """
     return replace(
         digits(),
         preset="modern",
+        model="DiT-Mi/2",
         block="modern",
-        global_batch_size=32,
+        compile=True,
         steps=1120,
         sample_every=280,
         ckpt_every=560,
@@ -49,6 +51,7 @@ def photos(gpu: bool = False) -> TrainConfig:
     return replace(
         modern(),
         preset="photos",
+        compile=None,
         vae="tiny",
         image_size=64,
         latent_norm="data",
