@@ -2,10 +2,10 @@
 
     python -m benchmarks.few_steps [--sets emoji-64] [--minutes 2] [--lr 1e-3] [--record]
 
-The flow is the recipe `ours` of `benchmarks.time_to_quality`. MeanFlow goes on from its weights for
-as many steps of as many images, without guidance and by another rate; they take longer. Scores are
-the Fréchet distances of that page without guidance: of the flow in 25 steps, and of both in few. An
-interrupted benchmark goes on where it was.
+The flow is the recipe `ours+batch` of `benchmarks.time_to_quality`. MeanFlow goes on from its
+weights for as many steps of as many images, without guidance and by another rate; they take longer.
+Scores are the Fréchet distances of that page without guidance: of the flow in 25 steps, and of both
+in few. An interrupted benchmark goes on where it was.
 """
 
 import argparse

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import time_to_quality
 from benchmarks.time_to_quality import (
+    COMMON,
     FLOW,
     LEVERS,
     OURS,
@@ -17,6 +18,7 @@ from benchmarks.time_to_quality import (
 )
 from dit.cli import main, parse
 from dit.config import TrainConfig
+from dit.config.presets import modern
 
 
 def test_a_lever_is_alone_on_flow_or_left_out_of_ours():
@@ -48,14 +50,22 @@ def test_a_part_of_the_budget_is_sampled_as_the_whole():
 
 
 def test_ours_can_be_planned(capsys):
-    main(shlex.split(f"train --model DiT-Ti/4 --dry-run {recipe_flags('ours')}"))
+    main(shlex.split(f"train --dry-run {recipe_flags('ours')}"))
     assert "schedule" in capsys.readouterr().out
+
+
+def test_ours_is_the_network_of_the_preset_modern():
+    config = parse(TrainConfig, shlex.split(f"{COMMON} {recipe_flags('ours')}"), "train.py")
+    for name in ("model", "block", "compile", "lr", "global_batch_size"):
+        assert getattr(config, name) == getattr(modern(), name)
 
 
 @pytest.mark.parametrize("recipe", ["ours-third", *known_recipes()])
 def test_every_recipe_is_one_that_the_command_takes(recipe):
-    config = parse(TrainConfig, shlex.split(recipe_flags(recipe)), "train.py")
+    config = parse(TrainConfig, shlex.split(f"{COMMON} {recipe_flags(recipe)}"), "train.py")
     assert config.global_batch_size in (32, 64, 256)
+    small = (recipe.startswith("ours") and recipe != "ours-micro") or recipe == "flow+micro"
+    assert config.model.startswith("DiT-Mi") == small
 
 
 def test_unknown_recipes_are_refused(monkeypatch):

@@ -63,7 +63,7 @@ def test_b_is_the_network_of_ddpm():
     assert [i for i, has in enumerate(with_attention(network)) if has] == [1, 4 + 2]
 
 
-def test_s_costs_about_what_the_smallest_dit_costs():
+def test_s_costs_about_what_dit_ti_costs():
     shape = dict(input_size=8, in_channels=4, num_classes=10)
     dit = multiply_adds("DiT-Ti/2", **shape)
     assert multiply_adds("UNet-S", **shape) == pytest.approx(dit, rel=0.25)
