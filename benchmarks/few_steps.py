@@ -1,6 +1,6 @@
 """Few steps: MeanFlow from the weights of a flow, by as much training again.
 
-    python -m benchmarks.few_steps [--sets emoji-64] [--minutes 2] [--lr 1e-3] [--record]
+    python -m benchmarks.few_steps [--sets emoji-64 mnist-5k] [--minutes 2] [--lr 1e-3] [--record]
 
 The flow is the recipe `ours+batch` of `benchmarks.time_to_quality`. MeanFlow goes on from its
 weights for as many steps of as many images, without guidance and by another rate; they take longer.
@@ -62,7 +62,7 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("runs/few-steps"))
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=["emoji-64"])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--minutes", type=float, default=2.0, help="of the flow")
     parser.add_argument("--lr", default="1e-3", help="of MeanFlow")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
