@@ -61,18 +61,25 @@ class Saver:
         self.ranks = ranks.on_cpu()
         self._cuda = ranks.device.type == "cuda"
         self._stager = self._new_stager()
-        self._thread = ThreadPoolExecutor(1, initializer=_lower_priority)
+        self._background = ThreadPoolExecutor(1, initializer=_lower_priority)
+        self._foreground = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, state: State, ranks: Ranks, distance: Distance | None) -> None:
-        """Begin checkpoints/step-N on all ranks, with the EMA's distance where it was measured."""
+    def save(
+        self, step: int, state: State, ranks: Ranks, distance: Distance | None, last: bool
+    ) -> None:
+        """Begin checkpoints/step-N on all ranks, with the EMA's distance where it was measured.
+
+        The last one is waited for: on a busy machine, low priority would take many times as long.
+        """
         self.finish()
         # Each rank has sums of its own, and a checkpoint one entry for them.
         state.means.average_over_ranks(ranks)
         staged = self._stage(state.tensors())
         weights = gather_state_dict(state.ema.network, ranks)
         name = f"ema-{state.ema.decay:g}.safetensors"
-        self._writing = self._thread.submit(self._write, step, staged, name, weights, distance)
+        thread = self._foreground if last else self._background
+        self._writing = thread.submit(self._write, step, staged, name, weights, distance)
 
     def _stage(self, tensors: dict[str, Tensor]) -> Any:
         """Return copies in main memory, which the next checkpoint reuses."""

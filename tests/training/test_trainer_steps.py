@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -301,6 +302,27 @@ def test_checkpoints_are_written_by_a_stager_that_closes_itself(monkeypatch, tmp
     monkeypatch.setattr(checkpointing, "DefaultStager", Single)
     out = run(tmp_path / "run", steps=3, ckpt_every=1, keep=3)
     assert [verify_checkpoint(one)["step"] for one in checkpoints(out)] == [1, 2, 3]
+
+
+def test_only_checkpoints_beside_training_have_low_priority(monkeypatch, tmp_path):
+    lowered = set()
+    write = checkpointing.Saver._write
+    written = {}
+
+    def noted(saver, step, *state):
+        written[step] = threading.get_ident()
+        write(saver, step, *state)
+
+    monkeypatch.setattr(
+        checkpointing, "_lower_priority", lambda: lowered.add(threading.get_ident())
+    )
+    monkeypatch.setattr(checkpointing.Saver, "_write", noted)
+    run(tmp_path, steps=3, ckpt_every=1)
+    assert {step: thread in lowered for step, thread in written.items()} == {
+        1: True,
+        2: True,
+        3: False,
+    }
 
 
 def test_previews_are_samples_of_the_ema(four_steps):
