@@ -134,7 +134,7 @@ class Bench:
         steps = self.steps_in_budget(recipe, flags)
         typed = f"dit train {flags} --seed {seed} --steps {steps}"
         if not (claim(run / ".command", typed) and done(run, steps)):
-            every = max(1, steps // 10)
+            every = steps // 10
             marks = f"--ckpt-every {every} --keep-every {every} --log-every {every}"
             perform(f"{typed} {marks} --resume auto --out {run}")
         return run
@@ -142,10 +142,7 @@ class Bench:
     def steps_in_budget(self, recipe: str, flags: str) -> int:
         """Return the steps that a recipe does in the budget."""
         recipe, part = split_part(recipe)
-        seconds = self.seconds_per_step(recipe, flags)
-        # whole tenths, where one is scored before the end
-        unit = 1 if tuple(self.marks) == MARKS[-1:] else 10
-        return max(10, int(60 * self.minutes / part / seconds) // unit * unit)
+        return max(10, int(60 * self.minutes / part / self.seconds_per_step(recipe, flags)))
 
     def seconds_per_step(self, recipe: str, flags: str) -> float:
         """Return the CPU seconds of a step, without start-up: what more steps take more."""
@@ -168,7 +165,7 @@ class Bench:
         steps = read_metrics(run / "metrics.jsonl")[-1]["step"]
         rows = []
         for mark in self.marks[-1:] if split_part(recipe)[1] > 1 else self.marks:
-            step = steps * mark // 10
+            step = steps if mark == MARKS[-1] else steps // 10 * mark
             checkpoint = run / "checkpoints" / checkpoint_name(step)
             sampler = sampler_of(recipe)
             scored = distances(checkpoint, self.name, self.scales, self.samples, sampler)
