@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from dit.distributed.compile_cache import keep_compiled_code
+from dit.distributed.compiling import compile_sizes
 from dit.distributed.device import uses_bf16
 from dit.distributed.ranks import Ranks
 
@@ -53,7 +54,7 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
     if isinstance(network, FSDPModule):
         # FSDP2's hooks stay outside of what is compiled.
         for block in _blocks(network) if compiled else ():
-            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            block.forward = compile_sizes(block.forward)  # type: ignore[method-assign]
         return network
     wrapped = network
     if ranks.world > 1:
@@ -64,7 +65,7 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
     if not compiled:
         return wrapped
     # sizes of batches never change; those of MeanFlow have two, which would become a variable
-    return torch.compile(wrapped, dynamic=False)  # type: ignore[return-value]
+    return compile_sizes(wrapped)  # type: ignore[return-value]
 
 
 def as_forward(network: nn.Module, function: Callable[..., Tensor]) -> Callable[..., Tensor]:

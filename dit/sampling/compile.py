@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dit.diffusion.process import Denoise, Prediction
 from dit.distributed.compile_cache import keep_compiled_code
+from dit.distributed.compiling import compile_sizes
 from dit.distributed.device import uses_bf16
 
 GRAPH_ROWS = 16  # up to this many rows a GPU waits for kernel launches, which a CUDA graph saves
@@ -47,7 +48,7 @@ def compile_network(
     keep_compiled_code(device)
     # large batches keep a GPU busy without a graph, whose buffers they would multiply
     if device.type == "cpu" or rows > GRAPH_ROWS:
-        return torch.compile(network, dynamic=False)
+        return compile_sizes(network)
     graph = torch.compile(network, dynamic=False, mode="reduce-overhead")
 
     def call(*inputs: Tensor) -> Any:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from dit.diffusion.alignment import alignment_loss, cleaner_times
 from dit.diffusion.process import Process, add_noise, network_times
+from dit.distributed.compiling import compile_sizes
 from dit.distributed.device import autocast
 from dit.distributed.parallel import as_forward, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
@@ -131,5 +132,5 @@ def build_teacher(
     features: Any = as_forward(ema, late_tokens)
     # FSDP2's hooks stay outside of what is compiled
     if plan.compiled and not isinstance(ema, FSDPModule):
-        features = torch.compile(features, dynamic=False)
+        features = compile_sizes(features)
     return SelfTeacher(Captioned(features, captions) if captions else features, process)

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from dit.build import build_network
 from dit.distributed.activation_checkpoint import activation_checkpointing
+from dit.distributed.compiling import compile_sizes
 from dit.distributed.device import autocast, choose_attention
 from dit.distributed.float8 import convert_to_float8
 from dit.distributed.parallel import shard, warm_up_ddp, wrap_ddp_and_compile
@@ -71,7 +72,7 @@ def compile_tangent(network: nn.Module, compiled: bool) -> Callable[..., Tensor]
     """Return the derivative of the network itself, without DDP: no gradient is averaged."""
     # FSDP2's hooks stay outside of what is compiled
     if compiled and not isinstance(network, FSDPModule):
-        return partial(tangent, network, derivative=torch.compile(differentiate, dynamic=False))
+        return partial(tangent, network, derivative=compile_sizes(differentiate))
     return partial(tangent, network)
 
 
