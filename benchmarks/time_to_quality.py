@@ -56,12 +56,16 @@ RELEASE = (
     "--beta2 0.999 --warmup 0 --cooldown 0 --clip 0 --ema 0.9999 --batch-size 256"
 )
 FLOW = "--lr 4e-3 --batch-size 64"  # of 2e-3, 4e-3 and 8e-3 the best in 120 steps of mnist-5k
+BLOCK_PARTS = ("rmsnorm", "rope", "qknorm", "swiglu")
 LEVERS = {
     "modern": "--block modern",
+    **{part: f"--block plain+{part}" for part in BLOCK_PARTS},
     "batch": "--batch-size 32",
     "tokens": "--conditioning tokens",
+    "single": "--conditioning adaln-single",
     "muon": "--optimizer muon",
     "route": "--route 0.5",
+    "x0": "--objective x0 --loss velocity",
     "cosine": "--cosine 1",
     "shift": "--time-shift auto",
     "align": "--align self",
@@ -167,8 +171,10 @@ class Bench:
         for mark in self.marks[-1:] if split_part(recipe)[1] > 1 else self.marks:
             step = steps if mark == MARKS[-1] else steps // 10 * mark
             checkpoint = run / "checkpoints" / checkpoint_name(step)
-            sampler = sampler_of(recipe)
-            scored = distances(checkpoint, self.name, self.scales, self.samples, sampler)
+            sampler, guide = sampler_of(recipe), guide_of(recipe)
+            scored = distances(
+                checkpoint, self.name, self.scales, self.samples, sampler, guide=guide
+            )
             rows.append(self.row(recipe, run, step, *scored))
         return rows
 
@@ -200,25 +206,27 @@ def distances(
     samples: int,
     sampler: str,
     steps: int = SAMPLING_STEPS,
+    guide: str | None = None,
 ) -> tuple[Distances, float]:
     """Return the distance of samples of a checkpoint from a set, by scale, and that of real images.
 
     They are kept beside the checkpoint's run.
     """
     listed = ",".join(f"{scale:g}" for scale in scales)
-    out = checkpoint.parents[1] / "scores" / f"{checkpoint.name}-{sampler}-{steps}-{listed}"
+    name = "-".join([checkpoint.name, sampler, str(steps), listed, *([guide] if guide else [])])
+    out = checkpoint.parents[1] / "scores" / name
     if not (out / "sweep.json").exists():
         perform(
             f"dit sweep --run {checkpoint} --cfg-scale {listed} "
             f"--sampler {sampler} --steps {steps} "
             f"--reference data/{images} --crop --num-samples {samples} "
             f"--extractor {EXTRACTOR} --weights data/{images}.safetensors "
-            f"--bootstrap 0 --out {out}"
+            f"--bootstrap 0 --out {out}" + (f" --guide {guide}" if guide else "")
         )
     sweep = json.loads((out / "sweep.json").read_text())
-    name = next(name for name in sweep["floor"] if name.startswith("FD("))
-    found = {point["cfg_scale"]: point["scores"][name] for point in sweep["points"]}
-    return found, sweep["floor"][name]["mean"]
+    score = next(name for name in sweep["floor"] if name.startswith("FD("))
+    found = {point["cfg_scale"]: point["scores"][score] for point in sweep["points"]}
+    return found, sweep["floor"][score]["mean"]
 
 
 def split_part(recipe: str) -> tuple[str, int]:
@@ -232,6 +240,11 @@ def split_part(recipe: str) -> tuple[str, int]:
 def sampler_of(recipe: str) -> str:
     """Return the sampler of a recipe, whatever part of the budget it has."""
     return SAMPLER.get(split_part(recipe)[0], OTHER_SAMPLER)
+
+
+def guide_of(recipe: str) -> str | None:
+    """Return what guides samples of a recipe; None: its null class."""
+    return "internal" if "--inner-head" in recipe_flags(recipe) else None
 
 
 def recipe_flags(recipe: str) -> str:
@@ -254,8 +267,9 @@ def recipes_with_levers() -> Iterator[str]:
 
 def known_recipes() -> list[str]:
     """Return all names of recipes that have the whole budget."""
-    # patch4 names a network too, another one than that of ours
-    more = [f"ours+{lever}" for lever in LEVERS if lever not in (*OURS, "patch4")]
+    # these name a network or blocks, as ours does
+    own = (*OURS, *BLOCK_PARTS, "patch4")
+    more = [f"ours+{lever}" for lever in LEVERS if lever not in own]
     return ["2022", "flow", "ours", *recipes_with_levers(), *more]
 
 

@@ -63,7 +63,6 @@ def test_ours_is_the_network_of_the_preset_modern():
 @pytest.mark.parametrize("recipe", ["ours-third", *known_recipes()])
 def test_every_recipe_is_one_that_the_command_takes(recipe):
     config = parse(TrainConfig, shlex.split(f"{COMMON} {recipe_flags(recipe)}"), "train.py")
-    assert config.global_batch_size in (32, 64, 256)
     small = (recipe.startswith("ours") and recipe != "ours-micro") or recipe == "flow+micro"
     assert config.model.startswith("DiT-Mi") == small
 
