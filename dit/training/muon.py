@@ -1,6 +1,7 @@
 """Muon (Jordan 2024; 2502.16982): steps of matrices are their momentum, made orthogonal.
 
-It keeps one moment where AdamW keeps two.
+It keeps one moment where AdamW keeps two. `torch.optim.Muon` knows no matrices that are several in
+one, no shards of FSDP2, and no `found_inf`, by which a step is skipped without waiting for the GPU.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
