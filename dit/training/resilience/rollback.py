@@ -86,8 +86,10 @@ def divergence_error(session: TrainingSession, given: str) -> UserError:
     """Return the error that ends a run which diverges, with the checkpoint that remains."""
     good = latest_checkpoint(session.run)
     kept = f"{good} is the last good checkpoint" if good else "no checkpoint was written yet"
+    # a compiler's mistakes are rare, and look like this
+    eager = " or --no-compile" if session.plan.compiled else ""
     return UserError(
         given,
         "finite numbers without sudden jumps",
-        f"lower --lr, or pass --precision fp32; {kept}",
+        f"lower --lr, or pass --precision fp32{eager}; {kept}",
     )
