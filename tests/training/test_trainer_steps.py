@@ -23,7 +23,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit import build
 from dit.build import build_denoiser
 from dit.config import SamplerConfig, TrainConfig
 from dit.distributed.ranks import Ranks
@@ -42,7 +41,7 @@ from dit.sampling.generate import sample_latents
 from dit.sampling.image_grid import sample_grid
 from dit.sampling.load import LoadedRun, load_run
 from dit.sampling.pipeline import build_pipeline
-from dit.training import checkpointing
+from dit.training import build_loss, checkpointing
 from dit.training import run_training as command
 from dit.training.batches import Batch, read_batch
 from dit.training.lr_schedule import learning_rate
@@ -162,7 +161,7 @@ def noise_of(time: float, shape: torch.Size) -> Tensor:
 
 def train_on_two_and_on_one(ranks: Ranks, out: Path, init: Path) -> None:
     """Train with noise that depends on the image alone, on both ranks and then on one."""
-    loss, loop = build.diffusion_loss, command.train_with_rollback
+    loss, loop = build_loss.diffusion_loss, command.train_with_rollback
 
     def loss_with_noise_of_the_image(denoise, x0, y, t, eps, **options):
         eps = torch.stack([noise_of(time, x0.shape[1:]) for time in t.tolist()])
@@ -175,7 +174,8 @@ def train_on_two_and_on_one(ranks: Ranks, out: Path, init: Path) -> None:
         return done
 
     SIZES["Ti"] = SMALL
-    build.diffusion_loss, command.train_with_rollback = loss_with_noise_of_the_image, train_and_save
+    build_loss.diffusion_loss = loss_with_noise_of_the_image
+    command.train_with_rollback = train_and_save
     torch.optim.AdamW = partial(torch.optim.AdamW, eps=1.0)  # steps in proportion to gradients
     config = dataclasses.replace(
         TINY, steps=3, warmup=0, lr=1.0, clip=0, cooldown=0, log_every=1, init=init, compile=False
