@@ -143,7 +143,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        scale = (exact.square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
+        scale = (exact.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
         return (exact * scale * self.weight).to(x.dtype)
 
 

@@ -97,6 +97,13 @@ def test_rms_norm_computes_in_float32():
     assert torch.equal(out, torch.ones_like(out))
 
 
+def test_rms_norm_takes_the_eps_that_it_is_given():
+    """As a block's second norm, of weights from elsewhere."""
+    norm = network_of("modern", mlp_norm_eps=3.0).blocks[0].norm2
+    x = torch.ones(2, 128)
+    torch.testing.assert_close(norm(x), torch.full_like(x, 0.5))
+
+
 @pytest.mark.portable
 def test_swiglu_is_its_formula_at_equal_parameters():
     mlp = MODERN.mlp(384).double()
