@@ -80,6 +80,8 @@ def moving_rows(images: int, instant: float) -> Tensor:
 class MeanFlowLoss:
     """The loss of average velocities, a `LossFunction`; the flags --meanflow-* name its options.
 
+    Times and uniforms are on one device, which has float64.
+
     Attributes:
         network: (x [B, C, H, W], times and lengths [B, 2], class ids [B]) -> u; it is trained.
         tangent: derivative of the same network, without gradient.
@@ -99,8 +101,7 @@ class MeanFlowLoss:
     mix: float = 0.0
 
     def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor) -> Loss:
-        t = t.to(x0.device, non_blocking=True)
-        rows = moving_rows(len(x0), self.instant).to(x0.device, non_blocking=True)
+        rows = moving_rows(len(x0), self.instant).to(t.device, non_blocking=True)
         r = t.index_copy(0, rows, self.process.earlier(t[rows], uniforms[rows, 0]))
         x_t = add_noise(self.process, x0, eps, t)
 
@@ -133,7 +134,9 @@ class MeanFlowLoss:
         if not len(rows):
             return v, moved
 
-        x, y, t, r = x_t[rows], y[rows], t[rows], r[rows]
+        t, r = t[rows], r[rows]
+        rows = rows.to(x_t.device)
+        x, y = x_t[rows], y[rows]
         if self.classic:
             along = v[rows]  # 2505.13447, algorithm 1
         else:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from dit.diffusion.alignment import alignment_loss, cleaner_times
 from dit.diffusion.process import Process, add_noise, network_times
 from dit.distributed.compiling import compile_sizes
-from dit.distributed.device import autocast
+from dit.distributed.device import autocast, with_float64
 from dit.distributed.parallel import as_forward, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
@@ -99,8 +99,9 @@ class SelfTeacher:
 
     def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor) -> Tensor:
         # where the uniforms are: a GPU's would have to be waited for
-        t = t.to(uniforms.device, non_blocking=True)
-        earlier = cleaner_times(self.process, t, uniforms[:, 0])
+        device = with_float64(x0.device)
+        t = t.to(device, non_blocking=True)
+        earlier = cleaner_times(self.process, t, uniforms[:, 0].to(device))
         x_s = add_noise(self.process, x0, eps, earlier)
         return self.features(x_s, network_times(self.process, earlier, x_s), y)
 

@@ -15,6 +15,7 @@ from dit.diffusion.classifier import NoisyClassifier, classifier_loss
 from dit.diffusion.meanflow import IntervalFlow, MeanFlowLoss, Tangent
 from dit.diffusion.objective import Loss, LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import Denoiser, Process
+from dit.distributed.device import with_float64
 from dit.models.parts import Parts
 from dit.models.registry import count_tokens, is_classifier
 from dit.models.routing import kept_tokens
@@ -146,7 +147,15 @@ def build_meanflow(
         scale=scale,
         mix=1 - 1 / scale if mix is None else mix,
     )
-    return loss, ("mse",)
+    return partial(_with_exact_times, loss), ("mse",)
+
+
+def _with_exact_times(
+    loss: LossFunction, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor
+) -> Loss:
+    """Return a loss whose times and uniforms are where x0 is, or on the CPU without float64."""
+    device = with_float64(x0.device)
+    return loss(x0, y, t.to(device, non_blocking=True), eps, uniforms.to(device))
 
 
 def count_uniforms(card: ModelCard) -> int:

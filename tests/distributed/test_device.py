@@ -7,6 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dit.config import TrainConfig
+from dit.diffusion.meanflow import IntervalFlow
+from dit.diffusion.process import DDPM, Flow
 from dit.distributed import device as devices
 from dit.distributed.device import (
     choose_device,
@@ -16,6 +19,8 @@ from dit.distributed.device import (
 )
 from dit.distributed.launcher import Launch
 from dit.errors import UserError
+from dit.training.alignment import SelfTeacher
+from dit.training.build_loss import build_meanflow
 from dit.training.running_means import RunningMeans
 from dit.training.spike_guard import SpikeGuard
 
@@ -113,3 +118,19 @@ def test_what_training_sums_needs_no_float64(monkeypatch):
 def test_the_check_for_float64_can_fail():
     with NoFloat64(), pytest.raises(AssertionError):
         torch.zeros(2, device="meta").double()
+
+
+def test_times_of_losses_need_no_float64(monkeypatch):
+    """Random numbers are on the CPU here: `meta` has none to give back."""
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", {"meta"})
+    x0, eps = torch.zeros(2, 4, 3, 8, 8, device="meta")
+    y = torch.zeros(4, dtype=torch.long, device="meta")
+    t, uniforms = torch.rand(4, dtype=torch.float64), torch.rand(4, 1)
+
+    config = TrainConfig(objective="meanflow")
+    loss, _ = build_meanflow(config, lambda x, t, y: x, lambda x, *_: x, IntervalFlow(), 10)
+    teachers = [SelfTeacher(lambda x, t, y: x, process) for process in (Flow(), DDPM())]
+    with NoFloat64():
+        assert loss(x0, y, t, eps, uniforms).each.shape == (4,)
+        for teacher in teachers:
+            assert teacher(x0, y, t, eps, uniforms).shape == x0.shape
