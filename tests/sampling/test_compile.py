@@ -114,7 +114,7 @@ def test_outputs_of_cuda_graphs_are_copied(monkeypatch, tiny_run):
     """Without a GPU: a fake compiler writes all results into one buffer, as CUDA graphs do."""
     buffer, modes = torch.zeros(10**5), []
 
-    def compiler(network, dynamic, mode=None):
+    def compiler(network, dynamic, mode=None, options=None):
         modes.append(mode)
 
         def call(*inputs):
