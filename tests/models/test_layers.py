@@ -241,14 +241,12 @@ def test_each_variant_trains_all_its_weights(block, conditioning):
     assert without_gradient(network) <= {"pos_embed"}
 
 
-@pytest.mark.parametrize("block", [*EACH, "modern"])
+@pytest.mark.parametrize("block", [block for block in EACH if block != "plain+swiglu"])
 def test_each_variant_differs_from_plain(block):
-    """What shares its names and shapes with plain computes something else."""
-    plain = perturb(network_of("plain"))
-    network = perturb(network_of(block))
+    """At the same weights, and with its own scales at one. SwiGLU's shapes differ: see above."""
+    plain, network = perturb(network_of("plain")), network_of(block)
     known = {n: t for n, t in plain.state_dict().items() if n in network.state_dict()}
-    same = {n: t for n, t in known.items() if t.shape == network.state_dict()[n].shape}
-    network.load_state_dict(same, strict=False)
+    network.load_state_dict(known, strict=False)
     assert (network(*inputs()) - plain(*inputs())).abs().max() > 1e-4
 
 

@@ -13,6 +13,7 @@ from dit.config import TrainConfig
 from dit.distributed.parallel import full_tensor, shard
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
+from dit.models.conditioning import CONDITIONINGS
 from dit.models.registry import create_model
 from dit.training import muon
 from dit.training.monitoring.update_ratio import update_ratio
@@ -137,17 +138,21 @@ def test_matrices_step_together_as_each_by_itself(at_once, monkeypatch):
     ("block", "stacked"),
     [("plain", [3, 1, 1, 1]), ("modern", [3, 1, 2, 1])],  # qkv, proj, fc1, fc2
 )
-@pytest.mark.parametrize("conditioning", ["adaln-zero", "adaln-single"])
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else(block, stacked, conditioning):
-    sizes = dict(input_size=8, in_channels=3, num_classes=5)
+    width = 12 if conditioning == "text" else None
+    sizes = dict(input_size=8, in_channels=3, num_classes=5, text_width=width)
     network = create_model("DiT-Ti/4", block=block, conditioning=conditioning, **sizes)
     matrices, others = split_parameters(network)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    assert [count for _, count in matrices[:4]] == stacked
+    # cross-attention has three more: q, kv and proj, after those of self-attention and MLP
+    if conditioning in ("cross-attention", "text"):
+        stacked = [*stacked, 1, 2, 1]
+    assert [count for _, count in matrices[: len(stacked)]] == stacked
     assert all(
         names[id(p)].startswith("blocks.") and "adaLN" not in names[id(p)] for p, _ in matrices
     )
-    assert len(matrices) == 4 * len(network.blocks)
+    assert len(matrices) == len(stacked) * len(network.blocks)
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     assert {names[id(p)] for p in [*others, *(p for p, _ in matrices)]} == trained
 
