@@ -78,7 +78,7 @@ def random_weights(spec: NetworkSpec) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = build_network(spec)
     # these are initialised with zeros, which makes the output zero
-    zero_layers = ("adaLN", "final_layer", "conv_out", "text_attn.proj", "head.")
+    zero_layers = ("adaLN", "final_layer", "conv_out", "text_attn.proj", "head.", "gate")
     for name, parameter in network.named_parameters():
         if any(layer in name for layer in zero_layers):
             torch.nn.init.normal_(parameter, std=0.05)
