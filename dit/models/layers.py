@@ -138,6 +138,8 @@ def parse_layers(block: str) -> BlockLayers:
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * g over the last axis (1910.07467, equation 4), in float32."""
 
+    eps: float
+
     def __init__(self, size: int, **device: Any):
         super().__init__(size, eps=EPS, **device)
 
