@@ -15,9 +15,9 @@ def compile_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
 def _options() -> dict[str, Any] | None:
     """Return a compiler flag that GCC needs on x86: without it, gradients may be NaN.
 
-    GCC 12.2 makes wrong code of the gradient of a softmax over 64 bfloat16 numbers or more, with
-    AVX-512 and for a processor that it does not know (-mtune=generic). Its vectorizer of straight
-    lines does it, for which PyTorch's code, of vectors already, has no use.
+    GCC 12.2 makes wrong code of gradients of rows of 64 bfloat16 numbers or more, such as those of
+    a softmax, with AVX-512 and for a processor that it does not know (-mtune=generic). Its
+    vectorizer of straight lines does it. PyTorch's code is of vectors already.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return None

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dit.runs.checkpoint_files import Distance
 from dit.training.batches import Batch, Batches, BatchLost, draw_loss_inputs
 from dit.training.checkpointing import Saver, tidy
 from dit.training.cost.flops import Meter, meter
@@ -180,21 +179,21 @@ class Loop:
             if events.snapshot:
                 save_snapshots(session, step)
             if events.checkpoint or result.is_best:
-                self.save(step, result.distance, events.last)
+                self.save(step, result, events.last)
         return result
 
-    def save(self, step: int, distance: Distance | None, last: bool) -> None:
+    def save(self, step: int, result: EvalResult, last: bool) -> None:
         """Begin a checkpoint of this step."""
         session = self.session
         with self.hang_timer.at(step, "writing a checkpoint"):
-            self.saver.save(step, session.state, session.ranks, distance, last)
+            self.saver.save(step, session.state, session.ranks, result.distance, last)
         self.saved = step
 
     def save_what_was_learned(self, step: int) -> None:
         """Write a checkpoint of the last step, unless there is one."""
         if step > self.saved:
             check_skipped_steps(self.session, step, self.reporter, self.saver)
-            self.save(step, distance=None, last=True)
+            self.save(step, EvalResult(), last=True)
 
     def evaluate(self, step: int, events: Events) -> EvalResult:
         """Return scores of the EMA where they are due; a signal ends them and the run."""
