@@ -46,7 +46,6 @@ def attention(x, scale, shift):
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.portable
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
 def test_the_compiled_gradient_of_a_softmax_in_bfloat16_is_that_of_eager():
     """With GCC 12.2 it was NaN on a processor with AMX."""
@@ -66,7 +65,6 @@ def test_the_compiled_gradient_of_a_softmax_in_bfloat16_is_that_of_eager():
 
 
 @pytest.mark.slow
-@pytest.mark.portable
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
 def test_compiled_gradients_of_64_tokens_in_bfloat16_are_those_of_eager(monkeypatch):
     """With GCC 12.2 and AVX-512 they were NaN: of all weights before the last layer."""
