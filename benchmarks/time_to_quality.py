@@ -3,16 +3,17 @@
     python -m benchmarks.time_to_quality [--sets mnist-5k emoji-64] [--recipes 2022 flow ours]
         [--minutes 10] [--seeds 0 1] [--levers] [--record]
 
-Which lever pays, by a row for each in two minutes, scored once:
+Which lever pays, by a row for each after as many steps, scored once:
 
-    python -m benchmarks.time_to_quality --sets mnist-5k --recipes flow ours --levers --minutes 2
+    python -m benchmarks.time_to_quality --sets mnist-5k --recipes flow ours --levers --steps 246
         --marks 10 --scales 1 1.5 --record
 
 Each recipe trains alone for the same seconds, from the same latents, and is scored at tenths of the
 budget by the same evaluator: the features of a small classifier of the set, which are never called
 FID. `flow-third` has a third of the budget, `ours-fiftieth` a fiftieth. Every step is a command
 that a user could type. An interrupted benchmark goes on where it was. Seconds are CPU time on one
-core, so that other work on the machine does not count.
+core, so that other work on the machine counts only by what it shares, such as caches. Speeds are
+therefore measured first, in turn.
 
 What the comparison is not: the rate of `flow` was tuned on mnist-5k, while `2022` keeps the flags
 of its release, made for trainings of weeks. Marks before the last are of one schedule: `flow` and
@@ -26,6 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -84,6 +86,7 @@ OTHER_SAMPLER, SAMPLING_STEPS = "dpmpp_2m", 10
 SCALES = (1.0, 1.5, 2.0)
 MARKS = (1, 2, 5, 10)  # tenths of the budget that are scored
 SHORT, LONG = 2, 32  # steps of two trainings that tell the speed
+TURNS = 3  # that all recipes take when their speeds are measured
 SHOWN = 18  # samples of each recipe that are drawn
 
 
@@ -101,11 +104,17 @@ class Bench:
     samples: int
     marks: Sequence[int] = MARKS
     scales: Sequence[float] = SCALES
+    steps: int | None = None  # the budget, instead of minutes
 
     @property
     def folder(self) -> Path:
         """Everything of this set."""
         return self.root / self.name
+
+    @property
+    def budget(self) -> str:
+        """The name of the budget."""
+        return f"{self.steps}-steps" if self.steps else f"{self.minutes:g}-minutes"
 
     def prepare(self) -> None:
         """Make images, features, first stage and latents, each once."""
@@ -129,13 +138,13 @@ class Bench:
 
     def run(self, recipe: str, seed: int) -> Path:
         """Return the folder of a training."""
-        return self.folder / f"{self.minutes:g}-minutes" / f"{recipe}-{seed}"
+        return self.folder / self.budget / f"{recipe}-{seed}"
 
     def train(self, recipe: str, seed: int) -> Path:
         """Return the run of a recipe that trained for the budget."""
         run = self.run(recipe, seed)
         flags = self.flags(recipe)
-        steps = self.steps_in_budget(recipe, flags)
+        steps = self.steps_in_budget(recipe)
         typed = f"dit train {flags} --seed {seed} --steps {steps}"
         if not (claim(run / ".command", typed) and done(run, steps)):
             every = steps // 10
@@ -143,26 +152,48 @@ class Bench:
             perform(f"{typed} {marks} --resume auto --out {run}")
         return run
 
-    def steps_in_budget(self, recipe: str, flags: str) -> int:
+    def steps_in_budget(self, recipe: str) -> int:
         """Return the steps that a recipe does in the budget."""
         recipe, part = split_part(recipe)
-        return max(10, int(60 * self.minutes / part / self.seconds_per_step(recipe, flags)))
+        steps = self.steps or 60 * self.minutes / self.seconds_per_step(recipe)
+        return max(10, int(steps / part))
 
-    def seconds_per_step(self, recipe: str, flags: str) -> float:
+    def seconds_per_step(self, recipe: str) -> float:
         """Return the CPU seconds of a step, without start-up: what more steps take more."""
-        folder = self.folder / "speed" / recipe
-        note = folder / "speed.json"
-        # the speed of other flags would be another budget
-        if not (claim(folder / ".command", f"dit train {flags}") and note.exists()):
-            used = []
-            # the first has the imports too
-            for number, steps in enumerate((SHORT, SHORT, LONG)):
-                before, run = time.process_time(), folder / str(number)
-                shutil.rmtree(run, ignore_errors=True)
-                perform(f"dit train {flags} --steps {steps} --ckpt-every 0 --out {run}")
-                used.append(time.process_time() - before)
-            note.write_text(json.dumps({"seconds_per_step": (used[2] - used[1]) / (LONG - SHORT)}))
+        self.measure_speeds([recipe])
+        note = self.folder / "speed" / recipe / "speed.json"
         return float(json.loads(note.read_text())["seconds_per_step"])
+
+    def measure_speeds(self, recipes: Sequence[str]) -> None:
+        """Note the CPU seconds of a step of each recipe, unless they are noted.
+
+        They take turns, so that what slows the machine for a while slows all of them.
+        """
+        folders = {recipe: self.folder / "speed" / recipe for recipe in recipes}
+        for recipe, folder in folders.items():
+            # the speed of other flags would be another budget
+            claim(folder / ".command", f"dit train {self.flags(recipe)}")
+        new = [name for name, folder in folders.items() if not (folder / "speed.json").exists()]
+
+        for recipe in new:
+            self.cpu_seconds(recipe, SHORT)  # imports and compiles
+        seconds: dict[str, list[float]] = {recipe: [] for recipe in new}
+        for _ in range(TURNS):
+            for recipe in new:
+                more = self.cpu_seconds(recipe, LONG) - self.cpu_seconds(recipe, SHORT)
+                seconds[recipe].append(more / (LONG - SHORT))
+
+        for recipe in new:
+            note = {"seconds_per_step": median(seconds[recipe]), "turns": seconds[recipe]}
+            (folders[recipe] / "speed.json").write_text(json.dumps(note))
+
+    def cpu_seconds(self, recipe: str, steps: int) -> float:
+        """Return the CPU seconds of a training from its start."""
+        run = self.folder / "speed" / recipe / str(steps)
+        shutil.rmtree(run, ignore_errors=True)
+        before = time.process_time()
+        perform(f"dit train {self.flags(recipe)} --steps {steps} --ckpt-every 0 --out {run}")
+        return time.process_time() - before
 
     def score(self, recipe: str, run: Path) -> list[dict[str, Any]]:
         """Return what a run reached at each mark, without guidance and at its best scale."""
@@ -182,14 +213,13 @@ class Bench:
         self, recipe: str, run: Path, step: int, distances: Distances, floor: float
     ) -> dict[str, Any]:
         """Return the result of one mark."""
-        flags = self.flags(recipe)
         card, _ = read_header(find_weights(run))
         images = step * card.config.global_batch_size
         known = {scale: value for scale, value in distances.items() if value is not None}
         best = min(known, key=known.__getitem__, default=None)
         return {
             "step": step,
-            "seconds": step * self.seconds_per_step(split_part(recipe)[0], flags),
+            "seconds": step * self.seconds_per_step(split_part(recipe)[0]),
             "images": images,
             "flops": images * training_flops(card.network, route=card.config.route),
             "distance": distances.get(1.0),
@@ -323,7 +353,9 @@ def main() -> None:
     parser.add_argument(
         "--recipes", nargs="+", metavar="RECIPE", choices=known, default=RECIPES, help="such as"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, each recipe")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, default=10.0, help="of training, each recipe")
+    budget.add_argument("--steps", type=int, help="of training, the same for each recipe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--num-samples", type=int, default=500, help="behind each score")
     parser.add_argument(
@@ -338,11 +370,11 @@ def main() -> None:
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     drawn: dict[str, Image.Image] = {}
     for name in args.sets:
-        bench = Bench(name, args.out, args.minutes, args.num_samples, args.marks, args.scales)
+        bench = Bench(
+            name, args.out, args.minutes, args.num_samples, args.marks, args.scales, args.steps
+        )
         bench.prepare()
-        for recipe in recipes:
-            # all speeds first, close together: that of a machine changes within the hour
-            bench.steps_in_budget(recipe, bench.flags(recipe))
+        bench.measure_speeds([split_part(recipe)[0] for recipe in recipes])
         results[name] = {}
         for recipe in recipes:
             for seed in args.seeds:
@@ -352,7 +384,7 @@ def main() -> None:
                     print(f"{name:<10}{recipe:<14}{seed:>3}", json.dumps(row))
         if not args.levers:
             drawn[f"samples-{name}.png"] = draw_samples(bench, recipes, args.seeds[0])
-    title = f"time-to-quality-{args.minutes:g}-minutes"
+    title = f"time-to-quality-{bench.budget}"
     if len(args.marks) > 1:
         title = "time-to-quality"
         drawn["time-to-quality.png"] = draw(results)

@@ -10,7 +10,10 @@ from benchmarks.time_to_quality import (
     COMMON,
     FLOW,
     LEVERS,
+    LONG,
     OURS,
+    SHORT,
+    TURNS,
     Bench,
     known_recipes,
     recipe_flags,
@@ -37,11 +40,41 @@ def test_no_training_is_named_twice():
 
 
 def test_a_part_of_the_budget_has_a_part_of_the_steps(monkeypatch, tmp_path):
-    monkeypatch.setattr(Bench, "seconds_per_step", lambda bench, recipe, flags: len(recipe) / 100)
+    monkeypatch.setattr(Bench, "seconds_per_step", lambda bench, recipe: len(recipe) / 100)
     bench = Bench("emoji-64", tmp_path, minutes=10, samples=500)
     names = ("ours", "ours-third", "ours-fiftieth")
     # 0.04 seconds a step, by the whole recipe's name
-    assert [bench.steps_in_budget(name, "") for name in names] == [15000, 5000, 300]
+    assert [bench.steps_in_budget(name) for name in names] == [15000, 5000, 300]
+
+
+def test_a_budget_of_steps_is_the_same_for_every_recipe(tmp_path):
+    bench = Bench("emoji-64", tmp_path, minutes=10, samples=500, steps=246)
+    assert [bench.steps_in_budget(name) for name in ("2022", "ours", "ours-third")] == [
+        246,
+        246,
+        82,
+    ]
+    assert bench.run("flow", 1) == tmp_path / "emoji-64/246-steps/flow-1"
+
+
+def test_recipes_take_turns_when_their_speed_is_measured(monkeypatch, tmp_path):
+    """A machine that slows down while one of them is measured would favour the others."""
+    order = []
+
+    def cpu_seconds(bench, recipe, steps):
+        order.append((recipe, steps))
+        slower = 10 if len(order) > 10 else 1  # only in the last turn
+        return 5 + slower * steps * {"flow": 0.9, "ours": 0.3}[recipe]
+
+    monkeypatch.setattr(Bench, "cpu_seconds", cpu_seconds)
+    bench = Bench("emoji-64", tmp_path, minutes=10, samples=500)
+    bench.measure_speeds(["flow", "ours", "ours"])
+    turn = [(recipe, steps) for recipe in ("flow", "ours") for steps in (LONG, SHORT)]
+    assert order[2:] == TURNS * turn
+
+    assert bench.seconds_per_step("flow") == pytest.approx(0.9)
+    assert bench.seconds_per_step("ours") == pytest.approx(0.3)
+    assert len(order) == 2 + TURNS * 4  # and not again
 
 
 def test_a_part_of_the_budget_is_sampled_as_the_whole():
