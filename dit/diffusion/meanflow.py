@@ -127,8 +127,9 @@ class MeanFlowLoss:
         du/dt is the derivative along (dx/dt, dr/dt, dt/dt) = (velocity, 0, 1). The length t - r
         grows with t.
         """
+        own = None
         if self.scale != 1:
-            own = self.velocity(x_t, t, y)
+            own = self.velocity(x_t, t, y) if self.mix else None
             v = self.guided_velocity(x_t, t, y, v, own)
         moved = torch.zeros_like(x_t)
         if not len(rows):
@@ -141,25 +142,32 @@ class MeanFlowLoss:
             along = v[rows]  # 2505.13447, algorithm 1
         else:
             # 2512.02012: the marginal velocity, as the network has it
-            along = own[rows] if self.scale != 1 else self.velocity(x, t, y)
+            along = self.velocity(x, t, y) if own is None else own[rows]
         times = interval(self.process, t, r, x)
         # a second of a flow is 1000 of the network's
         ones = interval(self.process, torch.ones_like(t), torch.zeros_like(t), x)
         du = self.tangent(x, times, y, along, ones).to(x.dtype)
         return v, moved.index_copy(0, rows, like(t - r, x) * du)
 
-    def guided_velocity(self, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor, own: Tensor) -> Tensor:
+    def guided_velocity(
+        self, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor, own: Tensor | None
+    ) -> Tensor:
         """Return w v + (1 - w - k) u(null) + k u(y) at time t, with w = scale (1 - k).
 
         This is from 2505.13447. Its fixed point u(y) is guidance of that scale, whatever k:
         u(y) = [w v + (1 - w - k) u(null)] / (1 - k) = scale v + (1 - scale) u(null). With
         k = 1 - 1 / scale, w is 1: v + (1 - 1 / scale) (u(y) - u(null)) of 2512.02012.
         Images of the null class keep v.
+
+        Args:
+            own: u(y); with a mix k of 0 it is not read.
         """
         null = torch.full_like(y, self.null_label)
         weight = self.scale * (1 - self.mix)
         away = self.velocity(x_t, t, null)
-        guided = weight * v + (1 - weight - self.mix) * away + self.mix * own
+        guided = weight * v + (1 - weight - self.mix) * away
+        if own is not None:
+            guided = guided + self.mix * own
         return torch.where(like(y == null, x_t).bool(), v, guided)
 
     def velocity(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -167,12 +175,19 @@ class MeanFlowLoss:
         return self.network(x_t, interval(self.process, t, t, x_t), y).to(x_t.dtype)
 
 
-def forward_passes(classic: bool, instant: float, scale: float) -> float:
+def mix_of(scale: float, mix: float | None) -> float:
+    """Return the share k of `guided_velocity`: without one, that with w = 1 (2512.02012)."""
+    return 1 - 1 / scale if mix is None else mix
+
+
+def forward_passes(classic: bool, instant: float, scale: float, mix: float) -> float:
     """Return how many forward passes an image takes beside that with a gradient, in the mean."""
     moving = 1 - instant
     passes = 2 * moving  # of the derivative
     if scale != 1:
-        return passes + 2  # with the class and without
+        passes += 1  # without the class
+        if mix:
+            return passes + 1  # with it
     return passes if classic else passes + moving
 
 

@@ -12,7 +12,7 @@ from dit.config import TrainConfig
 from dit.diffusion import classifier
 from dit.diffusion.alignment import draws_of
 from dit.diffusion.classifier import NoisyClassifier, classifier_loss
-from dit.diffusion.meanflow import IntervalFlow, MeanFlowLoss, Tangent
+from dit.diffusion.meanflow import IntervalFlow, MeanFlowLoss, Tangent, mix_of
 from dit.diffusion.objective import Loss, LossFunction, diffusion_loss, loss_terms, variational_loss
 from dit.diffusion.process import Denoiser, Process
 from dit.distributed.device import with_float64
@@ -136,7 +136,6 @@ def build_meanflow(
 ) -> tuple[LossFunction, tuple[str, ...]]:
     """Return the loss of --objective meanflow, and the names of its terms."""
     assert isinstance(process, IntervalFlow)
-    scale, mix = config.meanflow_scale, config.meanflow_mix
     loss = MeanFlowLoss(
         network,
         tangent,
@@ -144,8 +143,8 @@ def build_meanflow(
         null_label,
         classic=config.meanflow_form == "classic",
         instant=config.meanflow_instant,
-        scale=scale,
-        mix=1 - 1 / scale if mix is None else mix,
+        scale=config.meanflow_scale,
+        mix=mix_of(config.meanflow_scale, config.meanflow_mix),
     )
     return partial(_with_exact_times, loss), ("mse",)
 

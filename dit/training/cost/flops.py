@@ -10,7 +10,7 @@ import torch
 
 from dit.build import count_multiply_adds
 from dit.config import TrainConfig
-from dit.diffusion.meanflow import forward_passes
+from dit.diffusion.meanflow import forward_passes, mix_of
 from dit.distributed.device import device_kind
 from dit.runs.card import NetworkSpec
 from dit.training.session import TrainingSession
@@ -96,8 +96,9 @@ def more_forward_passes(config: TrainConfig) -> float:
     """Return how many forward passes the loss of an image takes beside that with a gradient."""
     if config.objective != "meanflow":
         return 0.0
-    classic = config.meanflow_form == "classic"
-    return forward_passes(classic, config.meanflow_instant, config.meanflow_scale)
+    classic, scale = config.meanflow_form == "classic", config.meanflow_scale
+    mix = mix_of(scale, config.meanflow_mix)
+    return forward_passes(classic, config.meanflow_instant, scale, mix)
 
 
 def peak_of(device: torch.device, bf16: bool) -> Peak:
