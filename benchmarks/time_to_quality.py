@@ -44,7 +44,7 @@ from dit.runs.weights import read_header
 from dit.sampling.generate import generate
 from dit.sampling.load import load_run
 from dit.sampling.pipeline import build_pipeline
-from dit.training.cost.flops import training_flops
+from dit.training.cost.flops import flops_per_image
 from dit.utils import pictures
 
 SETS = {"mnist-5k": 32, "emoji-64": 64}
@@ -221,7 +221,7 @@ class Bench:
             "step": step,
             "seconds": step * self.seconds_per_step(split_part(recipe)[0]),
             "images": images,
-            "flops": images * training_flops(card.network, route=card.config.route),
+            "flops": images * flops_per_image(card, step),
             "distance": distances.get(1.0),
             "guided": None if best is None else known[best],
             "scale": best,

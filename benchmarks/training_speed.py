@@ -41,6 +41,7 @@ from benchmarks.ceilings import (
 from benchmarks.kernels import kernels
 from benchmarks.memory import session_of, stepper
 from benchmarks.rows import matches, print_rows, require_rows, within_budget
+from dit.build import count_multiply_adds
 from dit.diffusion.objective import diffusion_loss
 from dit.diffusion.process import DDPM, Denoiser
 from dit.distributed.device import autocast, fast_bf16
@@ -49,7 +50,6 @@ from dit.distributed.ranks import Ranks
 from dit.models.registry import create_model
 from dit.runs.card import NetworkSpec
 from dit.runs.formats.diffusers import diffusers_config
-from dit.training.cost.flops import training_flops
 from dit.training.ema import EMA
 
 SHAPE: dict[str, Any] = dict(input_size=32, in_channels=4, num_classes=1000, learn_sigma=True)
@@ -259,7 +259,8 @@ def measure_rows(
     parts = within_budget(budget, plan, lambda part: ", ".join(row_names([part])))
     for model, batch, variants in parts:
         for variant, figures in measure(model, batch, variants, rounds, device):
-            flops = training_flops(NetworkSpec(model=model, **SHAPE, **variant.network))
+            # a forward and a backward pass, for every variant
+            flops = 6 * count_multiply_adds(NetworkSpec(model=model, **SHAPE, **variant.network))
             speed = batch / figures["seconds"]
             if variant.whose == "plain":
                 plain[model] = speed

@@ -72,4 +72,5 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
         late_loss,
         start,
         alignment.wrapped if alignment else None,
+        inputs.vision,
     )

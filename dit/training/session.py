@@ -13,6 +13,7 @@ from dit.distributed.parallel import full_tensor
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
 from dit.encoders.text import Captions
+from dit.encoders.vision import VisionEncoder
 from dit.runs.card import ModelCard
 from dit.training.batches import DataStream
 from dit.training.cost.ddp_or_fsdp import Choice
@@ -47,6 +48,7 @@ class TrainingSession:
     late_loss: LossFunction  # without it
     start: int  # steps done before
     projector: nn.Module | None = None  # of --align, wrapped alike
+    vision: VisionEncoder | None = None  # of --align, if an encoder is its teacher
     rollbacks: int = 0  # to the checkpoint at `start`
 
     @property

@@ -4,6 +4,7 @@ import shlex
 import sys
 
 import pytest
+from helpers.training import run
 
 from benchmarks import time_to_quality
 from benchmarks.time_to_quality import (
@@ -22,6 +23,7 @@ from benchmarks.time_to_quality import (
 from dit.cli import main, parse
 from dit.config import TrainConfig
 from dit.config.presets import modern
+from dit.runs.logs import read_starts
 
 
 def test_a_lever_is_alone_on_flow_or_left_out_of_ours():
@@ -80,6 +82,20 @@ def test_recipes_take_turns_when_their_speed_is_measured(monkeypatch, tmp_path):
 def test_a_part_of_the_budget_is_sampled_as_the_whole():
     assert sampler_of("2022-third") == sampler_of("2022") == "ddim"
     assert sampler_of("ours-third") == sampler_of("ours") != "ddim"
+
+
+@pytest.mark.usefixtures("small_networks")
+@pytest.mark.parametrize(
+    "settings",
+    [dict(align="self", align_until=0.5), dict(objective="meanflow", meanflow_scale=1.5)],
+)
+def test_a_row_has_the_flops_of_the_run(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(Bench, "seconds_per_step", lambda bench, recipe: 1.0)
+    trained = run(tmp_path / "run", steps=2, **settings)
+    (start,) = read_starts(trained)
+    bench = Bench("emoji-64", tmp_path, minutes=1, samples=1)
+    row = bench.row("flow", trained, 2, {1.0: 5.0}, 1.0)
+    assert row["flops"] == 2 * 16 * start["flops_per_image"]
 
 
 def test_ours_can_be_planned(capsys):

@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from helpers.encoders import ARGUMENTS, write_encoder
 from helpers.training import TINY, a_session, do_step, run
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
@@ -15,24 +16,6 @@ from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import find_weights
 
 pytestmark = pytest.mark.usefixtures("small_networks")
-ARGUMENTS = dict(img_size=28, patch_size=7, embed_dim=24, depth=2, num_heads=2, reg_tokens=1)
-
-
-def write_encoder(path, **changes):
-    """As a hub's: a classifier of 28 pixels, of which the head is not read."""
-    torch.manual_seed(0)
-    arguments = {**ARGUMENTS, **changes}
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=5, **arguments)
-    path.mkdir()
-    save_file(network.state_dict(), path / "model.safetensors")
-    statistics = dict(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
-    # the last argument would let timm read a pickle
-    arguments["checkpoint_path"] = str(path.parent / "evil.bin")
-    config = dict(
-        architecture="vit_tiny_patch16_224", model_args=arguments, pretrained_cfg=statistics
-    )
-    (path / "config.json").write_text(json.dumps(config))
-    return path
 
 
 @pytest.fixture

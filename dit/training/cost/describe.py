@@ -1,7 +1,5 @@
 """A training in words, row by row: network, cost, data and schedule."""
 
-from torch import nn
-
 from dit.build import count_multiply_adds
 from dit.config import OPTIMIZERS, TrainConfig
 from dit.distributed.ranks import Ranks
@@ -11,7 +9,7 @@ from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes, memory
 from dit.training.cost.describe_data import describe_data, describe_latents
 from dit.training.cost.expected import describe_disk, describe_time, questions, restored_psnr
-from dit.training.cost.flops import more_forward_passes, training_flops
+from dit.training.cost.flops import training_flops
 from dit.training.ema import snapshot_every
 from dit.training.inputs import RunInputs
 from dit.training.lr_schedule import note_warmup, warmup_steps
@@ -24,7 +22,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     config, spec = card.config, card.network
     network = inputs.meta_network
     tokens = inputs.encoder.length if inputs.encoder else 0
-    work = training_flops(spec, tokens, config.route, more_forward_passes(config))
+    work = training_flops(spec, config, tokens)
     macs = count_multiply_adds(spec, tokens)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
     frozen = frozen_bytes(inputs.autoencoder, inputs.encoder, inputs.vision)
@@ -34,7 +32,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     rows |= {
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{work / 1e9:.3g} GFLOP to train on it{describe_alignment(network, inputs)}",
+        f"{work / 1e9:.3g} GFLOP to train on it{describe_alignment(inputs, tokens)}",
         "memory": describe_memory(need, frozen),
         "diffusion": f"{config.process}, {describe_task(config, spec)}",
         "averages": describe_snapshots(config, plan.steps, count_parameters(network)),
@@ -73,13 +71,13 @@ def describe_preset(config: TrainConfig) -> str:
     return config.preset + (chosen if config.preset == "photos" else "")
 
 
-def describe_alignment(network: nn.Module, inputs: RunInputs) -> str:
+def describe_alignment(inputs: RunInputs, text_tokens: int) -> str:
     """Return what --align costs in words: a pass of the teacher, and the projector."""
-    config = inputs.card.config
+    card, config = inputs.card, inputs.card.config
     if config.align is None:
         return ""
-    flops = alignment_flops(network, inputs) / 1e9
-    return f", and {flops:.3g} for --align in the first {config.align_until:.0%} of the steps"
+    flops = alignment_flops(card.network, config, text_tokens, inputs.autoencoder, inputs.vision)
+    return f", and {flops / 1e9:.3g} for --align in the first {config.align_until:.0%} of the steps"
 
 
 def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:

@@ -12,7 +12,10 @@ from dit.build import count_multiply_adds
 from dit.config import TrainConfig
 from dit.diffusion.meanflow import forward_passes, mix_of
 from dit.distributed.device import device_kind
-from dit.runs.card import NetworkSpec
+from dit.encoders.autoencoder import Autoencoder
+from dit.encoders.vision import VisionEncoder
+from dit.runs.card import ModelCard, NetworkSpec
+from dit.training.cost.alignment import mean_alignment_flops
 from dit.training.session import TrainingSession
 
 TERA = 1e12
@@ -71,25 +74,39 @@ def meter(session: TrainingSession) -> Meter:
     tokens = session.captions.encoder.length if session.captions else 0
     bf16 = session.plan.precision != "fp32"
     peak = session.ranks.on_main(lambda: peak_of(session.ranks.device, bf16))
-    config = session.config
-    more = more_forward_passes(config)
-    flops = training_flops(session.card.network, tokens, config.route, more)
+    flops = flops_per_image(
+        session.card, session.steps, tokens, session.autoencoder, session.vision
+    )
     return Meter(flops, peak, session.ranks.world)
 
 
-def training_flops(
-    spec: NetworkSpec, text_tokens: int = 0, route: float = 0.0, more_passes: float = 0.0
+def flops_per_image(
+    card: ModelCard,
+    steps: int,
+    text_tokens: int = 0,
+    autoencoder: Autoencoder | None = None,
+    vision: VisionEncoder | None = None,
 ) -> float:
-    """Return the FLOPs to train on one image: six a multiply-add, two forward and four backward.
+    """Return the FLOPs to train on one image, in the mean of the first `steps` of a run.
 
-    Not counted are what activation checkpointing computes again, the optimizer, frozen networks and
-    what --align adds for a while.
+    Not counted are what activation checkpointing computes again, the optimizer, and frozen networks
+    but those of --align.
 
     Args:
-        more_passes: forward passes of the loss beside that with a gradient.
+        autoencoder, vision: of an encoder of --align, see `alignment_flops`.
     """
-    macs = count_multiply_adds(spec, text_tokens, route, spec.inner_head)
-    return (6 + 2 * more_passes) * macs
+    aligned = mean_alignment_flops(card, steps, text_tokens, autoencoder, vision)
+    return training_flops(card.network, card.config, text_tokens) + aligned
+
+
+def training_flops(spec: NetworkSpec, config: TrainConfig, text_tokens: int = 0) -> float:
+    """Return the FLOPs to train on one image without --align.
+
+    They are six a multiply-add, two forward and four backward, and two in each pass of the loss
+    beside.
+    """
+    macs = count_multiply_adds(spec, text_tokens, config.route, spec.inner_head)
+    return (6 + 2 * more_forward_passes(config)) * macs
 
 
 def more_forward_passes(config: TrainConfig) -> float:

@@ -15,7 +15,7 @@ from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
 from dit.models.registry import zero_inputs
 from dit.runs.card import NetworkSpec
-from dit.training.cost.flops import more_forward_passes, peak_of, training_flops
+from dit.training.cost.flops import peak_of, training_flops
 from dit.training.cost.memory import (
     Layout,
     held_bytes,
@@ -83,7 +83,7 @@ def expected_pace(
     spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
 ) -> Pace:
     """Return the speed by the FLOPs of an image and the peak of this device."""
-    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
+    flops = training_flops(spec, config, text_tokens)
     peak = peak_of(ranks.device, uses_bf16(ranks.device, config.precision))
     images = config.global_batch_size / ranks.world
     step = images * flops / (USUAL_SHARE * peak.flops)
@@ -117,7 +117,7 @@ def count_classes(spec: NetworkSpec, source: Latents) -> int:
 
 def can_be_timed(spec: NetworkSpec, config: TrainConfig, text_tokens: int, ranks: Ranks) -> bool:
     """Whether a step like that of the training can be taken beforehand, soon and in memory."""
-    flops = training_flops(spec, text_tokens, config.route, more_forward_passes(config))
+    flops = training_flops(spec, config, text_tokens)
     is_light = flops < HEAVY or ranks.device.type == "cuda"
     is_usual = (
         config.parallel != "fsdp"

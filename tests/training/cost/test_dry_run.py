@@ -128,7 +128,9 @@ def test_alignment_and_inner_head_are_counted(capsys):
     assert "--align" not in plain
     network = spec("DiT-Ti/4")
     macs = multiply_adds(network.model, **network.sizes)
-    flops = 2 * macs * 4 / 6 + 6 * 9 * 4 * 256**2
+    last = 256 * 2 * 256 + 4 * 256 * 48  # modulation, and 48 numbers a token
+    whole = macs - last - 4 * 48 * 256 - 2 * 256**2  # without embeddings, also of times
+    flops = 2 * (macs - last - whole * 2 / 6) + 6 * 9 * 4 * 256**2
     aligned = printed_rows(capsys, align="self", align_until=0.25)["compute"]
     assert aligned == f"{plain}, and {flops / 1e9:.3g} for --align in the first 25% of the steps"
 

@@ -2,12 +2,23 @@
 
 import pytest
 import torch
+from helpers.encoders import write_encoder
+from helpers.training import TINY, a_session, do_step
 from torch.utils.flop_counter import FlopCounterMode
 
+from dit.config import TrainConfig
 from dit.models.registry import create_model, zero_inputs
+from dit.models.sizes import SIZES
 from dit.runs.card import NetworkSpec
 from dit.training.cost import flops
-from dit.training.cost.flops import Meter, Peak, peak_of, training_flops
+from dit.training.cost.flops import (
+    Meter,
+    Peak,
+    flops_per_image,
+    meter,
+    peak_of,
+    training_flops,
+)
 
 CUDA = torch.device("cuda")
 SPEC = NetworkSpec(model="DiT-S/4", input_size=16, in_channels=4, num_classes=10, learn_sigma=False)
@@ -17,7 +28,7 @@ def test_six_a_multiply_add_is_what_a_forward_and_a_backward_pass_cost():
     network = create_model(SPEC.model, **SPEC.sizes)
     with FlopCounterMode(display=False) as counter:
         network(*zero_inputs(SPEC.model, 4, 0, **SPEC.sizes)).sum().backward()
-    assert training_flops(SPEC) == pytest.approx(
+    assert training_flops(SPEC, TrainConfig()) == pytest.approx(
         counter.get_total_flops() / 4, rel=0.02
     )  # none for the input itself
 
@@ -26,7 +37,32 @@ def test_the_paper_s_largest_network_costs_712_gflop():
     spec = NetworkSpec(
         model="DiT-XL/2", input_size=32, in_channels=4, num_classes=1000, learn_sigma=True
     )
-    assert training_flops(spec) == pytest.approx(712e9, rel=0.002)
+    assert training_flops(spec, TrainConfig()) == pytest.approx(712e9, rel=0.002)
+
+
+@pytest.mark.parametrize("teacher", ["self", "encoder", "encoder of decoded latents"])
+def test_alignment_counts_in_the_share_of_steps_that_it_lasts(teacher, tmp_path, monkeypatch):
+    """In the mean over a run's steps, as steps of the trainer have them."""
+    monkeypatch.setitem(SIZES, "Ti", dict(depth=6, hidden_size=64, num_heads=2))
+    align, first_stage = "self", {}
+    if teacher != "self":
+        align = str(write_encoder(tmp_path / "encoder"))
+    if teacher == "encoder of decoded latents":
+        first_stage = dict(vae="digits", image_size=32)
+    session = a_session(tmp_path, TINY, align=align, align_until=0.5, **first_stage)
+    spent = []
+    for step in range(1, 7):
+        with FlopCounterMode(display=False) as counter:
+            do_step(session, step)
+        spent.append(counter.get_total_flops() / 16)
+
+    assert spent[0] == spent[2] > 1.05 * spent[3] == 1.05 * spent[5]
+    assert training_flops(session.card.network, session.config) == pytest.approx(spent[5], rel=0.02)
+    assert meter(session).flops == pytest.approx(sum(spent) / 6, rel=0.02)
+    given = 0, session.autoencoder, session.vision
+    # up to a step in its middle, as a row of a benchmark
+    assert flops_per_image(session.card, 4, *given) == pytest.approx(sum(spent[:4]) / 4, rel=0.02)
+    assert flops_per_image(session.card, 2, *given) == pytest.approx(spent[0], rel=0.02)
 
 
 @pytest.mark.parametrize(
