@@ -127,6 +127,17 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+def orthogonalise_flops(network: nn.Module) -> float:
+    """Return the FLOPs of `orthogonalise` for all matrices of a network, once a step."""
+    flops = 0.0
+    for matrix, number in split_parameters(network)[0]:
+        short, long = sorted((matrix.shape[0] // number, matrix.shape[1]))
+        # x x^T, the square of that, and the polynomial times x
+        products = 2 * short**2 * long + 2 * short**3 + 2 * short**2 * long
+        flops += number * ITERATIONS * products
+    return flops
+
+
 def split_parameters(
     network: nn.Module,
 ) -> tuple[list[tuple[nn.Parameter, int]], list[nn.Parameter]]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dit.config import TrainConfig
-from dit.training.muon import MuonAdamW, split_parameters
+from dit.training.muon import MuonAdamW, orthogonalise_flops, split_parameters
 
 
 def build_optimizer(
@@ -23,6 +23,11 @@ def build_optimizer(
     return torch.optim.AdamW(
         trained, config.lr, betas, weight_decay=config.weight_decay, fused=True
     )
+
+
+def optimizer_flops(network: nn.Module, config: TrainConfig) -> float:
+    """Return the FLOPs of matrix products in a step of the optimizer, on every rank: Muon's."""
+    return orthogonalise_flops(network) if config.optimizer == "muon" else 0.0
 
 
 def update_weights(optimizer: torch.optim.Optimizer, lr: float, skipped: Tensor) -> None:

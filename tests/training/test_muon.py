@@ -8,6 +8,7 @@ from helpers import forked
 from helpers.training import TINY, a_session, do_step
 from torch import nn
 from torch.distributed.tensor import distribute_tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from dit.config import TrainConfig
 from dit.distributed.parallel import full_tensor, shard
@@ -18,7 +19,7 @@ from dit.models.registry import create_model
 from dit.training import muon
 from dit.training.monitoring.update_ratio import update_ratio
 from dit.training.muon import MuonAdamW, orthogonalise, split_parameters
-from dit.training.optimizer import update_weights
+from dit.training.optimizer import build_optimizer, optimizer_flops, update_weights
 
 GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -44,6 +45,21 @@ def test_the_iteration_is_as_printed(shape):
         torch.testing.assert_close(u @ values.diag() @ vt, found, rtol=1e-6, atol=1e-9)
         assert values.min() > 0.6
         assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("block", ["plain", "modern"])
+def test_flops_are_those_of_the_products_in_a_step(block):
+    """Of matrices, of some that are several in one, and of none beside."""
+    sizes = dict(input_size=8, in_channels=4, num_classes=10, conditioning="cross-attention")
+    network = create_model("DiT-Ti/4", block=block, **sizes)
+    config = TrainConfig(optimizer="muon")
+    optimizer = build_optimizer(network, config)
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert optimizer_flops(network, config) == counter.get_total_flops() > 0
+    assert optimizer_flops(network, TrainConfig()) == 0
 
 
 def test_steps_are_those_of_pytorch(monkeypatch):

@@ -5,7 +5,7 @@ from dit.config import OPTIMIZERS, TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import NetworkSpec
-from dit.training.cost.alignment import alignment_flops
+from dit.training.cost.alignment import alignment_flops, mean_alignment_flops
 from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes, memory
 from dit.training.cost.describe_data import describe_data, describe_latents
 from dit.training.cost.expected import describe_disk, describe_time, questions, restored_psnr
@@ -49,6 +49,11 @@ def start_rows(
     source, spec, network = inputs.source, inputs.card.network, inputs.meta_network
     config = inputs.card.config
     psnr = restored_psnr(inputs)
+    tokens = inputs.encoder.length if inputs.encoder else 0
+    aligned = mean_alignment_flops(
+        inputs.card, plan.steps, tokens, inputs.autoencoder, inputs.vision
+    )
+    time = describe_time(inputs, plan, ranks, aligned)
     rows = {
         "preset": describe_preset(config),
         "data": describe_data(config, source, spec),
@@ -56,7 +61,7 @@ def start_rows(
         "model": f"{spec.model}, {count_parameters(network):,} parameters; "
         f"{describe_network(network)}",
         "schedule": describe_schedule(config, plan.steps, len(source.labels)),
-        "time": f"{describe_time(inputs, plan, ranks)}, on {ranks.world} x {ranks.device.type}",
+        "time": f"{time}, on {ranks.world} x {ranks.device.type}",
         "disk": describe_disk(inputs, plan),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
     }

@@ -1,6 +1,7 @@
 """The checks and tables of --dry-run: what a configuration would train, without training it."""
 
 from dit.distributed.ranks import Ranks
+from dit.training.cost.alignment import mean_alignment_flops
 from dit.training.cost.assumed import AssumedImageNet
 from dit.training.cost.ddp_or_fsdp import frozen_bytes
 from dit.training.cost.describe import describe
@@ -30,7 +31,9 @@ def dry_run(inputs: RunInputs, ranks: Ranks) -> str:
     if not config.gpus:
         return table
 
+    tokens = encoder.length if encoder else 0
     frozen = frozen_bytes(inputs.autoencoder, encoder, inputs.vision)
-    step = PlannedStep(card, encoder.length if encoder else 0, frozen)
+    alignment = mean_alignment_flops(card, plan.steps, tokens, inputs.autoencoder, inputs.vision)
+    step = PlannedStep(card, tokens, frozen, alignment)
     images = plan.steps * config.global_batch_size
     return f"{table}\n{ranks.on_main(lambda: scaling_table(step, images))}"

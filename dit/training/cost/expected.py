@@ -47,13 +47,19 @@ def restored_psnr(inputs: RunInputs) -> float | None:
     return measure_psnr(autoencoder, torch.stack(images))
 
 
-def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
-    """Return how long the run and its first grid of samples take on this machine, in words."""
+def describe_time(
+    inputs: RunInputs, plan: TrainingPlan, ranks: Ranks, alignment: float = 0.0
+) -> str:
+    """Return how long the run and its first grid of samples take on this machine, in words.
+
+    Args:
+        alignment: FLOPs of --align for one image, in the mean of all steps.
+    """
     card, config = inputs.card, inputs.card.config
     pace, source = inputs.pace, "measured"
     if pace is None:
         tokens = inputs.encoder.length if inputs.encoder else 0
-        pace = expected_pace(card.network, config, inputs.source, tokens, ranks)
+        pace = expected_pace(card.network, config, inputs.source, tokens, ranks, alignment)
         source = "expected"
     each = f"{pace.step:.2g} s" if pace.step < 100 else duration(pace.step)
     done = checkpoint_step(plan.checkpoint) if plan.checkpoint else 0

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import torch
 
-from dit.build import build_network
+from dit.build import build_network, count_multiply_adds
 from dit.config import TrainConfig
 from dit.distributed.device import autocast, choose_attention, free_memory, uses_bf16
 from dit.distributed.ranks import Ranks
@@ -15,6 +15,7 @@ from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
 from dit.models.registry import zero_inputs
 from dit.runs.card import NetworkSpec
+from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.flops import peak_of, training_flops
 from dit.training.cost.memory import (
     Layout,
@@ -24,14 +25,13 @@ from dit.training.cost.memory import (
     sum_of_losses,
 )
 from dit.training.monitoring.previews import images_of_grid, passes_per_image
-from dit.training.optimizer import build_optimizer
+from dit.training.optimizer import build_optimizer, optimizer_flops
 
 TIMED, LEAST_TIMED = 6, 2  # calls
 ENOUGH = 10.0  # seconds after which no further step is timed
 READ = 16  # images, to time how they are read and encoded
 HEAVY = 2e11  # FLOPs of an image, from which a step on a CPU takes too long to be tried
 USUAL_SHARE = 0.4  # of the peak, that a training reaches
-FORWARD_SHARE = 1 / 3  # of a step's FLOPs
 ROOM = 0.8  # share of the free memory up to which a network is built to be timed
 BESIDE = 1.05  # the EMA, the guard and the log, which no timed step has
 
@@ -62,7 +62,10 @@ def measure_pace(
     pace = None
     if can_be_timed(spec, config, text_tokens, ranks):
         pace = timed_pace(spec, config, source, text_tokens, ranks)
-    pace = pace or expected_pace(spec, config, source, text_tokens, ranks)
+    if pace is None:
+        # of --align self: an encoder is loaded later, when the steps are known
+        alignment = config.align_until * alignment_flops(spec, config, text_tokens)
+        pace = expected_pace(spec, config, source, text_tokens, ranks, alignment)
 
     if isinstance(source, OnlineLatents):
         per_image = seconds_to_read(source)
@@ -80,14 +83,26 @@ def measure_pace(
 
 
 def expected_pace(
-    spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
+    spec: NetworkSpec,
+    config: TrainConfig,
+    source: Latents,
+    text_tokens: int,
+    ranks: Ranks,
+    alignment: float = 0.0,
 ) -> Pace:
-    """Return the speed by the FLOPs of an image and the peak of this device."""
-    flops = training_flops(spec, config, text_tokens)
-    peak = peak_of(ranks.device, uses_bf16(ranks.device, config.precision))
+    """Return the speed by the FLOPs of a step and the peak of this device.
+
+    Args:
+        alignment: FLOPs of --align for one image, in the mean of all steps.
+    """
+    with torch.device("meta"):
+        network = build_network(spec)
     images = config.global_batch_size / ranks.world
-    step = images * flops / (USUAL_SHARE * peak.flops)
-    return Pace(step, grid=grid_seconds(FORWARD_SHARE * step / images, spec, config, source))
+    step = images * (training_flops(spec, config, text_tokens) + alignment)
+    step += optimizer_flops(network, config)
+    forward = 2 * count_multiply_adds(spec, text_tokens)
+    reached = USUAL_SHARE * peak_of(ranks.device, uses_bf16(ranks.device, config.precision)).flops
+    return Pace(step / reached, grid=grid_seconds(forward / reached, spec, config, source))
 
 
 def timed_pace(

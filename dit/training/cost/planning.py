@@ -15,6 +15,7 @@ from dit.training.cost.cluster import Cluster, build_cluster
 from dit.training.cost.flops import more_forward_passes
 from dit.training.cost.memory import PART_NAMES, RESERVE, Layout, Memory, blocks_of, simulated_step
 from dit.training.cost.step_time import Seconds, Work, seconds, traffic
+from dit.training.optimizer import optimizer_flops
 
 MOST = 4096  # images at once that are tried
 GIB = 2**30
@@ -25,11 +26,15 @@ class PlannedStep:
 
     Args:
         frozen: bytes of networks that are not trained.
+        alignment: FLOPs of --align for one image, in the mean of all steps.
     """
 
-    def __init__(self, card: ModelCard, text_tokens: int = 0, frozen: int = 0):
+    def __init__(
+        self, card: ModelCard, text_tokens: int = 0, frozen: int = 0, alignment: float = 0.0
+    ):
         self.card = card
         self.frozen = frozen
+        self.alignment = alignment
         self.bf16 = card.config.precision != "fp32"
         # whatever this machine has: the GPUs of --gpu are meant
         device = torch.device("cuda")
@@ -40,15 +45,17 @@ class PlannedStep:
     def work(self) -> Work:
         network = self.step.meta_network
         step = self.step
-        macs = count_multiply_adds(step.spec, step.text_tokens, step.route, step.parts)
+        config = self.card.config
+        flops = 2 * count_multiply_adds(step.spec, step.text_tokens, step.route, step.parts)
         return Work(
             parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
             blocks=len(blocks_of(network)),
-            flops=2 * macs,
-            again=float(self.card.config.recompute == "full"),
-            beside=more_forward_passes(self.card.config),
+            flops=flops,
+            again=float(config.recompute == "full"),
+            beside=more_forward_passes(config) + self.alignment / flops,
             width=2 if self.bf16 else 4,
-            averages=self.step.averages,
+            averages=step.averages,
+            optimizer=optimizer_flops(network, config),
         )
 
     def memory(self, batch: int, layout: Layout) -> Memory:
@@ -101,7 +108,7 @@ class Column:
 
     @property
     def mfu(self) -> float:
-        # one forward and one backward pass, as papers count it, and those of the loss beside:
+        # one forward and one backward pass, as papers count it, and those beside:
         # recomputed work is not useful
         return (
             (3 + self.work.beside)
@@ -210,7 +217,7 @@ ROWS: dict[str, Callable[[Column], str]] = {
     "most images at once": lambda c: f"{c.most}{'+' * (c.most == MOST)}",
     "GB sent a GPU": lambda c: f"{c.sent / 1e9:.2f}",
     "ms: computing": lambda c: f"{1e3 * c.seconds.compute:.1f}",
-    "ms: AdamW and EMA": lambda c: f"{1e3 * c.seconds.update:.1f}",
+    "ms: optimizer and EMA": lambda c: f"{1e3 * c.seconds.update:.1f}",
     "ms: communication": lambda c: f"{1e3 * c.seconds.communication:.1f}",
     "ms: of it exposed": lambda c: f"{1e3 * c.seconds.exposed:.1f}",
     "ms a step": lambda c: f"{1e3 * c.seconds.step:.1f}",

@@ -1,6 +1,7 @@
 """Seconds and bytes of a training step on a cluster (docs/scaling.md has the equations).
 
-P parameters in L equal blocks, N GPUs.
+P parameters in L equal blocks, N GPUs. Not counted is that Muon has one moment where AdamW has two,
+and that FSDP2 gathers its steps.
 """
 
 import math
@@ -22,9 +23,10 @@ class Work:
     blocks: int
     flops: float  # of a forward pass for one image
     again: float = 0.0  # share of a forward pass that the backward pass computes again
-    beside: float = 0.0  # forward passes of the loss beside that with a gradient
+    beside: float = 0.0  # forward passes beside that with a gradient: of the loss, of --align
     width: int = 2  # bytes of a weight that FSDP gathers
     averages: int = 1  # EMAs
+    optimizer: float = 0.0  # FLOPs of its matrix products in a step, on every GPU
 
     @property
     def updated(self) -> int:
@@ -49,10 +51,11 @@ class Seconds:
 def seconds(work: Work, cluster: Cluster, parallel: str, batch: int, accum: int) -> Seconds:
     """Return the time of a step with `accum` micro-batches of `batch` images a GPU."""
     # docs/scaling.md: t_f, t_b and t_u
-    forward = batch * work.flops / (cluster.peak * cluster.efficiency)
+    reached = cluster.peak * cluster.efficiency
+    forward = batch * work.flops / reached
     backward = forward * (2 + work.again)
     share = cluster.gpus if parallel == "fsdp" else 1
-    update = work.updated / share / cluster.hbm
+    update = work.updated / share / cluster.hbm + work.optimizer / reached
 
     communicate = exposed_fsdp if parallel == "fsdp" else exposed_ddp
     spent, exposed = communicate(work, cluster, forward, backward, accum)

@@ -26,7 +26,10 @@ from dit.models.registry import count_parameters, multiply_adds
 from dit.runs.card import ModelCard, NetworkSpec
 from dit.training.cost.assumed import load_or_assume_autoencoder
 from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes
+from dit.training.cost.flops import training_flops
+from dit.training.cost.measured_time import expected_pace
 from dit.training.cost.memory import Layout
+from dit.training.optimizer import optimizer_flops
 
 TINY = TrainConfig(
     model="DiT-Ti/4", vae="identity", image_size=8, global_batch_size=16, dry_run=True
@@ -139,6 +142,31 @@ def test_alignment_and_inner_head_are_counted(capsys):
     head = 6 * (256 * 2 * 256 + 4 * 256 * 48)
     assert f"{(6 * macs + head) / 1e9:.3g} GFLOP to train" in headed["compute"]
     assert "an inner head after block 2" in headed["model"]
+
+
+def test_alignment_and_muon_take_time():
+    """Beside the FLOPs of training; grids of samples have neither."""
+
+    def pace(alignment=0.0, **changes):
+        config = dataclasses.replace(TINY, **changes)
+        source = SimpleNamespace(classes=["a"] * 10)
+        return expected_pace(spec("DiT-Ti/4"), config, source, 0, Ranks(), alignment)
+
+    plain, aligned, muon = pace(), pace(alignment=1e9), pace(optimizer="muon")
+    flops = training_flops(spec("DiT-Ti/4"), TINY)
+    assert aligned.step == pytest.approx(plain.step * (1 + 1e9 / flops))
+    products = optimizer_flops(build_network(spec("DiT-Ti/4")), TrainConfig(optimizer="muon"))
+    assert muon.step == pytest.approx(plain.step * (1 + products / (16 * flops)))
+    assert plain.grid == aligned.grid == muon.grid > 0
+
+
+def test_the_table_by_gpus_has_the_mean_of_alignment(capsys):
+    def speed(**changes):
+        train(dataclasses.replace(TINY, gpus=(1,), steps=8, **changes), Ranks())
+        rows = capsys.readouterr().out.partition("\n\n")[2].splitlines()
+        return dict(row.rsplit(maxsplit=1) for row in rows)["images/s"]
+
+    assert speed() > speed(align="self", align_until=0.5) > speed(align="self", align_until=1.0)
 
 
 def test_memory_is_printed_by_part(capsys):

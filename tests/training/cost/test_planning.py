@@ -24,6 +24,7 @@ from dit.training.cost.cluster import RING, START, TREE, Cluster
 from dit.training.cost.memory import RESERVE, Layout, SimulatedStep
 from dit.training.cost.planning import PlannedStep, build_columns, scaling_table
 from dit.training.cost.step_time import Work, seconds, traffic
+from dit.training.optimizer import optimizer_flops
 
 SMALL = dict(depth=2, hidden_size=64, num_heads=2)
 TINY = TrainConfig(model="DiT-Ti/4", global_batch_size=64, dry_run=True, gpus=(2,))
@@ -79,6 +80,8 @@ def test_a_step_of_one_gpu_is_work_over_speed():
     assert (spent.communication, spent.exposed) == (0, 0)
     again = seconds(dataclasses.replace(WORK, again=1.0), half, "ddp", 4, 3)
     assert again.compute == pytest.approx(4 / 3 * spent.compute)
+    muon = seconds(dataclasses.replace(WORK, optimizer=1e13), half, "ddp", 4, 3)
+    assert muon.update == pytest.approx(spent.update + 1e13 / 0.5e15)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -95,6 +98,9 @@ def test_fsdp_shares_the_update_and_gathers_for_every_micro_batch():
     ddp = seconds(WORK, machine(8), "ddp", 1, accum=1)
     fsdp, more = (seconds(WORK, machine(8), "fsdp", 1, accum) for accum in (1, 4))
     assert fsdp.update == pytest.approx(ddp.update / 8)
+    # every rank does all of Muon's products
+    muon = seconds(dataclasses.replace(WORK, optimizer=1e13), machine(8), "fsdp", 1, accum=1)
+    assert muon.update == pytest.approx(fsdp.update + 1e13 / 0.4e15)
     gathers = 2 * WORK.blocks * machine(8).gather(2 * WORK.parameters / WORK.blocks)
     assert more.communication - fsdp.communication == pytest.approx(3 * gathers)
 
@@ -186,6 +192,19 @@ def test_blocks_of_other_sizes_are_noted(model, noted, small):
 def test_speed_and_share_of_the_peak_agree(small):
     found = first_column(parallel="fsdp")
     assert found.speed == pytest.approx(64 / found.seconds.step)
+    assert found.mfu == pytest.approx(0.4 * found.seconds.compute / found.seconds.step)
+
+
+def test_alignment_and_muon_take_time(small):
+    plain = first_column(parallel="ddp")
+    step = planned(parallel="ddp", optimizer="muon")
+    step.alignment = 3 * plain.work.flops
+    found = next(iter(build_columns(step)))
+    assert found.seconds.compute == pytest.approx(2 * plain.seconds.compute)
+    products = optimizer_flops(step.step.meta_network, step.card.config)
+    assert found.seconds.update > plain.seconds.update
+    assert found.work.optimizer == products > 0
+    # work of the optimizer is not of the network's
     assert found.mfu == pytest.approx(0.4 * found.seconds.compute / found.seconds.step)
 
 
