@@ -111,6 +111,8 @@ class EncoderTeacher:
     """A frozen encoder, which sees the clean image as the autoencoder decodes it.
 
     Latents alone are at hand, whatever the data: the features are those of the reconstruction.
+    Decoder and encoder run in the precision of the training, as the encoder does in the code of
+    2410.06940: under autocast, on weights in float32.
     """
 
     encoder: VisionEncoder

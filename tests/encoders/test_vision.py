@@ -14,6 +14,7 @@ from dit.encoders.vision import load_vision_encoder
 from dit.errors import UserError
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import find_weights
+from dit.training.alignment import EncoderTeacher
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -60,6 +61,18 @@ def test_training_aligns_with_it(folder, tmp_path):
     do_step(session)
     assert session.state.projector.conv.weight.shape == (24, 64, 3, 3)
     assert not torch.equal(session.state.projector.conv.weight, before)
+
+
+def test_it_runs_in_the_precision_of_the_training(folder, tmp_path):
+    session = a_session(tmp_path, TINY, align=str(folder))
+    teacher = EncoderTeacher(session.vision, session.autoencoder)
+    x0 = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = teacher(x0, None, None, None, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = teacher(x0, None, None, None, None)
+    assert not torch.equal(rounded.float(), exact)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+    assert next(session.vision.network.parameters()).dtype == torch.float32
 
 
 def test_a_run_names_it_and_its_weights_do_not_have_it(folder, tmp_path):
