@@ -43,5 +43,5 @@ class Classifier(PatchTransformer):
         time = self.t_embedder(t)
         # conditioned on time alone: the class is what it predicts
         for block in self.blocks:
-            tokens = block(tokens, Condition(time, time[:, None]))
+            tokens = block(tokens, Condition(time))
         return self.head(self.norm(tokens).mean(dim=1))

@@ -33,11 +33,11 @@ class LearnedContext(nn.Module):
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(TIME_TOKENS + CLASS_TOKENS, hidden_size))
 
-    def forward(self, time: Tensor, label: Tensor) -> Tensor:
-        """Map time and class, each [B, D], to tokens [B, 12, D]."""
+    def forward(self, time: Tensor, label: Tensor) -> Condition:
+        """Map time and class, each [B, D], to their sum and tokens [B, 12, D]."""
         times = time[:, None].expand(-1, TIME_TOKENS, -1)
         classes = label[:, None].expand(-1, CLASS_TOKENS, -1)
-        return self.tokens + torch.cat([times, classes], dim=1)
+        return Condition(time + label, self.tokens + torch.cat([times, classes], dim=1))
 
 
 class TokenBlock(Block):
@@ -97,9 +97,10 @@ class SharedModulation(nn.Module):
         super().__init__()
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, time: Tensor, label: Tensor) -> Tensor:
-        """Map time and class, each [B, D], to [B, 6, D]."""
-        return self.modulation(time + label).unflatten(1, (6, -1))
+    def forward(self, time: Tensor, label: Tensor) -> Condition:
+        """Map time and class, each [B, D], to their sum and its modulation [B, 6, D]."""
+        vector = time + label
+        return Condition(vector, modulation=self.modulation(vector).unflatten(1, (6, -1)))
 
 
 class AdaLNSingleBlock(Block):
@@ -116,7 +117,8 @@ class AdaLNSingleBlock(Block):
         self.adaLN_table = nn.Parameter(torch.empty(6, hidden_size))
 
     def forward(self, x: Tensor, c: Condition) -> Tensor:
-        modulation = c.tokens + self.adaLN_table  # [B, 6, D]
+        assert c.modulation is not None
+        modulation = c.modulation + self.adaLN_table  # [B, 6, D]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), c.rotation)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))

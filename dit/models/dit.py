@@ -17,8 +17,8 @@ from dit.models.embeddings import (
     LabelEmbedder,
     TimestepEmbedder,
     position_embedding,
-    stack_tokens,
     text_mask,
+    time_and_class,
 )
 from dit.models.initial_weights import init_weights
 from dit.models.layers import PLAIN, BlockLayers
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
     affine = True  # whether the norms learn a scale and a shift
     in_context = False  # whether the condition's tokens are appended to those of the image
-    context: type[nn.Module] | None = None  # makes those tokens; None: time and class as they are
+    context: type[nn.Module] | None = None  # from time and class to a Condition of its own
 
     def __init__(self, hidden_size: int, num_heads: int, layers: BlockLayers = PLAIN):
         super().__init__()
@@ -157,7 +157,7 @@ class DiT(PatchTransformer):
         )
         self.text_width = text_width
         self.in_context = block.in_context
-        self.context = block.context(hidden_size) if block.context else stack_tokens
+        self.context = block.context(hidden_size) if block.context else time_and_class
         out_channels = 2 * in_channels if learn_sigma else in_channels
 
         if text_width:
@@ -208,6 +208,7 @@ class DiT(PatchTransformer):
         tokens = self.embed_patches(x)
         c = self.condition(t, y)._replace(rotation=self.rotation)
         if self.in_context:
+            assert c.tokens is not None
             # [B, T + S, D]: `unpatchify` drops them again
             tokens = torch.cat([tokens, c.tokens], dim=1)
         return tokens, c
@@ -218,8 +219,7 @@ class DiT(PatchTransformer):
         label = self.y_embedder(y)
         if self.text_width:
             return Condition(time, label, text_mask(y))
-        # adaLN reads the sum, in-context and cross-attention read the two
-        return Condition(time + label, self.context(time, label))
+        return self.context(time, label)
 
     def unpatchify(
         self, tokens: Tensor, c: Condition, x: Tensor, head: nn.Module | None = None

@@ -15,9 +15,10 @@ class Condition(NamedTuple):
     """Embedded time and class, or time and text; each kind of block reads the part it needs."""
 
     vector: Tensor  # [B, D]: time + class, or time alone
-    tokens: Tensor  # [B, S, D]: time and class, or text; of adaln-single its modulation [B, 6, D]
+    tokens: Tensor | None = None  # [B, S, D]: time and class, or text
     mask: Tensor | None = None  # bool [B, S]: false at padding
     rotation: Tensor | None = None  # [2, T, d / 2] of the image's tokens, for rotary positions
+    modulation: Tensor | None = None  # [B, 6, D]: shifts, scales and gates, for adaln-single
 
     def at(self, keep: Tensor) -> "Condition":
         """Return the condition of some tokens of each image, [B, K]."""
@@ -26,9 +27,10 @@ class Condition(NamedTuple):
         return self._replace(rotation=self.rotation[:, keep][:, :, None])  # [2, B, 1, K, d / 2]
 
 
-def stack_tokens(time: Tensor, label: Tensor) -> Tensor:
-    """Return time and class, each [B, D], as two tokens [B, 2, D]."""
-    return torch.stack([time, label], dim=1)
+def time_and_class(time: Tensor, label: Tensor) -> Condition:
+    """Return the condition of time and class, each [B, D]: their sum, and two tokens."""
+    # adaLN reads the sum, in-context and cross-attention read the two
+    return Condition(time + label, torch.stack([time, label], dim=1))
 
 
 class TimestepEmbedder(nn.Module):

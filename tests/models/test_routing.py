@@ -45,8 +45,9 @@ def masked(network, x, t, y, keep):
                 rotation = rotation[:, kept[image, :16]]
             own = c._replace(
                 vector=c.vector[image : image + 1],
-                tokens=c.tokens[image : image + 1],
+                tokens=None if c.tokens is None else c.tokens[image : image + 1],
                 rotation=rotation,
+                modulation=None if c.modulation is None else c.modulation[image : image + 1],
             )
             row = tokens[image].clone()
             row[kept[image]] = block(row[kept[image]][None], own)[0]
