@@ -1,7 +1,7 @@
 """The loss of a training: of its objective, with what --route, --inner-head and --align add."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ def build_loss(
         terms = loss_terms(config.learn_sigma, config.cosine)
     if config.inner_head or config.align:
         more = ("inner",) * config.inner_head + ("align",) * bool(config.align)
-        return partial(_loss_of_parts, denoise, config, loss, align), terms + more
+        return PartsLoss(denoise, config, loss, align), terms + more
     if config.route:
         return partial(_routed, denoise, config.route, loss), terms
     return _without_uniforms(partial(loss, denoise)), terms
@@ -85,41 +85,61 @@ def _routed(denoise: Denoiser, share: float, loss: Callable[..., Loss], *inputs:
     return loss(replace(denoise, network=network), *inputs)
 
 
-def _loss_of_parts(
-    denoise: Denoiser,
-    config: TrainConfig,
-    loss: Callable[..., Loss],
-    align: AlignmentLoss | None,
-    *inputs: Tensor,
-) -> Loss:
-    """Return a loss of a network, with those of its inner head and of its early tokens."""
-    *given, uniforms = inputs
-    draws = draws_of(config.align)
-    uniforms, for_align = uniforms.split([uniforms.shape[1] - draws, draws], dim=1)
-    keep = kept_tokens(uniforms, config.route) if config.route else None
-    # before the network's pass, whose activations stay: the teacher's are gone by then
-    features = align.features(*given, for_align) if align else None
-    read: Callable[..., Any] = denoise.network
-    calls: list[Parts] = []
+@dataclass(frozen=True)
+class PartsLoss:
+    """A loss of a network, with those of its inner head and of its early tokens: a `LossFunction`.
 
-    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        calls.append(read(x, t, y, keep, True))
-        return calls[0].out
+    Attributes:
+        loss: of the prediction, as of `diffusion_loss`; of the inner head's too.
+        align: the loss of the early tokens, while --align lasts.
+    """
 
-    total = loss(replace(denoise, network=network), *given)
-    (parts,) = calls
-    if config.inner_head:
-        # the same target, from the same call
-        weak: Any = parts.inner
-        inner = loss(replace(denoise, network=lambda x, t, y: weak), *given)
-        total = _plus(total, "inner", INNER_WEIGHT, inner.each)
-    if config.align:
-        # once it has ended, the log still has its column
-        aligned = torch.zeros_like(total.each)
-        if align and features is not None:
-            aligned = align(parts.tokens, features)
-        total = _plus(total, "align", config.align_weight, aligned)
-    return total
+    denoise: Denoiser
+    config: TrainConfig
+    loss: Callable[..., Loss]
+    align: AlignmentLoss | None
+
+    def __call__(self, x0: Tensor, y: Tensor, t: Tensor, eps: Tensor, uniforms: Tensor) -> Loss:
+        config, given = self.config, (x0, y, t, eps)
+        draws = draws_of(config.align)
+        uniforms, for_align = uniforms.split([uniforms.shape[1] - draws, draws], dim=1)
+        keep = kept_tokens(uniforms, config.route) if config.route else None
+        # before the network's pass, whose activations stay: the teacher's are gone by then
+        features = self.align.features(*given, for_align) if self.align else None
+
+        network = PartsReader(self.denoise.network, keep)
+        total = self.loss(replace(self.denoise, network=network), *given)
+        parts = network.parts
+        assert parts is not None
+        if config.inner_head:
+            # the same target, from the same call
+            weak: Any = parts.inner
+            inner = self.loss(replace(self.denoise, network=lambda x, t, y: weak), *given)
+            total = _plus(total, "inner", INNER_WEIGHT, inner.each)
+        if config.align:
+            # once it has ended, the log still has its column
+            aligned = torch.zeros_like(total.each)
+            if self.align and features is not None:
+                aligned = self.align(parts.tokens, features)
+            total = _plus(total, "align", config.align_weight, aligned)
+        return total
+
+
+@dataclass
+class PartsReader:
+    """A network that predicts as ever, and remembers all parts of its last call.
+
+    Attributes:
+        keep: tokens [B, K] that do not skip the middle blocks; all unless given.
+    """
+
+    network: Callable[..., Any]
+    keep: Tensor | None
+    parts: Parts | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.parts = self.network(x, t, y, self.keep, True)
+        return self.parts.out
 
 
 def _plus(loss: Loss, name: str, weight: float, each: Tensor) -> Loss:

@@ -36,7 +36,6 @@ def loss_of(session, late=False):
 
 def alignment_alone(session):
     """Return the loss of --align [B] without that of the network."""
-    denoise, config, _, align = session.loss.args
 
     def nothing(denoise, x0, y, t, eps):
         denoise(x0, t, y)
@@ -45,7 +44,7 @@ def alignment_alone(session):
     batch = read_batch(session.stream, 0)
     inputs = draw_loss_inputs(session.stream, batch, session.autoencoder, None, 0)
     given = inputs.x0, inputs.labels, inputs.t, inputs.eps, inputs.uniforms
-    return session.loss.func(denoise, config, nothing, align, *given).each
+    return dataclasses.replace(session.loss, loss=nothing)(*given).each
 
 
 def gradients(session, each):
