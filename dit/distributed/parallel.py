@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -59,13 +60,19 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
     wrapped = network
     if ranks.world > 1:
         # Buffers are tables that never change: nothing to broadcast in every step.
-        wrapped = DistributedDataParallel(
-            network, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        no_broadcast: dict[str, Any] = {_broadcast_flag(): False}
+        wrapped = DistributedDataParallel(network, gradient_as_bucket_view=True, **no_broadcast)
     if not compiled:
         return wrapped
     # sizes of batches never change; those of MeanFlow have two, which would become a variable
     return compile_sizes(wrapped)  # type: ignore[return-value]
+
+
+def _broadcast_flag() -> str:
+    """Return what DDP calls its broadcast of buffers in every forward pass."""
+    # PyTorch 2.15 renamed it
+    now = "forward_sync_buffers"
+    return now if now in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
 
 def as_forward(network: nn.Module, function: Callable[..., Tensor]) -> Callable[..., Tensor]:

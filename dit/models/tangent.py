@@ -3,6 +3,7 @@
 B images, C channels.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,14 @@ def differentiate(
     """
     inputs, directions = (x, t), (x_direction, t_direction)
     return torch.func.jvp(lambda x, t: network(x, t, y), inputs, directions)[1]
+
+
+def load_rules() -> None:
+    """Let PyTorch load its forward-mode rules, without its warning of how they were written."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is", FutureWarning)
+        one = torch.ones(1)
+        torch.func.jvp(torch.sin, (one,), (one,))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dit.distributed.float8 import convert_to_float8
 from dit.distributed.parallel import shard, warm_up_ddp, wrap_ddp_and_compile
 from dit.distributed.ranks import Ranks
 from dit.models.registry import zero_inputs
-from dit.models.tangent import differentiate, tangent
+from dit.models.tangent import differentiate, load_rules, tangent
 from dit.runs.card import ModelCard
 from dit.training.ema import EMA, PowerEMA
 from dit.training.finetune import initialise
@@ -70,6 +70,7 @@ def wrap(
 
 def compile_tangent(network: nn.Module, compiled: bool) -> Callable[..., Tensor]:
     """Return the derivative of the network itself, without DDP: no gradient is averaged."""
+    load_rules()
     # FSDP2's hooks stay outside of what is compiled
     if compiled and not isinstance(network, FSDPModule):
         return partial(tangent, network, derivative=compile_sizes(differentiate))

@@ -96,6 +96,12 @@ def test_the_optimizer_is_named(make_run, name, shown):
     assert rows(info(make_run(optimizer=name)))["optimizer"].startswith(f"{shown}, lr")
 
 
+def test_levers_are_named_where_they_are_on(make_run):
+    shown = rows(info(make_run(route=0.5, cosine=1.0)))
+    assert shown["levers"].startswith("cosine of velocities, weight 1; 50% of the tokens skip")
+    assert "levers" not in rows(info(make_run("plain")))
+
+
 def test_checkpoint_and_file_have_the_same_rows(tiny_run: Path):
     checkpoint = next(tiny_run.glob("checkpoints/*"))
     by_folder, by_file = rows(info(checkpoint)), rows(info(next(checkpoint.glob("ema-*"))))

@@ -1,6 +1,8 @@
 """MeanFlow: pairs of times, the loss against its equation, guidance, and exact steps."""
 
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -228,6 +230,11 @@ def gaussian(x, times, y):
     at = ((t - 1) * 0.25 + t) / spread(t) ** 2  # d log spread / dt
     average = (1 - spread(r) / spread(t)) / length.clamp(min=1e-9)
     return x * torch.where(length == 0, at, average)
+
+
+def test_rules_of_derivatives_are_loaded_without_a_warning():
+    code = "from dit.models.tangent import load_rules; load_rules()"
+    subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", code], check=True)
 
 
 def tangent_of(function):

@@ -7,6 +7,7 @@ import torch
 
 from dit.build import build_network
 from dit.config import OPTIMIZERS
+from dit.config.levers import describe_levers
 from dit.data.counts import count_of
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import RELEASE_DATA, ModelCard, NetworkSpec
@@ -67,10 +68,12 @@ def card_rows(card: ModelCard) -> Rows:
         rows += _label_rows(card)
     optimizer = f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g}"
     average = ("EMA decay", f"{config.ema:g}") if card.ema_length is None else ("EMA", card.average)
+    levers = describe_levers(config)
     return [
         *rows,
         ("process", _process(card)),
         ("objective", _objective(card)),
+        *([("levers", levers)] if levers else []),
         ("optimizer", f"{optimizer}, batch {config.global_batch_size}"),
         (average[0], str(average[1])),
         ("precision", config.precision),

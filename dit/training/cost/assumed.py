@@ -79,7 +79,7 @@ def load_or_assume_source(
     if not last and not dataset_exists(config.data) and names_imagenet(config):
         names = parent_card.classes if parent_card else [str(i) for i in range(CLASSES)]
         shape = autoencoder.latent_shape(config.image_size)
-        labels = np.zeros(IMAGES, dtype=np.int64)
+        labels = np.arange(IMAGES) % len(names)
         return AssumedImageNet(shape, names, config.flip is not False, labels)
 
     source = open_checked(config, autoencoder, ranks, last)

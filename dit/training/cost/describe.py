@@ -2,6 +2,7 @@
 
 from dit.build import count_multiply_adds
 from dit.config import OPTIMIZERS, TrainConfig
+from dit.config.levers import describe_levers
 from dit.distributed.ranks import Ranks
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import NetworkSpec
@@ -53,15 +54,18 @@ def start_rows(
     aligned = mean_alignment_flops(
         inputs.card, plan.steps, tokens, inputs.autoencoder, inputs.vision
     )
-    time = describe_time(inputs, plan, ranks, aligned)
+    time = f"{describe_time(inputs, plan, ranks, aligned)}, on {ranks.world} x {ranks.device.type}"
+    if plan.compiled:
+        time += "; compiling takes a minute or two more, the first time"
     rows = {
         "preset": describe_preset(config),
         "data": describe_data(config, source, spec),
         "latents": describe_latents(config, source, inputs.autoencoder, psnr),
         "model": f"{spec.model}, {count_parameters(network):,} parameters; "
         f"{describe_network(network)}",
+        "levers": describe_levers(config),
         "schedule": describe_schedule(config, plan.steps, len(source.labels)),
-        "time": f"{time}, on {ranks.world} x {ranks.device.type}",
+        "time": time,
         "disk": describe_disk(inputs, plan),
         "parallel": str(plan.parallel) if ranks.world > 1 else "",
     }

@@ -27,6 +27,7 @@ from dit.training.session import TrainingPlan
 RESTORED = 32  # images that are encoded and decoded, to measure the first stage
 FEW, LARGE_CODEC = 4, 10_000_000  # images on a CPU, with an autoencoder of so many parameters
 MANY_EPOCHS = 5_000
+SMALL_SHIFT = 0.5  # of times, below which training sees little noise: docs/speedrun.md
 FEW_STEPS = 200  # after which samples are still noise
 UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60))
 
@@ -107,6 +108,12 @@ def questions(inputs: RunInputs, steps: int, psnr: float | None) -> list[str]:
         asked.append(
             f"{count_of(steps, 'step')} in the time given: samples will be noise; pass more "
             "--minutes or --steps, and start again if another program kept this machine busy"
+        )
+    assert config.time_shift != "auto", "a card has a number"
+    if config.time_shift < SMALL_SHIFT:
+        asked.append(
+            f"times shifted by {config.time_shift:.3g}: training sees little noise, which made "
+            "samples of small latents far worse; leave --time-shift out"
         )
     if psnr is not None and not is_enough(psnr):
         other = f"pass one of {autoencoder_command(config)}"

@@ -207,6 +207,27 @@ def test_frozen_networks_count():
 IMAGENET = dataclasses.replace(PRESETS["imagenet-256"](), model="DiT-S/8", global_batch_size=8)
 
 
+def test_levers_that_are_on_are_listed_with_their_values(capsys):
+    changes = dict(cosine=1.0, time_shift="auto", route=0.5, align="self")
+    rows = printed_rows(capsys, **changes)
+    assert rows["levers"] == (
+        # 3 x 8 x 8 latents
+        "cosine of velocities, weight 1; times shifted by 0.217; 50% of the tokens skip the "
+        "middle blocks; early tokens follow late ones of the EMA in the first 40% of the steps, "
+        "weight 0.5"
+    )
+    # far below 1, where samples were far worse
+    assert rows["warning"].startswith("times shifted by 0.217: training sees little noise")
+    rows = printed_rows(capsys)
+    assert "levers" not in rows
+    assert "warning" not in rows
+
+
+def test_the_time_of_compiling_is_told(capsys):
+    assert "compiling takes" in printed_rows(capsys, compile=True)["time"]
+    assert "compiling takes" not in printed_rows(capsys, compile=False)["time"]
+
+
 @pytest.fixture
 def nothing_here(tmp_path, monkeypatch):
     """Neither data nor a cached autoencoder, and no network."""
@@ -223,6 +244,7 @@ def test_known_shapes_are_assumed(nothing_here, capsys):
     assert rows["latents"].endswith("its weights are not here, their shapes are assumed")
     assert "frozen networks 0.31" in rows["memory"]  # 83.7 M parameters
     assert rows["schedule"].startswith("160,146 steps of 8 images (1.0 epochs)")
+    assert "warning" not in rows  # such as one of classes without images
 
 
 @pytest.mark.parametrize(
