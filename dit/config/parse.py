@@ -335,9 +335,9 @@ def _wrong_flag(kind: type, typed: list[Typed], message: str, prog: str) -> Wron
     types = {flag_name(field.name): field.type for field in dataclasses.fields(kind)}
     if named and named[1] in types and named[1] in values:
         flag = named[1]
-        given = f"{flag} {' '.join(values[flag]) or 'without a value'}"
-        expected = _describe(types[flag])
-        error = WrongFlag(given, expected, f"change {flag}, or see {prog} --help")
+        value = " ".join(values[flag])
+        do = did_you_mean(value, _choices(types[flag]), f"change {flag}, or see {prog} --help")
+        error = WrongFlag(f"{flag} {value or 'without a value'}", _describe(types[flag]), do)
         error.flag = flag
         return error
 
@@ -372,7 +372,18 @@ def _describe(kind: Any) -> str:
         return f"one {word} or more" if Ellipsis in parts else f"two {word}s"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(parts)}"
-    return _describe(parts[0]) if parts else f"a {TYPES.get(kind, 'value')}"
+    if not parts:
+        return f"a {TYPES.get(kind, 'value')}"
+    # a word in the place of a number, as `auto`
+    words = _choices(kind) if parts[0] in TYPES else ()
+    return " or ".join([_describe(parts[0]), *words])
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Return the words that a flag of this type takes, if it does not take any."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(word for part in get_args(kind) for word in _choices(part))
 
 
 def _unframe(box: str) -> str:
