@@ -260,8 +260,8 @@ class TrainConfig:
         require_values(self, RANGES)
         require_lengths("--ema-lengths", self.ema_lengths)
         _require_generator(self)
-        _require_process(self)
         _require_meanflow(self)
+        _require_process(self)
         _require_network(self)
         _require_align(self)
         _require_labels(self)
@@ -385,6 +385,12 @@ def _require_meanflow(config: TrainConfig) -> None:
                 f"--objective meanflow with --model {config.model}",
                 "a DiT, which takes the length of a step",
                 "pass --model DiT-S/2, or --objective v",
+            ),
+            (
+                config.learn_sigma,
+                "--objective meanflow with --learn-sigma",
+                "the loss of MeanFlow alone",
+                "a flow has no variance to learn: drop --learn-sigma",
             ),
             # a preset may have set it
             (

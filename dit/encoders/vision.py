@@ -72,15 +72,7 @@ def load_vision_encoder(
     Args:
         grid: patches along height and width, as many as the tokens that are aligned.
     """
-    files = f"{CONFIG} and {WEIGHTS}"
-    folder = find_folder("--align", name, "`self`, a folder", files, [CONFIG, WEIGHTS])
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise UserError(
-                f"--align {name} has no {file}",
-                f"{files} of a vision transformer of timm",
-                "copy both into one folder; pickled weights are not read",
-            )
+    folder = locate_vision_encoder(name)
     config = read_json(folder / CONFIG, TimmConfig, "the configuration of timm", "copy it again")
     network = _read_network(name, folder / WEIGHTS, config)
 
@@ -94,6 +86,20 @@ def load_vision_encoder(
     )
     network = network.to(device).eval().requires_grad_(False)
     return VisionEncoder(name, network, size, mean, deviation, sha256(folder / WEIGHTS))
+
+
+def locate_vision_encoder(name: str) -> Path:
+    """Return the folder that holds config.json and weights, downloaded if necessary."""
+    files = f"{CONFIG} and {WEIGHTS}"
+    folder = find_folder("--align", name, "`self`, a folder", files, [CONFIG, WEIGHTS], near="self")
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise UserError(
+                f"--align {name} has no {file}",
+                f"{files} of a vision transformer of timm",
+                "copy both into one folder; pickled weights are not read",
+            )
+    return folder
 
 
 def _read_network(name: str, file: Path, config: TimmConfig) -> Any:

@@ -13,6 +13,7 @@ B images, T tokens, D features of a token, h heads of d = D / h features.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -116,20 +117,41 @@ def parse_layers(block: str) -> BlockLayers:
     Raises:
         UserError: an unknown name.
     """
-    base, *switches = block.replace("-", "+-").split("+")
+    base, *switches = _words(block)
     if base not in BASES:
         raise UserError(f"--block {block}", "plain or modern first", did_you_mean(base, BASES))
     layers = BASES[base]
     for switch in switches:
-        name = switch.removeprefix("-")
+        name = switch[1:]
         if name not in SWITCHES:
+            do = did_you_mean(name, SWITCHES, "such as --block plain+rope")
+            if "," in name or " " in name:
+                do = "each switch has a + or - of its own, as in --block plain+qknorm+rope"
+            raise UserError(
+                f"--block {block}", f"+ or - and one of {', '.join(SWITCHES)} after {base}", do
+            )
+        layers = dataclasses.replace(layers, **{name: switch[0] == "+"})
+    return layers
+
+
+def refuse_idle_switches(block: str) -> None:
+    """Refuse switches of `--block` that change nothing; earlier versions saved such settings."""
+    before, *switches = _words(block)
+    for switch in switches:
+        after = before + switch
+        if parse_layers(after) == parse_layers(before):
+            has = "has" if switch[0] == "+" else "has no"
             raise UserError(
                 f"--block {block}",
-                f"+ or - and one of {', '.join(SWITCHES)} after {base}",
-                did_you_mean(name, SWITCHES, "such as --block plain+rope"),
+                "switches that change a layer",
+                f"{before} {has} {switch[1:]}: drop {switch}",
             )
-        layers = dataclasses.replace(layers, **{name: not switch.startswith("-")})
-    return layers
+        before = after
+
+
+def _words(block: str) -> list[str]:
+    """Return the base and each switch with its sign: `modern`, `-qknorm`, `+nobias`."""
+    return re.split(r"(?=[+-])", block)
 
 
 # -- norm and MLP ----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dit.errors import UserError, one_line
+from dit.errors import UserError, did_you_mean, one_line
 
 BUNDLED = ("digits", "tiny", "identity")  # never names of folders
 FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".json")  # never ends of hub names
@@ -18,6 +18,7 @@ def find_folder(
     files: str,
     patterns: Sequence[str],
     ignored: Sequence[str] = (),
+    near: str = "",
 ) -> Path:
     """Return the folder that a flag names, downloaded if necessary.
 
@@ -25,14 +26,14 @@ def find_folder(
         known: the other values of the flag, for messages.
         files: the files of such a folder, for messages.
         patterns: of the files to download, except those `ignored`.
+        near: a value that may have been meant.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise UserError(
-            f"{flag} {name} is not a folder", f"{known}, or a hub name OWNER/NAME", "check the path"
-        )
+        do = did_you_mean(name, [near], "check the path")
+        raise UserError(f"{flag} {name} is not a folder", f"{known}, or a hub name OWNER/NAME", do)
     return _download(flag, name, files, patterns, ignored)
 
 

@@ -69,6 +69,7 @@ def test_an_unknown_setting_is_named_with_the_nearest():
             dict(objective="meanflow", process="cosine"),
             "--objective meanflow with --process cosine",
         ),
+        (dict(objective="meanflow", learn_sigma=True), "--objective meanflow with --learn-sigma"),
         (dict(objective="meanflow", cosine=1.0), "--objective meanflow with --cosine 1"),
         (dict(objective="meanflow", min_snr_gamma=5.0), "--min-snr-gamma 5 with --objective"),
         (dict(objective="meanflow", meanflow_scale=2.0, num_classes=0), "with --num-classes 0"),

@@ -21,6 +21,7 @@ from dit.models.layers import (
     RMSNorm,
     SelfAttention,
     parse_layers,
+    refuse_idle_switches,
     rotate,
 )
 from dit.models.registry import count_parameters, create_model
@@ -71,11 +72,38 @@ def test_layers_have_one_text_whatever_the_order_of_their_switches():
 
 
 @pytest.mark.parametrize(
-    "block", ["", "rope", "plain+roap", "modern+", "plain+-rope", "plain rope"]
+    "block", ["", "rope", "plain+roap", "modern+", "plain+-rope", "plain rope", "-rope"]
 )
 def test_an_unknown_spec_is_refused(block):
     with pytest.raises(UserError, match="--block"):
         parse_layers(block)
+
+
+def test_switches_are_separated():
+    with pytest.raises(UserError, match=r"as in --block plain\+qknorm\+rope"):
+        parse_layers("plain+qknorm,rope")
+
+
+@pytest.mark.parametrize(
+    ("block", "do"),
+    [
+        ("plain-rope", "plain has no rope: drop -rope"),
+        ("plain+rope+rope", "plain+rope has rope: drop +rope"),
+        ("modern-heads64-heads64", "modern-heads64 has no heads64: drop -heads64"),
+        ("modern+nobias+qknorm", "modern+nobias has qknorm: drop +qknorm"),
+    ],
+)
+def test_switches_that_change_nothing_are_refused(block, do):
+    with pytest.raises(UserError) as error:
+        refuse_idle_switches(block)
+    assert error.value.do == do
+    # a run of an earlier version may have them
+    parse_layers(block)
+
+
+def test_switches_that_change_something_are_not_refused():
+    for block in ("plain", "modern", "plain+rope-rope", "modern-qknorm+nobias", *EACH):
+        refuse_idle_switches(block)
 
 
 # -- norm, MLP, heads ------------------------------------------------------------------------------

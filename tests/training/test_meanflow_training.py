@@ -13,7 +13,7 @@ from helpers.training import TINY, a_session, differing, do_step, logged, run
 from safetensors.torch import load_file
 
 from dit.commands.train import train
-from dit.config import SamplerConfig, TrainConfig
+from dit.config import SamplerConfig, TrainConfig, to_json
 from dit.distributed.ranks import Ranks
 from dit.errors import UserError
 from dit.models.embeddings import SMOOTHING
@@ -30,6 +30,7 @@ from dit.training.batches import draw_loss_inputs, read_batch
 from dit.training.cost.flops import meter
 from dit.training.finetune import find_origin
 from dit.training.monitoring.previews import CFG_SCALE, preview_settings
+from dit.utils.typed_json import from_json
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 MEAN = dataclasses.replace(TINY, objective="meanflow", cooldown=0, log_every=1, compile=False)
@@ -215,9 +216,29 @@ def test_the_meter_counts_the_passes_of_the_loss(tmp_path):
         assert found == pytest.approx(flow * (6 + 2 * passes) / 6, rel=0.05)
 
 
-def test_micro_batches_have_a_whole_number_of_steps_without_length(tmp_path):
-    with pytest.raises(UserError, match=r"--meanflow-instant 0\.5 of 5 images"):
-        run(tmp_path / "run", MEAN, global_batch_size=5)
+@pytest.mark.parametrize(
+    ("changes", "given", "do"),
+    [
+        (dict(global_batch_size=5), "0.5 of 5 images", "pass --batch-size 4, or"),
+        (
+            dict(global_batch_size=30, grad_accum=2, meanflow_instant=0.3),
+            "0.3 of 15 images",
+            "pass --batch-size 40, or",
+        ),
+        (dict(meanflow_instant=1.0), "1; expected at least 0 and below 1", "pass --objective v"),
+    ],
+)
+def test_micro_batches_have_a_whole_number_of_steps_without_length(changes, given, do, tmp_path):
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "run", MEAN, **changes)
+    assert str(error.value).startswith(f"--meanflow-instant {given}")
+    assert do in str(error.value)
+
+
+def test_a_run_all_of_whose_steps_have_no_length_is_read():
+    """Version 0.2.0 trained them."""
+    settings = to_json(dataclasses.replace(MEAN, meanflow_instant=1.0))
+    assert from_json(TrainConfig, settings).meanflow_instant == 1
 
 
 # -- samples ---------------------------------------------------------------------------------------

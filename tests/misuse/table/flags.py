@@ -76,7 +76,8 @@ TYPES = [
     refused("train --steps 0x10", "--steps 0x10"),
     refused("train --steps ５x", "--steps"),
     refused("train --lr 1,5", "--lr 1,5"),
-    refused("train --process flows", "one of flow, linear, cosine"),
+    refused("train --process flows", "did you mean flow?"),
+    refused("train --time-shift automatic", "a number or auto"),
     refused("train --flip yes", "yes"),
     refused("train --image-size 8x8", "--image-size 8x8"),
     refused("train --image-size 8 8 8", "one number, or two"),
@@ -185,6 +186,7 @@ NUMBERS = [
     refused(
         f"train --data images {TRAIN} --out new --align nothing", "--align nothing is not a folder"
     ),
+    refused(f"train --data images {TRAIN} --out new --align selfie", "did you mean self?"),
     refused(
         f"train --data images {TRAIN} --out new --align images", "--align images has no config.json"
     ),
@@ -297,6 +299,10 @@ CONTRADICTIONS = [
     refused("train --objective meanflow --meanflow-scale 2 --label-dropout 0", "null class"),
     refused("train --objective meanflow --meanflow-scale 0.5", "1 or more"),
     refused("train --objective meanflow --meanflow-instant 0.3", "a whole number of images"),
+    refused("train --objective meanflow --meanflow-instant 1", "below 1"),
+    refused("train --objective meanflow --learn-sigma", "--objective meanflow with --learn-sigma"),
+    refused("train --block plain-rope", "drop -rope"),
+    refused("train --block plain+qknorm,rope", "a + or - of its own"),
     refused("train --meanflow-scale 2", "--objective meanflow"),
     refused("train --process linear --time-shift 3", "--time-shift 3"),
     refused("train --process linear --time-sampling logit-normal", "--time-sampling"),
