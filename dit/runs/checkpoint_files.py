@@ -90,6 +90,18 @@ def incomplete_checkpoints(run: Path) -> list[Path]:
     return [folder for folder in folders if not (folder / META).exists()]
 
 
+def notes_on_incomplete(run: Path, doing: str) -> list[str]:
+    """Return a note for each incomplete checkpoint that is newer than the newest complete one.
+
+    Args:
+        doing: What is done with the latter, such as "sampling from".
+    """
+    if (last := latest_checkpoint(run)) is None:
+        return []
+    newer = [f for f in incomplete_checkpoints(run) if checkpoint_step(f) > checkpoint_step(last)]
+    return [f"{f} has no meta.json and is not counted; {doing} {last.name}" for f in newer]
+
+
 def refuse_incomplete(run: Path) -> None:
     """Refuse a run none of whose checkpoints is complete: to start it again loses its work."""
     incomplete = incomplete_checkpoints(run)
@@ -206,8 +218,10 @@ def require_intact(file: Path, recorded: Listed, do: str) -> None:
     actual: Mapping[str, object] = checksum_entry(file) if file.is_file() else {"bytes": 0}
     for key, value in recorded.items():
         if actual.get(key) != value:
-            given = f"{file} has {key} {actual.get(key)}"
-            raise UserError(given, f"{value}, as its meta.json says", do)
+            given, expected = f"{file} has {key} {actual.get(key)}", f"{value}"
+            if key == "bytes":
+                given, expected = f"{file} has {actual[key]:,} bytes", f"{value:,}"
+            raise UserError(given, f"{expected}, as its meta.json says", do)
 
 
 # -- weights to sample from ------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Load a trained network, ready to sample from."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,12 +21,13 @@ from dit.build import (
 from dit.config import SamplerConfig
 from dit.diffusion.process import Denoiser
 from dit.distributed.device import free_main_memory, library_versions
+from dit.distributed.launcher import read_launch
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
 from dit.encoders.text import Captioned, Captions
 from dit.errors import UserError
 from dit.models.registry import is_classifier, is_own
 from dit.runs.card import GivenSpec, ModelCard
-from dit.runs.checkpoint_files import find_weights
+from dit.runs.checkpoint_files import find_weights, notes_on_incomplete
 from dit.runs.weights import Weights, read_header, read_weights
 from dit.utils.files import describe_checksum, shell_quote
 from dit.utils.image_size import Size, sides, size_flag, size_of
@@ -138,7 +140,13 @@ def load_network(weights: Weights, device: torch.device) -> nn.Module:
 
 
 def load_to_sample(path: Path, device: torch.device, config: SamplerConfig) -> LoadedRun:
-    """Load a run at the size and with the class names that the sampler flags ask for."""
+    """Load a run at the size and with the class names that the sampler flags ask for.
+
+    Warns of checkpoints that are newer and incomplete.
+    """
+    if read_launch().rank == 0:
+        for note in notes_on_incomplete(path, "sampling from"):
+            print(f"warning: {note}", file=sys.stderr)
     return with_classifier_labels(load_run(path, device, config.image_size), config.classifier)
 
 

@@ -9,9 +9,8 @@ from dit.errors import UserError
 from dit.runs.card import CONFIG, ModelCard
 from dit.runs.checkpoint_files import (
     checkpoint_card,
-    checkpoint_step,
-    incomplete_checkpoints,
     is_run,
+    notes_on_incomplete,
     read_card,
     verify_checkpoint,
 )
@@ -50,11 +49,8 @@ MAY_CHANGE_IF_RUN_IS_NAMED = {
 
 def check_checkpoint(run: Path, last: Path) -> None:
     """Verify weights and settings; warn of newer, incomplete checkpoints and a lost config.json."""
-    done = checkpoint_step(last)
-    for folder in incomplete_checkpoints(run):
-        if checkpoint_step(folder) > done:
-            incomplete = f"{folder} has no meta.json and is not counted"
-            print(f"warning: {incomplete}; continuing from {last.name}", file=sys.stderr)
+    for note in notes_on_incomplete(run, "continuing from"):
+        print(f"warning: {note}", file=sys.stderr)
     if not is_run(run):
         print(
             f"warning: {run / CONFIG} is missing or damaged; restored from {last.name}",

@@ -45,8 +45,8 @@ def print_summary(session: TrainingSession, done: int, given: Given) -> None:
     if session.finished:
         longer = f"--epochs {2 * config.epochs:g}" if config.epochs else f"--steps {2 * done}"
         print(
-            f"all {done} steps were done before, and {session.run} is unchanged; to train longer, "
-            f"pass more, such as {given.in_words(longer)}"
+            f"all {done} steps were done before: nothing was trained; to train longer, pass more, "
+            f"such as {given.in_words(longer)}"
         )
     for name, text in _results(session, given).items():
         print(f"{name:<11} {text}")

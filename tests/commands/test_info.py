@@ -240,11 +240,14 @@ def test_the_newest_card_that_reads_is_shown(make_run, capsys):
     (run / "config.json").unlink()
     first = run / "checkpoints" / "step-0000003"
     last = shutil.copytree(first, run / "checkpoints" / "step-0000004")
+    first_size = find_weights(first).stat().st_size
     next(last.glob("ema-*")).write_bytes(b"damaged")
     shown, error = run_info(run, capsys, 2)
     assert shown["model"] == "DiT-Ti/4"
     assert shown["step-0000003"].endswith("checksums verified")
     assert f"damaged in {run}: step-0000004, config.json; " in error
+    assert f"has 7 bytes; expected {first_size:,}, as" in shown["step-0000004"]
+    assert "a run continues once its newest checkpoint is intact" in error
 
     next(first.glob("ema-*")).write_bytes(b"damaged")
     shown, _ = run_info(run, capsys, 2)

@@ -178,10 +178,15 @@ def test_a_grid_has_each_class_in_turn(run: LoadedRun):
 
 def test_a_grid_goes_to_the_run(make_run, capsys: pytest.CaptureFixture[str]):
     home = make_run()
+    newer = home / "checkpoints" / "step-0000004"
+    newer.mkdir()
     out = sample(SampleConfig(run=home, steps=2, classes=("0,7",), per_class=3, cfg_scale=4), ALONE)
     assert out.parent == home / "samples"
     assert out.match("grid-step-0000003-dpmpp_2m-2-cfg-4-seed-0-??????.png")
-    assert str(out) in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert str(out) in printed.out
+    skipped = f"{newer} has no meta.json and is not counted; sampling from step-0000003"
+    assert f"warning: {skipped}\n" in printed.err
     with Image.open(out) as picture:
         assert picture.width > picture.height > 16
     assert sample(SampleConfig(run=home, steps=2, per_class=1, out=home / "my.png"), ALONE).exists()

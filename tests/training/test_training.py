@@ -251,6 +251,7 @@ def test_a_run_without_checkpoint_starts_again(tmp_path):
         (dict(resume="one"), "--out"),
         (dict(resume="auto", out=None), "--out"),
         (dict(grad_accum=5), "--batch-size 16 on 1 rank with"),
+        (dict(block="plain-rope"), "plain has no rope: drop -rope"),
     ],
 )
 def test_a_mistake_leaves_no_run_directory(wrong, message, tmp_path, monkeypatch):
@@ -263,6 +264,30 @@ def test_a_mistake_leaves_no_run_directory(wrong, message, tmp_path, monkeypatch
 def test_a_batch_that_ranks_do_not_divide():
     with pytest.raises(UserError, match="--batch-size 16 on 3 ranks with"):
         check_and_find_checkpoint(TINY, Ranks(world=3))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(init=Path("nope")), "no checkpoint in nope"),
+        (dict(init=Path("text.md")), "text.md"),
+        (dict(align="/nope"), "--align /nope is not a folder; .*; check the path"),
+        (dict(align="selfie"), r"--align selfie is not a folder; .*; did you mean self\?"),
+        (dict(align="."), "--align . has no config.json"),
+        (
+            dict(conditioning="text", text_encoder="nope", num_classes=None),
+            "--text-encoder nope is not a folder",
+        ),
+    ],
+)
+def test_networks_that_are_not_there_are_named_before_data_are_read(
+    wrong, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("text.md").write_text("no weights")
+    config = dataclasses.replace(TINY, out=Path("RUN"), **wrong)
+    with pytest.raises(UserError, match=message):
+        check_and_find_checkpoint(config, Ranks())
 
 
 @pytest.mark.parametrize(
@@ -304,11 +329,18 @@ def test_a_finished_run_stays_unchanged(tmp_path, capsys):
     before = {file: file.read_bytes() for file in config.out.glob("*.json*")}
     capsys.readouterr()
     train(dataclasses.replace(config, resume=str(config.out), lr=2.0), Ranks())
-    assert "all 1 steps were done before" in (printed := capsys.readouterr().out)
+    assert "all 1 steps were done before: nothing was" in (printed := capsys.readouterr().out)
     assert "such as --steps 2" in printed
     assert f"dit report '{config.out}'\n" in printed
     assert printed.endswith(f"dit sample --run '{config.out}' --cfg-scale 1.5\n")
     assert {file: file.read_bytes() for file in config.out.glob("*.json*")} == before
+
+    (config.out / "config.json").write_text("{")
+    train(dataclasses.replace(config, resume=str(config.out)), Ranks())
+    assert (config.out / "config.json").read_bytes() == before[config.out / "config.json"]
+    printed = capsys.readouterr()
+    assert "config.json is missing or damaged; restored" in printed.err
+    assert "unchanged" not in printed.out
 
 
 def test_events_every_0_steps_never_happen(tmp_path):

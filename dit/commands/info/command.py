@@ -65,7 +65,7 @@ def _show(path: Path) -> None:
     if findings.damaged:
         more = ", …" if len(findings.damaged) > MOST_DAMAGED else ""
         names = ", ".join(findings.damaged[:MOST_DAMAGED]) + more
-        do = "do as the line of each says: a run continues from its newest intact checkpoint"
+        do = "do as the line of each says; a run continues once its newest checkpoint is intact"
         if holds_latents(path):
             do = advice(findings.damaged)
         raise UserError(f"damaged in {path}: {names}", "what was written", do)

@@ -134,7 +134,7 @@ CHECKPOINTS = [
         RESUME, "state", cut(f"{STATE}/model-00001-of-00001.safetensors", 0.5), changes=RESUMED
     ),
     refused(RESUME, "state", write(f"{STATE}/model.safetensors.index.json", "{}"), changes=RESUMED),
-    works(SAMPLE, "grid", remove(META)),
+    works(SAMPLE, f"{STEP} has no meta.json and is not counted; sampling from", remove(META)),
     refused(SAMPLE, "no checkpoint", remove("run/checkpoints/*")),
     refused(RESUME, "no checkpoint", remove("run/checkpoints/*"), changes=RESUMED),
     refused(SAMPLE, "no checkpoint", remove("run/checkpoints/*/meta.json")),
