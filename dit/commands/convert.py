@@ -48,8 +48,6 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
     foreign = read_foreign(config.file, config.format, config.num_classes)
     for note in filter(None, foreign.notes):
         print(note)
-    if foreign.time_shift != 1:
-        print(f"sampling shifts times by {foreign.time_shift:g}, as the card records")
 
     _require_latents(config, foreign)
     names = _class_names(config.classes, foreign.spec.num_classes)
@@ -57,6 +55,8 @@ def convert(config: ConvertConfig, ranks: Ranks) -> None:
     if config.latent_stats:
         statistics = read_statistics(config.latent_stats, foreign.spec.in_channels)
     card = write_foreign(foreign, config.out, config.vae or DEFAULT_VAE, statistics, names)
+    if foreign.time_shift != 1:
+        print(f"sampling shifts times by {foreign.time_shift:g}, as the card records")
     guidance = GUIDANCE[foreign.format]
     if card.network.in_channels < GUIDED_CHANNELS:
         guidance = guidance.replace(f" --cfg-channels {GUIDED_CHANNELS}", "")

@@ -171,7 +171,11 @@ def _check_rotation(state_dict: StateDict) -> None:
         tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 1e-2
         fits = _is_plain(theirs) and theirs.shape == expected.shape
         if not fits or not torch.allclose(theirs.float(), expected, rtol=0, atol=tolerance):
-            raise not_a_dit(f"{ROTATION[0]} of other positions than axial ones of base 10,000")
+            raise UserError(
+                f"{ROTATION[0]} of other positions than axial ones of base 10,000",
+                "those, which are computed here",
+                "a network with other positions cannot be imported",
+            )
 
 
 def _head_size(state_dict: StateDict, width: int, usual: int) -> int:
