@@ -70,7 +70,8 @@ def _of_images(typed: Typed, data: str) -> TrainConfig:
 
     if read_launch().rank == 0 and data != IN_MEMORY:
         # to import torch takes seconds
-        print(f"start: looking at the images of {data}", file=sys.stderr, flush=True)
+        what = "latents" if _holds_latents(Path(data)) else "images"
+        print(f"start: looking at the {what} of {data}", file=sys.stderr, flush=True)
     from dit.config.presets import photos
     from dit.distributed.device import choose_device
 

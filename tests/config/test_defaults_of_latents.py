@@ -39,8 +39,9 @@ def settings(line: str) -> tuple[str, object]:
     return config.vae, config.image_size
 
 
-def test_latents_say_theirs_whatever_the_preset(folder: Path):
+def test_latents_say_theirs_whatever_the_preset(folder: Path, capsys):
     assert settings("--data latents") == ("identity", 8)
+    assert capsys.readouterr().err == "start: looking at the latents of latents\n"
     assert settings("--data latents --preset imagenet-256") == ("identity", 8)
     assert settings("--data latents --vae digits") == ("digits", 8)
     assert settings("--data latents --image-size 16 24") == ("identity", (16, 24))

@@ -103,14 +103,14 @@ def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:
 
 def describe_schedule(config: TrainConfig, steps: int, size: int) -> str:
     epochs = steps * config.global_batch_size / size
+    warmup = warmup_steps(config, steps)
+    rise = f" after {warmup} steps" if warmup else ""
     decay = ""
     if config.cooldown:
         decay = f", then linearly to 0 over the last {config.cooldown * steps:.0f}"
     return (
         f"{steps:,} steps of {config.global_batch_size} images ({epochs:,.1f} epochs); "
-        f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g} after {warmup_steps(config, steps)} "
-        f"steps{decay}; "
-        f"EMA {config.ema:g}"
+        f"{OPTIMIZERS[config.optimizer]}, lr {config.lr:g}{rise}{decay}; EMA {config.ema:g}"
     )
 
 

@@ -170,7 +170,7 @@ def scaling_table(step: PlannedStep, images: int) -> str:
     rows = [(name, [cell(column) for column in columns]) for name, cell in ROWS.items()]
     if step.card.config.parallel == "auto":
         rows.append(("fastest that fits", [fastest_mark(c, columns) for c in columns]))
-    rows.append((f"GPU-hours for {images:.4g} images", [gpu_hours(c, images) for c in columns]))
+    rows.append((f"GPU-hours for {images:,} images", [gpu_hours(c, images) for c in columns]))
 
     left = max(len(name) for name, _ in rows) + 1
     lines = [name.ljust(left) + "".join(cell.rjust(10) for cell in cells) for name, cells in rows]
@@ -198,7 +198,9 @@ def fastest_mark(column: Column, columns: list[Column]) -> str:
 
 def gpu_hours(column: Column, images: int) -> str:
     hours = images / column.speed * column.cluster.gpus / 3600
-    return f"{hours:,.0f}" if column.fits else "–"
+    if not column.fits:
+        return "–"
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def in_gib(name: str) -> Callable[[Column], str]:

@@ -245,6 +245,9 @@ def test_known_shapes_are_assumed(nothing_here, capsys):
     assert "frozen networks 0.31" in rows["memory"]  # 83.7 M parameters
     assert rows["schedule"].startswith("160,146 steps of 8 images (1.0 epochs)")
     assert "warning" not in rows  # such as one of classes without images
+    assert "lr 0.0001; EMA" in rows["schedule"]
+    rows = printed_rows(capsys, IMAGENET, warmup=5)
+    assert "lr 0.0001 after 5 steps; EMA" in rows["schedule"]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +293,7 @@ def test_the_table_by_gpus_is_appended(nothing_here, capsys):
     train(dataclasses.replace(IMAGENET, dry_run=True, gpus=(1, 8)), Ranks())
     rows = capsys.readouterr().out.partition("\n\n")[2].splitlines()
     assert rows[0].split() == ["GPUs", "1", "8", "8"]
-    assert rows[-1].startswith("GPU-hours for 3.2e+06 images")  # steps x batch
+    assert rows[-1].startswith("GPU-hours for 3,200,000 images")  # steps x batch
 
 
 def test_an_assumed_autoencoder_has_the_checksum_of_latents_that_are_here(nothing_here, tmp_path):
