@@ -8,12 +8,12 @@ Which lever pays, by a row for each after as many steps, scored once:
     python -m benchmarks.time_to_quality --sets mnist-5k --recipes flow ours --levers --steps 246
         --marks 10 --scales 1 1.5 --record
 
-Each recipe trains alone for the same seconds, from the same latents, and is scored at tenths of the
-budget by the same evaluator: the features of a small classifier of the set, which are never called
-FID. `flow-third` has a third of the budget, `ours-fiftieth` a fiftieth. Every step is a command
-that a user could type. An interrupted benchmark goes on where it was. Seconds are CPU time on one
-core, so that other work on the machine counts only by what it shares, such as caches. Speeds are
-therefore measured first, in turn.
+Each recipe trains alone for the same seconds or steps, from the same latents, and is scored at
+tenths of the budget by the same evaluator: the features of a small classifier of the set, which are
+never called FID. `flow-third` has a third of the budget, `ours-fiftieth` a fiftieth. Every step is
+a command that a user could type. An interrupted benchmark goes on where it was. Seconds are CPU
+time on one core, so that other work on the machine counts only by what it shares, such as caches.
+Speeds are therefore measured first, in turn.
 
 What the comparison is not: the rate of `flow` was tuned on mnist-5k, while `2022` keeps the flags
 of its release, made for trainings of weeks. Marks before the last are of one schedule: `flow` and
@@ -85,6 +85,7 @@ SAMPLER = {"2022": "ddim"}
 OTHER_SAMPLER, SAMPLING_STEPS = "dpmpp_2m", 10
 SCALES = (1.0, 1.5, 2.0)
 MARKS = (1, 2, 5, 10)  # tenths of the budget that are scored
+LEAST_STEPS = 10  # of a training, which has ten marks
 SHORT, LONG = 2, 32  # steps of two trainings that tell the speed
 TURNS = 3  # that all recipes take when their speeds are measured
 SHOWN = 18  # samples of each recipe that are drawn
@@ -114,7 +115,7 @@ class Bench:
     @property
     def budget(self) -> str:
         """The name of the budget."""
-        return f"{self.steps}-steps" if self.steps else f"{self.minutes:g}-minutes"
+        return f"{self.minutes:g}-minutes" if self.steps is None else f"{self.steps}-steps"
 
     def prepare(self) -> None:
         """Make images, features, first stage and latents, each once."""
@@ -155,8 +156,10 @@ class Bench:
     def steps_in_budget(self, recipe: str) -> int:
         """Return the steps that a recipe does in the budget."""
         recipe, part = split_part(recipe)
-        steps = self.steps or 60 * self.minutes / self.seconds_per_step(recipe)
-        return max(10, int(steps / part))
+        steps = self.steps
+        if steps is None:
+            steps = int(60 * self.minutes / self.seconds_per_step(recipe))
+        return max(LEAST_STEPS, steps // part)
 
     def seconds_per_step(self, recipe: str) -> float:
         """Return the CPU seconds of a step, without start-up: what more steps take more."""
@@ -167,7 +170,8 @@ class Bench:
     def measure_speeds(self, recipes: Sequence[str]) -> None:
         """Note the CPU seconds of a step of each recipe, unless they are noted.
 
-        They take turns, so that what slows the machine for a while slows all of them.
+        They take turns, so that what slows the machine for a while slows all of them. Those that
+        will be compared belong into one call: notes are kept.
         """
         folders = {recipe: self.folder / "speed" / recipe for recipe in recipes}
         for recipe, folder in folders.items():
@@ -364,6 +368,8 @@ def main() -> None:
     parser.add_argument("--scales", nargs="+", type=float, default=SCALES, help="of the guidance")
     parser.add_argument("--levers", action="store_true", help="also each alone and each left out")
     args = parser.parse_args()
+    if args.steps is not None and args.steps < LEAST_STEPS:
+        parser.error(f"--steps {args.steps}; expected {LEAST_STEPS} or more")
 
     torch.set_num_threads(1)
     recipes = [*args.recipes, *(recipes_with_levers() if args.levers else ())]

@@ -137,7 +137,7 @@ def torchrun(*command: object, threads: int = 1, module: bool = False) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "FutureWarning" not in done.stderr
+    assert "broadcast_buffers" not in done.stderr  # a warning of newer versions of PyTorch
 
 
 class Copies(TorchDispatchMode):

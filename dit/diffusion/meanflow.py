@@ -110,7 +110,8 @@ class MeanFlowLoss:
             v, moved = self.targets(x_t, y, t, r, eps - x0, rows)
         u = self.network(x_t, interval(self.process, t, r, x_t), y).to(x_t.dtype)
         # 2512.02012: V = u + (t - r) sg(du/dt) predicts v. For 2505.13447, equation 9, it is the
-        # same difference: u minus its target v - (t - r) du/dt.
+        # same difference: u minus its target v - (t - r) du/dt. The code of 2512.02012 weights
+        # it as 2505.13447 does; its equation does not.
         each = (u + moved - v).square().flatten(1)
         mse = each.mean(1)
         if not self.classic:
@@ -182,13 +183,10 @@ def mix_of(scale: float, mix: float | None) -> float:
 
 def forward_passes(classic: bool, instant: float, scale: float, mix: float) -> float:
     """Return how many forward passes an image takes beside that with a gradient, in the mean."""
-    moving = 1 - instant
-    passes = 2 * moving  # of the derivative
-    if scale != 1:
-        passes += 1  # without the class
-        if mix:
-            return passes + 1  # with it
-    return passes if classic else passes + moving
+    moving, guided = 1 - instant, scale != 1
+    own = guided and mix > 0  # u(y) of all images, which is also the derivative's direction
+    passes = 2 * moving + guided + own
+    return passes if classic or own else passes + moving
 
 
 # -- sampling --------------------------------------------------------------------------------------

@@ -25,10 +25,11 @@ def min_snr(process: Process, objective: str, t: Tensor, gamma: float) -> Tensor
 
 
 def velocity_weight(objective: str, t: Tensor) -> Tensor:
-    """Return weights [B] that make any objective of a flow a velocity loss (2511.13720, eq. 6).
+    """Return weights [B] that make a loss on x0 or v of a flow one on v (2511.13720, eq. 6).
 
     The error of v is that of x0 over t; times below 0.05 count as 0.05.
     """
+    assert objective in ("x0", "v"), objective
     return t.clamp(min=LEAST_TIME) ** -2 if objective == "x0" else torch.ones_like(t)
 
 

@@ -70,7 +70,7 @@ def wrap_ddp_and_compile(network: nn.Module, ranks: Ranks, compiled: bool) -> nn
 
 def _broadcast_flag() -> str:
     """Return what DDP calls its broadcast of buffers in every forward pass."""
-    # PyTorch 2.15 renamed it
+    # newer versions of PyTorch renamed it
     now = "forward_sync_buffers"
     return now if now in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 

@@ -27,7 +27,7 @@ def routed_blocks(depth: int) -> range:
 
     Of smaller networks, all but the first and the last.
     """
-    return range(2, depth - 3) if depth >= 12 else range(1, depth - 1)
+    return range(2, depth - 3) if depth >= 12 else range(1, max(1, depth - 1))
 
 
 def run_blocks(

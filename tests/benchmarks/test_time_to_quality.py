@@ -116,8 +116,9 @@ def test_every_recipe_is_one_that_the_command_takes(recipe):
     assert config.model.startswith("DiT-Mi") == small
 
 
-def test_unknown_recipes_are_refused(monkeypatch):
-    """They would train as `flow` under another name."""
-    monkeypatch.setattr(sys, "argv", ["time_to_quality", "--recipes", "flwo"])
+@pytest.mark.parametrize("typed", [("--recipes", "flwo"), ("--steps", "0"), ("--steps", "9")])
+def test_unknown_recipes_and_too_few_steps_are_refused(monkeypatch, typed):
+    """They would train as `flow`, or for other steps, under another name."""
+    monkeypatch.setattr(sys, "argv", ["time_to_quality", *typed])
     with pytest.raises(SystemExit):
         time_to_quality.main()

@@ -107,6 +107,7 @@ def test_blocks_of_the_paper():
     assert routed_blocks(12) == range(2, 9)  # DiT-B: 2 to 8
     assert routed_blocks(28) == range(2, 25)  # DiT-XL: 2 to L - 4
     assert routed_blocks(6) == range(1, 5)
+    assert routed_blocks(1) == range(1, 1)  # the only block takes all tokens
 
 
 def test_work_saved_is_counted():

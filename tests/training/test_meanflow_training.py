@@ -131,6 +131,16 @@ def test_a_resumed_run_goes_on_as_one_that_never_stopped(kind, tmp_path):
     assert all(np.isfinite(loss) for (loss,) in logged(out, "loss"))
 
 
+def test_every_weight_learns_in_bf16(tmp_path, weights):
+    """Passes without gradient come first; weights that autocast kept from them would not learn."""
+    session = a_session(tmp_path, MEAN, init=weights, precision="bf16", meanflow_scale=2.0)
+    learns = {n: p for n, p in session.state.network.named_parameters() if p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in learns.items()}
+    do_step(session)
+    do_step(session)  # the length's last layer is zero before the first
+    assert [name for name in learns if torch.equal(learns[name], before[name])] == []
+
+
 @pytest.mark.parametrize("changes", [dict(meanflow_scale=2.0), dict(meanflow_form="classic")])
 def test_lengths_are_learnt(tmp_path, weights, changes):
     session = a_session(tmp_path, MEAN, init=weights, **changes)

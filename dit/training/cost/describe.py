@@ -35,7 +35,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
         f"{work / 1e9:.3g} GFLOP to train on it{describe_alignment(inputs, tokens)}",
         "memory": describe_memory(need, frozen),
-        "diffusion": f"{config.process}, {describe_task(config, spec)}",
+        "diffusion": f"{config.process}{describe_shift(config)}, {describe_task(config, spec)}",
         "averages": describe_snapshots(config, plan.steps, count_parameters(network)),
         "hardware": f"{devices}, {plan.precision}, {plan.micro_batch} images a rank at once",
     }
@@ -87,6 +87,13 @@ def describe_alignment(inputs: RunInputs, text_tokens: int) -> str:
         return ""
     flops = alignment_flops(card.network, config, text_tokens, inputs.autoencoder, inputs.vision)
     return f", and {flops / 1e9:.3g} for --align in the first {config.align_until:.0%} of the steps"
+
+
+def describe_shift(config: TrainConfig) -> str:
+    """Return the shift of a flow's times, if they are shifted."""
+    if config.process != "flow" or config.time_shift == 1:
+        return ""
+    return f", times shifted by {config.time_shift:.3g}"
 
 
 def describe_task(config: TrainConfig, spec: NetworkSpec) -> str:

@@ -202,21 +202,16 @@ def test_frozen_networks_count():
     assert more == f"about {1 + need.total / 2**30:.2f}{alone[10:]}, frozen networks 1.00"
 
 
-# -- without data and network ----------------------------------------------------------------------
-
-IMAGENET = dataclasses.replace(PRESETS["imagenet-256"](), model="DiT-S/8", global_batch_size=8)
-
-
 def test_levers_that_are_on_are_listed_with_their_values(capsys):
     changes = dict(cosine=1.0, time_shift="auto", route=0.5, align="self")
     rows = printed_rows(capsys, **changes)
     assert rows["levers"] == (
-        # 3 x 8 x 8 latents
-        "cosine of velocities, weight 1; times shifted by 0.217; 50% of the tokens skip the "
+        "cosine of velocities, weight 1; 50% of the tokens skip the "
         "middle blocks; early tokens follow late ones of the EMA in the first 40% of the steps, "
         "weight 0.5"
     )
-    # far below 1, where samples were far worse
+    # sqrt(3 x 8 x 8 / 4096): far below 1, where samples were far worse
+    assert rows["diffusion"].startswith("flow, times shifted by 0.217, predicts v")
     assert rows["warning"].startswith("times shifted by 0.217: training sees little noise")
     rows = printed_rows(capsys)
     assert "levers" not in rows
@@ -226,6 +221,11 @@ def test_levers_that_are_on_are_listed_with_their_values(capsys):
 def test_the_time_of_compiling_is_told(capsys):
     assert "compiling takes" in printed_rows(capsys, compile=True)["time"]
     assert "compiling takes" not in printed_rows(capsys, compile=False)["time"]
+
+
+# -- without data and network ----------------------------------------------------------------------
+
+IMAGENET = dataclasses.replace(PRESETS["imagenet-256"](), model="DiT-S/8", global_batch_size=8)
 
 
 @pytest.fixture
