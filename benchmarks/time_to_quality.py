@@ -309,6 +309,8 @@ def known_recipes() -> list[str]:
 
 def draw(results: dict[str, dict[str, list[dict[str, Any]]]]) -> Image.Image:
     """Return the curves of all recipes: best distance against seconds, a panel a set."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
     from dit.report.figures import new_axis, new_figure, to_image
 
     figure = new_figure(5.0 * len(results), 3.6)
@@ -324,6 +326,11 @@ def draw(results: dict[str, dict[str, list[dict[str, Any]]]]) -> Image.Image:
         axis.axhline(rows[0]["floor"], color="gray", linestyle=":", label="real images")
         axis.set_xscale("log")
         axis.set_yscale("log")
+        # plain numbers: those of the marks, and three each power of ten
+        axis.xaxis.set(major_locator=FixedLocator([round(row["seconds"], -1) for row in rows]))
+        axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)))
+        for one in (axis.xaxis, axis.yaxis):
+            one.set(major_formatter="{x:g}", minor_locator=NullLocator())
         axis.set_title(name)
         axis.set_ylabel("Fréchet distance at the best scale")
         axis.legend(frameon=False, fontsize=8)
