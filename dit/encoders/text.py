@@ -135,6 +135,11 @@ class Captioned:
 # -- loading ---------------------------------------------------------------------------------------
 
 
+def count_text_tokens(encoder: TextEncoder | None) -> int:
+    """Return the tokens of a caption; 0 without an encoder."""
+    return encoder.length if encoder else 0
+
+
 def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEncoder:
     """Load `digits` (bundled), a folder in the hub's layout, or a hub name; of CLIP the text half.
 

@@ -16,14 +16,19 @@ from dit.build import (
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder, load_autoencoder
-from dit.encoders.text import TextEncoder
+from dit.encoders.text import TextEncoder, count_text_tokens
 from dit.encoders.vision import VisionEncoder
-from dit.latents.load import keep_class_order
 from dit.latents.store import Latents
 from dit.runs.card import ModelCard
 from dit.runs.checkpoint_files import read_card
-from dit.training.build_card import build_card, card_of_init
-from dit.training.checked_data import NOTHING, Given, open_checked
+from dit.training.build_card import (
+    build_card,
+    card_of_init,
+    describe_network,
+    with_absolute_paths,
+)
+from dit.training.checked_data import NOTHING, Given
+from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.assumed import load_or_assume_autoencoder, load_or_assume_source
 from dit.training.length import Pace, with_length
 from dit.training.resume import require_autoencoder
@@ -38,7 +43,13 @@ class RunInputs:
     autoencoder: Autoencoder
     encoder: TextEncoder | None = None  # of captions
     vision: VisionEncoder | None = None  # of --align
+    alignment: float = 0.0  # FLOPs of --align for one image, while it lasts
     pace: Pace | None = None  # where --minutes asked to measure it
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a caption; 0 without captions."""
+        return count_text_tokens(self.encoder)
 
     @cached_property
     def meta_network(self) -> nn.Module:
@@ -64,18 +75,18 @@ def load_inputs(
     before = read_card(last.parents[1]) if last else parent_card
     if config.dry_run:
         autoencoder = load_or_assume_autoencoder(config, before, ranks.device)
-        source = load_or_assume_source(config, autoencoder, last, parent_card, ranks)
     else:
         autoencoder = load_autoencoder(config.vae, ranks.device)
-        source = open_checked(config, autoencoder, ranks, last, given.images)
-    if before:
-        keep_class_order(source, before.classes)
+    source = load_or_assume_source(config, autoencoder, last, before, ranks, given.images)
     encoder = build_text_encoder(config, ranks.device)
-    continued = before.config if last and before else None
-    config, pace = with_length(config, source, encoder, continued, ranks, given.module)
+    spec = describe_network(config, source, encoder, before, given.module)
+    vision = build_vision_encoder(with_absolute_paths(config), spec, ranks.device)
 
+    tokens = count_text_tokens(encoder)
+    alignment = alignment_flops(spec, config, tokens, autoencoder, vision)
+    continued = before.config if last and before else None
+    config, pace = with_length(config, source, spec, continued, ranks, tokens, alignment)
     card = build_card(config, source, encoder, before, given.module)
-    vision = build_vision_encoder(card.config, card.network, ranks.device)
     card = replace(card, vae_sha256=autoencoder.checksum)
     card = replace(card, align_sha256=vision.checksum if vision else None)
     # how a network embeds times is no flag: it follows from the weights that training starts from
@@ -94,4 +105,4 @@ def load_inputs(
     if parent_card:
         require_autoencoder(card, parent_card, "the run to be guided", "put that one back")
     autoencoder = with_data_statistics(autoencoder, card)
-    return RunInputs(card, source, autoencoder, encoder, vision, pace)
+    return RunInputs(card, source, autoencoder, encoder, vision, alignment, pace)

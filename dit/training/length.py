@@ -6,13 +6,10 @@ They are decided once, before the first step, and are settings of the run from t
 import math
 from dataclasses import replace
 
-from torch import nn
-
 from dit.config import TrainConfig
 from dit.distributed.ranks import Ranks
-from dit.encoders.text import TextEncoder
 from dit.latents.store import Latents
-from dit.training.build_card import describe_network
+from dit.runs.card import NetworkSpec
 from dit.training.cost.measured_time import Pace, measure_pace
 from dit.training.lr_schedule import total_steps, warmup_steps
 
@@ -27,16 +24,17 @@ AT_RISK = 5_000  # steps between checkpoints at most: what a kill loses
 def with_length(
     config: TrainConfig,
     source: Latents,
-    encoder: TextEncoder | None,
+    spec: NetworkSpec,
     before: TrainConfig | None,
     ranks: Ranks,
-    module: nn.Module | None = None,
+    text_tokens: int = 0,
+    alignment: float = 0.0,
 ) -> tuple[TrainConfig, Pace | None]:
     """Return the settings with steps, intervals and warm-up, and the speed where it was measured.
 
     Args:
         before: Settings of the run that this one continues, whose length stays.
-        module: The network, if Python code passed it.
+        alignment: FLOPs of --align for one image, while it lasts.
     """
     if before:
         if config.minutes is not None:
@@ -45,10 +43,8 @@ def with_length(
 
     pace = None
     if config.minutes is not None:
-        spec = describe_network(config, source, encoder, module=module)
-        tokens = encoder.length if encoder else 0
         ranks.say([f"timing a few steps, to know how many fit {config.minutes:g} minutes"], "start")
-        pace = measure_pace(spec, config, source, tokens, ranks)
+        pace = measure_pace(spec, config, source, text_tokens, ranks, alignment)
         config = _within_minutes(config, config.minutes, pace)
 
     steps = total_steps(config, len(source.labels))
@@ -72,13 +68,15 @@ def _within_minutes(config: TrainConfig, minutes: float, pace: Pace) -> TrainCon
     """Return the settings with the steps of so many minutes, and the first grid soon."""
     seconds = 60 * FOR_TRAINING * minutes
     config = replace(config, minutes=None, epochs=None)
+    begins = pace.step + pace.align
+    pace = replace(pace, step=pace.step + config.align_until * pace.align)
     if config.sample_every is not None:
         # each grid comes with the steps before it
         each = pace.grid / config.sample_every if config.sample_every else 0.0
         steps = replace(pace, step=pace.step + each).steps_in(seconds)
         return replace(config, steps=round_down(max(1, steps)))
 
-    count, first = _previews_in(seconds, pace)
+    count, first = _previews_in(seconds, pace, begins)
     steps = round_down(max(1, pace.steps_in(seconds, count + (first is not None))))
     every = math.ceil(steps / count) if count else 0
     if first is not None and first >= every:
@@ -86,8 +84,12 @@ def _within_minutes(config: TrainConfig, minutes: float, pace: Pace) -> TrainCon
     return replace(config, steps=steps, sample_every=every, sample_first=first)
 
 
-def _previews_in(seconds: float, pace: Pace) -> tuple[int, int | None]:
-    """Return how many grids come at equal intervals, and the step of one before them, if any."""
+def _previews_in(seconds: float, pace: Pace, begins: float) -> tuple[int, int | None]:
+    """Return how many grids come at equal intervals, and the step of one before them, if any.
+
+    Args:
+        begins: Seconds of a step in the beginning.
+    """
     if pace.grid > seconds / 2:
         return 0, None  # the time is for training, and the run can be sampled later
     count = min(max(math.ceil(seconds / FIRST_PREVIEW), PREVIEWS), MOST_PREVIEWS)
@@ -95,7 +97,7 @@ def _previews_in(seconds: float, pace: Pace) -> tuple[int, int | None]:
         count = max(1, int(FOR_PREVIEWS * seconds / pace.grid))
     waits = seconds / count - pace.grid > FIRST_PREVIEW
     fits = (count + 1) * pace.grid <= seconds / 2
-    return count, max(1, int(FIRST_PREVIEW / pace.step)) if waits and fits else None
+    return count, max(1, int(FIRST_PREVIEW / begins)) if waits and fits else None
 
 
 def count_previews(config: TrainConfig, done: int, steps: int) -> int:

@@ -34,7 +34,7 @@ def prepare(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> TrainingSess
     )
 
     network, ema, power_emas = build_networks(card, plan, ranks)
-    wrapped = wrap(network, card, plan, ranks, encoder.length if encoder else 0)
+    wrapped = wrap(network, card, plan, ranks, inputs.text_tokens)
     captions = Captions(source.classes, "", encoder) if encoder else None
     conditioned = Captioned(wrapped, captions) if captions else wrapped
 

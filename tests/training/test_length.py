@@ -15,12 +15,15 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.latents.on_the_fly import MemoryLatents
 from dit.training import length
+from dit.training.build_card import describe_network
 from dit.training.cost import measured_time
+from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.measured_time import Pace, measure_pace
 from dit.training.cost.memory import Layout, simulated_step
 from dit.training.length import round_down, with_length
 
 SOURCE = MemoryLatents(torch.zeros(100, 1, 6, 8, 8), np.zeros(100, np.int64), [])
+SPEC = describe_network(TINY, SOURCE, None)
 
 
 def lengths(monkeypatch, pace=None, before=None, **changes) -> TrainConfig:
@@ -32,7 +35,7 @@ def lengths(monkeypatch, pace=None, before=None, **changes) -> TrainConfig:
 
     monkeypatch.setattr(length, "measure_pace", measure)
     config = dataclasses.replace(photos(), **changes)
-    return with_length(config, SOURCE, None, before, Ranks())[0]
+    return with_length(config, SOURCE, SPEC, before, Ranks())[0]
 
 
 def test_minutes_become_steps(monkeypatch):
@@ -126,7 +129,7 @@ def test_a_pace_is_measured_and_leaves_the_random_numbers_alone():
     config = dataclasses.replace(TINY, global_batch_size=4)
     source = build_source(config, load_autoencoder("identity"))
     before = torch.get_rng_state()
-    spec = length.describe_network(config, source, None)
+    spec = describe_network(config, source, None)
     pace = measure_pace(spec, config, source, 0, Ranks())
     assert 0 < pace.step < 60
     assert pace.once == 0
@@ -134,12 +137,53 @@ def test_a_pace_is_measured_and_leaves_the_random_numbers_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def timed(monkeypatch, **changes) -> Pace:
+    """Return the pace where a plain step takes a second, and a forward pass as long."""
+    config = dataclasses.replace(TINY, global_batch_size=4, **changes)
+    source = build_source(config, load_autoencoder("identity"))
+    spec = describe_network(config, source, None)
+    monkeypatch.setattr(measured_time, "fastest_seconds", lambda work, device: work() or 1.0)
+    flops = alignment_flops(spec, config)
+    return measure_pace(spec, config, source, 0, Ranks(), flops)
+
+
+def test_alignment_and_meanflow_take_longer_than_the_plain_step_that_is_timed(monkeypatch):
+    plain = timed(monkeypatch)
+    aligned = timed(monkeypatch, align="self")
+    assert plain.timed
+    assert aligned.timed
+    assert plain.align == 0
+    assert aligned.step == pytest.approx(plain.step)
+    # a forward pass over some of the blocks, of three as long, and the projector
+    assert 0.1 * plain.step < aligned.align < 0.7 * plain.step
+
+    meanflow = timed(monkeypatch, objective="meanflow", meanflow_form="classic")
+    assert meanflow.timed
+    moving = 1 - TrainConfig().meanflow_instant
+    # two passes more of three, in times that are no instants
+    assert meanflow.step == pytest.approx(plain.step * (1 + 2 * moving / 3))
+
+
+def test_what_no_timed_step_has_is_expected_by_its_flops(monkeypatch):
+    assert not timed(monkeypatch, recompute="full").timed
+    assert not timed(monkeypatch, parallel="fsdp").timed
+
+
+def test_alignment_counts_in_its_share_of_the_steps(monkeypatch):
+    config = lengths(monkeypatch, Pace(0.5, align=0.5), align="self", align_until=0.5)
+    # 0.95 of 900 seconds, in steps of three quarters of a second in the mean
+    assert config.steps == 1100
+    # the first grid is drawn while it lasts, in steps of a second
+    slow = lengths(monkeypatch, Pace(0.5, grid=25, align=0.5), align="self", align_until=0.5)
+    assert slow.sample_first == 90
+
+
 @pytest.mark.parametrize("share", [0.5, 2])
 def test_only_a_step_that_fits_into_memory_is_timed(monkeypatch, share):
     """The weights fit, and the activations if there is twice the memory of a simulated step."""
     config = dataclasses.replace(TINY, global_batch_size=512)
     source = build_source(config, load_autoencoder("identity"))
-    spec = length.describe_network(config, source, None)
+    spec = describe_network(config, source, None)
     need = simulated_step(spec, config, Ranks().device, False, 0).memory(512, Layout()).total
     monkeypatch.setattr(measured_time, "free_memory", lambda device: share * need)
     before = torch.get_rng_state()

@@ -56,8 +56,13 @@ def mean_alignment_flops(
     vision: VisionEncoder | None = None,
 ) -> float:
     """Return the FLOPs of --align for one image, in the mean of the first `steps` of a run."""
-    share = min(1.0, (card.align_steps or 0) / steps)
-    return share * alignment_flops(card.network, card.config, text_tokens, autoencoder, vision)
+    flops = alignment_flops(card.network, card.config, text_tokens, autoencoder, vision)
+    return aligned_share(card, steps) * flops
+
+
+def aligned_share(card: ModelCard, steps: int) -> float:
+    """Return the share of the first `steps` of a run in which --align lasts."""
+    return min(1.0, (card.align_steps or 0) / steps)
 
 
 def encoder_flops(vision: VisionEncoder) -> float:

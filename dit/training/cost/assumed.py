@@ -10,9 +10,11 @@ from torch import Tensor
 
 from dit.config import TrainConfig
 from dit.config.presets import PRESETS
+from dit.data.images import Images
 from dit.data.sources import dataset_exists
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import CONFIG, WEIGHTS, Autoencoder, build_codec, load_autoencoder
+from dit.latents.load import keep_class_order
 from dit.latents.shards import holds_latents
 from dit.latents.store import Latents, read_index
 from dit.runs.card import ModelCard
@@ -67,22 +69,27 @@ def load_or_assume_source(
     config: TrainConfig,
     autoencoder: Autoencoder,
     last: Path | None,
-    parent_card: ModelCard | None,
+    before: ModelCard | None,
     ranks: Ranks,
+    images: Images | None = None,
 ) -> Latents:
-    """Return the data, or ImageNet instead: for its presets, where their own --data is missing.
+    """Return the data; a dry run of ImageNet's presets assumes it where their --data is missing.
 
     Args:
         last: the checkpoint to continue from. It was trained on data, which must not be assumed.
-        parent_card: of the run to be guided, whose classes the data have.
+        before: card of that run, or of the one to be guided, whose classes the data have.
+        images: that Python code passed, instead of those that --data names.
     """
-    if not last and not dataset_exists(config.data) and names_imagenet(config):
-        names = parent_card.classes if parent_card else [str(i) for i in range(CLASSES)]
+    missing = config.dry_run and not last and not dataset_exists(config.data)
+    if missing and names_imagenet(config):
+        names = before.classes if before else [str(i) for i in range(CLASSES)]
         shape = autoencoder.latent_shape(config.image_size)
         labels = np.arange(IMAGES) % len(names)
         return AssumedImageNet(shape, names, config.flip is not False, labels)
 
-    source = open_checked(config, autoencoder, ranks, last)
+    source = open_checked(config, autoencoder, ranks, last, images)
+    if before:
+        keep_class_order(source, before.classes)
     if isinstance(autoencoder, AssumedAutoencoder):
         # images cannot be encoded without weights
         return AssumedLatents(source.shape, source.classes, source.flips, source.labels)

@@ -7,7 +7,7 @@ import torch
 from dit.distributed.device import available_memory, uses_bf16
 from dit.distributed.ranks import Ranks
 from dit.encoders.autoencoder import Autoencoder
-from dit.encoders.text import TextEncoder
+from dit.encoders.text import TextEncoder, count_text_tokens
 from dit.encoders.vision import VisionEncoder
 from dit.models.registry import count_parameters
 from dit.runs.card import ModelCard
@@ -46,7 +46,7 @@ def choose(
     memory_here = torch.tensor(float(available_memory(ranks.device)), dtype=torch.float64)
     # the rank with the least memory decides, so that all choose alike
     limit = (1 - RESERVE) * ranks.min(memory_here.to(ranks.device)).item()
-    tokens = encoder.length if encoder else 0
+    tokens = count_text_tokens(encoder)
     # counted once: the simulated step takes seconds
     need = ranks.on_main(lambda: memory(card, ranks, "ddp", tokens)).total
     need += frozen_bytes(autoencoder, encoder, vision)

@@ -6,7 +6,6 @@ from dit.config.levers import describe_levers
 from dit.distributed.ranks import Ranks
 from dit.models.registry import count_parameters, describe_network, is_classifier
 from dit.runs.card import NetworkSpec
-from dit.training.cost.alignment import alignment_flops, mean_alignment_flops
 from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes, memory
 from dit.training.cost.describe_data import describe_data, describe_latents
 from dit.training.cost.expected import describe_disk, describe_time, questions, restored_psnr
@@ -22,7 +21,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     card = inputs.card
     config, spec = card.config, card.network
     network = inputs.meta_network
-    tokens = inputs.encoder.length if inputs.encoder else 0
+    tokens = inputs.text_tokens
     work = training_flops(spec, config, tokens)
     macs = count_multiply_adds(spec, tokens)
     need = memory(card, ranks, plan.parallel.parallel, tokens)
@@ -33,7 +32,7 @@ def describe(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
     rows |= {
         # two FLOPs a multiply-add; the backward pass costs twice the forward pass
         "compute": f"{macs / 1e9:.3g} G multiply-adds an image forward, "
-        f"{work / 1e9:.3g} GFLOP to train on it{describe_alignment(inputs, tokens)}",
+        f"{work / 1e9:.3g} GFLOP to train on it{describe_alignment(inputs)}",
         "memory": describe_memory(need, frozen),
         "diffusion": f"{config.process}{describe_shift(config)}, {describe_task(config, spec)}",
         "averages": describe_snapshots(config, plan.steps, count_parameters(network)),
@@ -50,11 +49,7 @@ def start_rows(
     source, spec, network = inputs.source, inputs.card.network, inputs.meta_network
     config = inputs.card.config
     psnr = restored_psnr(inputs)
-    tokens = inputs.encoder.length if inputs.encoder else 0
-    aligned = mean_alignment_flops(
-        inputs.card, plan.steps, tokens, inputs.autoencoder, inputs.vision
-    )
-    time = f"{describe_time(inputs, plan, ranks, aligned)}, on {ranks.world} x {ranks.device.type}"
+    time = f"{describe_time(inputs, plan, ranks)}, on {ranks.world} x {ranks.device.type}"
     if plan.compiled:
         time += "; compiling takes a minute or two more, the first time"
     rows = {
@@ -80,13 +75,15 @@ def describe_preset(config: TrainConfig) -> str:
     return config.preset + (chosen if config.preset == "photos" else "")
 
 
-def describe_alignment(inputs: RunInputs, text_tokens: int) -> str:
+def describe_alignment(inputs: RunInputs) -> str:
     """Return what --align costs in words: a pass of the teacher, and the projector."""
-    card, config = inputs.card, inputs.card.config
+    config = inputs.card.config
     if config.align is None:
         return ""
-    flops = alignment_flops(card.network, config, text_tokens, inputs.autoencoder, inputs.vision)
-    return f", and {flops / 1e9:.3g} for --align in the first {config.align_until:.0%} of the steps"
+    return (
+        f", and {inputs.alignment / 1e9:.3g} for --align in the first {config.align_until:.0%} of "
+        "the steps"
+    )
 
 
 def describe_shift(config: TrainConfig) -> str:

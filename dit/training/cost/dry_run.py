@@ -1,7 +1,7 @@
 """The checks and tables of --dry-run: what a configuration would train, without training it."""
 
 from dit.distributed.ranks import Ranks
-from dit.training.cost.alignment import mean_alignment_flops
+from dit.training.cost.alignment import aligned_share
 from dit.training.cost.assumed import AssumedImageNet
 from dit.training.cost.ddp_or_fsdp import frozen_bytes
 from dit.training.cost.describe import describe
@@ -16,8 +16,7 @@ def dry_run(inputs: RunInputs, ranks: Ranks) -> str:
 
     All that training checks before its first step is checked here too. Nothing is written.
     """
-    card, encoder = inputs.card, inputs.encoder
-    config = card.config
+    card, config = inputs.card, inputs.card.config
     if config.eval_every and not isinstance(inputs.source, AssumedImageNet):
         # imported here: without --eval-every, training needs no code of evaluation
         from dit.training.monitoring.evaluation import choose_eval_target
@@ -31,9 +30,8 @@ def dry_run(inputs: RunInputs, ranks: Ranks) -> str:
     if not config.gpus:
         return table
 
-    tokens = encoder.length if encoder else 0
-    frozen = frozen_bytes(inputs.autoencoder, encoder, inputs.vision)
-    alignment = mean_alignment_flops(card, plan.steps, tokens, inputs.autoencoder, inputs.vision)
-    step = PlannedStep(card, tokens, frozen, alignment)
+    frozen = frozen_bytes(inputs.autoencoder, inputs.encoder, inputs.vision)
+    alignment = aligned_share(card, plan.steps) * inputs.alignment
+    step = PlannedStep(card, inputs.text_tokens, frozen, alignment)
     images = plan.steps * config.global_batch_size
     return f"{table}\n{ranks.on_main(lambda: scaling_table(step, images))}"

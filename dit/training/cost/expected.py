@@ -19,7 +19,7 @@ from dit.models.registry import count_parameters
 from dit.runs.checkpoint_files import checkpoint_step
 from dit.training.cost.assumed import AssumedAutoencoder
 from dit.training.cost.describe_data import autoencoder_command, question_classes
-from dit.training.cost.measured_time import expected_pace
+from dit.training.cost.measured_time import Pace, expected_pace
 from dit.training.inputs import RunInputs
 from dit.training.length import count_previews
 from dit.training.session import TrainingPlan
@@ -48,30 +48,31 @@ def restored_psnr(inputs: RunInputs) -> float | None:
     return measure_psnr(autoencoder, torch.stack(images))
 
 
-def describe_time(
-    inputs: RunInputs, plan: TrainingPlan, ranks: Ranks, alignment: float = 0.0
-) -> str:
-    """Return how long the run and its first grid of samples take on this machine, in words.
-
-    Args:
-        alignment: FLOPs of --align for one image, in the mean of all steps.
-    """
+def describe_time(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks) -> str:
+    """Return how long the run and its first grid of samples take on this machine, in words."""
     card, config = inputs.card, inputs.card.config
-    pace, source = inputs.pace, "measured"
-    if pace is None:
-        tokens = inputs.encoder.length if inputs.encoder else 0
-        pace = expected_pace(card.network, config, inputs.source, tokens, ranks, alignment)
-        source = "expected"
-    each = f"{pace.step:.2g} s" if pace.step < 100 else duration(pace.step)
+    pace = inputs.pace or expected_pace(
+        card.network, config, inputs.source, inputs.text_tokens, ranks, inputs.alignment
+    )
     done = checkpoint_step(plan.checkpoint) if plan.checkpoint else 0
+    training = seconds_between(done, plan.steps, pace, card.align_steps)
+    mean = training / max(1, plan.steps - done)
+    each = f"{mean:.2g} s" if mean < 100 else duration(mean)
     grids = count_previews(config, done, plan.steps)
-    seconds = pace.once + (plan.steps - done) * pace.step + grids * pace.grid
+    seconds = pace.once + training + grids * pace.grid
+    source = "measured" if pace.timed else "expected"
     words = f"about {duration(seconds)}, {each} a step {source}"
     if not grids or done:
         return words
     first = min(config.sample_first or plan.steps, config.sample_every or plan.steps, plan.steps)
-    until = pace.once + first * pace.step + pace.grid
+    until = pace.once + seconds_between(0, first, pace, card.align_steps) + pace.grid
     return f"{words}; first grid after {duration(until)} (step {first:,})"
+
+
+def seconds_between(done: int, steps: int, pace: Pace, align_steps: int | None) -> float:
+    """Return the seconds of the steps after those done; the first `align_steps` take longer."""
+    aligned = max(0, min(steps, align_steps or 0) - done)
+    return (steps - done) * pace.step + aligned * pace.align
 
 
 def duration(seconds: float) -> str:

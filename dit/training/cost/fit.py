@@ -48,7 +48,7 @@ def _require(inputs: RunInputs, plan: TrainingPlan, ranks: Ranks, limit: float) 
     # the exact count takes seconds, so it is made only where it matters
     if rough_activations(network, card.network, plan.micro_batch) < WORTH_COUNTING * limit:
         return
-    tokens = inputs.encoder.length if inputs.encoder else 0
+    tokens = inputs.text_tokens
     need = memory(card, ranks, plan.parallel.parallel, tokens).total
     if SURE * need <= limit:
         return

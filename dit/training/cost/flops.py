@@ -102,11 +102,17 @@ def flops_per_image(
 def training_flops(spec: NetworkSpec, config: TrainConfig, text_tokens: int = 0) -> float:
     """Return the FLOPs to train on one image without --align.
 
-    They are six a multiply-add, two forward and four backward, and two in each pass of the loss
-    beside.
+    They are those of a plain step, and two a multiply-add in each pass of the loss beside.
     """
-    macs = count_multiply_adds(spec, text_tokens, config.route, spec.inner_head)
-    return (6 + 2 * more_forward_passes(config)) * macs
+    return plain_flops(spec, config, text_tokens) * (1 + more_forward_passes(config) / 3)
+
+
+def plain_flops(spec: NetworkSpec, config: TrainConfig, text_tokens: int = 0) -> float:
+    """Return the FLOPs of one pass forward and backward for an image.
+
+    They are six a multiply-add, two forward and four backward.
+    """
+    return 6.0 * count_multiply_adds(spec, text_tokens, config.route, spec.inner_head)
 
 
 def more_forward_passes(config: TrainConfig) -> float:

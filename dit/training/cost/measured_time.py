@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +15,7 @@ from dit.latents.on_the_fly import OnlineLatents
 from dit.latents.store import Latents
 from dit.models.registry import zero_inputs
 from dit.runs.card import NetworkSpec
-from dit.training.cost.alignment import alignment_flops
-from dit.training.cost.flops import peak_of, training_flops
+from dit.training.cost.flops import more_forward_passes, peak_of, plain_flops, training_flops
 from dit.training.cost.memory import (
     Layout,
     held_bytes,
@@ -44,11 +43,15 @@ class Pace:
         step: Seconds of a step, with the reading of its images if they are not kept.
         once: Seconds to encode images that are kept from then on.
         grid: Seconds of a grid of samples.
+        align: Seconds more of a step while --align lasts.
+        timed: Whether steps were taken and timed; else all follows from FLOPs.
     """
 
     step: float
     once: float = 0.0
     grid: float = 0.0
+    align: float = 0.0
+    timed: bool = False
 
     def steps_in(self, seconds: float, grids: int = 0) -> int:
         """Return the steps beside so many grids; at least half of the seconds are for steps."""
@@ -56,15 +59,22 @@ class Pace:
 
 
 def measure_pace(
-    spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
+    spec: NetworkSpec,
+    config: TrainConfig,
+    source: Latents,
+    text_tokens: int,
+    ranks: Ranks,
+    alignment: float = 0.0,
 ) -> Pace:
-    """Return the speed of the slowest rank; all ranks call it."""
+    """Return the speed of the slowest rank; all ranks call it.
+
+    Args:
+        alignment: FLOPs of --align for one image, while it lasts.
+    """
     pace = None
     if can_be_timed(spec, config, text_tokens, ranks):
-        pace = timed_pace(spec, config, source, text_tokens, ranks)
+        pace = timed_pace(spec, config, source, text_tokens, ranks, alignment)
     if pace is None:
-        # of --align self: an encoder is loaded later, when the steps are known
-        alignment = config.align_until * alignment_flops(spec, config, text_tokens)
         pace = expected_pace(spec, config, source, text_tokens, ranks, alignment)
 
     if isinstance(source, OnlineLatents):
@@ -79,7 +89,9 @@ def measure_pace(
         else:
             images = config.global_batch_size / ranks.world
             pace = replace(pace, step=pace.step + per_image * images)
-    return Pace(*ranks.max(torch.tensor(astuple(pace), device=ranks.device)).tolist())
+    seconds = torch.tensor([pace.step, pace.once, pace.grid, pace.align, not pace.timed])
+    step, once, grid, align, expected = ranks.max(seconds.to(ranks.device)).tolist()
+    return Pace(step, once, grid, align, timed=not expected)
 
 
 def expected_pace(
@@ -93,22 +105,34 @@ def expected_pace(
     """Return the speed by the FLOPs of a step and the peak of this device.
 
     Args:
-        alignment: FLOPs of --align for one image, in the mean of all steps.
+        alignment: FLOPs of --align for one image, while it lasts.
     """
     with torch.device("meta"):
         network = build_network(spec)
     images = config.global_batch_size / ranks.world
-    step = images * (training_flops(spec, config, text_tokens) + alignment)
-    step += optimizer_flops(network, config)
+    step = images * training_flops(spec, config, text_tokens) + optimizer_flops(network, config)
     forward = 2 * count_multiply_adds(spec, text_tokens)
     reached = USUAL_SHARE * peak_of(ranks.device, uses_bf16(ranks.device, config.precision)).flops
-    return Pace(step / reached, grid=grid_seconds(forward / reached, spec, config, source))
+    grid = grid_seconds(forward / reached, spec, config, source)
+    return Pace(step / reached, grid=grid, align=images * alignment / reached)
 
 
 def timed_pace(
-    spec: NetworkSpec, config: TrainConfig, source: Latents, text_tokens: int, ranks: Ranks
+    spec: NetworkSpec,
+    config: TrainConfig,
+    source: Latents,
+    text_tokens: int,
+    ranks: Ranks,
+    alignment: float = 0.0,
 ) -> Pace | None:
-    """Return the speed of a network like the one to be trained; None: out of memory."""
+    """Return the speed of a network like the one to be trained; None: out of memory.
+
+    Only one pass forward and backward is timed. What MeanFlow and --align compute beside takes as
+    long as its FLOPs would there.
+
+    Args:
+        alignment: FLOPs of --align for one image, while it lasts.
+    """
     images = config.global_batch_size // (ranks.world * config.grad_accum)
     try:
         step, forward = timed_work(spec, config, images, text_tokens, ranks.device)
@@ -116,7 +140,12 @@ def timed_pace(
         per_image = fastest_seconds(forward, ranks.device) / images
     except torch.OutOfMemoryError:
         return None  # a check of its own says later what would fit
-    return Pace(seconds, grid=grid_seconds(per_image, spec, config, source))
+    return Pace(
+        step=seconds * (1 + more_forward_passes(config) / 3),
+        grid=grid_seconds(per_image, spec, config, source),
+        align=seconds * alignment / plain_flops(spec, config, text_tokens),
+        timed=True,
+    )
 
 
 def grid_seconds(forward: float, spec: NetworkSpec, config: TrainConfig, source: Latents) -> float:
@@ -131,15 +160,11 @@ def count_classes(spec: NetworkSpec, source: Latents) -> int:
 
 
 def can_be_timed(spec: NetworkSpec, config: TrainConfig, text_tokens: int, ranks: Ranks) -> bool:
-    """Whether a step like that of the training can be taken beforehand, soon and in memory."""
-    flops = training_flops(spec, config, text_tokens)
+    """Whether a plain step of the network can be taken beforehand, soon and in memory."""
+    flops = plain_flops(spec, config, text_tokens)
     is_light = flops < HEAVY or ranks.device.type == "cuda"
-    is_usual = (
-        config.parallel != "fsdp"
-        and config.recompute == "none"
-        and config.align is None
-        and config.objective != "meanflow"
-    )
+    # no timed step shares the network, or computes activations again
+    is_usual = config.parallel != "fsdp" and config.recompute == "none"
     return is_light and is_usual and fits_in_memory(spec, config, text_tokens, ranks)
 
 

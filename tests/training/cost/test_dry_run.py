@@ -24,10 +24,13 @@ from dit.errors import UserError
 from dit.latents.load import build_source
 from dit.models.registry import count_parameters, multiply_adds
 from dit.runs.card import ModelCard, NetworkSpec
+from dit.training.cost import measured_time
+from dit.training.cost.alignment import alignment_flops
 from dit.training.cost.assumed import load_or_assume_autoencoder
 from dit.training.cost.ddp_or_fsdp import describe_memory, frozen_bytes
+from dit.training.cost.expected import seconds_between
 from dit.training.cost.flops import training_flops
-from dit.training.cost.measured_time import expected_pace
+from dit.training.cost.measured_time import Pace, expected_pace
 from dit.training.cost.memory import Layout
 from dit.training.optimizer import optimizer_flops
 
@@ -154,7 +157,9 @@ def test_alignment_and_muon_take_time():
 
     plain, aligned, muon = pace(), pace(alignment=1e9), pace(optimizer="muon")
     flops = training_flops(spec("DiT-Ti/4"), TINY)
-    assert aligned.step == pytest.approx(plain.step * (1 + 1e9 / flops))
+    assert aligned.step == plain.step
+    assert aligned.align == pytest.approx(plain.step * 1e9 / flops)
+    assert plain.align == 0
     products = optimizer_flops(build_network(spec("DiT-Ti/4")), TrainConfig(optimizer="muon"))
     assert muon.step == pytest.approx(plain.step * (1 + products / (16 * flops)))
     assert plain.grid == aligned.grid == muon.grid > 0
@@ -162,11 +167,40 @@ def test_alignment_and_muon_take_time():
 
 def test_the_table_by_gpus_has_the_mean_of_alignment(capsys):
     def speed(**changes):
-        train(dataclasses.replace(TINY, gpus=(1,), steps=8, **changes), Ranks())
+        many = dict(global_batch_size=2**14, gpus=(1,), steps=8)
+        train(dataclasses.replace(TINY, **many, **changes), Ranks())
         rows = capsys.readouterr().out.partition("\n\n")[2].splitlines()
-        return dict(row.rsplit(maxsplit=1) for row in rows)["images/s"]
+        printed = dict(row.rsplit(maxsplit=1) for row in rows)["images/s"]
+        return float(printed.replace(",", ""))
 
-    assert speed() > speed(align="self", align_until=0.5) > speed(align="self", align_until=1.0)
+    # so many images that the optimizer's share is small
+    network, config = spec("DiT-Ti/4"), dataclasses.replace(TINY, align="self")
+    ratio = alignment_flops(network, config) / training_flops(network, TINY)
+    plain = speed()
+    half = speed(align="self", align_until=0.5)
+    whole = speed(align="self", align_until=1.0)
+    assert plain > half > whole
+    # a step has other parts too; those of --align grow by its share
+    assert (plain / half - 1) / (plain / whole - 1) == pytest.approx(0.5, rel=0.1)
+    assert plain / whole == pytest.approx(1 + ratio, rel=0.05)
+
+
+def test_the_plan_says_measured_only_of_steps_that_were_timed(capsys, monkeypatch):
+    monkeypatch.setattr(measured_time, "fastest_seconds", lambda work, device: 0.5)
+    minutes = dict(minutes=2, sample_every=0)
+    assert "s a step measured" in printed_rows(capsys, **minutes)["time"]
+    assert "s a step measured" in printed_rows(capsys, align="self", **minutes)["time"]
+    assert "s a step expected" in printed_rows(capsys, recompute="full", **minutes)["time"]
+    assert "s a step expected" in printed_rows(capsys)["time"]
+
+
+def test_the_steps_of_alignment_take_longer_and_a_resumed_run_has_the_rest():
+    pace = Pace(1.0, align=0.5)
+    assert seconds_between(0, 10, pace, None) == 10
+    assert seconds_between(0, 10, pace, 4) == 12
+    assert seconds_between(0, 2, pace, 4) == 3
+    assert seconds_between(3, 10, pace, 4) == 7.5
+    assert seconds_between(6, 10, pace, 4) == 4
 
 
 def test_memory_is_printed_by_part(capsys):
