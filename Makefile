@@ -27,7 +27,7 @@ quickstart-fast: $(READY)  ## the same with 40 training steps, to see that it wo
 	rm -rf runs/quickstart-fast
 	$(BIN)/python -m benchmarks.quickstart --out runs/quickstart-fast --train-steps 40 --num-samples 100
 
-test: $(READY)             ## the quick tests: 9 to 20 minutes on 2 cores
+test: $(READY)             ## the quick tests: ten minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 30
 
 PORTABLE := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile -m "portable and not slow"

@@ -393,7 +393,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
         process = forked.CONTEXT.Process(target=train_small, args=(config,))
         process.start()
         try:
-            for _ in range(20):  # a stopped process leaves what a killed one leaves
+            for _ in range(7):  # a stopped process leaves what a killed one leaves
                 os.kill(process.pid, signal.SIGCONT)
                 stop_while_writing(process, out, before, dice.uniform(0, 0.08))
                 verify_checkpoint(latest_checkpoint(out))
